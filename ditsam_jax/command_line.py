@@ -1,0 +1,25 @@
+"""What every command shares: bad input becomes one clear line and exit status 2."""
+
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+  """Bad input. The message names the thing, its value, what was expected and what to do, on one line."""
+
+
+def fail(message: str) -> None:
+  """Ends the process with status 2 after one line on stderr."""
+  print(f'error: {" ".join(str(message).split())}', file=sys.stderr)
+  sys.exit(2)
+
+
+def run(main: Callable[[], int | None]) -> None:
+  """Calls `main` and exits with its status; a `UserError` prints one line and exits with 2."""
+  try:
+    sys.exit(main() or 0)
+  except UserError as error:
+    fail(str(error))
+  except KeyboardInterrupt:
+    print('interrupted', file=sys.stderr)
+    sys.exit(130)
