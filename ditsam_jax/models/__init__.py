@@ -1,0 +1,1 @@
+"""Flax NNX modules: SAM's encoders and decoder, BERT, the fusions."""

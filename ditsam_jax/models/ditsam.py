@@ -1,0 +1,96 @@
+"""The whole model: text-prompted SAM."""
+
+from typing import NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from ditsam_jax.models import layers
+from ditsam_jax.models.config import DitSamConfig
+from ditsam_jax.models.image_encoder import ImageEncoder
+from ditsam_jax.models.mask_decoder import MaskDecoder
+from ditsam_jax.models.prompt_encoder import PromptEncoder
+from ditsam_jax.models.text_encoder import TextEncoder
+from ditsam_jax.ops.resize import upsample_aligned
+
+
+class Output(NamedTuple):
+  """What a forward pass gives. With multimask the first three have an axis of 3 masks behind the batch."""
+  logits: jax.Array  # [B, S, S]
+  low_res_logits: jax.Array  # [B, S/4, S/4] (four times the token grid)
+  iou: jax.Array  # [B], predicted
+  image_embedding: jax.Array  # [B, h, w, C]
+  text_features: jax.Array | None  # [B, T, Ct]
+
+
+class DitSam(nnx.Module):
+  """Segment Anything with deep instruction tuning (arXiv 2404.00650); with `text_encoder=None` plain SAM."""
+
+  def __init__(self, config: DitSamConfig, *, rngs: nnx.Rngs):
+    self.config = config
+    self.image_encoder = ImageEncoder(config, rngs=rngs)
+    self.prompt_encoder = PromptEncoder(config.mask_decoder, rngs=rngs)
+    self.mask_decoder = MaskDecoder(config.mask_decoder, rngs=rngs)
+    self.text_encoder = nnx.data(None)
+    self.text_proj = nnx.data(None)
+    if config.text_encoder is not None:
+      self.text_encoder = TextEncoder(config.text_encoder, rngs=rngs)
+      self.text_proj = layers.Linear(config.text_encoder.width, config.mask_decoder.width, rngs=rngs)
+
+  def __call__(self, images: jax.Array, token_ids: jax.Array | None = None, token_mask: jax.Array | None = None, *,
+               points: jax.Array | None = None, point_labels: jax.Array | None = None,
+               boxes: jax.Array | None = None, masks: jax.Array | None = None, multimask: bool = False,
+               rngs: nnx.Rngs | None = None) -> Output:
+    """Segments one object an image.
+
+    Args:
+      images: normalised f32 [B, H, W, 3]; sides multiples of the patch size.
+      token_ids: int [B, T], and
+      token_mask: 0/1 [B, T]: the sentence; None for visual prompts only.
+      points: f32 [B, P, 2], (x, y) in pixels, with
+      point_labels: int [B, P] (-1 padding, 0 negative, 1 positive).
+      boxes: f32 [B, 4], (x0, y0, x1, y1) in pixels.
+      masks: low-resolution mask logits [B, 4h, 4w].
+      multimask: three masks for ambiguous prompts.
+      rngs: a 'dropout' stream for this call; None takes the model's own (needed in training mode only).
+
+    Returns:
+      Output.
+
+    Raises:
+      ValueError: shapes or prompts that do not go together.
+    """
+    self._check(images, token_ids, token_mask, points, point_labels)
+    text = None if token_ids is None else self.text_encoder(token_ids, token_mask, rngs=rngs)
+    embedding = self.image_encoder(images, text, rngs=rngs)
+    sparse = self.prompt_encoder.sparse(points, point_labels, boxes, images.shape[1:3])
+    if text is not None:
+      sparse.append(self.text_proj(text))
+    return self.decode(embedding, sparse, masks, images.shape[1:3], multimask, text)
+
+  def decode(self, embedding: jax.Array, sparse: list[jax.Array], masks: jax.Array | None,
+             image_size: tuple[int, int], multimask: bool = False, text: jax.Array | None = None) -> Output:
+    """Masks from an image embedding [B, h, w, C] and a list of sparse tokens [B, *, C]."""
+    batch, h, w, width = embedding.shape
+    tokens = jnp.concatenate(sparse, axis=1) if sparse else jnp.zeros((batch, 0, width), embedding.dtype)
+    dense = self.prompt_encoder.dense(masks, batch, (h, w))
+    pe = self.prompt_encoder.pe_layer.grid(h, w)
+    low_res, iou = self.mask_decoder(embedding, pe, tokens, dense, multimask)
+    if not multimask:
+      low_res, iou = low_res[:, 0], iou[:, 0]
+    return Output(upsample_aligned(low_res, image_size), low_res, iou, embedding, text)
+
+  def _check(self, images, token_ids, token_mask, points, point_labels):
+    patch = self.config.image_encoder.patch_size
+    if images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] % patch or images.shape[2] % patch:
+      raise ValueError(f'images are {images.shape}; expected [B, H, W, 3] with sides that are multiples of {patch}')
+    if token_ids is not None and self.text_encoder is None:
+      raise ValueError('this model has no text encoder: prompt it with points, boxes or masks')
+    for names, pair in (('token_ids and token_mask', (token_ids, token_mask)),
+                        ('points and point_labels', (points, point_labels))):
+      if (pair[0] is None) != (pair[1] is None):
+        raise ValueError(f'{names} go together; only one of them was given')
+    limit = self.config.text_encoder.max_positions if self.text_encoder is not None else 0
+    if token_ids is not None and token_ids.shape[1] > limit:
+      raise ValueError(f'{token_ids.shape[1]} tokens a sentence; the text encoder has {limit} positions')

@@ -1,0 +1,125 @@
+"""SAM's mask decoder: two-way transformer, up-scaling, hypernetworks."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from ditsam_jax.models import layers
+from ditsam_jax.models.config import MaskDecoderConfig
+
+MASK_TOKENS = 4  # one for a single mask, three for ambiguous prompts
+TRANSFORMER_EPSILON = 1e-5  # nn.LayerNorm's default, unlike the rest of SAM
+UPSCALING_EPSILON = 1e-6
+
+
+class Attention(nnx.Module):
+  """Multi-head attention with separate projections; `downsample` narrows its inner width."""
+
+  def __init__(self, width: int, heads: int, downsample: int = 1, *, rngs: nnx.Rngs):
+    self.heads = heads
+    inner = width // downsample
+    self.q_proj, self.k_proj, self.v_proj = (layers.Linear(width, inner, rngs=rngs) for _ in range(3))
+    self.out_proj = layers.Linear(inner, width, rngs=rngs)
+
+  def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+    """q: [B, N, C]; k, v: [B, M, C] -> [B, N, C]."""
+    q, k, v = (layers.split_heads(x, self.heads) for x in (self.q_proj(q), self.k_proj(k), self.v_proj(v)))
+    return self.out_proj(layers.merge_heads(layers.dot_product_attention(q, k, v)))
+
+
+class TwoWayBlock(nnx.Module):
+  """Tokens attend to themselves and the image, then the image attends to the tokens."""
+
+  def __init__(self, config: MaskDecoderConfig, first: bool, *, rngs: nnx.Rngs):
+    width, heads = config.width, config.heads
+    self.first = first
+    self.self_attn = Attention(width, heads, rngs=rngs)
+    self.norm1 = layers.layer_norm(width, TRANSFORMER_EPSILON, rngs)
+    self.cross_attn_token_to_image = Attention(width, heads, 2, rngs=rngs)
+    self.norm2 = layers.layer_norm(width, TRANSFORMER_EPSILON, rngs)
+    self.mlp = layers.MlpBlock(width, config.mlp_width, jax.nn.relu, rngs=rngs)
+    self.norm3 = layers.layer_norm(width, TRANSFORMER_EPSILON, rngs)
+    self.cross_attn_image_to_token = Attention(width, heads, 2, rngs=rngs)
+    self.norm4 = layers.layer_norm(width, TRANSFORMER_EPSILON, rngs)
+
+  def __call__(self, tokens: jax.Array, image: jax.Array, token_pe: jax.Array,
+               image_pe: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """tokens, token_pe: [B, M, C]; image, image_pe: [B or 1, h*w, C]."""
+    if self.first:  # no positions and no residual in the first block
+      tokens = self.self_attn(tokens, tokens, tokens)
+    else:
+      q = tokens + token_pe
+      tokens = tokens + self.self_attn(q, q, tokens)
+    tokens = self.norm1(tokens)
+    key = image + image_pe
+    tokens = self.norm2(tokens + self.cross_attn_token_to_image(tokens + token_pe, key, image))
+    tokens = self.norm3(tokens + self.mlp(tokens))
+    image = self.norm4(image + self.cross_attn_image_to_token(key, tokens + token_pe, tokens))
+    return tokens, image
+
+
+class TwoWayTransformer(nnx.Module):
+  """Two-way blocks and a last look of the tokens at the image."""
+
+  def __init__(self, config: MaskDecoderConfig, *, rngs: nnx.Rngs):
+    self.layers = nnx.List(TwoWayBlock(config, i == 0, rngs=rngs) for i in range(config.depth))
+    self.final_attn_token_to_image = Attention(config.width, config.heads, 2, rngs=rngs)
+    self.norm_final_attn = layers.layer_norm(config.width, TRANSFORMER_EPSILON, rngs)
+
+  def __call__(self, image: jax.Array, image_pe: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+    token_pe = tokens
+    for layer in self.layers:
+      tokens, image = layer(tokens, image, token_pe, image_pe)
+    tokens = tokens + self.final_attn_token_to_image(tokens + token_pe, image + image_pe, image)
+    return self.norm_final_attn(tokens), image
+
+
+class MaskDecoder(nnx.Module):
+  """Image embedding and prompts to masks and their predicted IoU."""
+
+  def __init__(self, config: MaskDecoderConfig, *, rngs: nnx.Rngs):
+    width = config.width
+    initial = nnx.initializers.normal(1.0)  # nn.Embedding's
+    self.transformer = TwoWayTransformer(config, rngs=rngs)
+    self.iou_token = nnx.Param(initial(rngs.params(), (1, width)))
+    self.mask_tokens = nnx.Param(initial(rngs.params(), (MASK_TOKENS, width)))
+    self.upscale1 = layers.UpConv2(width, width // 4, rngs=rngs)
+    self.upscale_norm = layers.layer_norm(width // 4, UPSCALING_EPSILON, rngs)
+    self.upscale2 = layers.UpConv2(width // 4, width // 8, rngs=rngs)
+    self.output_hypernetworks_mlps = nnx.List(
+        layers.Mlp(width, width, width // 8, 3, rngs=rngs) for _ in range(MASK_TOKENS))
+    self.iou_prediction_head = layers.Mlp(width, config.iou_hidden, MASK_TOKENS, 3, rngs=rngs)
+
+  def __call__(self, image: jax.Array, image_pe: jax.Array, sparse: jax.Array, dense: jax.Array,
+               multimask: bool = False) -> tuple[jax.Array, jax.Array]:
+    """Masks for one prompt an image.
+
+    Args:
+      image: image embedding [B, h, w, C].
+      image_pe: its positional encoding [h, w, C].
+      sparse: prompt tokens [B, P, C], P may be 0.
+      dense: [B, h, w, C].
+      multimask: three masks for an ambiguous prompt instead of the single one.
+
+    Returns:
+      Low-resolution logits [B, M, 4h, 4w] and predicted IoU [B, M]; M is 3 with multimask, else 1.
+    """
+    batch, h, w, width = image.shape
+    output_tokens = jnp.concatenate([self.iou_token[...], self.mask_tokens[...]])
+    tokens = jnp.concatenate([jnp.broadcast_to(output_tokens, (batch, *output_tokens.shape)), sparse], axis=1)
+    image = (image + dense).reshape(batch, h * w, width)
+    tokens, image = self.transformer(image, image_pe.reshape(1, h * w, width), tokens)
+    wanted = slice(1, MASK_TOKENS) if multimask else slice(0, 1)
+    hyper = jnp.stack([self.output_hypernetworks_mlps[i](tokens[:, 1 + i])
+                       for i in range(MASK_TOKENS)[wanted]], axis=1)  # [B, M, C/8]
+    iou = self.iou_prediction_head(tokens[:, 0])[:, wanted]
+    return self._masks(image, hyper, (h, w)), iou
+
+  def _masks(self, image: jax.Array, hyper: jax.Array, grid: tuple[int, int]) -> jax.Array:
+    """Up-scales tokens [B, h*w, C] fourfold and multiplies with hyper [B, M, C/8]: [B, M, 4h, 4w]."""
+    x = layers.gelu(self.upscale_norm(self.upscale1(image)))  # [B, h*w, 2, 2, C/4]
+    x = layers.gelu(self.upscale2(x))  # [B, h*w, 2, 2, 2, 2, C/8]
+    batch, count = hyper.shape[:2]
+    masks = hyper @ x.reshape(batch, -1, x.shape[-1]).swapaxes(1, 2)
+    masks = masks.reshape(batch, count, *grid, 2, 2, 2, 2)  # h, w, then (row, column) of each doubling
+    return masks.transpose(0, 1, 2, 4, 6, 3, 5, 7).reshape(batch, count, 4 * grid[0], 4 * grid[1])

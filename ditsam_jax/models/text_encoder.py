@@ -1,0 +1,82 @@
+"""BERT (arXiv 1810.04805), as Hugging Face's BertModel computes it; last layer's states, no pooling."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+
+from ditsam_jax.models import layers
+from ditsam_jax.models.config import TextEncoderConfig
+
+EPSILON = 1e-12
+
+
+def _linear(in_features: int, out_features: int, rngs: nnx.Rngs) -> layers.Linear:
+  return layers.Linear(in_features, out_features, kernel_init=nnx.initializers.normal(0.02), rngs=rngs)
+
+
+class Embeddings(nnx.Module):
+  """Token, position and type embeddings: ids [B, T] -> [B, T, C]."""
+
+  def __init__(self, config: TextEncoderConfig, *, rngs: nnx.Rngs):
+    def table(rows):
+      return nnx.Embed(rows, config.width, embedding_init=nnx.initializers.normal(0.02), rngs=rngs)
+    self.word_embeddings = table(config.vocab_size)
+    self.position_embeddings = table(config.max_positions)
+    self.token_type_embeddings = table(2)
+    self.norm = layers.layer_norm(config.width, EPSILON, rngs)
+    self.dropout = nnx.Dropout(config.dropout, rngs=rngs)
+
+  def __call__(self, token_ids: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+    positions = self.position_embeddings.embedding[: token_ids.shape[1]]
+    x = self.word_embeddings(token_ids) + positions + self.token_type_embeddings.embedding[0]
+    return self.dropout(self.norm(x), rngs=rngs)
+
+
+class Layer(nnx.Module):
+  """One post-norm transformer layer, [B, T, C] -> [B, T, C]."""
+
+  def __init__(self, config: TextEncoderConfig, *, rngs: nnx.Rngs):
+    width = config.width
+    self.heads = config.heads
+    self.query = _linear(width, width, rngs)
+    self.key = _linear(width, width, rngs)
+    self.value = _linear(width, width, rngs)
+    self.attention_output = _linear(width, width, rngs)
+    self.attention_norm = layers.layer_norm(width, EPSILON, rngs)
+    self.intermediate = _linear(width, config.mlp_width, rngs)
+    self.output = _linear(config.mlp_width, width, rngs)
+    self.output_norm = layers.layer_norm(width, EPSILON, rngs)
+    self.dropout = nnx.Dropout(config.dropout, rngs=rngs)
+
+  def __call__(self, x: jax.Array, bias: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+    def drop(y):
+      return self.dropout(y, rngs=rngs)
+    q, k, v = (layers.split_heads(project(x), self.heads) for project in (self.query, self.key, self.value))
+    attended = layers.merge_heads(layers.dot_product_attention(q, k, v, bias, drop))
+    x = self.attention_norm(x + drop(self.attention_output(attended)))
+    return self.output_norm(x + drop(self.output(layers.gelu(self.intermediate(x)))))
+
+
+class TextEncoder(nnx.Module):
+  """BERT without pooler. Padding is masked as key, but padded positions have states too (DIT uses them)."""
+
+  def __init__(self, config: TextEncoderConfig, *, rngs: nnx.Rngs):
+    self.embeddings = Embeddings(config, rngs=rngs)
+    self.layers = nnx.List(Layer(config, rngs=rngs) for _ in range(config.depth))
+
+  def __call__(self, token_ids: jax.Array, token_mask: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+    """Text features.
+
+    Args:
+      token_ids: int [B, T].
+      token_mask: 0/1 [B, T], 0 at padding.
+      rngs: a 'dropout' stream for this call, in training mode; None takes the module's own.
+
+    Returns:
+      f32 [B, T, C].
+    """
+    x = self.embeddings(token_ids, rngs)
+    bias = jnp.where(token_mask[:, None, None, :] > 0, 0.0, jnp.finfo(x.dtype).min).astype(x.dtype)
+    for layer in self.layers:
+      x = layer(x, bias, rngs)
+    return x
