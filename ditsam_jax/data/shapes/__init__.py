@@ -1,0 +1,8 @@
+"""The embedded data set: scenes of coloured shapes with masks and referring expressions, made by a procedure."""
+
+from ditsam_jax.data.shapes.builder import Shapes, prepare
+from ditsam_jax.data.shapes.expressions import EXPRESSION_KINDS, MAX_TOKENS, colour_candidates, random_chance
+from ditsam_jax.data.shapes.scenes import ScenesConfig
+
+__all__ = ['EXPRESSION_KINDS', 'MAX_TOKENS', 'ScenesConfig', 'Shapes', 'colour_candidates', 'prepare',
+           'random_chance']

@@ -1,0 +1,140 @@
+"""TFDS builder of the shapes data set, and `prepare`, which makes it once."""
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import tensorflow_datasets as tfds
+import tqdm
+from absl import logging
+
+from ditsam_jax.command_line import UserError
+from ditsam_jax.data.records import record_features
+from ditsam_jax.data.shapes.expressions import describe
+from ditsam_jax.data.shapes.scenes import SPLITS, Scene, ScenesConfig, make_scene, scene_rng
+
+_SPLIT_STRIDE = 1_000_000  # image ids of different splits never meet
+_OBJECT_STRIDE = 100
+_SCENE_TRIES = 100
+
+
+class ShapesConfig(tfds.core.BuilderConfig):
+  """A TFDS config that is a `ScenesConfig`; its name ends in a hash, so that every variant has its own folder."""
+
+  def __init__(self, scenes: ScenesConfig):
+    text = json.dumps(dataclasses.asdict(scenes), sort_keys=True)
+    name = f'{scenes.image_size}px_{hashlib.sha256(text.encode()).hexdigest()[:8]}'
+    super().__init__(name=name, description=text)
+    self.scenes = scenes
+
+
+class Shapes(tfds.core.GeneratorBasedBuilder):
+  """Scenes of 4 to 8 coloured shapes with masks and English referring expressions. Made, not downloaded."""
+
+  VERSION = tfds.core.Version('1.0.0')
+
+  def __init__(self, *, scenes: ScenesConfig = ScenesConfig(), **kwargs: Any):
+    super().__init__(config=ShapesConfig(scenes), file_format='array_record', **kwargs)
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return tfds.core.DatasetInfo(builder=self, description=self.__doc__, features=record_features(),
+                                 disable_shuffling=True)
+
+  def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict]]]:
+    del dl_manager
+    scenes = self.builder_config.scenes
+    bar = tqdm.tqdm(total=sum(getattr(scenes, split) for split in SPLITS), desc='making shapes', unit=' scenes',
+                    mininterval=1.0, file=sys.stderr)
+    return {split: self._generate_examples(split, bar) for split in SPLITS}
+
+  def _generate_examples(self, split: str, bar: tqdm.tqdm) -> Iterator[tuple[int, dict]]:
+    scenes = self.builder_config.scenes
+    for index in range(getattr(scenes, split)):
+      yield index, make_record(scenes, split, index)
+      bar.update()
+    if bar.n == bar.total:
+      bar.close()
+
+
+def described_scene(config: ScenesConfig, split: str, index: int) -> tuple[Scene, list[list[tuple[str, str]]]]:
+  """Scene `index` of `split` and, for each of its shapes, at least one (expression, kind)."""
+  rng = scene_rng(config, split, index)
+  for _ in range(_SCENE_TRIES):
+    scene = make_scene(config, rng)
+    expressions = describe(scene.shapes, config.image_size, config.expressions_per_object, rng)
+    if all(expressions):
+      return scene, expressions
+  raise UserError(f'scenes: no scene of {config.max_shapes} shapes out of {_SCENE_TRIES} had an expression for every '
+                  'shape; take fewer shapes, or more kinds_per_scene and colours_per_scene.')
+
+
+def make_record(config: ScenesConfig, split: str, index: int) -> dict[str, Any]:
+  """Scene `index` of `split` as a TFDS example, images encoded."""
+  scene, expressions = described_scene(config, split, index)
+  image_id = SPLITS.index(split) * _SPLIT_STRIDE + index
+  objects = [
+      {
+          'object_id': image_id * _OBJECT_STRIDE + i,
+          'category': shape.category,
+          'mask': _png(mask.astype(np.uint8) * 255),
+          'expressions': [text for text, _ in described],
+          'kinds': [kind for _, kind in described],
+      }
+      for i, (shape, mask, described) in enumerate(zip(scene.shapes, scene.masks, expressions))
+  ]
+  return {'image': _png(scene.image[..., ::-1]), 'image_id': image_id, 'objects': objects}
+
+
+def _png(image: np.ndarray) -> io.BytesIO:
+  """`image`: uint8, grey or BGR."""
+  return io.BytesIO(cv2.imencode('.png', image, (cv2.IMWRITE_PNG_COMPRESSION, 1))[1].tobytes())
+
+
+def prepare(data_dir: str | os.PathLike, scenes: ScenesConfig = ScenesConfig()) -> Shapes:
+  """The builder of the data set under `data_dir`, made first if it is not there yet.
+
+  Records are made in a folder of another name that is renamed when whole, so an interrupted preparation leaves none.
+  Raises UserError if the folder cannot be written.
+  """
+  try:
+    Path(data_dir).mkdir(parents=True, exist_ok=True)
+    with _quiet_tfds():
+      builder = Shapes(scenes=scenes, data_dir=os.fspath(data_dir))
+      _make(builder)
+  except OSError as error:
+    raise UserError(f'data folder {data_dir}: {error.strerror or error}; expected a folder to write the shapes data '
+                    'set to, choose another one.') from error
+  return builder
+
+
+def _make(builder: Shapes) -> None:
+  try:
+    builder.download_and_prepare(download_dir=os.path.join(builder.data_dir, 'unused'))
+  except OSError:
+    # Another process may have finished the same data set meanwhile.
+    if not (Path(builder.data_dir) / 'dataset_info.json').exists():
+      raise
+    builder.info.read_from_directory(builder.data_dir)
+
+
+@contextlib.contextmanager
+def _quiet_tfds() -> Iterator[None]:
+  """One progress bar, ours, in place of TFDS' own bars and messages."""
+  verbosity = logging.get_verbosity()
+  logging.set_verbosity(logging.ERROR)
+  tfds.disable_progress_bar()
+  try:
+    with contextlib.redirect_stdout(io.StringIO()):
+      yield
+  finally:
+    tfds.enable_progress_bar()
+    logging.set_verbosity(verbosity)

@@ -1,0 +1,192 @@
+"""Referring expressions for the shapes data set: each fits exactly one object of its scene, by construction."""
+
+import collections
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+from ditsam_jax.data.shapes.scenes import COLOURS, KINDS, SIZES, Shape
+
+EXPRESSION_KINDS = ('attribute', 'relation', 'order', 'comparison', 'negation')
+MAX_TOKENS = 12  # of any expression, [CLS] and [SEP] included: every word is one token
+
+# Room for doubt, so that no expression hangs on a pixel. Distances are fractions of the image side.
+RELATION_MARGIN = 0.08
+ORDER_MARGIN = 0.06
+COMPARISON_RATIO = 1.15  # of radii and of areas
+
+# No object has more than this share of its expressions of one kind: 'order' fits nearly everywhere and would crowd
+# out the rest.
+_LARGEST_SHARE = 0.4
+
+_ORDINALS = ('first', 'second', 'third', 'fourth')
+_RELATIONS = (('left of', 'right of'), ('above', 'below'))  # an axis each: nearer its origin, farther from it
+_SIDES = (('left', 'right'), ('top', 'bottom'))
+_PROPERTIES = ('size', 'colour', 'kind')
+_SUBSETS = tuple(subset for n in range(4) for subset in itertools.combinations(_PROPERTIES, n))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Group:
+  """All objects of a scene that a noun fits."""
+  noun: str  # 'small red circle', or 'shape' where the kind is left out
+  properties: tuple[str, ...]  # that the noun names
+  members: list[int]
+
+
+def describe(shapes: Sequence[Shape], side: float, per_object: int,
+             rng: np.random.Generator) -> list[list[tuple[str, str]]]:
+  """Up to `per_object` different (expression, kind) for each shape; `side`: image side in px.
+
+  Kinds are chosen so that they are as equally frequent over the scene as its objects allow.
+  """
+  choices = _candidates(shapes, side, rng)
+  most = math.ceil(_LARGEST_SHARE * per_object)
+  chosen = [[] for _ in shapes]
+  used = collections.Counter()
+  for _ in range(per_object):
+    # Objects with the least to choose from come first; the others make up for what they lack.
+    for target in sorted(range(len(shapes)), key=lambda t: sum(map(bool, choices[t].values()))):
+      own = collections.Counter(kind for _, kind in chosen[target])
+      left = [kind for kind in EXPRESSION_KINDS if choices[target][kind] and own[kind] < most]
+      if left:
+        kind = min(left, key=lambda kind: used[kind])
+        chosen[target].append((choices[target][kind].pop(), kind))
+        used[kind] += 1
+  return chosen
+
+
+def _candidates(shapes: Sequence[Shape], side: float, rng: np.random.Generator) -> list[dict[str, list[str]]]:
+  """For each shape all expressions that fit it alone, by kind, in a random order."""
+  singles, crowds = _groups(shapes)
+  positions = [(shape.x / side, shape.y / side) for shape in shapes]
+  found = {
+      'attribute': [(group.members[0], f'the {group.noun}') for group in singles],
+      'relation': _relations(crowds, singles, positions),
+      'order': _orders(crowds, positions),
+      'comparison': _comparisons(crowds, shapes),
+      'negation': _negations(crowds, shapes),
+  }
+  choices = [{kind: [] for kind in EXPRESSION_KINDS} for _ in shapes]
+  for kind, pairs in found.items():
+    pairs = list(pairs)
+    for i in rng.permutation(len(pairs)).tolist():
+      target, text = pairs[i]
+      choices[target][kind].append(text)
+  return choices
+
+
+def _groups(shapes: Sequence[Shape]) -> tuple[list[_Group], list[_Group]]:
+  """The groups of one object, and those of several."""
+  groups = []
+  for properties in _SUBSETS:
+    members = collections.defaultdict(list)
+    for i, shape in enumerate(shapes):
+      members[tuple(getattr(shape, name) for name in properties)].append(i)
+    for words, indices in members.items():
+      noun = ' '.join(words if 'kind' in properties else (*words, 'shape'))
+      groups.append(_Group(noun, properties, indices))
+  return [g for g in groups if len(g.members) == 1], [g for g in groups if len(g.members) > 1]
+
+
+def _relations(crowds: list[_Group], anchors: list[_Group],
+               positions: list[tuple[float, float]]) -> Iterator[tuple[int, str]]:
+  by_anchor = collections.defaultdict(list)
+  for anchor in anchors:
+    by_anchor[anchor.members[0]].append(anchor.noun)
+  for crowd in crowds:
+    for anchor, anchor_nouns in by_anchor.items():
+      members = [i for i in crowd.members if i != anchor]
+      if len(members) < 2:  # the relation would say nothing that the noun does not say
+        continue
+      for axis, (nearer, farther) in enumerate(_RELATIONS):
+        offsets = [positions[i][axis] - positions[anchor][axis] for i in members]
+        if min(map(abs, offsets)) < RELATION_MARGIN:
+          continue
+        for relation, fitting in ((nearer, [i for i, d in zip(members, offsets) if d < 0]),
+                                  (farther, [i for i, d in zip(members, offsets) if d > 0])):
+          if len(fitting) == 1:
+            for noun in anchor_nouns:
+              yield fitting[0], f'the {crowd.noun} {relation} the {noun}'
+
+
+def _orders(crowds: list[_Group], positions: list[tuple[float, float]]) -> Iterator[tuple[int, str]]:
+  for crowd in crowds:
+    for axis, (near_side, far_side) in enumerate(_SIDES):
+      along = sorted(crowd.members, key=lambda i: positions[i][axis])
+      steps = [positions[b][axis] - positions[a][axis] >= ORDER_MARGIN for a, b in itertools.pairwise(along)]
+      # The outermost have a neighbour on one side only.
+      clear = [before and after for before, after in zip([True, *steps], [*steps, True])]
+      for order, clear_along, side in ((along, clear, near_side), (along[::-1], clear[::-1], far_side)):
+        for target, is_clear, ordinal in zip(order, clear_along, _ORDINALS):
+          if is_clear:
+            yield target, f'the {ordinal} {crowd.noun} from the {side}'
+
+
+def _comparisons(crowds: list[_Group], shapes: Sequence[Shape]) -> Iterator[tuple[int, str]]:
+  for crowd in crowds:
+    if 'size' in crowd.properties:
+      continue
+    largest = _clearly_largest({i: (shapes[i].radius, shapes[i].area) for i in crowd.members})
+    smallest = _clearly_largest({i: (1 / shapes[i].radius, 1 / shapes[i].area) for i in crowd.members})
+    for target, superlative in ((largest, 'largest'), (smallest, 'smallest')):
+      if target is not None:
+        yield target, f'the {superlative} {crowd.noun}'
+
+
+def _clearly_largest(measures: dict[int, tuple[float, float]]) -> int | None:
+  """The object whose both measures exceed all others' by COMPARISON_RATIO."""
+  first = max(measures, key=measures.get)
+  others = [measure for i, measure in measures.items() if i != first]
+  exceeds = all(own >= COMPARISON_RATIO * other
+                for measure in others for own, other in zip(measures[first], measure))
+  return first if exceeds else None
+
+
+def _negations(crowds: list[_Group], shapes: Sequence[Shape]) -> Iterator[tuple[int, str]]:
+  for crowd in crowds:
+    for name in _PROPERTIES:
+      if name in crowd.properties:
+        continue
+      having = collections.defaultdict(list)
+      for i in crowd.members:
+        having[getattr(shapes[i], name)].append(i)
+      for value, members in having.items():
+        rest = set(crowd.members) - set(members)
+        if len(rest) == 1:
+          yield rest.pop(), f'the {crowd.noun} that is not {"a " if name == "kind" else ""}{value}'
+
+
+def random_chance(objects: int) -> float:
+  """How often a random one of `objects` masks is the right one."""
+  return 1 / objects
+
+
+def colour_candidates(expression: str, categories: Sequence[str]) -> list[int]:
+  """Objects that the colour words about the target leave possible: what an oracle for colour alone chooses from.
+
+  `categories` as in the records, e.g. 'small red circle'. The colour of another object ('left of the red star')
+  says nothing about the target; 'that is not red' leaves the others; without a colour word all stay.
+  """
+  target = re.split(r' (?:left of|right of|above|below) ', expression)[0]
+  asked, _, excluded = target.partition(' that is not ')
+  wanted, unwanted = _colours(asked), _colours(excluded)
+  return [i for i, category in enumerate(categories)
+          if (not wanted or wanted & _colours(category)) and not unwanted & _colours(category)]
+
+
+def _colours(text: str) -> set[str]:
+  return set(text.split()) & set(COLOURS)
+
+
+def vocabulary() -> Iterable[str]:
+  """Tokens of vocab.txt in order: the grammar's words, then characters, so that any other word can be spelt."""
+  words = ['the', 'shape', *KINDS, *COLOURS, *SIZES, 'smallest', 'largest', 'left', 'right', 'of', 'above', 'below',
+           *_ORDINALS, 'from', 'top', 'bottom', 'that', 'is', 'not']
+  characters = [*'abcdefghijklmnopqrstuvwxyz', *'0123456789']
+  return ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *words, *characters, *(f'##{c}' for c in characters),
+          *".,'-?!"]

@@ -1,0 +1,281 @@
+"""Pictures of the shapes data set: coloured shapes over a muted background, with exact masks."""
+
+import dataclasses
+import functools
+import math
+
+import cv2
+import numpy as np
+
+from ditsam_jax.command_line import UserError
+
+SPLITS = ('train', 'val', 'test')
+SIZES = ('small', 'large')
+COLOURS = {
+    'red': (214, 44, 48),
+    'green': (46, 166, 66),
+    'blue': (46, 92, 216),
+    'yellow': (236, 214, 52),
+    'purple': (146, 62, 184),
+    'orange': (242, 134, 30),
+}
+KINDS = ('circle', 'square', 'triangle', 'star', 'cross')
+
+# Circumradius for a nominal radius of 1. A square in a circle looks smaller than the circle; with these factors
+# all kinds of one nominal radius cover similar areas, so that 'small' and 'large' mean what the eye sees.
+_EXTENT = {'circle': 1.0, 'square': 1.2, 'triangle': 1.35, 'star': 1.32, 'cross': 1.18}
+_SUPERSAMPLING = 4
+_PLACEMENT_TRIES = 60
+_SCENE_TRIES = 200
+
+
+@dataclasses.dataclass(frozen=True)
+class ScenesConfig:
+  """What the scenes look like. Lengths are fractions of the image side. Raises UserError on impossible values."""
+  image_size: int = 128
+  min_shapes: int = 4
+  max_shapes: int = 8
+  kinds: tuple[str, ...] = KINDS
+  colours: tuple[str, ...] = tuple(COLOURS)
+  kinds_per_scene: tuple[int, int] = (2, 3)  # least and most; few, so that attributes repeat
+  colours_per_scene: tuple[int, int] = (2, 3)
+  small_radius: tuple[float, float] = (0.074, 0.096)  # nominal; corners reach up to 1.35 times as far
+  large_radius: tuple[float, float] = (0.122, 0.152)
+  large_share: float = 0.45
+  max_occlusion: float = 0.35  # share of an object's area that others may hide
+  background_texture: float = 1.0  # strength of the background's slow colour changes
+  distractors: float = 1.0  # strength of the background's stripes and of its blurred, shapeless blobs
+  grain: float = 1.0  # largest brightness change of the noise over everything, in grey levels
+  expressions_per_object: int = 5
+  seed: int = 0
+  train: int = 12000  # scenes
+  val: int = 250
+  test: int = 500
+
+  def __post_init__(self):
+    check = functools.partial(_check, self)
+    check('image_size', self.image_size >= 32, 'at least 32 pixels')
+    check('min_shapes', 2 <= self.min_shapes <= self.max_shapes, f'2 to max_shapes ({self.max_shapes})')
+    check('max_shapes', self.max_shapes <= 64, 'at most 64')
+    check('kinds', set(self.kinds) <= set(KINDS) and self.kinds, f'some of {", ".join(KINDS)}')
+    check('colours', set(self.colours) <= set(COLOURS) and self.colours, f'some of {", ".join(COLOURS)}')
+    for name, most in (('kinds_per_scene', len(self.kinds)), ('colours_per_scene', len(self.colours))):
+      low, high = getattr(self, name)
+      check(name, 1 <= low <= high <= most, f'two rising numbers from 1 to {most}')
+    for name in ('small_radius', 'large_radius'):
+      low, high = getattr(self, name)
+      check(name, 0 < low <= high < 0.3, 'two rising fractions of the image side, below 0.3')
+    check('large_radius', self.large_radius[0] >= 1.2 * self.small_radius[1],
+          'a lower end at least 1.2 times the upper end of small_radius')
+    for name in ('large_share', 'max_occlusion'):
+      check(name, 0 <= getattr(self, name) < 1, 'a share from 0 to below 1')
+    for name in ('background_texture', 'distractors', 'grain'):
+      check(name, getattr(self, name) >= 0, 'a number from 0')
+    check('expressions_per_object', self.expressions_per_object >= 1, 'at least 1')
+    check('seed', self.seed >= 0, 'a whole number from 0')
+    for name in SPLITS:
+      check(name, 1 <= getattr(self, name) < 1_000_000, '1 to 999,999 scenes')
+
+
+def _check(config: ScenesConfig, name: str, holds: bool, expected: str) -> None:
+  if not holds:
+    raise UserError(f'scenes: {name} is {getattr(config, name)!r}; expected {expected}.')
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+  """One object. Position and nominal radius in pixels (pixel i spans i to i + 1), angle in radians."""
+  kind: str
+  colour: str
+  size: str
+  radius: float
+  angle: float
+  x: float
+  y: float
+
+  @property
+  def category(self) -> str:
+    return f'{self.size} {self.colour} {self.kind}'
+
+  @property
+  def reach(self) -> float:
+    """Circumradius, px."""
+    return self.radius * _EXTENT[self.kind]
+
+  @property
+  def area(self) -> float:
+    """Area before occlusion, px^2."""
+    return self.radius ** 2 * _unit_area(self.kind)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+  """A picture (RGB uint8 [S, S, 3]), its shapes from back to front, their visible pixels (bool [n, S, S])."""
+  image: np.ndarray
+  shapes: tuple[Shape, ...]
+  masks: np.ndarray
+
+
+def scene_rng(config: ScenesConfig, split: str, index: int) -> np.random.Generator:
+  """The one source of chance of scene `index` of `split`: no other scene shares it, whatever the order of making."""
+  return np.random.default_rng((config.seed, SPLITS.index(split), index))
+
+
+def make_scene(config: ScenesConfig, rng: np.random.Generator) -> Scene:
+  """Draws shapes, places them so that each stays visible, paints them. UserError if they do not fit."""
+  for _ in range(_SCENE_TRIES):
+    placed = _place(_draw_shapes(config, rng), config, rng)
+    if placed is not None:
+      shapes, coverages, masks = placed
+      return Scene(_paint(shapes, coverages, config, rng), shapes, masks)
+  raise UserError(f'scenes: {config.min_shapes} to {config.max_shapes} shapes of radius up to '
+                  f'{config.large_radius[1]} of the image do not fit; take fewer or smaller shapes, '
+                  f'or a max_occlusion above {config.max_occlusion}.')
+
+
+@functools.cache
+def _outline(kind: str) -> np.ndarray:
+  """Corner points [n, 2] of a kind of nominal radius 1, upright, its centre (centroid) at the origin."""
+  if kind == 'circle':
+    turns, radii = np.arange(48) / 48, np.ones(48)
+  elif kind == 'square':
+    turns, radii = np.arange(4) / 4 + 1 / 8, np.ones(4)
+  elif kind == 'triangle':
+    turns, radii = np.arange(3) / 3 - 1 / 4, np.ones(3)
+  elif kind == 'star':
+    turns, radii = np.arange(10) / 10 - 1 / 4, np.tile([1.0, 0.46], 5)
+  else:
+    return _cross()
+  angles = 2 * np.pi * turns
+  return _EXTENT[kind] * np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1)
+
+
+def _cross() -> np.ndarray:
+  """A plus sign whose arms are 0.36 of their length wide on either side of the axis."""
+  arm = _EXTENT['cross'] / math.hypot(1, 0.36)
+  wide = 0.36 * arm
+  quarter = np.array([(arm, -wide), (arm, wide), (wide, wide)])
+  turns = [np.array([(c, s), (-s, c)]) for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1))]
+  return np.concatenate([quarter @ turn for turn in turns])
+
+
+@functools.cache
+def _unit_area(kind: str) -> float:
+  x, y = _outline(kind).T
+  return 0.5 * abs(float(np.sum(x * np.roll(y, -1) - y * np.roll(x, -1))))
+
+
+def _draw_shapes(config: ScenesConfig, rng: np.random.Generator) -> list[Shape]:
+  """Shapes without a place yet, from a small palette of this scene's own."""
+  kinds = rng.permutation(config.kinds)[:rng.integers(*config.kinds_per_scene, endpoint=True)].tolist()
+  colours = rng.permutation(config.colours)[:rng.integers(*config.colours_per_scene, endpoint=True)].tolist()
+  count = int(rng.integers(config.min_shapes, config.max_shapes, endpoint=True))
+  kind_ids = rng.integers(len(kinds), size=count).tolist()
+  colour_ids = rng.integers(len(colours), size=count).tolist()
+  large = (rng.random(count) < config.large_share).tolist()
+  uniform = rng.random((count, 2)).tolist()
+  shapes = []
+  for k, c, is_large, (u, turn) in zip(kind_ids, colour_ids, large, uniform):
+    low, high = config.large_radius if is_large else config.small_radius
+    radius = config.image_size * (low + u * (high - low))
+    shapes.append(Shape(kinds[k], colours[c], SIZES[is_large], radius, 2 * math.pi * turn, 0.0, 0.0))
+  return shapes
+
+
+def _place(shapes: list[Shape], config: ScenesConfig, rng: np.random.Generator):
+  """Gives each shape a place, back to front: (shapes, (box, coverage) of each, visible masks), or None."""
+  side = config.image_size
+  placed, coverages, masks, least_visible = [], [], [], []
+  for shape in shapes:
+    margin = shape.reach + 1.0
+    for u, v in rng.random((_PLACEMENT_TRIES, 2)).tolist():
+      candidate = dataclasses.replace(shape, x=margin + u * (side - 2 * margin), y=margin + v * (side - 2 * margin))
+      # Nearly concentric shapes would hide too much; this spares drawing them.
+      if any(math.hypot(candidate.x - other.x, candidate.y - other.y) < 0.7 * (candidate.radius + other.radius)
+             for other in placed):
+        continue
+      box, coverage = _rasterise(candidate)
+      mask = np.zeros((side, side), bool)
+      mask[box] = coverage > 127
+      remaining = [other & ~mask for other in masks]
+      if any(np.count_nonzero(rest) < least for rest, least in zip(remaining, least_visible)):
+        continue
+      placed.append(candidate)
+      coverages.append((box, coverage))
+      masks = remaining + [mask]
+      least_visible.append((1 - config.max_occlusion) * np.count_nonzero(mask))
+      break
+    else:
+      return None
+  return tuple(placed), coverages, np.stack(masks)
+
+
+def _rasterise(shape: Shape, scale: float = 1.0) -> tuple[tuple[slice, slice], np.ndarray]:
+  """The box (rows, columns) around a shape and how much of each of its pixels the shape covers, 0 to 255."""
+  left, top = math.floor(shape.x - shape.reach) - 1, math.floor(shape.y - shape.reach) - 1
+  left, top = max(left, 0), max(top, 0)
+  width = math.ceil(shape.x + shape.reach) + 1 - left
+  height = math.ceil(shape.y + shape.reach) + 1 - top
+  c, s = math.cos(shape.angle), math.sin(shape.angle)
+  corners = _outline(shape.kind) @ np.array([(c, s), (-s, c)]) * (shape.radius * scale)
+  corners += (shape.x - left, shape.y - top)
+  fine = np.zeros((height * _SUPERSAMPLING, width * _SUPERSAMPLING), np.uint8)
+  # OpenCV counts from pixel centres, in sixteenths here.
+  points = np.round((corners * _SUPERSAMPLING - 0.5) * 16).astype(np.int32)
+  cv2.fillPoly(fine, [points], 255, shift=4)
+  coverage = cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA)
+  return (slice(top, top + height), slice(left, left + width)), coverage
+
+
+def _paint(shapes: tuple[Shape, ...], coverages, config: ScenesConfig, rng: np.random.Generator) -> np.ndarray:
+  image = _background(config, rng)
+  for shape, (box, coverage) in zip(shapes, coverages):
+    _paint_shape(image, shape, box, coverage, rng)
+  if config.grain:
+    image += np.round(rng.uniform(-config.grain, config.grain, image.shape[:2]))[..., None].astype(np.float32)
+  return np.clip(np.round(image), 0, 255).astype(np.uint8)
+
+
+def _background(config: ScenesConfig, rng: np.random.Generator) -> np.ndarray:
+  """Greyish, slowly changing colours with faint stripes and blurred blobs: float32 [S, S, 3]."""
+  side = config.image_size
+  cells = int(rng.integers(3, 7))
+  coarse = rng.uniform(-26, 26, (cells, cells, 1)) + rng.uniform(-11, 11, (cells, cells, 3))
+  coarse = (rng.uniform(70, 190) + config.background_texture * coarse).astype(np.float32)
+  image = cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC)
+  if config.distractors:
+    image += config.distractors * (_stripes(side, rng) + _blobs(side, rng))[..., None]
+  return image
+
+
+def _stripes(side: int, rng: np.random.Generator) -> np.ndarray:
+  """Waves of brightness across the picture: float32 [S, S]."""
+  angle, phase = rng.uniform(0, 2 * np.pi, 2)
+  waves = 2 * np.pi * rng.uniform(3, 9) / side
+  across = np.arange(side, dtype=np.float32) * waves
+  return np.float32(rng.uniform(1, 7)) * np.sin(
+      np.cos(angle) * across[None, :] + np.sin(angle) * across[:, None] + phase, dtype=np.float32)
+
+
+def _blobs(side: int, rng: np.random.Generator) -> np.ndarray:
+  """Brighter and darker patches with soft edges and no nameable shape: float32 [S, S]."""
+  cells = max(4, int(rng.integers(8, 14)))
+  patches = rng.choice([-14, 0, 0, 0, 14], (cells, cells)).astype(np.float32)
+  return cv2.resize(patches, (side, side), interpolation=cv2.INTER_LINEAR)
+
+
+def _paint_shape(image: np.ndarray, shape: Shape, box: tuple[slice, slice], coverage: np.ndarray,
+                 rng: np.random.Generator) -> None:
+  """Blends one shape in: its colour slightly varied, a slope of brightness, and a darker rim."""
+  jitter = rng.uniform(-10, 10, 3)
+  turn, slope = rng.uniform(0, 2 * np.pi), rng.uniform(0.02, 0.12)
+  colour = (np.array(COLOURS[shape.colour]) + jitter).astype(np.float32)
+  rows, columns = box
+  down = (np.arange(rows.start, rows.stop, dtype=np.float32) - shape.y) * (math.sin(turn) * slope / shape.reach)
+  right = (np.arange(columns.start, columns.stop, dtype=np.float32) - shape.x) * (math.cos(turn) * slope / shape.reach)
+  inner = _rasterise(shape, scale=0.86)[1]
+  # The rim keeps two overlapping shapes of one colour apart.
+  light = (0.72 + inner * np.float32(0.28 / 255)) * (1 + down[:, None] + right[None, :])
+  alpha = (coverage * np.float32(1 / 255))[..., None]
+  patch = image[box]
+  patch += alpha * (light[..., None] * colour - patch)
