@@ -1,0 +1,223 @@
+"""Masks land where the object is, at the image's own size, however images and texts are handed over.
+
+Most tests use a model whose right answers are known: it marks the pixels of the colours that the text names.
+"""
+
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import cv2
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from ditsam_jax.command_line import UserError
+from ditsam_jax.data.tokenization import Tokenizer
+from ditsam_jax.evaluation.protocols import Letterbox, standard_mask
+from ditsam_jax.models.config import sam, tiny
+from ditsam_jax.segmenter import Segmenter
+
+COLOURS = {'red': (255, 0, 0), 'green': (0, 255, 0), 'blue': (0, 0, 255)}
+WORDS = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *COLOURS, 'the', 'square']
+CONFIG = dataclasses.replace(tiny(), image_size=64, max_text_tokens=6, mask_threshold=0.35)
+
+
+class Output(NamedTuple):
+  logits: jax.Array
+  iou: jax.Array
+
+
+class ColourModel(nnx.Module):
+  """Logits are 10 on pixels of a named colour and -10 elsewhere; the "IoU" is the number of tokens."""
+
+  def __init__(self, traced_shapes):
+    self.config = CONFIG
+    self.gain = nnx.Param(jnp.asarray(20.0))
+    self.on_trace = traced_shapes.append
+
+  def __call__(self, images, token_ids, token_mask):
+    self.on_trace(images.shape)
+    pixels = images * jnp.asarray(CONFIG.pixel_std) + jnp.asarray(CONFIG.pixel_mean)
+    named = jnp.stack([(token_ids == WORDS.index(colour)).any(-1) for colour in COLOURS], axis=-1)
+    shown = jnp.einsum('bhwc,bc->bhw', pixels, named.astype(jnp.float32))
+    return Output(self.gain[...] * (shown - 0.5), token_mask.sum(-1).astype(jnp.float32))
+
+
+@pytest.fixture
+def traced_shapes():
+  return []
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+  vocabulary = tmp_path / 'vocab.txt'
+  vocabulary.write_text('\n'.join(WORDS) + '\n')
+  return Tokenizer(vocabulary, CONFIG.max_text_tokens)
+
+
+@pytest.fixture
+def segmenter(tokenizer, traced_shapes):
+  return Segmenter.from_model(ColourModel(traced_shapes), tokenizer, batch_size=4)
+
+
+def scene(height, width, **boxes):
+  """A black image with boxes (top, bottom, left, right, as shares of the sides), and the masks of these."""
+  image, masks = np.zeros((height, width, 3), np.uint8), {}
+  for colour, (top, bottom, left, right) in boxes.items():
+    mask = np.zeros((height, width), bool)
+    mask[round(top * height) : round(bottom * height), round(left * width) : round(right * width)] = True
+    image[mask] = COLOURS[colour]
+    masks[colour] = mask
+  return image, masks
+
+
+def two_boxes(height, width):
+  return scene(height, width, red=(0.1, 0.6, 0.1, 0.5), blue=(0.3, 0.9, 0.6, 0.9))
+
+
+def iou(a, b):
+  return (a & b).sum() / (a | b).sum()
+
+
+def test_an_image_of_the_models_own_size_gives_the_object_to_the_pixel(segmenter):
+  image, masks = two_boxes(64, 64)
+  result = segmenter(image, 'the red square')
+  assert result.mask.dtype == bool and (result.mask == masks['red']).all()
+  assert (segmenter(image, 'blue').mask == masks['blue']).all()
+  assert result.area == masks['red'].sum() and result.text == 'the red square' and result.cut == ''
+  assert result.iou == 5  # three words, [CLS] and [SEP]
+
+
+@pytest.mark.parametrize('size', [(48, 64), (64, 48), (63, 64), (300, 200), (150, 500), (30, 21), (61, 233)])
+def test_masks_come_back_to_the_place_and_size_of_the_object(segmenter, size):
+  image, masks = two_boxes(*size)
+  for colour in ('red', 'blue'):
+    mask = segmenter(image, f'the {colour} square').mask
+    assert mask.shape == size
+    # The model's square is 64 wide: borders are known to about a pixel of it.
+    assert iou(mask, masks[colour]) > 1 - 8 * max(1, max(size) / 64) / np.sqrt(masks[colour].sum())
+    centre = [np.mean(np.nonzero(m), axis=1) for m in (mask, masks[colour])]
+    assert np.abs(centre[0] - centre[1]).max() < 0.5 * max(1, max(size) / 64)
+
+
+@pytest.mark.parametrize('size', [(1, 1), (1, 64), (1, 500), (700, 1), (2, 3000)])
+def test_very_thin_and_very_small_images(segmenter, size):
+  red = np.broadcast_to(np.uint8([255, 0, 0]), (*size, 3))
+  result = segmenter(red, 'red')
+  assert result.mask.shape == size and result.mask.all()
+  assert segmenter(red, 'blue').area == 0
+
+
+def test_probability_and_mask_agree_at_the_models_threshold(segmenter):
+  ramp = np.zeros((64, 64, 3), np.uint8)
+  ramp[..., 0] = np.arange(64) * 4
+  result = segmenter(ramp, 'red')
+  sigmoid = 1 / (1 + np.exp(-20 * (np.arange(64) * 4 / 255 - 0.5)))
+  np.testing.assert_allclose(result.probability[0], sigmoid, atol=1e-4)
+  assert ((result.probability > 0.35) == result.mask).all()
+  assert (result.mask[0] == (sigmoid > 0.35)).all()
+
+
+def test_masks_are_those_of_the_standard_protocol(segmenter):
+  image = np.random.default_rng(0).integers(0, 256, (40, 100, 3), np.uint8)
+  seen = cv2.resize(image, (64, 26), interpolation=cv2.INTER_LINEAR) / np.float32(255)
+  square = np.full((64, 64), -3.0, np.float32)
+  square[19:45] = 20 * (seen[..., 1] - 0.5)  # 26 rows in 64: 19 above
+  expected = standard_mask(square, Letterbox(19, 0, 26, 64), (40, 100), 0.35)
+  assert (segmenter(image, 'green').mask == expected).all()
+
+
+def test_batches_give_what_single_images_give_in_order(segmenter):
+  sizes = [(64, 64), (20, 90), (70, 33), (64, 10), (5, 5), (128, 128)]
+  pairs = [(two_boxes(*size)[0], text) for size in sizes for text in ('red', 'the blue square')][:11]
+  batched = segmenter.many(pairs)
+  assert [result.text for result in batched] == [text for _, text in pairs]
+  for (image, text), result in zip(pairs, batched):
+    single = segmenter(image, text)
+    assert (single.mask == result.mask).all() and (single.image == image).all() and single.iou == result.iou
+  streamed = segmenter.stream(iter(pairs))
+  assert all((a.mask == b.mask).all() for a, b in zip(streamed, batched, strict=True))
+
+
+def test_one_compilation_for_single_images_and_one_for_batches(segmenter, traced_shapes):
+  for size in [(64, 64), (20, 90), (70, 33)]:
+    segmenter(two_boxes(*size)[0], 'red')
+  for count in (2, 3, 4, 7, 1):
+    segmenter.many([(two_boxes(10 + count, 30)[0], 'red')] * count)
+  assert traced_shapes == [(1, 64, 64, 3), (4, 64, 64, 3)]
+
+
+def test_stream_asks_for_one_batch_at_a_time(segmenter):
+  asked = []
+  image = two_boxes(8, 8)[0]
+  stream = segmenter.stream((asked.append(index) or image, 'red') for index in range(100))
+  next(stream)
+  assert len(asked) == 4
+
+
+def test_lists_of_images_and_texts(segmenter):
+  image, masks = two_boxes(64, 64)
+  other, other_masks = scene(64, 64, red=(0.5, 1, 0.5, 1))
+  red, blue = segmenter(image, ['red', 'blue'])
+  assert (red.mask == masks['red']).all() and (blue.mask == masks['blue']).all()
+  first, second = segmenter([image, other], 'red')
+  assert (first.mask == masks['red']).all() and (second.mask == other_masks['red']).all()
+  first, second = segmenter([image, other], ['blue', 'red'])
+  assert (first.mask == masks['blue']).all() and (second.mask == other_masks['red']).all()
+  assert len(segmenter([image], 'red')) == 1 and segmenter([], 'red') == [] and segmenter.many([]) == []
+  with pytest.raises(UserError, match='2 images with 3 texts'):
+    segmenter([image, other], ['red'] * 3)
+
+
+def test_files_and_pil_images(segmenter, tmp_path):
+  image, masks = two_boxes(64, 64)
+  Image.fromarray(image).save(tmp_path / 'scene.png')
+  for source in (tmp_path / 'scene.png', str(tmp_path / 'scene.png'), Image.fromarray(image)):
+    assert (segmenter(source, 'red').mask == masks['red']).all()
+  with pytest.raises(UserError, match='missing.png'):
+    segmenter(tmp_path / 'missing.png', 'red')
+
+
+@pytest.mark.parametrize('text', ['', '  \n', '\u200b', None, 3, b'red', 'red \udcff'])
+def test_texts_that_say_nothing_are_refused(segmenter, text):
+  with pytest.raises(UserError, match='expected words'):
+    segmenter(np.zeros((4, 4, 3), np.uint8), text)
+
+
+def test_words_beyond_the_tokens_are_told(segmenter):
+  # Six tokens are four words between [CLS] and [SEP].
+  result = segmenter(two_boxes(8, 8)[0], 'the red square the blue square')
+  assert result.cut == 'blue square' and result.iou == 6
+
+
+def test_overlay_shows_the_image_at_its_size_and_changes_both_sides(segmenter):
+  image = np.full((50, 70, 3), 128, np.uint8)
+  image[10:40, 10:60] = COLOURS['green']
+  picture = segmenter(image, 'green').overlay()
+  assert picture.size == (70, 50) and picture.mode == 'RGB'
+  pixels = np.asarray(picture)
+  assert (pixels[25, 35] != image[25, 35]).any() and (pixels[2, 2] != image[2, 2]).any()
+
+
+def test_several_threads_at_once(segmenter):
+  scenes = [two_boxes(20 + index, 50) for index in range(24)]
+  with ThreadPoolExecutor(6) as pool:
+    masks = list(pool.map(lambda scene: segmenter(scene[0], 'red').mask, scenes))
+  for (image, _), mask in zip(scenes, masks):
+    assert (mask == segmenter(image, 'red').mask).all()
+
+
+def test_what_cannot_be_a_segmenter(tmp_path, tokenizer, traced_shapes):
+  for size in (0, -1, 2.5, '4'):
+    with pytest.raises(UserError, match='batch size'):
+      Segmenter.from_model(ColourModel(traced_shapes), tokenizer, batch_size=size)
+  with pytest.raises(UserError, match='nowhere'):
+    Segmenter(tmp_path / 'nowhere')
+  mute = ColourModel(traced_shapes)
+  mute.config = sam(tiny())
+  with pytest.raises(UserError, match='text encoder'):
+    Segmenter.from_model(mute, tokenizer)
