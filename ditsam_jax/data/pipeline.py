@@ -1,0 +1,231 @@
+"""Batches for training, for pre-training with visual prompts, and for evaluation."""
+
+import collections
+import concurrent.futures
+import dataclasses
+import itertools
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+
+from ditsam_jax.command_line import UserError
+from ditsam_jax.data import augmentation as augment
+from ditsam_jax.data import prompts
+from ditsam_jax.data.augmentation import AugmentationConfig, Letterbox, Triple
+from ditsam_jax.data.prompts import PromptConfig
+from ditsam_jax.data.referring import ImageRecord, ReferringSample, ReferringSource
+from ditsam_jax.data.tokenization import Tokenizer
+
+Batch = dict[str, np.ndarray]
+
+
+def train_batches(
+    source: ReferringSource, tokenizer: Tokenizer, *, image_size: int, pixel_mean: Triple, pixel_std: Triple,
+    augmentation: AugmentationConfig, batch_size: int, seed: int, threads: int = 2, processes: int = 0,
+    shard: tuple[int, int] = (0, 1),
+) -> grain.IterDataset:
+  """Endless batches of objects, each with one of its expressions drawn at random, shuffled anew every epoch.
+
+  A batch is {'image' float32 [B, S, S, 3], 'mask' uint8 0/1 [B, S, S], 'token_ids' and 'token_mask' int32 [B, T]}.
+  The n-th batch depends on seed, shard and batch size alone, never on `threads` or `processes`; iterators have
+  `get_state` and `set_state`. `shard` is (index, count) of this host; `batch_size` is per host.
+  """
+  transform = _TrainTransform(tokenizer, image_size, pixel_mean, pixel_std, augmentation)
+  return _endless_batches(grain.MapDataset.source(source), transform, batch_size, seed, threads, processes, shard)
+
+
+def prompt_batches(
+    source: ReferringSource, *, image_size: int, pixel_mean: Triple, pixel_std: Triple,
+    augmentation: AugmentationConfig, batch_size: int, seed: int, objects_per_image: int = 4,
+    prompt: PromptConfig = PromptConfig(), threads: int = 2, processes: int = 0, shard: tuple[int, int] = (0, 1),
+) -> grain.IterDataset:
+  """Endless batches of images, each with K = `objects_per_image` targets and a visual prompt for each.
+
+  A batch is {'image' float32 [B, S, S, 3], 'points' float32 [B, K, 2, 2] as (x, y) in pixels of the square,
+  'labels' int32 [B, K, 2] (SAM's: -1 padding, 0 negative, 1 positive, 2 and 3 box corners), 'masks' uint8 0/1
+  [B, K, S, S]}. Order, seeds and state as in `train_batches`.
+  """
+  transform = _PromptTransform(image_size, pixel_mean, pixel_std, augmentation, objects_per_image, prompt)
+  images = grain.MapDataset.range(source.num_images).map(source.image)
+  return _endless_batches(images, transform, batch_size, seed, threads, processes, shard)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSample:
+  """What scoring needs to know of one (object, expression)."""
+  image_id: int
+  object_id: int
+  object_index: int                  # among the objects of the image
+  image_categories: tuple[str, ...]  # of all objects of the image
+  expression: str
+  kind: str
+  mask: np.ndarray                   # the ground truth, bool [h, w], at the image's own size
+  letterbox: Letterbox               # where the image lies in the square
+
+  @property
+  def original_size(self) -> tuple[int, int]:
+    """Height and width of the image, in pixels."""
+    return self.mask.shape
+
+
+def evaluation_batches(
+    source: ReferringSource, tokenizer: Tokenizer, *, image_size: int, pixel_mean: Triple, pixel_std: Triple,
+    batch_size: int, limit: int | None = None, threads: int = 2, shard: tuple[int, int] = (0, 1),
+) -> Iterator[tuple[Batch, list[EvaluationSample]]]:
+  """Every (object, expression) once, in a fixed order: pairs of a batch and what is known of each of its rows.
+
+  Batches are as in `train_batches`, with nothing random, and 'valid' bool [B]: the last one is filled up with
+  repeats that are not valid. `limit` takes that many, evenly spread. Each of `shard`'s hosts gets equally many batches.
+  """
+  visits = _group_by_image(source, _evaluation_rows(source, limit, batch_size, shard))
+  prepare = _EvaluationTransform(source, tokenizer, image_size, pixel_mean, pixel_std)
+  rows = []
+  for prepared in _map_ahead(prepare, visits, threads):
+    rows += prepared
+    while len(rows) >= batch_size:
+      batch, rows = rows[:batch_size], rows[batch_size:]
+      yield _stack([row for row, _ in batch]), [info for _, info in batch]
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainTransform(grain.transforms.RandomMap):
+  tokenizer: Tokenizer
+  image_size: int
+  mean: Triple
+  std: Triple
+  config: AugmentationConfig
+
+  def random_map(self, sample: ReferringSample, rng: np.random.Generator) -> Batch:
+    text = sample.expressions[rng.integers(len(sample.expressions))]
+    image, mask = augment.random_scale(sample.image, sample.mask, self.image_size, self.config, rng)
+    image = augment.color_jitter(image, self.config, rng)
+    image, mask, text = augment.flip(image, mask, text, self.config, rng)
+    square, _ = augment.centre(augment.normalise(image, self.mean, self.std), self.image_size)
+    ids, token_mask = self.tokenizer([text])
+    return {'image': square, 'mask': augment.centre(mask, self.image_size)[0],
+            'token_ids': ids[0], 'token_mask': token_mask[0]}
+
+
+@dataclasses.dataclass(frozen=True)
+class _PromptTransform(grain.transforms.RandomMap):
+  image_size: int
+  mean: Triple
+  std: Triple
+  config: AugmentationConfig
+  num_targets: int
+  prompt: PromptConfig
+
+  def random_map(self, record: ImageRecord, rng: np.random.Generator) -> Batch:
+    masks = np.stack([record.mask(index) for index in range(record.num_objects)], -1)
+    image, masks = augment.random_scale(record.image(), masks, self.image_size, self.config, rng)
+    image = augment.color_jitter(image, self.config, rng)
+    image, masks, _ = augment.flip(image, masks, '', self.config, rng)
+    square, _ = augment.centre(augment.normalise(image, self.mean, self.std), self.image_size)
+    masks, _ = augment.centre(masks.reshape(*image.shape[:2], -1), self.image_size)  # OpenCV drops an axis of one
+    targets = [self._target(masks, index, rng) for index in self._objects(record.num_objects, rng)]
+    return {'image': square, **_stack(targets)}
+
+  def _objects(self, number: int, rng: np.random.Generator) -> np.ndarray:
+    return rng.choice(number, self.num_targets, replace=number < self.num_targets)
+
+  def _target(self, masks: np.ndarray, index: int, rng: np.random.Generator) -> Batch:
+    kind = prompts.draw_kind(self.prompt, rng)
+    mask = masks.any(-1).astype(np.uint8) if kind == 'none' else masks[..., index]
+    points, labels = prompts.draw_prompt(kind, mask, self.prompt, rng)
+    return {'points': points, 'labels': labels, 'masks': mask}
+
+
+def _endless_batches(
+    elements: grain.MapDataset, transform: grain.transforms.RandomMap, batch_size: int, seed: int, threads: int,
+    processes: int, shard: tuple[int, int],
+) -> grain.IterDataset:
+  """The hosts deal out one global order; what does not divide by their number is left out of an epoch."""
+  index, count = shard
+  per_host = len(elements) // count
+  if not per_host:
+    raise UserError(f'the split has {len(elements)} samples for {count} hosts; expected at least one each')
+  # The source stays behind the shuffle, so that no element is read before it is asked for, and the random map comes
+  # before the dealing, so that no two hosts draw the same numbers.
+  dataset = elements.seed(seed).shuffle().random_map(transform)
+  dataset = dataset[index:per_host * count:count].repeat()
+  # Whole batches are what threads and processes work on: their number cannot change what a batch holds.
+  dataset = dataset.batch(batch_size, batch_fn=_stack)
+  # With one thread or none Grain would keep a thread all the same; 0 reads in the caller's.
+  buffered = max(2, threads) if threads else 0
+  dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffered))
+  if processes:
+    dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=processes))
+  return dataset
+
+
+def _stack(rows: list[Batch]) -> Batch:
+  return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+_Row = tuple[int, int, bool]  # object of the source, one of its expressions, whether it counts
+
+
+def _evaluation_rows(
+    source: ReferringSource, limit: int | None, batch_size: int, shard: tuple[int, int],
+) -> list[_Row]:
+  """This host's rows in order, a whole number of batches, the same number on every host."""
+  pairs = [(index, which) for index, number in enumerate(source.expression_counts) for which in range(number)]
+  if limit is not None and limit < len(pairs):
+    pairs = [pairs[step * len(pairs) // limit] for step in range(limit)]
+  if not pairs:
+    raise UserError(f'split {source.split!r} of {source.directory} leaves no expression to evaluate '
+                    f'(limit {limit}); expected at least one')
+  host, hosts = shard
+  per_host = -(-len(pairs) // (hosts * batch_size)) * batch_size
+  positions = range(host * per_host, (host + 1) * per_host)
+  return [(*pairs[min(position, len(pairs) - 1)], position < len(pairs)) for position in positions]
+
+
+def _group_by_image(source: ReferringSource, rows: list[_Row]) -> list[tuple[int, list[_Row]]]:
+  """Runs of rows that share an image, which is then decoded once."""
+  return [(image, list(run)) for image, run in itertools.groupby(rows, lambda row: source.place(row[0])[0])]
+
+
+@dataclasses.dataclass(frozen=True)
+class _EvaluationTransform:
+  source: ReferringSource
+  tokenizer: Tokenizer
+  image_size: int
+  mean: Triple
+  std: Triple
+
+  def __call__(self, visit: tuple[int, list[_Row]]) -> list[tuple[Batch, EvaluationSample]]:
+    image, rows = visit
+    record = self.source.image(image)
+    square, box = augment.letterbox(record.image(), self.image_size, self.mean, self.std)
+    prepared = []
+    for index, run in itertools.groupby(rows, lambda row: row[0]):
+      prepared += self._object(record, square, box, self.source.place(index)[1], list(run))
+    return prepared
+
+  def _object(
+      self, record: ImageRecord, square: np.ndarray, box: Letterbox, index: int, rows: list[_Row],
+  ) -> list[tuple[Batch, EvaluationSample]]:
+    mask, expressions, kinds = record.mask(index), record.expressions(index), record.kinds(index)
+    target, _ = augment.centre(augment.resize_mask(mask, self.image_size), self.image_size)
+    ids, token_mask = self.tokenizer([expressions[which] for _, which, _ in rows])
+    prepared = []
+    for (_, which, valid), row_ids, row_mask in zip(rows, ids, token_mask):
+      row = {'image': square, 'mask': target, 'token_ids': row_ids, 'token_mask': row_mask, 'valid': np.bool_(valid)}
+      info = EvaluationSample(record.image_id, record.object_ids[index], index, record.categories,
+                              expressions[which], kinds[which], mask, box)
+      prepared.append((row, info))
+    return prepared
+
+
+def _map_ahead(function, items: list, threads: int) -> Iterator:
+  """`map` with `threads` threads working at most a few items ahead of the reader."""
+  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+    waiting = collections.deque()
+    for item in items:
+      waiting.append(pool.submit(function, item))
+      if len(waiting) > 4 * threads:
+        yield waiting.popleft().result()
+    while waiting:
+      yield waiting.popleft().result()

@@ -1,0 +1,64 @@
+"""Visual prompts drawn from masks, as SAM is trained with: points, boxes, or nothing."""
+
+import dataclasses
+
+import numpy as np
+
+POINTS = 2  # slots a prompt has: a point and a second one, or the two corners of a box
+PADDING, NEGATIVE, POSITIVE, TOP_LEFT, BOTTOM_RIGHT = -1, 0, 1, 2, 3  # SAM's labels
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptConfig:
+  """How often each prompt is drawn; the four add up to 1."""
+  point: float = 0.35
+  two_points: float = 0.2
+  box: float = 0.35
+  none: float = 0.1        # no prompt at all; the target is all objects together
+  box_jitter: float = 0.1  # each side of a box moves by up to this share of the box's length
+
+
+def draw_kind(config: PromptConfig, rng: np.random.Generator) -> str:
+  """'point', 'two_points', 'box' or 'none'."""
+  kinds = ('point', 'two_points', 'box', 'none')
+  return kinds[rng.choice(len(kinds), p=[getattr(config, kind) for kind in kinds])]
+
+
+def draw_prompt(
+    kind: str, mask: np.ndarray, config: PromptConfig, rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+  """A prompt for `mask` [S, S]: points float32 [POINTS, 2] and labels int32 [POINTS].
+
+  Points are (x, y) in pixels, a pixel's centre at its whole-numbered coordinates (SAM adds the half itself).
+  An empty mask, which no point can show, gets the prompt 'none'.
+  """
+  points = np.zeros((POINTS, 2), np.float32)
+  labels = np.full(POINTS, PADDING, np.int32)
+  if kind == 'none' or not mask.any():
+    return points, labels
+  if kind == 'box':
+    points[:] = _box(mask, config.box_jitter, rng)
+    labels[:] = TOP_LEFT, BOTTOM_RIGHT
+    return points, labels
+  points[0], labels[0] = _pixel(mask, rng), POSITIVE
+  if kind == 'two_points':
+    outside = rng.random() < 0.5 and not mask.all()
+    points[1] = _pixel(mask == 0 if outside else mask, rng)
+    labels[1] = NEGATIVE if outside else POSITIVE
+  return points, labels
+
+
+def _pixel(mask: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
+  """(x, y) of a pixel of `mask`, each as likely as the next."""
+  pixels = np.flatnonzero(mask)
+  y, x = divmod(int(pixels[rng.integers(len(pixels))]), mask.shape[1])
+  return x, y
+
+
+def _box(mask: np.ndarray, jitter: float, rng: np.random.Generator) -> np.ndarray:
+  """[[left, top], [right, bottom]], the outermost pixels of `mask`, each side moved, kept inside the square."""
+  columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+  corners = np.array([[columns[0], rows[0]], [columns[-1], rows[-1]]], np.float32)
+  lengths = corners[1] - corners[0] + 1
+  moved = corners + rng.uniform(-jitter, jitter, (2, 2)) * lengths
+  return np.clip(moved, 0, np.array(mask.shape[::-1]) - 1)

@@ -1,0 +1,173 @@
+"""Random access to the referring expressions of one split of a prepared TFDS data set."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import tensorflow_datasets as tfds
+from tensorflow_datasets.proto import tf_example_pb2
+
+from ditsam_jax.command_line import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class ReferringSample:
+  """One object of one image and every sentence that refers to it."""
+  image: np.ndarray                   # uint8 [h, w, 3]
+  mask: np.ndarray                    # bool [h, w]
+  expressions: tuple[str, ...]
+  kinds: tuple[str, ...]              # of each expression, '' where the data set knows none
+  image_id: int
+  object_id: int
+  category: str
+  object_index: int                   # among the objects of the image
+  image_categories: tuple[str, ...]   # of all objects of the image
+
+
+class ImageRecord:
+  """One image with all its objects; pixels are decoded when asked for, and once only with `keep`.
+
+  Parses TFDS' serialised tf.train.Example itself: TFDS' NumPy reader takes ten times as long, would decode the
+  masks of all objects, and cannot skip decoding inside a sequence without TensorFlow.
+  """
+
+  def __init__(self, serialised: bytes, *, keep: bool = False):
+    self._features = tf_example_pb2.Example.FromString(serialised).features.feature
+    self._kept: dict[int | None, np.ndarray] | None = {} if keep else None  # object (None: the image) -> pixels
+
+  @property
+  def image_id(self) -> int:
+    return self._features['image_id'].int64_list.value[0]
+
+  @property
+  def object_ids(self) -> tuple[int, ...]:
+    return tuple(self._features['objects/object_id'].int64_list.value)
+
+  @property
+  def categories(self) -> tuple[str, ...]:
+    return tuple(name.decode() for name in self._features['objects/category'].bytes_list.value)
+
+  @property
+  def expression_counts(self) -> tuple[int, ...]:
+    """How many expressions each object has."""
+    return tuple(self._features['objects/expressions/ragged_row_lengths_0'].int64_list.value)
+
+  @property
+  def num_objects(self) -> int:
+    return len(self._features['objects/object_id'].int64_list.value)
+
+  def expressions(self, index: int) -> tuple[str, ...]:
+    """The sentences that refer to object `index`."""
+    return self._row('expressions', index)
+
+  def kinds(self, index: int) -> tuple[str, ...]:
+    """The kind of each of the sentences that refer to object `index`."""
+    return self._row('kinds', index)
+
+  def image(self) -> np.ndarray:
+    """The pixels, uint8 [h, w, 3], RGB, read-only, in the file's own orientation, as the masks were drawn."""
+    return self._once(None, self._decode_image)
+
+  def mask(self, index: int) -> np.ndarray:
+    """The visible pixels of object `index`, bool [h, w], read-only."""
+    return self._once(index, lambda: self._decode_mask(index))
+
+  def sample(self, index: int) -> ReferringSample:
+    """Object `index` with the image decoded."""
+    categories = self.categories
+    return ReferringSample(
+        self.image(), self.mask(index), self.expressions(index), self.kinds(index), self.image_id,
+        self.object_ids[index], categories[index], index, categories)
+
+  def _row(self, name: str, index: int) -> tuple[str, ...]:
+    # TFDS stores a sequence of sequences as all values in one list and the length of each inner sequence.
+    lengths = self._features[f'objects/{name}/ragged_row_lengths_0'].int64_list.value
+    values = self._features[f'objects/{name}/ragged_flat_values'].bytes_list.value
+    start = sum(lengths[:index])
+    return tuple(value.decode() for value in values[start:start + lengths[index]])
+
+  def _once(self, key: int | None, decode: Callable[[], np.ndarray]) -> np.ndarray:
+    pixels = self._kept.get(key) if self._kept else None
+    if pixels is None:
+      pixels = decode()
+      pixels.flags.writeable = False
+      if self._kept is not None:
+        self._kept[key] = pixels
+    return pixels
+
+  def _decode_image(self) -> np.ndarray:
+    encoded = self._features['image'].bytes_list.value[0]
+    return self._decode(encoded, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION, 'image')
+
+  def _decode_mask(self, index: int) -> np.ndarray:
+    encoded = self._features['objects/mask'].bytes_list.value[index]
+    return self._decode(encoded, cv2.IMREAD_GRAYSCALE, f'mask {index}') > 127
+
+  def _decode(self, encoded: bytes, flags: int, what: str) -> np.ndarray:
+    pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
+    if pixels is None:
+      raise UserError(f'the {what} of image {self.image_id} is no PNG or JPEG file; prepare the data set again')
+    return pixels
+
+
+class ReferringSource:
+  """The objects of one split that have an expression: `source[i]` is a ReferringSample, `len(source)` their number.
+
+  `directory` is a folder written by TFDS (it holds features.json). With `in_memory` records are read once and pixels
+  decoded once, at 3 bytes a pixel and one a pixel and object: for small images, where PNG is most of the work.
+  UserError when the folder is no prepared data set or lacks the split.
+  """
+
+  def __init__(self, directory: str | Path, split: str, *, in_memory: bool = False):
+    self.directory, self.split, self.in_memory = str(directory), split, in_memory
+    self._records = _open(self.directory, split)
+    if in_memory:
+      self._records = [ImageRecord(record, keep=True) for record in self._records]
+    self._image_of, self._object_of, self.expression_counts = self._index()
+
+  def __reduce__(self):
+    # A worker process reads the files itself instead of being sent the records.
+    return _reopen, (self.directory, self.split, self.in_memory)
+
+  def __len__(self) -> int:
+    return len(self._image_of)
+
+  def __getitem__(self, index: int) -> ReferringSample:
+    return self.image(self._image_of[index]).sample(self._object_of[index])
+
+  @property
+  def num_images(self) -> int:
+    return len(self._records)
+
+  def image(self, index: int) -> ImageRecord:
+    """Image `index` of the split with all its objects, those without an expression too."""
+    record = self._records[int(index)]
+    return record if self.in_memory else ImageRecord(record)
+
+  def place(self, index: int) -> tuple[int, int]:
+    """Which image, and which object of that image, `source[index]` is."""
+    return int(self._image_of[index]), int(self._object_of[index])
+
+  def _index(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Image, object within the image, and number of expressions of every object that has one, int [n]."""
+    counts = [self.image(index).expression_counts for index in range(self.num_images)]
+    rows = [(image, index, number)
+            for image, numbers in enumerate(counts) for index, number in enumerate(numbers) if number]
+    return tuple(np.array(rows, np.int64).reshape(-1, 3).T)
+
+
+def _open(directory: str, split: str):
+  try:
+    builder = tfds.builder_from_directory(directory)
+  except Exception as error:  # TFDS raises different things for a missing folder, a foreign one and a broken one
+    raise UserError(f'{directory} is no prepared data set ({type(error).__name__}); '
+                    'expected a folder with dataset_info.json and features.json, prepare the data first') from error
+  if split not in builder.info.splits:
+    raise UserError(f'{directory} has no split {split!r}; choose one of {", ".join(sorted(builder.info.splits))}')
+  return builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+
+
+def _reopen(directory: str, split: str, in_memory: bool) -> ReferringSource:
+  return ReferringSource(directory, split, in_memory=in_memory)
