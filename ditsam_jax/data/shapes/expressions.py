@@ -3,7 +3,6 @@
 import collections
 import dataclasses
 import itertools
-import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -17,11 +16,12 @@ MAX_TOKENS = 12  # of any expression, [CLS] and [SEP] included: every word is on
 # Room for doubt, so that no expression hangs on a pixel. Distances are fractions of the image side.
 RELATION_MARGIN = 0.08
 ORDER_MARGIN = 0.06
-COMPARISON_RATIO = 1.15  # of radii and of areas
+RADIUS_RATIO = 1.15
+AREA_RATIO = 1.3
 
-# No object has more than this share of its expressions of one kind: 'order' fits nearly everywhere and would crowd
-# out the rest.
-_LARGEST_SHARE = 0.4
+# A kind with more than an equal share of its scene's expressions has to wait: 'order' fits nearly everywhere and would
+# crowd out the rest.
+_LARGEST_SHARE = 0.2
 
 _ORDINALS = ('first', 'second', 'third', 'fourth')
 _RELATIONS = (('left of', 'right of'), ('above', 'below'))  # an axis each: nearer its origin, farther from it
@@ -45,14 +45,14 @@ def describe(shapes: Sequence[Shape], side: float, per_object: int,
   Kinds are chosen so that they are as equally frequent over the scene as its objects allow.
   """
   choices = _candidates(shapes, side, rng)
-  most = math.ceil(_LARGEST_SHARE * per_object)
   chosen = [[] for _ in shapes]
   used = collections.Counter()
   for _ in range(per_object):
     # Objects with the least to choose from come first; the others make up for what they lack.
     for target in sorted(range(len(shapes)), key=lambda t: sum(map(bool, choices[t].values()))):
-      own = collections.Counter(kind for _, kind in chosen[target])
-      left = [kind for kind in EXPRESSION_KINDS if choices[target][kind] and own[kind] < most]
+      most = 1 + _LARGEST_SHARE * used.total()
+      left = [kind for kind in EXPRESSION_KINDS
+              if choices[target][kind] and (used[kind] < most or not chosen[target])]
       if left:
         kind = min(left, key=lambda kind: used[kind])
         chosen[target].append((choices[target][kind].pop(), kind))
@@ -131,20 +131,12 @@ def _comparisons(crowds: list[_Group], shapes: Sequence[Shape]) -> Iterator[tupl
   for crowd in crowds:
     if 'size' in crowd.properties:
       continue
-    largest = _clearly_largest({i: (shapes[i].radius, shapes[i].area) for i in crowd.members})
-    smallest = _clearly_largest({i: (1 / shapes[i].radius, 1 / shapes[i].area) for i in crowd.members})
-    for target, superlative in ((largest, 'largest'), (smallest, 'smallest')):
-      if target is not None:
-        yield target, f'the {superlative} {crowd.noun}'
-
-
-def _clearly_largest(measures: dict[int, tuple[float, float]]) -> int | None:
-  """The object whose both measures exceed all others' by COMPARISON_RATIO."""
-  first = max(measures, key=measures.get)
-  others = [measure for i, measure in measures.items() if i != first]
-  exceeds = all(own >= COMPARISON_RATIO * other
-                for measure in others for own, other in zip(measures[first], measure))
-  return first if exceeds else None
+    for superlative, sign in (('largest', 1), ('smallest', -1)):
+      first, *others = sorted((shapes[i] for i in crowd.members), key=lambda shape: -sign * shape.radius)
+      # Among kinds that differ, the eye may go by extent or by area: they have to agree.
+      if all((first.radius / other.radius) ** sign >= RADIUS_RATIO and
+             (first.area / other.area) ** sign >= AREA_RATIO for other in others):
+        yield shapes.index(first), f'the {superlative} {crowd.noun}'
 
 
 def _negations(crowds: list[_Group], shapes: Sequence[Shape]) -> Iterator[tuple[int, str]]:

@@ -25,6 +25,7 @@ KINDS = ('circle', 'square', 'triangle', 'star', 'cross')
 # all kinds of one nominal radius cover similar areas, so that 'small' and 'large' mean what the eye sees.
 _EXTENT = {'circle': 1.0, 'square': 1.2, 'triangle': 1.35, 'star': 1.32, 'cross': 1.18}
 _SUPERSAMPLING = 4
+_RIM = 0.72  # brightness of a shape's rim
 _PLACEMENT_TRIES = 60
 _SCENE_TRIES = 200
 
@@ -39,13 +40,13 @@ class ScenesConfig:
   colours: tuple[str, ...] = tuple(COLOURS)
   kinds_per_scene: tuple[int, int] = (2, 3)  # least and most; few, so that attributes repeat
   colours_per_scene: tuple[int, int] = (2, 3)
-  small_radius: tuple[float, float] = (0.072, 0.094)  # nominal; corners reach up to 1.35 times as far
-  large_radius: tuple[float, float] = (0.128, 0.158)
+  small_radius: tuple[float, float] = (0.078, 0.102)  # nominal; corners reach up to 1.35 times as far
+  large_radius: tuple[float, float] = (0.134, 0.172)
   large_share: float = 0.45
   max_occlusion: float = 0.35  # share of an object's area that others may hide
   background_texture: float = 1.0  # strength of the background's slow colour changes
   distractors: float = 1.0  # strength of the background's stripes and of its blurred, shapeless blobs
-  grain: float = 1.0  # largest brightness change of the noise over everything, in grey levels
+  grain: int = 1  # largest brightness change of the noise over everything, in grey levels
   expressions_per_object: int = 5
   seed: int = 0
   train: int = 12000  # scenes
@@ -232,50 +233,51 @@ def _paint(shapes: tuple[Shape, ...], coverages, config: ScenesConfig, rng: np.r
   for shape, (box, coverage) in zip(shapes, coverages):
     _paint_shape(image, shape, box, coverage, rng)
   if config.grain:
-    image += np.round(rng.uniform(-config.grain, config.grain, image.shape[:2]))[..., None].astype(np.float32)
-  return np.clip(np.round(image), 0, 255).astype(np.uint8)
+    image += rng.integers(-config.grain, config.grain + 1, (*image.shape[:2], 1), np.int8)
+  np.clip(image, 0, 255, out=image)
+  return np.rint(image, out=image).astype(np.uint8)
 
 
 def _background(config: ScenesConfig, rng: np.random.Generator) -> np.ndarray:
   """Greyish, slowly changing colours with faint stripes and blurred blobs: float32 [S, S, 3]."""
-  side = config.image_size
+  # Nothing in it is finer than a few pixels, so half the resolution will do.
+  half = (config.image_size + 1) // 2
   cells = int(rng.integers(3, 7))
   coarse = rng.uniform(-26, 26, (cells, cells, 1)) + rng.uniform(-11, 11, (cells, cells, 3))
   coarse = (rng.uniform(70, 190) + config.background_texture * coarse).astype(np.float32)
-  image = cv2.resize(coarse, (side, side), interpolation=cv2.INTER_CUBIC)
+  image = cv2.resize(coarse, (half, half), interpolation=cv2.INTER_CUBIC)
   if config.distractors:
-    image += config.distractors * (_stripes(side, rng) + _blobs(side, rng))[..., None]
-  return image
+    image += np.float32(config.distractors) * (_stripes(half, rng) + _blobs(half, rng))[..., None]
+  return cv2.resize(image, (config.image_size, config.image_size), interpolation=cv2.INTER_LINEAR)
 
 
 def _stripes(side: int, rng: np.random.Generator) -> np.ndarray:
-  """Waves of brightness across the picture: float32 [S, S]."""
+  """Waves of brightness across the picture: float32 [side, side]."""
   angle, phase = rng.uniform(0, 2 * np.pi, 2)
   waves = 2 * np.pi * rng.uniform(3, 9) / side
-  across = np.arange(side, dtype=np.float32) * waves
-  return np.float32(rng.uniform(1, 7)) * np.sin(
-      np.cos(angle) * across[None, :] + np.sin(angle) * across[:, None] + phase, dtype=np.float32)
+  across = np.arange(side) * waves
+  wave = np.exp(1j * (np.cos(angle) * across + phase)) * np.exp(1j * np.sin(angle) * across)[:, None]
+  return (rng.uniform(1, 7) * wave.real).astype(np.float32)
 
 
 def _blobs(side: int, rng: np.random.Generator) -> np.ndarray:
-  """Brighter and darker patches with soft edges and no nameable shape: float32 [S, S]."""
-  cells = max(4, int(rng.integers(8, 14)))
-  patches = rng.choice([-14, 0, 0, 0, 14], (cells, cells)).astype(np.float32)
+  """Brighter and darker patches with soft edges and no nameable shape: float32 [side, side]."""
+  cells = int(rng.integers(8, 14))
+  patches = rng.choice(np.array([-14, 0, 0, 0, 14], np.float32), (cells, cells))
   return cv2.resize(patches, (side, side), interpolation=cv2.INTER_LINEAR)
 
 
 def _paint_shape(image: np.ndarray, shape: Shape, box: tuple[slice, slice], coverage: np.ndarray,
                  rng: np.random.Generator) -> None:
   """Blends one shape in: its colour slightly varied, a slope of brightness, and a darker rim."""
-  jitter = rng.uniform(-10, 10, 3)
-  turn, slope = rng.uniform(0, 2 * np.pi), rng.uniform(0.02, 0.12)
-  colour = (np.array(COLOURS[shape.colour]) + jitter).astype(np.float32)
+  red, green, blue, turn, slope = rng.random(5).tolist()
+  colour = np.array(COLOURS[shape.colour], np.float32) + (20 * red - 10, 20 * green - 10, 20 * blue - 10)
+  slope = (0.02 + 0.1 * slope) / shape.reach
+  slope_x, slope_y = slope * math.cos(2 * math.pi * turn), slope * math.sin(2 * math.pi * turn)
   rows, columns = box
-  down = (np.arange(rows.start, rows.stop, dtype=np.float32) - shape.y) * (math.sin(turn) * slope / shape.reach)
-  right = (np.arange(columns.start, columns.stop, dtype=np.float32) - shape.x) * (math.cos(turn) * slope / shape.reach)
-  inner = _rasterise(shape, scale=0.86)[1]
-  # The rim keeps two overlapping shapes of one colour apart.
-  light = (0.72 + inner * np.float32(0.28 / 255)) * (1 + down[:, None] + right[None, :])
-  alpha = (coverage * np.float32(1 / 255))[..., None]
+  light = ((np.arange(rows.start, rows.stop) - shape.y) * slope_y)[:, None] + (
+      1 + (np.arange(columns.start, columns.stop) - shape.x) * slope_x)
+  # A darker rim keeps two overlapping shapes of one colour apart.
+  light *= _RIM + (1 - _RIM) / 255 * _rasterise(shape, scale=0.86)[1]
   patch = image[box]
-  patch += alpha * (light[..., None] * colour - patch)
+  patch += (coverage * (1 / 255))[..., None] * (light[..., None] * colour - patch)

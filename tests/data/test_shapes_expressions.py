@@ -1,0 +1,171 @@
+"""Every expression is read with a grammar of this file's own and must mean its target, and nothing else."""
+
+import collections
+import dataclasses
+import functools
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ditsam_jax.data import shapes
+from ditsam_jax.data.shapes import builder, expressions
+from ditsam_jax.data.shapes.scenes import ScenesConfig, Shape
+
+CONFIG = ScenesConfig()
+VOCABULARY = Path(shapes.__file__).parent / 'vocab.txt'
+SIZE, COLOUR = 'small|large', 'red|green|blue|yellow|purple|orange'
+KIND = 'circle|square|triangle|star|cross'
+NOUN = rf'(?:(?:{SIZE}) )?(?:(?:{COLOUR}) )?(?:{KIND}|shape)'
+GRAMMAR = {
+    'attribute': rf'the (?P<noun>{NOUN})',
+    'relation': rf'the (?P<noun>{NOUN}) (?P<where>left of|right of|above|below) the (?P<anchor>{NOUN})',
+    'order': rf'the (?P<rank>first|second|third|fourth) (?P<noun>{NOUN}) from the (?P<end>left|right|top|bottom)',
+    'comparison': rf'the (?P<most>largest|smallest) (?P<noun>{NOUN})',
+    'negation': rf'the (?P<noun>{NOUN}) that is not (?P<not>{SIZE}|{COLOUR}|a (?:{KIND}))',
+}
+
+
+def named(noun, scene):
+  """Shapes that have every property the noun names."""
+  words = set(noun.split()) - {'shape'}
+  return [s for s in scene if words <= {s.size, s.colour, s.kind}]
+
+
+def meaning(expression, scene):
+  """(kind, the shapes meant), from what the words say in English."""
+  kind, match = next((kind, match) for kind, pattern in GRAMMAR.items()
+                     if (match := re.fullmatch(pattern, expression)))
+  candidates = named(match['noun'], scene)
+  if kind == 'relation':
+    [anchor] = named(match['anchor'], scene)
+    side = {
+        'left of': lambda s: s.x < anchor.x,
+        'right of': lambda s: s.x > anchor.x,
+        'above': lambda s: s.y < anchor.y,
+        'below': lambda s: s.y > anchor.y,
+    }[match['where']]
+    candidates = [s for s in candidates if s is not anchor and side(s)]
+  elif kind == 'order':
+    distance_from_end = {
+        'left': lambda s: s.x, 'right': lambda s: -s.x, 'top': lambda s: s.y, 'bottom': lambda s: -s.y,
+    }[match['end']]
+    rank = ['first', 'second', 'third', 'fourth'].index(match['rank'])
+    candidates = sorted(candidates, key=distance_from_end)[rank:rank + 1]
+  elif kind == 'comparison':
+    extreme = max if match['most'] == 'largest' else min
+    by_radius, by_area = extreme(candidates, key=lambda s: s.radius), extreme(candidates, key=lambda s: s.area)
+    assert by_radius is by_area
+    candidates = [by_radius]
+  elif kind == 'negation':
+    word = match['not'].removeprefix('a ')
+    candidates = [s for s in candidates if word not in (s.size, s.colour, s.kind)]
+  return kind, candidates
+
+
+@functools.cache
+def described(count=300, split='test'):
+  return [builder.described_scene(CONFIG, split, i) for i in range(count)]
+
+
+def all_expressions():
+  for scene, expressions_of in described():
+    for target, pairs in zip(scene.shapes, expressions_of):
+      for text, kind in pairs:
+        yield scene, target, text, kind
+
+
+def test_every_expression_means_its_target_alone():
+  for scene, target, text, kind in all_expressions():
+    assert meaning(text, scene.shapes) == (kind, [target]), text
+
+
+def test_no_expression_hangs_on_small_differences():
+  rng = np.random.default_rng(0)
+  for scene, target, text, kind in all_expressions():
+    nudged = [dataclasses.replace(s, x=s.x + dx * CONFIG.image_size, y=s.y + dy * CONFIG.image_size,
+                                  radius=s.radius * scale)
+              for s, (dx, dy), scale in zip(scene.shapes, rng.uniform(-0.029, 0.029, (len(scene.shapes), 2)),
+                                            rng.uniform(0.94, 1.06, len(scene.shapes)))]
+    assert meaning(text, nudged) == (kind, [nudged[scene.shapes.index(target)]]), text
+
+
+def test_swapping_left_and_right_describes_the_mirrored_scene():
+  swap = {'left': 'right', 'right': 'left'}
+  for scene, target, text, kind in all_expressions():
+    mirrored = [dataclasses.replace(s, x=CONFIG.image_size - s.x) for s in scene.shapes]
+    swapped = ' '.join(swap.get(word, word) for word in text.split())
+    assert meaning(swapped, mirrored) == (kind, [mirrored[scene.shapes.index(target)]]), swapped
+
+
+def test_modifiers_are_needed():
+  """What a relation, rank, superlative or negation adds is never empty: the bare noun fits several shapes."""
+  for scene, _, text, kind in all_expressions():
+    if kind != 'attribute':
+      noun = re.fullmatch(GRAMMAR[kind], text)['noun']
+      assert len(named(noun, scene.shapes)) > 1, text
+
+
+def test_expressions_of_an_object_differ_and_stay_within_the_limit():
+  for _, expressions_of in described():
+    for pairs in expressions_of:
+      assert 1 <= len(pairs) <= CONFIG.expressions_per_object
+      assert len({text for text, _ in pairs}) == len(pairs)
+
+
+def test_kinds_are_roughly_equally_frequent():
+  counts = collections.Counter(kind for *_, kind in all_expressions())
+  shares = np.array([counts[kind] for kind in GRAMMAR]) / counts.total()
+  assert shares.min() > 0.15 and shares.max() < 0.25, shares
+
+
+def test_guessing_is_hard_even_with_perfect_masks():
+  chance, colours_only = [], []
+  for scene, target, text, _ in all_expressions():
+    categories = [s.category for s in scene.shapes]
+    candidates = shapes.colour_candidates(text, categories)
+    assert scene.shapes.index(target) in candidates
+    chance.append(shapes.random_chance(len(categories)))
+    colours_only.append(1 / len(candidates))
+  assert np.mean(chance) < 0.25
+  assert np.mean(colours_only) < 0.40
+
+
+@pytest.mark.parametrize('expression, left', [
+    ('the red circle', [0, 3]),
+    ('the star that is not red', [1, 2]),
+    ('the red star that is not small', [0, 3]),
+    ('the largest shape', [0, 1, 2, 3]),
+    ('the circle left of the red star', [0, 1, 2, 3]),
+    ('the blue shape above the small red circle', [2]),
+    ('the second green shape from the right', [1]),
+    ('the small shape that is not a circle', [0, 1, 2, 3]),
+])
+def test_colour_words_about_the_target_decide_what_a_colour_oracle_keeps(expression, left):
+  categories = ['small red circle', 'large green star', 'small blue star', 'large red star']
+  assert shapes.colour_candidates(expression, categories) == left
+
+
+def test_two_equal_shapes_side_by_side_are_told_apart_by_order_and_nothing_else():
+  """Hand-made: equal but for their place, 80 px apart; no third shape to relate them to."""
+  twins = [Shape('star', 'red', 'small', 12.0, 0.0, x, 64.0) for x in (24.0, 104.0)]
+  texts = [{text for text, _ in pairs} for pairs in expressions.describe(twins, 128, 30, np.random.default_rng(0))]
+  nouns = ['star', 'shape', 'red star', 'red shape', 'small star', 'small shape', 'small red star', 'small red shape']
+  for own, (near, far) in zip(texts, (('left', 'right'), ('right', 'left'))):
+    assert own <= {f'the first {n} from the {near}' for n in nouns} | {f'the second {n} from the {far}' for n in nouns}
+    assert own
+
+
+def test_the_tokenizer_knows_every_word_and_spells_the_others():
+  from transformers import BertTokenizerFast
+  tokenizer = BertTokenizerFast(str(VOCABULARY))
+  lengths = set()
+  for *_, text, _ in all_expressions():
+    tokens = tokenizer.tokenize(text)
+    assert tokens == text.split()
+    lengths.add(len(tokenizer(text)['input_ids']))
+  assert max(lengths) <= shapes.MAX_TOKENS
+  assert '[UNK]' not in tokenizer.tokenize('The zebra, 42 of them!')
+  assert tokenizer.pad_token_id == 0
+  assert VOCABULARY.read_text().split('\n')[:-1] == list(expressions.vocabulary())
