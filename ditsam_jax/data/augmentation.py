@@ -58,12 +58,12 @@ def resize_mask(mask: np.ndarray, long_side: int) -> np.ndarray:
 
 
 def normalise(image: np.ndarray, mean: Triple, std: Triple) -> np.ndarray:
-  """(image / 255 - mean) / std in float32, for `image` uint8 [h, w, 3]; mean and std are on the 0..1 scale."""
+  """(image / 255 - mean) / std in float32, of `image` uint8 [h, w, 3]; mean and std on the 0..1 scale."""
   return cv2.LUT(image, _normalised_levels(tuple(mean), tuple(std)))
 
 
 def centre(array: np.ndarray, size: int) -> tuple[np.ndarray, Letterbox]:
-  """`array` [h, w, ...], no side above `size`, in the middle of a `size` square of zeros, and where it lies."""
+  """`array` [h, w, ...], no side above `size`, amid a `size` square of zeros, and where it lies."""
   height, width = array.shape[:2]
   # The release's rounding, half a pixel less a tenth: an odd margin gives its extra row to the bottom.
   box = Letterbox(round((size - height) / 2 - 0.1), round((size - width) / 2 - 0.1), height, width)
@@ -77,7 +77,7 @@ def centre(array: np.ndarray, size: int) -> tuple[np.ndarray, Letterbox]:
 def letterbox(image: np.ndarray, size: int, mean: Triple, std: Triple) -> tuple[np.ndarray, Letterbox]:
   """`image` uint8 [h, w, 3], resized, normalised and centred as evaluation does: float32 [size, size, 3].
 
-  The padding is zero after normalisation. Also returns the Letterbox (top, left, height, width) that undoes it.
+  The padding is zero after normalisation. Also returns where the image lies, (top, left, height, width).
   """
   return centre(normalise(resize(image, size), mean, std), size)
 
@@ -91,7 +91,7 @@ def random_scale(
 
 
 def color_jitter(image: np.ndarray, config: AugmentationConfig, rng: np.random.Generator) -> np.ndarray:
-  """`image` uint8 [h, w, 3] with brightness, contrast and saturation changed, in random order, or as it was."""
+  """`image` uint8 [h, w, 3] with brightness, contrast, saturation changed, in random order, or as it was."""
   if rng.random() >= config.jitter_probability:
     return image
   picture = Image.fromarray(image)

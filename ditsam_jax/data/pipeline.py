@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import grain
 import numpy as np
+from absl import flags
 
 from ditsam_jax.command_line import UserError
 from ditsam_jax.data import augmentation as augment
@@ -27,18 +28,21 @@ def train_batches(
 ) -> grain.IterDataset:
   """Endless batches of objects, each with one of its expressions drawn at random, shuffled anew every epoch.
 
-  A batch is {'image' float32 [B, S, S, 3], 'mask' uint8 0/1 [B, S, S], 'token_ids' and 'token_mask' int32 [B, T]}.
-  The n-th batch depends on seed, shard and batch size alone, never on `threads` or `processes`; iterators have
-  `get_state` and `set_state`. `shard` is (index, count) of this host; `batch_size` is per host.
+  A batch is {'image' float32 [B, S, S, 3], 'mask' uint8 [B, S, S], 'token_ids', 'token_mask' int32 [B, T]}.
+  The n-th batch depends on seed, shard and batch size alone, never on `threads` or `processes`; iterators
+  have `get_state` and `set_state`. `shard` is (index, count) of this host; `batch_size` is per host.
+  UserError when the split has fewer objects than there are hosts.
   """
   transform = _TrainTransform(tokenizer, image_size, pixel_mean, pixel_std, augmentation)
-  return _endless_batches(grain.MapDataset.source(source), transform, batch_size, seed, threads, processes, shard)
+  objects = grain.MapDataset.source(source)
+  return _endless_batches(objects, transform, batch_size, seed, threads, processes, shard)
 
 
 def prompt_batches(
     source: ReferringSource, *, image_size: int, pixel_mean: Triple, pixel_std: Triple,
     augmentation: AugmentationConfig, batch_size: int, seed: int, objects_per_image: int = 4,
-    prompt: PromptConfig = PromptConfig(), threads: int = 2, processes: int = 0, shard: tuple[int, int] = (0, 1),
+    prompt: PromptConfig = PromptConfig(), threads: int = 2, processes: int = 0,
+    shard: tuple[int, int] = (0, 1),
 ) -> grain.IterDataset:
   """Endless batches of images, each with K = `objects_per_image` targets and a visual prompt for each.
 
@@ -73,10 +77,11 @@ def evaluation_batches(
     source: ReferringSource, tokenizer: Tokenizer, *, image_size: int, pixel_mean: Triple, pixel_std: Triple,
     batch_size: int, limit: int | None = None, threads: int = 2, shard: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[Batch, list[EvaluationSample]]]:
-  """Every (object, expression) once, in a fixed order: pairs of a batch and what is known of each of its rows.
+  """Every (object, expression) once, in a fixed order: pairs of a batch and what is known of its rows.
 
-  Batches are as in `train_batches`, with nothing random, and 'valid' bool [B]: the last one is filled up with
-  repeats that are not valid. `limit` takes that many, evenly spread. Each of `shard`'s hosts gets equally many batches.
+  Batches are as in `train_batches`, with nothing random, and 'valid' bool [B]: the last one is filled up
+  with repeats that are not valid. `limit` takes that many, evenly spread. Every host of `shard` gets equally
+  many batches. UserError when there is nothing to evaluate.
   """
   visits = _group_by_image(source, _evaluation_rows(source, limit, batch_size, shard))
   prepare = _EvaluationTransform(source, tokenizer, image_size, pixel_mean, pixel_std)
@@ -122,7 +127,8 @@ class _PromptTransform(grain.transforms.RandomMap):
     image = augment.color_jitter(image, self.config, rng)
     image, masks, _ = augment.flip(image, masks, '', self.config, rng)
     square, _ = augment.centre(augment.normalise(image, self.mean, self.std), self.image_size)
-    masks, _ = augment.centre(masks.reshape(*image.shape[:2], -1), self.image_size)  # OpenCV drops an axis of one
+    masks = masks.reshape(*image.shape[:2], -1)  # OpenCV drops the last axis of a single mask
+    masks, _ = augment.centre(masks, self.image_size)
     targets = [self._target(masks, index, rng) for index in self._objects(record.num_objects, rng)]
     return {'image': square, **_stack(targets)}
 
@@ -137,24 +143,26 @@ class _PromptTransform(grain.transforms.RandomMap):
 
 
 def _endless_batches(
-    elements: grain.MapDataset, transform: grain.transforms.RandomMap, batch_size: int, seed: int, threads: int,
-    processes: int, shard: tuple[int, int],
+    elements: grain.MapDataset, transform: grain.transforms.RandomMap, batch_size: int, seed: int,
+    threads: int, processes: int, shard: tuple[int, int],
 ) -> grain.IterDataset:
   """The hosts deal out one global order; what does not divide by their number is left out of an epoch."""
   index, count = shard
   per_host = len(elements) // count
   if not per_host:
     raise UserError(f'the split has {len(elements)} samples for {count} hosts; expected at least one each')
-  # The source stays behind the shuffle, so that no element is read before it is asked for, and the random map comes
-  # before the dealing, so that no two hosts draw the same numbers.
+  # The random map comes before the dealing: no two hosts draw the same numbers.
   dataset = elements.seed(seed).shuffle().random_map(transform)
   dataset = dataset[index:per_host * count:count].repeat()
   # Whole batches are what threads and processes work on: their number cannot change what a batch holds.
-  dataset = dataset.batch(batch_size, batch_fn=_stack)
-  # With one thread or none Grain would keep a thread all the same; 0 reads in the caller's.
-  buffered = max(2, threads) if threads else 0
+  # (There is no remainder without an end, but Grain rounds its number of batches up, past what len() may be.)
+  dataset = dataset.batch(batch_size, drop_remainder=True, batch_fn=_stack)
+  buffered = max(2, threads) if threads else 0  # batches; without threads the caller does the work
   dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffered))
   if processes:
+    # Grain's worker processes ask absl for flags, which a program without absl's `app.run` never parses.
+    if not flags.FLAGS.is_parsed():
+      flags.FLAGS.mark_as_parsed()
     dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=processes))
   return dataset
 
@@ -212,7 +220,8 @@ class _EvaluationTransform:
     ids, token_mask = self.tokenizer([expressions[which] for _, which, _ in rows])
     prepared = []
     for (_, which, valid), row_ids, row_mask in zip(rows, ids, token_mask):
-      row = {'image': square, 'mask': target, 'token_ids': row_ids, 'token_mask': row_mask, 'valid': np.bool_(valid)}
+      row = {'image': square, 'mask': target, 'token_ids': row_ids, 'token_mask': row_mask,
+             'valid': np.bool_(valid)}
       info = EvaluationSample(record.image_id, record.object_ids[index], index, record.categories,
                               expressions[which], kinds[which], mask, box)
       prepared.append((row, info))

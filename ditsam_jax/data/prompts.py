@@ -56,7 +56,7 @@ def _pixel(mask: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
 
 
 def _box(mask: np.ndarray, jitter: float, rng: np.random.Generator) -> np.ndarray:
-  """[[left, top], [right, bottom]], the outermost pixels of `mask`, each side moved, kept inside the square."""
+  """[[left, top], [right, bottom]], the outermost pixels of `mask`, each side moved within the square."""
   columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
   corners = np.array([[columns[0], rows[0]], [columns[-1], rows[-1]]], np.float32)
   lengths = corners[1] - corners[0] + 1

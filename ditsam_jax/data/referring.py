@@ -29,13 +29,14 @@ class ReferringSample:
 class ImageRecord:
   """One image with all its objects; pixels are decoded when asked for, and once only with `keep`.
 
-  Parses TFDS' serialised tf.train.Example itself: TFDS' NumPy reader takes ten times as long, would decode the
-  masks of all objects, and cannot skip decoding inside a sequence without TensorFlow.
+  Parses the stored tf.train.Example itself: TFDS' own NumPy reader decodes the masks of all objects (it can
+  skip that inside a sequence with TensorFlow only), and takes ten times as long for the parsing alone.
   """
 
   def __init__(self, serialised: bytes, *, keep: bool = False):
     self._features = tf_example_pb2.Example.FromString(serialised).features.feature
-    self._kept: dict[int | None, np.ndarray] | None = {} if keep else None  # object (None: the image) -> pixels
+    # Of each object, and under None of the image.
+    self._kept: dict[int | None, np.ndarray] | None = {} if keep else None
 
   @property
   def image_id(self) -> int:
@@ -108,15 +109,17 @@ class ImageRecord:
   def _decode(self, encoded: bytes, flags: int, what: str) -> np.ndarray:
     pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
     if pixels is None:
-      raise UserError(f'the {what} of image {self.image_id} is no PNG or JPEG file; prepare the data set again')
+      raise UserError(f'the {what} of image {self.image_id} is no PNG or JPEG file; '
+                      'prepare the data set again')
     return pixels
 
 
 class ReferringSource:
-  """The objects of one split that have an expression: `source[i]` is a ReferringSample, `len(source)` their number.
+  """The objects of one split that have an expression: `source[i]` is a ReferringSample.
 
-  `directory` is a folder written by TFDS (it holds features.json). With `in_memory` records are read once and pixels
-  decoded once, at 3 bytes a pixel and one a pixel and object: for small images, where PNG is most of the work.
+  `directory` is a folder written by TFDS (it holds features.json). With `in_memory` records are read once and
+  pixels decoded once, at 3 bytes a pixel and one more for each object: for small images, where decoding is
+  most of the work.
   UserError when the folder is no prepared data set or lacks the split.
   """
 
@@ -161,11 +164,12 @@ class ReferringSource:
 def _open(directory: str, split: str):
   try:
     builder = tfds.builder_from_directory(directory)
-  except Exception as error:  # TFDS raises different things for a missing folder, a foreign one and a broken one
-    raise UserError(f'{directory} is no prepared data set ({type(error).__name__}); '
-                    'expected a folder with dataset_info.json and features.json, prepare the data first') from error
+  except Exception as error:  # TFDS raises one thing for a missing folder, others for a foreign or broken one
+    raise UserError(f'{directory} is no prepared data set ({type(error).__name__}); expected a folder with '
+                    'dataset_info.json and features.json, prepare the data first') from error
   if split not in builder.info.splits:
-    raise UserError(f'{directory} has no split {split!r}; choose one of {", ".join(sorted(builder.info.splits))}')
+    splits = ', '.join(sorted(builder.info.splits))
+    raise UserError(f'{directory} has no split {split!r}; choose one of {splits}')
   return builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
 
 

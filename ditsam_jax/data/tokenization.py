@@ -25,12 +25,13 @@ class Tokenizer:
     self.max_tokens = max_tokens
     self.vocabulary = read_vocabulary(self.vocabulary_file)
     self._bert = _bert_tokenizer(self.vocabulary)
-    # Padding and truncation are settings of the one Rust object, so that two threads may not be in it at once.
+    # Padding and truncation are settings of the one Rust object: two threads may not be in it at once.
     self._lock = threading.Lock()
     self._known: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
   def __reduce__(self):
-    return Tokenizer, (self.vocabulary_file, self.max_tokens)  # worker processes get no lock and an empty cache
+    # A worker process gets its own lock and an empty cache.
+    return Tokenizer, (self.vocabulary_file, self.max_tokens)
 
   def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Token ids and 0/1 mask of `texts`, both int32 [n, max_tokens]; what does not fit is left out."""
@@ -40,7 +41,7 @@ class Tokenizer:
     return np.stack([ids for ids, _ in rows]), np.stack([mask for _, mask in rows])
 
   def cut(self, text: str) -> str:
-    """The end of `text`, from the first word that does not wholly fit in `max_tokens`; '' when all of it fits."""
+    """The end of `text`, from the first word that does not wholly fit in `max_tokens`; '' if all fits."""
     with self._lock:
       pieces = self._bert(text, add_special_tokens=False, return_offsets_mapping=True)
     room = self.max_tokens - 2  # [CLS] and [SEP]
@@ -61,11 +62,12 @@ class Tokenizer:
 
 
 def read_vocabulary(file: Path) -> dict[str, int]:
-  """Word pieces to ids, one piece a line as BERT's `vocab.txt`; UserError when the file is missing or malformed."""
+  """Word pieces to ids, one piece a line as in BERT's `vocab.txt`; UserError when missing or malformed."""
   try:
     pieces = file.read_text(encoding='utf-8').split('\n')
   except OSError as error:
-    raise UserError(f'cannot read the vocabulary {file}: {error.strerror}; expected a BERT vocab.txt') from error
+    raise UserError(f'cannot read the vocabulary {file}: {error.strerror}; '
+                    'expected a BERT vocab.txt') from error
   except UnicodeDecodeError as error:
     raise UserError(f'the vocabulary {file} is not UTF-8 text; expected a BERT vocab.txt') from error
   pieces = [piece.rstrip('\r') for piece in pieces]
@@ -84,5 +86,5 @@ def read_vocabulary(file: Path) -> dict[str, int]:
 
 def _bert_tokenizer(vocabulary: dict[str, int]):
   from transformers import BertTokenizerFast  # takes over a second to import, so only when sentences are read
-  # The vocabulary goes in as a dictionary: given `vocab_file=`, transformers 5 reads it not and answers [UNK] to all.
+  # As a dictionary: transformers 5 ignores `vocab_file=` and answers [UNK] to every word.
   return BertTokenizerFast(vocab=vocabulary, do_lower_case=True)

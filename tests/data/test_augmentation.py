@@ -1,0 +1,165 @@
+"""Each step of the training recipe, against hand-made cases, the release's numbers or plain arithmetic."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import ImageEnhance
+
+from ditsam_jax.data import augmentation as augment
+from ditsam_jax.data.augmentation import AugmentationConfig
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+ALWAYS = AugmentationConfig(jitter_probability=1, flip_probability=1)
+NEVER = AugmentationConfig(scale_steps=1, jitter_probability=0, flip_probability=0)
+
+
+def picture(height=40, width=60, seed=0):
+  return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def test_the_letterbox_lies_where_the_release_puts_it():
+  golden = np.load(Path(__file__).parents[1] / 'golden' / 'metrics.npz')
+  infos = [golden[name] for name in golden.files if name.endswith('/info')]
+  assert infos
+  for height, width, new_height, new_width, left, top in infos:
+    _, box = augment.letterbox(np.zeros((height, width, 3), np.uint8), 96, MEAN, STD)
+    assert box == (top, left, new_height, new_width)
+
+
+def test_normalise_is_the_arithmetic_of_its_definition():
+  image = picture()
+  expected = (image.astype(np.float64) / 255 - MEAN) / STD
+  normalised = augment.normalise(image, MEAN, STD)
+  assert normalised.dtype == np.float32
+  np.testing.assert_allclose(normalised, expected, rtol=0, atol=3e-7)
+
+
+def test_padding_is_zero_after_normalisation():
+  square, box = augment.letterbox(picture(32, 64), 64, MEAN, STD)
+  assert square.shape == (64, 64, 3) and box == (16, 0, 32, 64)
+  np.testing.assert_array_equal(square[:16], 0)
+  np.testing.assert_array_equal(square[48:], 0)
+  np.testing.assert_array_equal(square[16:48], augment.normalise(picture(32, 64), MEAN, STD))
+
+
+def test_an_odd_margin_leaves_its_extra_row_below():
+  square, box = augment.centre(np.ones((3, 8), np.uint8), 8)
+  assert box == (2, 0, 3, 8)
+  np.testing.assert_array_equal(square.sum(1), [0, 0, 8, 8, 8, 0, 0, 0])
+
+
+@given(st.integers(1, 3000), st.integers(1, 3000), st.sampled_from([64, 96, 128, 512]))
+def test_any_image_fits_its_square(height, width, size):
+  new_height, new_width = augment.resized_shape(height, width, size)
+  assert max(new_height, new_width) == size and min(new_height, new_width) >= 1
+  assert abs(new_height - height * size / max(height, width)) <= 1
+  _, box = augment.centre(np.zeros((new_height, new_width), np.uint8), size)
+  assert 0 <= box.top <= size - new_height and 0 <= box.left <= size - new_width
+
+
+@pytest.mark.parametrize('shape', [(1, 500), (500, 1), (1, 1)])
+def test_an_image_one_pixel_thin_is_letterboxed(shape):
+  square, box = augment.letterbox(np.full((*shape, 3), 255, np.uint8), 64, MEAN, STD)
+  np.testing.assert_allclose(square[box.window], np.broadcast_to((1 - np.array(MEAN)) / STD,
+                                                                 (*box[2:], 3)), rtol=1e-6)
+
+
+def test_random_scale_draws_all_seven_sizes_and_no_other():
+  rng = np.random.default_rng(0)
+  image, mask = picture(), np.ones((40, 60), bool)
+  sides = []
+  for _ in range(300):
+    scaled, scaled_mask = augment.random_scale(image, mask, 512, AugmentationConfig(), rng)
+    assert scaled.shape[:2] == scaled_mask.shape == (round(scaled.shape[1] * 2 / 3), scaled.shape[1])
+    sides.append(scaled.shape[1])
+  values, counts = np.unique(sides, return_counts=True)
+  np.testing.assert_array_equal(values, 512 - 32 * np.arange(6, -1, -1))
+  assert counts.min() > 20
+
+
+def test_a_scaled_mask_stays_on_its_object():
+  image = np.zeros((40, 60, 3), np.uint8)
+  image[10:20, 30:50] = 255
+  scaled, mask = augment.random_scale(image, image[..., 0] > 0, 120, NEVER, np.random.default_rng(0))
+  np.testing.assert_array_equal(mask == 1, scaled[..., 0] > 127)
+  assert set(np.unique(mask)) == {0, 1}
+
+
+def test_jitter_is_three_enhancers_with_factors_in_range(monkeypatch):
+  used = []
+  for name in ('Brightness', 'Contrast', 'Color'):
+    enhancer = getattr(ImageEnhance, name)
+    plain = enhancer.enhance
+    monkeypatch.setattr(enhancer, 'enhance', lambda self, factor, name=name, plain=plain:
+                        used.append((name, factor)) or plain(self, factor))
+  rng = np.random.default_rng(0)
+  orders, factors = set(), []
+  for _ in range(200):
+    used.clear()
+    augment.color_jitter(picture(4, 4), ALWAYS, rng)
+    orders.add(tuple(name for name, _ in used))
+    factors += [factor for _, factor in used]
+  assert len(orders) == 6  # every order of the three
+  assert 0.6 <= min(factors) < 0.61 and 1.39 < max(factors) <= 1.4
+
+
+def test_brightness_alone_scales_every_level(monkeypatch):
+  monkeypatch.setattr(augment, '_JITTERS', (ImageEnhance.Brightness,))
+  image = np.full((2, 2, 3), 100, np.uint8)
+  rng = np.random.default_rng(5)
+  jittered = augment.color_jitter(image, ALWAYS, rng)
+  replay = np.random.default_rng(5)
+  replay.random(), replay.permutation(1)
+  np.testing.assert_allclose(jittered, 100 * replay.uniform(0.6, 1.4), atol=1)
+
+
+def test_probabilities_are_those_of_the_recipe():
+  rng = np.random.default_rng(0)
+  image, mask = picture(6, 6), np.eye(6, dtype=np.uint8)
+  jittered = [(augment.color_jitter(image, AugmentationConfig(), rng) != image).any() for _ in range(1000)]
+  flipped = [augment.flip(image, mask, 'left', AugmentationConfig(), rng)[2] == 'right' for _ in range(1000)]
+  assert abs(np.mean(jittered) - 0.8) < 0.04  # three standard deviations
+  assert abs(np.mean(flipped) - 0.5) < 0.05
+
+
+def test_flip_mirrors_image_mask_and_words_together():
+  image, mask = picture(), np.zeros((40, 60), np.uint8)
+  mask[3, 7] = 1
+  mirrored, mirrored_mask, text = augment.flip(image, mask, 'the man on the left', ALWAYS,
+                                               np.random.default_rng(0))
+  np.testing.assert_array_equal(mirrored[:, 0], image[:, 59])
+  assert mirrored_mask[3, 52] == 1 and mirrored_mask.sum() == 1
+  assert text == 'the man on the right'
+
+
+@pytest.mark.parametrize('text, swapped', [
+    ('left of the right cup', 'right of the left cup'),
+    ('second from left, right side', 'second from right, left side'),
+    ('the leftmost dog', 'the rightmost dog'),
+    ('right-hand man', 'left-hand man'),
+    ('Left!', 'right!'),
+    ('bright leftover upright', 'bright leftover upright'),
+    ('no sides here', 'no sides here'),
+])
+def test_sides_are_swapped_as_words(text, swapped):
+  assert augment.swap_sides(text) == swapped
+
+
+@given(st.lists(st.sampled_from(['left', 'right', 'leftmost', 'bright', 'a', ',', ' '])))
+def test_swapping_twice_changes_nothing(words):
+  text = ' '.join(words)
+  assert augment.swap_sides(augment.swap_sides(text)) == text
+
+
+def test_without_augmentation_nothing_is_changed():
+  rng = np.random.default_rng(0)
+  image, mask = picture(), np.zeros((40, 60), bool)
+  scaled, scaled_mask = augment.random_scale(image, mask, 60, NEVER, rng)
+  jittered = augment.color_jitter(scaled, NEVER, rng)
+  same, same_mask, text = augment.flip(jittered, scaled_mask, 'left', NEVER, rng)
+  np.testing.assert_array_equal(same, image)
+  np.testing.assert_array_equal(same_mask, mask)
+  assert text == 'left'

@@ -1,0 +1,261 @@
+"""Every batch holds what the data set stores; order and randomness depend on the seed alone."""
+
+import collections
+import itertools
+
+import numpy as np
+import pytest
+
+from ditsam_jax.command_line import UserError
+from ditsam_jax.data import augmentation as augment
+from ditsam_jax.data import pipeline
+from ditsam_jax.data.augmentation import AugmentationConfig
+from ditsam_jax.data.prompts import PromptConfig
+from ditsam_jax.data.referring import ReferringSource
+from ditsam_jax.data.tokenization import Tokenizer
+
+SIZE = 64
+INPUT = dict(image_size=SIZE, pixel_mean=(0.5, 0.4, 0.3), pixel_std=(0.2, 0.3, 0.25))
+PLAIN = AugmentationConfig(scale_steps=1, jitter_probability=0, flip_probability=0)
+FLIPS = AugmentationConfig(scale_steps=1, jitter_probability=0)
+EVERYTHING = AugmentationConfig(scale_steps=2, scale_stride=16)
+
+
+@pytest.fixture(scope='module')
+def source(tiny):
+  return ReferringSource(tiny.directory, 'train')
+
+
+@pytest.fixture(scope='module')
+def tokenizer(vocabulary_file):
+  return Tokenizer(vocabulary_file, 8)
+
+
+def train(source, tokenizer, augmentation=PLAIN, *, batch_size=5, seed=3, **options):
+  return pipeline.train_batches(source, tokenizer, **INPUT, augmentation=augmentation, batch_size=batch_size,
+                                seed=seed, **options)
+
+
+def first(batches, count):
+  return list(itertools.islice(iter(batches), count))
+
+
+def assert_equal(batches, others):
+  assert len(batches) == len(others)
+  for batch, other in zip(batches, others):
+    assert batch.keys() == other.keys()
+    for name in batch:
+      np.testing.assert_array_equal(batch[name], other[name], err_msg=name)
+
+
+def masks_of(batches):
+  return [mask.tobytes() for batch in batches for mask in batch['mask']]
+
+
+def squares(source, index, mirrored):
+  """Image and mask of `source[index]` in the square, made the plain way."""
+  sample = source[index]
+  step = -1 if mirrored else 1
+  image, _ = augment.letterbox(np.ascontiguousarray(sample.image[:, ::step]), SIZE, INPUT['pixel_mean'],
+                               INPUT['pixel_std'])
+  mask, _ = augment.centre(sample.mask[:, ::step].astype(np.uint8), SIZE)
+  return image, mask
+
+
+def test_a_batch_has_the_promised_shapes_and_types(source, tokenizer):
+  [batch] = first(train(source, tokenizer, EVERYTHING), 1)
+  assert {name: (array.shape, array.dtype.name) for name, array in batch.items()} == {
+      'image': ((5, 64, 64, 3), 'float32'), 'mask': ((5, 64, 64), 'uint8'),
+      'token_ids': ((5, 8), 'int32'), 'token_mask': ((5, 8), 'int32')}
+  assert set(np.unique(batch['mask'])) == {0, 1}
+
+
+def test_image_mask_and_expression_belong_together_mirrored_or_not(source, tokenizer):
+  known = {squares(source, index, mirrored)[1].tobytes(): (index, mirrored)
+           for index in range(len(source)) for mirrored in (False, True)}
+  turned = collections.Counter()
+  for batch in first(train(source, tokenizer, FLIPS), 20):
+    for image, mask, ids in zip(batch['image'], batch['mask'], batch['token_ids']):
+      index, mirrored = known[mask.tobytes()]
+      turned[mirrored] += 1
+      np.testing.assert_array_equal(image, squares(source, index, mirrored)[0])
+      texts = source[index].expressions
+      allowed = [text.replace('left', 'right') if mirrored else text for text in texts]
+      assert ids.tolist() in tokenizer(allowed)[0].tolist()
+  assert min(turned[True], turned[False]) > 25  # of 100
+
+
+def test_an_epoch_visits_every_object_once_and_the_next_in_another_order(source, tokenizer):
+  every = sorted(squares(source, index, False)[1].tobytes() for index in range(len(source)))
+  assert len(set(every)) == len(every)
+  visits = masks_of(first(train(source, tokenizer, batch_size=1), 2 * len(source)))
+  one, two = visits[:len(source)], visits[len(source):]
+  assert sorted(one) == every and sorted(two) == every
+  assert one != two
+
+
+def test_hosts_share_an_epoch_without_overlap(source, tokenizer):
+  per_host = len(source) // 3
+  shares = [masks_of(first(train(source, tokenizer, batch_size=1, shard=(host, 3)), per_host))
+            for host in range(3)]
+  visited = sum(shares, [])
+  assert len(set(visited)) == len(visited) == 3 * per_host
+
+
+def test_every_expression_gets_its_turn(source, tokenizer):
+  texts = {text for index in range(len(source)) for text in source[index].expressions}
+  wanted = {tuple(row) for row in tokenizer(sorted(texts))[0].tolist()}
+  seen = {tuple(row) for batch in first(train(source, tokenizer, batch_size=len(source)), 10)
+          for row in batch['token_ids'].tolist()}
+  assert seen == wanted
+
+
+def test_the_seed_decides(source, tokenizer):
+  batches = first(train(source, tokenizer, EVERYTHING), 3)
+  assert_equal(first(train(source, tokenizer, EVERYTHING), 3), batches)
+  assert masks_of(first(train(source, tokenizer, EVERYTHING, seed=4), 3)) != masks_of(batches)
+
+
+@pytest.mark.parametrize('options', [dict(threads=0), dict(threads=5), dict(threads=1, processes=2)], ids=str)
+def test_threads_and_processes_change_no_batch(source, tokenizer, options):
+  expected = first(train(source, tokenizer, EVERYTHING, threads=1), 12)
+  assert_equal(first(train(source, tokenizer, EVERYTHING, **options), 12), expected)
+
+
+def test_a_source_in_memory_changes_no_batch(tiny, source, tokenizer):
+  kept = ReferringSource(tiny.directory, 'train', in_memory=True)
+  assert_equal(first(train(kept, tokenizer, EVERYTHING), 12), first(train(source, tokenizer, EVERYTHING), 12))
+
+
+@pytest.mark.parametrize('kind', ['train', 'prompt'])
+def test_a_restored_iterator_goes_on_with_the_very_same_batches(source, tokenizer, kind):
+  def batches():
+    if kind == 'train':
+      return train(source, tokenizer, EVERYTHING)
+    return pipeline.prompt_batches(source, **INPUT, augmentation=EVERYTHING, batch_size=3, seed=5)
+  interrupted = iter(batches())
+  for _ in range(17):  # past the end of an epoch
+    next(interrupted)
+  state = interrupted.get_state()
+  expected = first(interrupted, 6)
+  resumed = iter(batches())
+  resumed.set_state(state)
+  assert_equal(first(resumed, 6), expected)
+
+
+def test_fewer_objects_than_hosts_is_an_error(source, tokenizer):
+  with pytest.raises(UserError, match='1000 hosts'):
+    train(source, tokenizer, shard=(0, 1000))
+
+
+def prompt_batches(source, prompt, *, count):
+  batches = pipeline.prompt_batches(source, **INPUT, augmentation=FLIPS, batch_size=4, seed=1, prompt=prompt,
+                                    objects_per_image=3)
+  return first(batches, count)
+
+
+def all_masks(source, image_square):
+  """The masks of the image that `image_square` shows, as it is or mirrored, [n, S, S]."""
+  for number, step in itertools.product(range(source.num_images), (1, -1)):
+    record = source.image(number)
+    square, _ = augment.letterbox(np.ascontiguousarray(record.image()[:, ::step]), SIZE, INPUT['pixel_mean'],
+                                  INPUT['pixel_std'])
+    if np.array_equal(square, image_square):
+      masks = [record.mask(index)[:, ::step].astype(np.uint8) for index in range(record.num_objects)]
+      return np.stack([augment.centre(mask, SIZE)[0] for mask in masks])
+  raise AssertionError('no such image')
+
+
+def test_visual_targets_are_objects_of_their_image_drawn_without_repeats_where_possible(source):
+  for batch in prompt_batches(source, PromptConfig(point=0, two_points=0, box=1, none=0), count=6):
+    assert batch['masks'].shape == (4, 3, 64, 64) and batch['masks'].dtype == np.uint8
+    assert batch['points'].shape == (4, 3, 2, 2) and batch['points'].dtype == np.float32
+    assert batch['labels'].shape == (4, 3, 2) and batch['labels'].dtype == np.int32
+    for image, masks in zip(batch['image'], batch['masks']):
+      stored = [mask.tobytes() for mask in all_masks(source, image)]
+      drawn = {mask.tobytes() for mask in masks}
+      assert drawn <= set(stored)
+      if len(stored) >= 3:
+        assert len(drawn) == 3
+
+
+def test_without_a_prompt_the_target_is_all_objects(source):
+  [batch] = prompt_batches(source, PromptConfig(point=0, two_points=0, box=0, none=1), count=1)
+  assert (batch['labels'] == -1).all()
+  for image, masks in zip(batch['image'], batch['masks']):
+    union = all_masks(source, image).any(0)
+    for mask in masks:
+      np.testing.assert_array_equal(mask, union)
+
+
+def test_points_lie_in_their_targets(source):
+  for batch in prompt_batches(source, PromptConfig(point=1, two_points=0, box=0, none=0), count=6):
+    x, y = np.moveaxis(batch['points'][:, :, 0].astype(int), -1, 0)
+    rows, targets = np.indices(x.shape)
+    assert batch['masks'][rows, targets, y, x].all()
+
+
+def evaluate(source, tokenizer, batch_size=7, **options):
+  return list(pipeline.evaluation_batches(source, tokenizer, **INPUT, batch_size=batch_size, **options))
+
+
+def counted(batches):
+  return [info for batch, infos in batches for info, valid in zip(infos, batch['valid']) if valid]
+
+
+def test_evaluation_sees_every_expression_once_in_stored_order(tiny, source, tokenizer):
+  batches = evaluate(source, tokenizer)
+  expected = [(image.image_id, one.object_id, index, text, kind) for image in tiny.images['train']
+              for index, one in enumerate(image.objects) for text, kind in zip(one.expressions, one.kinds)]
+  assert [(info.image_id, info.object_id, info.object_index, info.expression, info.kind)
+          for info in counted(batches)] == expected
+  assert all(batch['image'].shape[0] == len(infos) == 7 for batch, infos in batches)
+  assert len(batches) == -(-len(expected) // 7)
+  assert all(batch['valid'].all() for batch, _ in batches[:-1])
+
+
+def test_evaluation_rows_hold_image_mask_and_text_of_their_sample(tiny, source, tokenizer):
+  stored = {image.image_id: image for image in tiny.images['train']}
+  for batch, infos in evaluate(source, tokenizer):
+    assert batch['valid'].dtype == bool and batch['mask'].dtype == np.uint8
+    for row, info in enumerate(infos):
+      image = stored[info.image_id]
+      one = image.objects[info.object_index]
+      assert info.image_categories == tuple(other.category for other in image.objects)
+      assert info.original_size == image.image.shape[:2]
+      np.testing.assert_array_equal(info.mask, one.mask)
+      square, box = augment.letterbox(image.image, SIZE, INPUT['pixel_mean'], INPUT['pixel_std'])
+      assert info.letterbox == box
+      np.testing.assert_array_equal(batch['image'][row], square)
+      np.testing.assert_array_equal(batch['mask'][row][box.window], one.mask)  # the long side is 64 already
+      assert batch['mask'][row].sum() == one.mask.sum()
+      np.testing.assert_array_equal(batch['token_ids'][row], tokenizer([info.expression])[0][0])
+
+
+def test_a_limit_takes_samples_from_the_whole_split(source, tokenizer):
+  everything = counted(evaluate(source, tokenizer))
+  some = counted(evaluate(source, tokenizer, limit=10))
+  names = [(info.object_id, info.expression) for info in everything]
+  places = [names.index((info.object_id, info.expression)) for info in some]
+  steps = np.diff(places)
+  assert len(places) == 10 and places[0] == 0
+  assert steps.max() - steps.min() <= 1
+  assert len(counted(evaluate(source, tokenizer, limit=10_000))) == len(everything)
+
+
+@pytest.mark.parametrize('hosts', [2, 3, 40])
+def test_hosts_evaluate_everything_once_in_equally_many_batches(source, tokenizer, hosts):
+  shares = [evaluate(source, tokenizer, shard=(host, hosts)) for host in range(hosts)]
+  assert len({len(share) for share in shares}) == 1
+  names = [(info.object_id, info.expression) for share in shares for info in counted(share)]
+  assert names == [(info.object_id, info.expression) for info in counted(evaluate(source, tokenizer))]
+
+
+def test_threads_do_not_change_the_order_of_evaluation(source, tokenizer):
+  one, many = evaluate(source, tokenizer, threads=1), evaluate(source, tokenizer, threads=6)
+  assert_equal([batch for batch, _ in one], [batch for batch, _ in many])
+
+
+def test_nothing_to_evaluate_is_an_error(source, tokenizer):
+  with pytest.raises(UserError, match='limit 0'):
+    evaluate(source, tokenizer, limit=0)

@@ -1,0 +1,76 @@
+"""Reading gives back exactly what was stored, and bad folders are named."""
+
+import pickle
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from ditsam_jax.command_line import UserError
+from ditsam_jax.data.referring import ImageRecord, ReferringSource
+
+
+@pytest.mark.parametrize('in_memory', [False, True])
+def test_every_object_with_an_expression_comes_back_as_stored(tiny, in_memory):
+  source = ReferringSource(tiny.directory, 'train', in_memory=in_memory)
+  stored = [(image, index, one) for image in tiny.images['train']
+            for index, one in enumerate(image.objects) if one.expressions]
+  assert len(source) == len(stored)
+  for _ in range(2):  # the second time from memory, where it is kept
+    for sample, (image, index, one) in zip((source[i] for i in range(len(source))), stored):
+      np.testing.assert_array_equal(sample.image, image.image)
+      np.testing.assert_array_equal(sample.mask, one.mask)
+      assert sample.mask.dtype == bool
+      assert (sample.expressions, sample.kinds) == (tuple(one.expressions), tuple(one.kinds))
+      assert (sample.image_id, sample.object_id) == (image.image_id, one.object_id)
+      assert sample.object_index == index
+      assert sample.category == one.category
+      assert sample.image_categories == tuple(other.category for other in image.objects)
+
+
+def test_an_image_has_its_objects_without_expressions_too(tiny):
+  source = ReferringSource(tiny.directory, 'val')
+  stored = tiny.images['val']
+  assert source.num_images == 5
+  assert [source.image(k).num_objects for k in range(5)] == [len(image.objects) for image in stored]
+  np.testing.assert_array_equal(source.image(1).mask(1), stored[1].objects[1].mask)
+  assert source.image(1).expressions(1) == ()
+
+
+def test_agrees_with_the_reader_of_tfds(tiny):
+  theirs = tfds.builder_from_directory(tiny.directory).as_data_source('train')[6]
+  ours = ReferringSource(tiny.directory, 'train').image(6)
+  np.testing.assert_array_equal(ours.image(), theirs['image'])
+  objects = theirs['objects']
+  for index in range(ours.num_objects):
+    np.testing.assert_array_equal(ours.mask(index), objects['mask'][index][..., 0] == 255)
+    assert [text.encode() for text in ours.expressions(index)] == list(objects['expressions'][index])
+
+
+def test_pixels_in_memory_cannot_be_changed_by_accident(tiny):
+  record = ReferringSource(tiny.directory, 'val', in_memory=True).image(0)
+  with pytest.raises(ValueError):
+    record.image()[0, 0] = 0
+
+
+def test_a_copy_in_another_process_reads_the_same(tiny):
+  source = ReferringSource(tiny.directory, 'train')
+  sent = pickle.dumps(source)
+  assert len(sent) < 1000  # the place of the files, not their content
+  np.testing.assert_array_equal(pickle.loads(sent)[5].mask, source[5].mask)
+
+
+def test_what_cannot_be_opened_is_named(tiny, tmp_path):
+  with pytest.raises(UserError, match='no split .*testA.* train, val'):
+    ReferringSource(tiny.directory, 'testA')
+  with pytest.raises(UserError, match=f'{tmp_path}.*no prepared data set'):
+    ReferringSource(tmp_path, 'train')
+
+
+def test_pixels_that_are_no_picture_are_named():
+  from tensorflow_datasets.proto import tf_example_pb2
+  example = tf_example_pb2.Example()
+  example.features.feature['image_id'].int64_list.value.append(31)
+  example.features.feature['image'].bytes_list.value.append(b'nothing')
+  with pytest.raises(UserError, match='image of image 31'):
+    ImageRecord(example.SerializeToString()).image()
