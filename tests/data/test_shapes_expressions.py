@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import itertools
 import re
 from pathlib import Path
 
@@ -17,11 +18,12 @@ CONFIG = ScenesConfig()
 VOCABULARY = Path(shapes.__file__).parent / 'vocab.txt'
 SIZE, COLOUR = 'small|large', 'red|green|blue|yellow|purple|orange'
 KIND = 'circle|square|triangle|star|cross'
+RANK = 'first|second|third|fourth'
 NOUN = rf'(?:(?:{SIZE}) )?(?:(?:{COLOUR}) )?(?:{KIND}|shape)'
 GRAMMAR = {
     'attribute': rf'the (?P<noun>{NOUN})',
     'relation': rf'the (?P<noun>{NOUN}) (?P<where>left of|right of|above|below) the (?P<anchor>{NOUN})',
-    'order': rf'the (?P<rank>first|second|third|fourth) (?P<noun>{NOUN}) from the (?P<end>left|right|top|bottom)',
+    'order': rf'the (?P<rank>{RANK}) (?P<noun>{NOUN}) from the (?P<end>left|right|top|bottom)',
     'comparison': rf'the (?P<most>largest|smallest) (?P<noun>{NOUN})',
     'negation': rf'the (?P<noun>{NOUN}) that is not (?P<not>{SIZE}|{COLOUR}|a (?:{KIND}))',
 }
@@ -51,11 +53,12 @@ def meaning(expression, scene):
     distance_from_end = {
         'left': lambda s: s.x, 'right': lambda s: -s.x, 'top': lambda s: s.y, 'bottom': lambda s: -s.y,
     }[match['end']]
-    rank = ['first', 'second', 'third', 'fourth'].index(match['rank'])
+    rank = RANK.split('|').index(match['rank'])
     candidates = sorted(candidates, key=distance_from_end)[rank:rank + 1]
   elif kind == 'comparison':
     extreme = max if match['most'] == 'largest' else min
-    by_radius, by_area = extreme(candidates, key=lambda s: s.radius), extreme(candidates, key=lambda s: s.area)
+    by_radius = extreme(candidates, key=lambda s: s.radius)
+    by_area = extreme(candidates, key=lambda s: s.area)
     assert by_radius is by_area
     candidates = [by_radius]
   elif kind == 'negation':
@@ -150,11 +153,13 @@ def test_colour_words_about_the_target_decide_what_a_colour_oracle_keeps(express
 def test_two_equal_shapes_side_by_side_are_told_apart_by_order_and_nothing_else():
   """Hand-made: equal but for their place, 80 px apart; no third shape to relate them to."""
   twins = [Shape('star', 'red', 'small', 12.0, 0.0, x, 64.0) for x in (24.0, 104.0)]
-  texts = [{text for text, _ in pairs} for pairs in expressions.describe(twins, 128, 30, np.random.default_rng(0))]
-  nouns = ['star', 'shape', 'red star', 'red shape', 'small star', 'small shape', 'small red star', 'small red shape']
+  pairs_of_both = expressions.describe(twins, 128, 30, np.random.default_rng(0))
+  texts = [{text for text, _ in pairs} for pairs in pairs_of_both]
+  nouns = [''.join(words) for words in itertools.product(('', 'small '), ('', 'red '), ('star', 'shape'))]
   for own, (near, far) in zip(texts, (('left', 'right'), ('right', 'left'))):
-    assert own <= {f'the first {n} from the {near}' for n in nouns} | {f'the second {n} from the {far}' for n in nouns}
     assert own
+    assert own <= {f'the {rank} {noun} from the {side}' for noun in nouns
+                   for rank, side in (('first', near), ('second', far))}
 
 
 def test_the_tokenizer_knows_every_word_and_spells_the_others():

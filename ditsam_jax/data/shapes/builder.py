@@ -9,9 +9,8 @@ import io
 import json
 import multiprocessing
 import os
-import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from ditsam_jax.data.shapes.scenes import SPLITS, Scene, ScenesConfig, make_scen
 _SPLIT_STRIDE = 1_000_000  # image ids of different splits never meet
 _OBJECT_STRIDE = 100
 _SCENE_TRIES = 100
-# JPEG takes a third of the bytes and of the decoding time of PNG here; full colour resolution keeps edges sharp.
+# JPEG takes a third of PNG's bytes and decoding time here. Full colour resolution keeps edges sharp.
 _IMAGE_OPTIONS = (cv2.IMWRITE_JPEG_QUALITY, 95,
                   cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
 # Trying all of PNG's filters would take four times as long.
@@ -39,7 +38,7 @@ _MOST_WORKERS = 8  # one process writes what all of them make
 
 
 class ShapesConfig(tfds.core.BuilderConfig):
-  """A TFDS config that is a `ScenesConfig`; its name ends in a hash, so that every variant has its own folder."""
+  """A `ScenesConfig` for TFDS; its name ends in a hash, so that every variant has its own folder."""
 
   def __init__(self, scenes: ScenesConfig):
     text = json.dumps(dataclasses.asdict(scenes), sort_keys=True)
@@ -52,10 +51,12 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
   """Scenes of 4 to 8 coloured shapes with masks and English referring expressions. Made, not downloaded."""
 
   VERSION = tfds.core.Version('1.0.0')
-  url_infos = None  # nothing is downloaded; TFDS' search for checksums needs a package that it does not install
+  # Nothing is downloaded, and TFDS' search for checksums needs a package that it does not install.
+  url_infos = None
 
   def __init__(self, *, scenes: ScenesConfig = ScenesConfig(), workers: int = 0, **kwargs: Any):
     self._workers = workers
+    self.on_record: Callable[[], Any] = lambda: None  # called after each one written
     super().__init__(config=ShapesConfig(scenes), file_format='array_record', **kwargs)
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -64,17 +65,12 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
 
   def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict]]]:
     del dl_manager
-    scenes = self.builder_config.scenes
-    bar = tqdm.tqdm(total=sum(getattr(scenes, split) for split in SPLITS), desc='making shapes', unit=' scenes',
-                    mininterval=1.0, file=sys.stderr)
-    return {split: self._generate_examples(split, bar) for split in SPLITS}
+    return {split: self._generate_examples(split) for split in SPLITS}
 
-  def _generate_examples(self, split: str, bar: tqdm.tqdm) -> Iterator[tuple[int, dict]]:
+  def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
     for index, record in enumerate(_records(self.builder_config.scenes, split, self._workers)):
       yield index, record
-      bar.update()
-    if bar.n == bar.total:
-      bar.close()
+      self.on_record()
 
 
 def _records(config: ScenesConfig, split: str, workers: int) -> Iterator[dict[str, Any]]:
@@ -90,7 +86,8 @@ def _records(config: ScenesConfig, split: str, workers: int) -> Iterator[dict[st
     pool.shutdown(wait=False, cancel_futures=True)
 
 
-def described_scene(config: ScenesConfig, split: str, index: int) -> tuple[Scene, list[list[tuple[str, str]]]]:
+def described_scene(config: ScenesConfig, split: str,
+                    index: int) -> tuple[Scene, list[list[tuple[str, str]]]]:
   """Scene `index` of `split` and, for each of its shapes, at least one (expression, kind)."""
   rng = scene_rng(config, split, index)
   for _ in range(_SCENE_TRIES):
@@ -98,8 +95,8 @@ def described_scene(config: ScenesConfig, split: str, index: int) -> tuple[Scene
     expressions = describe(scene.shapes, config.image_size, config.expressions_per_object, rng)
     if all(expressions):
       return scene, expressions
-  raise UserError(f'scenes: no scene of {config.max_shapes} shapes out of {_SCENE_TRIES} had an expression for every '
-                  'shape; take fewer shapes, or more kinds_per_scene and colours_per_scene.')
+  raise UserError(f'scenes: in none of {_SCENE_TRIES} scenes of up to {config.max_shapes} shapes had every '
+                  'shape an expression; take fewer shapes, or more kinds_per_scene and colours_per_scene.')
 
 
 def make_record(config: ScenesConfig, split: str, index: int) -> dict[str, Any]:
@@ -129,7 +126,7 @@ def prepare(data_dir: str | os.PathLike, scenes: ScenesConfig = ScenesConfig(),
             workers: int | None = None) -> Shapes:
   """The builder of the data set under `data_dir`, made first if it is not there yet.
 
-  Records are made in a folder of another name that is renamed when whole, so an interrupted preparation leaves none.
+  The folder gets its name when it is whole, so an interrupted preparation is never taken for one.
   `workers`: processes that make scenes, by default one a core; a script that calls this then needs the usual
   `if __name__ == '__main__'`, or 0 workers. The records do not depend on it.
   Raises UserError if the folder cannot be written.
@@ -141,7 +138,7 @@ def prepare(data_dir: str | os.PathLike, scenes: ScenesConfig = ScenesConfig(),
       builder = Shapes(scenes=scenes, workers=workers, data_dir=os.fspath(data_dir))
       _make(builder)
   except OSError as error:
-    raise UserError(f'data folder {data_dir}: {error.strerror or error}; expected a folder to write the shapes data '
+    raise UserError(f'data folder {data_dir}: {error.strerror or error}; expected a folder to write the data '
                     'set to, choose another one.') from error
   except concurrent.futures.BrokenExecutor as error:
     raise UserError(f'shapes: a worker process ended early ({error}); call prepare under '
@@ -150,8 +147,13 @@ def prepare(data_dir: str | os.PathLike, scenes: ScenesConfig = ScenesConfig(),
 
 
 def _make(builder: Shapes) -> None:
+  if Path(builder.data_dir).exists():
+    return
+  total = sum(getattr(builder.builder_config.scenes, split) for split in SPLITS)
   try:
-    with tempfile.TemporaryDirectory() as unused:
+    with (tempfile.TemporaryDirectory() as unused,
+          tqdm.tqdm(total=total, desc='making shapes', unit=' scenes', mininterval=1.0) as bar):
+      builder.on_record = bar.update
       builder.download_and_prepare(download_dir=unused)
   except OSError:
     # Another process may have finished the same data set meanwhile.

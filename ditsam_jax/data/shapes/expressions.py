@@ -1,10 +1,10 @@
-"""Referring expressions for the shapes data set: each fits exactly one object of its scene, by construction."""
+"""Referring expressions for the shapes data set: each fits exactly one object of its scene."""
 
 import collections
 import dataclasses
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -19,8 +19,8 @@ ORDER_MARGIN = 0.06
 RADIUS_RATIO = 1.15
 AREA_RATIO = 1.3
 
-# A kind with more than an equal share of its scene's expressions has to wait: 'order' fits nearly everywhere and would
-# crowd out the rest.
+# A kind with more than an equal share of its scene's expressions has to wait: 'order' fits nearly everywhere
+# and would crowd out the rest.
 _LARGEST_SHARE = 0.2
 
 _ORDINALS = ('first', 'second', 'third', 'fourth')
@@ -159,10 +159,10 @@ def random_chance(objects: int) -> float:
 
 
 def colour_candidates(expression: str, categories: Sequence[str]) -> list[int]:
-  """Objects that the colour words about the target leave possible: what an oracle for colour alone chooses from.
+  """Indices of the objects that an oracle for colour alone cannot tell from the target of `expression`.
 
-  `categories` as in the records, e.g. 'small red circle'. The colour of another object ('left of the red star')
-  says nothing about the target; 'that is not red' leaves the others; without a colour word all stay.
+  `categories`: as in the records, e.g. 'small red circle'. The colour of another object ('left of the red
+  star') says nothing about the target; 'that is not red' leaves the others; without a colour word all stay.
   """
   target = re.split(r' (?:left of|right of|above|below) ', expression)[0]
   asked, _, excluded = target.partition(' that is not ')
@@ -175,10 +175,10 @@ def _colours(text: str) -> set[str]:
   return set(text.split()) & set(COLOURS)
 
 
-def vocabulary() -> Iterable[str]:
-  """Tokens of vocab.txt in order: the grammar's words, then characters, so that any other word can be spelt."""
-  words = ['the', 'shape', *KINDS, *COLOURS, *SIZES, 'smallest', 'largest', 'left', 'right', 'of', 'above', 'below',
-           *_ORDINALS, 'from', 'top', 'bottom', 'that', 'is', 'not']
+def vocabulary() -> list[str]:
+  """Lines of vocab.txt: the grammar's words, then characters, so that any other word can be spelt."""
+  words = ['the', 'shape', *KINDS, *COLOURS, *SIZES, 'smallest', 'largest', 'left', 'right', 'of', 'above',
+           'below', *_ORDINALS, 'from', 'top', 'bottom', 'that', 'is', 'not']
   characters = [*'abcdefghijklmnopqrstuvwxyz', *'0123456789']
   return ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *words, *characters, *(f'##{c}' for c in characters),
           *".,'-?!"]

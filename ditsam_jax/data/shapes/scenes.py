@@ -21,18 +21,20 @@ COLOURS = {
 }
 KINDS = ('circle', 'square', 'triangle', 'star', 'cross')
 
-# Circumradius for a nominal radius of 1. A square in a circle looks smaller than the circle; with these factors
-# all kinds of one nominal radius cover similar areas, so that 'small' and 'large' mean what the eye sees.
+# Circumradius for a nominal radius of 1. A square in a circle looks smaller than the circle; with these
+# factors all kinds of one nominal radius cover similar areas: 'small' and 'large' mean what the eye sees.
 _EXTENT = {'circle': 1.0, 'square': 1.2, 'triangle': 1.35, 'star': 1.32, 'cross': 1.18}
 _SUPERSAMPLING = 4
 _RIM = 0.72  # brightness of a shape's rim
 _PLACEMENT_TRIES = 60
 _SCENE_TRIES = 200
 
+_Coverage = tuple[tuple[slice, slice], np.ndarray]  # see _rasterise
+
 
 @dataclasses.dataclass(frozen=True)
 class ScenesConfig:
-  """What the scenes look like. Lengths are fractions of the image side. Raises UserError on impossible values."""
+  """What scenes look like. Lengths are fractions of the image side. Raises UserError on impossible values."""
   image_size: int = 128
   min_shapes: int = 4
   max_shapes: int = 8
@@ -118,7 +120,7 @@ class Scene:
 
 
 def scene_rng(config: ScenesConfig, split: str, index: int) -> np.random.Generator:
-  """The one source of chance of scene `index` of `split`: no other scene shares it, whatever the order of making."""
+  """The source of chance of scene `index` of `split` alone, so that scenes can be made in any order."""
   return np.random.default_rng((config.seed, SPLITS.index(split), index))
 
 
@@ -183,18 +185,19 @@ def _draw_shapes(config: ScenesConfig, rng: np.random.Generator) -> list[Shape]:
   return shapes
 
 
-def _place(shapes: list[Shape], config: ScenesConfig, rng: np.random.Generator):
-  """Gives each shape a place, back to front: (shapes, (box, coverage) of each, visible masks), or None."""
+def _place(shapes: list[Shape], config: ScenesConfig,
+           rng: np.random.Generator) -> tuple[tuple[Shape, ...], list[_Coverage], np.ndarray] | None:
+  """Gives each shape a place, back to front: shapes, coverages, visible masks. None if one finds no place."""
   side = config.image_size
   placed, coverages, masks, least_visible = [], [], [], []
   for shape in shapes:
     margin = shape.reach + 1.0
     for u, v in rng.random((_PLACEMENT_TRIES, 2)).tolist():
-      candidate = dataclasses.replace(shape, x=margin + u * (side - 2 * margin), y=margin + v * (side - 2 * margin))
+      x, y = margin + u * (side - 2 * margin), margin + v * (side - 2 * margin)
       # Nearly concentric shapes would hide too much; this spares drawing them.
-      if any(math.hypot(candidate.x - other.x, candidate.y - other.y) < 0.7 * (candidate.radius + other.radius)
-             for other in placed):
+      if any(math.hypot(x - other.x, y - other.y) < 0.7 * (shape.radius + other.radius) for other in placed):
         continue
+      candidate = dataclasses.replace(shape, x=x, y=y)
       box, coverage = _rasterise(candidate)
       mask = np.zeros((side, side), bool)
       mask[box] = coverage > 127
@@ -211,7 +214,7 @@ def _place(shapes: list[Shape], config: ScenesConfig, rng: np.random.Generator):
   return tuple(placed), coverages, np.stack(masks)
 
 
-def _rasterise(shape: Shape, scale: float = 1.0) -> tuple[tuple[slice, slice], np.ndarray]:
+def _rasterise(shape: Shape, scale: float = 1.0) -> _Coverage:
   """The box (rows, columns) around a shape and how much of each of its pixels the shape covers, 0 to 255."""
   left, top = math.floor(shape.x - shape.reach) - 1, math.floor(shape.y - shape.reach) - 1
   left, top = max(left, 0), max(top, 0)
@@ -228,7 +231,8 @@ def _rasterise(shape: Shape, scale: float = 1.0) -> tuple[tuple[slice, slice], n
   return (slice(top, top + height), slice(left, left + width)), coverage
 
 
-def _paint(shapes: tuple[Shape, ...], coverages, config: ScenesConfig, rng: np.random.Generator) -> np.ndarray:
+def _paint(shapes: tuple[Shape, ...], coverages: list[_Coverage], config: ScenesConfig,
+           rng: np.random.Generator) -> np.ndarray:
   image = _background(config, rng)
   for shape, (box, coverage) in zip(shapes, coverages):
     _paint_shape(image, shape, box, coverage, rng)
