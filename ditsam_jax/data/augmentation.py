@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from ditsam_jax.command_line import UserError
+
 Triple = tuple[float, float, float]
 _JITTERS = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
 # 'leftmost' and 'left-hand' turn too; 'bright' and 'leftover' hold no side.
@@ -26,6 +28,13 @@ class AugmentationConfig:
   jitter_probability: float = 0.8    # of brightness, contrast and saturation being changed
   jitter_strength: float = 0.4       # factors are uniform in 1 - strength .. 1 + strength
   flip_probability: float = 0.5      # of mirroring, with 'left' and 'right' swapped in the text
+
+  def check(self, size: int) -> None:
+    """Raises UserError when the smallest scale leaves nothing of a `size` pixel square."""
+    smallest = size - self.scale_stride * (self.scale_steps - 1)
+    if self.scale_steps < 1 or smallest < 1:
+      raise UserError(f'augmentation: {self.scale_steps} scales in steps of {self.scale_stride} pixels do not '
+                      f'fit images of {size} pixels (the smallest is {smallest}); take fewer or smaller steps')
 
 
 class Letterbox(NamedTuple):

@@ -31,8 +31,9 @@ def train_batches(
   A batch is {'image' float32 [B, S, S, 3], 'mask' uint8 [B, S, S], 'token_ids', 'token_mask' int32 [B, T]}.
   The n-th batch depends on seed, shard and batch size alone, never on `threads` or `processes`; iterators
   have `get_state` and `set_state`. `shard` is (index, count) of this host; `batch_size` is per host.
-  UserError when the split has fewer objects than there are hosts.
+  UserError when the split has fewer objects than there are hosts, or the augmentation does not fit the size.
   """
+  augmentation.check(image_size)
   transform = _TrainTransform(tokenizer, image_size, pixel_mean, pixel_std, augmentation)
   objects = grain.MapDataset.source(source)
   return _endless_batches(objects, transform, batch_size, seed, threads, processes, shard)
@@ -48,8 +49,9 @@ def prompt_batches(
 
   A batch is {'image' float32 [B, S, S, 3], 'points' float32 [B, K, 2, 2] as (x, y) in pixels of the square,
   'labels' int32 [B, K, 2] (SAM's: -1 padding, 0 negative, 1 positive, 2 and 3 box corners), 'masks' uint8 0/1
-  [B, K, S, S]}. Order, seeds and state as in `train_batches`.
+  [B, K, S, S]}. Order, seeds, state and errors as in `train_batches`.
   """
+  augmentation.check(image_size)
   transform = _PromptTransform(image_size, pixel_mean, pixel_std, augmentation, objects_per_image, prompt)
   images = grain.MapDataset.range(source.num_images).map(source.image)
   return _endless_batches(images, transform, batch_size, seed, threads, processes, shard)
@@ -129,6 +131,7 @@ class _PromptTransform(grain.transforms.RandomMap):
     square, _ = augment.centre(augment.normalise(image, self.mean, self.std), self.image_size)
     masks = masks.reshape(*image.shape[:2], -1)  # OpenCV drops the last axis of a single mask
     masks, _ = augment.centre(masks, self.image_size)
+    masks = np.ascontiguousarray(np.moveaxis(masks, -1, 0))
     targets = [self._target(masks, index, rng) for index in self._objects(record.num_objects, rng)]
     return {'image': square, **_stack(targets)}
 
@@ -137,7 +140,7 @@ class _PromptTransform(grain.transforms.RandomMap):
 
   def _target(self, masks: np.ndarray, index: int, rng: np.random.Generator) -> Batch:
     kind = prompts.draw_kind(self.prompt, rng)
-    mask = masks.any(-1).astype(np.uint8) if kind == 'none' else masks[..., index]
+    mask = masks.max(0) if kind == 'none' else masks[index]
     points, labels = prompts.draw_prompt(kind, mask, self.prompt, rng)
     return {'points': points, 'labels': labels, 'masks': mask}
 

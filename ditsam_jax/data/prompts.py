@@ -4,6 +4,9 @@ import dataclasses
 
 import numpy as np
 
+from ditsam_jax.command_line import UserError
+
+KINDS = ('point', 'two_points', 'box', 'none')
 POINTS = 2  # slots a prompt has: a point and a second one, or the two corners of a box
 PADDING, NEGATIVE, POSITIVE, TOP_LEFT, BOTTOM_RIGHT = -1, 0, 1, 2, 3  # SAM's labels
 
@@ -17,11 +20,15 @@ class PromptConfig:
   none: float = 0.1        # no prompt at all; the target is all objects together
   box_jitter: float = 0.1  # each side of a box moves by up to this share of the box's length
 
+  def __post_init__(self):
+    shares = {kind: getattr(self, kind) for kind in KINDS}
+    if min(shares.values()) < 0 or abs(sum(shares.values()) - 1) > 1e-6:
+      raise UserError(f'prompts: shares are {shares}; expected none below 0, adding up to 1')
+
 
 def draw_kind(config: PromptConfig, rng: np.random.Generator) -> str:
   """'point', 'two_points', 'box' or 'none'."""
-  kinds = ('point', 'two_points', 'box', 'none')
-  return kinds[rng.choice(len(kinds), p=[getattr(config, kind) for kind in kinds])]
+  return KINDS[rng.choice(len(KINDS), p=[getattr(config, kind) for kind in KINDS])]
 
 
 def draw_prompt(

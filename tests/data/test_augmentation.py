@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ImageEnhance
 
+from ditsam_jax.command_line import UserError
 from ditsam_jax.data import augmentation as augment
 from ditsam_jax.data.augmentation import AugmentationConfig
 
@@ -163,3 +164,9 @@ def test_without_augmentation_nothing_is_changed():
   np.testing.assert_array_equal(same, image)
   np.testing.assert_array_equal(same_mask, mask)
   assert text == 'left'
+
+
+def test_scales_that_leave_nothing_are_refused():
+  AugmentationConfig().check(224)  # the smallest is 32
+  with pytest.raises(UserError, match='7 scales in steps of 32 pixels do not fit images of 128 pixels'):
+    AugmentationConfig().check(128)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from ditsam_jax.command_line import UserError
 from ditsam_jax.data.prompts import PromptConfig, draw_kind, draw_prompt
 
 CONFIG = PromptConfig()
@@ -73,3 +74,9 @@ def test_a_box_moves_by_a_tenth_of_its_length_at_most_and_stays_inside():
 def test_no_prompt_and_an_empty_mask_are_all_padding(kind, mask):
   points, labels = draw_prompt(kind, mask, CONFIG, np.random.default_rng(0))
   assert labels.tolist() == [-1, -1] and not points.any()
+
+
+@pytest.mark.parametrize('shares', [dict(none=0.2), dict(point=-0.1, box=0.8)])
+def test_shares_that_are_no_probabilities_are_refused(shares):
+  with pytest.raises(UserError, match='adding up to 1'):
+    PromptConfig(**shares)
