@@ -44,9 +44,9 @@ class Block(nnx.Module):
   def __init__(self, config: ImageEncoderConfig, index: int, *, rngs: nnx.Rngs):
     is_global = index in config.global_blocks
     self.window = 0 if is_global else config.window_size
-    self.norm1 = layers.layer_norm(config.width, EPSILON, rngs)
+    self.norm1 = layers.LayerNorm(config.width, EPSILON)
     self.attn = Attention(config, config.pretrain_grid if is_global else config.pretrain_window, rngs=rngs)
-    self.norm2 = layers.layer_norm(config.width, EPSILON, rngs)
+    self.norm2 = layers.LayerNorm(config.width, EPSILON)
     self.mlp = layers.MlpBlock(config.width, config.mlp_ratio * config.width, layers.gelu, rngs=rngs)
 
   def __call__(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
@@ -75,9 +75,9 @@ class Neck(nnx.Module):
 
   def __init__(self, width: int, out: int, *, rngs: nnx.Rngs):
     self.conv1 = layers.Linear(width, out, use_bias=False, rngs=rngs)  # 1 x 1
-    self.norm1 = layers.layer_norm(out, EPSILON, rngs)
+    self.norm1 = layers.LayerNorm(out, EPSILON)
     self.conv2 = nnx.Conv(out, out, (3, 3), padding=1, use_bias=False, rngs=rngs)
-    self.norm2 = layers.layer_norm(out, EPSILON, rngs)
+    self.norm2 = layers.LayerNorm(out, EPSILON)
 
   def __call__(self, x: jax.Array) -> jax.Array:
     return self.norm2(self.conv2(self.norm1(self.conv1(x))))

@@ -5,11 +5,12 @@ from collections.abc import Callable
 from flax import nnx
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def gelu(x: jax.Array) -> jax.Array:
-  """Exact GELU, x [...]."""
-  return jax.nn.gelu(x, approximate=False)
+  """Exact GELU, x [...], in PyTorch's form; on CPU half the cost of jax.nn.gelu's, which goes through erfc."""
+  return 0.5 * x * (1 + jax.lax.erf(x * np.float32(0.5 ** 0.5)))
 
 
 class Linear(nnx.Linear):
@@ -19,9 +20,21 @@ class Linear(nnx.Linear):
     return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
 
 
-def layer_norm(width: int, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
-  """LayerNorm over the last axis; two-pass variance, as PyTorch (also SAM's LayerNorm2d: our images are NHWC)."""
-  return nnx.LayerNorm(width, epsilon=epsilon, use_fast_variance=False, rngs=rngs)
+class LayerNorm(nnx.Module):
+  """LayerNorm over the last axis, [..., C]; also SAM's LayerNorm2d, for our images are NHWC.
+
+  Two-pass variance, as PyTorch. On CPU 2 to 3 times faster than nnx.LayerNorm, which writes broadcasts to memory.
+  """
+
+  def __init__(self, width: int, epsilon: float):
+    self.epsilon = epsilon
+    self.scale = nnx.Param(jnp.ones(width))
+    self.bias = nnx.Param(jnp.zeros(width))
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    centred = x - x.mean(-1, keepdims=True)
+    inverse = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.epsilon)
+    return centred * inverse * self.scale[...] + self.bias[...]
 
 
 class MlpBlock(nnx.Module):

@@ -34,13 +34,13 @@ class TwoWayBlock(nnx.Module):
     width, heads = config.width, config.heads
     self.first = first
     self.self_attn = Attention(width, heads, rngs=rngs)
-    self.norm1 = layers.layer_norm(width, TRANSFORMER_EPSILON, rngs)
+    self.norm1 = layers.LayerNorm(width, TRANSFORMER_EPSILON)
     self.cross_attn_token_to_image = Attention(width, heads, 2, rngs=rngs)
-    self.norm2 = layers.layer_norm(width, TRANSFORMER_EPSILON, rngs)
+    self.norm2 = layers.LayerNorm(width, TRANSFORMER_EPSILON)
     self.mlp = layers.MlpBlock(width, config.mlp_width, jax.nn.relu, rngs=rngs)
-    self.norm3 = layers.layer_norm(width, TRANSFORMER_EPSILON, rngs)
+    self.norm3 = layers.LayerNorm(width, TRANSFORMER_EPSILON)
     self.cross_attn_image_to_token = Attention(width, heads, 2, rngs=rngs)
-    self.norm4 = layers.layer_norm(width, TRANSFORMER_EPSILON, rngs)
+    self.norm4 = layers.LayerNorm(width, TRANSFORMER_EPSILON)
 
   def __call__(self, tokens: jax.Array, image: jax.Array, token_pe: jax.Array,
                image_pe: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -64,7 +64,7 @@ class TwoWayTransformer(nnx.Module):
   def __init__(self, config: MaskDecoderConfig, *, rngs: nnx.Rngs):
     self.layers = nnx.List(TwoWayBlock(config, i == 0, rngs=rngs) for i in range(config.depth))
     self.final_attn_token_to_image = Attention(config.width, config.heads, 2, rngs=rngs)
-    self.norm_final_attn = layers.layer_norm(config.width, TRANSFORMER_EPSILON, rngs)
+    self.norm_final_attn = layers.LayerNorm(config.width, TRANSFORMER_EPSILON)
 
   def __call__(self, image: jax.Array, image_pe: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
     token_pe = tokens
@@ -84,7 +84,7 @@ class MaskDecoder(nnx.Module):
     self.iou_token = nnx.Param(initial(rngs.params(), (1, width)))
     self.mask_tokens = nnx.Param(initial(rngs.params(), (MASK_TOKENS, width)))
     self.upscale1 = layers.UpConv2(width, width // 4, rngs=rngs)
-    self.upscale_norm = layers.layer_norm(width // 4, UPSCALING_EPSILON, rngs)
+    self.upscale_norm = layers.LayerNorm(width // 4, UPSCALING_EPSILON)
     self.upscale2 = layers.UpConv2(width // 4, width // 8, rngs=rngs)
     self.output_hypernetworks_mlps = nnx.List(
         layers.Mlp(width, width, width // 8, 3, rngs=rngs) for _ in range(MASK_TOKENS))

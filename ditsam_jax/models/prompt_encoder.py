@@ -36,9 +36,9 @@ class MaskDownscaling(nnx.Module):
 
   def __init__(self, width: int, channels: int, *, rngs: nnx.Rngs):
     self.conv1 = layers.PatchConv(2, 1, channels // 4, rngs=rngs)
-    self.norm1 = layers.layer_norm(channels // 4, EPSILON, rngs)
+    self.norm1 = layers.LayerNorm(channels // 4, EPSILON)
     self.conv2 = layers.PatchConv(2, channels // 4, channels, rngs=rngs)
-    self.norm2 = layers.layer_norm(channels, EPSILON, rngs)
+    self.norm2 = layers.LayerNorm(channels, EPSILON)
     self.conv3 = layers.Linear(channels, width, rngs=rngs)  # 1 x 1
 
   def __call__(self, masks: jax.Array) -> jax.Array:

@@ -23,7 +23,7 @@ class Embeddings(nnx.Module):
     self.word_embeddings = table(config.vocab_size)
     self.position_embeddings = table(config.max_positions)
     self.token_type_embeddings = table(2)
-    self.norm = layers.layer_norm(config.width, EPSILON, rngs)
+    self.norm = layers.LayerNorm(config.width, EPSILON)
     self.dropout = nnx.Dropout(config.dropout, rngs=rngs)
 
   def __call__(self, token_ids: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
@@ -42,10 +42,10 @@ class Layer(nnx.Module):
     self.key = _linear(width, width, rngs)
     self.value = _linear(width, width, rngs)
     self.attention_output = _linear(width, width, rngs)
-    self.attention_norm = layers.layer_norm(width, EPSILON, rngs)
+    self.attention_norm = layers.LayerNorm(width, EPSILON)
     self.intermediate = _linear(width, config.mlp_width, rngs)
     self.output = _linear(config.mlp_width, width, rngs)
-    self.output_norm = layers.layer_norm(width, EPSILON, rngs)
+    self.output_norm = layers.LayerNorm(width, EPSILON)
     self.dropout = nnx.Dropout(config.dropout, rngs=rngs)
 
   def __call__(self, x: jax.Array, bias: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:

@@ -1,0 +1,256 @@
+"""Pictures for people: masks laid over images, and contact sheets of good, typical and bad predictions."""
+
+import dataclasses
+import heapq
+import random
+from collections.abc import Iterable, Sequence
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+PREDICTION_COLOUR = (255, 45, 120)
+TRUTH_COLOUR = (0, 190, 150)
+
+_PAPER, _CARD, _LINE, _INK, _FAINT = '#f3f4f6', '#ffffff', '#dfe2e7', '#1c2430', '#6b7483'
+_GOOD, _FAIR, _POOR = '#12805c', '#b7791f', '#c0362c'
+_TILE = 256  # the side of the square an image is shown in, in pixels
+_MARGIN, _PADDING, _GAP = 28, 14, 8
+_TEXT_SIZE, _SMALL_SIZE, _TITLE_SIZE = 22, 16, 26
+_TEXT_LINES = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+  """One sample of a contact sheet; image uint8 [h, w, 3], masks bool [h, w]."""
+
+  image: np.ndarray
+  expression: str
+  kind: str
+  prediction: np.ndarray
+  truth: np.ndarray
+  iou: float
+
+
+class Gallery:
+  """Keeps the samples a contact sheet needs while an evaluation runs past: the best, typical and worst ones.
+
+  Memory is bounded: what cannot be shown any more is dropped, and an image is only made when its sample is kept.
+  """
+
+  def __init__(
+    self, pixel_mean: Sequence[float], pixel_std: Sequence[float], *, each: int = 4, seed: int = 0
+  ) -> None:
+    """`each`: samples a section; `pixel_mean`, `pixel_std`: the model's normalisation, on the 0..1 scale."""
+    self._mean, self._std = np.asarray(pixel_mean, np.float32), np.asarray(pixel_std, np.float32)
+    self._each = each
+    # More than are shown: several samples of one image count once in a section.
+    self._kept = 4 * each
+    # Ties (many samples at IoU 0 or 1) are broken at random: the first of a split are neighbours.
+    self._random = random.Random(seed)
+    self._best: list[tuple] = []
+    self._worst: list[tuple] = []
+    self._reservoir: list[tuple] = []
+    self._ious: list[float] = []
+
+  def offer(self, image: np.ndarray, info, prediction: np.ndarray, truth: np.ndarray, iou: float) -> None:
+    """Shows one sample: normalised image f32 [S, S, 3], masks [S, S] on the square, `info` as the pipeline's."""
+    self._ious.append(iou)
+    # The count comes last, so that the tuples order without ever comparing their samples.
+    tie_break = (self._random.random(), len(self._ious))
+    slot = self._reservoir_slot()
+    among_best = self._beats(self._best, iou, tie_break)
+    among_worst = self._beats(self._worst, -iou, tie_break)
+    if slot is None and not among_best and not among_worst:
+      return
+    sample = (info.image_id, self._shown(image, info, prediction, truth, iou))
+    if among_best:
+      self._push(self._best, (iou, tie_break, sample))
+    if among_worst:
+      self._push(self._worst, (-iou, tie_break, sample))
+    if slot is not None:
+      self._reservoir[slot : slot + 1] = [(iou, tie_break, sample)]
+
+  def sections(self) -> list[tuple[str, list[Shown]]]:
+    """(title, samples) of the best, the ones nearest the median IoU, and the worst; empty without samples."""
+    if not self._ious:
+      return []
+    median = float(np.median(self._ious))
+    typical = sorted(self._reservoir, key=lambda entry: (abs(entry[0] - median), entry[1]))
+    return [
+      ('Best', self._distinct(sorted(self._best, reverse=True))),
+      (f'Typical: nearest the median IoU of {median:.2f}', self._distinct(typical)),
+      ('Worst', self._distinct(sorted(self._worst, reverse=True))),
+    ]
+
+  def _beats(self, heap: list[tuple], key: float, tie_break: tuple) -> bool:
+    return len(heap) < self._kept or heap[0][:2] < (key, tie_break)
+
+  def _push(self, heap: list[tuple], entry: tuple) -> None:
+    heapq.heappush(heap, entry)
+    if len(heap) > self._kept:
+      heapq.heappop(heap)
+
+  def _reservoir_slot(self) -> int | None:
+    """Where the newest sample goes in a uniform sample of all so far (reservoir sampling), if anywhere."""
+    if len(self._reservoir) < 2 * self._kept:
+      return len(self._reservoir)
+    slot = self._random.randrange(len(self._ious))
+    return slot if slot < len(self._reservoir) else None
+
+  def _distinct(self, entries: Iterable[tuple]) -> list[Shown]:
+    chosen = {}
+    for _, _, (image_id, shown) in entries:
+      chosen.setdefault(image_id, shown)
+    return list(chosen.values())[: self._each]
+
+  def _shown(
+    self, image: np.ndarray, info, prediction: np.ndarray, truth: np.ndarray, iou: float
+  ) -> Shown:
+    top, left, height, width = info.letterbox
+    window = (slice(top, top + height), slice(left, left + width))
+    pixels = np.clip((np.asarray(image[window], np.float32) * self._std + self._mean) * 255 + 0.5, 0, 255)
+    # Copies: views would keep whole batches alive.
+    return Shown(
+      pixels.astype(np.uint8), info.expression, info.kind,
+      np.array(prediction[window], bool), np.array(truth[window], bool), float(iou),
+    )
+
+
+def overlay(
+  image: np.ndarray,
+  mask: np.ndarray,
+  *,
+  colour: tuple[int, int, int] = PREDICTION_COLOUR,
+  tint: float = 0.3,
+  dim: float = 0.4,
+) -> np.ndarray:
+  """The image with the object tinted and outlined and the rest dimmed towards grey, uint8 [h, w, 3].
+
+  image: uint8 [h, w, 3]; mask: bool [h, w]; `tint` and `dim`: 0 leaves the pixels as they are, 1 replaces them.
+  """
+  pixels = image.astype(np.float32)
+  grey = pixels.mean(-1, keepdims=True) * 0.5 + 45
+  object_pixels = pixels + tint * (np.asarray(colour, np.float32) - pixels)
+  rest = pixels + dim * (grey - pixels)
+  rest *= 1 - 0.45 * dim
+  blended = np.where(mask[..., None], object_pixels, rest)
+  return _outlined(np.clip(blended + 0.5, 0, 255).astype(np.uint8), mask, colour)
+
+
+def _outlined(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
+  contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+  image = np.ascontiguousarray(image)
+  thickness = max(2, round(max(image.shape[:2]) / 256))
+  # A light line under the coloured one keeps the outline visible on an object of the same colour.
+  cv2.drawContours(image, contours, -1, (255, 255, 255), 2 * thickness, cv2.LINE_AA)
+  cv2.drawContours(image, contours, -1, colour, thickness, cv2.LINE_AA)
+  return image
+
+
+def prediction_panel(
+  sections: Sequence[tuple[str, Sequence[Shown]]], *, heading: str = '', columns: int = 2
+) -> Image.Image:
+  """A contact sheet: under each section's title, cards of sentence, IoU, image, prediction and truth."""
+  filled = [(title, samples) for title, samples in sections if samples]
+  card_width, card_height = _card_size()
+  width = 2 * _MARGIN + columns * card_width + (columns - 1) * _MARGIN
+  row = card_height + _MARGIN // 2
+  title_height = 2 * _TITLE_SIZE
+  rows = [-(-len(samples) // columns) for _, samples in filled]
+  heading_height = 2 * _TITLE_SIZE if heading else 0
+  height = 2 * _MARGIN + heading_height + sum(title_height + row * count for count in rows)
+  sheet = Image.new('RGB', (width, height), _PAPER)
+  draw = ImageDraw.Draw(sheet)
+  if heading:
+    draw.text((_MARGIN, _MARGIN), heading, _INK, ImageFont.load_default(size=_TITLE_SIZE + 6))
+  y = _MARGIN + heading_height
+  for (title, samples), count in zip(filled, rows):
+    draw.text((_MARGIN, y + 6), title, _FAINT, ImageFont.load_default(size=_TITLE_SIZE))
+    y += title_height
+    for index, sample in enumerate(samples):
+      x = _MARGIN + (index % columns) * (card_width + _MARGIN)
+      sheet.paste(_card(sample), (x, y + index // columns * row))
+    y += count * row
+  return sheet
+
+
+def _card_size() -> tuple[int, int]:
+  width = 2 * _PADDING + 3 * _TILE + 2 * _GAP
+  text = _TEXT_LINES * (_TEXT_SIZE + 6) + _GAP
+  return width, 2 * _PADDING + text + _TILE + _SMALL_SIZE + 10
+
+
+def _card(sample: Shown) -> Image.Image:
+  size = _card_size()
+  card = Image.new('RGB', size, _CARD)
+  draw = ImageDraw.Draw(card)
+  draw.rectangle((0, 0, size[0] - 1, size[1] - 1), outline=_LINE)
+  badge_left = _draw_badge(draw, sample.iou, size[0] - _PADDING)
+  font, small = ImageFont.load_default(size=_TEXT_SIZE), ImageFont.load_default(size=_SMALL_SIZE)
+  lines = wrap(sample.expression, font, badge_left - 2 * _PADDING, _TEXT_LINES)
+  # One line stands in the middle of the room two would take.
+  y = _PADDING + (_TEXT_LINES - len(lines)) * (_TEXT_SIZE + 6) // 2
+  for line in lines:
+    draw.text((_PADDING, y), line, _INK, font)
+    y += _TEXT_SIZE + 6
+  y = size[1] - _PADDING - _TILE - _SMALL_SIZE - 10
+  empty = '' if sample.prediction.any() else ' (empty)'
+  pixels, prediction, truth = (
+    _fitted(array) for array in (sample.image, sample.prediction, sample.truth)
+  )
+  tiles = (
+    (pixels, sample.kind or 'image'),
+    (overlay(pixels, prediction), 'prediction' + empty),
+    (overlay(pixels, truth, colour=TRUTH_COLOUR), 'truth'),
+  )
+  for index, (tile, caption) in enumerate(tiles):
+    x = _PADDING + index * (_TILE + _GAP)
+    height, width = tile.shape[:2]
+    card.paste(Image.fromarray(tile), (x + (_TILE - width) // 2, y + (_TILE - height) // 2))
+    draw.text((x + _TILE / 2, y + _TILE + 6), caption, _FAINT, small, anchor='ma')
+  return card
+
+
+def _draw_badge(draw: ImageDraw.ImageDraw, iou: float, right: int) -> float:
+  """Writes the IoU on a coloured badge that ends at `right`; returns where the badge begins."""
+  font = ImageFont.load_default(size=_TEXT_SIZE)
+  text = f'IoU {iou:.2f}'
+  left = right - font.getlength(text) - 20
+  colour = _GOOD if iou > 0.75 else _FAIR if iou > 0.5 else _POOR
+  top = _PADDING + 8
+  draw.rounded_rectangle((left, top, right, top + _TEXT_SIZE + 14), radius=8, fill=colour)
+  draw.text(((left + right) / 2, top + _TEXT_SIZE / 2 + 7), text, '#ffffff', font, anchor='mm')
+  return left
+
+
+def _fitted(array: np.ndarray) -> np.ndarray:
+  """An image or mask scaled to the tile's side; masks stay binary."""
+  height, width = array.shape[:2]
+  scale = _TILE / max(height, width)
+  size = (max(1, round(width * scale)), max(1, round(height * scale)))
+  if array.dtype == bool:
+    # Smooth outlines rather than stairs: the contour is what people look at.
+    return cv2.resize(array.astype(np.float32), size, interpolation=cv2.INTER_LINEAR) > 0.5
+  return cv2.resize(array, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+
+
+def wrap(text: str, font: ImageFont.FreeTypeFont, width: float, lines: int) -> list[str]:
+  """Breaks text into at most `lines` lines no wider than `width` pixels; what does not fit ends in '…'."""
+  broken, words = [''], text.split()
+  for word in words:
+    longer = f'{broken[-1]} {word}'.strip()
+    if not broken[-1] or font.getlength(longer) <= width:
+      broken[-1] = longer
+    else:
+      broken.append(word)
+  kept = broken[:lines]
+  if len(broken) > lines:
+    kept[-1] += '…'
+  return [_shortened(line, font, width) for line in kept]
+
+
+def _shortened(line: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+  while font.getlength(line) > width and len(line) > 1:
+    line = line.rstrip('…')[:-1] + '…'
+  return line

@@ -1,0 +1,210 @@
+"""Models on disk: a folder that is all one needs to rebuild one.
+
+  model.json   the model's config, what data it was made with, free notes
+  vocab.txt    the tokeniser's vocabulary, for models with a text encoder
+  weights/     Orbax, one array a parameter, named by its dotted path
+
+A training run's workdir holds such a folder as `model/`, and names it as well.
+"""
+
+import json
+import os
+from pathlib import Path
+import shutil
+from typing import Any
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ditsam_jax.command_line import UserError
+from ditsam_jax.models.config import DitSamConfig
+from ditsam_jax.models.ditsam import DitSam
+from ditsam_jax.models.weights import dotted, is_weight, weights_of
+
+FORMAT = 1
+SHIPPED = Path(__file__).parent / 'pretrained'
+
+
+def shipped_names() -> list[str]:
+  """Names of the models that come with the library."""
+  return sorted(path.parent.name for path in SHIPPED.glob('*/model.json'))
+
+
+def resolve(name_or_dir: str | os.PathLike) -> Path:
+  """The folder of a shipped model's name, of a model's own folder or of a training run's workdir.
+
+  Raises:
+    UserError: nothing of that kind is there.
+  """
+  given = str(name_or_dir)
+  path = Path(given).expanduser()
+  if given in shipped_names() and not (path / 'model.json').exists():
+    return SHIPPED / given
+  for candidate in (path, path / 'model'):
+    if (candidate / 'model.json').is_file():
+      return candidate
+  shipped = ', '.join(shipped_names())
+  if not path.exists():
+    raise UserError(f'checkpoint {given!r} does not exist; give a model\'s folder, a training run\'s workdir, or a '
+                    f'shipped model ({shipped})')
+  if (path / 'checkpoints').is_dir():
+    raise UserError(f'{given!r} is a training run that has not written its model yet; let it finish, or stop it with '
+                    f'Ctrl-C, and it is written')
+  raise UserError(f'{given!r} is no ditsam_jax model: it has no model.json; give a model\'s folder, a training run\'s '
+                  f'workdir, or a shipped model ({shipped})')
+
+
+def read_description(name_or_dir: str | os.PathLike) -> dict[str, Any]:
+  """model.json as plain containers: 'model', 'data', 'notes'. Raises UserError where it cannot be read."""
+  file = resolve(name_or_dir) / 'model.json'
+  try:
+    description = json.loads(file.read_text())
+    version = description['format']
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise UserError(f'{file} is damaged or no ditsam_jax model ({error}); copy the model again') from error
+  if version != FORMAT:
+    raise UserError(f'{file} has format {version}, this version reads {FORMAT}; use the version that wrote it')
+  return description
+
+
+def read_config(name_or_dir: str | os.PathLike) -> DitSamConfig:
+  """The model's config."""
+  try:
+    return DitSamConfig.from_dict(read_description(name_or_dir)['model'])
+  except (ValueError, TypeError, KeyError) as error:
+    raise UserError(f'{resolve(name_or_dir) / "model.json"}: {error}') from error
+
+
+def data_config(name_or_dir: str | os.PathLike) -> dict[str, Any]:
+  """What the model was trained on: {'dataset': ..., 'scenes': ...}."""
+  return read_description(name_or_dir).get('data', {})
+
+
+def vocabulary_file(name_or_dir: str | os.PathLike) -> Path:
+  """The tokeniser's vocabulary. Raises UserError for a model that takes no text."""
+  file = resolve(name_or_dir) / 'vocab.txt'
+  if not file.is_file():
+    raise UserError(f'{str(name_or_dir)!r} has no vocab.txt: it takes no text; use a text-prompted model (shapes, say)')
+  return file
+
+
+def load(name_or_dir: str | os.PathLike) -> DitSam:
+  """Rebuilds a model, in evaluation mode, weights in f32.
+
+  Args:
+    name_or_dir: a shipped model's name ('shapes'), a model's folder or a training run's workdir.
+
+  Raises:
+    UserError: missing, foreign or damaged.
+  """
+  config = read_config(name_or_dir)
+  model = nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))
+  arrays = read_weights(name_or_dir)
+  problems = []
+  state = nnx.state(model, is_weight)
+  for path, variable in nnx.to_flat_state(state):
+    name = dotted(path)
+    array = arrays.pop(name, None)
+    if array is None:
+      problems.append(f'{name} is missing')
+    elif array.shape != variable.shape:
+      problems.append(f'{name} is {array.shape}, expected {variable.shape}')
+    else:
+      variable.set_value(jnp.asarray(array, jnp.float32))
+  problems += [f'{name} is unknown' for name in arrays]
+  if problems:
+    raise UserError(f'{str(name_or_dir)!r}: weights do not fit model.json: {"; ".join(problems[:5])}'
+                    f'{f" and {len(problems) - 5} more" if len(problems) > 5 else ""}; copy the model again')
+  nnx.update(model, state)
+  _fill_streams(model)
+  model.eval()
+  return model
+
+
+def read_weights(name_or_dir: str | os.PathLike) -> dict[str, jax.Array]:
+  """All weights by dotted path, in the type they are stored in."""
+  import orbax.checkpoint as ocp  # slow to import
+  folder = resolve(name_or_dir) / 'weights'
+  try:
+    with ocp.PyTreeCheckpointer() as checkpointer:
+      names = checkpointer.metadata(folder.absolute()).item_metadata.tree
+      as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
+      return dict(checkpointer.restore(folder.absolute(), restore_args=as_numpy))
+  except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
+    reason = str(error).strip().split('\n')[0][:200]
+    raise UserError(f'{folder} is missing or damaged ({reason}); copy the model again') from error
+
+
+def save(directory: str | os.PathLike, model: DitSam, *, vocabulary: Path | None = None,
+         data: dict[str, Any] | None = None, notes: dict[str, Any] | None = None, dtype=jnp.float32) -> Path:
+  """Writes a model whole or not at all; an earlier one at that place is replaced.
+
+  Args:
+    directory: the folder to be.
+    model: what to write.
+    vocabulary: the tokeniser's file, for models that take text.
+    data: what it was trained on, plain containers.
+    notes: anything worth keeping (scores, steps), plain containers.
+    dtype: type the weights are stored in; f16 halves the size of a shipped model.
+  """
+  import orbax.checkpoint as ocp
+  directory = Path(directory).absolute()
+  temporary = directory.with_name(f'.{directory.name}.writing-{os.getpid()}')
+  try:
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    description = {'format': FORMAT, 'model': model.config.to_dict(), 'data': data or {}, 'notes': notes or {}}
+    (temporary / 'model.json').write_text(json.dumps(description, indent=1) + '\n')
+    if vocabulary is not None:
+      shutil.copyfile(vocabulary, temporary / 'vocab.txt')
+    weights = {name: variable[...].astype(dtype) for name, variable in weights_of(model).items()}
+    with ocp.PyTreeCheckpointer() as checkpointer:
+      checkpointer.save(temporary / 'weights', weights)
+    _replace(temporary, directory)
+  except OSError as error:
+    raise UserError(f'the model cannot be written to {directory}: {error.strerror or error}') from error
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+  return directory
+
+
+def initialise_from(model: DitSam, name_or_dir: str | os.PathLike) -> list[str]:
+  """Takes over every weight that the saved model has, and returns the paths that keep their fresh values.
+
+  Raises:
+    UserError: a weight of the same name has another shape, or nothing fits at all.
+  """
+  arrays = read_weights(name_or_dir)
+  fresh, wrong = [], []
+  for name, variable in weights_of(model).items():
+    array = arrays.get(name)
+    if array is None:
+      fresh.append(name)
+    elif array.shape != variable.shape:
+      wrong.append(f'{name} is {array.shape} there and {variable.shape} here')
+    else:
+      variable.set_value(jnp.asarray(array, jnp.float32))
+  if wrong or len(fresh) == len(weights_of(model)):
+    raise UserError(f'init_from {str(name_or_dir)!r} does not fit config.model: '
+                    f'{"; ".join(wrong[:4]) or "no weight has the same name"}; make their sizes equal')
+  return fresh
+
+
+def _fill_streams(model: DitSam) -> None:
+  """Gives an abstractly built model real random streams (they matter in training mode only)."""
+  abstract = nnx.state(model, nnx.RngState)
+  for _, variable in nnx.to_flat_state(abstract):
+    is_key = jnp.issubdtype(variable.dtype, jax.dtypes.prng_key)
+    variable.set_value(jax.random.key(0) if is_key else jnp.zeros(variable.shape, variable.dtype))
+  nnx.update(model, abstract)
+
+
+def _replace(new: Path, old: Path) -> None:
+  """Renames `new` to `old`; an existing folder is moved away first and deleted last."""
+  retired = old.with_name(f'.{old.name}.retired-{os.getpid()}')
+  if old.exists():
+    os.replace(old, retired)
+  os.replace(new, old)
+  shutil.rmtree(retired, ignore_errors=True)

@@ -1,0 +1,208 @@
+"""The training config: what every number means, for the paper's data sets and for shapes.
+
+The files in configs/ start from `recipe(data_set)` and change what makes them what they are.
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ditsam_jax.command_line import UserError
+from ditsam_jax.data.shapes.scenes import ScenesConfig
+from ditsam_jax.models import config as models
+
+DATA_SETS = ('shapes', 'refcoco', 'refcoco+', 'refcocog', 'grefcoco')
+
+
+def recipe(data_set: str) -> ConfigDict:
+  """The config of L-DIT on a data set. Raises UserError for an unknown one."""
+  if data_set not in DATA_SETS:
+    raise UserError(f'config: data set {data_set!r} is unknown; choose one of {", ".join(DATA_SETS)} '
+                    f'(--config=configs/ldit.py:shapes)')
+  return _shapes() if data_set == 'shapes' else _release(data_set)
+
+
+def _release(data_set: str) -> ConfigDict:
+  """The recipe of the DIT release, as its code runs it."""
+  config = ConfigDict()
+  config.task = 'text'  # 'text': one sentence an image; 'prompts': points and boxes, to pre-train a SAM
+  config.seed = 0  # of initial weights, data order, dropout
+  config.init_from = ''  # a saved model whose weights are the start; '' starts from scratch
+  config.freeze = ''  # parts not trained: image_encoder, text_encoder, ... or regular expressions, comma-separated
+  config.model = as_config_dict(models.vit_b())
+
+  config.data = data = ConfigDict()
+  data.dataset = data_set
+  data.data_dir = 'data'  # prepared data sets live here
+  data.batch_size = 64  # over all devices
+  data.objects_per_image = 4  # prompts drawn an image; task 'prompts' only
+  data.threads = 8  # that read and augment, per process
+  data.processes = 0  # worker processes; 0 reads in the main one
+  data.augmentation = ConfigDict(dict(
+      scale_steps=7,  # long side to one of S - 32 i, i < scale_steps
+      scale_stride=32,
+      jitter_probability=0.8,
+      jitter_strength=0.4,  # brightness, contrast, saturation by factors in 1 -+ this
+      flip_probability=0.5))  # with 'left' and 'right' swapped in the text
+
+  config.optimizer = optimizer = ConfigDict()
+  optimizer.learning_rate = 1e-4
+  optimizer.warmup_start = 1e-7
+  optimizer.min_learning_rate = 1e-6
+  optimizer.beta1, optimizer.beta2, optimizer.epsilon = 0.9, 0.98, 1e-9
+  optimizer.weight_decay = 0.0
+  optimizer.clip_norm = 0.15  # of the whole gradient; 0 switches clipping off
+  optimizer.warmup_steps = 3 * 781  # 3 epochs of RefCOCO's 50,000 objects
+  config.total_steps = 40 * 781  # updates
+
+  config.loss = ConfigDict(dict(bce=1.0, dice=0.0, iou=0.0))  # weights, see training/loss.py
+  config.ema = 0.9997  # limit of the average's decay
+
+  config.log_every = 50  # steps
+  config.eval_every = 781  # steps; 0 evaluates at the end only
+  config.eval_samples = 2000  # expressions of the validation split at each of these
+  config.eval_batch_size = 64
+  config.final_split = 'val'  # evaluated whole at the end
+  config.checkpoint_every = 781  # steps
+  config.keep_checkpoints = 2
+  config.mesh = ConfigDict(dict(data=-1))  # devices along each axis; -1 = all that are left
+  return config
+
+
+def _shapes() -> ConfigDict:
+  """Minutes on two CPU cores."""
+  config = _release('shapes')
+  config.init_from = 'sam_shapes'  # the embedded stand-in for SAM's official weights
+  config.model = as_config_dict(models.tiny())
+  data = config.data
+  data.scenes = ConfigDict(_tuples_to_lists(dataclasses.asdict(ScenesConfig())))  # see data/shapes/scenes.py
+  data.threads = 2
+  data.augmentation.scale_steps = 1
+  data.augmentation.jitter_probability = 0.0  # colours carry the meaning
+  optimizer = config.optimizer
+  optimizer.learning_rate = 2e-3
+  optimizer.clip_norm = 1.0
+  optimizer.warmup_steps = 100
+  config.total_steps = 2000
+  config.loss = ConfigDict(dict(bce=1.0, dice=1.0, iou=0.05))
+  config.ema = 0.998
+  config.eval_every = 500
+  config.eval_samples = 512
+  config.checkpoint_every = 500
+  config.final_split = 'test'
+  return config
+
+
+def scenes_config(scenes: ConfigDict | dict[str, Any]) -> ScenesConfig:
+  """The shapes data set that `config.data.scenes` (or its JSON form) describes."""
+  return ScenesConfig(**{name: tuple(value) if isinstance(value, list) else value for name, value in scenes.items()})
+
+
+def as_config_dict(model: models.DitSamConfig) -> ConfigDict:
+  """A model's config as fields that the command line can change."""
+  return ConfigDict(_tuples_to_lists(model.to_dict()))
+
+
+def model_config(config: ConfigDict) -> models.DitSamConfig:
+  """The model that `config.model` describes. Raises UserError, naming the field."""
+  try:
+    return models.DitSamConfig.from_dict(json.loads(config.model.to_json_best_effort()))
+  except (ValueError, TypeError) as error:
+    raise UserError(f'config: {error}') from error
+
+
+def check(config: ConfigDict) -> None:
+  """Raises UserError on the first value that cannot be, naming the field."""
+  def expect(holds: bool, field: str, value: Any, expected: str):
+    if not holds:
+      raise UserError(f'config.{field} is {value!r}; expected {expected}')
+  expect(config.task in ('text', 'prompts'), 'task', config.task, "'text' or 'prompts'")
+  expect(config.task == 'prompts' or config.model.text_encoder, 'model.text_encoder', config.model.text_encoder,
+         "a text encoder for task 'text'")
+  for field in ('total_steps', 'log_every', 'checkpoint_every', 'keep_checkpoints', 'eval_batch_size', 'eval_samples'):
+    expect(config[field] >= 1, field, config[field], 'a whole number from 1')
+  expect(config.eval_every >= 0, 'eval_every', config.eval_every, 'a whole number from 0')
+  expect(0 <= config.ema < 1, 'ema', config.ema, 'a number from 0 to below 1')
+  for field in ('batch_size', 'objects_per_image', 'threads'):
+    expect(config.data[field] >= 1, f'data.{field}', config.data[field], 'a whole number from 1')
+  optimizer = config.optimizer
+  expect(optimizer.learning_rate > 0, 'optimizer.learning_rate', optimizer.learning_rate, 'a number above 0')
+  expect(0 <= optimizer.warmup_steps < config.total_steps, 'optimizer.warmup_steps', optimizer.warmup_steps,
+         f'0 to below total_steps ({config.total_steps})')
+  expect(config.final_split in ('train', 'val', 'test', 'testA', 'testB'), 'final_split', config.final_split,
+         'a split: val or test for shapes')
+
+
+def load(argument: str, overrides: list[str]) -> ConfigDict:
+  """Reads a config file and applies changes.
+
+  Args:
+    argument: 'configs/ldit.py' or 'configs/ldit.py:shapes' (what follows the colon is passed to get_config).
+    overrides: 'any.field=value', values as Python literals or bare strings.
+
+  Raises:
+    UserError: no such file, unknown field (its neighbours are named), a value of another type.
+  """
+  file, _, choice = argument.partition(':')
+  path = Path(file)
+  if not path.is_file():
+    folder = path.parent if path.parent.is_dir() else Path('configs')
+    found = ', '.join(sorted(str(p) for p in folder.glob('*.py'))) or 'none here; run from the repository'
+    raise UserError(f'config file {file!r} does not exist; there are: {found}')
+  spec = importlib.util.spec_from_file_location('ditsam_jax_config', path)  # a config is the user's own Python file
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config = module.get_config(choice) if choice else module.get_config()
+  for override in overrides:
+    _apply(config, override)
+  check(config)
+  return config
+
+
+def _apply(config: ConfigDict, override: str) -> None:
+  field, equals, text = override.partition('=')
+  if not equals:
+    raise UserError(f'--config.{field} needs a value: --config.{field}=VALUE')
+  *parents, name = field.split('.')
+  node, trail = config, 'config'
+  for parent in parents:
+    node, trail = _child(node, parent, trail), f'{trail}.{parent}'
+  old = _child(node, name, trail)
+  if isinstance(old, ConfigDict) and text != 'None':
+    raise UserError(f'{trail}.{name} is a group of fields ({", ".join(sorted(old))}); set one of them')
+  value = _literal(text, old)
+  try:
+    node[name] = value
+  except (TypeError, ValueError) as error:
+    raise UserError(f'{trail}.{name} is {old!r} ({type(old).__name__}); {text!r} is of another type') from error
+
+
+def _child(node: Any, name: str, trail: str) -> Any:
+  if isinstance(node, ConfigDict) and name in node:
+    return node[name]
+  names = sorted(node) if isinstance(node, ConfigDict) else []
+  near = difflib.get_close_matches(name, names, n=1)
+  hint = f'did you mean {near[0]!r}? ' if near else ''
+  raise UserError(f'{trail} has no field {name!r}; {hint}it has: {", ".join(names) or "no fields, it is a value"}')
+
+
+def _literal(text: str, old: Any) -> Any:
+  if isinstance(old, str):
+    return text
+  try:
+    return ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    return text
+
+
+def _tuples_to_lists(value: Any) -> Any:
+  """ConfigDict keeps the type of a field; lists read alike from Python, JSON and the command line."""
+  if isinstance(value, dict):
+    return {name: _tuples_to_lists(item) for name, item in value.items()}
+  return list(value) if isinstance(value, tuple) else value

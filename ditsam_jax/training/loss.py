@@ -1,0 +1,39 @@
+"""Losses of one predicted mask an image, all in f32."""
+
+import jax
+import jax.numpy as jnp
+
+
+def mask_loss(logits: jax.Array, target: jax.Array, predicted_iou: jax.Array, *, bce: float = 1.0, dice: float = 0.0,
+              iou: float = 0.0) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Weighted sum of the losses of REFERENCE's recipe (bce alone) and of SAM's (dice, predicted IoU).
+
+  Args:
+    logits: [B, S, S].
+    target: 0/1 [B, S, S], any dtype.
+    predicted_iou: [B], the model's own estimate.
+    bce: weight of the mean binary cross-entropy over all pixels, padding counted.
+    dice: weight of the dice loss with SAM's and DETR's +1 smoothing (arXiv 2304.02643, appendix A).
+    iou: weight of the squared error of the predicted IoU against the IoU of the mask logits > 0.
+
+  Returns:
+    The loss, and {'loss', 'batch_iou'} for the log; 'batch_iou' is the mean IoU of this batch at threshold 0.5.
+  """
+  target = target.astype(logits.dtype)
+  hit, area, union = _overlap(logits > 0, target)
+  actual = hit / jnp.maximum(union, 1.0)
+  loss = bce * (jax.nn.softplus(logits) - logits * target).mean()
+  if dice:
+    probability = jax.nn.sigmoid(logits)
+    numerator = 2 * (probability * target).sum((1, 2)) + 1
+    loss += dice * (1 - numerator / (probability.sum((1, 2)) + area + 1)).mean()
+  if iou:
+    loss += iou * jnp.square(predicted_iou - jax.lax.stop_gradient(actual)).mean()
+  return loss, {'loss': loss, 'batch_iou': actual.mean()}
+
+
+def _overlap(mask: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Intersection, target area and union [B] in pixels."""
+  mask = mask.astype(target.dtype)
+  hit, area = (mask * target).sum((1, 2)), target.sum((1, 2))
+  return hit, area, mask.sum((1, 2)) + area - hit

@@ -1,0 +1,61 @@
+"""The release's optimiser: Adam, clipping, warm-up and cosine, EMA; as optax pieces."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+import optax
+
+# Names that stand for a part of the model in `freeze`; anything else is a regular expression over parameter paths.
+FREEZE_GROUPS = {
+    'image_encoder': r'image_encoder\.(?!instruction\.)',  # SAM's pre-trained part, not the text projections
+    'text_encoder': r'text_encoder\.',
+    'prompt_encoder': r'prompt_encoder\.',
+    'mask_decoder': r'mask_decoder\.',
+}
+
+
+def schedule(peak: float, *, start: float, end: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
+  """Linear warm-up from `start` to `peak`, then cosine to `end`; the first update uses the value at step 0."""
+  def rate(step):
+    step = jnp.asarray(step, jnp.float32)
+    warm = start + (peak - start) * step / max(warmup_steps, 1)
+    progress = jnp.clip((step - warmup_steps) / max(total_steps - warmup_steps, 1), 0.0, 1.0)
+    cosine = end + 0.5 * (peak - end) * (1 + jnp.cos(jnp.pi * progress))
+    return jnp.where(step < warmup_steps, warm, cosine)
+  return rate
+
+
+def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
+  """torch.nn.utils.clip_grad_norm_: the factor is limit / (norm + 1e-6), at most 1."""
+  def update(updates, state, params=None):
+    del params
+    factor = jnp.minimum(1.0, limit / (optax.global_norm(updates) + 1e-6))
+    return jax.tree.map(lambda g: g * factor, updates), state
+  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def make_optimizer(config: ConfigDict, total_steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+  """Optimiser and its learning-rate schedule from `config.optimizer`."""
+  rate = schedule(config.learning_rate, start=config.warmup_start, end=config.min_learning_rate,
+                  warmup_steps=config.warmup_steps, total_steps=total_steps)
+  parts = [clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+  parts.append(optax.scale_by_adam(config.beta1, config.beta2, config.epsilon))
+  if config.weight_decay:
+    parts.append(optax.add_decayed_weights(config.weight_decay, mask=lambda p: jax.tree.map(lambda x: x.ndim > 1, p)))
+  return optax.chain(*parts, optax.scale_by_learning_rate(rate)), rate
+
+
+def ema_decay(updates_done: jax.Array, limit: float) -> jax.Array:
+  """min(limit, (1 + n) / (10 + n)) with n = updates done before."""
+  n = updates_done.astype(jnp.float32)
+  return jnp.minimum(limit, (1 + n) / (10 + n))
+
+
+def freeze_pattern(freeze: str) -> re.Pattern | None:
+  """`freeze`: comma-separated FREEZE_GROUPS or regular expressions, matched at the start of a parameter's path."""
+  names = [name.strip() for name in freeze.split(',') if name.strip()]
+  if not names:
+    return None
+  return re.compile('|'.join(f'(?:{FREEZE_GROUPS.get(name, name)})' for name in names))

@@ -1,0 +1,109 @@
+"""Train state and train step: pure functions of (state, batch)."""
+
+from collections.abc import Callable
+import re
+from typing import Any, NamedTuple
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import optax
+
+from ditsam_jax.models.ditsam import DitSam
+from ditsam_jax.models.weights import dotted, is_weight, weights_of
+from ditsam_jax.training.loss import mask_loss
+from ditsam_jax.training.optimizer import ema_decay
+
+Batch = dict[str, jax.Array]
+
+
+Weights = dict[str, jax.Array]  # by dotted path: plain dicts cost the dispatch of a step nothing, NNX states do
+
+
+class TrainState(NamedTuple):
+  """Everything that a step changes, and the frozen weights."""
+  step: jax.Array  # updates done, int32 []
+  params: Weights  # trained
+  ema: Weights  # their moving average, used by evaluation
+  opt_state: Any
+  frozen: Weights  # frozen parameters and buffers
+
+
+class Structure:
+  """A model without its weights: `structure.model(weights, ...)` puts them together again."""
+
+  def __init__(self, model: DitSam):
+    self._graph, weights, self._streams = nnx.split(model, is_weight, ...)
+    self._paths = {dotted(path): (path, variable) for path, variable in nnx.to_flat_state(weights)}
+
+  def model(self, *weights: Weights) -> DitSam:
+    """The model with these weights (together all of them)."""
+    merged = {name: array for part in weights for name, array in part.items()}
+    state = nnx.from_flat_state([(path, variable.replace(merged[name]))
+                                 for name, (path, variable) in self._paths.items()])
+    return nnx.merge(self._graph, state, self._streams)
+
+
+def make_state(model: DitSam, optimizer: optax.GradientTransformation,
+               frozen: re.Pattern | None = None) -> tuple[Structure, TrainState]:
+  """Splits a model into its structure and a state.
+
+  Args:
+    model: in training mode.
+    optimizer: holds state for the trained parameters only.
+    frozen: pattern of parameter paths that are not trained, or None.
+  """
+  params, rest = {}, {}
+  for name, variable in weights_of(model).items():
+    trained = isinstance(variable, nnx.Param) and not (frozen and frozen.match(name))
+    (params if trained else rest)[name] = variable[...]
+  ema = jax.tree.map(jnp.copy, params)
+  return Structure(model), TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params), rest)
+
+
+def text_forward(model: DitSam, batch: Batch, loss_weights: dict[str, float], rngs: nnx.Rngs):
+  """Loss of one sentence an image. batch: image [B,S,S,3], token_ids and token_mask [B,T], mask [B,S,S]."""
+  out = model(batch['image'], batch['token_ids'], batch['token_mask'], rngs=rngs)
+  return mask_loss(out.logits, batch['mask'], out.iou, **loss_weights)
+
+
+def prompt_forward(model: DitSam, batch: Batch, loss_weights: dict[str, float], rngs: nnx.Rngs):
+  """Loss of K visual prompts an image, which share its embedding.
+
+  batch: image [B,S,S,3], points [B,K,P,2], labels [B,K,P], masks [B,K,S,S].
+  """
+  batch_size, count = batch['labels'].shape[:2]
+  images = batch['image']
+  embedding = jnp.repeat(model.image_encoder(images, rngs=rngs), count, axis=0)
+  flat = {name: batch[name].reshape(batch_size * count, *batch[name].shape[2:]) for name in ('points', 'labels', 'masks')}
+  sparse = model.prompt_encoder.embed_points(flat['points'], flat['labels'], images.shape[1:3])
+  out = model.decode(embedding, [sparse], None, images.shape[1:3])
+  return mask_loss(out.logits, flat['masks'], out.iou, **loss_weights)
+
+
+def make_train_step(structure: Structure, optimizer: optax.GradientTransformation, rate: optax.Schedule,
+                    forward: Callable, *, loss_weights: dict[str, float], ema_limit: float,
+                    seed: int) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+  """The jitted update. The random streams of step n depend on (seed, n) alone, so a resumed run repeats them."""
+  def step(state: TrainState, batch: Batch):
+    rngs = nnx.Rngs(dropout=jax.random.fold_in(jax.random.key(seed), state.step))
+
+    def loss_function(params):
+      return forward(structure.model(params, state.frozen), batch, loss_weights, rngs)
+
+    grads, metrics = jax.grad(loss_function, has_aux=True)(state.params)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    decay = ema_decay(state.step, ema_limit)
+    ema = jax.tree.map(lambda average, new: average * decay + new * (1 - decay), state.ema, params)
+    metrics |= {'learning_rate': rate(state.step), 'grad_norm': optax.global_norm(grads)}
+    return TrainState(state.step + 1, params, ema, opt_state, state.frozen), metrics
+
+  return jax.jit(step, donate_argnums=0)
+
+
+def averaged_model(structure: Structure, state: TrainState) -> DitSam:
+  """The model with averaged weights, in evaluation mode."""
+  model = structure.model(state.ema, state.frozen)
+  model.eval()
+  return model
