@@ -1,28 +1,21 @@
 """What answering without reading would score on the very samples evaluated, given perfect masks.
 
-Both figures are expected values. A perfect mask of the right object has IoU 1 and of a wrong one 0 (visible
-pixels are disjoint), so the chance of naming the right object is the expected mIoU, and every P@X too.
+Expected values. A perfect mask of the right object has IoU 1 and of a wrong one 0 (visible pixels are
+disjoint), so the chance of naming the right object is the expected mIoU, and every P@X too.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-ColourCandidates = Callable[[str, Sequence[str]], list[int]]
+from ditsam_jax.data.shapes.expressions import colour_candidates, random_chance
 
-RANDOM_OBJECT = 'random object'
-COLOURS_ONLY = 'colours only'
-
-
-def random_object(object_count: int) -> float:
-  """Expected IoU (0 to 1) of choosing one of the image's objects blindly."""
-  return 1 / object_count
+ORACLES = ('random object', 'colours only')
 
 
-def colours_only(
-  expression: str, categories: Sequence[str], object_index: int, candidates: ColourCandidates
-) -> float:
-  """Expected IoU (0 to 1) of choosing blindly among the objects whose colour fits the expression's colour words.
+def chances(expression: str, categories: Sequence[str], object_index: int) -> tuple[float, float]:
+  """Expected IoU (0 to 1) of each of ORACLES on one sample of shapes.
 
-  `candidates(expression, categories)` lists the objects left; with none left the choice is among all.
+  The first chooses among all objects of the image, the second among those whose colour fits the sentence.
   """
-  left = candidates(expression, categories) or range(len(categories))
-  return 1 / len(left) if object_index in left else 0.0
+  left = colour_candidates(expression, categories) or range(len(categories))
+  colours_only = 1 / len(left) if object_index in left else 0.0
+  return random_chance(len(categories)), colours_only

@@ -1,9 +1,9 @@
-"""Pictures for people: masks laid over images, and contact sheets of good, typical and bad predictions."""
+"""Pictures for people: masks laid over images, and contact sheets of good and bad predictions."""
 
 import dataclasses
-import heapq
+import itertools
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
@@ -18,6 +18,9 @@ _TILE = 256  # the side of the square an image is shown in, in pixels
 _MARGIN, _PADDING, _GAP = 28, 14, 8
 _TEXT_SIZE, _SMALL_SIZE, _TITLE_SIZE = 22, 16, 26
 _TEXT_LINES = 2
+_ROWS, _FAILURE_ROWS = 5, 3
+
+FAILURE_IOU = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,83 +35,77 @@ class Shown:
   iou: float
 
 
-class Gallery:
-  """Keeps the samples a contact sheet needs while an evaluation runs past: the best, typical and worst ones.
+class _Draw:
+  """A uniform random draw of at most `size` of the samples that pass by (reservoir sampling, algorithm R)."""
 
-  Memory is bounded: what cannot be shown any more is dropped, and an image is only made when its sample is kept.
+  def __init__(self, size: int, seed: int) -> None:
+    self.kept: list[Shown] = []
+    self.passed = 0
+    self._size, self._random = size, random.Random(seed)
+
+  def offer(self, make: Callable[[], Shown]) -> None:
+    self.passed += 1
+    if len(self.kept) < self._size:
+      self.kept.append(make())
+    elif (place := self._random.randrange(self.passed)) < self._size:
+      self.kept[place] = make()
+
+
+class Gallery:
+  """Keeps the samples a contact sheet needs while an evaluation runs past.
+
+  Nothing is picked by hand or for beauty: a random draw, as many of each kind of expression, and a random draw
+  of the failures. The first is the same at every evaluation of the same samples. Memory is bounded, and an image
+  is only made when its sample is kept.
   """
 
   def __init__(
-    self, pixel_mean: Sequence[float], pixel_std: Sequence[float], *, each: int = 4, seed: int = 0
+    self, pixel_mean: Sequence[float], pixel_std: Sequence[float], *, columns: int = 2, seed: int = 0
   ) -> None:
-    """`each`: samples a section; `pixel_mean`, `pixel_std`: the model's normalisation, on the 0..1 scale."""
+    """`columns`: cards a row; `pixel_mean`, `pixel_std`: the model's normalisation, on the 0..1 scale."""
     self._mean, self._std = np.asarray(pixel_mean, np.float32), np.asarray(pixel_std, np.float32)
-    self._each = each
-    # More than are shown: several samples of one image count once in a section.
-    self._kept = 4 * each
-    # Ties (many samples at IoU 0 or 1) are broken at random: the first of a split are neighbours.
-    self._random = random.Random(seed)
-    self._best: list[tuple] = []
-    self._worst: list[tuple] = []
-    self._reservoir: list[tuple] = []
-    self._ious: list[float] = []
+    self._columns, self._seed = columns, seed
+    self._draws: dict[str, _Draw] = {}  # by kind of expression
+    self._failures: dict[str, _Draw] = {}
 
   def offer(self, image: np.ndarray, info, prediction: np.ndarray, truth: np.ndarray, iou: float) -> None:
     """Shows one sample: normalised image f32 [S, S, 3], masks [S, S] on the square, `info` as the pipeline's."""
-    self._ious.append(iou)
-    # The count comes last, so that the tuples order without ever comparing their samples.
-    tie_break = (self._random.random(), len(self._ious))
-    slot = self._reservoir_slot()
-    among_best = self._beats(self._best, iou, tie_break)
-    among_worst = self._beats(self._worst, -iou, tie_break)
-    if slot is None and not among_best and not among_worst:
-      return
-    sample = (info.image_id, self._shown(image, info, prediction, truth, iou))
-    if among_best:
-      self._push(self._best, (iou, tie_break, sample))
-    if among_worst:
-      self._push(self._worst, (-iou, tie_break, sample))
-    if slot is not None:
-      self._reservoir[slot : slot + 1] = [(iou, tie_break, sample)]
+    def make() -> Shown:
+      return self._shown(image, info, prediction, truth, iou)
+    self._draw(self._draws, info.kind).offer(make)
+    if iou <= FAILURE_IOU:
+      self._draw(self._failures, info.kind).offer(make)
+
+  def panel(self, heading: str = '') -> Image.Image:
+    """The contact sheet."""
+    return prediction_panel(self.sections(), heading=heading, columns=self._columns)
 
   def sections(self) -> list[tuple[str, list[Shown]]]:
-    """(title, samples) of the best, the ones nearest the median IoU, and the worst; empty without samples."""
-    if not self._ious:
-      return []
-    median = float(np.median(self._ious))
-    typical = sorted(self._reservoir, key=lambda entry: (abs(entry[0] - median), entry[1]))
+    """(title, samples) of the random draw and of the failures."""
+    passed = sum(draw.passed for draw in self._draws.values())
+    failed = sum(draw.passed for draw in self._failures.values())
+    rows = 1 if len(self._draws) > 1 else _ROWS
+    drawn = [shown for _, draw in sorted(self._draws.items()) for shown in draw.kept[: rows * self._columns]]
+    evenly = ', evenly from the kinds of expression' if len(self._draws) > 1 else ''
+    share = f'{failed:,} of {passed:,} samples ({100 * failed / max(passed, 1):.1f} %)'
+    failures = self._in_turn([draw for _, draw in sorted(self._failures.items())])[: _FAILURE_ROWS * self._columns]
     return [
-      ('Best', self._distinct(sorted(self._best, reverse=True))),
-      (f'Typical: nearest the median IoU of {median:.2f}', self._distinct(typical)),
-      ('Worst', self._distinct(sorted(self._worst, reverse=True))),
+      (f'Drawn at random{evenly}', drawn),
+      (f'Failures, IoU up to {FAILURE_IOU}: {share}' + (f', drawn at random{evenly}' if failed else ''), failures),
     ]
 
-  def _beats(self, heap: list[tuple], key: float, tie_break: tuple) -> bool:
-    return len(heap) < self._kept or heap[0][:2] < (key, tie_break)
+  def _draw(self, draws: dict[str, _Draw], kind: str) -> _Draw:
+    return draws.setdefault(kind, _Draw(_ROWS * self._columns, self._seed))
 
-  def _push(self, heap: list[tuple], entry: tuple) -> None:
-    heapq.heappush(heap, entry)
-    if len(heap) > self._kept:
-      heapq.heappop(heap)
-
-  def _reservoir_slot(self) -> int | None:
-    """Where the newest sample goes in a uniform sample of all so far (reservoir sampling), if anywhere."""
-    if len(self._reservoir) < 2 * self._kept:
-      return len(self._reservoir)
-    slot = self._random.randrange(len(self._ious))
-    return slot if slot < len(self._reservoir) else None
-
-  def _distinct(self, entries: Iterable[tuple]) -> list[Shown]:
-    chosen = {}
-    for _, _, (image_id, shown) in entries:
-      chosen.setdefault(image_id, shown)
-    return list(chosen.values())[: self._each]
+  def _in_turn(self, draws: list[_Draw]) -> list[Shown]:
+    """The first of each kind, the second of each kind, and so on."""
+    turns = itertools.zip_longest(*(draw.kept for draw in draws))
+    return [shown for turn in turns for shown in turn if shown is not None]
 
   def _shown(
     self, image: np.ndarray, info, prediction: np.ndarray, truth: np.ndarray, iou: float
   ) -> Shown:
-    top, left, height, width = info.letterbox
-    window = (slice(top, top + height), slice(left, left + width))
+    window = info.letterbox.window
     pixels = np.clip((np.asarray(image[window], np.float32) * self._std + self._mean) * 255 + 0.5, 0, 255)
     # Copies: views would keep whole batches alive.
     return Shown(
@@ -122,7 +119,7 @@ def overlay(
   mask: np.ndarray,
   *,
   colour: tuple[int, int, int] = PREDICTION_COLOUR,
-  tint: float = 0.3,
+  tint: float = 0.2,
   dim: float = 0.4,
 ) -> np.ndarray:
   """The image with the object tinted and outlined and the rest dimmed towards grey, uint8 [h, w, 3].

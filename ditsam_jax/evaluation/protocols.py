@@ -5,21 +5,12 @@ counts, so masks grow by up to a pixel. `standard` resizes logits and thresholds
 """
 
 import math
-from typing import NamedTuple
 
 import cv2
 import numpy as np
 
 from ditsam_jax.command_line import UserError
-
-
-class Letterbox(NamedTuple):
-  """Where the image lies on the model's square, in pixels of the square."""
-
-  top: int
-  left: int
-  height: int
-  width: int
+from ditsam_jax.data.augmentation import Letterbox
 
 
 def logit(threshold: float) -> float:
@@ -33,7 +24,7 @@ def release_mask(
   logits: np.ndarray, letterbox: Letterbox, size: tuple[int, int], threshold: float
 ) -> np.ndarray:
   """bool [h, w] of logits [S, S]: threshold, cut out, resize the 0/1 mask, keep everything above 0."""
-  binary = _cut_out(logits, letterbox) > logit(threshold)
+  binary = logits[letterbox.window] > logit(threshold)
   return _resize(binary.astype(np.float32), size) > 0
 
 
@@ -41,7 +32,7 @@ def standard_mask(
   logits: np.ndarray, letterbox: Letterbox, size: tuple[int, int], threshold: float
 ) -> np.ndarray:
   """bool [h, w] of logits [S, S]: cut out, resize, threshold."""
-  return _resize(_cut_out(logits, letterbox).astype(np.float32), size) > logit(threshold)
+  return _resize(logits[letterbox.window].astype(np.float32), size) > logit(threshold)
 
 
 PROTOCOLS = {'release': release_mask, 'standard': standard_mask}
@@ -50,11 +41,6 @@ PROTOCOLS = {'release': release_mask, 'standard': standard_mask}
 def fills_square(letterbox: Letterbox, size: tuple[int, int], square: int) -> bool:
   """Whether the image was neither scaled nor padded: the protocols then agree and nothing is resized."""
   return tuple(letterbox) == (0, 0, square, square) and tuple(size) == (square, square)
-
-
-def _cut_out(logits: np.ndarray, letterbox: Letterbox) -> np.ndarray:
-  top, left, height, width = letterbox
-  return logits[top : top + height, left : left + width]
 
 
 def _resize(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
