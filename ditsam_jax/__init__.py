@@ -1,0 +1,37 @@
+"""Text-prompted Segment Anything by deep instruction tuning (arXiv 2404.00650), in JAX and Flax NNX.
+
+  import ditsam_jax
+  segmenter = ditsam_jax.Segmenter('shapes')
+  result = segmenter('scene.png', 'the small red circle')  # .mask, .probability, .iou, .overlay()
+
+  config = ditsam_jax.presets.vit_b(fusion='e2e')
+  model = ditsam_jax.DitSam(config, rngs=nnx.Rngs(0))
+"""
+
+import importlib
+
+# Loaded when first asked for: `import ditsam_jax` is light.
+_WHERE = {
+    'DitSam': 'ditsam_jax.models.ditsam',
+    'DitSamConfig': 'ditsam_jax.models.config',
+    'Output': 'ditsam_jax.models.ditsam',
+    'Segmentation': 'ditsam_jax.segmenter',
+    'Segmenter': 'ditsam_jax.segmenter',
+    'UserError': 'ditsam_jax.command_line',
+    'load': 'ditsam_jax.saved_model',
+    'save': 'ditsam_jax.saved_model',
+}
+
+__all__ = [*_WHERE, 'presets']
+
+
+def __getattr__(name: str):
+  if name == 'presets':
+    return importlib.import_module('ditsam_jax.models.config')
+  if name not in _WHERE:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  return getattr(importlib.import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+  return sorted(__all__)

@@ -22,6 +22,13 @@ def scenes_config(fields: Mapping[str, Any]) -> shapes.ScenesConfig:
     raise UserError(f'data.scenes: {error}') from error
 
 
+def vocabulary(dataset: str) -> Path:
+  """The WordPiece vocabulary that a data set's sentences are read with. Raises UserError where it must be brought."""
+  if dataset == SHAPES:
+    return Path(shapes.__file__).parent / 'vocab.txt'
+  raise UserError(f'data set {dataset!r} needs the vocabulary of bert-base-uncased')
+
+
 def open_split(dataset: str, data_dir: str | Path, split: str, *, scenes: Mapping[str, Any] | None = None,
                in_memory: bool = False) -> ReferringSource:
   """Samples of one split; shapes are made on the first call.

@@ -44,6 +44,7 @@ def _release(data_set: str) -> ConfigDict:
   data.objects_per_image = 4  # prompts drawn an image; task 'prompts' only
   data.threads = 8  # that read and augment, per process
   data.processes = 0  # worker processes; 0 reads in the main one
+  data.in_memory = False  # keep decoded pixels; for small images that are visited many times
   data.augmentation = ConfigDict(dict(
       scale_steps=7,  # long side to one of S - 32 i, i < scale_steps
       scale_stride=32,
@@ -52,6 +53,7 @@ def _release(data_set: str) -> ConfigDict:
       flip_probability=0.5))  # with 'left' and 'right' swapped in the text
 
   config.optimizer = optimizer = ConfigDict()
+  optimizer.name = 'adam'  # or 'muon': Muon for the transformers' matrices, Adam for the rest
   optimizer.learning_rate = 1e-4
   optimizer.warmup_start = 1e-7
   optimizer.min_learning_rate = 1e-6
@@ -82,7 +84,7 @@ def _shapes() -> ConfigDict:
   config.model = as_config_dict(models.tiny())
   data = config.data
   data.scenes = ConfigDict(_tuples_to_lists(dataclasses.asdict(ScenesConfig())))  # see data/shapes/scenes.py
-  data.threads = 2
+  data.threads, data.in_memory = 1, True
   data.augmentation.scale_steps = 1
   data.augmentation.jitter_probability = 0.0  # colours carry the meaning
   optimizer = config.optimizer
@@ -97,11 +99,6 @@ def _shapes() -> ConfigDict:
   config.checkpoint_every = 500
   config.final_split = 'test'
   return config
-
-
-def scenes_config(scenes: ConfigDict | dict[str, Any]) -> ScenesConfig:
-  """The shapes data set that `config.data.scenes` (or its JSON form) describes."""
-  return ScenesConfig(**{name: tuple(value) if isinstance(value, list) else value for name, value in scenes.items()})
 
 
 def as_config_dict(model: models.DitSamConfig) -> ConfigDict:
@@ -132,6 +129,7 @@ def check(config: ConfigDict) -> None:
   for field in ('batch_size', 'objects_per_image', 'threads'):
     expect(config.data[field] >= 1, f'data.{field}', config.data[field], 'a whole number from 1')
   optimizer = config.optimizer
+  expect(optimizer.name in ('adam', 'muon'), 'optimizer.name', optimizer.name, "'adam' or 'muon'")
   expect(optimizer.learning_rate > 0, 'optimizer.learning_rate', optimizer.learning_rate, 'a number above 0')
   expect(0 <= optimizer.warmup_steps < config.total_steps, 'optimizer.warmup_steps', optimizer.warmup_steps,
          f'0 to below total_steps ({config.total_steps})')

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 import optax
+import optax.contrib
 
 # Names that stand for a part of the model in `freeze`; anything else is a regular expression over parameter paths.
 FREEZE_GROUPS = {
@@ -41,10 +42,25 @@ def make_optimizer(config: ConfigDict, total_steps: int) -> tuple[optax.Gradient
   rate = schedule(config.learning_rate, start=config.warmup_start, end=config.min_learning_rate,
                   warmup_steps=config.warmup_steps, total_steps=total_steps)
   parts = [clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-  parts.append(optax.scale_by_adam(config.beta1, config.beta2, config.epsilon))
+  adam = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
+  parts.append(adam if config.name == 'adam' else _muon(adam))
   if config.weight_decay:
     parts.append(optax.add_decayed_weights(config.weight_decay, mask=lambda p: jax.tree.map(lambda x: x.ndim > 1, p)))
   return optax.chain(*parts, optax.scale_by_learning_rate(rate)), rate
+
+
+def _muon(adam: optax.GradientTransformation) -> optax.GradientTransformation:
+  """Muon (orthogonalised momentum) for the matrices of the transformers, Adam for all else.
+
+  Updates of a matrix are scaled to the root mean square that Adam's have (0.2), so one learning rate serves both.
+  """
+  def label(params):
+    return {name: 'muon' if x.ndim == 2 and name.endswith('kernel') else 'adam' for name, x in params.items()}
+  def matrices(params):
+    return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(), params)
+  muon = optax.chain(optax.contrib.scale_by_muon(weight_dimension_numbers=matrices), optax.stateless(
+      lambda updates, _: jax.tree.map(lambda u: u * 0.2 * max(u.shape) ** 0.5, updates)))
+  return optax.multi_transform({'muon': muon, 'adam': adam}, label)
 
 
 def ema_decay(updates_done: jax.Array, limit: float) -> jax.Array:
