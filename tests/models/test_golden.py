@@ -1,0 +1,44 @@
+"""The model agrees with numbers from running the authors' PyTorch release (tests/golden/README.md)."""
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ditsam_jax.models.ditsam import DitSam
+from tests.release_models import golden_arrays, golden_config, golden_model, load_release
+
+LEFTOVERS = {'lang_encoder.bert.pooler.dense.bias', 'lang_encoder.bert.pooler.dense.weight'}
+DIT_LEFTOVERS = {'query_embeddings', *(f'self_attention.{name}' for name in (
+    'in_proj_bias', 'in_proj_weight', 'out_proj.bias', 'out_proj.weight'))}
+MODELS = ('ldit', 'edit', 'sam_text')
+
+
+def release_order(x: jax.Array) -> jax.Array:
+  """[B, h, w, C] -> [B, C, h, w]."""
+  return jnp.moveaxis(x, -1, 1)
+
+
+@pytest.mark.parametrize('side', [64, 128])
+@pytest.mark.parametrize('name', MODELS)
+def test_every_output_is_the_releases(name, side):
+  """At 64 the position embedding and all tables are resized; at 128 only the windowed blocks' tables are."""
+  golden = {key.removeprefix(f'{side}/'): value for key, value in golden_arrays(name).items()
+            if key.startswith(f'{side}/')}
+  model = golden_model(name, side)
+  images = jnp.moveaxis(golden['image'], 1, -1)
+  out = nnx.jit(lambda model, *batch: model(*batch))(model, images, golden['token_ids'], golden['token_mask'])
+  for key, value in {'text_features': out.text_features, 'image_embedding': release_order(out.image_embedding),
+                     'low_res_logits': out.low_res_logits[:, None], 'iou': out.iou[:, None],
+                     'logits': out.logits[:, None]}.items():
+    error = np.abs(value - golden[key]).max() / np.abs(golden[key]).max()
+    assert value.shape == golden[key].shape
+    assert error <= 2e-5, f'{key}: {error}'
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_a_release_checkpoint_holds_nothing_more_than_the_known_leftovers(name):
+  model = DitSam(golden_config(name, 64), rngs=nnx.Rngs(0))
+  unused = load_release(model, golden_arrays(f'{name}_weights'))
+  assert unused == (LEFTOVERS if name == 'sam_text' else LEFTOVERS | DIT_LEFTOVERS)

@@ -1,0 +1,83 @@
+"""Plain SAM agrees with Meta's segment-anything, windows and visual prompts included (tests/golden/make_fixtures.py)."""
+
+from flax import nnx
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ditsam_jax.models.config import DitSamConfig, ImageEncoderConfig, MaskDecoderConfig
+from ditsam_jax.models.ditsam import DitSam
+from tests.release_models import golden_arrays, load_release
+
+IMAGE = 80  # a grid of 5 x 5: windows of 3 need padding
+CONFIG = DitSamConfig(
+    ImageEncoderConfig(width=24, depth=3, heads=2, global_blocks=(1,), pretrain_grid=5, pretrain_window=3, window_size=3),
+    MaskDecoderConfig(width=32, heads=4, mlp_width=48, iou_hidden=40), None, fusion='none', image_size=IMAGE)
+
+
+@pytest.fixture(scope='module')
+def sam():
+  return golden_arrays('sam')
+
+
+@pytest.fixture(scope='module')
+def model(sam):
+  model = DitSam(CONFIG, rngs=nnx.Rngs(0))
+  tensors = {name.removeprefix('weights/').replace('image_encoder.', 'visual_encoder.'): value
+             for name, value in sam.items() if name.startswith('weights/')}
+  assert not load_release(model, tensors)
+  model.eval()
+  return model
+
+
+def prompts(sam, case):
+  """Our arguments for the prompts of a fixture case."""
+  parts = ('points', 'boxes', 'masks') if case == 'all' else (case,)
+  arguments = {part: sam[part] for part in parts}
+  if 'points' in arguments:
+    arguments['point_labels'] = sam['labels']
+  if 'masks' in arguments:
+    arguments['masks'] = sam['masks'][:, 0]
+  return arguments
+
+
+def test_windowed_image_embedding(model, sam):
+  embedding = nnx.jit(lambda model, images: model.image_encoder(images))(model, np.moveaxis(sam['image'], 1, -1))
+  np.testing.assert_allclose(np.moveaxis(embedding, -1, 1), sam['embedding'], atol=2e-5)
+
+
+def test_dense_positional_encoding(model, sam):
+  np.testing.assert_allclose(np.moveaxis(model.prompt_encoder.pe_layer.grid(5, 5), -1, 0), sam['dense_pe'][0], atol=1e-5)
+
+
+@pytest.mark.parametrize('case', ['points', 'boxes', 'masks', 'all'])
+def test_prompt_tokens(model, sam, case):
+  given = prompts(sam, case)
+  tokens = model.prompt_encoder.sparse(given.get('points'), given.get('point_labels'), given.get('boxes'), (IMAGE, IMAGE))
+  expected = sam[f'{case}/sparse']
+  assert sum(part.shape[1] for part in tokens) == expected.shape[1]
+  if tokens:
+    np.testing.assert_allclose(np.concatenate(tokens, axis=1), expected, atol=1e-5)
+  dense = model.prompt_encoder.dense(given.get('masks'), 2, (5, 5))
+  np.testing.assert_allclose(np.moveaxis(dense, -1, 1), np.broadcast_to(sam[f'{case}/dense'], (2, 32, 5, 5)), atol=1e-5)
+
+
+@pytest.mark.parametrize('case, multimask', [
+    ('points', False), ('boxes', True), ('masks', False), ('masks', True), ('all', False), ('all', True)])
+def test_masks_and_predicted_iou(model, sam, case, multimask):
+  forward = nnx.jit(lambda model, images, given: model(images, **given, multimask=multimask))
+  out = forward(model, np.moveaxis(sam['image'], 1, -1), prompts(sam, case))
+  kind = 'multi' if multimask else 'single'
+  logits, iou = sam[f'{case}/{kind}/logits'], sam[f'{case}/{kind}/iou']
+  if not multimask:
+    logits, iou = logits[:, 0], iou[:, 0]
+  np.testing.assert_allclose(out.low_res_logits, logits, atol=1e-4)
+  np.testing.assert_allclose(out.iou, iou, atol=1e-4)
+  assert out.logits.shape == (*logits.shape[:-2], IMAGE, IMAGE)
+
+
+def test_a_box_is_its_two_corners(model, sam):
+  corners = sam['boxes'].reshape(2, 2, 2)
+  labels = np.asarray([[2, 3], [2, 3]])
+  as_points = model.prompt_encoder.embed_points(jnp.asarray(corners), labels, (IMAGE, IMAGE))
+  np.testing.assert_array_equal(as_points, model.prompt_encoder.embed_boxes(jnp.asarray(sam['boxes']), (IMAGE, IMAGE)))

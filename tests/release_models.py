@@ -1,0 +1,63 @@
+"""Models with weights in the layout of the PyTorch release, from the torch-free copies in tests/golden."""
+
+import json
+from pathlib import Path
+
+from flax import nnx
+import jax.numpy as jnp
+import numpy as np
+
+from convert.names import release_name
+from ditsam_jax.models import config as models
+from ditsam_jax.models.ditsam import DitSam
+from ditsam_jax.models.weights import weights_of
+
+GOLDEN = Path(__file__).parent / 'golden'
+
+
+def golden_arrays(name: str) -> dict[str, np.ndarray]:
+  """The arrays of tests/golden/NAME.npz."""
+  with np.load(GOLDEN / f'{name}.npz') as file:
+    return dict(file)
+
+
+def golden_config(name: str, image_size: int) -> models.DitSamConfig:
+  """The config of a golden model (its NAME.json) at an input side; no dropout."""
+  a = json.loads((GOLDEN / f'{name}.json').read_text())
+  encoder = models.ImageEncoderConfig(
+      width=a['dim'], depth=a['depth'], heads=a['heads'], global_blocks=tuple(a['glob']),
+      pretrain_grid=a['img'] // 16, pretrain_window=a['window'])
+  decoder = models.MaskDecoderConfig(width=a['out'], depth=a['dec_depth'], heads=a['dec_heads'],
+                                     mlp_width=a['mlp_dim'])
+  text = models.TextEncoderConfig(vocab_size=a['vocab'], width=a['tdim'], depth=a['tlayers'], heads=a['theads'],
+                                  mlp_width=a['tinter'], max_positions=32, dropout=0.0)
+  fusion = 'none' if a['variant'] == 'default_sam' else a['variant']
+  return models.DitSamConfig(encoder, decoder, text, fusion=fusion, fusion_dropout=0.0, image_size=image_size)
+
+
+def golden_model(name: str, image_size: int) -> DitSam:
+  """A golden model with its weights, in evaluation mode."""
+  model = DitSam(golden_config(name, image_size), rngs=nnx.Rngs(0))
+  load_release(model, golden_arrays(f'{name}_weights'))
+  model.eval()
+  return model
+
+
+def load_release(model: nnx.Module, tensors: dict[str, np.ndarray], prefix: str = '') -> set[str]:
+  """Fills every weight of `model` from the release's tensors; returns the names that no weight asked for.
+
+  `prefix` is the path of `model` in a whole DitSam ('' for the whole).
+  """
+  unused = set(tensors)
+  for path, variable in weights_of(model).items():
+    path = prefix + path
+    if path == 'prompt_encoder.point_embeddings':  # four embeddings of one row there
+      names = [f'{path}.{i}.weight' for i in range(4)]
+      array = np.concatenate([tensors[name] for name in names])
+    else:
+      name, layout = release_name(path)
+      names, array = [name], layout.load(tensors[name])
+    assert array.shape == variable.shape, f'{path}: {array.shape} for {variable.shape}'
+    variable.set_value(jnp.asarray(array))
+    unused -= set(names)
+  return unused
