@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from flax import nnx
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -35,9 +36,24 @@ def golden_config(name: str, image_size: int) -> models.DitSamConfig:
   return models.DitSamConfig(encoder, decoder, text, fusion=fusion, fusion_dropout=0.0, image_size=image_size)
 
 
+def random_model(config: models.DitSamConfig, seed: int = 0) -> DitSam:
+  """A model whose weights are all random, none zero or one; no initialiser compiles, so it is quick."""
+  rng = np.random.default_rng(seed)
+  model = nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))
+  for path, variable in weights_of(model).items():
+    shape = variable.shape
+    scale = 0.3 if len(shape) == 1 else 1.0 if 'token' in path else np.prod(shape[:-1]) ** -0.5
+    centre = 1.0 if path.endswith('scale') else 0.0
+    variable.set_value(jnp.asarray(rng.normal(centre, scale, shape), jnp.float32))
+  for variable in jax.tree.leaves(nnx.state(model, nnx.RngState), is_leaf=lambda x: isinstance(x, nnx.Variable)):
+    is_key = jnp.issubdtype(variable.dtype, jax.dtypes.prng_key)
+    variable.set_value(jax.random.key(seed) if is_key else jnp.zeros(variable.shape, variable.dtype))
+  return model
+
+
 def golden_model(name: str, image_size: int) -> DitSam:
   """A golden model with its weights, in evaluation mode."""
-  model = DitSam(golden_config(name, image_size), rngs=nnx.Rngs(0))
+  model = random_model(golden_config(name, image_size))
   load_release(model, golden_arrays(f'{name}_weights'))
   model.eval()
   return model

@@ -6,8 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ditsam_jax.models.ditsam import DitSam
-from tests.release_models import golden_arrays, golden_config, golden_model, load_release
+from tests.release_models import golden_arrays, golden_config, golden_model, load_release, random_model
 
 LEFTOVERS = {'lang_encoder.bert.pooler.dense.bias', 'lang_encoder.bert.pooler.dense.weight'}
 DIT_LEFTOVERS = {'query_embeddings', *(f'self_attention.{name}' for name in (
@@ -39,6 +38,6 @@ def test_every_output_is_the_releases(name, side):
 
 @pytest.mark.parametrize('name', MODELS)
 def test_a_release_checkpoint_holds_nothing_more_than_the_known_leftovers(name):
-  model = DitSam(golden_config(name, 64), rngs=nnx.Rngs(0))
+  model = random_model(golden_config(name, 64))
   unused = load_release(model, golden_arrays(f'{name}_weights'))
   assert unused == (LEFTOVERS if name == 'sam_text' else LEFTOVERS | DIT_LEFTOVERS)

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from ditsam_jax.models.config import DitSamConfig, ImageEncoderConfig, MaskDecoderConfig
-from ditsam_jax.models.ditsam import DitSam
-from tests.release_models import golden_arrays, load_release
+from tests.release_models import golden_arrays, load_release, random_model
 
 IMAGE = 80  # a grid of 5 x 5: windows of 3 need padding
 CONFIG = DitSamConfig(
@@ -22,7 +21,7 @@ def sam():
 
 @pytest.fixture(scope='module')
 def model(sam):
-  model = DitSam(CONFIG, rngs=nnx.Rngs(0))
+  model = random_model(CONFIG)
   tensors = {name.removeprefix('weights/').replace('image_encoder.', 'visual_encoder.'): value
              for name, value in sam.items() if name.startswith('weights/')}
   assert not load_release(model, tensors)

@@ -1,0 +1,52 @@
+"""Configs survive JSON, and impossible ones are refused by name."""
+
+import dataclasses
+import json
+
+import pytest
+
+from ditsam_jax.models import config as models
+from ditsam_jax.models.config import DitSamConfig, ImageEncoderConfig, MaskDecoderConfig, TextEncoderConfig
+
+
+@pytest.mark.parametrize('config', [*(preset() for preset in models.PRESETS.values()), models.sam(models.vit_b()),
+                                    models.vit_b(fusion='e2e')])
+def test_json_round_trip(config):
+  assert DitSamConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize('field, values, told', [
+    ('fusion', dict(fusion='layerwise'), 'layerwise.*choose one of none, layer_wise'),
+    ('image_size', dict(image_size=500), '500.*multiple of the patch size 16'),
+    ('image_size', dict(image_size=0), '0.*multiple of the patch size 16'),
+    ('image_encoder', dict(image_encoder=ImageEncoderConfig(heads=7)), '7 heads.*768'),
+    ('image_encoder', dict(image_encoder=ImageEncoderConfig(heads=0)), '0 heads'),
+    ('mask_decoder', dict(mask_decoder=MaskDecoderConfig(heads=3)), '3 heads.*128'),
+    ('text_encoder', dict(text_encoder=TextEncoderConfig(heads=5)), '5 heads.*768'),
+    ('mask_decoder.width', dict(mask_decoder=MaskDecoderConfig(width=12, heads=2)), '12.*multiple of 8'),
+    ('fusion', dict(text_encoder=None), 'no text encoder'),
+    ('image_encoder.window_size', dict(image_encoder=ImageEncoderConfig(window_size=14)), '14.*0'),
+    ('fusion', dict(text_encoder=TextEncoderConfig(width=384)), '384 and 768.*layer_wise_vith'),
+])
+def test_impossible_values_are_named(field, values, told):
+  with pytest.raises(ValueError, match=rf'model\.{field}.*{told}|model\.{field}: {told}'):
+    DitSamConfig(**values)
+
+
+@pytest.mark.parametrize('path', ['', 'image_encoder', 'text_encoder'])
+def test_unknown_fields_are_named(path):
+  fields = models.vit_b().to_dict()
+  (fields[path] if path else fields)['widht'] = 3
+  with pytest.raises(ValueError, match=rf"model{'.' if path else ''}{path} has unknown fields \['widht'\].*"):
+    DitSamConfig.from_dict(fields)
+
+
+def test_plain_sam_has_metas_windows_and_input():
+  config = models.sam(models.vit_l())
+  assert (config.image_encoder.window_size, config.image_size, config.grid) == (14, 1024, 64)
+  assert config.text_encoder is None and config.fusion == 'none'
+
+
+def test_configs_cannot_change():
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    models.vit_b().image_size = 1024

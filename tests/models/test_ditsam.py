@@ -1,0 +1,129 @@
+"""The whole model: sizes, prompts that go together, and what it says to those that do not."""
+
+import dataclasses
+
+from flax import nnx
+import jax
+import numpy as np
+import pytest
+
+from ditsam_jax.models import config as models
+from ditsam_jax.models.ditsam import DitSam
+from ditsam_jax.models.weights import weights_of
+from tests.release_models import random_model
+
+SIDE, TOKENS = 64, 6
+
+
+def small_config(**changes):
+  return dataclasses.replace(
+      models.tiny(),
+      image_encoder=models.ImageEncoderConfig(width=24, depth=2, heads=2, global_blocks=(0, 1), pretrain_grid=4),
+      mask_decoder=models.MaskDecoderConfig(width=16, heads=2, mlp_width=16, iou_hidden=16),
+      text_encoder=models.TextEncoderConfig(vocab_size=20, width=24, depth=1, heads=2, mlp_width=16, max_positions=8),
+      fusion_dropout=0.1, image_size=SIDE, **changes)
+
+
+@pytest.fixture(scope='module')
+def model():
+  model = random_model(small_config())
+  model.eval()
+  return model
+
+
+@pytest.fixture(scope='module')
+def batch():
+  rng = np.random.default_rng(0)
+  return dict(images=rng.normal(size=(2, SIDE, SIDE, 3)).astype(np.float32),
+              token_ids=rng.integers(1, 20, (2, TOKENS)), token_mask=np.asarray([[1] * 6, [1] * 4 + [0] * 2]))
+
+
+PROMPTS = dict(points=np.asarray([[[10.0, 20.0]], [[30.0, 40.0]]], np.float32), point_labels=np.asarray([[1], [0]]))
+BOXES = np.asarray([[4.0, 5.0, 30.0, 40.0], [0.0, 0.0, 63.0, 20.0]], np.float32)
+MASKS = np.random.default_rng(1).normal(size=(2, SIDE // 4, SIDE // 4)).astype(np.float32)
+
+
+@pytest.mark.parametrize('preset, parameters', [
+    (models.vit_b, 93_735_472), (models.vit_l, 312_342_832), (models.vit_h, 641_090_608)])
+def test_plain_sam_has_as_many_parameters_as_metas(preset, parameters):
+  model = nnx.eval_shape(lambda: DitSam(models.sam(preset()), rngs=nnx.Rngs(0)))
+  trained = [v for v in weights_of(model).values() if isinstance(v, nnx.Param)]
+  assert sum(np.prod(v.shape) for v in trained) == parameters
+
+
+def test_l_dit_adds_one_projection_a_block_bert_and_the_prompt_projection():
+  count = lambda config: sum(np.prod(v.shape) for v in weights_of(
+      nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))).values())
+  bert = 109_482_240 - 590_592  # bert-base-uncased without its pooler
+  added = 12 * (768 * 768 + 768) + bert + 768 * 256 + 256
+  assert count(models.vit_b()) - count(models.sam(models.vit_b())) == added
+
+
+def test_outputs_have_the_documented_shapes(model, batch):
+  out = model(**batch)
+  assert out.logits.shape == (2, SIDE, SIDE) and out.low_res_logits.shape == (2, SIDE // 4, SIDE // 4)
+  assert out.iou.shape == (2,) and out.image_embedding.shape == (2, 4, 4, 16) and out.text_features.shape == (2, 6, 24)
+  several = model(**batch, multimask=True)
+  assert several.logits.shape == (2, 3, SIDE, SIDE) and several.iou.shape == (2, 3)
+
+
+def test_images_need_not_be_square(model, batch):
+  out = model(batch['images'][:, :32], batch['token_ids'], batch['token_mask'])
+  assert out.logits.shape == (2, 32, SIDE) and np.isfinite(out.logits).all()
+
+
+@pytest.mark.parametrize('visual', [PROMPTS, {'boxes': BOXES}, {'masks': MASKS},
+                                    {**PROMPTS, 'boxes': BOXES, 'masks': MASKS}])
+def test_visual_prompts_go_with_text_and_without(model, batch, visual):
+  both, text = model(**batch, **visual), model(**batch)
+  alone = model(batch['images'], **visual)
+  for one, other in ((both, text), (both, alone), (text, alone)):
+    assert np.abs(one.low_res_logits - other.low_res_logits).max() > 1e-3
+  assert alone.text_features is None
+
+
+def test_sparse_prompts_are_points_then_boxes_then_text(model, batch):
+  """In the decoder's input, put together by hand."""
+  out = model(**batch, **PROMPTS, boxes=BOXES)
+  encoder = model.prompt_encoder
+  sparse = [encoder.embed_points(PROMPTS['points'], PROMPTS['point_labels'], (SIDE, SIDE)),
+            encoder.embed_boxes(BOXES, (SIDE, SIDE)), model.text_proj(out.text_features)]
+  again = model.decode(out.image_embedding, sparse, None, (SIDE, SIDE))
+  np.testing.assert_allclose(again.logits, out.logits, atol=1e-5)
+
+
+def test_samples_of_a_batch_do_not_mix(model, batch):
+  out = model(**batch, **PROMPTS)
+  alone = model(**{name: x[1:] for name, x in batch.items()}, **{name: x[1:] for name, x in PROMPTS.items()})
+  np.testing.assert_allclose(alone.logits[0], out.logits[1], atol=1e-4)
+
+
+def test_dropout_depends_on_the_key_given_and_on_nothing_else(batch):
+  model = random_model(small_config())
+  model.train()
+  forward = nnx.jit(lambda model, seed: model(**batch, rngs=nnx.Rngs(dropout=jax.random.key(seed))).logits)
+  one, same, other = forward(model, 0), forward(model, 0), forward(model, 1)
+  np.testing.assert_array_equal(one, same)
+  assert np.abs(one - other).max() > 1e-3
+  model.eval()
+  np.testing.assert_array_equal(forward(model, 0), forward(model, 1))
+
+
+@pytest.mark.parametrize('wrong, told', [
+    (dict(images=np.zeros((2, 60, 64, 3))), r'\(2, 60, 64, 3\).*multiples of 16'),
+    (dict(images=np.zeros((2, 3, 64, 64))), r'\(2, 3, 64, 64\).*\[B, H, W, 3\]'),
+    (dict(images=np.zeros((64, 64, 3))), r'\(64, 64, 3\)'),
+    (dict(token_mask=None), 'token_ids and token_mask'),
+    (dict(points=PROMPTS['points']), 'points and point_labels'),
+    (dict(point_labels=PROMPTS['point_labels']), 'points and point_labels'),
+    (dict(token_ids=np.ones((2, 9), int), token_mask=np.ones((2, 9), int)), '9 tokens.*8 positions')])
+def test_prompts_that_do_not_go_together_are_named(model, batch, wrong, told):
+  with pytest.raises(ValueError, match=told):
+    model(**{**batch, **wrong})
+
+
+def test_text_for_a_model_without_text_encoder_is_refused(batch):
+  model = random_model(small_config(fusion='none'))
+  plain = random_model(dataclasses.replace(model.config, text_encoder=None))
+  with pytest.raises(ValueError, match='no text encoder'):
+    plain(**batch)
