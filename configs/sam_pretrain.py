@@ -13,7 +13,7 @@ def get_config(data_set='shapes'):
   config.model.fusion = 'none'
   config.model.text_encoder = None
   config.data.batch_size = 32  # images, each with objects_per_image prompts
-  config.total_steps = 6000
+  config.total_steps = 2800
   config.eval_every = 0
-  config.optimizer.warmup_steps = 300
+  config.optimizer.warmup_steps = 200
   return config

@@ -139,7 +139,7 @@ def tiny(**changes) -> DitSamConfig:
   """A small model for the embedded data: 128 x 128 images, 64 tokens, all blocks global."""
   config = DitSamConfig(
       image_encoder=ImageEncoderConfig(width=96, depth=6, heads=3, global_blocks=tuple(range(6)), pretrain_grid=8),
-      mask_decoder=MaskDecoderConfig(width=64, heads=4, mlp_width=128, iou_hidden=64),
+      mask_decoder=MaskDecoderConfig(width=96, heads=4, mlp_width=192, iou_hidden=64),
       text_encoder=TextEncoderConfig(vocab_size=128, width=96, depth=2, heads=3, mlp_width=384, max_positions=32,
                                      dropout=0.0),
       fusion_dropout=0.0, image_size=128, max_text_tokens=12, mask_threshold=0.5)

@@ -88,15 +88,16 @@ def _shapes() -> ConfigDict:
   data.augmentation.scale_steps = 1
   data.augmentation.jitter_probability = 0.0  # colours carry the meaning
   optimizer = config.optimizer
-  optimizer.learning_rate = 2e-3
+  optimizer.name = 'muon'  # reaches in 250 steps what Adam reaches in 500
+  optimizer.learning_rate = 3e-3
   optimizer.clip_norm = 1.0
   optimizer.warmup_steps = 100
-  config.total_steps = 2000
+  config.total_steps = 1200
   config.loss = ConfigDict(dict(bce=1.0, dice=1.0, iou=0.05))
   config.ema = 0.998
-  config.eval_every = 500
+  config.eval_every = 400
   config.eval_samples = 512
-  config.checkpoint_every = 500
+  config.checkpoint_every = 400
   config.final_split = 'test'
   return config
 

@@ -8,6 +8,8 @@ from ml_collections import ConfigDict
 import optax
 import optax.contrib
 
+from ditsam_jax.command_line import UserError
+
 # Names that stand for a part of the model in `freeze`; anything else is a regular expression over parameter paths.
 FREEZE_GROUPS = {
     'image_encoder': r'image_encoder\.(?!instruction\.)',  # SAM's pre-trained part, not the text projections
@@ -74,4 +76,7 @@ def freeze_pattern(freeze: str) -> re.Pattern | None:
   names = [name.strip() for name in freeze.split(',') if name.strip()]
   if not names:
     return None
-  return re.compile('|'.join(f'(?:{FREEZE_GROUPS.get(name, name)})' for name in names))
+  try:
+    return re.compile('|'.join(f'(?:{FREEZE_GROUPS.get(name, name)})' for name in names))
+  except re.error as error:
+    raise UserError(f'config.freeze {freeze!r} is no regular expression: {error}') from error

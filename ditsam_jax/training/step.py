@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ditsam_jax.command_line import UserError
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.weights import dotted, is_weight, weights_of
 from ditsam_jax.training.loss import mask_loss
-from ditsam_jax.training.optimizer import ema_decay
+from ditsam_jax.training.optimizer import FREEZE_GROUPS, ema_decay
 
 Batch = dict[str, jax.Array]
 
@@ -52,11 +53,17 @@ def make_state(model: DitSam, optimizer: optax.GradientTransformation,
     model: in training mode.
     optimizer: holds state for the trained parameters only.
     frozen: pattern of parameter paths that are not trained, or None.
+
+  Raises:
+    UserError: the pattern matches no parameter.
   """
   params, rest = {}, {}
   for name, variable in weights_of(model).items():
     trained = isinstance(variable, nnx.Param) and not (frozen and frozen.match(name))
     (params if trained else rest)[name] = variable[...]
+  if frozen and not any(frozen.match(name) for name in rest):
+    raise UserError(f'config.freeze matches no parameter; name one of {", ".join(FREEZE_GROUPS)}, or a regular '
+                    f'expression over paths such as image_encoder.blocks.0.attn.qkv.kernel')
   ema = jax.tree.map(jnp.copy, params)
   return Structure(model), TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params), rest)
 

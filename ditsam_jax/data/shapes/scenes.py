@@ -42,8 +42,8 @@ class ScenesConfig:
   colours: tuple[str, ...] = tuple(COLOURS)
   kinds_per_scene: tuple[int, int] = (2, 3)  # least and most; few, so that attributes repeat
   colours_per_scene: tuple[int, int] = (2, 3)
-  small_radius: tuple[float, float] = (0.078, 0.102)  # nominal; corners reach up to 1.35 times as far
-  large_radius: tuple[float, float] = (0.134, 0.172)
+  small_radius: tuple[float, float] = (0.09, 0.112)  # nominal; corners reach up to 1.35 times as far
+  large_radius: tuple[float, float] = (0.145, 0.178)
   large_share: float = 0.45
   max_occlusion: float = 0.35  # share of an object's area that others may hide
   background_texture: float = 1.0  # strength of the background's slow colour changes

@@ -1,0 +1,133 @@
+"""The train command on a very small model and data set: results, resume, refusals."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ditsam_jax import saved_model
+from ditsam_jax.command_line import UserError
+from ditsam_jax.train import main
+
+ROOT = Path(__file__).parent.parent
+SMALL = [
+    '--config.init_from=', '--config.data.scenes.train=12', '--config.data.scenes.val=4', '--config.data.scenes.test=4',
+    '--config.model.image_encoder.depth=1', '--config.model.image_encoder.global_blocks=[0]',
+    '--config.model.text_encoder.depth=1', '--config.data.batch_size=4', '--config.eval_batch_size=16',
+    '--config.eval_samples=8', '--config.total_steps=6', '--config.optimizer.warmup_steps=2', '--config.eval_every=0',
+    '--config.log_every=2', '--config.checkpoint_every=3', '--config.optimizer.name=adam',
+]
+
+
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory):
+  return tmp_path_factory.mktemp('data')
+
+
+def run(data_dir, workdir, *more, config='configs/ldit.py:shapes'):
+  return main([f'--config={ROOT / config}', f'--workdir={workdir}', f'--config.data.data_dir={data_dir}', *SMALL, *more])
+
+
+@pytest.fixture(scope='module')
+def finished(data_dir, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('runs') / 'whole'
+  assert run(data_dir, workdir, '--config.eval_every=4') == 0
+  return workdir
+
+
+def weights(workdir):
+  return {name: np.asarray(array) for name, array in saved_model.read_weights(workdir).items()}
+
+
+def test_run_writes_what_it_promises(finished):
+  metrics = json.loads((finished / 'metrics.json').read_text())
+  assert metrics['steps'] == 6 and metrics['split'] == 'test' and metrics['seconds']['training'] > 0
+  assert (finished / 'predictions.png').read_bytes().startswith(b'\x89PNG')
+  lines = [json.loads(line) for line in (finished / 'train_log.jsonl').read_text().splitlines()]
+  assert [line['step'] for line in lines if 'train/loss' in line] == [2, 4, 6]
+  assert [line['step'] for line in lines if 'val/mIoU' in line] == [4]
+  assert any((finished / 'tensorboard').iterdir())
+  assert saved_model.load(finished).config.fusion == 'layer_wise'
+
+
+def test_running_again_evaluates_the_finished_run_again(data_dir, finished):
+  before = weights(finished)
+  run(data_dir, finished, '--config.eval_every=4')
+  after = weights(finished)
+  assert all((before[name] == after[name]).all() for name in before)
+
+
+@pytest.mark.parametrize('number', [signal.SIGINT, signal.SIGTERM])
+def test_stopped_run_goes_on_to_the_same_bits(data_dir, tmp_path, number):
+  steps = ['--config.total_steps=40', '--config.final_split=val']
+  assert run(data_dir, tmp_path / 'whole', *steps) == 0
+  environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
+  process = subprocess.Popen(
+      [sys.executable, '-m', 'ditsam_jax.train', f'--config={ROOT / "configs/ldit.py"}:shapes',
+       f'--workdir={tmp_path / "stopped"}', f'--config.data.data_dir={data_dir}', *SMALL, *steps],
+      env=environment, stderr=subprocess.PIPE, text=True)
+  log = tmp_path / 'stopped' / 'train_log.jsonl'
+  deadline = time.time() + 120
+  while not (log.exists() and log.read_text()) and time.time() < deadline:
+    time.sleep(0.02)
+  process.send_signal(number)
+  _, errors = process.communicate(timeout=120)
+  assert process.returncode == 130, errors
+  assert 'the same command goes on from there' in errors
+  stopped_at = json.loads((tmp_path / 'stopped' / 'model' / 'model.json').read_text())['notes']['steps']
+  assert 0 < stopped_at < 40
+  assert run(data_dir, tmp_path / 'stopped', *steps) == 0
+  whole, resumed = weights(tmp_path / 'whole'), weights(tmp_path / 'stopped')
+  assert all((whole[name] == resumed[name]).all() for name in whole)
+
+
+def test_workdir_of_another_config_is_refused(data_dir, finished):
+  with pytest.raises(UserError, match=r'config\.seed was 0, is 1'):
+    run(data_dir, finished, '--config.eval_every=4', '--config.seed=1')
+
+
+def test_frozen_encoder_keeps_its_weights_and_projections_learn(data_dir, tmp_path):
+  from flax import nnx
+  from ditsam_jax.models.ditsam import DitSam
+  run(data_dir, tmp_path / 'run', '--config.freeze=image_encoder', '--config.final_split=val')
+  after = weights(tmp_path / 'run')
+  start = saved_model.weights_of(DitSam(saved_model.read_config(tmp_path / 'run'), rngs=nnx.Rngs(0)))
+  moved = {name for name, array in after.items() if (array != np.asarray(start[name][...])).any()}
+  assert not [name for name in moved if name.startswith('image_encoder.blocks')]
+  assert [name for name in moved if name.startswith('image_encoder.instruction')]
+
+
+def test_pretraining_with_visual_prompts_makes_a_start_for_text(data_dir, tmp_path):
+  small = [f for f in SMALL if 'text_encoder' not in f]
+  assert main([f'--config={ROOT / "configs/sam_pretrain.py"}', f'--workdir={tmp_path / "sam"}',
+               f'--config.data.data_dir={data_dir}', *small]) == 0
+  assert not (tmp_path / 'sam' / 'model' / 'vocab.txt').exists()
+  assert run(data_dir, tmp_path / 'text', f'--config.init_from={tmp_path / "sam"}', '--config.final_split=val') == 0
+
+
+@pytest.mark.parametrize('override, told', [
+    ('--config.optimizer.learning_rat=1', "did you mean 'learning_rate'"),
+    ('--config.total_steps=many', 'config.total_steps'),
+    ('--config.model.fusion=laywise', 'layer_wise'),
+    ('--config.model.image_size=100', 'multiple of the patch size'),
+    ('--config.data.scenes.max_shapes=1', 'max_shapes'),
+    ('--config.freeze=everything', 'matches no parameter'),
+    ('--config.init_from=nowhere', 'nowhere'),
+])
+def test_wrong_fields_and_values_are_named(data_dir, tmp_path, override, told):
+  with pytest.raises(UserError) as error:
+    run(data_dir, tmp_path / 'run', override)
+  assert told in str(error.value)
+  assert not (tmp_path / 'run' / 'model').exists()
+
+
+def test_refcoco_says_what_it_needs(tmp_path):
+  with pytest.raises(UserError, match='instances.json'):
+    main([f'--config={ROOT / "configs/ldit.py"}', f'--workdir={tmp_path / "run"}'])
+  assert not (tmp_path / 'run').exists()
