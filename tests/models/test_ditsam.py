@@ -10,18 +10,9 @@ import pytest
 from ditsam_jax.models import config as models
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.weights import weights_of
-from tests.release_models import random_model
+from tests.small_models import random_model, small_config
 
 SIDE, TOKENS = 64, 6
-
-
-def small_config(**changes):
-  return dataclasses.replace(
-      models.tiny(),
-      image_encoder=models.ImageEncoderConfig(width=24, depth=2, heads=2, global_blocks=(0, 1), pretrain_grid=4),
-      mask_decoder=models.MaskDecoderConfig(width=16, heads=2, mlp_width=16, iou_hidden=16),
-      text_encoder=models.TextEncoderConfig(vocab_size=20, width=24, depth=1, heads=2, mlp_width=16, max_positions=8),
-      fusion_dropout=0.1, image_size=SIDE, **changes)
 
 
 @pytest.fixture(scope='module')

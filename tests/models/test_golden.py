@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.release_models import golden_arrays, golden_config, golden_model, load_release, random_model
+from tests.small_models import golden_arrays, golden_config, golden_model, load_release, random_model
 
 LEFTOVERS = {'lang_encoder.bert.pooler.dense.bias', 'lang_encoder.bert.pooler.dense.weight'}
 DIT_LEFTOVERS = {'query_embeddings', *(f'self_attention.{name}' for name in (

@@ -14,7 +14,7 @@ from ditsam_jax.models.config import FUSIONS, DitSamConfig, ImageEncoderConfig, 
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.instruction import make_instruction
 from ditsam_jax.models.weights import weights_of
-from tests.release_models import random_model
+from tests.small_models import random_model
 
 WIDTH, TEXT_WIDTH, DEPTH, TOKENS, GRID = 16, 24, 3, 5, 3
 WITH_SLOTS = [fusion for fusion in FUSIONS if fusion != 'none']

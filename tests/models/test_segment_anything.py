@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ditsam_jax.models.config import DitSamConfig, ImageEncoderConfig, MaskDecoderConfig
-from tests.release_models import golden_arrays, load_release, random_model
+from tests.small_models import golden_arrays, load_release, random_model
 
 IMAGE = 80  # a grid of 5 x 5: windows of 3 need padding
 CONFIG = DitSamConfig(

@@ -7,7 +7,7 @@ import pytest
 
 from ditsam_jax.models.config import TextEncoderConfig
 from ditsam_jax.models.text_encoder import TextEncoder
-from tests.release_models import golden_arrays, load_release
+from tests.small_models import golden_arrays, load_release
 
 CONFIG = TextEncoderConfig(vocab_size=30, width=24, depth=2, heads=3, mlp_width=40, max_positions=16)
 

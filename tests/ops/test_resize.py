@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ditsam_jax.ops.resize import resize_grid, resize_matrix, resize_rows, upsample_aligned
-from tests.release_models import golden_arrays
+from tests.small_models import golden_arrays
 
 SIZES = [(1, 1), (4, 7), (9, 14), (20, 31)]  # of a plane of 9 x 14
 

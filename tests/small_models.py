@@ -1,5 +1,6 @@
-"""Models with weights in the layout of the PyTorch release, from the torch-free copies in tests/golden."""
+"""Small models for tests: with random weights, and with those of the PyTorch release's copies in tests/golden."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -34,6 +35,16 @@ def golden_config(name: str, image_size: int) -> models.DitSamConfig:
                                   mlp_width=a['tinter'], max_positions=32, dropout=0.0)
   fusion = 'none' if a['variant'] == 'default_sam' else a['variant']
   return models.DitSamConfig(encoder, decoder, text, fusion=fusion, fusion_dropout=0.0, image_size=image_size)
+
+
+def small_config(**changes) -> models.DitSamConfig:
+  """An L-DIT of 64 x 64 images and 6 to 8 tokens that compiles in seconds."""
+  config = models.DitSamConfig(
+      models.ImageEncoderConfig(width=24, depth=2, heads=2, global_blocks=(0, 1), pretrain_grid=4),
+      models.MaskDecoderConfig(width=16, heads=2, mlp_width=16, iou_hidden=16),
+      models.TextEncoderConfig(vocab_size=20, width=24, depth=1, heads=2, mlp_width=16, max_positions=8),
+      image_size=64, max_text_tokens=6)
+  return dataclasses.replace(config, **changes)
 
 
 def random_model(config: models.DitSamConfig, seed: int = 0) -> DitSam:

@@ -1,0 +1,92 @@
+"""Schedule, clipping, average and freezing follow the release's recipe, worked out by hand."""
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ditsam_jax.training.config import recipe
+from ditsam_jax.training.optimizer import (
+    FREEZE_GROUPS, clip_by_global_norm, ema_decay, freeze_pattern, make_optimizer, schedule)
+
+
+def test_schedule_warms_up_linearly_and_ends_by_a_cosine():
+  rate = schedule(1e-3, start=1e-7, end=1e-6, warmup_steps=4, total_steps=12)
+  expected = {0: 1e-7, 1: 1e-7 + (1e-3 - 1e-7) / 4, 3: 1e-7 + 0.75 * (1e-3 - 1e-7), 4: 1e-3,
+              6: 1e-6 + 0.5 * (1e-3 - 1e-6) * (1 + math.cos(math.pi / 4)), 8: (1e-3 + 1e-6) / 2, 12: 1e-6, 20: 1e-6}
+  for step, value in expected.items():
+    assert float(rate(step)) == pytest.approx(value, abs=1e-9), step
+
+
+def test_without_warm_up_the_first_update_has_the_full_rate():
+  assert float(schedule(1e-3, start=1e-7, end=0.0, warmup_steps=0, total_steps=10)(0)) == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize('gradients, factor', [
+    ({'a': [3.0], 'b': [0.0, 4.0]}, 0.5 / (5 + 1e-6)),  # the norm is taken over all of them together
+    ({'a': [0.3], 'b': [0.0, 0.0]}, 1.0)])
+def test_clipping_is_by_the_whole_norm(gradients, factor):
+  clip = clip_by_global_norm(0.5)
+  gradients = {name: jnp.asarray(g) for name, g in gradients.items()}
+  clipped, _ = clip.update(gradients, clip.init(gradients))
+  for name, g in gradients.items():
+    np.testing.assert_allclose(clipped[name], g * factor, rtol=1e-6)
+
+
+def test_average_decay_grows_to_its_limit():
+  decays = [float(ema_decay(jnp.asarray(n), 0.9)) for n in (0, 1, 8, 80, 81, 1000)]
+  assert decays == pytest.approx([1 / 10, 2 / 11, 9 / 18, 81 / 90, 0.9, 0.9])
+
+
+def test_adam_by_hand():
+  """Two updates of one weight, gradients small enough not to be clipped."""
+  config = recipe('refcoco').optimizer
+  config.update(learning_rate=0.1, warmup_start=0.1, min_learning_rate=0.1, warmup_steps=0)
+  optimizer, _ = make_optimizer(config, 10)
+  params = {'kernel': jnp.asarray([1.0])}
+  state = optimizer.init(params)
+  weight, m, v = 1.0, 0.0, 0.0
+  for n, gradient in enumerate((0.1, -0.05), start=1):
+    m, v = 0.9 * m + 0.1 * gradient, 0.98 * v + 0.02 * gradient ** 2
+    weight -= 0.1 * (m / (1 - 0.9 ** n)) / (math.sqrt(v / (1 - 0.98 ** n)) + 1e-9)
+    updates, state = optimizer.update({'kernel': jnp.asarray([gradient])}, state, params)
+    params = optax.apply_updates(params, updates)
+    assert float(params['kernel'][0]) == pytest.approx(weight, rel=1e-6)
+
+
+def test_weight_decay_spares_vectors():
+  config = recipe('refcoco').optimizer
+  config.update(learning_rate=0.1, warmup_start=0.1, min_learning_rate=0.1, warmup_steps=0, weight_decay=0.5)
+  optimizer, _ = make_optimizer(config, 10)
+  params = {'a.kernel': jnp.ones((2, 2)), 'a.bias': jnp.ones(2)}
+  nothing = {name: jnp.zeros_like(x) for name, x in params.items()}
+  updates, _ = optimizer.update(nothing, optimizer.init(params), params)
+  np.testing.assert_allclose(updates['a.kernel'], -0.1 * 0.5)
+  np.testing.assert_array_equal(updates['a.bias'], 0.0)
+
+
+def test_muon_makes_matrix_updates_orthogonal_and_as_large_as_adams():
+  """Newton-Schulz brings all singular values near one; the root mean square of the update is then 0.2 lr."""
+  config = recipe('refcoco').optimizer
+  config.update(name='muon', learning_rate=0.1, warmup_start=0.1, min_learning_rate=0.1, warmup_steps=0, clip_norm=0.0)
+  optimizer, _ = make_optimizer(config, 10)
+  rng = np.random.default_rng(0)
+  params = {'a.kernel': jnp.zeros((16, 24)), 'a.bias': jnp.zeros(24)}
+  gradients = {name: jnp.asarray(rng.normal(size=x.shape), jnp.float32) for name, x in params.items()}
+  updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+  values = np.linalg.svd(np.asarray(updates['a.kernel']), compute_uv=False) / (0.1 * 0.2 * math.sqrt(24))
+  assert values.min() > 0.6 and values.max() < 1.3
+  np.testing.assert_allclose(updates['a.bias'], -0.1 * np.sign(gradients['a.bias']), rtol=1e-5)  # Adam's first
+
+
+def test_freezing_nothing_and_several():
+  assert freeze_pattern('') is None and freeze_pattern(' , ') is None
+  pattern = freeze_pattern('text_encoder, image_encoder,mask_decoder.iou_token')
+  assert set(FREEZE_GROUPS) >= {'text_encoder', 'image_encoder'}
+  frozen = ['text_encoder.layers.0.query.kernel', 'image_encoder.blocks.1.norm1.scale', 'image_encoder.pos_embed',
+            'mask_decoder.iou_token']
+  trained = ['text_proj.kernel', 'image_encoder.instruction.probs.0.kernel', 'mask_decoder.mask_tokens',
+             'prompt_encoder.no_mask_embed']
+  assert all(pattern.match(name) for name in frozen) and not any(pattern.match(name) for name in trained)
