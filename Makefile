@@ -1,0 +1,32 @@
+# make demo   an environment in .venv, and the demo in it
+# make test   the same environment with the test extras, and the whole suite
+# PYTHON names another interpreter: make demo PYTHON=python3.12
+
+PYTHON ?= python3
+VENV := .venv
+
+.PHONY: demo test clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/python -m ditsam_jax.demo
+
+test: $(VENV)/.installed-test
+	JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'error: $(PYTHON) is missing or older than 3.11; name a newer one: make PYTHON=python3.12' >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo 'error: $(PYTHON) cannot make environments; install its venv module (Debian, Ubuntu: python3-venv)' >&2; exit 1; }
+
+$(VENV)/.installed: requirements.txt | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet -r requirements.txt
+	@touch $@
+
+$(VENV)/.installed-test: requirements.txt pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet --editable '.[test]'
+	@touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV)
