@@ -9,7 +9,13 @@ VENV := .venv
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
-	$(VENV)/bin/python -m ditsam_jax.demo
+	$(VENV)/bin/python -m ditsam_jax.train --config=configs/ldit.py:shapes --workdir=runs/demo
+	@echo
+	@echo 'pictures: runs/demo/predictions.png     numbers: runs/demo/metrics.json     model: runs/demo/model'
+	@echo 'next, after ". $(VENV)/bin/activate":'
+	@echo '  python -m ditsam_jax.predict --checkpoint=runs/demo --image=docs/scene.png --text="the large red circle"'
+	@echo '  python -m ditsam_jax.evaluate --checkpoint=shapes --split=test    # a model that was trained for longer'
+	@echo '  python -m ditsam_jax.train --config=configs/edit.py:shapes        # the same for E-DIT'
 
 test: $(VENV)/.installed-test
 	JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest
