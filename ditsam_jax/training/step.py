@@ -93,9 +93,8 @@ def make_train_step(structure: Structure, optimizer: optax.GradientTransformatio
                     seed: int) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
   """The jitted update. The random streams of step n depend on (seed, n) alone, so a resumed run repeats them."""
   def step(state: TrainState, batch: Batch):
-    rngs = nnx.Rngs(dropout=jax.random.fold_in(jax.random.key(seed), state.step))
-
     def loss_function(params):
+      rngs = nnx.Rngs(dropout=jax.random.fold_in(jax.random.key(seed), state.step))  # NNX counts in this trace only
       return forward(structure.model(params, state.frozen), batch, loss_weights, rngs)
 
     grads, metrics = jax.grad(loss_function, has_aux=True)(state.params)
