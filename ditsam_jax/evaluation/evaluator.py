@@ -70,13 +70,13 @@ class Results:
     return rates(*self.overlaps[protocol][self._of(kind)].T)
 
   def chance(self, kind: str | None = None) -> dict[str, float]:
-    """mIoU in percent that answering without reading is expected to reach, by oracle; empty where unknown."""
+    """mIoU in percent expected of guessing with perfect masks, by oracle; empty where unknown."""
     if self.chances is None:
       return {}
     return dict(zip(ORACLES, (100 * self.chances[self._of(kind)].mean(0)).tolist()))
 
   def to_json(self) -> dict[str, Any]:
-    """All figures as plain containers: samples, release, standard, chance, and the same under each of kinds."""
+    """Plain containers: samples, release, standard, chance, and the same under each of kinds."""
     return {**self._figures(None), 'kinds': {kind: self._figures(kind) for kind in self.kinds}}
 
   def to_csv(self) -> str:
@@ -155,7 +155,8 @@ def evaluate_split(
   total = int(sum(source.expression_counts))
   with tqdm.tqdm(total=total if limit is None else min(limit, total), desc=f'evaluating {source.split}',
                  unit=' samples', disable=not progress, leave=False, mininterval=0.5) as bar:
-    return evaluate(forward, batches, threshold=model_config.mask_threshold, gallery=gallery, advance=bar.update)
+    return evaluate(
+        forward, batches, threshold=model_config.mask_threshold, gallery=gallery, advance=bar.update)
 
 
 def evaluate(
@@ -210,7 +211,8 @@ def _overlaps(
   overlaps = np.repeat(on_square[:, None], len(PROTOCOLS), axis=1)
   for row, info in enumerate(infos):
     if not fills_square(info.letterbox, info.original_size, size):
-      masks = [resized(logits[row], info.letterbox, info.original_size, threshold) for resized in PROTOCOLS.values()]
+      masks = [mask_of(logits[row], info.letterbox, info.original_size, threshold)
+               for mask_of in PROTOCOLS.values()]
       overlaps[row] = _counts(np.stack(masks), info.mask[None])
   return overlaps
 

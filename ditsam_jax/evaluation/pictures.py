@@ -19,6 +19,7 @@ _MARGIN, _PADDING, _GAP = 28, 14, 8
 _TEXT_SIZE, _SMALL_SIZE, _TITLE_SIZE = 22, 16, 26
 _TEXT_LINES = 2
 _ROWS, _FAILURE_ROWS = 5, 3
+_TINT = 0.1  # a trace: sentences speak of colours
 
 FAILURE_IOU = 0.5
 
@@ -54,9 +55,9 @@ class _Draw:
 class Gallery:
   """Keeps the samples a contact sheet needs while an evaluation runs past.
 
-  Nothing is picked by hand or for beauty: a random draw, as many of each kind of expression, and a random draw
-  of the failures. The first is the same at every evaluation of the same samples. Memory is bounded, and an image
-  is only made when its sample is kept.
+  Nothing is picked by hand or for beauty: a random draw, as many of each kind of expression, and a random
+  draw of the failures. The first is the same at every evaluation of the same samples. Memory is bounded, and
+  an image is only made when its sample is kept.
   """
 
   def __init__(
@@ -69,7 +70,7 @@ class Gallery:
     self._failures: dict[str, _Draw] = {}
 
   def offer(self, image: np.ndarray, info, prediction: np.ndarray, truth: np.ndarray, iou: float) -> None:
-    """Shows one sample: normalised image f32 [S, S, 3], masks [S, S] on the square, `info` as the pipeline's."""
+    """Shows one sample: normalised image f32 [S, S, 3], masks [S, S], `info` of the pipeline."""
     def make() -> Shown:
       return self._shown(image, info, prediction, truth, iou)
     self._draw(self._draws, info.kind).offer(make)
@@ -82,25 +83,20 @@ class Gallery:
 
   def sections(self) -> list[tuple[str, list[Shown]]]:
     """(title, samples) of the random draw and of the failures."""
-    passed = sum(draw.passed for draw in self._draws.values())
-    failed = sum(draw.passed for draw in self._failures.values())
-    rows = 1 if len(self._draws) > 1 else _ROWS
-    drawn = [shown for _, draw in sorted(self._draws.items()) for shown in draw.kept[: rows * self._columns]]
     evenly = ', evenly from the kinds of expression' if len(self._draws) > 1 else ''
+    rows = 1 if evenly else _ROWS
+    draws, failures = ([draw for _, draw in sorted(draws.items())] for draws in (self._draws, self._failures))
+    passed, failed = (sum(draw.passed for draw in draws) for draws in (draws, failures))
     share = f'{failed:,} of {passed:,} samples ({100 * failed / max(passed, 1):.1f} %)'
-    failures = self._in_turn([draw for _, draw in sorted(self._failures.items())])[: _FAILURE_ROWS * self._columns]
+    chosen = f', drawn at random{evenly}' if failed else ''
+    most = _FAILURE_ROWS * self._columns
     return [
-      (f'Drawn at random{evenly}', drawn),
-      (f'Failures, IoU up to {FAILURE_IOU}: {share}' + (f', drawn at random{evenly}' if failed else ''), failures),
+      (f'Drawn at random{evenly}', [shown for draw in draws for shown in draw.kept[: rows * self._columns]]),
+      (f'Failures, IoU up to {FAILURE_IOU}: {share}{chosen}', _in_turn(failures)[:most]),
     ]
 
   def _draw(self, draws: dict[str, _Draw], kind: str) -> _Draw:
     return draws.setdefault(kind, _Draw(_ROWS * self._columns, self._seed))
-
-  def _in_turn(self, draws: list[_Draw]) -> list[Shown]:
-    """The first of each kind, the second of each kind, and so on."""
-    turns = itertools.zip_longest(*(draw.kept for draw in draws))
-    return [shown for turn in turns for shown in turn if shown is not None]
 
   def _shown(
     self, image: np.ndarray, info, prediction: np.ndarray, truth: np.ndarray, iou: float
@@ -114,6 +110,12 @@ class Gallery:
     )
 
 
+def _in_turn(draws: list[_Draw]) -> list[Shown]:
+  """The first of each, the second of each, and so on."""
+  turns = itertools.zip_longest(*(draw.kept for draw in draws))
+  return [shown for turn in turns for shown in turn if shown is not None]
+
+
 def overlay(
   image: np.ndarray,
   mask: np.ndarray,
@@ -124,37 +126,50 @@ def overlay(
 ) -> np.ndarray:
   """The image with the object tinted and outlined and the rest dimmed towards grey, uint8 [h, w, 3].
 
-  image: uint8 [h, w, 3]; mask: bool [h, w]; `tint` and `dim`: 0 leaves the pixels as they are, 1 replaces them.
+  image: uint8 [h, w, 3]; mask: bool [h, w]; `tint`, `dim`: 0 leaves the pixels as they are, 1 replaces them.
   """
-  pixels = image.astype(np.float32)
-  grey = pixels.mean(-1, keepdims=True) * 0.5 + 45
-  object_pixels = pixels + tint * (np.asarray(colour, np.float32) - pixels)
-  rest = pixels + dim * (grey - pixels)
-  rest *= 1 - 0.45 * dim
-  blended = np.where(mask[..., None], object_pixels, rest)
-  return _outlined(np.clip(blended + 0.5, 0, 255).astype(np.uint8), mask, colour)
-
-
-def _outlined(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
-  contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-  image = np.ascontiguousarray(image)
+  pixels = cv2.transform(image, _dimming(dim))
+  mask = mask.astype(np.uint8)
+  left, top, width, height = cv2.boundingRect(mask)
+  if not width:
+    return pixels
+  # All that is left to do lies in the object's box, and the outline just outside it.
+  box = slice(top, top + height), slice(left, left + width)
+  cv2.copyTo(cv2.transform(image[box], _tinting(colour, tint)), mask[box], pixels[box])
+  contours, _ = cv2.findContours(mask[box], cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=(left, top))
   thickness = max(2, round(max(image.shape[:2]) / 256))
   # A light line under the coloured one keeps the outline visible on an object of the same colour.
-  cv2.drawContours(image, contours, -1, (255, 255, 255), 2 * thickness, cv2.LINE_AA)
-  cv2.drawContours(image, contours, -1, colour, thickness, cv2.LINE_AA)
-  return image
+  cv2.polylines(pixels, contours, True, (255, 255, 255), 2 * thickness, _line_type(thickness))
+  cv2.polylines(pixels, contours, True, colour, thickness, _line_type(thickness))
+  return pixels
+
+
+def _dimming(amount: float) -> np.ndarray:
+  """Colours mixed with a grey of half their brightness, then darkened: an affine map [3, 4]."""
+  grey = np.full((3, 3), 0.5 / 3)
+  mixed = np.hstack([(1 - amount) * np.eye(3) + amount * grey, np.full((3, 1), 45 * amount)])
+  return (1 - 0.45 * amount) * mixed
+
+
+def _tinting(colour: tuple[int, int, int], amount: float) -> np.ndarray:
+  """Colours mixed with `colour`: an affine map [3, 4]."""
+  return np.hstack([(1 - amount) * np.eye(3), amount * np.array(colour, np.float64)[:, None]])
+
+
+def _line_type(thickness: int) -> int:
+  # Smoothing takes most of the time, and shows in thin lines only.
+  return cv2.LINE_AA if thickness < 6 else cv2.LINE_8
 
 
 def prediction_panel(
   sections: Sequence[tuple[str, Sequence[Shown]]], *, heading: str = '', columns: int = 2
 ) -> Image.Image:
   """A contact sheet: under each section's title, cards of sentence, IoU, image, prediction and truth."""
-  filled = [(title, samples) for title, samples in sections if samples]
   card_width, card_height = _card_size()
   width = 2 * _MARGIN + columns * card_width + (columns - 1) * _MARGIN
   row = card_height + _MARGIN // 2
   title_height = 2 * _TITLE_SIZE
-  rows = [-(-len(samples) // columns) for _, samples in filled]
+  rows = [-(-len(samples) // columns) for _, samples in sections]
   heading_height = 2 * _TITLE_SIZE if heading else 0
   height = 2 * _MARGIN + heading_height + sum(title_height + row * count for count in rows)
   sheet = Image.new('RGB', (width, height), _PAPER)
@@ -162,7 +177,7 @@ def prediction_panel(
   if heading:
     draw.text((_MARGIN, _MARGIN), heading, _INK, ImageFont.load_default(size=_TITLE_SIZE + 6))
   y = _MARGIN + heading_height
-  for (title, samples), count in zip(filled, rows):
+  for (title, samples), count in zip(sections, rows):
     draw.text((_MARGIN, y + 6), title, _FAINT, ImageFont.load_default(size=_TITLE_SIZE))
     y += title_height
     for index, sample in enumerate(samples):
@@ -198,8 +213,8 @@ def _card(sample: Shown) -> Image.Image:
   )
   tiles = (
     (pixels, sample.kind or 'image'),
-    (overlay(pixels, prediction), 'prediction' + empty),
-    (overlay(pixels, truth, colour=TRUTH_COLOUR), 'truth'),
+    (overlay(pixels, prediction, tint=_TINT), 'prediction' + empty),
+    (overlay(pixels, truth, colour=TRUTH_COLOUR, tint=_TINT), 'truth'),
   )
   for index, (tile, caption) in enumerate(tiles):
     x = _PADDING + index * (_TILE + _GAP)

@@ -1,0 +1,199 @@
+"""Scoring a split: the release's own numbers, groups, rows that do not count, any size, the forward."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from ditsam_jax.data import datasets
+from ditsam_jax.data.augmentation import Letterbox
+from ditsam_jax.data.pipeline import EvaluationSample
+from ditsam_jax.data.tokenization import Tokenizer
+from ditsam_jax.evaluation.evaluator import evaluate, evaluate_split, forward_of
+from ditsam_jax.evaluation.pictures import Gallery
+from ditsam_jax.models.config import ImageEncoderConfig
+from ditsam_jax.models.ditsam import DitSam
+from tests.small_models import random_model, small_config
+
+GOLDEN = Path(__file__).parents[1] / 'golden' / 'metrics.npz'
+OBJECTS = ('red box', 'red star', 'blue star', 'blue box')
+
+
+def info_of(mask, letterbox, kind='', expression='the red box', object_index=0):
+  return EvaluationSample(1, 10 + object_index, object_index, OBJECTS, expression, kind, mask, letterbox)
+
+
+def batch_of(logits, infos, valid=None):
+  """What evaluation_batches would yield; the fake forward finds its logits in the images."""
+  size = logits.shape[-1]
+  targets = np.zeros((len(infos), size, size), np.uint8)
+  for target, info in zip(targets, infos):
+    if info.mask.shape == info.letterbox[2:]:
+      target[info.letterbox.window] = info.mask
+  valid = np.ones(len(infos), bool) if valid is None else np.array(valid)
+  return {'image': np.repeat(logits[..., None], 3, -1), 'mask': targets, 'valid': valid}, infos
+
+
+def first_channel(batch):
+  return batch['image'][..., 0]
+
+
+def squares(kinds, overlaps):
+  """Samples of 10 x 10 pixels: the truth is rows 0 and 1, the prediction the start of row 0."""
+  truth = np.zeros((10, 10), bool)
+  truth[:2] = True
+  logits = np.full((len(overlaps), 10, 10), -9.0, np.float32)
+  for square, overlap in zip(logits, overlaps):
+    square[0, :overlap] = 9.0
+  return logits, [info_of(truth, Letterbox(0, 0, 10, 10), kind) for kind in kinds]
+
+
+def test_the_releases_own_numbers():
+  with np.load(GOLDEN) as file:
+    golden = dict(file)
+  count = len(golden['iou'])
+  infos = []
+  for i in range(count):
+    height, width, inner_height, inner_width, left, top = golden[f'{i}/info'].tolist()
+    mask = golden[f'{i}/gt'].astype(bool)
+    assert mask.shape == (height, width)
+    infos.append(info_of(mask, Letterbox(top, left, inner_height, inner_width)))
+  logits = np.stack([golden[f'{i}/logits'] for i in range(count)]).astype(np.float32)
+  halves = [batch_of(logits[part], infos[part]) for part in (slice(0, 10), slice(10, None))]
+  results = evaluate(first_channel, halves, threshold=0.35)
+  np.testing.assert_array_equal(results.overlaps['release'].T, [golden['intersection'], golden['union']])
+  assert [sample.iou_release for sample in results.samples] == pytest.approx(golden['iou'], abs=1e-9)
+  figures = results.metrics()
+  for name in set(figures) - {'mIoU'}:
+    assert figures[name] == pytest.approx(float(golden[name]), abs=1e-9)
+  assert figures['mIoU'] == results.miou == pytest.approx(100 * golden['iou'].mean(), abs=1e-9)
+  assert results.miou == pytest.approx(float(golden['mIoU']), rel=1e-7)  # of float32
+  assert not results.protocols_agree
+  # A mask that is thresholded after resizing is the smaller one.
+  assert results.overlaps['standard'].sum() < results.overlaps['release'].sum()
+
+
+def test_figures_by_kind_and_in_all():
+  logits, infos = squares(['order', 'negation', 'order'], [10, 4, 0])  # IoU 0.5, 0.2, 0
+  results = evaluate(first_channel, [batch_of(logits, infos)], threshold=0.5)
+  assert results.protocols_agree and results.kinds == ['negation', 'order']
+  assert results.miou == pytest.approx(100 * 0.7 / 3)
+  assert results.metrics('standard', 'order')['mIoU'] == pytest.approx(25)
+  assert results.metrics(kind='order')['oIoU'] == pytest.approx(100 * 10 / 40)
+  figures = json.loads(json.dumps(results.to_json()))
+  assert figures['samples'] == 3 and figures['kinds']['negation']['samples'] == 1
+  assert figures['kinds']['negation']['release']['mIoU'] == pytest.approx(20)
+  header, every, *by_kind = [line.split() for line in results.table().splitlines()[1:]]
+  assert header[:2] == ['samples', 'mIoU'] and every[:3] == ['all', '3', '23.33']
+  assert [row[:3] for row in by_kind] == [['negation', '1', '20.00'], ['order', '2', '25.00']]
+
+
+def test_chance_is_the_mean_over_the_samples_and_only_told_of_shapes():
+  logits, infos = squares(['attribute', 'order'], [10, 10])
+  sentence = 'the second shape from the left'
+  infos[1] = info_of(infos[1].mask, infos[1].letterbox, 'order', sentence, object_index=3)
+  results = evaluate(first_channel, [batch_of(logits, infos)], threshold=0.5)
+  # 'red' leaves two of four objects, the sentence without a colour all four.
+  assert results.chance() == pytest.approx({'random object': 25, 'colours only': (50 + 25) / 2})
+  assert results.chance('attribute') == pytest.approx({'random object': 25, 'colours only': 50})
+  without = evaluate(first_channel, [batch_of(*squares(['', ''], [1, 2]))], threshold=0.5)
+  assert without.chance() == {} and 'chance' not in without.to_json() and without.kinds == []
+  assert len(without.table().splitlines()) == 3
+
+
+def test_rows_that_only_fill_a_batch_up_do_not_count():
+  logits, infos = squares([''] * 3, [10, 4, 4])
+  batches = [batch_of(logits, infos), batch_of(logits, infos, [True, False, False])]
+  done, gallery = [], Gallery((0, 0, 0), (1, 1, 1))
+  results = evaluate(first_channel, batches, threshold=0.5, gallery=gallery, advance=done.append)
+  assert [sample.iou_release for sample in results.samples] == pytest.approx([0.5, 0.2, 0.2, 0.5])
+  assert done == [3, 1]
+  assert len(gallery.sections()[0][1]) == 4
+
+
+def test_samples_of_any_size_share_a_batch():
+  rng = np.random.default_rng(1)
+  logits = rng.normal(0, 2, (3, 16, 16)).astype(np.float32)
+  boxes = [Letterbox(0, 0, 16, 16), Letterbox(4, 0, 8, 16), Letterbox(0, 0, 16, 16)]
+  sizes = (16, 16), (8, 16), (40, 40)
+  infos = [info_of(rng.random(size) > 0.5, box) for size, box in zip(sizes, boxes)]
+  together = evaluate(first_channel, [batch_of(logits, infos)], threshold=0.35)
+  alone = [evaluate(first_channel, [batch_of(logits[i:i + 1], infos[i:i + 1])], threshold=0.35)
+           for i in range(3)]
+  for protocol in ('release', 'standard'):
+    expected = [result.overlaps[protocol][0] for result in alone]
+    np.testing.assert_array_equal(together.overlaps[protocol], expected)
+  # By hand: the second image is padded, not scaled.
+  predicted = logits[1, 4:12] > np.log(0.35 / 0.65)
+  expected = [(predicted & infos[1].mask).sum(), (predicted | infos[1].mask).sum()]
+  np.testing.assert_array_equal(together.overlaps['release'][1], expected)
+  assert together.table().count('protocol') == 2
+
+
+def test_csv_holds_every_sample_whatever_its_sentence():
+  logits, infos = squares(['', ''], [10, 0])
+  infos[1] = info_of(infos[1].mask, infos[1].letterbox, expression='the "red" box,\nor so')
+  results = evaluate(first_channel, [batch_of(logits, infos)], threshold=0.5)
+  rows = list(csv.DictReader(io.StringIO(results.to_csv())))
+  assert [row['expression'] for row in rows] == ['the red box', 'the "red" box,\nor so']
+  assert [float(row['iou_release']) for row in rows] == [0.5, 0]
+
+
+@pytest.fixture(scope='module')
+def split(tmp_path_factory):
+  scenes = {'image_size': 64, 'train': 1, 'val': 1, 'test': 12}
+  return datasets.open_split('shapes', tmp_path_factory.mktemp('data'), 'test', scenes=scenes)
+
+
+def perfect(batch):
+  return batch['mask'] * 2.0 - 1.0
+
+
+@pytest.fixture(scope='module')
+def tokenizer():
+  return Tokenizer(datasets.vocabulary('shapes'), 12)
+
+
+def test_a_perfect_model_reaches_100_on_every_expression_of_a_split(split, tokenizer):
+  config = small_config(image_size=64, max_text_tokens=12)
+  results = evaluate_split(perfect, split, tokenizer, config, batch_size=16, progress=False)
+  asked = [(split[i].object_id, expression) for i in range(len(split)) for expression in split[i].expressions]
+  assert [(sample.object_id, sample.expression) for sample in results.samples] == asked
+  assert results.kinds and all(results.metrics(kind=kind)['P@0.95'] == 100 for kind in results.kinds)
+  assert 0 < results.chance()['random object'] < results.chance()['colours only'] < 100
+  fewer = evaluate_split(perfect, split, tokenizer, config, batch_size=16, limit=20, progress=False)
+  assert len(fewer.samples) == 20
+
+
+def test_half_the_resolution_costs_the_outline_only(split, tokenizer):
+  config = small_config(image_size=32, max_text_tokens=12)
+  results = evaluate_split(perfect, split, tokenizer, config, batch_size=16, limit=60, progress=False)
+  assert 60 < results.metrics('release')['mIoU'] < results.metrics('standard')['mIoU'] < 99
+
+
+def batch_for(config, size=2):
+  rng = np.random.default_rng(3)
+  ids = rng.integers(5, 20, (size, config.max_text_tokens)).astype(np.int32)
+  image = rng.normal(0, 1, (size, config.image_size, config.image_size, 3)).astype(np.float32)
+  return {'image': image, 'token_ids': ids, 'token_mask': np.ones_like(ids)}
+
+
+def test_the_forward_has_no_dropout_and_is_compiled_once_for_all_weights(monkeypatch):
+  encoder = ImageEncoderConfig(width=24, depth=1, heads=2, global_blocks=(0,), pretrain_grid=4)
+  config = small_config(image_encoder=encoder, fusion_dropout=0.5)
+  batch = batch_for(config)
+  first, second = random_model(config, 0), random_model(config, 1)
+  first.train(), second.train()
+  traced, call = [], DitSam.__call__
+  monkeypatch.setattr(DitSam, '__call__', lambda *args, **kwargs: traced.append(1) or call(*args, **kwargs))
+  forward_of(first)(batch)
+  logits = forward_of(second)(batch)
+  assert len(traced) == 1
+  second.eval()
+  run = nnx.jit(lambda model, *inputs: model(*inputs).logits)  # as a whole: op by op it compiles for longer
+  expected = run(second, batch['image'], batch['token_ids'], batch['token_mask'])
+  np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)

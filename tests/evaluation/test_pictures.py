@@ -1,0 +1,131 @@
+"""Overlays change what they should; a gallery draws fairly, keeps little and shows images as they were."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import ImageFont
+
+from ditsam_jax.data.augmentation import Letterbox, normalise
+from ditsam_jax.evaluation.pictures import PREDICTION_COLOUR, Gallery, Shown, overlay, prediction_panel, wrap
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def disc(height, width, radius):
+  rows, columns = np.mgrid[:height, :width]
+  return (rows - height // 2) ** 2 + (columns - width // 2) ** 2 < radius**2
+
+
+def test_overlay_tints_the_object_dims_the_rest_and_outlines_between():
+  image = np.full((100, 160, 3), (200, 120, 40), np.uint8)
+  image.flags.writeable = False
+  result = overlay(image, disc(100, 160, 30), tint=0.5, dim=0.4)
+  assert result.shape == image.shape and result.dtype == np.uint8
+  tinted = [(a + b) / 2 for a, b in zip((200, 120, 40), PREDICTION_COLOUR)]
+  assert result[50, 80] == pytest.approx(tinted, abs=1)
+  # 0.6 of the colour and 0.4 of a grey at half its mean 120 plus 45, then darkened by 0.18
+  dimmed = [(0.6 * channel + 0.4 * (0.5 * 120 + 45)) * 0.82 for channel in (200, 120, 40)]
+  assert result[5, 5] == pytest.approx(dimmed, abs=1)
+  assert (result == PREDICTION_COLOUR).all(-1).any()
+
+
+def test_without_tint_and_dimming_only_the_outline_is_new():
+  image = np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8)
+  mask = disc(90, 90, 30)
+  changed = (overlay(image, mask, tint=0, dim=0) != image).any(-1)
+  distance = np.abs(np.hypot(*(np.mgrid[:90, :90] - 45)) - 30)
+  assert changed[distance < 1].all() and not changed[distance > 5].any()
+
+
+@pytest.mark.parametrize('fill', [False, True])
+def test_overlay_of_an_empty_and_of_a_full_mask(fill):
+  image = np.full((40, 40, 3), 100, np.uint8)
+  middle = overlay(image, np.full((40, 40), fill), tint=0.5)[20, 20]
+  # Nothing found: everything is dimmed. All of it: everything is tinted.
+  assert (middle < 100).all() if not fill else middle[0] > 100
+
+
+def test_every_part_and_hole_of_a_mask_has_an_outline():
+  mask = np.zeros((120, 120), bool)
+  mask[20:70, 20:70], mask[35:55, 35:55], mask[90:110, 90:110] = True, False, True
+  outline = (overlay(np.zeros((120, 120, 3), np.uint8), mask, tint=0, dim=0) > 0).any(-1)
+  assert outline[20, 45] and outline[45, 35] and outline[90, 100]
+  assert not outline[45, 45] and not outline[80, 80]
+
+
+def offered(gallery, count, iou_of=lambda i: 1.0, kind_of=lambda i: 'order', size=8):
+  image = np.zeros((size, size, 3), np.float32)
+  mask = np.ones((size, size), bool)
+  for i in range(count):
+    info = SimpleNamespace(expression=str(i), kind=kind_of(i), letterbox=Letterbox(0, 0, size, size))
+    gallery.offer(image, info, mask, mask, iou_of(i))
+  return gallery.sections()
+
+
+def names(samples):
+  return [int(shown.expression) for shown in samples]
+
+
+def test_kinds_are_drawn_evenly_however_rare():
+  def kind(i):
+    return 'rare' if i % 100 == 7 else 'order' if i % 2 else 'attribute'
+  def iou(i):
+    return 0.2 if i % 10 == 7 else 0.9
+  (_, drawn), (title, failures) = offered(Gallery(MEAN, STD), 1000, iou, kind)
+  assert [shown.kind for shown in drawn] == ['attribute'] * 2 + ['order'] * 2 + ['rare'] * 2
+  assert [shown.kind for shown in failures] == ['order', 'rare'] * 3
+  assert '100 of 1,000' in title and '10.0 %' in title
+  assert all(shown.iou == 0.2 for shown in failures)
+
+
+def test_the_draw_is_uniform_and_the_same_for_better_and_worse_models():
+  draws = [names(offered(Gallery(MEAN, STD, seed=seed), 100)[0][1]) for seed in range(200)]
+  assert np.mean(draws) == pytest.approx(49.5, abs=3)  # 2000 draws of 0 to 99: standard error 0.65
+  assert names(offered(Gallery(MEAN, STD), 100, lambda i: 0.1)[0][1]) == draws[0]
+
+
+def test_no_failures_is_told():
+  (_, drawn), (title, failures) = offered(Gallery(MEAN, STD), 30)
+  assert len(drawn) == 10 and failures == [] and '0 of 30' in title
+
+
+def test_memory_is_bounded_and_holds_no_batch():
+  gallery = Gallery(MEAN, STD)
+  (_, drawn), (_, failures) = offered(gallery, 2000, lambda i: 0.0)
+  assert len(drawn) == 10 and len(failures) == 6
+  assert all(array.base is None for shown in drawn for array in (shown.image, shown.prediction, shown.truth))
+
+
+def test_images_come_back_as_they_were_without_the_padding():
+  pixels = np.random.default_rng(0).integers(0, 256, (6, 12, 3), np.uint8)
+  square = np.zeros((12, 12, 3), np.float32)
+  box = Letterbox(3, 0, 6, 12)
+  square[box.window] = normalise(pixels, MEAN, STD)
+  mask = np.zeros((12, 12), np.uint8)
+  mask[4, 5] = 1
+  gallery = Gallery(MEAN, STD)
+  info = SimpleNamespace(expression='a', kind='', letterbox=box)
+  gallery.offer(square, info, mask.astype(bool), mask, 1.0)
+  shown = gallery.sections()[0][1][0]
+  np.testing.assert_array_equal(shown.image, pixels)
+  assert shown.truth.shape == (6, 12) and shown.truth[1, 5] and shown.truth.sum() == 1
+
+
+def test_the_sheet_grows_by_rows_and_shows_wide_and_tall_images():
+  def shown(height, width):
+    image = np.full((height, width, 3), 250, np.uint8)
+    return Shown(image, 'word ' * 60, 'order', disc(height, width, 5), np.zeros((height, width), bool), 0.7)
+  two = prediction_panel([('title', [shown(20, 300), shown(300, 20)])])
+  three = prediction_panel([('title', [shown(1, 1), shown(300, 20), shown(64, 64)])])
+  assert two.width == three.width and two.height < three.height
+
+
+def test_wrapped_text_fits_and_keeps_its_words():
+  font = ImageFont.load_default(size=20)
+  text = 'the second small yellow triangle from the left that is not in the shade'
+  lines = wrap(text, font, 300, 9)
+  assert ' '.join(lines) == text and all(font.getlength(line) <= 300 for line in lines)
+  cut = wrap(text, font, 300, 2)
+  assert len(cut) == 2 and cut[1].endswith('…') and all(font.getlength(line) <= 300 for line in cut)
+  assert font.getlength(wrap('unbreakable' * 9, font, 100, 2)[0]) <= 100

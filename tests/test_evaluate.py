@@ -1,0 +1,110 @@
+"""The evaluate command: its files agree with each other, and bad input ends in one line."""
+
+import csv
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ditsam_jax import saved_model
+from ditsam_jax.command_line import UserError
+from ditsam_jax.data import datasets
+from ditsam_jax.evaluate import main
+from tests.small_models import random_model, small_config
+
+SCENES = {'image_size': 64, 'train': 1, 'val': 1, 'test': 6}
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """A training run's workdir with a model of random weights, and data."""
+  workdir = tmp_path_factory.mktemp('run')
+  config = small_config(max_text_tokens=8)
+  config = dataclasses.replace(config, text_encoder=dataclasses.replace(config.text_encoder, vocab_size=128))
+  saved_model.save(workdir / 'model', random_model(config), vocabulary=datasets.vocabulary('shapes'),
+                   data={'dataset': 'shapes', 'scenes': SCENES})
+  return workdir
+
+
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory):
+  return tmp_path_factory.mktemp('data')
+
+
+def evaluated(run, data_dir, *more):
+  return main([f'--checkpoint={run}', f'--data-dir={data_dir}', '--batch-size=16', *more])
+
+
+def test_table_figures_samples_and_picture_agree(run, data_dir, capsys):
+  assert evaluated(run, data_dir) == 0
+  output = run / 'evaluation-test'
+  assert sorted(os.listdir(output)) == ['metrics.json', 'predictions.png', 'samples.csv']
+  figures = json.loads((output / 'metrics.json').read_text())
+  rows = list(csv.DictReader((output / 'samples.csv').read_text().splitlines()))
+  assert figures['samples'] == len(rows) > 50
+  assert figures['split'] == 'test' and figures['dataset'] == 'shapes'
+  mean = np.mean([float(row['iou_release']) for row in rows])
+  assert figures['release']['mIoU'] == pytest.approx(100 * mean, abs=1e-3)
+  assert {row['kind'] for row in rows} == set(figures['kinds'])
+  printed = capsys.readouterr().out
+  assert f"{figures['release']['mIoU']:.2f}" in printed and str(output / 'metrics.json') in printed
+  assert Image.open(output / 'predictions.png').width > 1000
+
+
+def test_limit_output_and_split(run, data_dir, tmp_path):
+  assert evaluated(run, data_dir, '--limit=5', '--split=val', f'--output={tmp_path / "new" / "place"}') == 0
+  figures = json.loads((tmp_path / 'new' / 'place' / 'metrics.json').read_text())
+  assert figures['samples'] == 5 and figures['split'] == 'val'
+
+
+def test_a_shipped_models_results_go_to_runs(run, data_dir, tmp_path, monkeypatch):
+  shutil.copytree(run / 'model', tmp_path / 'shipped' / 'little')
+  monkeypatch.setattr(saved_model, 'SHIPPED', tmp_path / 'shipped')
+  monkeypatch.chdir(tmp_path)
+  assert evaluated('little', data_dir, '--limit=3') == 0
+  assert (tmp_path / 'runs' / 'evaluation-little-test' / 'metrics.json').is_file()
+
+
+@pytest.mark.parametrize('arguments, told', [
+  (['--split=tset'], ['tset', 'train', 'val', 'test']),
+  (['--dataset=coco'], ['coco', 'shapes', 'refcoco']),
+  (['--dataset=refcoco'], ['refcoco', 'shapes']),
+  (['--limit=0'], ['--limit=0', 'from 1']),
+  (['--batch-size=-2'], ['--batch-size=-2', 'from 1']),
+  (['--checkpoint=nowhere'], ['nowhere', 'workdir']),
+])
+def test_bad_input_is_named_with_its_choices_and_leaves_nothing_behind(run, data_dir, arguments, told):
+  before = sorted(os.listdir(run))
+  with pytest.raises(UserError) as caught:
+    evaluated(run, data_dir, *arguments)
+  assert all(word in str(caught.value) for word in told)
+  assert sorted(os.listdir(run)) == before
+
+
+def test_an_output_that_is_a_file_is_refused_before_the_work(run, data_dir, tmp_path):
+  (tmp_path / 'taken').write_text('')
+  with pytest.raises(UserError, match='taken.*--output'):
+    evaluated(run, data_dir, f'--output={tmp_path / "taken"}')
+
+
+def test_a_model_without_a_text_encoder_is_refused(data_dir, tmp_path):
+  saved_model.save(tmp_path / 'sam', random_model(small_config(text_encoder=None, fusion='none')))
+  with pytest.raises(UserError, match='text'):
+    evaluated(tmp_path / 'sam', data_dir)
+
+
+def test_the_process_ends_with_status_2_and_one_line(tmp_path):
+  done = subprocess.run(
+    [sys.executable, '-m', 'ditsam_jax.evaluate', f'--checkpoint={tmp_path / "no_model"}'],
+    cwd=Path(__file__).parents[1], env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+    capture_output=True, text=True, check=False)
+  assert done.returncode == 2 and done.stdout == ''
+  line, = done.stderr.splitlines()
+  assert line.startswith('error: ') and 'no_model' in line
