@@ -17,6 +17,13 @@ from ditsam_jax.models.weights import weights_of
 GOLDEN = Path(__file__).parent / 'golden'
 
 
+def random_batch(size: int, seed: int = 0) -> dict[str, np.ndarray]:
+  """A training batch for `small_config`."""
+  rng = np.random.default_rng(seed)
+  return dict(image=rng.normal(size=(size, 64, 64, 3)).astype(np.float32), token_ids=rng.integers(1, 20, (size, 6)),
+              token_mask=np.ones((size, 6), np.int32), mask=rng.integers(0, 2, (size, 64, 64)).astype(np.uint8))
+
+
 def golden_arrays(name: str) -> dict[str, np.ndarray]:
   """The arrays of tests/golden/NAME.npz."""
   with np.load(GOLDEN / f'{name}.npz') as file:

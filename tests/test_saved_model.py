@@ -1,0 +1,173 @@
+"""A saved model comes back as it was; what is missing, foreign or damaged is told in one line."""
+
+import json
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ditsam_jax import saved_model
+from ditsam_jax.command_line import UserError
+from ditsam_jax.models import config as models
+from ditsam_jax.models.weights import weights_of
+from tests.small_models import random_model, small_config
+
+DATA = {'dataset': 'shapes', 'scenes': {'train': 3}}
+
+
+@pytest.fixture(scope='module')
+def model():
+  return random_model(small_config(fusion='e2e'))
+
+
+@pytest.fixture(scope='module')
+def saved(model, tmp_path_factory):
+  folder = tmp_path_factory.mktemp('models')
+  vocabulary = folder / 'words.txt'
+  vocabulary.write_text('[PAD]\nred\n')
+  return saved_model.save(folder / 'mine', model, vocabulary=vocabulary, data=DATA, notes={'steps': 7})
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+  """A copy to damage."""
+  return shutil.copytree(saved, tmp_path / 'copy')
+
+
+def refusal(folder, function=saved_model.load):
+  with pytest.raises(UserError) as error:
+    function(folder)
+  assert '\n' not in str(error.value)
+  return str(error.value)
+
+
+def test_everything_comes_back(model, saved):
+  loaded = saved_model.load(saved)
+  assert loaded.config == model.config
+  ours, theirs = weights_of(loaded), weights_of(model)
+  assert ours.keys() == theirs.keys()
+  for name in ours:
+    assert type(ours[name]) is type(theirs[name])
+    np.testing.assert_array_equal(ours[name][...], theirs[name][...], err_msg=name)
+  assert saved_model.vocabulary_file(saved).read_text() == '[PAD]\nred\n'
+  assert saved_model.data_config(saved) == DATA
+
+
+def test_a_loaded_model_is_in_evaluation_mode(saved):
+  """Dropout of 0.1 would make two runs differ."""
+  encoder = saved_model.load(saved).text_encoder
+  arguments = jnp.ones((1, 6), int), jnp.ones((1, 6), int)
+  np.testing.assert_array_equal(encoder(*arguments), encoder(*arguments))
+
+
+def test_half_precision_rounds_and_loads_as_f32(model, saved, tmp_path):
+  small = saved_model.save(tmp_path / 'half', model, dtype=jnp.float16)
+  size = lambda folder: sum(file.stat().st_size for file in (folder / 'weights').rglob('*') if file.is_file())
+  assert size(small) < 0.7 * size(saved)
+  loaded = weights_of(saved_model.load(small))
+  for name, variable in weights_of(model).items():
+    assert loaded[name].dtype == jnp.float32
+    np.testing.assert_array_equal(loaded[name][...], np.asarray(variable[...], np.float16), err_msg=name)
+
+
+def test_a_runs_workdir_names_its_model(saved, tmp_path):
+  shutil.copytree(saved, tmp_path / 'run' / 'model')
+  assert saved_model.resolve(tmp_path / 'run') == tmp_path / 'run' / 'model'
+
+
+def test_saving_again_replaces_and_leaves_nothing_behind(model, tmp_path):
+  for step in (1, 2):
+    saved_model.save(tmp_path / 'mine', model, notes={'steps': step})
+  assert saved_model.read_description(tmp_path / 'mine')['notes'] == {'steps': 2}
+  assert [path.name for path in tmp_path.iterdir()] == ['mine']
+
+
+def test_no_such_folder():
+  message = refusal('no/such/model')
+  assert 'no/such/model' in message and 'does not exist' in message
+
+
+def test_a_foreign_folder(tmp_path):
+  (tmp_path / 'photo.jpg').write_bytes(b'')
+  assert 'model.json' in refusal(tmp_path)
+
+
+def test_a_run_without_a_model_yet(tmp_path):
+  (tmp_path / 'checkpoints').mkdir()
+  assert 'training run' in refusal(tmp_path)
+
+
+def test_a_model_without_text_has_no_vocabulary(model, tmp_path):
+  saved_model.save(tmp_path / 'plain', model)
+  assert 'vocab.txt' in refusal(tmp_path / 'plain', saved_model.vocabulary_file)
+
+
+@pytest.mark.parametrize('text', ['', '{"format": 1', '[]', '{}', '\xff\x00'])
+def test_a_damaged_description(copy, text):
+  (copy / 'model.json').write_bytes(text.encode('latin-1'))
+  assert 'model.json' in refusal(copy)
+
+
+@pytest.mark.parametrize('change, told', [
+    (lambda d: d.update(format=99), '99'),
+    (lambda d: d['model'].update(fusion='other'), 'other'),
+    (lambda d: d['model'].update(colour='red'), 'colour'),
+    (lambda d: d['model'].update(image_encoder=3), 'model.json'),
+    (lambda d: d.pop('model'), 'model')])
+def test_a_description_that_cannot_be(copy, change, told):
+  description = json.loads((copy / 'model.json').read_text())
+  change(description)
+  (copy / 'model.json').write_text(json.dumps(description))
+  assert told in refusal(copy)
+
+
+@pytest.mark.parametrize('field, value, told', [
+    ('width', 48, 'attn.qkv.kernel is (24, 72), expected (48, 144)'),
+    ('depth', 1, 'image_encoder.blocks.1'), ('depth', 3, 'image_encoder.blocks.2')])
+def test_weights_of_another_model_are_named(copy, field, value, told):
+  description = json.loads((copy / 'model.json').read_text())
+  description['model']['image_encoder'][field] = value
+  if field == 'width':
+    description['model']['fusion'] = 'layer_wise_vith'
+  (copy / 'model.json').write_text(json.dumps(description))
+  assert told in refusal(copy)
+
+
+def test_missing_weights(copy):
+  shutil.rmtree(copy / 'weights')
+  assert 'weights' in refusal(copy)
+
+
+def test_truncated_weights(copy):
+  """Every data file cut in half: an unfinished copy."""
+  for file in (copy / 'weights').rglob('*'):
+    if file.is_file() and file.parent.name == 'd':
+      file.write_bytes(file.read_bytes()[:file.stat().st_size // 2])
+  assert 'weights' in refusal(copy)
+
+
+def test_a_target_that_cannot_be_written(model, tmp_path):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(UserError, match='file'):
+    saved_model.save(tmp_path / 'file' / 'model', model)
+
+
+def test_tuning_starts_from_a_sam_and_leaves_the_projections_fresh(saved, tmp_path):
+  """A plain SAM gives encoder, prompt encoder and decoder; text parts and projections keep their own values."""
+  sam = random_model(small_config(fusion='none', text_encoder=None), seed=5)
+  saved_model.save(tmp_path / 'sam', sam)
+  model = random_model(small_config(), seed=6)
+  before = {name: np.asarray(variable[...]) for name, variable in weights_of(model).items()}
+  fresh = saved_model.initialise_from(model, tmp_path / 'sam')
+  assert {name.split('.')[0] for name in fresh if 'instruction' not in name} == {'text_encoder', 'text_proj'}
+  given = {name: np.asarray(variable[...]) for name, variable in weights_of(sam).items()}
+  for name, variable in weights_of(model).items():
+    np.testing.assert_array_equal(variable[...], before[name] if name in fresh else given[name], err_msg=name)
+
+
+def test_a_start_of_another_size_is_refused(saved):
+  wide = small_config(image_encoder=models.ImageEncoderConfig(width=48, depth=2, heads=2, pretrain_grid=4),
+                      fusion='layer_wise_vith')
+  message = refusal(saved, lambda folder: saved_model.initialise_from(random_model(wide), folder))
+  assert 'init_from' in message and '(24, 72) there and (48, 144) here' in message

@@ -1,0 +1,147 @@
+"""What one update changes, what it leaves alone, and that devices only share the work."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ditsam_jax.models.weights import weights_of
+from ditsam_jax.training.config import recipe
+from ditsam_jax.training.loss import mask_loss
+from ditsam_jax.training.optimizer import freeze_pattern, make_optimizer
+from ditsam_jax.training.step import averaged_model, make_state, make_train_step, prompt_forward, text_forward
+from tests.small_models import random_batch, random_model, small_config
+
+LOSS = dict(bce=1.0, dice=0.5, iou=0.1)
+
+
+@functools.cache
+def make_optimizer_and_rate():
+  """The rate is 1e-2 from the first update on."""
+  config = recipe('refcoco').optimizer
+  config.update(learning_rate=1e-2, warmup_start=1e-2, warmup_steps=0)
+  return make_optimizer(config, 100)
+
+
+def structure_and_state(freeze=''):
+  """The small model, in training mode with dropout, before its first update."""
+  model = random_model(small_config())
+  model.train()
+  return make_state(model, make_optimizer_and_rate()[0], freeze_pattern(freeze))
+
+
+@functools.cache
+def train_step(freeze='', seed=0):
+  """Tests share the compiled step."""
+  return make_train_step(structure_and_state(freeze)[0], *make_optimizer_and_rate(), text_forward, loss_weights=LOSS,
+                         ema_limit=0.9997, seed=seed)
+
+
+def to_numpy(weights):
+  return {name: np.array(x) for name, x in weights.items()}
+
+
+def test_frozen_parts_keep_their_weights_and_have_no_optimiser_state():
+  freeze = 'image_encoder,text_encoder'
+  (_, state), step = structure_and_state(freeze), train_step(freeze)
+  frozen, params = to_numpy(state.frozen), to_numpy(state.params)
+  assert {name.split('.')[0] for name in frozen} == {'image_encoder', 'text_encoder', 'prompt_encoder'}
+  assert 'image_encoder.instruction.probs.0.kernel' in params
+  moments = sum(x.size for x in jax.tree.leaves(state.opt_state) if x.ndim)
+  assert moments == 2 * sum(x.size for x in params.values())
+  for _ in range(2):
+    state, _ = step(state, random_batch(2))
+  for name, before in frozen.items():
+    np.testing.assert_array_equal(state.frozen[name], before, err_msg=name)
+  for name in ('text_proj.kernel', 'image_encoder.instruction.probs.1.kernel', 'mask_decoder.iou_token'):
+    assert np.abs(state.params[name] - params[name]).max() > 1e-3, name
+
+
+def test_the_positional_buffer_is_never_trained():
+  _, state = structure_and_state()
+  assert list(state.frozen) == ['prompt_encoder.pe_layer.gaussian_matrix']
+
+
+def test_the_average_of_the_first_two_updates_by_hand():
+  (structure, state), step = structure_and_state(), train_step()
+  start = to_numpy(state.params)
+  state, _ = step(state, random_batch(2))
+  first = to_numpy(state.params)
+  state, metrics = step(state, random_batch(2))
+  for name, last in state.params.items():
+    average = 0.1 * start[name] + 0.9 * first[name]  # decay (1 + 0) / (10 + 0)
+    average = average * 2 / 11 + np.asarray(last) * 9 / 11
+    np.testing.assert_allclose(state.ema[name], average, atol=1e-6, err_msg=name)
+  assert int(state.step) == 2 and set(metrics) >= {'loss', 'learning_rate', 'grad_norm'}
+  averaged = weights_of(averaged_model(structure, state))
+  np.testing.assert_array_equal(averaged['text_proj.kernel'][...], state.ema['text_proj.kernel'])
+
+
+def test_dropout_of_a_step_depends_on_seed_and_number_alone():
+  def loss(seed, step):
+    state = structure_and_state()[1]._replace(step=jnp.asarray(step, jnp.int32))
+    return float(train_step(seed=seed)(state, random_batch(2))[1]['loss'])
+  assert loss(0, 3) == loss(0, 3)
+  assert len({loss(0, 3), loss(0, 4), loss(1, 3)}) == 3
+
+
+def test_prompts_of_an_image_share_its_embedding_and_nothing_else():
+  """K prompts an image are the same as K images with one prompt each."""
+  model = random_model(small_config())
+  model.eval()
+  rng = np.random.default_rng(0)
+  batch = dict(image=random_batch(2)['image'], points=rng.uniform(0, 64, (2, 3, 2, 2)).astype(np.float32),
+               labels=np.asarray([[[1, -1], [2, 3], [0, 1]]] * 2), masks=rng.integers(0, 2, (2, 3, 64, 64), np.uint8))
+  loss, _ = jax.jit(lambda batch: prompt_forward(model, batch, LOSS, None))(batch)
+
+  @jax.jit
+  def one(image, points, labels):
+    embedding = model.image_encoder(image)
+    sparse = model.prompt_encoder.embed_points(points, labels, (64, 64))
+    out = model.decode(embedding, [sparse], None, (64, 64))
+    return out.logits[0], out.iou[0]
+
+  outputs = [one(batch['image'][i:i + 1], batch['points'][i, k:k + 1], batch['labels'][i, k:k + 1])
+             for i in range(2) for k in range(3)]
+  logits, iou = (jnp.stack(part) for part in zip(*outputs))
+  expected, _ = mask_loss(logits, batch['masks'].reshape(6, 64, 64), iou, **LOSS)
+  assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+
+
+ON_A_MESH = """
+import json
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
+from tests.small_models import random_batch
+from tests.training.test_step import structure_and_state, train_step
+mesh = Mesh(np.asarray(jax.devices()), ('data',))
+(_, state), step = structure_and_state(), train_step()
+state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
+losses = []
+for i in range(3):
+  batch = jax.device_put(random_batch(4, seed=i), NamedSharding(mesh, PartitionSpec('data')))
+  state, metrics = step(state, batch)
+  losses.append(float(metrics['loss']))
+print(json.dumps([mesh.size, losses]))
+"""
+
+
+def test_two_devices_do_the_work_of_one():
+  """Same losses from a batch split over two devices, as over one; each in a process of its own."""
+  results = []
+  for devices in (1, 2):
+    environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': os.pathsep.join(sys.path),
+                   'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
+    process = subprocess.run([sys.executable, '-c', ON_A_MESH], env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    results.append(json.loads(process.stdout))
+  (one, alone), (two, shared) = results
+  assert (one, two) == (1, 2)
+  np.testing.assert_allclose(shared, alone, rtol=2e-5)
