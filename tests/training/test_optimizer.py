@@ -77,7 +77,7 @@ def test_muon_makes_matrix_updates_orthogonal_and_as_large_as_adams():
   gradients = {name: jnp.asarray(rng.normal(size=x.shape), jnp.float32) for name, x in params.items()}
   updates, _ = optimizer.update(gradients, optimizer.init(params), params)
   values = np.linalg.svd(np.asarray(updates['a.kernel']), compute_uv=False) / (0.1 * 0.2 * math.sqrt(24))
-  assert values.min() > 0.6 and values.max() < 1.3
+  assert values.min() > 0.5 and values.max() < 1.5
   np.testing.assert_allclose(updates['a.bias'], -0.1 * np.sign(gradients['a.bias']), rtol=1e-5)  # Adam's first
 
 
