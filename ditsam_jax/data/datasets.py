@@ -49,7 +49,7 @@ def open_split(dataset: str, data_dir: str | Path, split: str, *, scenes: Mappin
                     f'them yet; the embedded data works now (configs/ldit.py:shapes, --dataset=shapes)')
   if dataset != SHAPES:
     raise UserError(f'data set {dataset!r} is unknown; choose one of {", ".join(NAMES)}')
+  if split not in shapes.SPLITS:
+    raise UserError(f'split {split!r} is unknown; {dataset} has {", ".join(shapes.SPLITS)}')
   builder = shapes.prepare(data_dir, scenes_config(scenes or {}))
-  if split not in builder.info.splits:
-    raise UserError(f'split {split!r} is unknown; {dataset} has {", ".join(builder.info.splits)}')
   return ReferringSource(builder.data_dir, split, in_memory=in_memory)

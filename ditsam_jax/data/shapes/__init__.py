@@ -2,7 +2,7 @@
 
 from ditsam_jax.data.shapes.builder import Shapes, prepare
 from ditsam_jax.data.shapes.expressions import EXPRESSION_KINDS, MAX_TOKENS, colour_candidates, random_chance
-from ditsam_jax.data.shapes.scenes import ScenesConfig
+from ditsam_jax.data.shapes.scenes import SPLITS, ScenesConfig
 
-__all__ = ['EXPRESSION_KINDS', 'MAX_TOKENS', 'ScenesConfig', 'Shapes', 'colour_candidates', 'prepare',
+__all__ = ['EXPRESSION_KINDS', 'MAX_TOKENS', 'SPLITS', 'ScenesConfig', 'Shapes', 'colour_candidates', 'prepare',
            'random_chance']
