@@ -116,7 +116,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   trained = time.time()
   model_dir = saved_model.save(workdir / 'model', averaged_model(structure, state),
                                vocabulary=datasets.vocabulary(config.data.dataset) if config.task == 'text' else None,
-                               data=json.loads(config.data.to_json()), notes={'steps': int(state.step)})
+                               data=_about_data(config), notes={'steps': int(state.step)})
   if int(state.step) < config.total_steps:
     _say(f'stopped at step {int(state.step)} of {config.total_steps}, all saved; the same command goes on from there')
     raise KeyboardInterrupt
@@ -222,6 +222,12 @@ def _differences(old: Any, new: Any, trail: str = 'config') -> list[str]:
     return [line for name in sorted(set(old) | set(new))
             for line in _differences(old.get(name), new.get(name), f'{trail}.{name}')]
   return [] if old == new else [f'{trail} was {old!r}, is {new!r}']
+
+
+def _about_data(config: ConfigDict) -> dict[str, Any]:
+  """What a saved model tells of its data: enough to make the same samples again, no paths."""
+  data = json.loads(config.data.to_json())
+  return {name: data[name] for name in ('dataset', 'scenes') if name in data}
 
 
 def _headline(config: ConfigDict, results: Results) -> str:
