@@ -1,0 +1,68 @@
+"""The shipped models are as good as the README says, on a part of the test split."""
+
+import json
+
+import numpy as np
+import pytest
+
+from ditsam_jax import saved_model
+from ditsam_jax.data.datasets import open_split, scenes_config
+from ditsam_jax.data.shapes.builder import described_scene
+from ditsam_jax.data.tokenization import Tokenizer
+from ditsam_jax.evaluation.evaluator import evaluate_split, forward_of
+from ditsam_jax.export import main as export
+from ditsam_jax.segmenter import Segmenter
+
+
+def test_shipped_models_are_small():
+  assert saved_model.shipped_names() == ['sam_shapes', 'shapes']
+  for name in saved_model.shipped_names():
+    assert sum(file.stat().st_size for file in saved_model.resolve(name).rglob('*') if file.is_file()) <= 3_000_000
+
+
+def test_shapes_finds_what_sentences_name(tmp_path):
+  # A short training split: the test split is the same whatever the others' sizes, scene i depends on (seed, split, i).
+  source = open_split('shapes', tmp_path, 'test', scenes={'train': 1, 'val': 1, 'test': 60})
+  model = saved_model.load('shapes')
+  tokenizer = Tokenizer(saved_model.vocabulary_file('shapes'), model.config.max_text_tokens)
+  results = evaluate_split(forward_of(model), source, tokenizer, model.config, progress=False)
+  assert results.miou >= 75
+  assert set(results.kinds) == {'attribute', 'relation', 'order', 'comparison', 'negation'}
+
+
+def test_sam_shapes_follows_a_box():
+  model = saved_model.load('sam_shapes')
+  ious = []
+  for index in range(6):
+    scene, _ = described_scene(scenes_config({}), 'test', index)
+    image = (scene.image / np.float32(255) - np.float32(model.config.pixel_mean)) / np.float32(model.config.pixel_std)
+    rows = [np.flatnonzero(mask.any(1)) for mask in scene.masks]
+    columns = [np.flatnonzero(mask.any(0)) for mask in scene.masks]
+    boxes = np.float32([[x[0], y[0], x[-1], y[-1]] for x, y in zip(columns, rows)])
+    out = model(np.repeat(image[None].astype(np.float32), len(boxes), 0), boxes=boxes)
+    masks = np.asarray(out.logits) > 0
+    ious += list((masks & scene.masks).sum((1, 2)) / (masks | scene.masks).sum((1, 2)))
+  assert np.mean(ious) >= 0.85
+
+
+def test_segmenter_by_name_tells_shapes_apart():
+  scene, expressions = described_scene(scenes_config({}), 'test', 3)
+  texts = [pairs[0][0] for pairs in expressions]
+  results = Segmenter('shapes')(scene.image, texts)
+  # Different sentences about different objects must not give one mask.
+  overlap = [np.argmax([(result.mask & mask).sum() for mask in scene.masks]) for result in results]
+  assert len(set(overlap)) >= len(texts) - 1
+
+
+def test_export_halves_a_model_and_keeps_its_description(tmp_path):
+  assert export(['--checkpoint=shapes', f'--output={tmp_path / "copy"}', '--dtype=float16']) == 0
+  before, after = (saved_model.read_weights(place) for place in ('shapes', tmp_path / 'copy'))
+  assert all((np.asarray(before[name]) == np.asarray(after[name])).all() for name in before)
+  described = json.loads((tmp_path / 'copy' / 'model.json').read_text())
+  assert described['notes']['dtype'] == 'float16' and described['data']['dataset'] == 'shapes'
+
+
+def test_a_model_without_text_says_so():
+  from ditsam_jax.command_line import UserError
+  with pytest.raises(UserError, match='takes no text'):
+    Segmenter('sam_shapes')
