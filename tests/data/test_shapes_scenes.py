@@ -43,16 +43,25 @@ def full_area(shape):
   }[shape.kind]
 
 
+def outline_length(mask):
+  """Pixels of a mask that touch a pixel outside it."""
+  padded = np.pad(mask, 1)
+  inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+  return (mask & ~inside).sum()
+
+
 def test_masks_have_the_area_of_their_shape_less_what_others_hide():
-  occluded = 0
+  visible, unhidden = [], []
   for scene in scenes():
-    for i, shape in enumerate(scene.shapes):
-      visible = scene.masks[i].sum() / full_area(shape)
-      # Drawing moves outlines out by a tenth of a pixel.
-      assert 1 - CONFIG.max_occlusion - 0.03 < visible < 1.08, (shape, visible)
-      occluded += visible < 0.9
-    assert scene.masks[-1].sum() / full_area(scene.shapes[-1]) > 0.96  # nothing is in front of the last
-  assert occluded > 20
+    for shape, mask in zip(scene.shapes, scene.masks):
+      visible.append(mask.sum() / full_area(shape))
+      # A pixel counts from half covered on, so an edge along the grid moves by up to half a pixel; drawing adds 0.1.
+      assert mask.sum() - full_area(shape) < 0.6 * outline_length(mask), shape
+    unhidden.append(visible[-1])  # nothing is in front of the last
+  assert min(visible) > 1 - CONFIG.max_occlusion - 0.03
+  assert np.sum(np.array(visible) < 0.9) > 20
+  assert min(unhidden) > 0.96
+  assert 1 <= np.mean(unhidden) < 1.03  # rounding evens out, the 0.1 px stays
 
 
 def signed_distance(shape, side):
