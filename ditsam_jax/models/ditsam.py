@@ -14,6 +14,9 @@ from ditsam_jax.models.prompt_encoder import PromptEncoder
 from ditsam_jax.models.text_encoder import TextEncoder
 from ditsam_jax.ops.resize import upsample_aligned
 
+_PROMPT_AXES = {'token_ids': ('B', 'T'), 'token_mask': ('B', 'T'), 'points': ('B', 'P', '2'), 'point_labels': ('B', 'P'),
+                'boxes': ('B', '4'), 'masks': ('B', '4h', '4w')}
+
 
 class Output(NamedTuple):
   """What a forward pass gives. With multimask the first three have an axis of 3 masks behind the batch."""
@@ -61,7 +64,8 @@ class DitSam(nnx.Module):
     Raises:
       ValueError: shapes or prompts that do not go together.
     """
-    self._check(images, token_ids, token_mask, points, point_labels)
+    self._check(images, {'token_ids': token_ids, 'token_mask': token_mask, 'points': points,
+                         'point_labels': point_labels, 'boxes': boxes, 'masks': masks})
     text = None if token_ids is None else self.text_encoder(token_ids, token_mask, rngs=rngs)
     embedding = self.image_encoder(images, text, rngs=rngs)
     sparse = self.prompt_encoder.sparse(points, point_labels, boxes, images.shape[1:3])
@@ -81,16 +85,23 @@ class DitSam(nnx.Module):
       low_res, iou = low_res[:, 0], iou[:, 0]
     return Output(upsample_aligned(low_res, image_size), low_res, iou, embedding, text)
 
-  def _check(self, images, token_ids, token_mask, points, point_labels):
+  def _check(self, images: jax.Array, prompts: dict[str, jax.Array | None]):
     patch = self.config.image_encoder.patch_size
     if images.ndim != 4 or images.shape[-1] != 3 or images.shape[1] % patch or images.shape[2] % patch:
       raise ValueError(f'images are {images.shape}; expected [B, H, W, 3] with sides that are multiples of {patch}')
-    if token_ids is not None and self.text_encoder is None:
+    if prompts['token_ids'] is not None and self.text_encoder is None:
       raise ValueError('this model has no text encoder: prompt it with points, boxes or masks')
-    for names, pair in (('token_ids and token_mask', (token_ids, token_mask)),
-                        ('points and point_labels', (points, point_labels))):
-      if (pair[0] is None) != (pair[1] is None):
-        raise ValueError(f'{names} go together; only one of them was given')
+    for one, other in (('token_ids', 'token_mask'), ('points', 'point_labels')):
+      if (prompts[one] is None) != (prompts[other] is None):
+        raise ValueError(f'{one} and {other} go together; only one of them was given')
+    sizes = {'B': images.shape[0], '2': 2, '4': 4, '4h': 4 * images.shape[1] // patch, '4w': 4 * images.shape[2] // patch}
+    for name, axes in _PROMPT_AXES.items():
+      if prompts[name] is None:
+        continue
+      shape = prompts[name].shape  # T and P get their size from the first prompt that has them
+      if len(shape) != len(axes) or any(sizes.setdefault(axis, size) != size for axis, size in zip(axes, shape)):
+        known = ', '.join(f'{axis} = {sizes[axis]}' for axis in axes if axis in sizes and not axis.isdigit())
+        raise ValueError(f'{name} is {shape}; expected [{", ".join(axes)}] with {known}')
     limit = self.config.text_encoder.max_positions if self.text_encoder is not None else 0
-    if token_ids is not None and token_ids.shape[1] > limit:
-      raise ValueError(f'{token_ids.shape[1]} tokens a sentence; the text encoder has {limit} positions')
+    if sizes.get('T', 0) > limit:
+      raise ValueError(f'{sizes["T"]} tokens a sentence; the text encoder has {limit} positions')

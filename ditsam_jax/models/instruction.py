@@ -67,7 +67,8 @@ class EndToEndTokens(Instruction):
     encoder = config.image_encoder
     self.probs = _zero_linear(encoder.width, rngs)
     shape = (encoder.depth - 1, config.max_text_tokens, encoder.width)
-    self.tokens = nnx.Param(nnx.initializers.xavier_uniform()(rngs.params(), shape))
+    initial = nnx.initializers.xavier_uniform(in_axis=1, out_axis=0)  # PyTorch's fans of a tensor of three axes
+    self.tokens = nnx.Param(initial(rngs.params(), shape))
     self.dropout = nnx.Dropout(config.fusion_dropout, rngs=rngs)
 
   def slots(self, i, y, previous, rngs):

@@ -8,6 +8,7 @@ from ditsam_jax.models import layers
 from ditsam_jax.models.config import TextEncoderConfig
 
 EPSILON = 1e-12
+PADDING = 0  # the id of [PAD]
 
 
 def _linear(in_features: int, out_features: int, rngs: nnx.Rngs) -> layers.Linear:
@@ -28,7 +29,10 @@ class Embeddings(nnx.Module):
 
   def __call__(self, token_ids: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
     positions = self.position_embeddings.embedding[: token_ids.shape[1]]
-    x = self.word_embeddings(token_ids) + positions + self.token_type_embeddings.embedding[0]
+    words = self.word_embeddings(token_ids)
+    # Padded positions act as text, but BertModel never trains the row of [PAD] (nn.Embedding's padding_idx).
+    words = jnp.where((token_ids == PADDING)[..., None], jax.lax.stop_gradient(words), words)
+    x = words + positions + self.token_type_embeddings.embedding[0]
     return self.dropout(self.norm(x), rngs=rngs)
 
 

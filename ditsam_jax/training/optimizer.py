@@ -34,7 +34,7 @@ def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
   """torch.nn.utils.clip_grad_norm_: the factor is limit / (norm + 1e-6), at most 1."""
   def update(updates, state, params=None):
     del params
-    factor = jnp.minimum(1.0, limit / (optax.global_norm(updates) + 1e-6))
+    factor = jnp.minimum(1.0, limit / (optax.tree.norm(updates) + 1e-6))
     return jax.tree.map(lambda g: g * factor, updates), state
   return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 

@@ -102,7 +102,7 @@ def make_train_step(structure: Structure, optimizer: optax.GradientTransformatio
     params = optax.apply_updates(state.params, updates)
     decay = ema_decay(state.step, ema_limit)
     ema = jax.tree.map(lambda average, new: average * decay + new * (1 - decay), state.ema, params)
-    metrics |= {'learning_rate': rate(state.step), 'grad_norm': optax.global_norm(grads)}
+    metrics |= {'learning_rate': rate(state.step), 'grad_norm': optax.tree.norm(grads)}
     return TrainState(state.step + 1, params, ema, opt_state, state.frozen), metrics
 
   return jax.jit(step, donate_argnums=0)

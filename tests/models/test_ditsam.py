@@ -107,7 +107,15 @@ def test_dropout_depends_on_the_key_given_and_on_nothing_else(batch):
     (dict(token_mask=None), 'token_ids and token_mask'),
     (dict(points=PROMPTS['points']), 'points and point_labels'),
     (dict(point_labels=PROMPTS['point_labels']), 'points and point_labels'),
-    (dict(token_ids=np.ones((2, 9), int), token_mask=np.ones((2, 9), int)), '9 tokens.*8 positions')])
+    (dict(token_ids=np.ones((2, 9), int), token_mask=np.ones((2, 9), int)), '9 tokens.*8 positions'),
+    (dict(token_mask=np.ones((2, 5), int)), r'token_mask is \(2, 5\).*T = 6'),
+    (dict(token_ids=np.ones((1, 6), int)), r'token_ids is \(1, 6\).*B = 2'),
+    (dict(token_ids=np.ones(6, int)), r'token_ids is \(6,\)'),
+    (dict(PROMPTS, points=PROMPTS['points'][:, 0]), r'points is \(2, 2\).*\[B, P, 2\]'),
+    (dict(PROMPTS, point_labels=np.ones((2, 3), int)), r'point_labels is \(2, 3\).*P = 1'),
+    (dict(boxes=BOXES[:, :3]), r'boxes is \(2, 3\)'),
+    (dict(boxes=BOXES[:1]), r'boxes is \(1, 4\).*B = 2'),
+    (dict(masks=MASKS[:, :8]), r'masks is \(2, 8, 16\).*4h = 16')])
 def test_prompts_that_do_not_go_together_are_named(model, batch, wrong, told):
   with pytest.raises(ValueError, match=told):
     model(**{**batch, **wrong})
