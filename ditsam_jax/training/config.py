@@ -92,12 +92,12 @@ def _shapes() -> ConfigDict:
   optimizer.learning_rate = 3e-3
   optimizer.clip_norm = 1.0
   optimizer.warmup_steps = 100
-  config.total_steps = 1200
+  config.total_steps = 1000
   config.loss = ConfigDict(dict(bce=1.0, dice=1.0, iou=0.05))
   config.ema = 0.998
-  config.eval_every = 400
+  config.eval_every = 250
   config.eval_samples = 512
-  config.checkpoint_every = 400
+  config.checkpoint_every = 250
   config.final_split = 'test'
   return config
 
