@@ -73,7 +73,6 @@ def _release(data_set: str) -> ConfigDict:
   config.final_split = 'val'  # evaluated whole at the end
   config.checkpoint_every = 781  # steps
   config.keep_checkpoints = 2
-  config.mesh = ConfigDict(dict(data=-1))  # devices along each axis; -1 = all that are left
   return config
 
 
@@ -88,7 +87,7 @@ def _shapes() -> ConfigDict:
   data.augmentation.scale_steps = 1
   data.augmentation.jitter_probability = 0.0  # colours carry the meaning
   optimizer = config.optimizer
-  optimizer.name = 'muon'  # reaches in 250 steps what Adam reaches in 500
+  optimizer.name = 'muon'  # in a trial of 250 steps as good as Adam after 500
   optimizer.learning_rate = 3e-3
   optimizer.clip_norm = 1.0
   optimizer.warmup_steps = 100
