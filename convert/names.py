@@ -1,4 +1,8 @@
-"""The one table of names: our parameters and the release's tensors, with the change of layout between them."""
+"""The one table of names: our parameters and PyTorch's tensors, with the change of layout between them.
+
+Every source is brought to the names of the DIT release first (SOURCES, one short list a format); TABLE then leads from
+our dotted paths to those names, in both directions.
+"""
 
 from collections.abc import Callable
 import re
@@ -30,6 +34,8 @@ TABLE: tuple[tuple[str, str, Layout], ...] = (
     (r'image_encoder\.neck\.norm1\.(.*)', r'visual_encoder.neck.1.\1', SAME),
     (r'image_encoder\.neck\.conv2\.kernel', 'visual_encoder.neck.2.weight', CONV),
     (r'image_encoder\.neck\.norm2\.(.*)', r'visual_encoder.neck.3.\1', SAME),
+    (r'image_encoder\.instruction\.cross\.(\d+)\.(q|k|v)_proj\.(.*)', r'visual_encoder.cross.\1.linear_\2.\3', SAME),
+    (r'image_encoder\.instruction\.cross\.(\d+)\.out_proj\.(.*)', r'visual_encoder.cross.\1.linear_merge.\2', SAME),
     (r'image_encoder\.instruction\.(.*)\.kernel', r'visual_encoder.\1.weight', LINEAR),
     (r'image_encoder\.instruction\.(.*)', r'visual_encoder.\1', SAME),
     (r'image_encoder\.(.*)\.kernel', r'visual_encoder.\1.weight', LINEAR),
@@ -63,6 +69,97 @@ TABLE: tuple[tuple[str, str, Layout], ...] = (
     (r'text_encoder\.layers\.(\d+)\.output\.(.*)', r'lang_encoder.bert.encoder.layer.\1.output.dense.\2', SAME),
     (r'text_encoder\.layers\.(\d+)\.output_norm\.(.*)', r'lang_encoder.bert.encoder.layer.\1.output.LayerNorm.\2', SAME),
 )
+
+
+# How other formats name what the release names: (their name, the release's), first match wins.
+Renames = tuple[tuple[str, str], ...]
+
+META: Renames = ((r'image_encoder\.(.*)', r'visual_encoder.\1'), (r'((?:prompt_encoder|mask_decoder)\..*)', r'\1'))
+RELEASE: Renames = ((r'((?:visual_encoder|prompt_encoder|mask_decoder|lang_encoder|text_proj)\..*)', r'\1'),)
+
+_BERT_NAME = (r'(?:bert\.)?((?:embeddings|encoder\.layer)\..*)', r'lang_encoder.bert.\1')
+BERT: Renames = (
+    (r'(?:bert\.)?((?:embeddings|encoder\.layer)\..*)\.gamma', r'lang_encoder.bert.\1.weight'),  # TensorFlow's names
+    (r'(?:bert\.)?((?:embeddings|encoder\.layer)\..*)\.beta', r'lang_encoder.bert.\1.bias'),
+    _BERT_NAME,
+)
+
+_HF_ENCODER, _HF_MASKS, _HF_DECODER = r'vision_encoder\.', r'prompt_encoder\.mask_embed\.', r'mask_decoder\.'
+HUGGING_FACE: Renames = (
+    (_HF_ENCODER + r'patch_embed\.projection\.(.*)', r'visual_encoder.patch_embed.proj.\1'),
+    (_HF_ENCODER + r'layers\.(\d+)\.layer_norm(\d)\.(.*)', r'visual_encoder.blocks.\1.norm\2.\3'),
+    (_HF_ENCODER + r'layers\.(.*)', r'visual_encoder.blocks.\1'),
+    (_HF_ENCODER + r'neck\.conv1\.(.*)', r'visual_encoder.neck.0.\1'),
+    (_HF_ENCODER + r'neck\.layer_norm1\.(.*)', r'visual_encoder.neck.1.\1'),
+    (_HF_ENCODER + r'neck\.conv2\.(.*)', r'visual_encoder.neck.2.\1'),
+    (_HF_ENCODER + r'neck\.layer_norm2\.(.*)', r'visual_encoder.neck.3.\1'),
+    (_HF_ENCODER + r'(pos_embed)', r'visual_encoder.\1'),
+    # One buffer under two names; either may be left out of a file.
+    (r'(?:shared_image_embedding|prompt_encoder\.shared_embedding)\.positional_embedding',
+     'prompt_encoder.pe_layer.positional_encoding_gaussian_matrix'),
+    (_HF_MASKS + r'conv1\.(.*)', r'prompt_encoder.mask_downscaling.0.\1'),
+    (_HF_MASKS + r'layer_norm1\.(.*)', r'prompt_encoder.mask_downscaling.1.\1'),
+    (_HF_MASKS + r'conv2\.(.*)', r'prompt_encoder.mask_downscaling.3.\1'),
+    (_HF_MASKS + r'layer_norm2\.(.*)', r'prompt_encoder.mask_downscaling.4.\1'),
+    (_HF_MASKS + r'conv3\.(.*)', r'prompt_encoder.mask_downscaling.6.\1'),
+    (r'prompt_encoder\.point_embed\.(.*)', r'prompt_encoder.point_embeddings.\1'),
+    (r'(prompt_encoder\.(?:not_a_point_embed|no_mask_embed)\..*)', r'\1'),
+    (_HF_DECODER + r'transformer\.layers\.(\d+)\.layer_norm(\d)\.(.*)', r'mask_decoder.transformer.layers.\1.norm\2.\3'),
+    (_HF_DECODER + r'transformer\.layer_norm_final_attn\.(.*)', r'mask_decoder.transformer.norm_final_attn.\1'),
+    (_HF_DECODER + r'upscale_conv1\.(.*)', r'mask_decoder.output_upscaling.0.\1'),
+    (_HF_DECODER + r'upscale_layer_norm\.(.*)', r'mask_decoder.output_upscaling.1.\1'),
+    (_HF_DECODER + r'upscale_conv2\.(.*)', r'mask_decoder.output_upscaling.3.\1'),
+    (_HF_DECODER + r'(.*)\.proj_in\.(.*)', r'mask_decoder.\1.layers.0.\2'),
+    (_HF_DECODER + r'(.*mlps\.\d+|iou_prediction_head)\.layers\.0\.(.*)', r'mask_decoder.\1.layers.1.\2'),
+    (_HF_DECODER + r'(.*)\.proj_out\.(.*)', r'mask_decoder.\1.layers.2.\2'),
+    (r'(mask_decoder\..*)', r'\1'),
+)
+
+SOURCES: dict[str, Renames] = {'meta': META, 'release': RELEASE, 'hugging_face': HUGGING_FACE, 'bert': BERT}
+
+# Tensors that the original code carries along and never uses.
+LEFTOVERS: dict[str, tuple[str, ...]] = {
+    'meta': (),
+    'release': ('query_embeddings', r'self_attention\..*', r'lang_encoder\.bert\.pooler\..*',
+                r'lang_encoder\.bert\.embeddings\.position_ids'),
+    'hugging_face': (),
+    'bert': (r'(bert\.)?pooler\..*', r'(bert\.)?embeddings\.position_ids', r'cls\..*'),
+}
+
+
+def renamed(name: str, source: str) -> str | None:
+  """The release's name of a tensor of a source format (a key of SOURCES); None where it has none."""
+  for pattern, target in SOURCES[source]:
+    match = re.fullmatch(pattern, name)
+    if match:
+      return match.expand(target)
+  return None
+
+
+def is_leftover(name: str, source: str) -> bool:
+  """Whether the original code carries this tensor along without using it."""
+  return any(re.fullmatch(pattern, name) for pattern in LEFTOVERS[source])
+
+
+def meta_name(release: str) -> str:
+  """Meta's name of a tensor of the release."""
+  return release.replace('visual_encoder.', 'image_encoder.', 1)
+
+
+class Entry(NamedTuple):
+  """One parameter of ours: the release's tensors it is made of, and the change of layout."""
+  names: tuple[str, ...]
+  load: Callable[[list[np.ndarray]], np.ndarray]
+  save: Callable[[np.ndarray], list[np.ndarray]]
+
+
+def entry(path: str) -> Entry:
+  """Where our parameter at a dotted path comes from in the release."""
+  if path == 'prompt_encoder.point_embeddings':  # four embeddings of one row each there
+    names = tuple(f'{path}.{i}.weight' for i in range(4))
+    return Entry(names, lambda rows: np.concatenate(rows), lambda x: list(x[:, None]))
+  name, layout = release_name(path)
+  return Entry((name,), lambda tensors: layout.load(tensors[0]), lambda x: [layout.save(x)])
 
 
 def release_name(path: str) -> tuple[str, Layout]:

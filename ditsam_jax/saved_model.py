@@ -3,6 +3,7 @@
   model.json   the model's config, what data it was made with, free notes
   vocab.txt    the tokeniser's vocabulary, for models with a text encoder
   weights/     Orbax, one array a parameter, named by its dotted path
+  leftovers/   likewise, for converted models: tensors that the PyTorch code carries along and never uses
 
 A training run's workdir holds such a folder as `model/`, and names it as well.
 """
@@ -123,10 +124,19 @@ def load(name_or_dir: str | os.PathLike) -> DitSam:
   return model
 
 
-def read_weights(name_or_dir: str | os.PathLike) -> dict[str, jax.Array]:
+def read_weights(name_or_dir: str | os.PathLike) -> dict[str, np.ndarray]:
   """All weights by dotted path, in the type they are stored in."""
+  return _read_arrays(resolve(name_or_dir) / 'weights')
+
+
+def read_leftovers(name_or_dir: str | os.PathLike) -> dict[str, np.ndarray]:
+  """What a converted model carries along for the way back, by the source's names; often nothing."""
+  folder = resolve(name_or_dir) / 'leftovers'
+  return _read_arrays(folder) if folder.exists() else {}
+
+
+def _read_arrays(folder: Path) -> dict[str, np.ndarray]:
   import orbax.checkpoint as ocp  # slow to import
-  folder = resolve(name_or_dir) / 'weights'
   try:
     with ocp.PyTreeCheckpointer() as checkpointer:
       names = checkpointer.metadata(folder.absolute()).item_metadata.tree
@@ -135,6 +145,13 @@ def read_weights(name_or_dir: str | os.PathLike) -> dict[str, jax.Array]:
   except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
     reason = str(error).strip().split('\n')[0][:200]
     raise UserError(f'{folder} is missing or damaged ({reason}); copy the model again') from error
+
+
+def _write_arrays(folder: Path, arrays: dict[str, Any]) -> None:
+  import orbax.checkpoint as ocp
+  with ocp.PyTreeCheckpointer() as checkpointer:
+    checkpointer.save(folder, arrays)
+  _forget_where(folder)
 
 
 def save(directory: str | os.PathLike, model: DitSam, *, vocabulary: Path | None = None,
@@ -149,20 +166,34 @@ def save(directory: str | os.PathLike, model: DitSam, *, vocabulary: Path | None
     notes: anything worth keeping (scores, steps), plain containers.
     dtype: type the weights are stored in; f16 halves the size of a shipped model.
   """
-  import orbax.checkpoint as ocp
+  weights = {name: variable[...].astype(dtype) for name, variable in weights_of(model).items()}
+  return write(directory, model.config, weights, vocabulary=vocabulary, data=data, notes=notes)
+
+
+def write(directory: str | os.PathLike, config: DitSamConfig, weights: dict[str, Any], *,
+          vocabulary: Path | None = None, data: dict[str, Any] | None = None, notes: dict[str, Any] | None = None,
+          leftovers: dict[str, Any] | None = None) -> Path:
+  """`save` for weights by dotted path, each in the type it is to be stored in; see there.
+
+  Args:
+    leftovers: arrays that no parameter holds, kept so that a way back to their source is complete.
+  """
   directory = Path(directory).absolute()
   temporary = directory.with_name(f'.{directory.name}.writing-{os.getpid()}')
   try:
+    if directory.exists() and not directory.is_dir():
+      raise UserError(f'the model cannot be written to {directory}: a file of that name is there; choose another place')
+    if directory.is_dir() and any(directory.iterdir()) and not (directory / 'model.json').is_file():
+      raise UserError(f'the model cannot be written to {directory}: the folder holds something else; choose another place')
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    description = {'format': FORMAT, 'model': model.config.to_dict(), 'data': data or {}, 'notes': notes or {}}
+    description = {'format': FORMAT, 'model': config.to_dict(), 'data': data or {}, 'notes': notes or {}}
     (temporary / 'model.json').write_text(json.dumps(description, indent=1) + '\n')
     if vocabulary is not None:
       shutil.copyfile(vocabulary, temporary / 'vocab.txt')
-    weights = {name: variable[...].astype(dtype) for name, variable in weights_of(model).items()}
-    with ocp.PyTreeCheckpointer() as checkpointer:
-      checkpointer.save(temporary / 'weights', weights)
-    _forget_where(temporary / 'weights')
+    _write_arrays(temporary / 'weights', weights)
+    if leftovers:
+      _write_arrays(temporary / 'leftovers', leftovers)
     _replace(temporary, directory)
   except OSError as error:
     raise UserError(f'the model cannot be written to {directory}: {error.strerror or error}') from error

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from convert.names import release_name
+from convert import names
 from ditsam_jax.models import config as models
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.weights import weights_of
@@ -70,9 +70,11 @@ def random_model(config: models.DitSamConfig, seed: int = 0) -> DitSam:
 
 
 def golden_model(name: str, image_size: int) -> DitSam:
-  """A golden model with its weights, in evaluation mode."""
+  """A golden model with its weights, in evaluation mode; the release's weights."""
+  import torch
+  checkpoint = torch.load(GOLDEN / f'{name}.pth', weights_only=True)
   model = random_model(golden_config(name, image_size))
-  load_release(model, golden_arrays(f'{name}_weights'))
+  load_release(model, {key.removeprefix('module.'): tensor.numpy() for key, tensor in checkpoint['state_dict'].items()})
   model.eval()
   return model
 
@@ -84,14 +86,9 @@ def load_release(model: nnx.Module, tensors: dict[str, np.ndarray], prefix: str 
   """
   unused = set(tensors)
   for path, variable in weights_of(model).items():
-    path = prefix + path
-    if path == 'prompt_encoder.point_embeddings':  # four embeddings of one row there
-      names = [f'{path}.{i}.weight' for i in range(4)]
-      array = np.concatenate([tensors[name] for name in names])
-    else:
-      name, layout = release_name(path)
-      names, array = [name], layout.load(tensors[name])
+    entry = names.entry(prefix + path)
+    array = entry.load([tensors[name] for name in entry.names])
     assert array.shape == variable.shape, f'{path}: {array.shape} for {variable.shape}'
     variable.set_value(jnp.asarray(array))
-    unused -= set(names)
+    unused -= set(entry.names)
   return unused

@@ -1,17 +1,19 @@
 """Remakes sam.npz, bert.npz and resize.npz: what PyTorch, segment-anything and transformers compute at toy size.
 
-  pip install torch transformers git+https://github.com/facebookresearch/segment-anything.git
+  pip install --editable '.[test]'
   python tests/golden/make_fixtures.py
 """
 
 from functools import partial
 from pathlib import Path
 import sys
-import types
 
 import numpy as np
 import torch
 from torch.nn import functional
+
+sys.path[0] = str(Path(__file__).resolve().parents[2])
+from convert.torch_peer import segment_anything_modeling
 
 FOLDER = Path(__file__).parent
 WIDTH, GRID = 32, 5  # of the decoder; tokens a side: with windows of 3, both padded and whole ones
@@ -23,7 +25,7 @@ def main():
   with torch.no_grad():
     save('resize', resize_arrays())
     save('bert', bert_arrays())
-    save('sam', sam_arrays())  # last: it puts stand-ins for torchvision into sys.modules
+    save('sam', sam_arrays())
 
 
 def save(name: str, arrays: dict[str, np.ndarray]) -> None:
@@ -46,21 +48,8 @@ def randomise(module: torch.nn.Module) -> dict[str, np.ndarray]:
   return arrays
 
 
-def segment_anything():
-  """The classes of segment_anything.modeling; torchvision, which its transforms import, need not be there."""
-  for name in ('torchvision', 'torchvision.transforms', 'torchvision.transforms.functional', 'torchvision.ops',
-               'torchvision.ops.boxes'):
-    sys.modules[name] = types.ModuleType(name)
-  sys.modules['torchvision.transforms.functional'].resize = None
-  sys.modules['torchvision.transforms.functional'].to_pil_image = None
-  sys.modules['torchvision.ops.boxes'].batched_nms = None
-  sys.modules['torchvision.ops.boxes'].box_area = None
-  from segment_anything import modeling
-  return modeling
-
-
 def sam_arrays() -> dict[str, np.ndarray]:
-  modeling = segment_anything()
+  modeling = segment_anything_modeling()
   encoder = modeling.ImageEncoderViT(
       img_size=IMAGE, embed_dim=24, depth=3, num_heads=2, mlp_ratio=4, out_chans=WIDTH, use_rel_pos=True,
       norm_layer=partial(torch.nn.LayerNorm, eps=1e-6), window_size=3, global_attn_indexes=(1,))

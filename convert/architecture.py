@@ -1,0 +1,140 @@
+"""What a model is, read off its tensors' shapes."""
+
+import re
+
+from convert import names
+from ditsam_jax.command_line import UserError
+from ditsam_jax.models.config import FUSIONS, DitSamConfig, ImageEncoderConfig, MaskDecoderConfig, TextEncoderConfig
+
+Shapes = dict[str, tuple[int, ...]]
+DECODER_HEADS = 8
+TEXT_HEAD_WIDTH = 64
+RELEASE_IMAGE_SIZE = 512
+
+
+def read_architecture(shapes: Shapes, *, fusion: str | None = None, new_fusion: bool = False,
+                      image_size: int | None = None, decoder_heads: int | None = None,
+                      text_heads: int | None = None) -> DitSamConfig:
+  """The config that fits tensors of these shapes.
+
+  Args:
+    shapes: by the release's names; without BERT's it is a plain SAM.
+    fusion: which fusion it is, for those that shapes cannot tell apart.
+    new_fusion: the shapes are of a plain SAM and a BERT, and `fusion` will be added to them.
+    image_size: side it will be used at; None takes SAM's own for a plain SAM, the release's 512 otherwise.
+    decoder_heads: of the mask decoder; None is SAM's 8.
+    text_heads: of BERT; None is width / 64.
+
+  Raises:
+    UserError: a tensor that tells the architecture is missing or has an impossible shape, or shapes and arguments do
+      not go together.
+  """
+  try:
+    encoder, pretrained_size = _image_encoder(shapes)
+    decoder = _mask_decoder(shapes, decoder_heads or DECODER_HEADS)
+    text = _text_encoder(shapes, text_heads) if _has(shapes, r'lang_encoder\.') else None
+    kind = _new_fusion(fusion) if new_fusion else _fusion(shapes, fusion, text)
+    settings = dict(fusion=kind, image_size=image_size or (pretrained_size if text is None else RELEASE_IMAGE_SIZE))
+    if text is None:
+      settings['mask_threshold'] = 0.5  # SAM's: logit 0
+    if kind in ('e2e_token', 'token_layer_wise') and 'visual_encoder.tokens' in shapes:
+      settings['max_text_tokens'] = shapes['visual_encoder.tokens'][1]
+    if text is not None:
+      encoder['window_size'] = 0  # DIT attends globally in every block
+    return DitSamConfig(ImageEncoderConfig(**encoder), decoder, text, **settings)
+  except KeyError as error:
+    raise UserError(f'{error.args[0]} is missing, which tells the architecture; the file is incomplete') from error
+  except (IndexError, ZeroDivisionError) as error:
+    raise UserError(f'tensors have impossible shapes ({error}); this is no SAM') from error
+  except ValueError as error:
+    raise UserError(f'{error} (the tensors\' shapes and the flags do not make a model)') from error
+
+
+def _image_encoder(shapes: Shapes) -> tuple[dict, int]:
+  """Fields of an ImageEncoderConfig, and the side of the images it was pre-trained on."""
+  width, _, patch, _ = shapes['visual_encoder.patch_embed.proj.weight']
+  depth = _count(shapes, r'visual_encoder\.blocks\.(\d+)\..*')
+  rows = [shapes[f'visual_encoder.blocks.{i}.attn.rel_pos_h'] for i in range(depth)]
+  sizes = [(length + 1) // 2 for length, _ in rows]
+  grid = shapes['visual_encoder.pos_embed'][1]
+  windows = sorted(set(sizes) - {grid})
+  if len(windows) > 1:
+    raise UserError(f'blocks have relative positions for windows of {windows}; expected one window size beside the '
+                    f'global {grid}')
+  hidden = shapes['visual_encoder.blocks.0.mlp.lin1.weight'][0]
+  window = windows[0] if windows else ImageEncoderConfig.pretrain_window
+  fields = dict(width=width, depth=depth, heads=width // rows[0][1], patch_size=patch, mlp_ratio=hidden // width,
+                global_blocks=tuple(i for i, size in enumerate(sizes) if size == grid), pretrain_grid=grid,
+                pretrain_window=window, window_size=window if windows else 0)
+  return fields, grid * patch
+
+
+def _mask_decoder(shapes: Shapes, heads: int) -> MaskDecoderConfig:
+  return MaskDecoderConfig(
+      width=shapes['mask_decoder.iou_token.weight'][1],
+      depth=_count(shapes, r'mask_decoder\.transformer\.layers\.(\d+)\..*'), heads=heads,
+      mlp_width=shapes['mask_decoder.transformer.layers.0.mlp.lin1.weight'][0],
+      iou_hidden=shapes['mask_decoder.iou_prediction_head.layers.0.weight'][0],
+      mask_channels=shapes['prompt_encoder.mask_downscaling.3.weight'][0])
+
+
+def _text_encoder(shapes: Shapes, heads: int | None) -> TextEncoderConfig:
+  bert = 'lang_encoder.bert.'
+  vocab, width = shapes[f'{bert}embeddings.word_embeddings.weight']
+  if heads is None and width % TEXT_HEAD_WIDTH:
+    raise UserError(f'the text encoder is {width} wide, which is no multiple of {TEXT_HEAD_WIDTH}, and shapes do not '
+                    f'tell its heads: give --text-heads')
+  return TextEncoderConfig(
+      vocab_size=vocab, width=width, depth=_count(shapes, r'lang_encoder\.bert\.encoder\.layer\.(\d+)\..*'),
+      heads=heads or width // TEXT_HEAD_WIDTH, mlp_width=shapes[f'{bert}encoder.layer.0.intermediate.dense.weight'][0],
+      max_positions=shapes[f'{bert}embeddings.position_embeddings.weight'][0])
+
+
+def _fusion(shapes: Shapes, asked: str | None, text: TextEncoderConfig | None) -> str:
+  """The fusion that the tensors are of; `asked` decides where several have the same."""
+  possible = _possible_fusions(shapes)
+  if text is None:
+    if asked not in (None, 'none'):
+      raise UserError(f'--fusion={asked} needs a text encoder, and this is a plain SAM: give --text-encoder')
+    return 'none'
+  if asked is None and len(possible) > 1:
+    raise UserError(f'these tensors fit the fusions {" and ".join(possible)} alike, in names and shapes: say which it is '
+                    f'with --fusion')
+  if asked is not None and asked not in possible:
+    raise UserError(f'--fusion={asked} does not fit the tensors, which are of {" or ".join(possible)}')
+  return asked or possible[0]
+
+
+def _new_fusion(asked: str | None) -> str:
+  if asked is None:
+    raise UserError(f'a SAM and a BERT do not tell by which fusion they are to be joined: say it with --fusion '
+                    f'({", ".join(FUSIONS)})')
+  return asked
+
+
+def _possible_fusions(shapes: Shapes) -> tuple[str, ...]:
+  def has(pattern):
+    return _has(shapes, r'visual_encoder\.' + pattern)
+  if has(r'cross\.'):
+    return ('cross_attention',)
+  if has(r'prob_text\.'):
+    return ('layer_wise_vith',)
+  if has('tokens'):
+    return ('e2e_token',) if has(r'probs\.') else ('token_layer_wise',)
+  return ('layer_wise', 'e2e') if has(r'probs\.') else ('none',)
+
+
+def _has(shapes: Shapes, pattern: str) -> bool:
+  return any(re.match(pattern, name) for name in shapes)
+
+
+def _count(shapes: Shapes, pattern: str) -> int:
+  """How many layers are numbered in names that match."""
+  numbers = {int(match[1]) for match in (re.fullmatch(pattern, name) for name in shapes) if match}
+  layer = pattern.replace('\\', '').removesuffix('..*')
+  if not numbers:
+    raise KeyError(layer.replace('(d+)', '0'))
+  gaps = [number for number in range(len(numbers)) if number not in numbers]
+  if gaps:
+    raise KeyError(layer.replace('(d+)', str(gaps[0])))
+  return len(numbers)

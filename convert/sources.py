@@ -1,0 +1,173 @@
+"""PyTorch files in: tensors by the release's names, from every format that names.SOURCES lists. Nothing is executed."""
+
+import json
+from pathlib import Path
+import pickle
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from convert import names
+from ditsam_jax.command_line import UserError
+
+WEIGHT_FILES = ('model.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin', 'pytorch_model.bin.index.json')
+KNOWN = ("Meta's SAM (image_encoder.*), the DIT release (visual_encoder.*), Hugging Face's SamModel (vision_encoder.*) and "
+         'BertModel (embeddings.word_embeddings.*)')
+_MARKS = (('release', 'visual_encoder.'), ('meta', 'image_encoder.'), ('hugging_face', 'vision_encoder.'),
+          ('bert', 'embeddings.word_embeddings.'), ('bert', 'bert.embeddings.word_embeddings.'))
+_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+class Source(NamedTuple):
+  """A checkpoint, its tensors by the release's names."""
+  format: str  # a key of names.SOURCES
+  tensors: dict[str, torch.Tensor]
+  spelled: dict[str, str]  # the file's own names of them
+  leftovers: dict[str, torch.Tensor]  # what the original code never uses, by the release's names where it has some
+  problems: list[str]  # one line a tensor that cannot be used
+  prefix: str  # 'module.' where the names carried it
+  extra: dict[str, int | float]  # plain numbers beside the weights: epoch, lr
+  folder: Path  # where a vocabulary may lie
+
+
+def read(path: Path) -> Source:
+  """Reads a file, or a Hugging Face folder.
+
+  Raises:
+    UserError: missing, truncated, empty, no checkpoint, of no known model, or a pickle that wants to run code.
+  """
+  content = _read_folder(path) if path.is_dir() else _read_file(path)
+  content, extra = _unwrapped(content, path)
+  prefix = 'module.' if content and all(name.startswith('module.') for name in content) else ''
+  content = {name.removeprefix(prefix): tensor for name, tensor in content.items()}
+  source = next((source for source, mark in _MARKS if any(name.startswith(mark) for name in content)), None)
+  if source is None:
+    raise UserError(f'{path} holds {len(content)} tensors of no known model ({", ".join(list(content)[:3])}, ...); '
+                    f'known are {KNOWN}')
+  tensors, spelled, leftovers, problems = {}, {}, {}, []
+  for name, tensor in content.items():
+    target = names.renamed(name, source)
+    if names.is_leftover(name, source):
+      leftovers[_leftover_name(name, source)] = tensor
+    elif target is None:
+      problems.append(f'{name} is unknown')
+    elif tensor.dtype not in _TYPES:
+      problems.append(f'{name} holds {_type_name(tensor.dtype)}, expected one of {", ".join(map(_type_name, _TYPES))}')
+    elif target in tensors and not torch.equal(tensors[target], tensor):
+      problems.append(f'{name} differs from its twin of the same meaning')
+    else:
+      tensors[target], spelled[target] = tensor, name
+  return Source(source, tensors, spelled, leftovers, problems, prefix, extra, path if path.is_dir() else path.parent)
+
+
+def to_numpy(tensor: torch.Tensor) -> np.ndarray:
+  """The same numbers, bit for bit and without a copy; bfloat16 as ml_dtypes' type."""
+  tensor = tensor.detach()
+  if tensor.dtype == torch.bfloat16:
+    import ml_dtypes
+    return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+  return tensor.numpy()
+
+
+def from_numpy(array: np.ndarray) -> torch.Tensor:
+  """The inverse of `to_numpy`."""
+  array = np.ascontiguousarray(array)
+  if array.dtype.name == 'bfloat16':
+    return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+  return torch.from_numpy(array)
+
+
+def release_tensors(weights: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+  """The release's tensors from our weights by dotted path."""
+  tensors = {}
+  for path, array in weights.items():
+    entry = names.entry(path)
+    tensors |= {name: from_numpy(part) for name, part in zip(entry.names, entry.save(np.asarray(array)))}
+  return tensors
+
+
+def _type_name(dtype: torch.dtype) -> str:
+  return str(dtype).removeprefix('torch.')
+
+
+def _leftover_name(name: str, source: str) -> str:
+  return f'lang_encoder.bert.{name.removeprefix("bert.")}' if source == 'bert' else name
+
+
+def _read_folder(folder: Path) -> dict:
+  """A Hugging Face folder: one file, or several with an index."""
+  file = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+  if file is None:
+    raise UserError(f'{folder} holds none of {", ".join(WEIGHT_FILES)}; give a file, or a folder as Hugging Face writes '
+                    f'it')
+  if file.suffix != '.json':
+    return _read_file(file)
+  try:
+    where = json.loads(file.read_text())['weight_map']
+    shards = sorted(set(where.values()))
+    safe = all(Path(shard).name == shard for shard in shards)
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    raise UserError(f'{file} is no index of weight files ({error!r}); download it again') from error
+  missing = [shard for shard in shards if safe and not (folder / shard).is_file()]
+  if missing or not safe:
+    raise UserError(f'{file} names files that are not beside it: {", ".join(missing or shards)}; download them')
+  content = {}
+  for shard in shards:
+    content |= _read_file(folder / shard)
+  lost = sorted(set(where) - set(content))
+  if lost:
+    raise UserError(f'{file} promises {len(lost)} tensors that no file holds ({", ".join(lost[:3])}); download the '
+                    f'folder again')
+  return content
+
+
+def _read_file(path: Path) -> dict:
+  if not path.is_file():
+    raise UserError(f'{path} does not exist' if not path.exists() else f'{path} is no file')
+  if not path.stat().st_size:
+    raise UserError(f'{path} is empty; download it again')
+  if path.suffix == '.safetensors':
+    return _read_safetensors(path)
+  try:
+    try:
+      # Mapped into memory, so that a tensor costs memory only while it is being converted.
+      return torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+    except RuntimeError as error:
+      if 'mmap can only be used' not in str(error):  # files from before PyTorch 1.6 cannot be mapped
+        raise
+      return torch.load(path, map_location='cpu', weights_only=True)
+  except pickle.UnpicklingError as error:
+    wanted = next((line.strip() for line in str(error).splitlines() if 'GLOBAL' in line), '')
+    if wanted:
+      raise UserError(f'{path} is a pickle that wants more than tensors and plain values ({wanted[:160]}); it may run '
+                      f'code and is refused: save its state_dict alone') from error
+    raise UserError(f'{path} is no PyTorch checkpoint, or damaged; download it again') from error
+  except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+    raise UserError(f'{path} is truncated or no PyTorch checkpoint ({reason}); download it again') from error
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+  from safetensors import SafetensorError, safe_open
+  try:
+    with safe_open(path, framework='pt') as file:
+      return {name: file.get_tensor(name) for name in file.keys()}
+  except (SafetensorError, OSError) as error:
+    raise UserError(f'{path} is truncated or no safetensors file ({error}); download it again') from error
+
+
+def _unwrapped(content: object, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, int | float]]:
+  """The tensors of a state_dict, itself or wrapped as training checkpoints are."""
+  extra = {}
+  if isinstance(content, dict) and isinstance(content.get('state_dict', content.get('model')), dict):
+    extra = {name: value for name, value in content.items()
+             if isinstance(value, (int, float)) and not isinstance(value, bool)}
+    content = content.get('state_dict', content.get('model'))
+  if not isinstance(content, dict) or not content:
+    raise UserError(f'{path} holds {type(content).__name__ if content else "nothing"}, expected a dictionary of tensors')
+  strange = [str(name) for name, value in content.items()
+             if not isinstance(name, str) or not isinstance(value, torch.Tensor)]
+  if strange:
+    raise UserError(f'{path} holds more than tensors by name ({", ".join(strange[:3])}); save its state_dict alone')
+  return content, extra

@@ -1,0 +1,261 @@
+"""The PyTorch models that converted ones are compared with.
+
+Peer is put together from Meta's segment_anything and Hugging Face's BertModel; what DIT adds to them (arXiv 2404.00650,
+section 3) is written out here. Parameters have the release's names.
+"""
+
+from functools import partial
+import importlib.util
+from pathlib import Path
+import sys
+import types
+
+from flax import nnx
+import jax
+import numpy as np
+import torch
+from torch.nn import functional
+
+from convert.sources import release_tensors
+from ditsam_jax import saved_model
+from ditsam_jax.command_line import UserError
+from ditsam_jax.models.config import DitSamConfig
+from ditsam_jax.models.ditsam import DitSam
+from ditsam_jax.models.instruction import CROSS_HEADS, CROSS_WIDTH
+
+TOLERANCE = 1e-3  # differences beyond it are no rounding
+
+
+def check_installed() -> None:
+  """Raises UserError if the peer's package is missing."""
+  if importlib.util.find_spec('segment_anything') is None:
+    raise UserError('--verify compares with the package segment-anything, which is not installed: '
+                    "pip install --editable '.[convert]'")
+
+
+def segment_anything_modeling() -> types.ModuleType:
+  """segment_anything.modeling without its package's __init__, which wants torchvision."""
+  if 'segment_anything.modeling' in sys.modules:
+    return sys.modules['segment_anything.modeling']
+  package = types.ModuleType('segment_anything')
+  package.__path__ = list(importlib.util.find_spec('segment_anything').submodule_search_locations)
+  before = sys.modules.get('segment_anything')
+  sys.modules['segment_anything'] = package
+  try:
+    return importlib.import_module('segment_anything.modeling')
+  finally:
+    del sys.modules['segment_anything']
+    if before is not None:
+      sys.modules['segment_anything'] = before
+
+
+class Peer(torch.nn.Module):
+  """DIT-SAM or plain SAM in PyTorch; `load_state_dict` takes tensors by the release's names."""
+
+  def __init__(self, config: DitSamConfig):
+    super().__init__()
+    modeling = segment_anything_modeling()
+    encoder, decoder, text = config.image_encoder, config.mask_decoder, config.text_encoder
+    self.config = config
+    self.visual_encoder = modeling.ImageEncoderViT(
+        img_size=encoder.pretrain_grid * encoder.patch_size, patch_size=encoder.patch_size, embed_dim=encoder.width,
+        depth=encoder.depth, num_heads=encoder.heads, mlp_ratio=encoder.mlp_ratio, out_chans=decoder.width,
+        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6), use_rel_pos=True, window_size=encoder.pretrain_window,
+        global_attn_indexes=encoder.global_blocks)
+    self.prompt_encoder = modeling.PromptEncoder(
+        decoder.width, (config.grid, config.grid), (config.image_size, config.image_size), decoder.mask_channels)
+    self.mask_decoder = modeling.MaskDecoder(
+        transformer_dim=decoder.width, iou_head_hidden_dim=decoder.iou_hidden, transformer=modeling.TwoWayTransformer(
+            depth=decoder.depth, embedding_dim=decoder.width, mlp_dim=decoder.mlp_width, num_heads=decoder.heads))
+    if text is not None:
+      from transformers import BertConfig, BertModel
+      self.lang_encoder = torch.nn.Module()
+      self.lang_encoder.bert = BertModel(BertConfig(
+          vocab_size=text.vocab_size, hidden_size=text.width, num_hidden_layers=text.depth,
+          num_attention_heads=text.heads, intermediate_size=text.mlp_width, max_position_embeddings=text.max_positions,
+          hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0), add_pooling_layer=False)
+      self.text_proj = torch.nn.Linear(text.width, decoder.width)
+      _add_fusion(self.visual_encoder, config)
+
+  def double(self) -> 'Peer':
+    """float64, but for the prompt encoder, which makes f32 itself."""
+    super().double()
+    self.prompt_encoder.float()
+    return self
+
+  def forward(self, images: torch.Tensor, token_ids: torch.Tensor | None = None,
+              token_mask: torch.Tensor | None = None, *, points: torch.Tensor | None = None,
+              labels: torch.Tensor | None = None, boxes: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+    """Stages by name, in the shapes of our Output. images: [B, 3, S, S]; the rest as DitSam takes them."""
+    text = None
+    if token_ids is not None:
+      text = self.lang_encoder.bert(token_ids, attention_mask=token_mask).last_hidden_state
+    embedding = self._embed(images, text)
+    prompts = (points, labels) if points is not None else None
+    sparse = self.prompt_encoder(prompts, boxes, None)[0].to(embedding.dtype)
+    if text is not None:
+      sparse = torch.cat([sparse.expand(len(images), -1, -1), self.text_proj(text)], dim=1)
+    size = embedding.shape[-2:]
+    dense = self.prompt_encoder.no_mask_embed.weight.to(embedding).reshape(1, -1, 1, 1).expand(len(images), -1, *size)
+    pe = self.prompt_encoder.pe_layer(size)[None].to(embedding)
+    # The decoder repeats one embedding for all prompts; here every prompt has its own image.
+    parts = [self.mask_decoder(embedding[i:i + 1], pe, sparse[i:i + 1], dense[i:i + 1], False)
+             for i in range(len(images))]
+    low_res, iou = (torch.cat(part) for part in zip(*parts))
+    logits = functional.interpolate(low_res, images.shape[-2:], mode='bilinear', align_corners=True)
+    stages = {'text_features': text} if text is not None else {}
+    return stages | {'image_embedding': embedding.permute(0, 2, 3, 1), 'low_res_logits': low_res[:, 0],
+                     'iou': iou[:, 0], 'logits': logits[:, 0]}
+
+  def _embed(self, images: torch.Tensor, text: torch.Tensor | None) -> torch.Tensor:
+    encoder = self.visual_encoder
+    if self.config.image_encoder.window_size:
+      return encoder(images)
+    x = encoder.patch_embed(images)
+    batch, h, w, width = x.shape
+    x = x + functional.interpolate(encoder.pos_embed.permute(0, 3, 1, 2), (h, w), mode='bicubic').permute(0, 2, 3, 1)
+    x = x.reshape(batch, h * w, width)
+    with_text = text is not None and self.config.fusion != 'none'
+    y = encoder.prob_text(text) if with_text and hasattr(encoder, 'prob_text') else text
+    slots = x[:, :0]
+    for i, block in enumerate(encoder.blocks):
+      if with_text:
+        slots = self._slots(i, y, slots)
+      x = torch.cat([slots, x], dim=1)
+      x = x + _attend(block.attn, block.norm1(x), (h, w))
+      x = x + block.mlp(block.norm2(x))
+      slots, x = x[:, : slots.shape[1]], x[:, slots.shape[1]:]
+    return encoder.neck(x.reshape(batch, h, w, width).permute(0, 3, 1, 2))
+
+  def _slots(self, i: int, y: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+    encoder = self.visual_encoder
+    match self.config.fusion:
+      case 'layer_wise' | 'layer_wise_vith':
+        return encoder.probs[i](y)
+      case 'e2e':
+        return encoder.probs[i](y if i == 0 else before)
+      case 'e2e_token':
+        return encoder.probs(y) if i == 0 else before + encoder.tokens[i - 1]
+      case 'token_layer_wise':
+        return y + encoder.tokens[i]
+      case 'cross_attention':
+        if i == 0:
+          return encoder.probs[0](y)
+        mixed = encoder.probs[i](y) + encoder.cross[i - 1](y, before)
+        norm, std = encoder.ln[i - 1], mixed.std(-1, keepdim=True)  # n - 1
+        return norm.weight * (mixed - mixed.mean(-1, keepdim=True)) / (std + 1e-6) + norm.bias
+    raise ValueError(self.config.fusion)
+
+
+class _Cross(torch.nn.Module):
+  """The text over the slots, with the release's names."""
+
+  def __init__(self, width: int):
+    super().__init__()
+    self.linear_q, self.linear_k, self.linear_v = (torch.nn.Linear(width, CROSS_WIDTH) for _ in range(3))
+    self.linear_merge = torch.nn.Linear(CROSS_WIDTH, width)
+
+  def forward(self, y: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    q, k, v = (x.unflatten(-1, (CROSS_HEADS, -1)).transpose(1, 2)
+               for x in (self.linear_q(y), self.linear_k(slots), self.linear_v(slots)))
+    return self.linear_merge(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def _add_fusion(encoder: torch.nn.Module, config: DitSamConfig) -> None:
+  """Gives SAM's encoder the parameters of a fusion, under the release's names."""
+  width, depth, fusion = config.image_encoder.width, config.image_encoder.depth, config.fusion
+
+  def linears(count):
+    return torch.nn.ModuleList(torch.nn.Linear(width, width) for _ in range(count))
+  if fusion in ('layer_wise', 'e2e', 'layer_wise_vith', 'cross_attention'):
+    encoder.probs = linears(depth)
+  if fusion == 'layer_wise_vith':
+    encoder.prob_text = torch.nn.Linear(config.text_encoder.width, width)
+  if fusion == 'e2e_token':
+    encoder.probs = torch.nn.Linear(width, width)
+  if fusion in ('e2e_token', 'token_layer_wise'):
+    count = depth - 1 if fusion == 'e2e_token' else depth
+    encoder.tokens = torch.nn.Parameter(torch.zeros(count, config.max_text_tokens, width))
+  if fusion == 'cross_attention':
+    encoder.cross = torch.nn.ModuleList(_Cross(width) for _ in range(depth - 1))
+    encoder.ln = torch.nn.ModuleList(torch.nn.LayerNorm(width) for _ in range(depth - 1))  # for its parameters only
+
+
+def _attend(attention: torch.nn.Module, x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+  """One of SAM's attention modules over [slots, image]; relative positions between image tokens only."""
+  add_decomposed_rel_pos = sys.modules['segment_anything.modeling'].image_encoder.add_decomposed_rel_pos
+  batch, length, width = x.shape
+  prefix, heads = length - grid[0] * grid[1], attention.num_heads
+  qkv = attention.qkv(x).reshape(batch, length, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
+  q, k, v = qkv.flatten(1, 2)  # each [B * H, N, D]
+  logits = (q * attention.scale) @ k.transpose(-2, -1)
+  image = add_decomposed_rel_pos(logits[:, prefix:, prefix:].contiguous(), q[:, prefix:], attention.rel_pos_h,
+                                 attention.rel_pos_w, grid, grid)
+  logits = torch.cat([logits[:, :prefix], torch.cat([logits[:, prefix:, :prefix], image], dim=2)], dim=1)
+  out = (logits.softmax(-1) @ v).unflatten(0, (batch, heads)).transpose(1, 2).flatten(2)
+  return attention.proj(out)
+
+
+def random_inputs(config: DitSamConfig, batch: int = 1, seed: int = 0) -> dict[str, np.ndarray]:
+  """Inputs of DitSam: noise for an image, and a padded sentence, or points and a box for a plain SAM."""
+  rng = np.random.default_rng(seed)
+  size = config.image_size
+  inputs = dict(images=rng.normal(size=(batch, size, size, 3)).astype(np.float32))
+  if config.text_encoder is None:
+    points = rng.uniform(0, size, (batch, 3, 2)).astype(np.float32)
+    corners = np.sort(rng.uniform(0, size, (batch, 2, 2)), axis=1).reshape(batch, 4).astype(np.float32)
+    return inputs | dict(points=points, point_labels=np.tile([1, 0, 1], (batch, 1)), boxes=corners)
+  tokens = config.max_text_tokens
+  lengths = rng.integers(2, tokens + 1, (batch, 1))
+  mask = (np.arange(tokens) < lengths).astype(np.int64)
+  return inputs | dict(token_ids=rng.integers(1, config.text_encoder.vocab_size, (batch, tokens)) * mask,
+                       token_mask=mask)
+
+
+def run_peer(peer: torch.nn.Module, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Stages of a peer on DitSam's inputs."""
+  given = {{'point_labels': 'labels'}.get(name, name): torch.from_numpy(np.array(value))
+           for name, value in inputs.items()}
+  given['images'] = given['images'].permute(0, 3, 1, 2).to(next(peer.parameters()).dtype)
+  with torch.no_grad():
+    return {name: stage.numpy() for name, stage in peer(**given).items()}
+
+
+def run_ours(model: DitSam, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """The same stages of a model of ours."""
+  graph, state = nnx.split(model)
+  out = jax.jit(lambda state, inputs: nnx.merge(graph, state)(**inputs))(state, inputs)
+  return {name: np.asarray(stage) for name, stage in out._asdict().items() if stage is not None}
+
+
+def relative_differences(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> dict[str, float]:
+  """By stage, the largest absolute difference over the largest absolute value."""
+  return {name: float(np.abs(ours[name] - expected).max() / np.abs(expected).max())
+          for name, expected in theirs.items()}
+
+
+def compare(tensors: dict[str, torch.Tensor], directory: Path) -> str:
+  """Runs the converted model beside PyTorch's on random inputs.
+
+  Args:
+    tensors: what was converted, by the release's names; a fresh fusion is taken from the converted model.
+    directory: the converted model.
+
+  Returns:
+    A line a stage.
+
+  Raises:
+    UserError: a difference that is no rounding.
+  """
+  model = saved_model.load(directory)
+  peer = Peer(model.config).eval()
+  tensors = release_tensors(saved_model.read_weights(directory)) | tensors
+  peer.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=True)
+  inputs = random_inputs(model.config)
+  differences = relative_differences(run_ours(model, inputs), run_peer(peer, inputs))
+  lines = [f'  {name:16} {difference:.1e}' for name, difference in differences.items()]
+  text = '\n'.join(['largest difference to PyTorch, over the largest value:', *lines])
+  if max(differences.values()) > TOLERANCE:
+    print(text)
+    raise UserError(f'{directory} does not compute what PyTorch does; do not use it')
+  return text

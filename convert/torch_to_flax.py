@@ -1,0 +1,218 @@
+"""Converts PyTorch weights: python convert/torch_to_flax.py --input=FILE_OR_DIR --output=DIR
+
+Takes Meta's SAM, checkpoints of the DIT release, Hugging Face's SamModel, and any SAM together with a BERT
+(--text-encoder), which is the starting point for training with text. The architecture is read off the tensors.
+"""
+
+import argparse
+from pathlib import Path
+import sys
+
+if not __package__:  # run as a script: `convert` is a part of the repository beside it
+  sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from flax import nnx
+import jax
+import numpy as np
+
+from convert import names
+from convert.architecture import read_architecture
+from ditsam_jax import command_line, saved_model
+from ditsam_jax.command_line import UserError
+from ditsam_jax.models.config import FUSIONS, DitSamConfig
+from ditsam_jax.models.ditsam import DitSam
+from ditsam_jax.models.weights import weights_of
+
+try:
+  from convert import sources
+except ModuleNotFoundError as error:
+  command_line.fail(f'{error.name} is not installed, and PyTorch files cannot be read without: '
+                    f"pip install --editable '.[convert]'")
+
+TITLES = {'meta': "Meta's SAM", 'release': 'the DIT release', 'hugging_face': "Hugging Face's SamModel"}
+FRESH = {'text_proj': 'a plain SAM has no text prompts', 'image_encoder.instruction': 'the fusion is new'}
+
+
+def main(arguments: list[str] | None = None) -> int:
+  """The command."""
+  parser = argparse.ArgumentParser(prog='python convert/torch_to_flax.py', description=__doc__.split('\n')[0],
+                                   allow_abbrev=False)
+  parser.add_argument('--input', required=True, type=Path, help='a PyTorch file, or a folder as Hugging Face writes it')
+  parser.add_argument('--output', required=True, type=Path, help='the folder to be; an earlier model there is replaced')
+  parser.add_argument('--fusion', choices=FUSIONS, help='where the tensors cannot tell (layer_wise or e2e), or are new')
+  parser.add_argument('--text-encoder', type=Path, metavar='FILE_OR_DIR', help='a BERT, to be joined with a plain SAM')
+  parser.add_argument('--vocab', type=Path, metavar='FILE', help="the tokeniser's vocab.txt, to predict from sentences")
+  parser.add_argument('--image-size', type=_positive, help="default: 512, the release's; for a plain SAM its own")
+  parser.add_argument('--decoder-heads', type=_positive, help='of the mask decoder; default: 8')
+  parser.add_argument('--text-heads', type=_positive, help='of BERT; default: width / 64')
+  parser.add_argument('--verify', action='store_true', help='runs PyTorch beside it and compares, stage by stage')
+  options = parser.parse_args(arguments)
+  if options.verify:
+    from convert import torch_peer
+    torch_peer.check_installed()
+
+  _say(f'reading {options.input}')
+  source, config = read(options.input, text_encoder=options.text_encoder, fusion=options.fusion,
+                        image_size=options.image_size, decoder_heads=options.decoder_heads,
+                        text_heads=options.text_heads)
+  vocabulary = find_vocabulary(config, options.vocab, [options.text_encoder, source.folder])
+  weights, fresh = fill(config, source)
+  _say(f'writing {options.output}')
+  notes = {'source': {'format': source.format, 'prefix': source.prefix, **source.extra}}
+  saved_model.write(options.output, config, weights, vocabulary=vocabulary, notes=notes,
+                    leftovers={name: sources.to_numpy(tensor) for name, tensor in source.leftovers.items()})
+  print(describe(source, config, fresh, vocabulary, options.output))
+  if options.verify:
+    print(torch_peer.compare(source.tensors, options.output))
+  return 0
+
+
+def read(path: Path, *, text_encoder: Path | None = None, **flags) -> tuple['sources.Source', DitSamConfig]:
+  """A checkpoint, with a BERT's tensors added if one is given, and the config that fits.
+
+  Args:
+    path: the SAM.
+    text_encoder: a BERT to join it with.
+    **flags: fusion, image_size, decoder_heads, text_heads of `read_architecture`.
+
+  Raises:
+    UserError: unreadable files, files of the wrong kind, unknown tensors (all of them), impossible shapes.
+  """
+  source = sources.read(path)
+  if source.format == 'bert':
+    raise UserError(f'{path} is a BERT alone, half a model: give it as --text-encoder, and a SAM as --input')
+  problems = list(source.problems)
+  if text_encoder is not None:
+    bert = sources.read(text_encoder)
+    if bert.format != 'bert':
+      raise UserError(f'--text-encoder={text_encoder} is no BERT but {TITLES[bert.format]}')
+    if any(name.startswith('lang_encoder.') for name in source.tensors):
+      raise UserError(f'{path} has a text encoder of its own; leave --text-encoder out')
+    source = source._replace(tensors=source.tensors | bert.tensors, spelled=source.spelled | bert.spelled,
+                             leftovers=source.leftovers | bert.leftovers)
+    problems += bert.problems
+  _report(problems, path)
+  shapes = {name: tuple(tensor.shape) for name, tensor in source.tensors.items()}
+  return source, read_architecture(shapes, new_fusion=text_encoder is not None, **flags)
+
+
+def fill(config: DitSamConfig, source: 'sources.Source') -> tuple[dict[str, np.ndarray], list[str]]:
+  """Our weights by dotted path, in the source's types and without copies, and the paths that are freshly initialised.
+
+  Raises:
+    UserError: tensors that are missing, of a wrong shape or used by nothing; all in one report.
+  """
+  model = nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))
+  weights, fresh, problems, used = {}, [], [], set()
+  may_be_fresh = source.format != 'release' and config.text_encoder is not None
+  for path, variable in weights_of(model).items():
+    entry = names.entry(path)
+    expected = [part.shape for part in entry.save(np.broadcast_to(np.float32(0), variable.shape))]
+    missing = [name for name in entry.names if name not in source.tensors]
+    used |= set(entry.names)
+    if missing and may_be_fresh and path.startswith(tuple(f'{part}.' for part in FRESH)):
+      fresh.append(path)
+      continue
+    problems += [f'{_spelled(name, source)} is missing' for name in missing]
+    problems += [f'{_spelled(name, source)} is {_shape(source, name)}, expected {shape}'
+                 for name, shape in zip(entry.names, expected) if name not in missing and _shape(source, name) != shape]
+    if not problems:
+      weights[path] = entry.load([sources.to_numpy(source.tensors[name]) for name in entry.names])
+  problems += [f'{_spelled(name, source)} has no place in a model of these sizes'
+               for name in source.tensors if name not in used]
+  _report(problems, source.folder)
+  return weights | _initial_values(config, fresh), fresh
+
+
+def find_vocabulary(config: DitSamConfig, given: Path | None, places: list[Path | None]) -> Path | None:
+  """The tokeniser's vocabulary: the given file, or one beside the weights; None where there is none.
+
+  Raises:
+    UserError: the given file is missing, or has another number of words than the text encoder.
+  """
+  if config.text_encoder is None:
+    if given is not None:
+      raise UserError(f'--vocab={given}: a plain SAM takes no text; leave it out')
+    return None
+  beside = [(place if place.is_dir() else place.parent) / 'vocab.txt' for place in places if place is not None]
+  file = given or next((candidate for candidate in beside if candidate.is_file()), None)
+  if file is None:
+    return None
+  try:
+    words = len(file.read_text(encoding='utf-8').splitlines())
+  except (OSError, UnicodeDecodeError) as error:
+    raise UserError(f'vocabulary {file} cannot be read ({error}); give the model\'s vocab.txt with --vocab') from error
+  if words != config.text_encoder.vocab_size:
+    raise UserError(f'vocabulary {file} has {words} words, the text encoder {config.text_encoder.vocab_size}; give the '
+                    f'vocab.txt it was trained with')
+  return file
+
+
+def describe(source: 'sources.Source', config: DitSamConfig, fresh: list[str], vocabulary: Path | None,
+             output: Path) -> str:
+  """What was converted, for people."""
+  encoder, decoder, text = config.image_encoder, config.mask_decoder, config.text_encoder
+  blocks = ', '.join(map(str, encoder.global_blocks)) or 'none'
+  lines = [
+      f'{TITLES[source.format]}: {sum(tensor.numel() for tensor in source.tensors.values()):,} parameters in '
+      f'{len(source.tensors)} tensors',
+      f'  image encoder  width {encoder.width}, depth {encoder.depth}, heads {encoder.heads}, patch {encoder.patch_size}; '
+      f'global blocks {blocks}; ' + (f'windows of {encoder.window_size}' if encoder.window_size else 'no windows'),
+      f'  mask decoder   width {decoder.width}, depth {decoder.depth}, heads {decoder.heads}']
+  if text:
+    lines.append(f'  text encoder   width {text.width}, depth {text.depth}, heads {text.heads}, {text.vocab_size} words')
+  lines.append(f'  fusion         {config.fusion}, at {config.image_size} x {config.image_size}')
+  lines += [f'  fresh: {part} ({reason})' for part, reason in FRESH.items()
+            if any(path.startswith(f'{part}.') for path in fresh)]
+  if source.leftovers:
+    lines.append(f'  kept aside, used by nothing: {", ".join(sorted(source.leftovers))}')
+  if text and vocabulary is None:
+    lines.append('  no vocabulary: predicting from sentences needs one, convert again with --vocab=vocab.txt')
+  size = sum(file.stat().st_size for file in output.rglob('*') if file.is_file())
+  return '\n'.join([*lines, f'written: {output} ({size / 1e6:,.1f} MB)'])
+
+
+def _initial_values(config: DitSamConfig, paths: list[str]) -> dict[str, np.ndarray]:
+  """Values that a new model starts with. Compiled, so that nothing else of the model is ever computed."""
+  if not paths:
+    return {}
+
+  @jax.jit
+  def initial():
+    weights = weights_of(DitSam(config, rngs=nnx.Rngs(0)))
+    return {path: weights[path][...] for path in paths}
+  return {path: np.asarray(value) for path, value in initial().items()}
+
+
+def _shape(source: 'sources.Source', name: str) -> tuple[int, ...]:
+  return tuple(source.tensors[name].shape)
+
+
+def _spelled(name: str, source: 'sources.Source') -> str:
+  """A tensor's name as its file has it, or would have it."""
+  return source.spelled.get(name, names.meta_name(name) if source.format == 'meta' else name)
+
+
+def _report(problems: list[str], path: Path) -> None:
+  """Prints all problems and gives up, or does nothing."""
+  if not problems:
+    return
+  for problem in problems:
+    _say(f'  {problem}')
+  raise UserError(f'{path}: {len(problems)} problem{"s" if len(problems) > 1 else ""} with its tensors, listed above; '
+                  f'nothing was written')
+
+
+def _positive(text: str) -> int:
+  value = int(text)
+  if value < 1:
+    raise argparse.ArgumentTypeError(f'{value} is not positive')
+  return value
+
+
+def _say(text: str) -> None:
+  print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == '__main__':
+  command_line.run(main)

@@ -1,0 +1,73 @@
+"""torch -> flax -> torch gives back every tensor bit for bit; models made here get a layout that PyTorch's code loads."""
+
+import pytest
+
+torch = pytest.importorskip('torch')
+
+from convert import flax_to_torch, torch_to_flax
+from ditsam_jax import saved_model
+from tests.convert import torch_models
+from tests.small_models import GOLDEN, random_model
+
+
+def there_and_back(tmp_path, file, *flags):
+  assert torch_to_flax.main([f'--input={file}', f'--output={tmp_path / "model"}', *flags]) == 0
+  assert flax_to_torch.main([f'--input={tmp_path / "model"}', f'--output={tmp_path / "back.pth"}']) == 0
+  return torch.load(tmp_path / 'back.pth', weights_only=True)
+
+
+def assert_same_bits(ours, theirs):
+  assert ours.keys() == theirs.keys()
+  for name, tensor in theirs.items():
+    assert ours[name].dtype == tensor.dtype, name
+    assert torch.equal(ours[name].reshape(-1).view(torch.uint8), tensor.contiguous().reshape(-1).view(torch.uint8)), name
+
+
+@pytest.mark.parametrize('name, fusion', [('ldit', 'layer_wise'), ('edit', 'e2e'), ('sam_text', 'none')])
+def test_the_releases_checkpoints_come_back_whole(tmp_path, name, fusion):
+  back = there_and_back(tmp_path, GOLDEN / f'{name}.pth', f'--fusion={fusion}', '--decoder-heads=4', '--text-heads=4')
+  original = torch.load(GOLDEN / f'{name}.pth', weights_only=True)
+  assert back.keys() == original.keys()
+  assert (back['epoch'], back['lr']) == (original['epoch'], original['lr'])
+  assert_same_bits(back['state_dict'], original['state_dict'])
+
+
+@pytest.mark.parametrize('fusion', ['layer_wise_vith', 'e2e_token', 'token_layer_wise', 'cross_attention'])
+def test_so_do_the_other_fusions(tmp_path, fusion):
+  tensors = torch_models.weights_of_peer(torch_models.random_peer(torch_models.text_config(fusion)))
+  torch_models.save_release(tensors, tmp_path / 'best.pth')
+  back = there_and_back(tmp_path, tmp_path / 'best.pth', *torch_models.TEXT_FLAGS)['state_dict']
+  unused = {f'module.{name}' for name in flax_to_torch.unused_tensors(torch_models.text_config(fusion))}
+  assert_same_bits({name: tensor for name, tensor in back.items() if name not in unused},
+                   {f'module.{name}': tensor for name, tensor in tensors.items()})
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_metas_sam_comes_back_in_its_own_layout_and_type(tmp_path, dtype):
+  tensors = torch_models.save_meta(torch_models.random_peer(torch_models.SAM), tmp_path / 'sam.pth')
+  tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
+  torch.save(tensors, tmp_path / 'sam.pth')
+  assert_same_bits(there_and_back(tmp_path, tmp_path / 'sam.pth', *torch_models.SAM_FLAGS), tensors)
+
+
+def test_a_model_trained_here_has_all_that_the_release_loads(tmp_path):
+  config = torch_models.text_config('layer_wise')
+  saved_model.save(tmp_path / 'model', random_model(config))
+  assert flax_to_torch.main([f'--input={tmp_path / "model"}', f'--output={tmp_path / "out" / "l.pth"}']) == 0
+  content = torch.load(tmp_path / 'out' / 'l.pth', weights_only=True)
+  golden = torch.load(GOLDEN / 'ldit.pth', weights_only=True)
+  assert content.keys() == golden.keys()
+
+  def without_numbers(names):  # the golden model has other depths
+    return {''.join('#' if character.isdigit() else character for character in name.removeprefix('module.'))
+            for name in names}
+  assert without_numbers(content['state_dict']) == without_numbers(golden['state_dict'])
+
+
+def test_an_output_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
+  from ditsam_jax.command_line import UserError
+  saved_model.save(tmp_path / 'model', random_model(torch_models.SAM))
+  (tmp_path / 'taken').mkdir()
+  with pytest.raises(UserError, match='cannot write .*taken'):
+    flax_to_torch.main([f'--input={tmp_path / "model"}', f'--output={tmp_path / "taken"}'])
+  assert sorted(path.name for path in tmp_path.iterdir()) == ['model', 'taken']

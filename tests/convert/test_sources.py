@@ -1,0 +1,143 @@
+"""Files that are no checkpoint, or not a whole one, get one clear line and nothing is written."""
+
+import json
+import os
+import pickle
+
+import pytest
+
+torch = pytest.importorskip('torch')
+
+from convert import torch_to_flax
+from ditsam_jax.command_line import UserError
+from tests.convert import torch_models
+from tests.small_models import GOLDEN
+
+FLAGS = ('--fusion=layer_wise', '--decoder-heads=4', '--text-heads=4')
+
+
+@pytest.fixture
+def ldit():
+  return torch.load(GOLDEN / 'ldit.pth', weights_only=True)
+
+
+def refusal(tmp_path, file, *flags) -> str:
+  """The error of a conversion that must fail and write nothing."""
+  with pytest.raises(UserError) as error:
+    torch_to_flax.main([f'--input={file}', f'--output={tmp_path / "model"}', *(flags or FLAGS)])
+  assert not any('model' in path.name for path in tmp_path.iterdir() if not path.name.startswith('model.'))
+  return str(error.value)
+
+
+class Malicious:
+  def __reduce__(self):
+    return os.system, ('touch executed',)
+
+
+def test_a_pickle_that_wants_more_is_refused_and_not_run(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  torch.save({'state_dict': {'visual_encoder.pos_embed': Malicious()}}, 'evil.pth')
+  (tmp_path / 'old.pth').write_bytes(pickle.dumps({'x': Malicious()}))
+  assert 'may run code and is refused' in refusal(tmp_path, 'evil.pth')
+  refusal(tmp_path, 'old.pth')
+  assert not (tmp_path / 'executed').exists()
+
+
+@pytest.mark.parametrize('name, content, message', [
+    ('empty.pth', b'', 'is empty'), ('text.pth', b'<html>not found</html>', 'no PyTorch checkpoint'),
+    ('half.pth', 'half', 'truncated'), ('empty.safetensors', b'', 'is empty'),
+    ('text.safetensors', b'<html>not found</html>', 'no safetensors file')])
+def test_files_that_are_no_checkpoints(tmp_path, name, content, message):
+  if content == 'half':
+    whole = (GOLDEN / 'ldit.pth').read_bytes()
+    content = whole[: len(whole) // 2]
+  (tmp_path / name).write_bytes(content)
+  error = refusal(tmp_path, tmp_path / name)
+  assert message in error and name in error and '\n' not in error
+
+
+def test_other_things_than_tensors(tmp_path):
+  for content, message in (({}, 'nothing'), ([1], 'list'), ({'a': 1}, 'more than tensors'),
+                           ({'a': torch.zeros(2)}, 'no known model')):
+    torch.save(content, tmp_path / 'other.pth')
+    assert message in refusal(tmp_path, tmp_path / 'other.pth')
+  assert 'does not exist' in refusal(tmp_path, tmp_path / 'absent.pth')
+
+
+def test_all_problems_in_one_report(tmp_path, ldit, capsys):
+  tensors = ldit['state_dict']
+  del tensors['module.visual_encoder.blocks.2.norm1.bias']
+  tensors['module.text_proj.weight'] = torch.zeros(3, 4)
+  tensors['module.mask_decoder.extra'] = torch.zeros(1)
+  torch.save(ldit, tmp_path / 'broken.pth')
+  assert '3 problems' in refusal(tmp_path, tmp_path / 'broken.pth')
+  listed = capsys.readouterr().err
+  assert 'visual_encoder.blocks.2.norm1.bias is missing' in listed
+  assert 'text_proj.weight is (3, 4), expected (32, 48)' in listed
+  assert 'mask_decoder.extra has no place in a model of these sizes' in listed
+
+
+def test_unknown_and_whole_number_tensors(tmp_path, ldit, capsys):
+  ldit['state_dict']['module.adapter.weight'] = torch.zeros(1)
+  ldit['state_dict']['module.text_proj.bias'] = torch.zeros(32, dtype=torch.int64)
+  torch.save(ldit, tmp_path / 'strange.pth')
+  assert '2 problems' in refusal(tmp_path, tmp_path / 'strange.pth')
+  listed = capsys.readouterr().err
+  assert 'adapter.weight is unknown' in listed
+  assert 'text_proj.bias holds int64, expected one of float32, float16, bfloat16, float64' in listed
+
+
+def test_a_layer_that_is_not_there(tmp_path, ldit):
+  ldit['state_dict'] = {name: tensor for name, tensor in ldit['state_dict'].items() if '.blocks.1.' not in name}
+  torch.save(ldit, tmp_path / 'gap.pth')
+  assert 'visual_encoder.blocks.1 is missing' in refusal(tmp_path, tmp_path / 'gap.pth')
+
+
+def test_what_shapes_cannot_tell_is_asked_for(tmp_path):
+  file = GOLDEN / 'ldit.pth'
+  assert '--fusion' in refusal(tmp_path, file, '--text-heads=4')
+  assert '--text-heads' in refusal(tmp_path, file, '--fusion=layer_wise')
+  assert 'does not fit the tensors' in refusal(tmp_path, file, '--fusion=cross_attention', '--text-heads=4')
+  assert '5 heads do not divide' in refusal(tmp_path, file, '--fusion=e2e', '--text-heads=5', '--decoder-heads=4')
+  assert 'must be a multiple' in refusal(tmp_path, file, *FLAGS, '--image-size=100')
+
+
+def test_files_in_the_wrong_place(tmp_path):
+  torch_models.save_meta(torch_models.random_peer(torch_models.SAM), tmp_path / 'sam.pth')
+  torch.save(torch_models.bert().state_dict(), tmp_path / 'bert.pth')
+  sam, bert = tmp_path / 'sam.pth', tmp_path / 'bert.pth'
+  assert 'half a model' in refusal(tmp_path, bert)
+  assert 'is no BERT' in refusal(tmp_path, sam, f'--text-encoder={sam}')
+  assert 'text encoder of its own' in refusal(tmp_path, GOLDEN / 'ldit.pth', f'--text-encoder={bert}')
+  assert 'say it with --fusion' in refusal(tmp_path, sam, f'--text-encoder={bert}', '--text-heads=3')
+  assert 'plain SAM' in refusal(tmp_path, sam, '--fusion=e2e')
+  assert 'takes no text' in refusal(tmp_path, sam, f'--vocab={GOLDEN / "README.md"}', '--decoder-heads=4')
+
+
+def test_a_vocabulary_of_another_model(tmp_path):
+  (tmp_path / 'vocab.txt').write_text('a\nb\n')
+  error = refusal(tmp_path, GOLDEN / 'ldit.pth', *FLAGS, f'--vocab={tmp_path / "vocab.txt"}')
+  assert 'has 2 words, the text encoder 40' in error
+
+
+def test_folders_that_are_incomplete(tmp_path):
+  folder = tmp_path / 'hub'
+  folder.mkdir()
+  assert 'pytorch_model.bin' in refusal(tmp_path, folder)
+  index = folder / 'model.safetensors.index.json'
+  for content, message in (('{', 'no index'), (json.dumps({'weight_map': {'a': 'one.safetensors'}}), 'not beside it'),
+                           (json.dumps({'weight_map': {'a': '../secret.safetensors'}}), 'not beside it')):
+    index.write_text(content)
+    assert message in refusal(tmp_path, folder)
+  from safetensors.torch import save_file
+  save_file({'b': torch.zeros(1)}, folder / 'one.safetensors')
+  index.write_text(json.dumps({'weight_map': {'a': 'one.safetensors'}}))
+  assert '1 tensors that no file holds (a)' in refusal(tmp_path, folder)
+
+
+def test_a_folder_with_something_else_is_not_overwritten(tmp_path):
+  (tmp_path / 'photos').mkdir()
+  (tmp_path / 'photos' / 'cat.jpg').write_bytes(b'cat')
+  with pytest.raises(UserError, match='holds something else'):
+    torch_to_flax.main([f'--input={GOLDEN / "ldit.pth"}', f'--output={tmp_path / "photos"}', *FLAGS])
+  assert (tmp_path / 'photos' / 'cat.jpg').read_bytes() == b'cat'

@@ -1,0 +1,164 @@
+"""Every format converts, and what was converted computes what PyTorch computes."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+torch = pytest.importorskip('torch')
+
+from convert import torch_to_flax
+from convert.torch_peer import random_inputs, relative_differences, run_ours, run_peer
+import ditsam_jax
+from ditsam_jax import saved_model
+from ditsam_jax.models.weights import weights_of
+from tests.convert import torch_models
+from tests.small_models import GOLDEN, golden_arrays
+
+FUSIONS = ('none', 'layer_wise', 'e2e', 'layer_wise_vith', 'e2e_token', 'token_layer_wise', 'cross_attention')
+
+
+def convert(*flags) -> None:
+  assert torch_to_flax.main([str(flag) for flag in flags]) == 0
+
+
+def largest_difference(directory, peer) -> float:
+  """Over all stages; in float64, for small random models amplify rounding a hundredfold."""
+  model = ditsam_jax.load(directory)
+  inputs = random_inputs(model.config, batch=2)
+  with jax.enable_x64(True):
+    for variable in weights_of(model).values():
+      variable.set_value(variable[...].astype(np.float64))
+    ours = run_ours(model, inputs | {'images': inputs['images'].astype(np.float64)})
+  return max(relative_differences(ours, run_peer(peer.double(), inputs)).values())
+
+
+@pytest.mark.parametrize('name, fusion', [('ldit', 'layer_wise'), ('edit', 'e2e'), ('sam_text', None)])
+def test_the_releases_checkpoints_give_its_numbers(tmp_path, name, fusion):
+  flags = [f'--fusion={fusion}'] if fusion else []
+  convert(f'--input={GOLDEN / f"{name}.pth"}', f'--output={tmp_path / "model"}', '--decoder-heads=4', '--text-heads=4',
+          '--image-size=128', *flags)
+  model = ditsam_jax.load(tmp_path / 'model')
+  golden = {key.removeprefix('128/'): value for key, value in golden_arrays(name).items() if key.startswith('128/')}
+  ours = run_ours(model, dict(images=np.moveaxis(golden['image'], 1, -1), token_ids=golden['token_ids'],
+                              token_mask=golden['token_mask']))
+  error = np.abs(ours['logits'] - golden['logits'][:, 0]).max() / np.abs(golden['logits']).max()
+  assert error <= 2e-5
+  assert model.config.image_encoder.global_blocks == (1, 3)
+  assert model.config.image_encoder.window_size == 0
+
+
+@pytest.mark.parametrize('fusion', FUSIONS)
+def test_every_fusion_is_recognised_and_exact(tmp_path, fusion):
+  peer = torch_models.random_peer(torch_models.text_config(fusion))
+  torch_models.save_release(torch_models.weights_of_peer(peer), tmp_path / 'best.pth', prefix='')
+  flags = [f'--fusion={fusion}'] if fusion in ('layer_wise', 'e2e') else []
+  convert(f'--input={tmp_path / "best.pth"}', f'--output={tmp_path / "model"}', *torch_models.TEXT_FLAGS, *flags)
+  assert saved_model.read_config(tmp_path / 'model').fusion == fusion
+  assert largest_difference(tmp_path / 'model', peer) <= 2e-5
+
+
+def test_metas_sam_with_its_windows(tmp_path, capsys):
+  peer = torch_models.random_peer(torch_models.SAM)
+  torch_models.save_meta(peer, tmp_path / 'sam.pth')
+  convert(f'--input={tmp_path / "sam.pth"}', f'--output={tmp_path / "model"}', *torch_models.SAM_FLAGS, '--verify')
+  assert ditsam_jax.load(tmp_path / 'model').config == torch_models.SAM
+  assert largest_difference(tmp_path / 'model', peer) <= 2e-5
+  printed = capsys.readouterr().out
+  assert 'global blocks 1; windows of 3' in printed
+  assert 'image_embedding' in printed
+
+
+@pytest.mark.parametrize('layout', ['safetensors', 'sharded', 'bin'])
+def test_hugging_faces_sam(tmp_path, layout):
+  theirs = torch_models.hugging_face_sam()
+  if layout == 'bin':
+    torch.save(theirs.state_dict(), tmp_path / 'pytorch_model.bin')
+  else:
+    theirs.save_pretrained(tmp_path, max_shard_size='40KB' if layout == 'sharded' else '1GB')
+  assert (layout == 'sharded') == (tmp_path / 'model.safetensors.index.json').exists()
+  convert(f'--input={tmp_path}', f'--output={tmp_path / "model"}', *torch_models.SAM_FLAGS)
+  model = ditsam_jax.load(tmp_path / 'model')
+  inputs = random_inputs(model.config)
+  ours = run_ours(model, inputs)
+  with torch.no_grad():
+    out = theirs(pixel_values=torch.from_numpy(inputs['images']).permute(0, 3, 1, 2), multimask_output=False,
+                 input_points=torch.from_numpy(inputs['points'])[:, None],
+                 input_labels=torch.from_numpy(inputs['point_labels'])[:, None],
+                 input_boxes=torch.from_numpy(inputs['boxes'])[:, None])
+  theirs = {'low_res_logits': out.pred_masks[:, 0, 0].numpy(), 'iou': out.iou_scores[:, 0, 0].numpy()}
+  assert max(relative_differences(ours, theirs).values()) <= 2e-5
+
+
+@pytest.mark.parametrize('spelling', ['plain', 'old'])
+def test_a_sam_and_a_bert_make_a_start_for_training(tmp_path, spelling, capsys):
+  sam = torch_models.random_peer(torch_models.SAM)
+  torch_models.save_meta(sam, tmp_path / 'sam.pth')
+  text = torch_models.bert()
+  folder = tmp_path / 'bert'
+  if spelling == 'plain':
+    text.save_pretrained(folder)
+  else:  # names of TensorFlow's weights, in a file with the pre-training's heads
+    folder.mkdir()
+    tensors = {'bert.' + name.replace('LayerNorm.weight', 'LayerNorm.gamma').replace('LayerNorm.bias', 'LayerNorm.beta'):
+               tensor for name, tensor in text.state_dict().items() if 'position_ids' not in name}
+    torch.save(tensors | {'cls.predictions.bias': torch.zeros(30)}, folder / 'pytorch_model.bin')
+  (folder / 'vocab.txt').write_text('\n'.join(['[PAD]', '[UNK]', '[CLS]', '[SEP]', *map(str, range(26))]) + '\n')
+  convert(f'--input={tmp_path / "sam.pth"}', f'--text-encoder={folder}', '--fusion=layer_wise',
+          f'--output={tmp_path / "model"}', *torch_models.TEXT_FLAGS, '--verify')
+  printed = capsys.readouterr().out
+  assert 'fresh: text_proj (a plain SAM has no text prompts)' in printed
+  assert 'fresh: image_encoder.instruction (the fusion is new)' in printed
+  model = ditsam_jax.load(tmp_path / 'model')
+  assert not np.any(model.image_encoder.instruction.probs[0].kernel[...])  # a new fusion starts at zero
+  assert np.any(model.text_proj.kernel[...])
+  assert (tmp_path / 'model' / 'vocab.txt').read_text() == (folder / 'vocab.txt').read_text()
+  inputs = random_inputs(model.config)
+  with torch.no_grad():
+    states = text(torch.from_numpy(inputs['token_ids']), attention_mask=torch.from_numpy(inputs['token_mask']))
+  difference = relative_differences(run_ours(model, inputs), {'text_features': states.last_hidden_state.numpy()})
+  assert difference['text_features'] <= 1e-5
+
+
+def test_deeper_decoders_are_read_off_the_tensors(tmp_path):
+  config = torch_models.text_config('none')
+  config = dataclasses.replace(config, mask_decoder=dataclasses.replace(config.mask_decoder, depth=4))
+  peer = torch_models.random_peer(config)
+  torch_models.save_release(torch_models.weights_of_peer(peer), tmp_path / 'add_2.pth')
+  convert(f'--input={tmp_path / "add_2.pth"}', f'--output={tmp_path / "model"}', *torch_models.TEXT_FLAGS)
+  assert saved_model.read_config(tmp_path / 'model').mask_decoder.depth == 4
+  assert largest_difference(tmp_path / 'model', peer) <= 2e-5
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_precision_files_keep_their_type_on_disk_and_load_as_f32(tmp_path, dtype):
+  peer = torch_models.random_peer(torch_models.SAM)
+  halves = {name: tensor.to(dtype) for name, tensor in torch_models.save_meta(peer, tmp_path / 'sam.pth').items()}
+  torch.save(halves, tmp_path / 'half.pth')
+  convert(f'--input={tmp_path / "half.pth"}', f'--output={tmp_path / "model"}', *torch_models.SAM_FLAGS)
+  stored = saved_model.read_weights(tmp_path / 'model')['image_encoder.pos_embed']
+  assert str(stored.dtype) == str(dtype).removeprefix('torch.')
+  loaded = ditsam_jax.load(tmp_path / 'model').image_encoder.pos_embed[...]
+  np.testing.assert_array_equal(loaded, halves['image_encoder.pos_embed'][0].float().numpy())
+
+
+def test_the_script_runs_from_any_folder_and_without_the_library_installed(tmp_path):
+  script = torch_to_flax.__file__
+  run = subprocess.run([sys.executable, script, f'--input={GOLDEN / "ldit.pth"}', '--output=model', '--decoder-heads=4',
+                        '--text-heads=4'], cwd=tmp_path, capture_output=True, text=True)
+  assert run.returncode == 2
+  assert run.stderr.splitlines()[-1] == ('error: these tensors fit the fusions layer_wise and e2e alike, in names and '
+                                         'shapes: say which it is with --fusion')
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_what_shapes_tell_is_in_the_models_config(tmp_path):
+  torch_models.save_meta(torch_models.random_peer(torch_models.SAM), tmp_path / 'sam.pth')
+  convert(f'--input={tmp_path / "sam.pth"}', f'--output={tmp_path / "model"}', *torch_models.SAM_FLAGS)
+  described = json.loads((tmp_path / 'model' / 'model.json').read_text())
+  assert described['notes']['source'] == {'format': 'meta', 'prefix': ''}
+  assert described['model']['image_encoder']['heads'] == 2  # width 24 by heads of 12, from the relative positions
