@@ -15,6 +15,7 @@ _WHERE = {
     'DitSam': 'ditsam_jax.models.ditsam',
     'DitSamConfig': 'ditsam_jax.models.config',
     'Output': 'ditsam_jax.models.ditsam',
+    'SamPredictor': 'ditsam_jax.sam_predictor',
     'Segmentation': 'ditsam_jax.segmenter',
     'Segmenter': 'ditsam_jax.segmenter',
     'UserError': 'ditsam_jax.command_line',

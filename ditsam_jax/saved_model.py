@@ -25,6 +25,7 @@ from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.weights import dotted, is_weight, weights_of
 
 FORMAT = 1
+LARGE = 2**28  # bytes of weights from which every array gets a file of its own
 SHIPPED = Path(__file__).parent / 'pretrained'
 
 
@@ -148,8 +149,16 @@ def _read_arrays(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _write_arrays(folder: Path, arrays: dict[str, Any]) -> None:
+  """Orbax, without copies of the arrays: they may be views of a mapped file that is larger than memory should get."""
   import orbax.checkpoint as ocp
-  with ocp.PyTreeCheckpointer() as checkpointer:
+  from orbax.checkpoint import type_handlers
+  arrays = {name: np.asarray(array) for name, array in arrays.items()}
+  in_place = type_handlers.create_type_handler_registry(
+      (np.ndarray, type_handlers.NumpyHandler(deepcopy_host_arrays=False)), (jax.Array, type_handlers.ArrayHandler()))
+  # OCDBT puts all arrays into a few files, and holds them in memory until it has.
+  few_files = sum(array.nbytes for array in arrays.values()) < LARGE
+  handler = ocp.PyTreeCheckpointHandler(type_handler_registry=in_place, use_ocdbt=few_files)
+  with ocp.Checkpointer(handler) as checkpointer:
     checkpointer.save(folder, arrays)
   _forget_where(folder)
 

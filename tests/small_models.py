@@ -60,7 +60,7 @@ def random_model(config: models.DitSamConfig, seed: int = 0) -> DitSam:
   model = nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))
   for path, variable in weights_of(model).items():
     shape = variable.shape
-    scale = 0.3 if len(shape) == 1 else 1.0 if 'token' in path else np.prod(shape[:-1]) ** -0.5
+    scale = 0.3 if len(shape) == 1 else 1.0 if path.endswith(('_token', '_tokens')) else np.prod(shape[:-1]) ** -0.5
     centre = 1.0 if path.endswith('scale') else 0.0
     variable.set_value(jnp.asarray(rng.normal(centre, scale, shape), jnp.float32))
   for variable in jax.tree.leaves(nnx.state(model, nnx.RngState), is_leaf=lambda x: isinstance(x, nnx.Variable)):

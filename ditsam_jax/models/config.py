@@ -147,10 +147,10 @@ def tiny(**changes) -> DitSamConfig:
 
 
 def sam(config: DitSamConfig) -> DitSamConfig:
-  """The plain SAM of the same size: no text encoder, official windows, 1024 x 1024 input."""
+  """The plain SAM of the same size: no text encoder, official windows, 1024 x 1024 input, masks above logit 0."""
   encoder = dataclasses.replace(config.image_encoder, window_size=config.image_encoder.pretrain_window)
   return dataclasses.replace(config, image_encoder=encoder, text_encoder=None, fusion='none',
-                             image_size=encoder.pretrain_grid * encoder.patch_size)
+                             image_size=encoder.pretrain_grid * encoder.patch_size, mask_threshold=0.5)
 
 
 PRESETS = {'tiny': tiny, 'vit_b': vit_b, 'vit_l': vit_l, 'vit_h': vit_h}

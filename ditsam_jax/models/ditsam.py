@@ -74,13 +74,17 @@ class DitSam(nnx.Module):
     return self.decode(embedding, sparse, masks, images.shape[1:3], multimask, text)
 
   def decode(self, embedding: jax.Array, sparse: list[jax.Array], masks: jax.Array | None,
-             image_size: tuple[int, int], multimask: bool = False, text: jax.Array | None = None) -> Output:
-    """Masks from an image embedding [B, h, w, C] and a list of sparse tokens [B, *, C]."""
+             image_size: tuple[int, int], multimask: bool = False, text: jax.Array | None = None,
+             sparse_mask: jax.Array | None = None) -> Output:
+    """Masks from an image embedding [B, h, w, C] and a list of sparse tokens [B, *, C].
+
+    `sparse_mask`, bool [B, P] over all sparse tokens, is False at filling that must not count; None if there is none.
+    """
     batch, h, w, width = embedding.shape
     tokens = jnp.concatenate(sparse, axis=1) if sparse else jnp.zeros((batch, 0, width), embedding.dtype)
     dense = self.prompt_encoder.dense(masks, batch, (h, w))
     pe = self.prompt_encoder.pe_layer.grid(h, w)
-    low_res, iou = self.mask_decoder(embedding, pe, tokens, dense, multimask)
+    low_res, iou = self.mask_decoder(embedding, pe, tokens, dense, multimask, sparse_mask)
     if not multimask:
       low_res, iou = low_res[:, 0], iou[:, 0]
     return Output(upsample_aligned(low_res, image_size), low_res, iou, embedding, text)

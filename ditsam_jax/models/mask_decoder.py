@@ -21,10 +21,10 @@ class Attention(nnx.Module):
     self.q_proj, self.k_proj, self.v_proj = (layers.Linear(width, inner, rngs=rngs) for _ in range(3))
     self.out_proj = layers.Linear(inner, width, rngs=rngs)
 
-  def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-    """q: [B, N, C]; k, v: [B, M, C] -> [B, N, C]."""
+  def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    """q: [B, N, C]; k, v: [B, M, C]; bias, added to the logits: [B, 1, 1, M] -> [B, N, C]."""
     q, k, v = (layers.split_heads(x, self.heads) for x in (self.q_proj(q), self.k_proj(k), self.v_proj(v)))
-    return self.out_proj(layers.merge_heads(layers.dot_product_attention(q, k, v)))
+    return self.out_proj(layers.merge_heads(layers.dot_product_attention(q, k, v, bias)))
 
 
 class TwoWayBlock(nnx.Module):
@@ -42,19 +42,19 @@ class TwoWayBlock(nnx.Module):
     self.cross_attn_image_to_token = Attention(width, heads, 2, rngs=rngs)
     self.norm4 = layers.LayerNorm(width, TRANSFORMER_EPSILON)
 
-  def __call__(self, tokens: jax.Array, image: jax.Array, token_pe: jax.Array,
-               image_pe: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """tokens, token_pe: [B, M, C]; image, image_pe: [B or 1, h*w, C]."""
+  def __call__(self, tokens: jax.Array, image: jax.Array, token_pe: jax.Array, image_pe: jax.Array,
+               token_bias: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+    """tokens, token_pe: [B, M, C]; image, image_pe: [B or 1, h*w, C]; token_bias: [B, 1, 1, M], for tokens as keys."""
     if self.first:  # no positions and no residual in the first block
-      tokens = self.self_attn(tokens, tokens, tokens)
+      tokens = self.self_attn(tokens, tokens, tokens, token_bias)
     else:
       q = tokens + token_pe
-      tokens = tokens + self.self_attn(q, q, tokens)
+      tokens = tokens + self.self_attn(q, q, tokens, token_bias)
     tokens = self.norm1(tokens)
     key = image + image_pe
     tokens = self.norm2(tokens + self.cross_attn_token_to_image(tokens + token_pe, key, image))
     tokens = self.norm3(tokens + self.mlp(tokens))
-    image = self.norm4(image + self.cross_attn_image_to_token(key, tokens + token_pe, tokens))
+    image = self.norm4(image + self.cross_attn_image_to_token(key, tokens + token_pe, tokens, token_bias))
     return tokens, image
 
 
@@ -66,10 +66,11 @@ class TwoWayTransformer(nnx.Module):
     self.final_attn_token_to_image = Attention(config.width, config.heads, 2, rngs=rngs)
     self.norm_final_attn = layers.LayerNorm(config.width, TRANSFORMER_EPSILON)
 
-  def __call__(self, image: jax.Array, image_pe: jax.Array, tokens: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def __call__(self, image: jax.Array, image_pe: jax.Array, tokens: jax.Array,
+               token_bias: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     token_pe = tokens
     for layer in self.layers:
-      tokens, image = layer(tokens, image, token_pe, image_pe)
+      tokens, image = layer(tokens, image, token_pe, image_pe, token_bias)
     tokens = tokens + self.final_attn_token_to_image(tokens + token_pe, image + image_pe, image)
     return self.norm_final_attn(tokens), image
 
@@ -91,7 +92,7 @@ class MaskDecoder(nnx.Module):
     self.iou_prediction_head = layers.Mlp(width, config.iou_hidden, MASK_TOKENS, 3, rngs=rngs)
 
   def __call__(self, image: jax.Array, image_pe: jax.Array, sparse: jax.Array, dense: jax.Array,
-               multimask: bool = False) -> tuple[jax.Array, jax.Array]:
+               multimask: bool = False, sparse_mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
     """Masks for one prompt an image.
 
     Args:
@@ -100,6 +101,7 @@ class MaskDecoder(nnx.Module):
       sparse: prompt tokens [B, P, C], P may be 0.
       dense: [B, h, w, C].
       multimask: three masks for an ambiguous prompt instead of the single one.
+      sparse_mask: bool [B, P], False where a prompt token is filling that nothing may see; None if all count.
 
     Returns:
       Low-resolution logits [B, M, 4h, 4w] and predicted IoU [B, M]; M is 3 with multimask, else 1.
@@ -108,7 +110,8 @@ class MaskDecoder(nnx.Module):
     output_tokens = jnp.concatenate([self.iou_token[...], self.mask_tokens[...]])
     tokens = jnp.concatenate([jnp.broadcast_to(output_tokens, (batch, *output_tokens.shape)), sparse], axis=1)
     image = (image + dense).reshape(batch, h * w, width)
-    tokens, image = self.transformer(image, image_pe.reshape(1, h * w, width), tokens)
+    bias = None if sparse_mask is None else _bias(sparse_mask, tokens.dtype)
+    tokens, image = self.transformer(image, image_pe.reshape(1, h * w, width), tokens, bias)
     wanted = slice(1, MASK_TOKENS) if multimask else slice(0, 1)
     hyper = jnp.stack([self.output_hypernetworks_mlps[i](tokens[:, 1 + i])
                        for i in range(MASK_TOKENS)[wanted]], axis=1)  # [B, M, C/8]
@@ -123,3 +126,9 @@ class MaskDecoder(nnx.Module):
     masks = hyper @ x.reshape(batch, -1, x.shape[-1]).swapaxes(1, 2)
     masks = masks.reshape(batch, count, *grid, 2, 2, 2, 2)  # h, w, then (row, column) of each doubling
     return masks.transpose(0, 1, 2, 4, 6, 3, 5, 7).reshape(batch, count, 4 * grid[0], 4 * grid[1])
+
+
+def _bias(sparse_mask: jax.Array, dtype: jnp.dtype) -> jax.Array:
+  """[B, 1, 1, 1 + MASK_TOKENS + P] to add to attention logits: prompt tokens [B, P] that are False get no weight."""
+  seen = jnp.pad(sparse_mask, ((0, 0), (1 + MASK_TOKENS, 0)), constant_values=True)  # the output tokens always are
+  return jnp.where(seen[:, None, None, :], 0.0, jnp.finfo(dtype).min).astype(dtype)
