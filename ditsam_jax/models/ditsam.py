@@ -84,7 +84,9 @@ class DitSam(nnx.Module):
     tokens = jnp.concatenate(sparse, axis=1) if sparse else jnp.zeros((batch, 0, width), embedding.dtype)
     dense = self.prompt_encoder.dense(masks, batch, (h, w))
     pe = self.prompt_encoder.pe_layer.grid(h, w)
-    low_res, iou = self.mask_decoder(embedding, pe, tokens, dense, multimask, sparse_mask)
+    # Positions are always f32; everything else follows the weights, and what comes out is f32 again.
+    pe, tokens, dense = (x.astype(embedding.dtype) for x in (pe, tokens, dense))
+    low_res, iou = map(layers.at_least_f32, self.mask_decoder(embedding, pe, tokens, dense, multimask, sparse_mask))
     if not multimask:
       low_res, iou = low_res[:, 0], iou[:, 0]
     return Output(upsample_aligned(low_res, image_size), low_res, iou, embedding, text)

@@ -107,7 +107,7 @@ class ImageEncoder(nnx.Module):
     Returns:
       [B, H/patch, W/patch, out], after the neck.
     """
-    x = self.patch_embed(images)
+    x = self.patch_embed(images.astype(self.pos_embed.dtype))
     batch, h, w, width = x.shape
     x = x + resize_grid(self.pos_embed[...], (h, w))
     x = x.reshape(batch, h * w, width)

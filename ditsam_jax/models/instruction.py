@@ -97,9 +97,10 @@ class StdNorm(nnx.Module):
     self.bias = nnx.Param(jnp.zeros(width))
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    centred = x - x.mean(-1, keepdims=True)
-    std = x.std(-1, keepdims=True, ddof=1)
-    return self.scale[...] * centred / (std + 1e-6) + self.bias[...]
+    wide = layers.at_least_f32(x)
+    centred = wide - wide.mean(-1, keepdims=True)
+    std = wide.std(-1, keepdims=True, ddof=1)
+    return (self.scale[...] * centred / (std + 1e-6) + self.bias[...]).astype(x.dtype)
 
 
 class CrossAttend(nnx.Module):

@@ -3,11 +3,22 @@
 from typing import Any
 
 from flax import nnx
+import jax.numpy as jnp
 
 
 def weights_of(model: nnx.Module) -> dict[str, nnx.Variable]:
   """Parameters and buffers by dotted path."""
   return {dotted(path): variable for path, variable in nnx.to_flat_state(nnx.state(model, is_weight))}
+
+
+def cast(model: nnx.Module, dtype: jnp.dtype) -> None:
+  """Rounds the weights, and with them what the model computes in; positions stay f32, they would lose their meaning.
+
+  LayerNorms, softmax and the outputs are f32 whatever the weights are.
+  """
+  for name, variable in weights_of(model).items():
+    if not name.endswith('gaussian_matrix'):
+      variable.set_value(variable[...].astype(dtype))
 
 
 def dotted(path: tuple) -> str:

@@ -65,7 +65,8 @@ def _offsets(size: int) -> np.ndarray:
 
 
 def _softmax_product(logits: jax.Array, v: jax.Array) -> jax.Array:
-  return jax.nn.softmax(logits, axis=-1) @ v
+  wide = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+  return jax.nn.softmax(wide, axis=-1).astype(v.dtype) @ v
 
 
 def _reference(q, k, v, rel_h, rel_w, grid, prefix):
