@@ -36,7 +36,7 @@ def read_architecture(shapes: Shapes, *, fusion: str | None = None, new_fusion: 
     kind = _new_fusion(fusion) if new_fusion else _fusion(shapes, fusion, text)
     settings = dict(fusion=kind, image_size=image_size or (pretrained_size if text is None else RELEASE_IMAGE_SIZE))
     if text is None:
-      settings['mask_threshold'] = 0.5  # SAM's: logit 0
+      settings |= dict(mask_threshold=0.5, align_corners=False)  # SAM's own
     if kind in ('e2e_token', 'token_layer_wise') and 'visual_encoder.tokens' in shapes:
       settings['max_text_tokens'] = shapes['visual_encoder.tokens'][1]
     if text is not None:

@@ -102,7 +102,8 @@ class Peer(torch.nn.Module):
     parts = [self.mask_decoder(embedding[i:i + 1], pe, sparse[i:i + 1], dense[i:i + 1], False)
              for i in range(len(images))]
     low_res, iou = (torch.cat(part) for part in zip(*parts))
-    logits = functional.interpolate(low_res, images.shape[-2:], mode='bilinear', align_corners=True)
+    logits = functional.interpolate(low_res, images.shape[-2:], mode='bilinear',
+                                    align_corners=self.config.align_corners)
     stages = {'text_features': text} if text is not None else {}
     return stages | {'image_embedding': embedding.permute(0, 2, 3, 1), 'low_res_logits': low_res[:, 0],
                      'iou': iou[:, 0], 'logits': logits[:, 0]}

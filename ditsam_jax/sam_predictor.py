@@ -22,7 +22,6 @@ from ditsam_jax.evaluation.protocols import logit
 from ditsam_jax.image_files import read_image
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
-from ditsam_jax.ops.resize import resize_grid
 from ditsam_jax.segmenter import check_text
 
 ABSENT = -2  # label of a filling token, which nothing attends to; SAM's padding (-1) is a token that counts
@@ -217,8 +216,6 @@ def _compiled(model: DitSam) -> _Programs:
     low_res, iou, squares = output.low_res_logits, output.iou, output.logits
     if multimask:  # the batch of one goes, or serves as the axis of masks
       low_res, iou, squares = low_res[0], iou[0], squares[0]
-    if config.text_encoder is None:  # Sam.postprocess_masks: corners not aligned
-      squares = jnp.moveaxis(resize_grid(jnp.moveaxis(low_res, 0, -1), side, 'linear'), -1, 0)
     return squares, iou, low_res
 
   # Weights are an argument: as constants of the programs they would be folded for minutes.

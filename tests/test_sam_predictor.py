@@ -29,7 +29,7 @@ CONFIG = DitSamConfig(
     ImageEncoderConfig(width=24, depth=3, heads=2, global_blocks=(1,), pretrain_grid=GRID, pretrain_window=3,
                        window_size=3),
     MaskDecoderConfig(width=WIDTH, heads=4, mlp_width=48, iou_hidden=40), None, fusion='none', image_size=SIDE,
-    mask_threshold=0.5)
+    mask_threshold=0.5, align_corners=False)
 WORDS = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'the', 'red', 'blue', 'circle', 'square', 'large', 'small']
 
 # Points and boxes as shares of the image's sides.

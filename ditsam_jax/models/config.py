@@ -59,6 +59,7 @@ class DitSamConfig:
   pixel_std: tuple[float, ...] = IMAGENET_STD
   max_text_tokens: int = 20
   mask_threshold: float = 0.35  # on the sigmoid
+  align_corners: bool = True  # how logits are upsampled to the image: with aligned corners in DIT, without in SAM
 
   def __post_init__(self):
     encoder = self.image_encoder
@@ -147,10 +148,11 @@ def tiny(**changes) -> DitSamConfig:
 
 
 def sam(config: DitSamConfig) -> DitSamConfig:
-  """The plain SAM of the same size: no text encoder, official windows, 1024 x 1024 input, masks above logit 0."""
+  """The plain SAM of the same size: no text encoder, official windows, input and output."""
   encoder = dataclasses.replace(config.image_encoder, window_size=config.image_encoder.pretrain_window)
   return dataclasses.replace(config, image_encoder=encoder, text_encoder=None, fusion='none',
-                             image_size=encoder.pretrain_grid * encoder.patch_size, mask_threshold=0.5)
+                             image_size=encoder.pretrain_grid * encoder.patch_size, mask_threshold=0.5,
+                             align_corners=False)
 
 
 PRESETS = {'tiny': tiny, 'vit_b': vit_b, 'vit_l': vit_l, 'vit_h': vit_h}

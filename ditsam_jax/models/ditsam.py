@@ -12,7 +12,7 @@ from ditsam_jax.models.image_encoder import ImageEncoder
 from ditsam_jax.models.mask_decoder import MaskDecoder
 from ditsam_jax.models.prompt_encoder import PromptEncoder
 from ditsam_jax.models.text_encoder import TextEncoder
-from ditsam_jax.ops.resize import upsample_aligned
+from ditsam_jax.ops.resize import resize_masks
 
 _PROMPT_AXES = {'token_ids': ('B', 'T'), 'token_mask': ('B', 'T'), 'points': ('B', 'P', '2'), 'point_labels': ('B', 'P'),
                 'boxes': ('B', '4'), 'masks': ('B', '4h', '4w')}
@@ -89,7 +89,8 @@ class DitSam(nnx.Module):
     low_res, iou = map(layers.at_least_f32, self.mask_decoder(embedding, pe, tokens, dense, multimask, sparse_mask))
     if not multimask:
       low_res, iou = low_res[:, 0], iou[:, 0]
-    return Output(upsample_aligned(low_res, image_size), low_res, iou, embedding, text)
+    logits = resize_masks(low_res, image_size, self.config.align_corners)
+    return Output(logits, low_res, iou, embedding, text)
 
   def _check(self, images: jax.Array, prompts: dict[str, jax.Array | None]):
     patch = self.config.image_encoder.patch_size

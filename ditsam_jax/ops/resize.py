@@ -64,8 +64,8 @@ def resize_grid(x: jax.Array, size: tuple[int, int], method: str = 'cubic') -> j
   return resize_rows(x.swapaxes(0, 1), size[1], method).swapaxes(0, 1)
 
 
-def upsample_aligned(x: jax.Array, size: tuple[int, int]) -> jax.Array:
-  """Bilinear upsampling of x [..., h, w] to [..., size[0], size[1]] with aligned corners (the release's output step)."""
-  rows = jnp.asarray(resize_matrix(x.shape[-2], size[0], 'linear', True), x.dtype)
-  columns = jnp.asarray(resize_matrix(x.shape[-1], size[1], 'linear', True), x.dtype)
+def resize_masks(x: jax.Array, size: tuple[int, int], align_corners: bool) -> jax.Array:
+  """Bilinear resizing of x [..., h, w] to [..., size[0], size[1]]: DIT's output step aligns corners, SAM's does not."""
+  rows = jnp.asarray(resize_matrix(x.shape[-2], size[0], 'linear', align_corners), x.dtype)
+  columns = jnp.asarray(resize_matrix(x.shape[-1], size[1], 'linear', align_corners), x.dtype)
   return jnp.einsum('yh,...hw,xw->...yx', rows, x, columns, optimize=True)

@@ -12,7 +12,7 @@ TEXT = TextEncoderConfig(vocab_size=30, width=24, depth=2, heads=3, mlp_width=40
 SAM = DitSamConfig(
     ImageEncoderConfig(width=24, depth=3, heads=2, global_blocks=(1,), pretrain_grid=5, pretrain_window=3, window_size=3),
     MaskDecoderConfig(width=32, heads=4, mlp_width=48, iou_hidden=40), None, fusion='none', image_size=80,
-    mask_threshold=0.5)
+    mask_threshold=0.5, align_corners=False)
 SAM_FLAGS = ['--decoder-heads=4']
 TEXT_FLAGS = ['--decoder-heads=4', '--text-heads=3', '--image-size=64']
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ditsam_jax.ops.resize import resize_grid, resize_matrix, resize_rows, upsample_aligned
+from ditsam_jax.ops.resize import resize_grid, resize_matrix, resize_masks, resize_rows
 from tests.small_models import golden_arrays
 
 SIZES = [(1, 1), (4, 7), (9, 14), (20, 31)]  # of a plane of 9 x 14
@@ -32,7 +32,7 @@ def test_grid_bicubic(torch_values, size):
 @pytest.mark.parametrize('size', SIZES)
 def test_bilinear_with_aligned_corners(torch_values, size):
   expected = torch_values[f'aligned/{size[0]}x{size[1]}']
-  np.testing.assert_allclose(upsample_aligned(torch_values['plane'], size), expected, atol=2e-6)
+  np.testing.assert_allclose(resize_masks(torch_values['plane'], size, align_corners=True), expected, atol=2e-6)
 
 
 @pytest.mark.parametrize('method', ['linear', 'cubic'])
