@@ -14,6 +14,7 @@ from pathlib import Path
 import shutil
 from typing import Any
 
+from absl import logging
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -158,8 +159,13 @@ def _write_arrays(folder: Path, arrays: dict[str, Any]) -> None:
   # OCDBT puts all arrays into a few files, and holds them in memory until it has.
   few_files = sum(array.nbytes for array in arrays.values()) < LARGE
   handler = ocp.PyTreeCheckpointHandler(type_handler_registry=in_place, use_ocdbt=few_files)
-  with ocp.Checkpointer(handler) as checkpointer:
-    checkpointer.save(folder, arrays)
+  verbosity = logging.get_verbosity()
+  logging.set_verbosity(logging.ERROR)  # Orbax warns that it does not merge OCDBT files where none are wanted
+  try:
+    with ocp.Checkpointer(handler) as checkpointer:
+      checkpointer.save(folder, arrays)
+  finally:
+    logging.set_verbosity(verbosity)
   _forget_where(folder)
 
 
