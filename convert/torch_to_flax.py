@@ -76,12 +76,11 @@ def read(path: Path, *, text_encoder: Path | None = None, **flags) -> tuple['sou
     **flags: fusion, image_size, decoder_heads, text_heads of `read_architecture`.
 
   Raises:
-    UserError: unreadable files, files of the wrong kind, unknown tensors (all of them), impossible shapes.
+    UserError: unreadable files, files of the wrong kind, tensors that do not tell an architecture.
   """
   source = sources.read(path)
   if source.format == 'bert':
     raise UserError(f'{path} is a BERT alone, half a model: give it as --text-encoder, and a SAM as --input')
-  problems = list(source.problems)
   if text_encoder is not None:
     bert = sources.read(text_encoder)
     if bert.format != 'bert':
@@ -89,21 +88,23 @@ def read(path: Path, *, text_encoder: Path | None = None, **flags) -> tuple['sou
     if any(name.startswith('lang_encoder.') for name in source.tensors):
       raise UserError(f'{path} has a text encoder of its own; leave --text-encoder out')
     source = source._replace(tensors=source.tensors | bert.tensors, spelled=source.spelled | bert.spelled,
-                             leftovers=source.leftovers | bert.leftovers)
-    problems += bert.problems
-  _report(problems, path)
+                             leftovers=source.leftovers | bert.leftovers, problems=source.problems + bert.problems)
   shapes = {name: tuple(tensor.shape) for name, tensor in source.tensors.items()}
-  return source, read_architecture(shapes, new_fusion=text_encoder is not None, **flags)
+  try:
+    return source, read_architecture(shapes, new_fusion=text_encoder is not None, **flags)
+  except UserError:
+    _list(source.problems)  # they may explain it
+    raise
 
 
 def fill(config: DitSamConfig, source: 'sources.Source') -> tuple[dict[str, np.ndarray], list[str]]:
   """Our weights by dotted path, in the source's types and without copies, and the paths that are freshly initialised.
 
   Raises:
-    UserError: tensors that are missing, of a wrong shape or used by nothing; all in one report.
+    UserError: tensors that are unknown, missing, of a wrong shape or used by nothing; all in one report.
   """
   model = nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))
-  weights, fresh, problems, used = {}, [], [], set()
+  weights, fresh, problems, used = {}, [], list(source.problems), set()
   may_be_fresh = source.format != 'release' and config.text_encoder is not None
   for path, variable in weights_of(model).items():
     entry = names.entry(path)
@@ -197,10 +198,14 @@ def _report(problems: list[str], path: Path) -> None:
   """Prints all problems and gives up, or does nothing."""
   if not problems:
     return
-  for problem in problems:
-    _say(f'  {problem}')
+  _list(problems)
   raise UserError(f'{path}: {len(problems)} problem{"s" if len(problems) > 1 else ""} with its tensors, listed above; '
                   f'nothing was written')
+
+
+def _list(problems: list[str]) -> None:
+  for problem in problems:
+    _say(f'  {problem}')
 
 
 def _positive(text: str) -> int:
