@@ -107,16 +107,30 @@ _NESTED = {'image_encoder': ImageEncoderConfig, 'mask_decoder': MaskDecoderConfi
 
 
 def _build(cls, fields: dict[str, Any], path: str):
-  known = {field.name for field in dataclasses.fields(cls)}
-  unknown = sorted(set(fields) - known)
+  if not isinstance(fields, dict):
+    raise ValueError(f'{path} is {fields!r}; expected its fields by name')
+  known = {field.name: field.default for field in dataclasses.fields(cls)}
+  unknown = sorted(set(fields) - set(known))
   if unknown:
     raise ValueError(f'{path} has unknown fields {unknown}; it knows {sorted(known)}')
   values = {}
   for name, value in fields.items():
-    if name in _NESTED and value is not None:
-      value = _build(_NESTED[name], dict(value), f'{path}.{name}')
+    if name in _NESTED and (value is not None or name != 'text_encoder'):
+      values[name] = _build(_NESTED[name], value, f'{path}.{name}')
+      continue
     values[name] = tuple(value) if isinstance(value, list) else value
+    if name not in _NESTED and not _is_like(values[name], known[name]):
+      raise ValueError(f'{path}.{name} is {value!r}; expected something like {known[name]!r}')
   return cls(**values)
+
+
+def _is_like(value: Any, default: Any) -> bool:
+  """Whether a value from a file has the type of the field's default."""
+  if isinstance(default, tuple):
+    return isinstance(value, tuple) and all(_is_like(item, default[0]) for item in value)
+  if isinstance(default, float):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+  return type(value) is type(default)
 
 
 def vit_b(**changes) -> DitSamConfig:

@@ -32,14 +32,15 @@ class DitSam(nnx.Module):
 
   def __init__(self, config: DitSamConfig, *, rngs: nnx.Rngs):
     self.config = config
-    self.image_encoder = ImageEncoder(config, rngs=rngs)
-    self.prompt_encoder = PromptEncoder(config.mask_decoder, rngs=rngs)
-    self.mask_decoder = MaskDecoder(config.mask_decoder, rngs=rngs)
     self.text_encoder = nnx.data(None)
     self.text_proj = nnx.data(None)
-    if config.text_encoder is not None:
-      self.text_encoder = TextEncoder(config.text_encoder, rngs=rngs)
-      self.text_proj = layers.Linear(config.text_encoder.width, config.mask_decoder.width, rngs=rngs)
+    with layers.quick_draws(rngs) as rngs:
+      self.image_encoder = ImageEncoder(config, rngs=rngs)
+      self.prompt_encoder = PromptEncoder(config.mask_decoder, rngs=rngs)
+      self.mask_decoder = MaskDecoder(config.mask_decoder, rngs=rngs)
+      if config.text_encoder is not None:
+        self.text_encoder = TextEncoder(config.text_encoder, rngs=rngs)
+        self.text_proj = layers.Linear(config.text_encoder.width, config.mask_decoder.width, rngs=rngs)
 
   def __call__(self, images: jax.Array, token_ids: jax.Array | None = None, token_mask: jax.Array | None = None, *,
                points: jax.Array | None = None, point_labels: jax.Array | None = None,

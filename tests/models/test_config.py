@@ -41,6 +41,16 @@ def test_unknown_fields_are_named(path):
     DitSamConfig.from_dict(fields)
 
 
+@pytest.mark.parametrize('path, field, value', [
+    ('image_encoder', 'depth', 'two'), ('image_encoder', 'global_blocks', [1, 'x']), ('', 'image_size', 512.0),
+    ('', 'align_corners', 1), ('', 'pixel_mean', 0.5), ('', 'image_encoder', 3), ('', 'mask_decoder', None)])
+def test_values_of_a_wrong_type_are_named(path, field, value):
+  fields = json.loads(json.dumps(models.vit_b().to_dict()))
+  (fields[path] if path else fields)[field] = value
+  with pytest.raises(ValueError, match=rf'model.*\.{field} is .*; expected'):
+    DitSamConfig.from_dict(fields)
+
+
 def test_plain_sam_has_metas_windows_and_input():
   config = models.sam(models.vit_l())
   assert (config.image_encoder.window_size, config.image_size, config.grid) == (14, 1024, 64)

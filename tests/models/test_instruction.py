@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from ditsam_jax.models.config import FUSIONS, DitSamConfig, ImageEncoderConfig, MaskDecoderConfig, TextEncoderConfig
-from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.instruction import make_instruction
 from ditsam_jax.models.weights import weights_of
 from tests.small_models import random_model
