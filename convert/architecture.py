@@ -38,30 +38,33 @@ def read_architecture(shapes: Shapes, *, fusion: str | None = None, new_fusion: 
     if text is None:
       settings |= dict(mask_threshold=0.5, align_corners=False)  # SAM's own
     if kind in ('e2e_token', 'token_layer_wise') and 'visual_encoder.tokens' in shapes:
-      settings['max_text_tokens'] = shapes['visual_encoder.tokens'][1]
+      settings['max_text_tokens'] = _shape(shapes, 'visual_encoder.tokens', 3)[1]
     if text is not None:
       encoder['window_size'] = 0  # DIT attends globally in every block
     return DitSamConfig(ImageEncoderConfig(**encoder), decoder, text, **settings)
   except KeyError as error:
     raise UserError(f'{error.args[0]} is missing, which tells the architecture; the file is incomplete') from error
-  except (IndexError, ZeroDivisionError) as error:
-    raise UserError(f'tensors have impossible shapes ({error}); this is no SAM') from error
   except ValueError as error:
     raise UserError(f'{error} (the tensors\' shapes and the flags do not make a model)') from error
 
 
 def _image_encoder(shapes: Shapes) -> tuple[dict, int]:
   """Fields of an ImageEncoderConfig, and the side of the images it was pre-trained on."""
-  width, _, patch, _ = shapes['visual_encoder.patch_embed.proj.weight']
+  width, _, patch, patch_width = _shape(shapes, 'visual_encoder.patch_embed.proj.weight', 4)
+  _expect_square('visual_encoder.patch_embed.proj.weight', patch, patch_width)
   depth = _count(shapes, r'visual_encoder\.blocks\.(\d+)\..*')
-  rows = [shapes[f'visual_encoder.blocks.{i}.attn.rel_pos_h'] for i in range(depth)]
+  rows = [_shape(shapes, f'visual_encoder.blocks.{i}.attn.rel_pos_h', 2) for i in range(depth)]
+  for i, (length, _) in enumerate(rows):
+    _expect_square(f'visual_encoder.blocks.{i}.attn.rel_pos_h and rel_pos_w', length,
+                   _shape(shapes, f'visual_encoder.blocks.{i}.attn.rel_pos_w', 2)[0])
   sizes = [(length + 1) // 2 for length, _ in rows]
-  grid = shapes['visual_encoder.pos_embed'][1]
+  _, grid, grid_width, _ = _shape(shapes, 'visual_encoder.pos_embed', 4)
+  _expect_square('visual_encoder.pos_embed', grid, grid_width)
   windows = sorted(set(sizes) - {grid})
   if len(windows) > 1:
     raise UserError(f'blocks have relative positions for windows of {windows}; expected one window size beside the '
                     f'global {grid}')
-  hidden = shapes['visual_encoder.blocks.0.mlp.lin1.weight'][0]
+  hidden = _shape(shapes, 'visual_encoder.blocks.0.mlp.lin1.weight', 2)[0]
   window = windows[0] if windows else ImageEncoderConfig.pretrain_window
   fields = dict(width=width, depth=depth, heads=width // rows[0][1], patch_size=patch, mlp_ratio=hidden // width,
                 global_blocks=tuple(i for i, size in enumerate(sizes) if size == grid), pretrain_grid=grid,
@@ -71,23 +74,23 @@ def _image_encoder(shapes: Shapes) -> tuple[dict, int]:
 
 def _mask_decoder(shapes: Shapes, heads: int) -> MaskDecoderConfig:
   return MaskDecoderConfig(
-      width=shapes['mask_decoder.iou_token.weight'][1],
+      width=_shape(shapes, 'mask_decoder.iou_token.weight', 2)[1],
       depth=_count(shapes, r'mask_decoder\.transformer\.layers\.(\d+)\..*'), heads=heads,
-      mlp_width=shapes['mask_decoder.transformer.layers.0.mlp.lin1.weight'][0],
-      iou_hidden=shapes['mask_decoder.iou_prediction_head.layers.0.weight'][0],
-      mask_channels=shapes['prompt_encoder.mask_downscaling.3.weight'][0])
+      mlp_width=_shape(shapes, 'mask_decoder.transformer.layers.0.mlp.lin1.weight', 2)[0],
+      iou_hidden=_shape(shapes, 'mask_decoder.iou_prediction_head.layers.0.weight', 2)[0],
+      mask_channels=_shape(shapes, 'prompt_encoder.mask_downscaling.3.weight', 4)[0])
 
 
 def _text_encoder(shapes: Shapes, heads: int | None) -> TextEncoderConfig:
   bert = 'lang_encoder.bert.'
-  vocab, width = shapes[f'{bert}embeddings.word_embeddings.weight']
+  vocab, width = _shape(shapes, f'{bert}embeddings.word_embeddings.weight', 2)
   if heads is None and width % TEXT_HEAD_WIDTH:
     raise UserError(f'the text encoder is {width} wide, which is no multiple of {TEXT_HEAD_WIDTH}, and shapes do not '
                     f'tell its heads: give --text-heads')
   return TextEncoderConfig(
       vocab_size=vocab, width=width, depth=_count(shapes, r'lang_encoder\.bert\.encoder\.layer\.(\d+)\..*'),
-      heads=heads or width // TEXT_HEAD_WIDTH, mlp_width=shapes[f'{bert}encoder.layer.0.intermediate.dense.weight'][0],
-      max_positions=shapes[f'{bert}embeddings.position_embeddings.weight'][0])
+      heads=heads or width // TEXT_HEAD_WIDTH, mlp_width=_shape(shapes, f'{bert}encoder.layer.0.intermediate.dense.weight', 2)[0],
+      max_positions=_shape(shapes, f'{bert}embeddings.position_embeddings.weight', 2)[0])
 
 
 def _fusion(shapes: Shapes, asked: str | None, text: TextEncoderConfig | None) -> str:
@@ -122,6 +125,19 @@ def _possible_fusions(shapes: Shapes) -> tuple[str, ...]:
   if has('tokens'):
     return ('e2e_token',) if has(r'probs\.') else ('token_layer_wise',)
   return ('layer_wise', 'e2e') if has(r'probs\.') else ('none',)
+
+
+def _shape(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
+  """The shape of a tensor that tells the architecture. Raises KeyError where it is missing, UserError for another rank."""
+  shape = shapes[name]
+  if len(shape) != rank or 0 in shape:
+    raise UserError(f'{name} is {shape}, expected {rank} axes of at least 1; this is no SAM')
+  return shape
+
+
+def _expect_square(name: str, height: int, width: int) -> None:
+  if height != width:
+    raise UserError(f'{name} is {height} by {width}; only square patches, grids and windows are known')
 
 
 def _has(shapes: Shapes, pattern: str) -> bool:

@@ -1,9 +1,11 @@
 """Writes a model as PyTorch weights: python convert/flax_to_torch.py --input=DIR --output=FILE
 
-Models with a text encoder get the DIT release's layout, plain SAMs Meta's. What came from PyTorch goes back bit for bit.
+Models with a text encoder get the DIT release's layout, plain SAMs Meta's. Weights that came from PyTorch go back bit for
+bit, in the type they had; optimiser states do not travel.
 """
 
 import argparse
+import contextlib
 import os
 from pathlib import Path
 import sys
@@ -11,10 +13,13 @@ import sys
 if not __package__:  # run as a script: `convert` is a part of the repository beside it
   sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from flax import nnx
+
 from convert import names
 from ditsam_jax import command_line, saved_model
 from ditsam_jax.command_line import UserError
 from ditsam_jax.models.config import DitSamConfig
+from ditsam_jax.models.ditsam import DitSam
 
 try:
   import torch
@@ -34,13 +39,16 @@ def main(arguments: list[str] | None = None) -> int:
   parser.add_argument('--output', required=True, type=Path, help='the .pth file; an earlier one is replaced')
   options = parser.parse_args(arguments)
   config = saved_model.read_config(options.input)
-  origin = saved_model.read_description(options.input)['notes'].get('source', {})
-  tensors = release_tensors(saved_model.read_weights(options.input))
+  check_output(options.output, saved_model.resolve(options.input))
+  origin = (saved_model.read_description(options.input).get('notes') or {}).get('source', {})
+  weights = saved_model.read_weights(options.input)
+  saved_model.check_weights(nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0))), weights, options.input)
+  tensors = release_tensors(weights)
+  kept = {name: from_numpy(array) for name, array in saved_model.read_leftovers(options.input).items()}
   if config.text_encoder is None:
-    content = {names.meta_name(name): tensor for name, tensor in tensors.items()}
+    content = {names.meta_name(name): tensor for name, tensor in (tensors | kept).items()}
     invented = []
   else:
-    kept = {name: from_numpy(array) for name, array in saved_model.read_leftovers(options.input).items()}
     zeros = {name: tensor for name, tensor in unused_tensors(config).items() if name not in kept}
     invented = list(zeros)
     tensors |= kept | zeros
@@ -66,8 +74,17 @@ def unused_tensors(config: DitSamConfig) -> dict[str, torch.Tensor]:
   return {name: torch.zeros(shape) for name, shape in shapes.items()}
 
 
+def check_output(path: Path, model: Path) -> None:
+  """Raises UserError unless a file may be put there."""
+  if not path.name or path.exists() and not path.is_file():
+    raise UserError(f'cannot write {path}: it is no file; choose another output')
+  if model.resolve() in path.resolve().parents:
+    raise UserError(f'cannot write {path}: it lies inside the model\'s own folder; choose another output')
+
+
 def write(path: Path, content: dict) -> None:
   """torch.save, whole or not at all. Raises UserError if the file cannot be written."""
+  path = path.resolve()  # a link stays one, and its target is replaced
   unfinished = path.with_name(f'.{path.name}.writing-{os.getpid()}')
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +93,8 @@ def write(path: Path, content: dict) -> None:
   except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
     raise UserError(f'cannot write {path}: {getattr(error, "strerror", None) or error}; choose another output') from error
   finally:
-    unfinished.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # the folder itself may be missing
+      unfinished.unlink()
 
 
 if __name__ == '__main__':

@@ -117,28 +117,30 @@ HUGGING_FACE: Renames = (
 
 SOURCES: dict[str, Renames] = {'meta': META, 'release': RELEASE, 'hugging_face': HUGGING_FACE, 'bert': BERT}
 
-# Tensors that the original code carries along and never uses.
-LEFTOVERS: dict[str, tuple[str, ...]] = {
+# Tensors that the original code carries along and never uses, with the release's names of them ('' where it has none:
+# those are of no use on the way back, and are dropped).
+LEFTOVERS: dict[str, Renames] = {
     'meta': (),
-    'release': ('query_embeddings', r'self_attention\..*', r'lang_encoder\.bert\.pooler\..*',
-                r'lang_encoder\.bert\.embeddings\.position_ids'),
+    'release': ((r'(query_embeddings|self_attention\.(?:in_proj_(?:weight|bias)|out_proj\.(?:weight|bias)))', r'\1'),
+                (r'(lang_encoder\.bert\.(?:pooler\.dense\.(?:weight|bias)|embeddings\.position_ids))', r'\1')),
     'hugging_face': (),
-    'bert': (r'(bert\.)?pooler\..*', r'(bert\.)?embeddings\.position_ids', r'cls\..*'),
+    'bert': ((r'(?:bert\.)?(pooler\.dense\.(?:weight|bias))', r'lang_encoder.bert.\1'),
+             (r'(?:bert\.)?embeddings\.position_ids|cls\..*', '')),
 }
 
 
 def renamed(name: str, source: str) -> str | None:
   """The release's name of a tensor of a source format (a key of SOURCES); None where it has none."""
-  for pattern, target in SOURCES[source]:
-    match = re.fullmatch(pattern, name)
-    if match:
-      return match.expand(target)
-  return None
+  return _first_match(name, SOURCES[source])
 
 
-def is_leftover(name: str, source: str) -> bool:
-  """Whether the original code carries this tensor along without using it."""
-  return any(re.fullmatch(pattern, name) for pattern in LEFTOVERS[source])
+def leftover(name: str, source: str) -> str | None:
+  """The release's name of a tensor that the original code never uses, '' where it has none; None for all others."""
+  return _first_match(name, LEFTOVERS[source])
+
+
+def _first_match(name: str, renames: Renames) -> str | None:
+  return next((match.expand(target) for pattern, target in renames if (match := re.fullmatch(pattern, name))), None)
 
 
 def meta_name(release: str) -> str:

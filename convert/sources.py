@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 import pickle
 from typing import NamedTuple
+import warnings
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ KNOWN = ("Meta's SAM (image_encoder.*), the DIT release (visual_encoder.*), Hugg
          'BertModel (embeddings.word_embeddings.*)')
 _MARKS = (('release', 'visual_encoder.'), ('meta', 'image_encoder.'), ('hugging_face', 'vision_encoder.'),
           ('bert', 'embeddings.word_embeddings.'), ('bert', 'bert.embeddings.word_embeddings.'))
+_OPTIMISER_STATES = ('optimizer', 'scheduler', 'lr_scheduler')  # a model is converted, not a training
 _TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -28,7 +30,12 @@ class Source(NamedTuple):
   problems: list[str]  # one line a tensor that cannot be used
   prefix: str  # 'module.' where the names carried it
   extra: dict[str, int | float]  # plain numbers beside the weights: epoch, lr
-  folder: Path  # where a vocabulary may lie
+  path: Path  # the file or folder that was read
+
+  @property
+  def folder(self) -> Path:
+    """Where a vocabulary or a config may lie beside the weights."""
+    return self.path if self.path.is_dir() else self.path.parent
 
 
 def read(path: Path) -> Source:
@@ -48,22 +55,36 @@ def read(path: Path) -> Source:
   tensors, spelled, leftovers, problems = {}, {}, {}, []
   for name, tensor in content.items():
     target = names.renamed(name, source)
-    if names.is_leftover(name, source):
-      leftovers[_leftover_name(name, source)] = tensor
-    elif target is None:
+    leftover = names.leftover(name, source)
+    if leftover == '':
+      continue
+    if target is None and leftover is None:
       problems.append(f'{name} is unknown')
-    elif tensor.dtype not in _TYPES:
-      problems.append(f'{name} holds {_type_name(tensor.dtype)}, expected one of {", ".join(map(_type_name, _TYPES))}')
-    elif target in tensors and not torch.equal(tensors[target], tensor):
-      problems.append(f'{name} differs from its twin of the same meaning')
+    elif not _is_plain(tensor) or leftover is None and tensor.dtype not in _TYPES:
+      kind = _type_name(tensor.dtype) if _is_plain(tensor) else f'a {tensor.layout} {tensor.device.type} tensor'
+      problems.append(f'{name} holds {kind}, expected one of {", ".join(map(_type_name, _TYPES))}')
+    elif leftover is not None:
+      leftovers[leftover] = tensor
+    elif target in tensors and not _same_bits(tensors[target], tensor):
+      problems.append(f'{name} and {spelled[target]} mean the same and differ')
     else:
       tensors[target], spelled[target] = tensor, name
-  return Source(source, tensors, spelled, leftovers, problems, prefix, extra, path if path.is_dir() else path.parent)
+  return Source(source, tensors, spelled, leftovers, problems, prefix, extra, path)
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+  """Whether it is an array of numbers that NumPy knows, in memory."""
+  return (tensor.layout is torch.strided and tensor.device.type == 'cpu' and not tensor.is_quantized
+          and tensor.dtype in (*_TYPES, torch.int64, torch.int32, torch.bool) and tensor.numel() > 0)
+
+
+def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
+  return one.dtype == other.dtype and one.shape == other.shape and to_numpy(one).tobytes() == to_numpy(other).tobytes()
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
   """The same numbers, bit for bit and without a copy; bfloat16 as ml_dtypes' type."""
-  tensor = tensor.detach()
+  tensor = tensor.detach().resolve_neg()
   if tensor.dtype == torch.bfloat16:
     import ml_dtypes
     return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
@@ -72,7 +93,7 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
 
 def from_numpy(array: np.ndarray) -> torch.Tensor:
   """The inverse of `to_numpy`."""
-  array = np.ascontiguousarray(array)
+  array = np.array(array, order='C', copy=None)  # ascontiguousarray would give a single number an axis
   if array.dtype.name == 'bfloat16':
     return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
   return torch.from_numpy(array)
@@ -89,10 +110,6 @@ def release_tensors(weights: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
 
 def _type_name(dtype: torch.dtype) -> str:
   return str(dtype).removeprefix('torch.')
-
-
-def _leftover_name(name: str, source: str) -> str:
-  return f'lang_encoder.bert.{name.removeprefix("bert.")}' if source == 'bert' else name
 
 
 def _read_folder(folder: Path) -> dict:
@@ -114,7 +131,13 @@ def _read_folder(folder: Path) -> dict:
     raise UserError(f'{file} names files that are not beside it: {", ".join(missing or shards)}; download them')
   content = {}
   for shard in shards:
-    content |= _read_file(folder / shard)
+    part = _read_file(folder / shard)
+    if not isinstance(part, dict):
+      raise UserError(f'{folder / shard} holds {type(part).__name__}, expected a dictionary of tensors')
+    twice = sorted(set(part) & set(content))
+    if twice:
+      raise UserError(f'{folder / shard} holds {twice[0]}, which another part holds too; download the folder again')
+    content |= part
   lost = sorted(set(where) - set(content))
   if lost:
     raise UserError(f'{file} promises {len(lost)} tensors that no file holds ({", ".join(lost[:3])}); download the '
@@ -127,25 +150,44 @@ def _read_file(path: Path) -> dict:
     raise UserError(f'{path} does not exist' if not path.exists() else f'{path} is no file')
   if not path.stat().st_size:
     raise UserError(f'{path} is empty; download it again')
-  if path.suffix == '.safetensors':
+  if _is_safetensors(path):
     return _read_safetensors(path)
   try:
-    try:
-      # Mapped into memory, so that a tensor costs memory only while it is being converted.
-      return torch.load(path, map_location='cpu', weights_only=True, mmap=True)
-    except RuntimeError as error:
-      if 'mmap can only be used' not in str(error):  # files from before PyTorch 1.6 cannot be mapped
-        raise
-      return torch.load(path, map_location='cpu', weights_only=True)
+    with warnings.catch_warnings(action='ignore'):  # about formats, of which an error says more
+      return _load(path)
   except pickle.UnpicklingError as error:
     wanted = next((line.strip() for line in str(error).splitlines() if 'GLOBAL' in line), '')
     if wanted:
       raise UserError(f'{path} is a pickle that wants more than tensors and plain values ({wanted[:160]}); it may run '
                       f'code and is refused: save its state_dict alone') from error
     raise UserError(f'{path} is no PyTorch checkpoint, or damaged; download it again') from error
-  except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+  except OSError as error:
+    raise UserError(f'{path} cannot be read: {error.strerror or error}') from error
+  except Exception as error:  # damaged files make PyTorch raise almost anything
     reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
     raise UserError(f'{path} is truncated or no PyTorch checkpoint ({reason}); download it again') from error
+
+
+def _load(path: Path) -> object:
+  try:
+    # Mapped into memory, so that a tensor costs memory only while it is being converted.
+    return torch.load(path, map_location='cpu', weights_only=True, mmap=True)
+  except RuntimeError as error:
+    if 'mmap can only be used' not in str(error):  # files from before PyTorch 1.6 cannot be mapped
+      raise
+    return torch.load(path, map_location='cpu', weights_only=True)
+
+
+def _is_safetensors(path: Path) -> bool:
+  """By content, for files are renamed: eight bytes of length, then JSON; PyTorch's begin otherwise."""
+  try:
+    with path.open('rb') as file:
+      start = file.read(9)
+  except OSError as error:
+    raise UserError(f'{path} cannot be read: {error.strerror}') from error
+  if start[:4] == b'PK\x03\x04':
+    return False
+  return path.suffix == '.safetensors' or start[8:] == b'{' and int.from_bytes(start[:8], 'little') < path.stat().st_size
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
@@ -160,12 +202,20 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 def _unwrapped(content: object, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, int | float]]:
   """The tensors of a state_dict, itself or wrapped as training checkpoints are."""
   extra = {}
-  if isinstance(content, dict) and isinstance(content.get('state_dict', content.get('model')), dict):
-    extra = {name: value for name, value in content.items()
-             if isinstance(value, (int, float)) and not isinstance(value, bool)}
-    content = content.get('state_dict', content.get('model'))
-  if not isinstance(content, dict) or not content:
-    raise UserError(f'{path} holds {type(content).__name__ if content else "nothing"}, expected a dictionary of tensors')
+  wrapped = next((key for key in ('state_dict', 'model') if isinstance(content, dict)
+                  and isinstance(content.get(key), dict)), None)
+  if wrapped:
+    extra = {name: content[name] for name in ('epoch', 'lr') if type(content.get(name)) in (int, float)}
+    others = [str(key) for key, value in content.items() if key not in (wrapped, *_OPTIMISER_STATES)
+              and isinstance(value, dict) and any(isinstance(item, torch.Tensor) for item in value.values())]
+    if others:
+      raise UserError(f'{path} holds weights under {wrapped} and under {", ".join(others)}; save the one that is meant '
+                      f'alone')
+    content = content[wrapped]
+  if not isinstance(content, dict):
+    raise UserError(f'{path} holds {type(content).__name__}, expected a dictionary of tensors')
+  if not content:
+    raise UserError(f'{path} holds nothing, expected a dictionary of tensors')
   strange = [str(name) for name, value in content.items()
              if not isinstance(name, str) or not isinstance(value, torch.Tensor)]
   if strange:

@@ -5,6 +5,7 @@ Takes Meta's SAM, checkpoints of the DIT release, Hugging Face's SamModel, and a
 """
 
 import argparse
+import json
 from pathlib import Path
 import sys
 
@@ -19,6 +20,7 @@ from convert import names
 from convert.architecture import read_architecture
 from ditsam_jax import command_line, saved_model
 from ditsam_jax.command_line import UserError
+from ditsam_jax.data.tokenization import read_vocabulary
 from ditsam_jax.models.config import FUSIONS, DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.weights import weights_of
@@ -55,15 +57,16 @@ def main(arguments: list[str] | None = None) -> int:
   source, config = read(options.input, text_encoder=options.text_encoder, fusion=options.fusion,
                         image_size=options.image_size, decoder_heads=options.decoder_heads,
                         text_heads=options.text_heads)
-  vocabulary = find_vocabulary(config, options.vocab, [options.text_encoder, source.folder])
+  vocabulary = find_vocabulary(config, options.vocab, [options.text_encoder, source.path])
   weights, fresh = fill(config, source)
+  verified = torch_peer.compare(source.tensors, config, weights) if options.verify else ''
   _say(f'writing {options.output}')
   notes = {'source': {'format': source.format, 'prefix': source.prefix, **source.extra}}
   saved_model.write(options.output, config, weights, vocabulary=vocabulary, notes=notes,
                     leftovers={name: sources.to_numpy(tensor) for name, tensor in source.leftovers.items()})
   print(describe(source, config, fresh, vocabulary, options.output))
-  if options.verify:
-    print(torch_peer.compare(source.tensors, options.output))
+  if verified:
+    print(verified)
   return 0
 
 
@@ -90,11 +93,40 @@ def read(path: Path, *, text_encoder: Path | None = None, **flags) -> tuple['sou
     source = source._replace(tensors=source.tensors | bert.tensors, spelled=source.spelled | bert.spelled,
                              leftovers=source.leftovers | bert.leftovers, problems=source.problems + bert.problems)
   shapes = {name: tuple(tensor.shape) for name, tensor in source.tensors.items()}
+  flags = head_counts(path, text_encoder) | {name: value for name, value in flags.items() if value is not None}
   try:
     return source, read_architecture(shapes, new_fusion=text_encoder is not None, **flags)
   except UserError:
     _list(source.problems)  # they may explain it
     raise
+
+
+def head_counts(sam: Path, text_encoder: Path | None) -> dict[str, int]:
+  """What Hugging Face's config.json beside the weights says of heads, which shapes do not tell: flags by name.
+
+  Raises:
+    UserError: a text encoder that computes something else than BERT does.
+  """
+  counts = {}
+  decoder = _hugging_face_config(sam).get('mask_decoder_config')
+  if isinstance(decoder, dict) and isinstance(decoder.get('num_attention_heads'), int):
+    counts['decoder_heads'] = decoder['num_attention_heads']
+  text = _hugging_face_config(text_encoder) if text_encoder is not None else {}
+  if isinstance(text.get('num_attention_heads'), int):
+    counts['text_heads'] = text['num_attention_heads']
+  for field, expected in (('hidden_act', 'gelu'), ('layer_norm_eps', 1e-12), ('model_type', 'bert')):
+    if text.get(field, expected) != expected:
+      raise UserError(f'{text_encoder}: config.json says {field} {text[field]!r}; only BERT\'s {expected!r} is known')
+  return counts
+
+
+def _hugging_face_config(path: Path) -> dict:
+  file = (path if path.is_dir() else path.parent) / 'config.json'
+  try:
+    content = json.loads(file.read_text())
+  except (OSError, ValueError):
+    return {}
+  return content if isinstance(content, dict) else {}
 
 
 def fill(config: DitSamConfig, source: 'sources.Source') -> tuple[dict[str, np.ndarray], list[str]]:
@@ -114,14 +146,17 @@ def fill(config: DitSamConfig, source: 'sources.Source') -> tuple[dict[str, np.n
     if missing and may_be_fresh and path.startswith(tuple(f'{part}.' for part in FRESH)):
       fresh.append(path)
       continue
-    problems += [f'{_spelled(name, source)} is missing' for name in missing]
+    problems += [f'{_spelled(name, source)} is missing' for name in missing if not _is_listed(name, source)]
     problems += [f'{_spelled(name, source)} is {_shape(source, name)}, expected {shape}'
                  for name, shape in zip(entry.names, expected) if name not in missing and _shape(source, name) != shape]
+    types = {str(source.tensors[name].dtype) for name in entry.names if name in source.tensors}
+    if len(types) > 1:
+      problems.append(f'{_spelled(entry.names[0], source)} and its like are of several types ({", ".join(types)})')
     if not problems:
       weights[path] = entry.load([sources.to_numpy(source.tensors[name]) for name in entry.names])
   problems += [f'{_spelled(name, source)} has no place in a model of these sizes'
                for name in source.tensors if name not in used]
-  _report(problems, source.folder)
+  _report(problems, source.path)
   return weights | _initial_values(config, fresh), fresh
 
 
@@ -129,7 +164,7 @@ def find_vocabulary(config: DitSamConfig, given: Path | None, places: list[Path 
   """The tokeniser's vocabulary: the given file, or one beside the weights; None where there is none.
 
   Raises:
-    UserError: the given file is missing, or has another number of words than the text encoder.
+    UserError: the given file is missing or no vocabulary, or has another number of words than the text encoder.
   """
   if config.text_encoder is None:
     if given is not None:
@@ -140,10 +175,15 @@ def find_vocabulary(config: DitSamConfig, given: Path | None, places: list[Path 
   if file is None:
     return None
   try:
-    words = len(file.read_text(encoding='utf-8').splitlines())
-  except (OSError, UnicodeDecodeError) as error:
-    raise UserError(f'vocabulary {file} cannot be read ({error}); give the model\'s vocab.txt with --vocab') from error
+    words = len(read_vocabulary(file))
+  except UserError:
+    if given is not None:
+      raise
+    words = 0
   if words != config.text_encoder.vocab_size:
+    if given is None:
+      _say(f'{file} is of another model, and left alone')
+      return None
     raise UserError(f'vocabulary {file} has {words} words, the text encoder {config.text_encoder.vocab_size}; give the '
                     f'vocab.txt it was trained with')
   return file
@@ -190,8 +230,13 @@ def _shape(source: 'sources.Source', name: str) -> tuple[int, ...]:
 
 
 def _spelled(name: str, source: 'sources.Source') -> str:
-  """A tensor's name as its file has it, or would have it."""
+  """A tensor's name as its file has it; for one that is not there, in Meta's or the release's names."""
   return source.spelled.get(name, names.meta_name(name) if source.format == 'meta' else name)
+
+
+def _is_listed(name: str, source: 'sources.Source') -> bool:
+  """Whether a tensor is there, and is listed already for what it holds."""
+  return any(names.renamed(problem.partition(' ')[0], source.format) == name for problem in source.problems)
 
 
 def _report(problems: list[str], path: Path) -> None:
@@ -200,7 +245,7 @@ def _report(problems: list[str], path: Path) -> None:
     return
   _list(problems)
   raise UserError(f'{path}: {len(problems)} problem{"s" if len(problems) > 1 else ""} with its tensors, listed above; '
-                  f'nothing was written')
+                  f'nothing was written. If the file is whole, it is of a model that is not known here')
 
 
 def _list(problems: list[str]) -> None:
@@ -209,10 +254,9 @@ def _list(problems: list[str]) -> None:
 
 
 def _positive(text: str) -> int:
-  value = int(text)
-  if value < 1:
-    raise argparse.ArgumentTypeError(f'{value} is not positive')
-  return value
+  if not text.isdecimal() or not 1 <= int(text) <= 2**14:
+    raise argparse.ArgumentTypeError(f'{text!r} is no whole number from 1 to {2**14}')
+  return int(text)
 
 
 def _say(text: str) -> None:

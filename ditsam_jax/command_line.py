@@ -1,5 +1,6 @@
 """What every command shares: bad input becomes one clear line and exit status 2."""
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -20,6 +21,15 @@ def run(main: Callable[[], int | None]) -> None:
     sys.exit(main() or 0)
   except UserError as error:
     fail(str(error))
+  except BrokenPipeError:  # whoever read our output has gone; nothing can be said to them
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(141)
+  except PermissionError as error:
+    fail(f'{error.filename}: {error.strerror}; choose another place, or change its permissions')
+  except OSError as error:
+    if error.filename is None:  # none of the user's files: a defect, whose traceback helps
+      raise
+    fail(f'{error.filename}: {error.strerror}')
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)
     sys.exit(130)

@@ -26,6 +26,7 @@ from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.weights import dotted, is_weight, weights_of
 
 FORMAT = 1
+CONTENTS = ('model.json', 'vocab.txt', 'weights', 'leftovers')
 LARGE = 2**28  # bytes of weights from which every array gets a file of its own
 SHIPPED = Path(__file__).parent / 'pretrained'
 
@@ -42,12 +43,15 @@ def resolve(name_or_dir: str | os.PathLike) -> Path:
     UserError: nothing of that kind is there.
   """
   given = str(name_or_dir)
-  path = Path(given).expanduser()
-  if given in shipped_names() and not (path / 'model.json').exists():
-    return SHIPPED / given
+  try:
+    path = Path(given).expanduser()
+  except RuntimeError as error:  # ~somebody who is not there
+    raise UserError(f'checkpoint {given!r}: {error}') from error
   for candidate in (path, path / 'model'):
     if (candidate / 'model.json').is_file():
       return candidate
+  if given in shipped_names():
+    return SHIPPED / given
   shipped = ', '.join(shipped_names())
   if not path.exists():
     raise UserError(f'checkpoint {given!r} does not exist; give a model\'s folder, a training run\'s workdir, or a '
@@ -102,28 +106,36 @@ def load(name_or_dir: str | os.PathLike) -> DitSam:
   Raises:
     UserError: missing, foreign or damaged.
   """
-  config = read_config(name_or_dir)
+  return build(read_config(name_or_dir), read_weights(name_or_dir), str(name_or_dir))
+
+
+def build(config: DitSamConfig, weights: dict[str, Any], name: str) -> DitSam:
+  """A model of given weights by dotted path, in evaluation mode, in f32.
+
+  Raises:
+    UserError: weights that are missing, unknown or of another shape; `name` says whose they are.
+  """
   model = nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))
-  arrays = read_weights(name_or_dir)
-  problems = []
+  check_weights(model, weights, name)
   state = nnx.state(model, is_weight)
   for path, variable in nnx.to_flat_state(state):
-    name = dotted(path)
-    array = arrays.pop(name, None)
-    if array is None:
-      problems.append(f'{name} is missing')
-    elif array.shape != variable.shape:
-      problems.append(f'{name} is {array.shape}, expected {variable.shape}')
-    else:
-      variable.set_value(jnp.asarray(array, jnp.float32))
-  problems += [f'{name} is unknown' for name in arrays]
-  if problems:
-    raise UserError(f'{str(name_or_dir)!r}: weights do not fit model.json: {"; ".join(problems[:5])}'
-                    f'{f" and {len(problems) - 5} more" if len(problems) > 5 else ""}; copy the model again')
+    variable.set_value(jnp.asarray(weights[dotted(path)], jnp.float32))
   nnx.update(model, state)
   _fill_streams(model)
   model.eval()
   return model
+
+
+def check_weights(model: DitSam, weights: dict[str, Any], name: str) -> None:
+  """Raises UserError unless the weights by dotted path are those of a model, which may be abstract."""
+  expected = {path: variable.shape for path, variable in weights_of(model).items()}
+  problems = [f'{path} is missing' for path in expected if path not in weights]
+  problems += [f'{path} is {weights[path].shape}, expected {shape}' for path, shape in expected.items()
+               if path in weights and weights[path].shape != shape]
+  problems += [f'{path} is unknown' for path in weights if path not in expected]
+  if problems:
+    raise UserError(f'{name!r}: weights do not fit model.json: {"; ".join(problems[:5])}'
+                    f'{f" and {len(problems) - 5} more" if len(problems) > 5 else ""}; copy the model again')
 
 
 def read_weights(name_or_dir: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -164,6 +176,8 @@ def _write_arrays(folder: Path, arrays: dict[str, Any]) -> None:
   try:
     with ocp.Checkpointer(handler) as checkpointer:
       checkpointer.save(folder, arrays)
+  except Exception as error:  # TensorStore raises ValueError where the disk is full
+    raise OSError(None, str(error).strip().split('\n')[0][:200]) from error
   finally:
     logging.set_verbosity(verbosity)
   _forget_where(folder)
@@ -194,12 +208,9 @@ def write(directory: str | os.PathLike, config: DitSamConfig, weights: dict[str,
     leftovers: arrays that no parameter holds, kept so that a way back to their source is complete.
   """
   directory = Path(directory).absolute()
-  temporary = directory.with_name(f'.{directory.name}.writing-{os.getpid()}')
+  temporary = directory.parent / f'.{directory.name}.writing-{os.getpid()}'
   try:
-    if directory.exists() and not directory.is_dir():
-      raise UserError(f'the model cannot be written to {directory}: a file of that name is there; choose another place')
-    if directory.is_dir() and any(directory.iterdir()) and not (directory / 'model.json').is_file():
-      raise UserError(f'the model cannot be written to {directory}: the folder holds something else; choose another place')
+    _check_target(directory)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     description = {'format': FORMAT, 'model': config.to_dict(), 'data': data or {}, 'notes': notes or {}}
@@ -211,7 +222,8 @@ def write(directory: str | os.PathLike, config: DitSamConfig, weights: dict[str,
       _write_arrays(temporary / 'leftovers', leftovers)
     _replace(temporary, directory)
   except OSError as error:
-    raise UserError(f'the model cannot be written to {directory}: {error.strerror or error}') from error
+    raise UserError(f'the model cannot be written to {directory}: {error.strerror or error}; choose another place, or '
+                    f'make room') from error
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
   return directory
@@ -255,10 +267,33 @@ def _forget_where(weights: Path) -> None:
   shutil.rmtree(weights / 'array_metadatas', ignore_errors=True)
 
 
+def _check_target(directory: Path) -> None:
+  """Raises UserError unless a model may be put there: nothing, an empty folder or an earlier model."""
+  def refuse(reason: str):
+    raise UserError(f'the model cannot be written to {directory}: {reason}; choose another place')
+  if not directory.name or directory.exists() and not directory.is_dir():
+    refuse('this is no name for a folder' if not directory.name else 'a file of that name is there')
+  if directory.is_dir() and any(directory.iterdir()):
+    try:
+      if not {'format', 'model', 'data', 'notes'} <= set(json.loads((directory / 'model.json').read_text())):
+        refuse('the folder holds something else')
+    except (OSError, ValueError, TypeError):
+      refuse('the folder holds something else')
+
+
 def _replace(new: Path, old: Path) -> None:
-  """Renames `new` to `old`; an existing folder is moved away first and deleted last."""
+  """Renames `new` to `old`; a model there goes, and what else lies in its folder stays."""
+  if not old.exists():
+    os.replace(new, old)
+    return
   retired = old.with_name(f'.{old.name}.retired-{os.getpid()}')
-  if old.exists():
-    os.replace(old, retired)
-  os.replace(new, old)
+  os.replace(old, retired)
+  try:
+    os.replace(new, old)
+  except BaseException:  # Ctrl-C too: there is always a model
+    os.replace(retired, old)
+    raise
+  for path in retired.iterdir():
+    if path.name not in CONTENTS:
+      os.replace(path, old / path.name)
   shutil.rmtree(retired, ignore_errors=True)

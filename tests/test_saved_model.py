@@ -1,6 +1,7 @@
 """A saved model comes back as it was; what is missing, foreign or damaged is told in one line."""
 
 import json
+import os
 import shutil
 
 import jax.numpy as jnp
@@ -170,3 +171,18 @@ def test_a_start_of_another_size_is_refused(saved):
                       fusion='layer_wise_vith')
   message = refusal(saved, lambda folder: saved_model.initialise_from(random_model(wide), folder))
   assert 'init_from' in message and '(24, 72) there and (48, 144) here' in message
+
+
+def test_an_interrupted_exchange_leaves_the_earlier_model(model, tmp_path, monkeypatch):
+  folder = saved_model.save(tmp_path / 'mine', model)
+  before, replace = (folder / 'model.json').read_bytes(), os.replace
+
+  def interrupted(source, target):
+    if '.writing-' in str(source):
+      raise KeyboardInterrupt
+    replace(source, target)
+  monkeypatch.setattr(os, 'replace', interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    saved_model.save(folder, model, notes={'new': True})
+  assert (folder / 'model.json').read_bytes() == before
+  assert [path.name for path in tmp_path.iterdir()] == ['mine']

@@ -63,6 +63,10 @@ class DitSamConfig:
 
   def __post_init__(self):
     encoder = self.image_encoder
+    for part in ('image_encoder', 'mask_decoder', 'text_encoder'):
+      for name, value in (dataclasses.asdict(getattr(self, part)) if getattr(self, part) else {}).items():
+        if type(value) is int and value < (0 if name == 'window_size' else 1):
+          raise ValueError(f'model.{part}.{name} is {value}; expected a whole number from 1')
     if self.fusion not in FUSIONS:
       raise ValueError(f'model.fusion is {self.fusion!r}; choose one of {", ".join(FUSIONS)}')
     if self.image_size <= 0 or self.image_size % encoder.patch_size:
@@ -75,6 +79,9 @@ class DitSamConfig:
       if heads <= 0 or width % heads:
         raise ValueError(f'model.{name}: {heads} heads do not divide the attention width {width}; change '
                          f'model.{name}.heads or model.{name}.width')
+    if self.text_encoder and self.max_text_tokens > self.text_encoder.max_positions:
+      raise ValueError(f'model.max_text_tokens is {self.max_text_tokens}; the text encoder has '
+                       f'{self.text_encoder.max_positions} positions')
     if self.mask_decoder.width % 8:
       raise ValueError(f'model.mask_decoder.width is {self.mask_decoder.width}; it must be a multiple of 8')
     if self.fusion == 'none':

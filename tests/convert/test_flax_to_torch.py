@@ -6,6 +6,8 @@ torch = pytest.importorskip('torch')
 
 from convert import flax_to_torch, torch_to_flax
 from ditsam_jax import saved_model
+from ditsam_jax.command_line import UserError
+from ditsam_jax.models.weights import weights_of
 from tests.convert import torch_models
 from tests.small_models import GOLDEN, random_model
 
@@ -64,10 +66,22 @@ def test_a_model_trained_here_has_all_that_the_release_loads(tmp_path):
   assert without_numbers(content['state_dict']) == without_numbers(golden['state_dict'])
 
 
-def test_an_output_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
-  from ditsam_jax.command_line import UserError
+def test_an_output_that_cannot_be_written_leaves_nothing(tmp_path):
   saved_model.save(tmp_path / 'model', random_model(torch_models.SAM))
   (tmp_path / 'taken').mkdir()
   with pytest.raises(UserError, match='cannot write .*taken'):
     flax_to_torch.main([f'--input={tmp_path / "model"}', f'--output={tmp_path / "taken"}'])
+  for place in ('model/model.json', 'model/here.pth', 'model/model.json/x.pth'):
+    with pytest.raises(UserError, match='cannot write'):
+      flax_to_torch.main([f'--input={tmp_path / "model"}', f'--output={tmp_path / place}'])
   assert sorted(path.name for path in tmp_path.iterdir()) == ['model', 'taken']
+  saved_model.load(tmp_path / 'model')
+
+
+def test_a_model_whose_weights_are_not_its_own_is_refused(tmp_path):
+  model = random_model(torch_models.SAM)
+  weights = {name: variable[...] for name, variable in weights_of(model).items()}
+  weights['foo.bar'] = weights.pop('image_encoder.pos_embed')
+  saved_model.write(tmp_path / 'model', model.config, weights)
+  with pytest.raises(UserError, match='pos_embed is missing; foo.bar is unknown'):
+    flax_to_torch.main([f'--input={tmp_path / "model"}', f'--output={tmp_path / "x.pth"}'])

@@ -9,6 +9,7 @@ import pytest
 torch = pytest.importorskip('torch')
 
 from convert import torch_to_flax
+from ditsam_jax import saved_model
 from ditsam_jax.command_line import UserError
 from tests.convert import torch_models
 from tests.small_models import GOLDEN
@@ -57,8 +58,9 @@ def test_files_that_are_no_checkpoints(tmp_path, name, content, message):
 
 
 def test_other_things_than_tensors(tmp_path):
-  for content, message in (({}, 'nothing'), ([1], 'list'), ({'a': 1}, 'more than tensors'),
-                           ({'a': torch.zeros(2)}, 'no known model')):
+  for content, message in (
+      ({}, 'nothing'), ([1], 'list'), ({'a': 1}, 'more than tensors'), ({'a': torch.zeros(2)}, 'no known model'),
+      (torch.zeros(3), 'Tensor'), ({'state_dict': {'a': torch.zeros(1)}, 'ema': {'a': torch.zeros(1)}}, 'under ema')):
     torch.save(content, tmp_path / 'other.pth')
     assert message in refusal(tmp_path, tmp_path / 'other.pth')
   assert 'does not exist' in refusal(tmp_path, tmp_path / 'absent.pth')
@@ -72,13 +74,51 @@ def test_all_problems_in_one_report(tmp_path, ldit, capsys):
   tensors['module.adapter.weight'] = torch.zeros(1)
   tensors['module.text_proj.bias'] = torch.zeros(32, dtype=torch.int64)
   torch.save(ldit, tmp_path / 'broken.pth')
-  assert '6 problems' in refusal(tmp_path, tmp_path / 'broken.pth')
+  assert '5 problems' in refusal(tmp_path, tmp_path / 'broken.pth')
   listed = capsys.readouterr().err
   assert 'visual_encoder.blocks.2.norm1.bias is missing' in listed
   assert 'text_proj.weight is (3, 4), expected (32, 48)' in listed
   assert 'mask_decoder.extra has no place in a model of these sizes' in listed
   assert 'adapter.weight is unknown' in listed
   assert 'text_proj.bias holds int64, expected one of float32, float16, bfloat16, float64' in listed
+
+
+@pytest.mark.parametrize('tensor', [
+    torch.zeros(32).to_sparse(), torch.zeros(32, device='meta'), torch.zeros(32, dtype=torch.complex64),
+    torch.zeros(32).to(torch.float8_e4m3fn)])
+def test_tensors_that_are_no_plain_arrays(tmp_path, ldit, tensor, capsys):
+  ldit['state_dict']['module.text_proj.bias'] = tensor
+  torch.save(ldit, tmp_path / 'odd.pth')
+  assert '1 problem with' in refusal(tmp_path, tmp_path / 'odd.pth')
+  assert 'text_proj.bias holds' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name, shape, message', [
+    ('visual_encoder.pos_embed', (8,), r'pos_embed is (8,), expected 4 axes'),
+    ('visual_encoder.pos_embed', (1, 8, 7, 48), 'pos_embed is 8 by 7'),
+    ('visual_encoder.patch_embed.proj.weight', (), 'patch_embed.proj.weight is (), expected 4 axes'),
+    ('visual_encoder.blocks.0.attn.rel_pos_w', (7, 12), 'rel_pos_h and rel_pos_w is 5 by 7'),
+    ('visual_encoder.blocks.0.mlp.lin1.weight', (3, 48), 'mlp_ratio is 0')])
+def test_shapes_that_tell_no_architecture(tmp_path, ldit, name, shape, message):
+  ldit['state_dict'][f'module.{name}'] = torch.ones(shape)
+  torch.save(ldit, tmp_path / 'odd.pth')
+  assert message in refusal(tmp_path, tmp_path / 'odd.pth')
+
+
+def test_parts_of_one_tensor_in_several_types(tmp_path, ldit, capsys):
+  name = 'module.prompt_encoder.point_embeddings.2.weight'
+  ldit['state_dict'][name] = ldit['state_dict'][name].half()
+  torch.save(ldit, tmp_path / 'mixed.pth')
+  refusal(tmp_path, tmp_path / 'mixed.pth')
+  assert 'of several types' in capsys.readouterr().err
+
+
+def test_twins_that_differ(tmp_path, capsys):
+  tensors = torch_models.hugging_face_sam().state_dict()
+  tensors['prompt_encoder.shared_embedding.positional_embedding'] = torch.ones(2, 16)
+  torch.save(tensors, tmp_path / 'pytorch_model.bin')
+  refusal(tmp_path, tmp_path / 'pytorch_model.bin', '--decoder-heads=4')
+  assert 'mean the same and differ' in capsys.readouterr().err
 
 
 def test_a_layer_that_is_not_there(tmp_path, ldit):
@@ -129,9 +169,41 @@ def test_folders_that_are_incomplete(tmp_path):
   assert '1 tensors that no file holds (a)' in refusal(tmp_path, folder)
 
 
-def test_a_folder_with_something_else_is_not_overwritten(tmp_path):
+@pytest.mark.parametrize('foreign', ['cat.jpg', 'model.json'])
+def test_a_folder_with_something_else_is_not_overwritten(tmp_path, foreign):
   (tmp_path / 'photos').mkdir()
   (tmp_path / 'photos' / 'cat.jpg').write_bytes(b'cat')
+  (tmp_path / 'photos' / foreign).write_bytes(b'{"modelTopology": 1}' if foreign == 'model.json' else b'cat')
   with pytest.raises(UserError, match='holds something else'):
     torch_to_flax.main([f'--input={GOLDEN / "ldit.pth"}', f'--output={tmp_path / "photos"}', *FLAGS])
   assert (tmp_path / 'photos' / 'cat.jpg').read_bytes() == b'cat'
+
+
+def test_a_source_inside_the_output_survives(tmp_path):
+  arguments = [f'--output={tmp_path / "model"}', *FLAGS]
+  assert torch_to_flax.main([f'--input={GOLDEN / "ldit.pth"}', *arguments]) == 0
+  inside = tmp_path / 'model' / 'ldit.pth'
+  inside.write_bytes((GOLDEN / 'ldit.pth').read_bytes())
+  assert torch_to_flax.main([f'--input={inside}', *arguments]) == 0
+  assert inside.read_bytes() == (GOLDEN / 'ldit.pth').read_bytes()
+  assert [path.name for path in tmp_path.iterdir()] == ['model']
+
+
+def test_verify_refuses_what_is_no_number(tmp_path, capsys):
+  tensors = torch_models.save_meta(torch_models.random_peer(torch_models.SAM), tmp_path / 'sam.pth')
+  tensors['image_encoder.neck.0.weight'][:] = torch.nan
+  torch.save(tensors, tmp_path / 'sam.pth')
+  assert 'does not compute what PyTorch does' in refusal(tmp_path, tmp_path / 'sam.pth', '--decoder-heads=4', '--verify')
+
+
+def test_hugging_faces_config_tells_what_shapes_do_not(tmp_path):
+  torch_models.save_meta(torch_models.random_peer(torch_models.SAM), tmp_path / 'sam.pth')
+  torch_models.bert().save_pretrained(tmp_path / 'bert')
+  arguments = [f'--input={tmp_path / "sam.pth"}', f'--text-encoder={tmp_path / "bert"}', '--fusion=e2e',
+               '--decoder-heads=4', '--image-size=64', f'--output={tmp_path / "model"}']
+  assert torch_to_flax.main(arguments) == 0
+  assert saved_model.read_config(tmp_path / 'model').text_encoder.heads == 3
+  config = json.loads((tmp_path / 'bert' / 'config.json').read_text())
+  (tmp_path / 'bert' / 'config.json').write_text(json.dumps(config | {'hidden_act': 'relu'}))
+  with pytest.raises(UserError, match="hidden_act 'relu'"):
+    torch_to_flax.main(arguments)

@@ -117,6 +117,8 @@ def test_a_sam_and_a_bert_make_a_start_for_training(tmp_path, spelling, capsys):
   assert not np.any(model.image_encoder.instruction.probs[0].kernel[...])  # a new fusion starts at zero
   assert np.any(model.text_proj.kernel[...])
   assert (tmp_path / 'model' / 'vocab.txt').read_text() == (folder / 'vocab.txt').read_text()
+  kept = saved_model.read_leftovers(tmp_path / 'model')
+  assert set(kept) == {'lang_encoder.bert.pooler.dense.weight', 'lang_encoder.bert.pooler.dense.bias'}
   inputs = random_inputs(model.config)
   with torch.no_grad():
     states = text(torch.from_numpy(inputs['token_ids']), attention_mask=torch.from_numpy(inputs['token_mask']))
