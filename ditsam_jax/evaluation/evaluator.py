@@ -105,7 +105,7 @@ def _scores(
     for row in valid:
       info = infos[row]
       sample = Sample(info.position, info.image_id, info.object_id, info.kind, info.expression,
-                      np.count_nonzero(info.mask), info.mask.size)
+                      int(np.count_nonzero(info.mask)), info.mask.size)
       # Only the sentences of shapes have a kind, and only their colours an oracle can read.
       guessed = chances(info.expression, info.image_categories, info.object_index) if info.kind else None
       yield Score(sample, overlaps[row].tolist(), guessed)
