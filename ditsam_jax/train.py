@@ -67,9 +67,8 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   # --------------------------------------------------------------------------------------------------------- mesh
   mesh = Mesh(np.asarray(jax.devices()), ('data',))
   replicated, by_batch = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec('data'))
-  for field, size in (('data.batch_size', config.data.batch_size), ('eval_batch_size', config.eval_batch_size)):
-    if size % mesh.size:
-      raise UserError(f'config.{field} is {size}; expected a multiple of the {mesh.size} devices')
+  if config.data.batch_size % mesh.size:
+    raise UserError(f'config.data.batch_size is {config.data.batch_size}; expected a multiple of the {mesh.size} devices')
 
   # --------------------------------------------------------------------------------------------------------- data
   model_config = training_config.model_config(config)
@@ -174,7 +173,7 @@ class _Evaluation:
     gallery = Gallery(self._model_config.pixel_mean, self._model_config.pixel_std)
     results = evaluate_split(
         forward_of(averaged_model(self._structure, state)), self._sources[split], self._tokenizer, self._model_config,
-        batch_size=config.eval_batch_size // jax.process_count(), limit=limit,
+        batch_size=config.eval_batch_size, limit=limit,
         generalised=config.data.dataset == 'grefcoco', gallery=gallery, progress=limit is None)
     return results, gallery
 

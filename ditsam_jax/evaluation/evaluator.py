@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import tqdm
 
-from ditsam_jax.command_line import UserError
 from ditsam_jax.data.pipeline import Batch, EvaluationSample, evaluation_batches
 from ditsam_jax.data.referring import ReferringSource
 from ditsam_jax.data.tokenization import Tokenizer
@@ -43,10 +42,8 @@ def evaluate_split(
     progress: a bar on stderr, on the first host.
 
   Raises:
-    UserError: nothing to evaluate, or a batch size that the devices cannot share.
+    UserError: nothing to evaluate.
   """
-  if batch_size % jax.local_device_count():
-    raise UserError(f'batch size {batch_size}: expected a multiple of the {jax.local_device_count()} devices of a host')
   host, hosts = jax.process_index(), jax.process_count()
   batches = evaluation_batches(source, tokenizer, **_input(model_config), batch_size=batch_size, limit=limit,
                                shard=(host, hosts))

@@ -18,7 +18,7 @@ from ditsam_jax.evaluation.oracles import ORACLES
 _COLUMNS = {'mIoU': 'mIoU', 'oIoU': 'oIoU', 'P@0.50': None, 'P@0.60': None, 'P@0.70': None, 'P@0.80': None, 'P@0.90': None}
 _GENERALISED_COLUMNS = {'gIoU': 'mIoU', 'cIoU': 'oIoU', 'N-acc': None, 'T-acc': None,
                         'Pr@0.70': None, 'Pr@0.80': None, 'Pr@0.90': None}
-_WITHOUT_RESIZING = 'release = standard protocol (no image was resized)'
+_SAME_MASKS = 'release = standard protocol (the masks are the same)'
 
 
 class Sample(NamedTuple):
@@ -138,7 +138,7 @@ class Results:
 
   def _titles(self) -> Iterator[tuple[str, str]]:
     if self.protocols_agree:
-      yield self.protocols[0], _WITHOUT_RESIZING
+      yield self.protocols[0], _SAME_MASKS
     else:
       yield from ((protocol, f'{protocol} protocol') for protocol in self.protocols)
 

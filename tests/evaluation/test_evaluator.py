@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ditsam_jax.command_line import UserError
 from ditsam_jax.data import datasets
 from ditsam_jax.data.augmentation import Letterbox
 from ditsam_jax.data.pipeline import EvaluationSample
@@ -212,9 +211,3 @@ def test_a_sheet_shows_the_very_samples_asked_for(split, tokenizer):
     assert picture.expression == sample.expression and picture.iou == 1
     assert picture.truth.sum() == sample.target_pixels and (picture.truth == picture.prediction).all()
   assert len(pictures) == 3
-
-
-def test_batches_that_the_devices_cannot_share_are_refused(split, tokenizer, monkeypatch):
-  monkeypatch.setattr('jax.local_device_count', lambda: 4)
-  with pytest.raises(UserError, match='batch size 6.*4 devices'):
-    evaluate_split(perfect, split, tokenizer, small_config(), batch_size=6, progress=False)
