@@ -68,7 +68,8 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   mesh = Mesh(np.asarray(jax.devices()), ('data',))
   replicated, by_batch = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec('data'))
   if config.data.batch_size % mesh.size:
-    raise UserError(f'config.data.batch_size is {config.data.batch_size}; expected a multiple of the {mesh.size} devices')
+    raise UserError(f'config.data.batch_size is {config.data.batch_size}; expected a multiple of the {mesh.size} '
+                    f'devices')
 
   # --------------------------------------------------------------------------------------------------------- data
   model_config = training_config.model_config(config)

@@ -15,7 +15,8 @@ from ditsam_jax.evaluation.oracles import ORACLES
 
 # Columns of the tables; an interval belongs to the figure on its left, and gIoU and cIoU are mIoU and oIoU of samples
 # that may have no target.
-_COLUMNS = {'mIoU': 'mIoU', 'oIoU': 'oIoU', 'P@0.50': None, 'P@0.60': None, 'P@0.70': None, 'P@0.80': None, 'P@0.90': None}
+_COLUMNS = {'mIoU': 'mIoU', 'oIoU': 'oIoU',
+            'P@0.50': None, 'P@0.60': None, 'P@0.70': None, 'P@0.80': None, 'P@0.90': None}
 _GENERALISED_COLUMNS = {'gIoU': 'mIoU', 'cIoU': 'oIoU', 'N-acc': None, 'T-acc': None,
                         'Pr@0.70': None, 'Pr@0.80': None, 'Pr@0.90': None}
 _SAME_MASKS = 'release = standard protocol (the masks are the same)'

@@ -9,7 +9,8 @@ from ditsam_jax.evaluation.breakdowns import BREAKDOWNS
 
 def label(name, expression='dog', target_pixels=10, image_pixels=100):
   breakdown, = (one for one in BREAKDOWNS if one.name == name)
-  found = breakdown.label(SimpleNamespace(expression=expression, target_pixels=target_pixels, image_pixels=image_pixels))
+  sample = SimpleNamespace(expression=expression, target_pixels=target_pixels, image_pixels=image_pixels)
+  found = breakdown.label(sample)
   assert found in breakdown.labels
   return found
 
@@ -27,7 +28,8 @@ def test_target_size_is_a_share_of_the_image(pixels, expected):
 
 
 @pytest.mark.parametrize('expression, expected', [
-  ('man on the LEFT', 'yes'), ('guy, right.', 'yes'), ('the second shape from the left', 'yes'), ('top-left cup', 'yes'),
+  ('man on the LEFT', 'yes'), ('guy, right.', 'yes'), ('the second shape from the left', 'yes'),
+  ('top-left cup', 'yes'),
   ('bright umbrella', 'no'), ('person in a topcoat', 'no'), ('', 'no')])
 def test_position_words_are_whole_words(expression, expected):
   assert label('position words', expression) == expected

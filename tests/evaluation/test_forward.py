@@ -38,7 +38,8 @@ def test_the_forward_has_no_dropout_and_is_compiled_once_for_all_weights(monkeyp
 def rows_of(config, image_of_row, seed=0, images=None):
   """A batch whose row i asks for something in image `image_of_row[i]`."""
   rng = np.random.default_rng(seed)
-  images = rng.normal(0, 1, (10, config.image_size, config.image_size, 3)).astype(np.float32) if images is None else images
+  if images is None:
+    images = rng.normal(0, 1, (10, config.image_size, config.image_size, 3)).astype(np.float32)
   ids = rng.integers(5, 20, (len(image_of_row), config.max_text_tokens)).astype(np.int32)
   return {'image': images[image_of_row], 'image_index': np.array(image_of_row, np.int32), 'token_ids': ids,
           'token_mask': np.ones_like(ids)}
