@@ -18,7 +18,7 @@ from ditsam_jax import saved_model
 from ditsam_jax.data import datasets
 from ditsam_jax.data.pipeline import evaluation_batches
 from ditsam_jax.data.tokenization import Tokenizer
-from ditsam_jax.evaluation.evaluator import forward_of
+from ditsam_jax.evaluation.forward import forward_of
 from ditsam_jax.evaluation.protocols import logit
 from ditsam_jax.models.weights import cast
 

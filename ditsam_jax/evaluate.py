@@ -1,8 +1,11 @@
-"""Scores a model on a split, by the release's protocol and the standard one.
+"""Scores a model on one or more splits, by the release's protocol and the standard one.
 
   python -m ditsam_jax.evaluate --checkpoint=shapes --split=test
+  python -m ditsam_jax.evaluate --checkpoint=runs/ldit --dataset=refcoco --splits=val,testA,testB
 
-Prints a table and writes metrics.json, samples.csv (the IoU of every sample) and predictions.png.
+Prints tables and writes metrics.json, samples.csv (every sample's IoU and pixel counts) and predictions.png; with
+--save-pictures=N also ranked.png, the N worst, median and best samples. Several hosts share the work where
+--coordinator, --hosts and --host are given to each; the figures are the same.
 """
 
 import argparse
@@ -11,74 +14,135 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from ditsam_jax import command_line, saved_model
 from ditsam_jax.command_line import UserError
-from ditsam_jax.data import datasets
+from ditsam_jax.data import datasets, shapes
 from ditsam_jax.data.referring import ReferringSource
 from ditsam_jax.data.tokenization import Tokenizer
-from ditsam_jax.evaluation.evaluator import Results, evaluate_split, forward_of
-from ditsam_jax.evaluation.pictures import Gallery
+from ditsam_jax.evaluation.evaluator import evaluate_split, pictures_of
+from ditsam_jax.evaluation.forward import Forward, forward_of
+from ditsam_jax.evaluation.pictures import Gallery, prediction_panel, worst_median_best
+from ditsam_jax.evaluation.protocols import PROTOCOLS
+from ditsam_jax.evaluation.results import Results
 from ditsam_jax.image_files import write_png
+from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.training.logging import write_json, write_text
+
+_MOST_PICTURES = 100  # of each of the three sections: more would make a sheet that few programs open
 
 
 def main(arguments: list[str] | None = None) -> int:
   """Runs the command."""
   options = _parse(arguments)
+  if options.coordinator:
+    jax.distributed.initialize(options.coordinator, options.hosts, options.host)
   vocabulary = saved_model.vocabulary_file(options.checkpoint)
   trained_on = saved_model.data_config(options.checkpoint)
   dataset = options.dataset or trained_on.get('dataset', datasets.SHAPES)
-  source = _open(dataset, options, trained_on)
-  output = _output_folder(options)
+  sources = _open(dataset, options, trained_on)
+  output = _Output(options)
   model = saved_model.load(options.checkpoint)
-  config = model.config
-  tokenizer = Tokenizer(vocabulary, config.max_text_tokens)
-  gallery = Gallery(config.pixel_mean, config.pixel_std)
-  started = time.time()
-  results = evaluate_split(forward_of(model), source, tokenizer, config, batch_size=options.batch_size,
-                           limit=options.limit, gallery=gallery)
-  about = {'checkpoint': options.checkpoint, 'dataset': dataset, 'split': options.split,
-           'seconds': round(time.time() - started, 1)}
-  print(results.table())
-  _write(output, results, gallery, about)
+  tokenizer = Tokenizer(vocabulary, model.config.max_text_tokens)
+  forward = forward_of(model)
+  for split, source in sources.items():
+    _evaluate(forward, source, tokenizer, model.config, options, output,
+              {'checkpoint': options.checkpoint, 'dataset': dataset, 'split': split})
+  output.say_what_was_written()
   return 0
 
 
-def _open(dataset: str, options: argparse.Namespace, trained_on: dict[str, Any]) -> ReferringSource:
+def _evaluate(forward: Forward, source: ReferringSource, tokenizer: Tokenizer, config: DitSamConfig,
+              options: argparse.Namespace, output: '_Output', about: dict[str, Any]) -> None:
+  """Scores a split and writes what is found; the first host alone writes."""
+  started = time.time()
+  gallery = Gallery(config.pixel_mean, config.pixel_std)
+  results = evaluate_split(
+    forward, source, tokenizer, config, batch_size=options.batch_size, limit=options.limit,
+    protocols=PROTOCOLS if options.protocol == 'both' else [options.protocol],
+    generalised=about['dataset'] == 'grefcoco', gallery=gallery)
+  about['seconds'] = round(time.time() - started, 1)
+  if jax.process_index():
+    return
+  heading = '{checkpoint} on {dataset} {split}'.format(**about)
+  print(heading, results.table(), results.breakdown_table(), sep='\n\n', end='\n\n', flush=True)
+  output.write(about['split'], results, about)
+  headline = f'{heading}: mIoU {results.miou:.1f} %'
+  output.write_picture(about['split'], 'predictions', gallery.panel(headline))
+  if options.save_pictures:
+    titles = worst_median_best(results.iou(), options.save_pictures)
+    chosen = [[results.samples[place].position for place in places] for _, places in titles]
+    pictures = pictures_of(forward, source, tokenizer, config, results, sum(chosen, []), batch_size=options.batch_size)
+    sections = [(title, [pictures[position] for position in part]) for (title, _), part in zip(titles, chosen)]
+    output.write_picture(about['split'], 'ranked', prediction_panel(sections, heading=headline))
+
+
+def _open(dataset: str, options: argparse.Namespace, trained_on: dict[str, Any]) -> dict[str, ReferringSource]:
+  """All splits, before any work: a wrong name at the end of the list should not wait for hours."""
+  if dataset == datasets.SHAPES and (unknown := [split for split in options.splits if split not in shapes.SPLITS]):
+    raise UserError(f'split {", ".join(map(repr, unknown))} is unknown; {dataset} has {", ".join(shapes.SPLITS)}')
   # A model of shapes is scored on scenes like those it was trained on.
   scenes = trained_on.get('scenes') if dataset == trained_on.get('dataset') else None
-  return datasets.open_split(dataset, options.data_dir, options.split, scenes=scenes)
+  return {split: datasets.open_split(dataset, options.data_dir, split, scenes=scenes) for split in options.splits}
 
 
-def _write(folder: Path, results: Results, gallery: Gallery, about: dict[str, Any]) -> None:
-  heading = '{checkpoint} on {dataset} {split}'.format(**about)
-  files = {name: folder / name for name in ('metrics.json', 'samples.csv', 'predictions.png')}
-  try:
-    write_json(files['metrics.json'], about | results.to_json())
-    write_text(files['samples.csv'], results.to_csv())
-  except OSError as error:
-    raise UserError(f'results cannot be written to {str(folder)!r} ({error.strerror or error}); '
-                    'choose another --output') from error
-  write_png(files['predictions.png'], gallery.panel(f'{heading}: mIoU {results.miou:.1f} %'))
-  print('written:', ', '.join(map(str, files.values())))
+class _Output:
+  """The folder of results; of several splits it holds files of each, and one metrics.json."""
+
+  def __init__(self, options: argparse.Namespace):
+    """Made before the evaluation, which may take hours. Raises UserError where nothing can be written."""
+    self._several = len(options.splits) > 1
+    self._folder = _folder(options)
+    self._figures: dict[str, Any] = {}
+    self._written: dict[Path, None] = {}
+    if jax.process_index():
+      return
+    try:
+      self._folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+      raise UserError(f'output folder {str(self._folder)!r} cannot be made ({error.strerror or error}); '
+                      'choose another --output') from error
+    if not os.access(self._folder, os.W_OK):
+      raise UserError(f'output folder {str(self._folder)!r} cannot be written to; choose another --output')
+
+  def write(self, split: str, results: Results, about: dict[str, Any]) -> None:
+    """Figures and samples of a split, beside those of the splits before."""
+    self._figures[split] = about | results.to_json()
+    figures = self._figures[split]
+    if self._several:
+      figures = {**{name: about[name] for name in ('checkpoint', 'dataset')}, 'splits': self._figures}
+    try:
+      write_json(self._file('metrics.json'), figures)
+      write_text(self._file(self._named(split, 'samples', 'csv')), results.to_csv())
+    except OSError as error:
+      raise UserError(f'results cannot be written to {str(self._folder)!r} ({error.strerror or error}); '
+                      'choose another --output') from error
+
+  def write_picture(self, split: str, name: str, picture) -> None:
+    """A picture of a split."""
+    write_png(self._file(self._named(split, name, 'png')), picture)
+
+  def say_what_was_written(self) -> None:
+    """One line, on the first host."""
+    if self._written:
+      print('written:', ', '.join(map(str, self._written)))
+
+  def _file(self, name: str) -> Path:
+    self._written[self._folder / name] = None
+    return self._folder / name
+
+  def _named(self, split: str, name: str, ending: str) -> str:
+    return f'{name}-{split}.{ending}' if self._several else f'{name}.{ending}'
 
 
-def _output_folder(options: argparse.Namespace) -> Path:
-  """Made before the evaluation, which may take hours. Raises UserError where nothing can be written."""
+def _folder(options: argparse.Namespace) -> Path:
   if options.output:
-    folder = Path(options.output)
-  elif saved_model.resolve(options.checkpoint).parent == saved_model.SHIPPED:
-    folder = Path('runs') / f'evaluation-{options.checkpoint}-{options.split}'
-  else:
-    folder = Path(options.checkpoint).expanduser() / f'evaluation-{options.split}'
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise UserError(f'output folder {str(folder)!r} cannot be made ({error.strerror or error}); '
-                    'choose another --output') from error
-  if not os.access(folder, os.W_OK):
-    raise UserError(f'output folder {str(folder)!r} cannot be written to; choose another --output')
-  return folder
+    return Path(options.output)
+  splits = '-'.join(options.splits)
+  if saved_model.resolve(options.checkpoint).parent == saved_model.SHIPPED:
+    return Path('runs') / f'evaluation-{options.checkpoint}-{splits}'
+  return Path(options.checkpoint).expanduser() / f'evaluation-{splits}'
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -89,20 +153,37 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
                       help="a training run's workdir, a model's folder, or 'shapes', which comes along")
   parser.add_argument(
     '--dataset', help=f'{", ".join(datasets.NAMES)} (default: what the model was trained on)')
-  parser.add_argument('--split', default='test', help='train, val, test, ... (default: %(default)s)')
+  parser.add_argument('--splits', '--split', default='test', metavar='A,B',
+                      help='train, val, test, testA, ..., separated by commas (default: %(default)s)')
+  parser.add_argument('--protocol', default='both', choices=(*PROTOCOLS, 'both'),
+                      help="from logits to masks at an image's size: as the release does, as most papers do "
+                           '(default: %(default)s)')
   parser.add_argument('--data-dir', default='data', metavar='DIR',
                       help='where prepared data sets live; shapes are made there (default: %(default)s)')
   parser.add_argument('--batch-size', type=int, default=64, metavar='N',
-                      help='samples at once (default: %(default)s)')
+                      help='samples at once, on each host (default: %(default)s)')
   parser.add_argument('--limit', type=int, metavar='N', help='so many samples, evenly spread, instead of all')
+  parser.add_argument('--save-pictures', type=int, default=0, metavar='N',
+                      help='a sheet of the N worst, N median and N best samples (default: none)')
   parser.add_argument('--output', metavar='DIR',
-                      help="default: evaluation-SPLIT in the checkpoint's folder, runs/evaluation-NAME-SPLIT "
+                      help="default: evaluation-SPLITS in the checkpoint's folder, runs/evaluation-NAME-SPLITS "
                            'for a model that comes along')
+  parser.add_argument('--coordinator', metavar='HOST:PORT', help='of the first of several hosts that share the work')
+  parser.add_argument('--hosts', type=int, metavar='N', help='how many hosts there are')
+  parser.add_argument('--host', type=int, metavar='I', help='which of them this is, from 0')
   options = parser.parse_args(arguments)
-  for name in ('batch_size', 'limit'):
+  options.splits = list(dict.fromkeys(filter(None, map(str.strip, options.splits.split(',')))))
+  if not options.splits:
+    raise UserError('--splits names none; expected some, such as --splits=val,test')
+  for name, least, most in (('batch_size', 1, None), ('limit', 1, None), ('save_pictures', 0, _MOST_PICTURES)):
     value = getattr(options, name)
-    if value is not None and value < 1:
-      raise UserError(f'--{name.replace("_", "-")}={value}: expected a whole number from 1')
+    if value is not None and (value < least or most is not None and value > most):
+      raise UserError(f'--{name.replace("_", "-")}={value}: expected a whole number from {least}'
+                      f'{f" to {most}" if most is not None else ""}')
+  several = options.coordinator, options.hosts, options.host
+  if any(value is not None for value in several) and (None in several or not 0 <= options.host < options.hosts):
+    raise UserError(f'--coordinator={options.coordinator} --hosts={options.hosts} --host={options.host}: expected all '
+                    'three or none, and --host from 0 to below --hosts')
   return options
 
 

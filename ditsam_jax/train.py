@@ -26,8 +26,10 @@ from ditsam_jax.data.augmentation import AugmentationConfig
 from ditsam_jax.data.pipeline import prompt_batches, train_batches
 from ditsam_jax.data.referring import ReferringSource
 from ditsam_jax.data.tokenization import Tokenizer
-from ditsam_jax.evaluation.evaluator import Results, evaluate_split
+from ditsam_jax.evaluation.evaluator import evaluate_split
+from ditsam_jax.evaluation.forward import forward_of
 from ditsam_jax.evaluation.pictures import Gallery
+from ditsam_jax.evaluation.results import Results
 from ditsam_jax.image_files import write_png
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
@@ -65,9 +67,9 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   # --------------------------------------------------------------------------------------------------------- mesh
   mesh = Mesh(np.asarray(jax.devices()), ('data',))
   replicated, by_batch = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec('data'))
-  for field, size in (('data.batch_size', config.data.batch_size), ('eval_batch_size', config.eval_batch_size)):
-    if size % mesh.size:
-      raise UserError(f'config.{field} is {size}; expected a multiple of the {mesh.size} devices')
+  if config.data.batch_size % mesh.size:
+    raise UserError(f'config.data.batch_size is {config.data.batch_size}; expected a multiple of the {mesh.size} '
+                    f'devices')
 
   # --------------------------------------------------------------------------------------------------------- data
   model_config = training_config.model_config(config)
@@ -92,7 +94,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     _say(f'weights from {config.init_from!r}; fresh: {_parts(fresh) or "none"}')
 
   # --------------------------------------------------------------------------------------------------------- loop
-  evaluation = _Evaluation(config, model_config, structure, tokenizer, by_batch) if config.task == 'text' else None
+  evaluation = _Evaluation(config, model_config, structure, tokenizer) if config.task == 'text' else None
   with Checkpoints(workdir, config.keep_checkpoints) as checkpoints, StopSignal() as stop:
     if checkpoints.latest_step is not None:
       state = checkpoints.restore(state, iterator)
@@ -161,11 +163,8 @@ class StopSignal:
 class _Evaluation:
   """Scores a train state's averaged weights; compiled once."""
 
-  def __init__(self, config: ConfigDict, model_config: DitSamConfig, structure: Structure, tokenizer: Tokenizer,
-               by_batch: NamedSharding):
-    self._config, self._model_config, self._tokenizer, self._by_batch = config, model_config, tokenizer, by_batch
-    self._forward = jax.jit(lambda state, batch: averaged_model(structure, state)(
-        batch['image'], batch['token_ids'], batch['token_mask']).logits)
+  def __init__(self, config: ConfigDict, model_config: DitSamConfig, structure: Structure, tokenizer: Tokenizer):
+    self._config, self._model_config, self._structure, self._tokenizer = config, model_config, structure, tokenizer
     self._sources: dict[str, ReferringSource] = {}
 
   def __call__(self, state: TrainState, split: str, limit: int | None) -> tuple[Results, Gallery]:
@@ -173,12 +172,10 @@ class _Evaluation:
     if split not in self._sources:
       self._sources[split] = _open(config, split)
     gallery = Gallery(self._model_config.pixel_mean, self._model_config.pixel_std)
-
-    def forward(batch):
-      placed = {name: jax.device_put(batch[name], self._by_batch) for name in ('image', 'token_ids', 'token_mask')}
-      return self._forward(state, placed)
-    results = evaluate_split(forward, self._sources[split], self._tokenizer, self._model_config,
-                             batch_size=config.eval_batch_size, limit=limit, gallery=gallery, progress=limit is None)
+    results = evaluate_split(
+        forward_of(averaged_model(self._structure, state)), self._sources[split], self._tokenizer, self._model_config,
+        batch_size=config.eval_batch_size, limit=limit,
+        generalised=config.data.dataset == 'grefcoco', gallery=gallery, progress=limit is None)
     return results, gallery
 
 

@@ -64,6 +64,23 @@ def test_limit_output_and_split(run, data_dir, tmp_path):
   assert figures['samples'] == 5 and figures['split'] == 'val'
 
 
+def test_several_splits_share_one_folder_and_one_file_of_figures(run, data_dir, capsys):
+  assert evaluated(run, data_dir, '--limit=4', '--splits=val,test,val', '--protocol=standard', '--save-pictures=1') == 0
+  output = run / 'evaluation-val-test'
+  each = ('predictions-{}.png', 'ranked-{}.png', 'samples-{}.csv')
+  assert sorted(os.listdir(output)) == sorted(
+    ['metrics.json', *(name.format(split) for name in each for split in ('val', 'test'))])
+  figures = json.loads((output / 'metrics.json').read_text())
+  assert list(figures['splits']) == ['val', 'test'] and figures['dataset'] == 'shapes'
+  for split, found in figures['splits'].items():
+    assert found['split'] == split and found['samples'] == 4
+    assert 'mIoU' in found['standard'] and 'release' not in found
+    assert found['breakdowns']['target size']
+  printed = capsys.readouterr().out
+  assert 'standard protocol' in printed and 'release' not in printed.partition('written')[0]
+  assert 'words: 3-5' in printed
+
+
 def test_a_shipped_models_results_go_to_runs(run, data_dir, tmp_path, monkeypatch):
   shutil.copytree(run / 'model', tmp_path / 'shipped' / 'little')
   monkeypatch.setattr(saved_model, 'SHIPPED', tmp_path / 'shipped')
@@ -74,6 +91,12 @@ def test_a_shipped_models_results_go_to_runs(run, data_dir, tmp_path, monkeypatc
 
 @pytest.mark.parametrize('arguments, told', [
   (['--split=tset'], ['tset', 'train', 'val', 'test']),
+  (['--splits=val,tset,vla'], ["'tset', 'vla'", 'train', 'val', 'test']),
+  (['--splits=,'], ['--splits', 'val,test']),
+  (['--save-pictures=-1'], ['--save-pictures=-1', '0 to 100']),
+  (['--save-pictures=101'], ['--save-pictures=101', '0 to 100']),
+  (['--hosts=2'], ['--coordinator', '--host']),
+  (['--coordinator=here:1', '--hosts=2', '--host=2'], ['--host=2', 'below --hosts']),
   (['--dataset=coco'], ['coco', 'shapes', 'refcoco']),
   (['--dataset=refcoco'], ['refcoco', 'shapes']),
   (['--limit=0'], ['--limit=0', 'from 1']),

@@ -9,7 +9,8 @@ from ditsam_jax import saved_model
 from ditsam_jax.data.datasets import open_split, scenes_config
 from ditsam_jax.data.shapes.builder import described_scene
 from ditsam_jax.data.tokenization import Tokenizer
-from ditsam_jax.evaluation.evaluator import evaluate_split, forward_of
+from ditsam_jax.evaluation.evaluator import evaluate_split
+from ditsam_jax.evaluation.forward import forward_of
 from ditsam_jax.export import main as export
 from ditsam_jax.segmenter import Segmenter
 

@@ -4,7 +4,8 @@ import collections
 import concurrent.futures
 import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -68,6 +69,7 @@ class EvaluationSample:
   kind: str
   mask: np.ndarray                   # the ground truth, bool [h, w], at the image's own size
   letterbox: Letterbox               # where the image lies in the square
+  position: int = 0                  # among all (object, expression) of the split
 
   @property
   def original_size(self) -> tuple[int, int]:
@@ -77,15 +79,17 @@ class EvaluationSample:
 
 def evaluation_batches(
     source: ReferringSource, tokenizer: Tokenizer, *, image_size: int, pixel_mean: Triple, pixel_std: Triple,
-    batch_size: int, limit: int | None = None, threads: int = 2, shard: tuple[int, int] = (0, 1),
+    batch_size: int, limit: int | None = None, positions: Sequence[int] | None = None, threads: int = 2,
+    shard: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[Batch, list[EvaluationSample]]]:
   """Every (object, expression) once, in a fixed order: pairs of a batch and what is known of its rows.
 
   Batches are as in `train_batches`, with nothing random, and 'valid' bool [B]: the last one is filled up
-  with repeats that are not valid. `limit` takes that many, evenly spread. Every host of `shard` gets equally
-  many batches. UserError when there is nothing to evaluate.
+  with repeats that are not valid; and 'image_index' int32 [B], equal where rows share an image, which is
+  decoded and letterboxed once for all of them. `limit` takes that many, evenly spread, `positions` those very
+  ones. Every host of `shard` gets equally many batches. UserError when there is nothing to evaluate.
   """
-  visits = _group_by_image(source, _evaluation_rows(source, limit, batch_size, shard))
+  visits = _group_by_image(source, _evaluation_rows(source, limit, positions, batch_size, shard))
   prepare = _EvaluationTransform(source, tokenizer, image_size, pixel_mean, pixel_std)
   rows = []
   for prepared in _map_ahead(prepare, visits, threads):
@@ -174,28 +178,36 @@ def _stack(rows: list[Batch]) -> Batch:
   return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-_Row = tuple[int, int, bool]  # object of the source, one of its expressions, whether it counts
+class _Row(NamedTuple):
+  position: int  # among all (object, expression) of the split
+  index: int     # the object, in the source
+  which: int     # of its expressions
+  counts: bool
 
 
 def _evaluation_rows(
-    source: ReferringSource, limit: int | None, batch_size: int, shard: tuple[int, int],
+    source: ReferringSource, limit: int | None, positions: Sequence[int] | None, batch_size: int,
+    shard: tuple[int, int],
 ) -> list[_Row]:
   """This host's rows in order, a whole number of batches, the same number on every host."""
   pairs = [(index, which) for index, number in enumerate(source.expression_counts) for which in range(number)]
-  if limit is not None and limit < len(pairs):
+  pairs = [(position, *pair) for position, pair in enumerate(pairs)]
+  if positions is not None:
+    pairs = [pairs[position] for position in positions]
+  elif limit is not None and limit < len(pairs):
     pairs = [pairs[step * len(pairs) // limit] for step in range(limit)]
   if not pairs:
     raise UserError(f'split {source.split!r} of {source.directory} leaves no expression to evaluate '
                     f'(limit {limit}); expected at least one')
   host, hosts = shard
   per_host = -(-len(pairs) // (hosts * batch_size)) * batch_size
-  positions = range(host * per_host, (host + 1) * per_host)
-  return [(*pairs[min(position, len(pairs) - 1)], position < len(pairs)) for position in positions]
+  places = range(host * per_host, (host + 1) * per_host)
+  return [_Row(*pairs[min(place, len(pairs) - 1)], place < len(pairs)) for place in places]
 
 
 def _group_by_image(source: ReferringSource, rows: list[_Row]) -> list[tuple[int, list[_Row]]]:
   """Runs of rows that share an image, which is then decoded once."""
-  return [(image, list(run)) for image, run in itertools.groupby(rows, lambda row: source.place(row[0])[0])]
+  return [(image, list(run)) for image, run in itertools.groupby(rows, lambda row: source.place(row.index)[0])]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,8 +223,10 @@ class _EvaluationTransform:
     record = self.source.image(image)
     square, box = augment.letterbox(record.image(), self.image_size, self.mean, self.std)
     prepared = []
-    for index, run in itertools.groupby(rows, lambda row: row[0]):
+    for index, run in itertools.groupby(rows, lambda row: row.index):
       prepared += self._object(record, square, box, self.source.place(index)[1], list(run))
+    for row, _ in prepared:
+      row['image_index'] = np.int32(image)
     return prepared
 
   def _object(
@@ -220,14 +234,14 @@ class _EvaluationTransform:
   ) -> list[tuple[Batch, EvaluationSample]]:
     mask, expressions, kinds = record.mask(index), record.expressions(index), record.kinds(index)
     target, _ = augment.centre(augment.resize_mask(mask, self.image_size), self.image_size)
-    ids, token_mask = self.tokenizer([expressions[which] for _, which, _ in rows])
+    ids, token_mask = self.tokenizer([expressions[row.which] for row in rows])
     prepared = []
-    for (_, which, valid), row_ids, row_mask in zip(rows, ids, token_mask):
-      row = {'image': square, 'mask': target, 'token_ids': row_ids, 'token_mask': row_mask,
-             'valid': np.bool_(valid)}
+    for row, row_ids, row_mask in zip(rows, ids, token_mask):
+      arrays = {'image': square, 'mask': target, 'token_ids': row_ids, 'token_mask': row_mask,
+                'valid': np.bool_(row.counts)}
       info = EvaluationSample(record.image_id, record.object_ids[index], index, record.categories,
-                              expressions[which], kinds[which], mask, box)
-      prepared.append((row, info))
+                              expressions[row.which], kinds[row.which], mask, box, row.position)
+      prepared.append((arrays, info))
     return prepared
 
 

@@ -1,195 +1,117 @@
-"""Scores a model on a split: every (object, expression), both protocols, per kind of expression."""
+"""Scores a model on a split: every (object, expression), by both protocols."""
 
-import csv
-import dataclasses
-import functools
-import io
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 import tqdm
-from flax import nnx
 
 from ditsam_jax.data.pipeline import Batch, EvaluationSample, evaluation_batches
 from ditsam_jax.data.referring import ReferringSource
 from ditsam_jax.data.tokenization import Tokenizer
-from ditsam_jax.evaluation.metrics import mask_iou, rates
-from ditsam_jax.evaluation.oracles import ORACLES, chances
-from ditsam_jax.evaluation.pictures import Gallery
+from ditsam_jax.evaluation.forward import Forward
+from ditsam_jax.evaluation.hosts import gathered
+from ditsam_jax.evaluation.metrics import mask_iou
+from ditsam_jax.evaluation.oracles import chances
+from ditsam_jax.evaluation.pictures import Gallery, Shown, shown
 from ditsam_jax.evaluation.protocols import PROTOCOLS, fills_square, logit
+from ditsam_jax.evaluation.results import Results, Sample, Score
 from ditsam_jax.models.config import DitSamConfig
-from ditsam_jax.models.ditsam import DitSam
 
-Forward = Callable[[Batch], jax.Array]
-
-_TABLE_METRICS = ('mIoU', 'oIoU', 'P@0.50', 'P@0.60', 'P@0.70', 'P@0.80', 'P@0.90')
-
-
-class SampleScore(NamedTuple):
-  """One (object, expression) and its IoU (0 to 1) by either protocol."""
-  image_id: int
-  object_id: int
-  kind: str
-  expression: str
-  iou_release: float
-  iou_standard: float
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Results:
-  """Pixel counts of every sample, and what follows from them.
-
-  Attributes:
-    samples: in the order of the split.
-    overlaps: intersection and union by protocol, int64 [N, 2].
-    chances: expected IoU of each of oracles.ORACLES, float64 [N, 2]; None for data sets other than shapes.
-  """
-  samples: list[SampleScore]
-  overlaps: dict[str, np.ndarray]
-  chances: np.ndarray | None
-
-  @property
-  def miou(self) -> float:
-    """mIoU in percent, release protocol."""
-    return self.metrics()['mIoU']
-
-  @property
-  def kinds(self) -> list[str]:
-    """The kinds of expression, sorted; none for data sets without."""
-    return sorted({sample.kind for sample in self.samples} - {''})
-
-  @property
-  def protocols_agree(self) -> bool:
-    """Whether both protocols saw the same masks, as they do where no image was resized."""
-    return np.array_equal(*self.overlaps.values())
-
-  def metrics(self, protocol: str = 'release', kind: str | None = None) -> dict[str, float]:
-    """mIoU, oIoU, P@0.50 .. P@0.95 in percent, of all samples or of one kind of expression."""
-    return rates(*self.overlaps[protocol][self._of(kind)].T)
-
-  def chance(self, kind: str | None = None) -> dict[str, float]:
-    """mIoU in percent expected of guessing with perfect masks, by oracle; empty where unknown."""
-    if self.chances is None:
-      return {}
-    return dict(zip(ORACLES, (100 * self.chances[self._of(kind)].mean(0)).tolist()))
-
-  def to_json(self) -> dict[str, Any]:
-    """Plain containers: samples, release, standard, chance, and the same under each of kinds."""
-    return {**self._figures(None), 'kinds': {kind: self._figures(kind) for kind in self.kinds}}
-
-  def to_csv(self) -> str:
-    """`samples` as CSV with a header."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(SampleScore._fields)
-    writer.writerows((*sample[:-2], *(f'{iou:.6f}' for iou in sample[-2:])) for sample in self.samples)
-    return text.getvalue()
-
-  def table(self) -> str:
-    """The main figures in aligned columns, for people; one block where both protocols agree."""
-    if self.protocols_agree:
-      return self._block('release', 'release = standard protocol (no image was resized)')
-    return '\n\n'.join(self._block(protocol, f'{protocol} protocol') for protocol in PROTOCOLS)
-
-  def _of(self, kind: str | None) -> np.ndarray:
-    return np.array([kind is None or sample.kind == kind for sample in self.samples], bool)
-
-  def _figures(self, kind: str | None) -> dict[str, Any]:
-    figures = {'samples': int(self._of(kind).sum())}
-    figures |= {protocol: self.metrics(protocol, kind) for protocol in PROTOCOLS}
-    return figures | ({'chance': self.chance(kind)} if self.chances is not None else {})
-
-  def _block(self, protocol: str, title: str) -> str:
-    oracles = ORACLES if self.chances is not None else ()
-    rows = [['', 'samples', *_TABLE_METRICS, *oracles]]
-    for kind in (None, *self.kinds):
-      figures = [*map(self.metrics(protocol, kind).get, _TABLE_METRICS), *self.chance(kind).values()]
-      rows.append([kind or 'all', f'{self._of(kind).sum():,}', *(f'{figure:.2f}' for figure in figures)])
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ['  '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
-    guessing = '; the last two: mIoU of guessing with perfect masks' if oracles else ''
-    return '\n'.join([f'{title}, percent{guessing}', *lines])
-
-
-def forward_of(model: DitSam) -> Forward:
-  """The model as a jitted function of a batch: logits f32 [B, S, S]; always in evaluation mode.
-
-  Models of the same structure share what is compiled, so weights may change between evaluations.
-  """
-  graph, state = nnx.split(model)
-  state = jax.device_put(state)
-  return lambda batch: _logits(graph, state, batch['image'], batch['token_ids'], batch['token_mask'])
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _logits(graph, state, images: jax.Array, token_ids: jax.Array, token_mask: jax.Array) -> jax.Array:
-  model = nnx.merge(graph, state)
-  model.eval()
-  return model(images, token_ids, token_mask).logits
+_Batches = Iterable[tuple[Batch, list[EvaluationSample]]]
 
 
 def evaluate_split(
     forward: Forward, source: ReferringSource, tokenizer: Tokenizer, model_config: DitSamConfig, *,
-    batch_size: int = 64, limit: int | None = None, gallery: Gallery | None = None, progress: bool = True,
+    batch_size: int = 64, limit: int | None = None, protocols: Sequence[str] = tuple(PROTOCOLS),
+    generalised: bool = False, gallery: Gallery | None = None, progress: bool = True,
 ) -> Results:
-  """Scores `forward` on every (object, expression) of a split.
+  """Scores `forward` on every (object, expression) of a split; hosts share the work, and all get all results.
 
   Args:
     forward: a batch to logits [B, S, S], see `forward_of`.
     source: the split.
     tokenizer: the model's.
     model_config: the model's; its size, normalisation and mask threshold are used.
-    batch_size: samples the model gets at once.
+    batch_size: samples the model gets at once, on each host.
     limit: so many samples, evenly spread, instead of all.
-    gallery: is offered every sample.
-    progress: a bar on stderr.
+    protocols: some of PROTOCOLS.
+    generalised: gRefCOCO's metrics even where every expression has a target.
+    gallery: is offered every sample of this host.
+    progress: a bar on stderr, on the first host.
 
   Raises:
     UserError: nothing to evaluate.
   """
-  batches = evaluation_batches(
-      source, tokenizer, image_size=model_config.image_size, pixel_mean=model_config.pixel_mean,
-      pixel_std=model_config.pixel_std, batch_size=batch_size, limit=limit)
+  host, hosts = jax.process_index(), jax.process_count()
+  batches = evaluation_batches(source, tokenizer, **_input(model_config), batch_size=batch_size, limit=limit,
+                               shard=(host, hosts))
   total = int(sum(source.expression_counts))
-  with tqdm.tqdm(total=total if limit is None else min(limit, total), desc=f'evaluating {source.split}',
-                 unit=' samples', disable=not progress, leave=False, mininterval=0.5) as bar:
-    return evaluate(
-        forward, batches, threshold=model_config.mask_threshold, gallery=gallery, advance=bar.update)
+  total = -(-(total if limit is None else min(limit, total)) // hosts)
+  with tqdm.tqdm(total=total, desc=f'evaluating {source.split}', unit=' samples', disable=not progress or host > 0,
+                 leave=False, mininterval=0.5) as bar:
+    scores = list(_scores(forward, batches, model_config.mask_threshold, protocols, gallery, bar.update))
+  return Results.of(gathered(scores), protocols, generalised=generalised)
 
 
 def evaluate(
-    forward: Forward, batches: Iterable[tuple[Batch, list[EvaluationSample]]], *, threshold: float,
+    forward: Forward, batches: _Batches, *, threshold: float, protocols: Sequence[str] = tuple(PROTOCOLS),
     gallery: Gallery | None = None, advance: Callable[[int], Any] = lambda count: None,
 ) -> Results:
   """Scores `forward` on pairs of a batch and what is known of its rows, as from `evaluation_batches`.
 
   `threshold`: on the sigmoid. `advance` is called with the number of samples done since the last call.
   """
-  samples, overlaps, chance_rows = [], [], []
+  return Results.of(_scores(forward, batches, threshold, protocols, gallery, advance), protocols)
+
+
+def pictures_of(
+    forward: Forward, source: ReferringSource, tokenizer: Tokenizer, model_config: DitSamConfig, results: Results,
+    positions: Sequence[int], *, batch_size: int = 64,
+) -> dict[int, Shown]:
+  """Some samples of `results` to be shown, by their position in the split; the model sees them once more.
+
+  Which ones are worth showing is known at the end only, when their images are gone.
+  """
+  ious = dict(zip((sample.position for sample in results.samples), results.iou()))
+  batches = evaluation_batches(source, tokenizer, **_input(model_config), batch_size=batch_size,
+                               positions=sorted(set(positions)))
+  pictures = {}
+  for batch, infos, logits in _computed_ahead(forward, batches):
+    for row in np.flatnonzero(batch['valid']):
+      info, prediction = infos[row], logits[row] > logit(model_config.mask_threshold)
+      pictures[info.position] = shown(batch['image'][row], info, prediction, batch['mask'][row], ious[info.position],
+                                      model_config.pixel_mean, model_config.pixel_std)
+  return pictures
+
+
+def _input(config: DitSamConfig) -> dict[str, Any]:
+  return {'image_size': config.image_size, 'pixel_mean': config.pixel_mean, 'pixel_std': config.pixel_std}
+
+
+def _scores(
+    forward: Forward, batches: _Batches, threshold: float, protocols: Sequence[str], gallery: Gallery | None,
+    advance: Callable[[int], Any],
+) -> Iterator[Score]:
   for batch, infos, logits in _computed_ahead(forward, batches):
     valid = np.flatnonzero(batch['valid'])
     predictions = logits > logit(threshold)
-    counts = _overlaps(logits, predictions, batch['mask'], infos, threshold)[valid]
-    ious = mask_iou(counts[..., 0], counts[..., 1]).tolist()
-    for row, both in zip(valid, ious):
+    overlaps = _overlaps(logits, predictions, batch['mask'], infos, threshold, protocols)
+    ious = mask_iou(overlaps[:, 0, 0], overlaps[:, 0, 1])
+    for row in valid:
       info = infos[row]
-      samples.append(SampleScore(info.image_id, info.object_id, info.kind, info.expression, *both))
+      sample = Sample(info.position, info.image_id, info.object_id, info.kind, info.expression,
+                      int(np.count_nonzero(info.mask)), info.mask.size)
       # Only the sentences of shapes have a kind, and only their colours an oracle can read.
-      if info.kind:
-        chance_rows.append(chances(info.expression, info.image_categories, info.object_index))
+      guessed = chances(info.expression, info.image_categories, info.object_index) if info.kind else None
+      yield Score(sample, overlaps[row].tolist(), guessed)
       if gallery:
-        gallery.offer(batch['image'][row], info, predictions[row], batch['mask'][row], both[0])
-    overlaps.append(counts)
+        gallery.offer(batch['image'][row], info, predictions[row], batch['mask'][row], float(ious[row]))
     advance(len(valid))
-  by_protocol = dict(zip(PROTOCOLS, np.moveaxis(np.concatenate(overlaps), 1, 0)))
-  return Results(samples, by_protocol, np.array(chance_rows) if len(chance_rows) == len(samples) else None)
 
 
-def _computed_ahead(
-    forward: Forward, batches: Iterable[tuple[Batch, list[EvaluationSample]]],
-) -> Iterator[tuple[Batch, list[EvaluationSample], np.ndarray]]:
+def _computed_ahead(forward: Forward, batches: _Batches) -> Iterator[tuple[Batch, list[EvaluationSample], np.ndarray]]:
   """Batches with their logits; the device works on one while the caller scores the one before."""
   waiting = None
   for batch, infos in batches:
@@ -203,16 +125,15 @@ def _computed_ahead(
 
 def _overlaps(
     logits: np.ndarray, predictions: np.ndarray, targets: np.ndarray, infos: list[EvaluationSample],
-    threshold: float,
+    threshold: float, protocols: Sequence[str],
 ) -> np.ndarray:
   """Intersection and union in pixels, int64 [B, protocols, 2], of logits and bool or 0/1 masks [B, S, S]."""
   size = logits.shape[-1]
   on_square = _counts(predictions, targets.astype(bool))
-  overlaps = np.repeat(on_square[:, None], len(PROTOCOLS), axis=1)
+  overlaps = np.repeat(on_square[:, None], len(protocols), axis=1)
   for row, info in enumerate(infos):
     if not fills_square(info.letterbox, info.original_size, size):
-      masks = [mask_of(logits[row], info.letterbox, info.original_size, threshold)
-               for mask_of in PROTOCOLS.values()]
+      masks = [PROTOCOLS[name](logits[row], info.letterbox, info.original_size, threshold) for name in protocols]
       overlaps[row] = _counts(np.stack(masks), info.mask[None])
   return overlaps
 

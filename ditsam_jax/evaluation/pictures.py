@@ -72,7 +72,7 @@ class Gallery:
   def offer(self, image: np.ndarray, info, prediction: np.ndarray, truth: np.ndarray, iou: float) -> None:
     """Shows one sample: normalised image f32 [S, S, 3], masks [S, S], `info` of the pipeline."""
     def make() -> Shown:
-      return self._shown(image, info, prediction, truth, iou)
+      return shown(image, info, prediction, truth, iou, self._mean, self._std)
     self._draw(self._draws, info.kind).offer(make)
     if iou <= FAILURE_IOU:
       self._draw(self._failures, info.kind).offer(make)
@@ -98,16 +98,32 @@ class Gallery:
   def _draw(self, draws: dict[str, _Draw], kind: str) -> _Draw:
     return draws.setdefault(kind, _Draw(_ROWS * self._columns, self._seed))
 
-  def _shown(
-    self, image: np.ndarray, info, prediction: np.ndarray, truth: np.ndarray, iou: float
-  ) -> Shown:
-    window = info.letterbox.window
-    pixels = np.clip((np.asarray(image[window], np.float32) * self._std + self._mean) * 255 + 0.5, 0, 255)
-    # Copies: views would keep whole batches alive.
-    return Shown(
-      pixels.astype(np.uint8), info.expression, info.kind,
-      np.array(prediction[window], bool), np.array(truth[window], bool), float(iou),
-    )
+
+def shown(
+  image: np.ndarray, info, prediction: np.ndarray, truth: np.ndarray, iou: float, mean: Sequence[float],
+  std: Sequence[float],
+) -> Shown:
+  """A sample cut out of the model's square; arguments as of `Gallery.offer`, `mean` and `std` of the normalisation."""
+  window = info.letterbox.window
+  mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
+  pixels = np.clip((np.asarray(image[window], np.float32) * std + mean) * 255 + 0.5, 0, 255)
+  # Copies: views would keep whole batches alive.
+  return Shown(
+    pixels.astype(np.uint8), info.expression, info.kind,
+    np.array(prediction[window], bool), np.array(truth[window], bool), float(iou),
+  )
+
+
+def worst_median_best(ious: np.ndarray, count: int) -> list[tuple[str, list[int]]]:
+  """Titles, and places in `ious` (0 to 1, [N]) of the `count` worst, median and best samples, each from the worst on.
+
+  Samples of equal IoU are in a random order that is always the same: the first of a split are few images' only.
+  """
+  order = np.lexsort((np.random.default_rng(0).permutation(len(ious)), ious))
+  count = min(count, len(order))
+  middle = (len(order) - count) // 2
+  parts = (('Worst', order[:count]), ('Median', order[middle:middle + count]), ('Best', order[len(order) - count:]))
+  return [(f'{name} {count} of {len(order):,} samples', part.tolist()) for name, part in parts]
 
 
 def _in_turn(draws: list[_Draw]) -> list[Shown]:
@@ -207,14 +223,14 @@ def _card(sample: Shown) -> Image.Image:
     draw.text((_PADDING, y), line, _INK, font)
     y += _TEXT_SIZE + 6
   y = size[1] - _PADDING - _TILE - _SMALL_SIZE - 10
-  empty = '' if sample.prediction.any() else ' (empty)'
+  found, true = ('' if mask.any() else ' (empty)' for mask in (sample.prediction, sample.truth))
   pixels, prediction, truth = (
     _fitted(array) for array in (sample.image, sample.prediction, sample.truth)
   )
   tiles = (
     (pixels, sample.kind or 'image'),
-    (overlay(pixels, prediction, tint=_TINT), 'prediction' + empty),
-    (overlay(pixels, truth, colour=TRUTH_COLOUR, tint=_TINT), 'truth'),
+    (overlay(pixels, prediction, tint=_TINT), 'prediction' + found),
+    (overlay(pixels, truth, colour=TRUTH_COLOUR, tint=_TINT), 'truth' + true),
   )
   for index, (tile, caption) in enumerate(tiles):
     x = _PADDING + index * (_TILE + _GAP)

@@ -69,7 +69,7 @@ def _release(data_set: str) -> ConfigDict:
   config.log_every = 50  # steps
   config.eval_every = 781  # steps; 0 evaluates at the end only
   config.eval_samples = 2000  # expressions of the validation split at each of these
-  config.eval_batch_size = 64
+  config.eval_batch_size = 64  # on each host
   config.final_split = 'val'  # evaluated whole at the end
   config.checkpoint_every = 781  # steps
   config.keep_checkpoints = 2

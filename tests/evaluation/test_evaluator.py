@@ -1,4 +1,4 @@
-"""Scoring a split: the release's own numbers, groups, rows that do not count, any size, the forward."""
+"""Scoring a split: the release's own numbers, groups, rows that do not count, any size, one protocol, no target."""
 
 import csv
 import io
@@ -7,17 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from flax import nnx
 
 from ditsam_jax.data import datasets
 from ditsam_jax.data.augmentation import Letterbox
 from ditsam_jax.data.pipeline import EvaluationSample
 from ditsam_jax.data.tokenization import Tokenizer
-from ditsam_jax.evaluation.evaluator import evaluate, evaluate_split, forward_of
+from ditsam_jax.evaluation.evaluator import evaluate, evaluate_split, pictures_of
 from ditsam_jax.evaluation.pictures import Gallery
-from ditsam_jax.models.config import ImageEncoderConfig
-from ditsam_jax.models.ditsam import DitSam
-from tests.small_models import random_model, small_config
+from tests.small_models import small_config
 
 GOLDEN = Path(__file__).parents[1] / 'golden' / 'metrics.npz'
 OBJECTS = ('red box', 'red star', 'blue star', 'blue box')
@@ -66,7 +63,7 @@ def test_the_releases_own_numbers():
   halves = [batch_of(logits[part], infos[part]) for part in (slice(0, 10), slice(10, None))]
   results = evaluate(first_channel, halves, threshold=0.35)
   np.testing.assert_array_equal(results.overlaps['release'].T, [golden['intersection'], golden['union']])
-  assert [sample.iou_release for sample in results.samples] == pytest.approx(golden['iou'], abs=1e-9)
+  assert results.iou('release').tolist() == pytest.approx(golden['iou'], abs=1e-9)
   figures = results.metrics()
   for name in set(figures) - {'mIoU'}:
     assert figures[name] == pytest.approx(float(golden[name]), abs=1e-9)
@@ -110,7 +107,7 @@ def test_rows_that_only_fill_a_batch_up_do_not_count():
   batches = [batch_of(logits, infos), batch_of(logits, infos, [False, True, False])]
   done, gallery = [], Gallery((0, 0, 0), (1, 1, 1))
   results = evaluate(first_channel, batches, threshold=0.5, gallery=gallery, advance=done.append)
-  assert [sample.iou_release for sample in results.samples] == pytest.approx([0.5, 0.2, 0.2, 0.2])
+  assert results.iou('release').tolist() == pytest.approx([0.5, 0.2, 0.2, 0.2])
   assert done == [3, 1]
   assert len(gallery.sections()[0][1]) == 4
 
@@ -134,6 +131,33 @@ def test_samples_of_any_size_share_a_batch():
   assert together.table().count('protocol') == 2
 
 
+def test_one_protocol_alone_is_the_same_as_beside_the_other():
+  rng = np.random.default_rng(2)
+  logits = rng.normal(0, 2, (2, 16, 16)).astype(np.float32)
+  infos = [info_of(rng.random((24, 24)) > 0.5, Letterbox(0, 0, 16, 16)) for _ in range(2)]
+  both = evaluate(first_channel, [batch_of(logits, infos)], threshold=0.35)
+  for protocol in both.protocols:
+    alone = evaluate(first_channel, [batch_of(logits, infos)], threshold=0.35, protocols=[protocol])
+    assert alone.protocols == [protocol] and not alone.protocols_agree
+    assert alone.metrics() == both.metrics(protocol) and alone.table().count('protocol') == 1
+    assert set(alone.to_json()) == {'samples', protocol, 'kinds', 'breakdowns'}
+
+
+def test_expressions_that_name_nothing_bring_grefcocos_metrics_along():
+  logits, infos = squares(['', '', ''], [10, 0, 3])
+  nothing = np.zeros((10, 10), bool)
+  infos[1:] = [info_of(nothing, infos[0].letterbox, expression=text) for text in ('no such thing', 'nor this')]
+  results = evaluate(first_channel, [batch_of(logits, infos)], threshold=0.5)
+  assert [sample.target_pixels for sample in results.samples] == [20, 0, 0]
+  assert all(sample.image_pixels == 100 for sample in results.samples)
+  figures = results.metrics()
+  assert figures['gIoU'] == pytest.approx(100 * (0.5 + 1 + 0) / 3)
+  assert figures['cIoU'] == pytest.approx(100 * 10 / (20 + 0 + 3))
+  assert figures['N-acc'] == 50 and figures['T-acc'] == 100 and figures['Pr@0.70'] == 0
+  assert 'gIoU' in results.table() and results.to_json()['breakdowns']['target size']['none']['samples'] == 2
+  assert 'gIoU' not in evaluate(first_channel, [batch_of(*squares([''], [5]))], threshold=0.5).metrics()
+
+
 def test_csv_holds_every_sample_whatever_its_sentence():
   logits, infos = squares(['', ''], [10, 0])
   infos[1] = info_of(infos[1].mask, infos[1].letterbox, expression='the "red" box,\nor so')
@@ -141,6 +165,7 @@ def test_csv_holds_every_sample_whatever_its_sentence():
   rows = list(csv.DictReader(io.StringIO(results.to_csv())))
   assert [row['expression'] for row in rows] == ['the red box', 'the "red" box,\nor so']
   assert [float(row['iou_release']) for row in rows] == [0.5, 0]
+  assert [(row['intersection_standard'], row['union_standard']) for row in rows] == [('10', '20'), ('0', '20')]
 
 
 @pytest.fixture(scope='module')
@@ -175,25 +200,14 @@ def test_half_the_resolution_costs_the_outline_only(split, tokenizer):
   assert 60 < results.metrics('release')['mIoU'] < results.metrics('standard')['mIoU'] < 99
 
 
-def batch_for(config, size=2):
-  rng = np.random.default_rng(3)
-  ids = rng.integers(5, 20, (size, config.max_text_tokens)).astype(np.int32)
-  image = rng.normal(0, 1, (size, config.image_size, config.image_size, 3)).astype(np.float32)
-  return {'image': image, 'token_ids': ids, 'token_mask': np.ones_like(ids)}
-
-
-def test_the_forward_has_no_dropout_and_is_compiled_once_for_all_weights(monkeypatch):
-  encoder = ImageEncoderConfig(width=24, depth=1, heads=2, global_blocks=(0,), pretrain_grid=4)
-  config = small_config(image_encoder=encoder, fusion_dropout=0.5)
-  batch = batch_for(config)
-  first, second = random_model(config, 0), random_model(config, 1)
-  first.train(), second.train()
-  traced, call = [], DitSam.__call__
-  monkeypatch.setattr(DitSam, '__call__', lambda *args, **kwargs: traced.append(1) or call(*args, **kwargs))
-  forward_of(first)(batch)
-  logits = forward_of(second)(batch)
-  assert len(traced) == 1
-  second.eval()
-  run = nnx.jit(lambda model, *inputs: model(*inputs).logits)  # as a whole: op by op it compiles for longer
-  expected = run(second, batch['image'], batch['token_ids'], batch['token_mask'])
-  np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+def test_a_sheet_shows_the_very_samples_asked_for(split, tokenizer):
+  config = small_config(image_size=64, max_text_tokens=12)
+  results = evaluate_split(perfect, split, tokenizer, config, batch_size=16, limit=30, progress=False)
+  chosen = [results.samples[place] for place in (29, 3, 17)]
+  pictures = pictures_of(perfect, split, tokenizer, config, results, [sample.position for sample in chosen],
+                         batch_size=16)
+  for sample in chosen:
+    picture = pictures[sample.position]
+    assert picture.expression == sample.expression and picture.iou == 1
+    assert picture.truth.sum() == sample.target_pixels and (picture.truth == picture.prediction).all()
+  assert len(pictures) == 3

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ditsam_jax.evaluation.metrics import mask_iou, rates
+from ditsam_jax.evaluation.metrics import generalised_rates, mask_iou, rates
 
 
 def test_an_empty_prediction_of_an_empty_truth_is_right():
@@ -26,3 +26,27 @@ def test_overall_iou_is_exact_for_counts_beyond_32_bits():
 
 def test_nothing_counted_gives_no_rates():
   assert rates(np.zeros(0, np.int64), np.zeros(0, np.int64)) == {}
+
+
+def test_grefcocos_metrics_by_hand():
+  # Four targets of 10 pixels: IoU 0.7; IoU 0.9; called nothing; missed, with 5 pixels elsewhere.
+  # Three without a target: called nothing twice, 8 pixels once.
+  intersection, union = np.array([7, 9, 0, 0, 0, 0, 0]), np.array([10, 10, 10, 15, 0, 0, 8])
+  figures = generalised_rates(intersection, union, np.array([10, 10, 10, 10, 0, 0, 0]))
+  assert figures == pytest.approx({
+    'gIoU': 100 * (0.7 + 0.9 + 0 + 0 + 1 + 1 + 0) / 7, 'cIoU': 100 * 16 / 53, 'N-acc': 200 / 3, 'T-acc': 75,
+    'Pr@0.70': 50, 'Pr@0.80': 25, 'Pr@0.90': 25})
+
+
+@pytest.mark.parametrize('tenths', [7, 8, 9])
+def test_an_iou_at_the_threshold_counts_in_grefcoco(tenths):
+  unions = np.arange(10, 100_000, 10)
+  at = generalised_rates(unions // 10 * tenths, unions, unions)
+  below = generalised_rates(unions // 10 * tenths - 1, unions, unions)
+  assert at[f'Pr@0.{tenths}0'] == 100 and below[f'Pr@0.{tenths}0'] == 0
+
+
+def test_a_metric_without_samples_is_left_out():
+  assert generalised_rates(*np.zeros((3, 0), int)) == {}
+  assert set(generalised_rates([1], [2], [2])) == {'gIoU', 'cIoU', 'T-acc', 'Pr@0.70', 'Pr@0.80', 'Pr@0.90'}
+  assert generalised_rates([0], [0], [0]) == {'gIoU': 100, 'cIoU': 100, 'N-acc': 100}

@@ -7,7 +7,8 @@ import pytest
 from PIL import ImageFont
 
 from ditsam_jax.data.augmentation import Letterbox, normalise
-from ditsam_jax.evaluation.pictures import PREDICTION_COLOUR, Gallery, Shown, overlay, prediction_panel, wrap
+from ditsam_jax.evaluation.pictures import (PREDICTION_COLOUR, Gallery, Shown, overlay, prediction_panel,
+                                            worst_median_best, wrap)
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -129,3 +130,18 @@ def test_wrapped_text_fits_and_keeps_its_words():
   cut = wrap(text, font, 300, 2)
   assert len(cut) == 2 and cut[1].endswith('…') and all(font.getlength(line) <= 300 for line in cut)
   assert font.getlength(wrap('unbreakable' * 9, font, 100, 2)[0]) <= 100
+
+
+def test_worst_median_and_best_are_what_they_say():
+  ious = np.random.default_rng(0).permutation(100) / 100
+  (_, worst), (_, median), (title, best) = worst_median_best(ious, 4)
+  assert ious[worst].tolist() == [0, 0.01, 0.02, 0.03]
+  assert ious[median].tolist() == [0.48, 0.49, 0.5, 0.51]
+  assert ious[best].tolist() == [0.96, 0.97, 0.98, 0.99] and title == 'Best 4 of 100 samples'
+  assert [len(places) for _, places in worst_median_best(ious[:2], 5)] == [2, 2, 2]
+
+
+def test_samples_of_equal_iou_are_spread_over_the_split_and_always_the_same():
+  ious = np.zeros(1000)
+  (_, worst), *_ = worst_median_best(ious, 10)
+  assert max(worst) > 500 and worst == worst_median_best(ious, 10)[0][1]

@@ -1,0 +1,189 @@
+"""What an evaluation found: pixel counts of every sample, and the figures, tables and files that follow from them."""
+
+import csv
+import dataclasses
+import io
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ditsam_jax.evaluation.bootstrap import intervals
+from ditsam_jax.evaluation.breakdowns import BREAKDOWNS
+from ditsam_jax.evaluation.metrics import generalised_rates, mask_iou, rates
+from ditsam_jax.evaluation.oracles import ORACLES
+
+# Columns of the tables; an interval belongs to the figure on its left, and gIoU and cIoU are mIoU and oIoU of samples
+# that may have no target.
+_COLUMNS = {'mIoU': 'mIoU', 'oIoU': 'oIoU',
+            'P@0.50': None, 'P@0.60': None, 'P@0.70': None, 'P@0.80': None, 'P@0.90': None}
+_GENERALISED_COLUMNS = {'gIoU': 'mIoU', 'cIoU': 'oIoU', 'N-acc': None, 'T-acc': None,
+                        'Pr@0.70': None, 'Pr@0.80': None, 'Pr@0.90': None}
+_SAME_MASKS = 'release = standard protocol (the masks are the same)'
+
+
+class Sample(NamedTuple):
+  """One (object, expression); pixels are those of the image's own size."""
+  position: int  # in the split
+  image_id: int
+  object_id: int
+  kind: str
+  expression: str
+  target_pixels: int  # 0: the expression names nothing
+  image_pixels: int
+
+
+class Score(NamedTuple):
+  """What is found of one sample; plain values, as hosts exchange it."""
+  sample: Sample
+  overlaps: list[list[int]]  # intersection and union by protocol
+  chances: tuple[float, float] | None  # of oracles.ORACLES; None for data sets other than shapes
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Results:
+  """Pixel counts of every sample, and what follows from them.
+
+  Attributes:
+    samples: in the order of the split.
+    overlaps: intersection and union by protocol, int64 [N, 2].
+    chances: expected IoU of each of oracles.ORACLES, float64 [N, 2]; None for data sets other than shapes.
+    generalised: expressions may name nothing, so gRefCOCO's metrics are told as well.
+  """
+  samples: list[Sample]
+  overlaps: dict[str, np.ndarray]
+  chances: np.ndarray | None
+  generalised: bool = False
+
+  @classmethod
+  def of(cls, scores: Iterable[Score], protocols: Iterable[str], *, generalised: bool = False) -> 'Results':
+    """Results of scores in any order. Sorted before anything is summed, they give the same bits in every order."""
+    scores = sorted(scores, key=lambda score: score[0][0])
+    samples = [Sample(*sample) for sample, _, _ in scores]
+    counts = np.array([overlaps for _, overlaps, _ in scores], np.int64).reshape(len(scores), -1, 2)
+    chances = [chance for _, _, chance in scores]
+    return cls(samples, dict(zip(protocols, np.moveaxis(counts, 1, 0))),
+               None if None in chances else np.array(chances),
+               generalised or any(not sample.target_pixels for sample in samples))
+
+  @property
+  def protocols(self) -> list[str]:
+    """Names of the protocols, the one of the headline first."""
+    return list(self.overlaps)
+
+  @property
+  def miou(self) -> float:
+    """mIoU in percent by the first protocol."""
+    return self.metrics()['mIoU']
+
+  @property
+  def kinds(self) -> list[str]:
+    """The kinds of expression, sorted; none for data sets without."""
+    return sorted({sample.kind for sample in self.samples} - {''})
+
+  @property
+  def protocols_agree(self) -> bool:
+    """Whether both protocols saw the same masks, as they do where no image was resized."""
+    first, *others = self.overlaps.values()
+    return bool(others) and all(np.array_equal(first, other) for other in others)
+
+  def iou(self, protocol: str | None = None) -> np.ndarray:
+    """IoU (0 to 1) of every sample, float64 [N]."""
+    return mask_iou(*self.overlaps[protocol or self.protocols[0]].T)
+
+  def metrics(self, protocol: str | None = None, kind: str | None = None) -> dict[str, float]:
+    """mIoU, oIoU, P@0.50 .. P@0.95 (and gRefCOCO's metrics) in percent, of all samples or of one kind of expression."""
+    return self._metrics(protocol or self.protocols[0], self._of(kind))
+
+  def chance(self, kind: str | None = None) -> dict[str, float]:
+    """mIoU in percent expected of guessing with perfect masks, by oracle; empty where unknown."""
+    return self._chance(self._of(kind))
+
+  def breakdowns(self) -> dict[str, dict[str, np.ndarray]]:
+    """Of each of BREAKDOWNS, the groups that have samples: bool [N] by label."""
+    groups = {}
+    for breakdown in BREAKDOWNS:
+      labels = np.array([breakdown.label(sample) for sample in self.samples])
+      groups[breakdown.name] = {label: rows for label in breakdown.labels if (rows := labels == label).any()}
+    return groups
+
+  def to_json(self) -> dict[str, Any]:
+    """Plain containers: samples, a block a protocol, chance, and the same of every kind and group of breakdowns."""
+    return {
+      **self._figures(self._of(None)),
+      'kinds': {kind: self._figures(self._of(kind)) for kind in self.kinds},
+      'breakdowns': {name: {label: self._figures(rows) for label, rows in groups.items()}
+                     for name, groups in self.breakdowns().items()}}
+
+  def to_csv(self) -> str:
+    """A line a sample, with a header: `samples`, then IoU, intersection and union by each protocol."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator='\n')
+    writer.writerow([*Sample._fields, *(f'{name}_{protocol}' for protocol in self.overlaps
+                                        for name in ('iou', 'intersection', 'union'))])
+    columns = []
+    for protocol, overlaps in self.overlaps.items():
+      columns += [[f'{iou:.6f}' for iou in self.iou(protocol)], *overlaps.T.tolist()]
+    writer.writerows((*sample, *row) for sample, *row in zip(self.samples, *columns))
+    return text.getvalue()
+
+  def table(self) -> str:
+    """The main figures, all and by kind, in aligned columns, for people; one block where both protocols agree."""
+    rows = {'all': self._of(None), **{kind: self._of(kind) for kind in self.kinds}}
+    return '\n\n'.join(self._block(protocol, title, rows) for protocol, title in self._titles())
+
+  def breakdown_table(self) -> str:
+    """The same of the groups of every breakdown."""
+    rows = {f'{name}: {label}': rows for name, groups in self.breakdowns().items() for label, rows in groups.items()}
+    return '\n\n'.join(self._block(protocol, title, rows) for protocol, title in self._titles())
+
+  def _titles(self) -> Iterator[tuple[str, str]]:
+    if self.protocols_agree:
+      yield self.protocols[0], _SAME_MASKS
+    else:
+      yield from ((protocol, f'{protocol} protocol') for protocol in self.protocols)
+
+  def _of(self, kind: str | None) -> np.ndarray:
+    return np.array([kind is None or sample.kind == kind for sample in self.samples], bool)
+
+  def _metrics(self, protocol: str, rows: np.ndarray) -> dict[str, float]:
+    overlaps = self.overlaps[protocol][rows].T
+    if not self.generalised:
+      return rates(*overlaps)
+    targets = np.array([sample.target_pixels for sample in self.samples], np.int64)[rows]
+    return rates(*overlaps) | generalised_rates(*overlaps, targets)
+
+  def _intervals(self, protocol: str, rows: np.ndarray) -> dict[str, tuple[float, float]]:
+    images = np.array([sample.image_id for sample in self.samples])[rows]
+    return intervals(images, self.overlaps[protocol][rows])
+
+  def _chance(self, rows: np.ndarray) -> dict[str, float]:
+    return {} if self.chances is None else dict(zip(ORACLES, (100 * self.chances[rows].mean(0)).tolist()))
+
+  def _figures(self, rows: np.ndarray) -> dict[str, Any]:
+    figures = {'samples': int(rows.sum())}
+    for protocol in self.protocols:
+      ranges = {name: list(ends) for name, ends in self._intervals(protocol, rows).items()}
+      figures[protocol] = {**self._metrics(protocol, rows), 'intervals': ranges}
+    return figures | ({'chance': self._chance(rows)} if self.chances is not None else {})
+
+  def _block(self, protocol: str, title: str, groups: dict[str, np.ndarray]) -> str:
+    columns = _GENERALISED_COLUMNS if self.generalised else _COLUMNS
+    oracles = ORACLES if self.chances is not None else ()
+    header = [cell for name, interval in columns.items() for cell in (name, *(['95 %'] if interval else []))]
+    lines = [['', 'samples', *header, *oracles]]
+    for label, rows in groups.items():
+      figures, ranges = self._metrics(protocol, rows), self._intervals(protocol, rows)
+      cells = [label, f'{rows.sum():,}']
+      for name, interval in columns.items():
+        cells.append(f'{figures[name]:.2f}' if name in figures else '-')
+        if interval:
+          cells.append('[{:.2f}, {:.2f}]'.format(*ranges[interval]))
+      lines.append(cells + [f'{chance:.2f}' for chance in self._chance(rows).values()])
+    guessing = '; the last two: mIoU of guessing with perfect masks' if oracles else ''
+    return '\n'.join([f'{title}, percent{guessing}', *_aligned(lines)])
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+  widths = [max(map(len, column)) for column in zip(*rows)]
+  return ['  '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]

@@ -1,0 +1,99 @@
+"""The model as a function of a batch: no dropout, compiled once, images shared where the sentence leaves them alone."""
+
+import numpy as np
+import pytest
+from flax import nnx
+
+from ditsam_jax.evaluation import forward as forward_module
+from ditsam_jax.evaluation.forward import forward_of
+from ditsam_jax.models.config import ImageEncoderConfig
+from ditsam_jax.models.ditsam import DitSam
+from tests.small_models import random_model, small_config
+
+
+def batch_for(config, size=2):
+  rng = np.random.default_rng(3)
+  ids = rng.integers(5, 20, (size, config.max_text_tokens)).astype(np.int32)
+  image = rng.normal(0, 1, (size, config.image_size, config.image_size, 3)).astype(np.float32)
+  return {'image': image, 'token_ids': ids, 'token_mask': np.ones_like(ids)}
+
+
+def test_the_forward_has_no_dropout_and_is_compiled_once_for_all_weights(monkeypatch):
+  encoder = ImageEncoderConfig(width=24, depth=1, heads=2, global_blocks=(0,), pretrain_grid=4)
+  config = small_config(image_encoder=encoder, fusion_dropout=0.5)
+  batch = batch_for(config)
+  first, second = random_model(config, 0), random_model(config, 1)
+  first.train(), second.train()
+  traced, call = [], DitSam.__call__
+  monkeypatch.setattr(DitSam, '__call__', lambda *args, **kwargs: traced.append(1) or call(*args, **kwargs))
+  forward_of(first)(batch)
+  logits = forward_of(second)(batch)
+  assert len(traced) == 1
+  second.eval()
+  run = nnx.jit(lambda model, *inputs: model(*inputs).logits)  # as a whole: op by op it compiles for longer
+  expected = run(second, batch['image'], batch['token_ids'], batch['token_mask'])
+  np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def rows_of(config, image_of_row, seed=0, images=None):
+  """A batch whose row i asks for something in image `image_of_row[i]`."""
+  rng = np.random.default_rng(seed)
+  if images is None:
+    images = rng.normal(0, 1, (10, config.image_size, config.image_size, 3)).astype(np.float32)
+  ids = rng.integers(5, 20, (len(image_of_row), config.max_text_tokens)).astype(np.int32)
+  return {'image': images[image_of_row], 'image_index': np.array(image_of_row, np.int32), 'token_ids': ids,
+          'token_mask': np.ones_like(ids)}
+
+
+@pytest.fixture(scope='module')
+def baseline():
+  """The text baseline with random weights, and its forward that shares nothing."""
+  encoder = ImageEncoderConfig(width=24, depth=1, heads=2, global_blocks=(0,), pretrain_grid=4)
+  model = random_model(small_config(fusion='none', image_encoder=encoder))
+  return model, forward_of(model, share_images=False)
+
+
+def test_rows_that_share_an_image_give_the_same_as_alone(baseline):
+  model, alone = baseline
+  shared = forward_of(model)
+  # All of one image; more than are encoded at once; an image that goes on from the batch before; none new at all.
+  for seed, rows in enumerate(([0] * 6, [1, 2, 3, 4, 5, 6], [6, 6, 7, 7, 7, 8], [8] * 6)):
+    batch = rows_of(model.config, rows, seed, images=rows_of(model.config, range(10))['image'])
+    np.testing.assert_allclose(shared(batch), alone(batch), rtol=1e-5, atol=1e-5)
+
+
+def test_the_same_number_is_another_image_in_another_split(baseline):
+  model, alone = baseline
+  shared = forward_of(model)
+  for seed in range(2):
+    batch = rows_of(model.config, [0] * 6, seed)
+    np.testing.assert_allclose(shared(batch), alone(batch), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('share_images', [True, False])
+def test_the_batch_size_changes_no_bit(baseline, share_images):
+  model, _ = baseline
+  forward = forward_of(model, share_images=share_images)
+  batch = rows_of(model.config, np.repeat(range(10), 2))
+  expected = forward(batch)
+  for size in (1, 5, 8, 17):
+    parts = [{name: array[start:start + size] for name, array in batch.items()} for start in range(0, 20, size)]
+    np.testing.assert_array_equal(np.concatenate([forward(part) for part in parts]), expected)
+
+
+def test_each_image_is_encoded_once_in_a_pass(baseline, monkeypatch):
+  model, _ = baseline
+  encoded, call = [], forward_module._encoded
+  monkeypatch.setattr(forward_module, '_encoded', lambda *inputs: encoded.append(inputs[3]) or call(*inputs))
+  shared = forward_of(model)
+  images = rows_of(model.config, range(10))['image']
+  for rows in ([0, 0, 0, 1, 1, 2], [2, 2, 2, 2, 3, 3], [3] * 6):
+    shared(rows_of(model.config, rows, images=images))
+  distinct = [len(np.unique(np.asarray(pixels).reshape(len(pixels), -1), axis=0)) for pixels in encoded]
+  assert distinct == [3, 1]
+
+
+def test_a_fusion_that_reads_the_sentence_in_the_encoder_shares_nothing():
+  model = random_model(small_config())
+  same = forward_of(model)(batch_for(model.config) | {'image_index': np.zeros(2, np.int32)})
+  np.testing.assert_array_equal(same, forward_of(model, share_images=False)(batch_for(model.config)))

@@ -1,0 +1,80 @@
+"""Two hosts find what one finds, bit for bit."""
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ditsam_jax import saved_model
+from ditsam_jax.data import datasets
+from ditsam_jax.evaluate import main
+from ditsam_jax.evaluation.hosts import gathered
+from ditsam_jax.models.config import ImageEncoderConfig
+from tests.small_models import random_model, small_config
+
+ROOT = Path(__file__).parents[2]
+# Images that are resized, so that the protocols differ.
+SCENES = {'image_size': 80, 'train': 1, 'val': 2, 'test': 5}
+
+
+def test_one_host_keeps_its_rows():
+  rows = [[1, 'a'], [2, None]]
+  assert gathered(rows) is rows
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+  """A folder with a model and the data it is scored on."""
+  folder = tmp_path_factory.mktemp('hosts')
+  # With this threshold, masks of random weights are half of the image.
+  encoder = ImageEncoderConfig(width=24, depth=1, heads=2, global_blocks=(0,), pretrain_grid=4)
+  config = small_config(fusion='none', image_encoder=encoder, max_text_tokens=8, mask_threshold=0.523)
+  text_encoder = dataclasses.replace(config.text_encoder, vocab_size=128)
+  decoder = dataclasses.replace(config.mask_decoder, depth=1)  # compiles in half the time
+  config = dataclasses.replace(config, mask_decoder=decoder, text_encoder=text_encoder)
+  saved_model.save(folder / 'model', random_model(config), vocabulary=datasets.vocabulary('shapes'),
+                   data={'dataset': 'shapes', 'scenes': SCENES})
+  datasets.open_split('shapes', folder / 'data', 'val', scenes=SCENES)  # once, not by each host
+  return folder
+
+
+def arguments(place, output, *more):
+  return [f'--checkpoint={place / "model"}', f'--data-dir={place / "data"}', '--splits=val,test', '--limit=75',
+          f'--output={output}', *more]
+
+
+def test_two_hosts_of_two_devices_write_what_one_of_one_writes(place, tmp_path):
+  with socket.socket() as free:
+    free.bind(('127.0.0.1', 0))
+    port = free.getsockname()[1]
+  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT),
+                 'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
+  hosts = [subprocess.Popen(
+    [sys.executable, '-m', 'ditsam_jax.evaluate',
+     *arguments(place, tmp_path / f'host{host}', '--batch-size=8', '--save-pictures=2',
+                f'--coordinator=127.0.0.1:{port}', '--hosts=2', f'--host={host}')],
+    cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for host in range(2)]
+  try:
+    alone = tmp_path / 'alone'
+    main(arguments(place, alone, '--batch-size=5'))
+    (told, _), (silent, _) = told_by = [host.communicate(timeout=300) for host in hosts]
+  finally:
+    for host in hosts:
+      host.kill()
+  assert [host.returncode for host in hosts] == [0, 0], told_by
+  assert 'mIoU' in told and 'mIoU' not in silent and not (tmp_path / 'host1').exists()
+  for split in ('val', 'test'):
+    file = f'samples-{split}.csv'
+    assert (tmp_path / 'host0' / file).read_text() == (alone / file).read_text()
+    assert (tmp_path / 'host0' / f'ranked-{split}.png').exists()
+  figures, expected = (json.loads((folder / 'metrics.json').read_text()) for folder in (tmp_path / 'host0', alone))
+  for found in (figures, expected):
+    for split in ('val', 'test'):
+      assert found['splits'][split].pop('seconds') >= 0
+  assert expected['splits']['val']['release']['mIoU'] != expected['splits']['val']['standard']['mIoU']
+  assert figures == expected and figures['splits']['test']['samples'] == 75
