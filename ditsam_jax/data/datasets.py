@@ -76,6 +76,7 @@ def _open_referring(dataset: str, data_dir: str | Path, split: str, in_memory: b
   if not (folder / 'dataset_info.json').exists():
     raise UserError(
         f'data set {name!r} ({split_by}) is not prepared in {str(data_dir)!r}; with the official refs and '
-        f"instances.json in ANNOTATIONS/{name}/ and COCO's train2014 images in IMAGES/ run: python -m ditsam_jax.prepare "
-        f'--dataset={name} --split-by={split_by} --annotations=ANNOTATIONS --images=IMAGES --data-dir={data_dir}')
+        f"instances.json in ANNOTATIONS/{name}/ and COCO's train2014 images in IMAGES/ run: "
+        f'python -m ditsam_jax.prepare --dataset={name} --split-by={split_by} --annotations=ANNOTATIONS '
+        f'--images=IMAGES --data-dir={data_dir}')
   return ReferringSource(folder, split, in_memory=in_memory)
