@@ -75,8 +75,8 @@ def test_long_runs_survive_compression():
     ({'size': [10, 12], 'counts': 'caf\xe9'}, problems.MALFORMED_MASK),
     ({'size': [12, 10], 'counts': [20, 100]}, problems.LARGE_MASK),
     ({'size': [20, 24], 'counts': [20, 460]}, problems.LARGE_MASK),
-    (polygons([1, 1, 13.5, 1, 5, 5]), problems.LARGE_MASK), (polygons([1, 1, 1e12, 1, 5, 5]), problems.LARGE_MASK),
-    (polygons([-3, 1, 6, 1, 5, 5]), problems.LARGE_MASK),
+    (polygons([1, 1, 17.5, 1, 5, 5]), problems.LARGE_MASK), (polygons([1, 1, 1e12, 1, 5, 5]), problems.LARGE_MASK),
+    (polygons([-6, 1, 6, 1, 5, 5]), problems.LARGE_MASK),
 ])
 def test_masks_that_cannot_be_drawn_say_why(segmentation, kind):
   with pytest.raises(MaskError) as error:

@@ -12,7 +12,7 @@ from pycocotools import mask as coco_mask
 from ditsam_jax.command_line import UserError
 from ditsam_jax.data.refcoco import problems
 
-_SLACK = 1.0  # pixels by which a polygon may leave its image: annotators drew along the border
+_SLACK = 5.0  # pixels by which a polygon may leave its image: some annotators overshoot the border, and are cut there
 
 
 class MaskError(ValueError):
