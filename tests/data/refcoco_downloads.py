@@ -16,7 +16,7 @@ CATEGORIES = {1: 'person', 18: 'dog', 62: 'chair'}
 
 @dataclasses.dataclass
 class Downloads:
-  """What lies in `root`: `annotations/NAME/refs(SPLIT_BY).p`, instances.json, `train2014/`; tests change and rewrite."""
+  """What lies in `root`: annotations/NAME/ with refs and instances.json, train2014/; tests change and rewrite it."""
   root: Path
   name: str = 'refcoco'
   split_by: str = 'unc'

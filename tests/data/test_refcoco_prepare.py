@@ -1,13 +1,5 @@
-"""From the official downloads to samples: every format, every fault, interruptions, and the command that does it."""
+"""From the official downloads to samples: every format, every fault, the counts, and the command that does it."""
 
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
-
-import cv2
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -16,12 +8,10 @@ from PIL import Image
 from ditsam_jax import prepare
 from ditsam_jax.command_line import UserError
 from ditsam_jax.data import datasets
-from ditsam_jax.data.refcoco import builder, catalogue, images, problems
+from ditsam_jax.data.refcoco import builder, catalogue, problems
 from ditsam_jax.data.refcoco.catalogue import Counts
 from ditsam_jax.data.referring import ReferringSource
 from tests.data.refcoco_downloads import make, rectangle
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -294,6 +284,15 @@ def test_bad_images_at_the_end_of_a_full_shard_are_not_overlooked(downloads, tmp
   assert source[15].mask.any()
 
 
+def test_a_bad_mask_among_good_ones_is_not_overlooked_where_the_shards_are_full(downloads, tmp_path, monkeypatch):
+  monkeypatch.setattr(builder, '_SHARD', 1)
+  downloads.annotations[-1]['segmentation'] = []
+  downloads.write()
+  with pytest.raises(UserError, match='1 problems'):
+    run_prepare(downloads, tmp_path / 'data')
+  assert nothing_written(tmp_path / 'data')
+
+
 def test_nothing_usable_is_never_a_data_set(downloads, tmp_path):
   with pytest.raises(UserError, match='not one image'):
     builder.prepare('refcoco', 'unc', downloads.folder, downloads.folder, tmp_path / 'data', skip_bad=True)
@@ -315,82 +314,3 @@ def test_a_data_folder_that_is_a_file_is_reported(downloads, tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UserError, match='data folder'):
     run_prepare(downloads, tmp_path / 'file')
-
-
-# ------------------------------------------------------------------------------------------------------ interruptions
-
-
-def slow_down(downloads):
-  """Adds images enough that a run takes a while: big ones."""
-  big = cv2.imencode('.jpg', np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), np.uint8))[1].tobytes()
-  for number in range(200):
-    image_id = 700000 + number
-    downloads.image_file(image_id).write_bytes(big)
-    downloads.images.append({'id': image_id, 'file_name': downloads.image_file(image_id).name, 'height': 1000,
-                             'width': 1000})
-    downloads.add_annotation(7000 + number, image_id, *rectangle(1000, 1000, 1, 1, 5, 5))
-    downloads.annotations[-1]['segmentation'] = [downloads.annotations[-1]['segmentation']]
-    downloads.add_ref(7000 + number, image_id, 7000 + number, 'train', ['it'])
-  return downloads.write()
-
-
-@pytest.mark.parametrize('number, status', [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_interrupted_leaves_no_data_set_and_no_process_and_the_next_run_makes_it(downloads, tmp_path, number, status):
-  slow_down(downloads)
-  data_dir = tmp_path / 'data'
-  process = subprocess.Popen(
-      [sys.executable, '-m', 'ditsam_jax.prepare', *downloads.arguments(data_dir, '--processes=2')],
-      env={**os.environ, 'PYTHONPATH': str(ROOT)}, stderr=subprocess.PIPE, text=True, start_new_session=True)
-  parts = data_dir / 'refcoco' / 'unc'
-  deadline = time.time() + 60
-  while not list(parts.glob('incomplete.*/*')) and time.time() < deadline and process.poll() is None:
-    time.sleep(0.01)
-  if number == signal.SIGINT:
-    os.killpg(process.pid, number)  # as a terminal does: to the workers too
-  else:
-    process.kill()
-  _, errors = process.communicate(timeout=60)  # returns when the workers are gone, which hold stderr too
-  assert process.returncode == status, errors
-  assert 'Traceback' not in errors
-  assert not (parts / '1.0.0').exists()
-  assert bool(list(parts.glob('incomplete.*'))) == (number == signal.SIGKILL)
-  with pytest.raises(UserError, match='not prepared'):
-    datasets.open_split('refcoco', data_dir, 'train')
-  del downloads.refs[20:]
-  done, _ = run_prepare(downloads.write(), data_dir)
-  assert [path.name for path in parts.iterdir()] == ['1.0.0'] and done.whole.objects == 20
-
-
-def test_two_at_once_do_not_disturb_each_other(downloads, tmp_path):
-  directory = catalogue.folder(tmp_path / 'data', 'refcoco', 'unc')
-  directory.parent.mkdir(parents=True)
-  (directory.parent / 'incomplete.ABCDEF_1.0.0').mkdir()
-  with builder._only_one(directory):
-    with pytest.raises(UserError, match='another process is preparing'):
-      run_prepare(downloads, tmp_path / 'data')
-  run_prepare(downloads, tmp_path / 'data')
-
-
-def test_a_folder_that_something_else_wrote_is_not_taken_for_it(downloads, tmp_path):
-  directory = catalogue.folder(tmp_path / 'data', 'refcoco', 'unc')
-  directory.mkdir(parents=True)
-  (directory / 'dataset_info.json').write_text('{}')
-  with pytest.raises(UserError, match='was not written by this command'):
-    run_prepare(downloads, tmp_path / 'data')
-
-
-def test_memory_holds_a_few_images_ahead_whatever_their_number(monkeypatch):
-  asked, given = [], []
-
-  class Pool:
-    def __init__(self, *_): pass
-    def shutdown(self, **_): pass
-    def submit(self, function, image):
-      asked.append(image)
-      return type('Future', (), {'result': lambda self: image})()
-
-  monkeypatch.setattr(images.concurrent.futures, 'ProcessPoolExecutor', Pool)
-  for image in images.encode_all(range(1000), 2):
-    given.append(image)
-    assert len(asked) - len(given) <= 2 * images._AHEAD
-  assert given == list(range(1000))

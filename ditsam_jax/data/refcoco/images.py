@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import io
 import itertools
@@ -57,8 +58,9 @@ def encode_all(images: Iterable[PlannedImage], processes: int) -> Iterator[Encod
   pool = concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context('spawn'), _be_a_worker)
   try:
     images = iter(images)
-    waiting = collections.deque(pool.submit(encode, image)
-                                for image in itertools.islice(images, _AHEAD * processes))
+    with _interrupts_held():
+      waiting = collections.deque(pool.submit(encode, image)
+                                  for image in itertools.islice(images, _AHEAD * processes))
     while waiting:
       done = waiting.popleft().result()
       waiting.extend(pool.submit(encode, image) for image in itertools.islice(images, 1))
@@ -67,9 +69,17 @@ def encode_all(images: Iterable[PlannedImage], processes: int) -> Iterator[Encod
     pool.shutdown(wait=False, cancel_futures=True)
 
 
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+  """Processes started meanwhile never see Ctrl-C, which goes to all of a terminal: the main one ends the others."""
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _be_a_worker() -> None:
-  # Ctrl-C goes to every process of a terminal; the main one ends the others.
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
   cv2.setNumThreads(1)
   # A main process that is killed cannot tell its workers, which would wait for work forever.
   threading.Thread(target=_end_with_parent, daemon=True).start()
