@@ -73,6 +73,9 @@ def _open_referring(dataset: str, data_dir: str | Path, split: str, in_memory: b
   if split not in splits:
     raise UserError(f'split {split!r} is unknown; {name} ({split_by}) has {", ".join(splits)}')
   folder = catalogue.folder(data_dir, name, split_by)
+  theirs = catalogue.tfds_ref_coco(data_dir, name, split_by)
+  if theirs and not folder.exists():
+    return ReferringSource(theirs, 'validation' if split == 'val' else split, in_memory=in_memory)
   if not (folder / 'dataset_info.json').exists():
     raise UserError(
         f'data set {name!r} ({split_by}) is not prepared in {str(data_dir)!r}; with the official refs and '

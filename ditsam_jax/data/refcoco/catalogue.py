@@ -69,6 +69,13 @@ def folder(data_dir: str | os.PathLike, dataset: str, split_by: str) -> Path:
   return Path(data_dir) / tfds_name(dataset) / split_by / VERSION
 
 
+def tfds_ref_coco(data_dir: str | os.PathLike, dataset: str, split_by: str) -> Path | None:
+  """TFDS' own preparation of the same data, where the user has one; from 1.1.0 on it holds masks."""
+  config = f'{dataset.replace("+", "plus")}_{split_by}'
+  versions = sorted(Path(data_dir).glob(f'ref_coco/{config}/1.[1-9].*'))
+  return versions[-1] if versions else None
+
+
 def compare(dataset: str, split_by: str, splits: dict[str, Counts], whole: Counts) -> list[str]:
   """What differs from the published sizes, a line each; empty for a complete data set."""
   differences = []
