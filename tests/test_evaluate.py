@@ -75,7 +75,8 @@ def test_a_shipped_models_results_go_to_runs(run, data_dir, tmp_path, monkeypatc
 @pytest.mark.parametrize('arguments, told', [
   (['--split=tset'], ['tset', 'train', 'val', 'test']),
   (['--dataset=coco'], ['coco', 'shapes', 'refcoco']),
-  (['--dataset=refcoco'], ['refcoco', 'shapes']),
+  (['--dataset=refcoco'], ['refcoco', 'testA']),
+  (['--dataset=refcoco', '--split=testA'], ['refcoco', 'python -m ditsam_jax.prepare']),
   (['--limit=0'], ['--limit=0', 'from 1']),
   (['--batch-size=-2'], ['--batch-size=-2', 'from 1']),
   (['--checkpoint=nowhere'], ['nowhere', 'workdir']),

@@ -103,3 +103,25 @@ def test_memory_holds_a_few_images_ahead_whatever_their_number(monkeypatch):
     given.append(image)
     assert len(asked) - len(given) <= 2 * images._AHEAD
   assert given == list(range(1000))
+
+
+def test_a_worker_that_the_system_ends_is_one_line(downloads, tmp_path):
+  script = tmp_path / 'script.py'
+  script.write_text(f"""
+import os, sys
+from ditsam_jax import command_line
+from ditsam_jax.data.refcoco import builder, images
+
+def end(planned):
+  os._exit(9)
+
+if __name__ == '__main__':
+  images.encode = end
+  command_line.run(lambda: builder.prepare('refcoco', 'unc', {str(downloads.folder)!r}, {str(downloads.image_dir)!r},
+                                           {str(tmp_path / 'data')!r}, processes=2))
+""")
+  done = subprocess.run([sys.executable, str(script)], env={**os.environ, 'PYTHONPATH': str(ROOT)},
+                        capture_output=True, text=True, timeout=60)
+  assert done.returncode == 2 and 'a worker process ended early' in done.stderr.splitlines()[-1]
+  assert 'Traceback' not in done.stderr
+  assert not [path for path in (tmp_path / 'data').rglob('*') if path.is_file()]

@@ -62,7 +62,7 @@ def read_instances(file: Path, image_ids: Collection[int], annotation_ids: Colle
 
   try:
     content = json.loads(file.read_bytes(), object_hook=compact)
-    images = {item['id']: ImageInfo(item['file_name'], int(item['height']), int(item['width']))
+    images = {item['id']: ImageInfo(str(item['file_name']), int(item['height']), int(item['width']))
               for item in content['images'] if item['id'] in image_ids}
     annotations = {item['id']: Annotation(item['image_id'], item['category_id'], item.get('segmentation'))
                    for item in content['annotations'] if item is not None and item['id'] in annotation_ids}

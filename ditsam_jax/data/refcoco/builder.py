@@ -1,5 +1,6 @@
 """TFDS builder of the four data sets, and `prepare`, which checks the downloads and writes one of them."""
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import fcntl
@@ -182,6 +183,9 @@ def prepare(dataset: str, split_by: str, annotations_dir: str | os.PathLike, ima
   except OSError as error:
     raise UserError(f'data folder {data_dir}: {error.strerror or error}; expected a folder with room to write the '
                     f'data set to') from error
+  except concurrent.futures.BrokenExecutor as error:
+    raise UserError(f'a worker process ended early ({error}); with less memory take fewer --processes, and call this '
+                    f"function under if __name__ == '__main__'") from error
   for line in found.report():
     say(f'left out: {line}')
   return Prepared(directory, tally.splits, tally.whole(), found.counts, time.monotonic() - started, tally.masks)

@@ -36,17 +36,17 @@ class EncodedImage:
 
 def encode(planned: PlannedImage) -> EncodedImage:
   """Reads and checks one image and draws its masks; what is wrong is returned, never raised."""
-  found: list[tuple[str, str]] = []
   data, trouble = _read(planned)
-  if trouble:
-    found.append(trouble)
+  if trouble:  # masks wait for the image: its size is what bounds theirs
+    return EncodedImage(planned, b'', (), (trouble,))
+  found: list[tuple[str, str]] = []
   objects = []
   for one in planned.objects:
     mask, faults = _mask(one, planned.height, planned.width)
     found += faults
     if mask is not None:
       objects.append((one, mask))
-  return EncodedImage(planned, b'' if trouble or not objects else data, tuple(objects), tuple(found))
+  return EncodedImage(planned, data if objects else b'', tuple(objects), tuple(found))
 
 
 def encode_all(images: Iterable[PlannedImage], processes: int) -> Iterator[EncodedImage]:
