@@ -61,7 +61,7 @@ def read_instances(file: Path, image_ids: Collection[int], annotation_ids: Colle
     return item | {'segmentation': _compact(item['segmentation'])}
 
   try:
-    content = json.loads(file.read_bytes(), object_hook=compact)
+    content = json.loads(file.read_text(encoding='utf-8'), object_hook=compact)
     images = {item['id']: ImageInfo(str(item['file_name']), int(item['height']), int(item['width']))
               for item in content['images'] if item['id'] in image_ids}
     annotations = {item['id']: Annotation(item['image_id'], item['category_id'], item.get('segmentation'))
