@@ -129,9 +129,8 @@ def build(config: DitSamConfig, weights: dict[str, Any], name: str) -> DitSam:
 def check_weights(model: DitSam, weights: dict[str, Any], name: str) -> None:
   """Raises UserError unless the weights by dotted path are those of a model, which may be abstract."""
   expected = {path: variable.shape for path, variable in weights_of(model).items()}
-  problems = [f'{path} is missing' for path in expected if path not in weights]
-  problems += [f'{path} is {weights[path].shape}, expected {shape}' for path, shape in expected.items()
-               if path in weights and weights[path].shape != shape]
+  problems = [f'{path} is {weights[path].shape}, expected {shape}' if path in weights else f'{path} is missing'
+              for path, shape in expected.items() if path not in weights or weights[path].shape != shape]
   problems += [f'{path} is unknown' for path in weights if path not in expected]
   if problems:
     raise UserError(f'{name!r}: weights do not fit model.json: {"; ".join(problems[:5])}'

@@ -75,8 +75,9 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   model_config = training_config.model_config(config)
   freeze = freeze_pattern(config.freeze)
   source = _open(config, 'train')
+  vocabulary = datasets.vocabulary(config.data.dataset, config.init_from)
   _claim_workdir(workdir, config)
-  tokenizer = Tokenizer(datasets.vocabulary(config.data.dataset), model_config.max_text_tokens)
+  tokenizer = Tokenizer(vocabulary, model_config.max_text_tokens)
   iterator = iter(_training_batches(config, model_config, source, tokenizer))
 
   # --------------------------------------------------------------------------------------------- model, state, step
@@ -117,7 +118,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
           break
   trained = time.time()
   model_dir = saved_model.save(workdir / 'model', averaged_model(structure, state),
-                               vocabulary=datasets.vocabulary(config.data.dataset) if config.task == 'text' else None,
+                               vocabulary=vocabulary if config.task == 'text' else None,
                                data=_about_data(config), notes={'steps': int(state.step)})
   if int(state.step) < config.total_steps:
     _say(f'stopped at step {int(state.step)} of {config.total_steps}, all saved; the same command goes on from there')

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -26,8 +27,23 @@ class ReferringSample:
   image_categories: tuple[str, ...]   # of all objects of the image
 
 
+class _Names(NamedTuple):
+  """What the features of a record are called."""
+  image_id: str
+  object_id: str
+  category: str
+  expressions: str
+
+
+_OURS = _Names('image_id', 'objects/object_id', 'objects/category', 'objects/expressions')
+# TFDS' own `ref_coco`: of an object it knows the annotation's id, the number of its category, and `raw` sentences.
+_REF_COCO = _Names('image/id', 'objects/id', 'objects/label', 'objects/refexp/raw')
+
+
 class ImageRecord:
   """One image with all its objects; pixels are decoded when asked for, and once only with `keep`.
+
+  Reads records.py's records and those of TFDS' `ref_coco`.
 
   Parses the stored tf.train.Example itself: TFDS' own NumPy reader decodes the masks of all objects (it can
   skip that inside a sequence with TensorFlow only), and takes ten times as long for the parsing alone.
@@ -35,37 +51,41 @@ class ImageRecord:
 
   def __init__(self, serialised: bytes, *, keep: bool = False):
     self._features = tf_example_pb2.Example.FromString(serialised).features.feature
+    self._names = _REF_COCO if _REF_COCO.image_id in self._features else _OURS
     # Of each object, and under None of the image.
     self._kept: dict[int | None, np.ndarray] | None = {} if keep else None
 
   @property
   def image_id(self) -> int:
-    return self._features['image_id'].int64_list.value[0]
+    return self._features[self._names.image_id].int64_list.value[0]
 
   @property
   def object_ids(self) -> tuple[int, ...]:
-    return tuple(self._features['objects/object_id'].int64_list.value)
+    return tuple(self._features[self._names.object_id].int64_list.value)
 
   @property
   def categories(self) -> tuple[str, ...]:
-    return tuple(name.decode() for name in self._features['objects/category'].bytes_list.value)
+    names = self._features[self._names.category]
+    return tuple(name.decode() for name in names.bytes_list.value) or tuple(map(str, names.int64_list.value))
 
   @property
   def expression_counts(self) -> tuple[int, ...]:
     """How many expressions each object has."""
-    return tuple(self._features['objects/expressions/ragged_row_lengths_0'].int64_list.value)
+    return tuple(self._features[f'{self._names.expressions}/ragged_row_lengths_0'].int64_list.value)
 
   @property
   def num_objects(self) -> int:
-    return len(self._features['objects/object_id'].int64_list.value)
+    return len(self._features[self._names.object_id].int64_list.value)
 
   def expressions(self, index: int) -> tuple[str, ...]:
     """The sentences that refer to object `index`."""
-    return self._row('expressions', index)
+    return self._row(self._names.expressions, index)
 
   def kinds(self, index: int) -> tuple[str, ...]:
     """The kind of each of the sentences that refer to object `index`."""
-    return self._row('kinds', index)
+    if self._names is _REF_COCO:
+      return ('',) * self.expression_counts[index]
+    return self._row('objects/kinds', index)
 
   def image(self) -> np.ndarray:
     """The pixels, uint8 [h, w, 3], RGB, read-only, in the file's own orientation, as the masks were drawn."""
@@ -84,8 +104,8 @@ class ImageRecord:
 
   def _row(self, name: str, index: int) -> tuple[str, ...]:
     # TFDS stores a sequence of sequences as all values in one list and the length of each inner sequence.
-    lengths = self._features[f'objects/{name}/ragged_row_lengths_0'].int64_list.value
-    values = self._features[f'objects/{name}/ragged_flat_values'].bytes_list.value
+    lengths = self._features[f'{name}/ragged_row_lengths_0'].int64_list.value
+    values = self._features[f'{name}/ragged_flat_values'].bytes_list.value
     start = sum(lengths[:index])
     return tuple(value.decode() for value in values[start:start + lengths[index]])
 
@@ -170,7 +190,11 @@ def _open(directory: str, split: str):
   if split not in builder.info.splits:
     splits = ', '.join(sorted(builder.info.splits))
     raise UserError(f'{directory} has no split {split!r}; choose one of {splits}')
-  return builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+  try:
+    return builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+  except NotImplementedError as error:  # TFDS' default format can be read from front to back only
+    raise UserError(f'{directory} is stored as {builder.info.file_format.value}, expected array_record; add that: '
+                    f'tfds convert_format --out_file_format=array_record --dataset_version_dir={directory}') from error
 
 
 def _reopen(directory: str, split: str, in_memory: bool) -> ReferringSource:

@@ -116,8 +116,8 @@ def test_parts_of_one_tensor_in_several_types(tmp_path, ldit, capsys):
 def test_twins_that_differ(tmp_path, capsys):
   tensors = torch_models.hugging_face_sam().state_dict()
   tensors['prompt_encoder.shared_embedding.positional_embedding'] = torch.ones(2, 16)
-  torch.save(tensors, tmp_path / 'pytorch_model.bin')
-  refusal(tmp_path, tmp_path / 'pytorch_model.bin', '--decoder-heads=4')
+  torch.save(tensors, tmp_path / 'weights.bin')
+  refusal(tmp_path, tmp_path / 'weights.bin', '--decoder-heads=4')
   assert 'mean the same and differ' in capsys.readouterr().err
 
 
@@ -149,9 +149,9 @@ def test_files_in_the_wrong_place(tmp_path):
 
 
 def test_a_vocabulary_of_another_model(tmp_path):
-  (tmp_path / 'vocab.txt').write_text('a\nb\n')
+  (tmp_path / 'vocab.txt').write_text('[PAD]\n[UNK]\n[CLS]\n[SEP]\na\n')
   error = refusal(tmp_path, GOLDEN / 'ldit.pth', *FLAGS, f'--vocab={tmp_path / "vocab.txt"}')
-  assert 'has 2 words, the text encoder 40' in error
+  assert 'has 5 words, the text encoder 40' in error
 
 
 def test_folders_that_are_incomplete(tmp_path):

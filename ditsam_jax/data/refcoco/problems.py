@@ -1,0 +1,38 @@
+"""What is wrong with the downloads, collected by kind so that one run tells everything."""
+
+MISSING_FILE = 'image files that are missing'
+UNREADABLE = 'image files that do not decode as JPEG'
+OTHER_SIZE = 'image files of another size than instances.json says'
+UNKNOWN_IMAGE = 'refs to an image that instances.json lacks'
+UNKNOWN_ANNOTATION = 'refs to an annotation that instances.json lacks'
+OTHER_IMAGE = "refs to another image's annotation"
+UNKNOWN_CATEGORY = 'annotations of a category that instances.json lacks'
+UNKNOWN_SPLIT = 'refs of a split that the data set has not'
+NO_MASK = 'annotations without a mask'
+MALFORMED_MASK = 'annotations whose mask is malformed'
+LARGE_MASK = 'masks larger than their image'
+
+_EXAMPLES = 3
+
+
+class Problems:
+  """How many of each kind, and the first few of them: memory does not grow with their number."""
+
+  def __init__(self):
+    self.counts: dict[str, int] = {}
+    self._examples: dict[str, list[str]] = {}
+
+  def add(self, kind: str, what: str) -> None:
+    """`what` names the file, ref or annotation."""
+    self.counts[kind] = self.counts.get(kind, 0) + 1
+    examples = self._examples.setdefault(kind, [])
+    if len(examples) < _EXAMPLES:
+      examples.append(what)
+
+  def __len__(self) -> int:
+    return sum(self.counts.values())
+
+  def report(self) -> list[str]:
+    """A line a kind."""
+    return [f'{number:,} {kind}: {", ".join(self._examples[kind])}{", ..." if number > _EXAMPLES else ""}'
+            for kind, number in self.counts.items()]

@@ -1,0 +1,115 @@
+"""The official files of refs: `refs(<split-by>).p`, a pickle, and gRefCOCO's `grefs(<split-by>).json`."""
+
+import dataclasses
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+from ditsam_jax.command_line import UserError
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ref:
+  """What some sentences refer to, in one image."""
+  ref_id: int
+  image_id: int
+  annotation_ids: tuple[int, ...]  # one; in gRefCOCO none or several as well
+  split: str
+  expressions: tuple[str, ...]
+
+
+def refs_file(folder: Path, split_by: str) -> Path:
+  """Where a folder has its refs. Raises UserError when it has none."""
+  candidates = [folder / f'refs({split_by}).p', folder / f'grefs({split_by}).json']
+  for file in candidates:
+    if file.is_file():
+      return file
+  there = ', '.join(sorted(path.name for path in folder.glob('*refs(*'))) or 'none'
+  raise UserError(f'{folder} has no {candidates[0].name} and no {candidates[1].name} (refs there: {there}); '
+                  f'expected the official download, unpacked')
+
+
+def read_refs(file: Path) -> list[Ref]:
+  """All refs of a file, in its order. Raises UserError when it is damaged or holds anything but refs."""
+  items = _read_json(file) if file.suffix == '.json' else read_pickle(file)
+  if not isinstance(items, list) or not items:
+    raise UserError(f'{file} holds no list of refs; expected the official download')
+  return [_ref(item, f'{file}: ref {index}') for index, item in enumerate(items)]
+
+
+def read_pickle(file: Path) -> Any:
+  """A pickle of plain containers, strings and numbers, Python 2's too. Raises UserError on anything else."""
+  try:
+    with open(file, 'rb') as stream:
+      # Python 2 wrote strings as bytes; latin-1 reads every byte, and ASCII as itself.
+      return _PlainUnpickler(stream, file.name).load()
+  except UserError:
+    raise
+  except OSError as error:
+    raise UserError(f'{file} cannot be read ({error.strerror or error})') from error
+  except Exception as error:  # damaged pickles raise almost anything
+    raise UserError(f'{file} is damaged or no pickle ({error}); get a whole copy') from error
+
+
+class _PlainUnpickler(pickle.Unpickler):
+  """Builds containers, strings and numbers. Whatever a pickle asks for by name could run code, so it is refused."""
+
+  def __init__(self, stream: Any, name: str):
+    super().__init__(stream, encoding='latin-1')
+    self._name = name
+
+  def find_class(self, module: str, name: str) -> Any:
+    if module in ('builtins', '__builtin__') and name in ('set', 'frozenset'):
+      return {'set': set, 'frozenset': frozenset}[name]
+    if (module, name) == ('_codecs', 'encode'):
+      return _latin_1_bytes  # how Python 3 writes bytes for Python 2
+    raise UserError(f'{self._name} asks for {module}.{name}, which may run code; official refs hold lists, dicts, '
+                    f'strings and numbers only, so get the file from its authors again')
+
+  def persistent_load(self, pid: Any) -> Any:
+    raise UserError(f'{self._name} asks for the outside object {pid!r}; official refs hold lists, dicts, strings and '
+                    f'numbers only, so get the file from its authors again')
+
+
+def _latin_1_bytes(text: str, encoding: str = 'latin1') -> bytes:
+  if not isinstance(text, str) or encoding not in ('latin1', 'latin-1'):
+    raise ValueError(f'bytes written as {encoding!r}')
+  return text.encode('latin-1')
+
+
+def _read_json(file: Path) -> Any:
+  try:
+    return json.loads(file.read_bytes())
+  except OSError as error:
+    raise UserError(f'{file} cannot be read ({error.strerror or error})') from error
+  except (ValueError, RecursionError) as error:
+    raise UserError(f'{file} is damaged or no JSON ({error}); get a whole copy') from error
+
+
+def _ref(item: Any, where: str) -> Ref:
+  try:
+    # The name of the image file is not taken from here: it carries the annotation's id as a suffix.
+    annotations = item['ann_id']
+    annotations = annotations if isinstance(annotations, list | tuple) else [annotations]
+    sentences = tuple(_text(sentence['sent']) for sentence in item['sentences'])
+    return Ref(_whole(item['ref_id']), _whole(item['image_id']),
+               tuple(_whole(one) for one in annotations if one != -1), _text(item['split']), sentences)
+  except (KeyError, TypeError, ValueError, IndexError) as error:
+    reason = f'no {error}' if isinstance(error, KeyError) else error
+    raise UserError(f'{where} is not as in the official files ({reason}); expected ref_id, image_id, ann_id, split '
+                    f'and sentences with sent') from error
+
+
+def _whole(value: Any) -> int:
+  if isinstance(value, bool) or not isinstance(value, int):
+    raise ValueError(f'{value!r} is no whole number')
+  return value
+
+
+def _text(value: Any) -> str:
+  if isinstance(value, bytes):
+    return value.decode('latin-1')
+  if not isinstance(value, str):
+    raise ValueError(f'{value!r} is no text')
+  return value

@@ -1,0 +1,77 @@
+"""Prepares RefCOCO, RefCOCO+, RefCOCOg or gRefCOCO for training and evaluation.
+
+  python -m ditsam_jax.prepare --dataset=refcoco --annotations=refer/data --images=train2014 --data-dir=data
+
+Checks the official downloads (refs, instances.json, COCO's train2014 images) and writes them as a TFDS data set.
+Needs about as much disk as the images that the data set uses, 3 to 4 GB. Interrupted: run it again.
+"""
+
+import argparse
+import sys
+
+from ditsam_jax import command_line
+from ditsam_jax.command_line import UserError
+from ditsam_jax.data.refcoco import catalogue
+
+
+def main(arguments: list[str] | None = None) -> int:
+  """Runs the command."""
+  options = _parse(arguments)
+  dataset, split_by = catalogue.parse(f'{options.dataset}/{options.split_by}')
+  from ditsam_jax.data.refcoco import builder  # worker processes import this file, and need not wait for TFDS
+  done = builder.prepare(dataset, split_by, options.annotations, options.images, options.data_dir,
+                         skip_bad=options.skip_bad, processes=options.processes, say=_say)
+  if done.seconds is None:
+    _say(f'{done.directory} had been prepared before, and is left as it is; delete it to prepare it again')
+  print(_table(done))
+  differences = catalogue.compare(dataset, split_by, done.splits, done.whole)
+  if differences:
+    print('not complete, compared with what was published:', *differences, sep='\n  ')
+  else:
+    print('complete: as much as was published')
+  if done.left_out:
+    print('left out:', *(f'{number:,} {kind}' for kind, number in done.left_out.items()), sep='\n  ')
+  if done.seconds is not None:
+    print(f'{done.seconds:.0f} s: {done.whole.images / done.seconds:.0f} images/s, '
+          f'{done.masks / done.seconds:.0f} masks/s')
+  print('written:', done.directory)
+  return 0
+
+
+def _table(done) -> str:
+  shown = [name for name in catalogue.Counts._fields if getattr(done.whole, name) or not name.endswith('target')]
+  rows = [['split', *(name.replace('_', '-') for name in shown)]]
+  rows += [[split, *(f'{getattr(counts, name):,}' for name in shown)]
+           for split, counts in [*done.splits.items(), ('all', done.whole)]]
+  widths = [max(map(len, column)) for column in zip(*rows)]
+  return '\n'.join('  '.join(text.ljust(width) if i == 0 else text.rjust(width)
+                             for i, (text, width) in enumerate(zip(row, widths))) for row in rows)
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+  parser = argparse.ArgumentParser(
+      prog='python -m ditsam_jax.prepare', description=__doc__,
+      formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+  parser.add_argument('--dataset', required=True, help=', '.join(catalogue.SPLIT_BY))
+  parser.add_argument('--split-by', default='', metavar='WHO',
+                      help='unc, google or umd (default: unc, for refcocog umd)')
+  parser.add_argument('--annotations', required=True, metavar='DIR',
+                      help='holds a folder of the name of the data set, with refs and instances.json, or is it')
+  parser.add_argument('--images', required=True, metavar='DIR', help='holds COCO_train2014_*.jpg')
+  parser.add_argument('--data-dir', default='data', metavar='DIR',
+                      help='where prepared data sets live (default: %(default)s)')
+  parser.add_argument('--skip-bad', action='store_true', help='leave out what is wrong and write the rest')
+  parser.add_argument('--processes', type=int, metavar='N',
+                      help='that read images and draw masks (default: one a core, at most 16; 0: the main one)')
+  options = parser.parse_args(arguments)
+  if options.processes is not None and options.processes < 0:
+    raise UserError(f'--processes={options.processes}: expected a whole number from 0')
+  return options
+
+
+def _say(text: str) -> None:
+  print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == '__main__':
+  command_line.run(main)

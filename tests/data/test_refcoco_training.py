@@ -1,0 +1,71 @@
+"""Prepared RefCOCO in the train command; started without data or weights, it says which commands make them."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from ditsam_jax import prepare, saved_model, train
+from ditsam_jax.command_line import UserError
+from ditsam_jax.data import datasets
+from ditsam_jax.training import config as training_config
+from tests.data.refcoco_downloads import make
+from tests.small_models import random_model, small_config
+
+CONFIG = Path(__file__).parents[2] / 'configs' / 'ldit.py'
+
+
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory):
+  made = make(tmp_path_factory.mktemp('downloads')).write()
+  prepare.main(made.arguments(made.root / 'data'))
+  return made.root / 'data'
+
+
+def test_three_steps_from_a_converted_model(data_dir, vocabulary_file, tmp_path):
+  model = small_config()
+  model = dataclasses.replace(
+      model, text_encoder=dataclasses.replace(model.text_encoder, vocab_size=40),
+      image_encoder=dataclasses.replace(model.image_encoder, depth=1, global_blocks=(0,)),
+      mask_decoder=dataclasses.replace(model.mask_decoder, depth=1))
+  start = saved_model.save(tmp_path / 'start', random_model(model), vocabulary=vocabulary_file)
+  config = training_config.load(str(CONFIG), [
+      f'data.data_dir={data_dir}', f'init_from={start}', 'data.batch_size=4', 'data.augmentation.scale_steps=2',
+      'data.threads=1', 'eval_batch_size=4', 'total_steps=3', 'optimizer.warmup_steps=1', 'log_every=1',
+      'freeze=image_encoder,text_encoder'])  # a smaller program compiles sooner
+  config.model = training_config.as_config_dict(model)
+  summary = train.train(config, tmp_path / 'run')
+  assert summary['steps'] == 3 and summary['split'] == 'val'
+  losses = [json.loads(line) for line in (tmp_path / 'run' / 'train_log.jsonl').read_text().splitlines()]
+  assert len([line for line in losses if 'train/loss' in line]) == 3
+  assert (tmp_path / 'run' / 'model' / 'vocab.txt').read_bytes() == vocabulary_file.read_bytes()
+  assert saved_model.data_config(tmp_path / 'run') == {'dataset': 'refcoco'}
+
+
+@pytest.mark.parametrize('choice, asked', [
+    ('refcoco', '--dataset=refcoco --split-by=unc'), ('refcoco+', r'--dataset=refcoco\+ --split-by=unc'),
+    ('refcocog', '--dataset=refcocog --split-by=umd'), ('grefcoco', '--dataset=grefcoco --split-by=unc')])
+def test_without_data_it_says_the_command_that_prepares_them(tmp_path, choice, asked):
+  with pytest.raises(UserError, match=f'python -m ditsam_jax.prepare {asked} .*--data-dir={tmp_path}') as error:
+    train.main([f'--config={CONFIG}:{choice}', f'--workdir={tmp_path / "run"}', f'--config.data.data_dir={tmp_path}'])
+  assert '\n' not in str(error.value) and not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('start', ['', 'sam_shapes'])
+def test_without_a_text_encoder_it_says_the_command_that_converts_one(data_dir, tmp_path, start):
+  with pytest.raises(UserError, match='python convert/torch_to_flax.py .*--config.init_from=models/start'):
+    train.main([f'--config={CONFIG}', f'--workdir={tmp_path / "run"}', f'--config.data.data_dir={data_dir}',
+                f'--config.init_from={start}'])
+  assert not (tmp_path / 'run').exists()
+
+
+def test_unknown_splits_and_partitions_are_named(data_dir):
+  with pytest.raises(UserError, match="split 'test' is unknown; refcoco .unc. has train, val, testA, testB"):
+    datasets.open_split('refcoco', data_dir, 'test')
+  with pytest.raises(UserError, match="not split by 'umd'"):
+    datasets.open_split('refcoco/umd', data_dir, 'val')
+  with pytest.raises(UserError, match='--dataset=refcoco --split-by=google'):
+    datasets.open_split('refcoco/google', data_dir, 'val')
+  with pytest.raises(UserError, match='no split.*testB'):  # of a partial data set
+    datasets.open_split('refcoco', data_dir, 'testB')
