@@ -35,7 +35,7 @@ def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
       if tensor.ndim == 1:
         tensor.copy_((1.0 if name.endswith('weight') else 0.0) + 0.3 * noise)  # norms and biases
       else:
-        embedding = tensor.shape[0] == 1 or 'token' in name or 'gaussian' in name or 'positional' in name
+        embedding = tensor.shape[0] == 1 or any(part in name for part in ('_token.', 'tokens', 'gaussian', 'positional'))
         tensor.copy_(noise * (1.0 if embedding else tensor[0].numel() ** -0.5))
   return module.eval()
 
