@@ -2,7 +2,6 @@
 
 import re
 
-from convert import names
 from ditsam_jax.command_line import UserError
 from ditsam_jax.models.config import FUSIONS, DitSamConfig, ImageEncoderConfig, MaskDecoderConfig, TextEncoderConfig
 
