@@ -1,7 +1,10 @@
 """E-DIT: text tokens enter at the first block of SAM's image encoder and travel through all of them.
 
   python -m ditsam_jax.train --config=configs/edit.py:shapes      tiny, on the embedded data
-  python -m ditsam_jax.train --config=configs/edit.py             ViT-B, RefCOCO, the release's recipe
+  python -m ditsam_jax.train --config=configs/edit.py:refcoco --config.init_from=models/start
+
+The data set is prepared once with `python -m ditsam_jax.prepare`, and --config.init_from names a SAM converted with a
+BERT; the command says how where one is missing.
 """
 
 from ditsam_jax.training.config import recipe

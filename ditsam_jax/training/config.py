@@ -17,6 +17,9 @@ from ditsam_jax.command_line import UserError
 from ditsam_jax.data.shapes.scenes import ScenesConfig
 from ditsam_jax.models import config as models
 
+# Objects with expressions in the training splits, which make the release's epochs (gRefCOCO's are not published: as
+# RefCOCO's).
+_TRAIN_OBJECTS = {'refcoco': 42_404, 'refcoco+': 42_278, 'refcocog': 42_226, 'grefcoco': 42_404}
 DATA_SETS = ('shapes', 'refcoco', 'refcoco+', 'refcocog', 'grefcoco')
 
 
@@ -28,8 +31,20 @@ def recipe(data_set: str) -> ConfigDict:
   return _shapes() if data_set == 'shapes' else _release(data_set)
 
 
+def set_epochs(config: ConfigDict, epochs: int) -> None:
+  """The release's length of a training, in its epochs; shapes keeps its own."""
+  if config.data.dataset != 'shapes':
+    config.total_steps = epochs * _epoch(config.data.dataset, config.data.batch_size)
+
+
+def _epoch(data_set: str, batch_size: int) -> int:
+  """Steps in which every object is seen once; the last, smaller batch counts."""
+  return -(-_TRAIN_OBJECTS.get(data_set, _TRAIN_OBJECTS['refcoco']) // batch_size)
+
+
 def _release(data_set: str) -> ConfigDict:
   """The recipe of the DIT release, as its code runs it."""
+  epoch = _epoch(data_set, 64)
   config = ConfigDict()
   config.task = 'text'  # 'text': one sentence an image; 'prompts': points and boxes, to pre-train a SAM
   config.seed = 0  # of initial weights, data order, dropout
@@ -60,18 +75,18 @@ def _release(data_set: str) -> ConfigDict:
   optimizer.beta1, optimizer.beta2, optimizer.epsilon = 0.9, 0.98, 1e-9
   optimizer.weight_decay = 0.0
   optimizer.clip_norm = 0.15  # of the whole gradient; 0 switches clipping off
-  optimizer.warmup_steps = 3 * 781  # 3 epochs of RefCOCO's 50,000 objects
-  config.total_steps = 40 * 781  # updates
+  optimizer.warmup_steps = 3 * epoch
+  config.total_steps = 40 * epoch  # updates
 
   config.loss = ConfigDict(dict(bce=1.0, dice=0.0, iou=0.0))  # weights, see training/loss.py
   config.ema = 0.9997  # limit of the average's decay
 
   config.log_every = 50  # steps
-  config.eval_every = 781  # steps; 0 evaluates at the end only
+  config.eval_every = epoch  # steps; 0 evaluates at the end only
   config.eval_samples = 2000  # expressions of the validation split at each of these
   config.eval_batch_size = 64  # on each host
   config.final_split = 'val'  # evaluated whole at the end
-  config.checkpoint_every = 781  # steps
+  config.checkpoint_every = epoch  # steps
   config.keep_checkpoints = 2
   return config
 

@@ -31,7 +31,7 @@ def test_the_release_recipe():
       1e-7, 1e-6, 0.0, 0.15)
   assert config.data.batch_size == 64 and config.ema == 0.9997
   assert config.loss.to_dict() == dict(bce=1.0, dice=0.0, iou=0.0)
-  assert optimizer.warmup_steps * 40 == config.total_steps * 3  # 3 of 40 epochs
+  assert (optimizer.warmup_steps, config.total_steps) == (3 * 663, 40 * 663)  # 42,404 objects by 64
   assert config.freeze == ''
 
 
@@ -42,6 +42,13 @@ def test_every_config_file_describes_a_model(file, data_set):
     pytest.skip('is of shapes alone')
   config = load(f'{CONFIGS / file}{data_set}', [])
   assert model_config(config).text_encoder is not None or config.task == 'prompts'
+
+
+@pytest.mark.parametrize('file, epochs', [
+    ('sam_text', 25), ('sam_text_add_2', 25), ('sam_text_add_4', 25), ('ldit_frozen_text', 25), ('cross_attention', 25),
+    ('ldit_vith', 25), ('edit', 40), ('ldit_token', 40), ('edit_token', 40)])
+def test_the_releases_epochs(file, epochs):
+  assert load(f'{CONFIGS / file}.py:refcocog', []).total_steps == epochs * 660  # 42,226 objects by 64
 
 
 @pytest.mark.parametrize('override, field, value', [
