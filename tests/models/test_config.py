@@ -20,7 +20,7 @@ def test_json_round_trip(config):
     ('image_size', dict(image_size=500), '500.*multiple of the patch size 16'),
     ('image_size', dict(image_size=0), '0.*multiple of the patch size 16'),
     ('image_encoder', dict(image_encoder=ImageEncoderConfig(heads=7)), '7 heads.*768'),
-    ('image_encoder', dict(image_encoder=ImageEncoderConfig(heads=0)), '0 heads'),
+    ('image_encoder', dict(image_encoder=ImageEncoderConfig(heads=0)), 'heads is 0'),
     ('mask_decoder', dict(mask_decoder=MaskDecoderConfig(heads=3)), '3 heads.*128'),
     ('text_encoder', dict(text_encoder=TextEncoderConfig(heads=5)), '5 heads.*768'),
     ('mask_decoder.width', dict(mask_decoder=MaskDecoderConfig(width=12, heads=2)), '12.*multiple of 8'),

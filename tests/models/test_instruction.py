@@ -24,7 +24,7 @@ def small_config(fusion):
   return DitSamConfig(
       ImageEncoderConfig(width=WIDTH, depth=DEPTH, heads=2, global_blocks=(1,), pretrain_grid=4, pretrain_window=2),
       MaskDecoderConfig(width=16, heads=2, mlp_width=16, iou_hidden=16),
-      TextEncoderConfig(vocab_size=10, width=text_width, depth=1, heads=2, mlp_width=16, max_positions=8, dropout=0.0),
+      TextEncoderConfig(vocab_size=10, width=text_width, depth=1, heads=2, mlp_width=16, max_positions=20, dropout=0.0),
       fusion=fusion, fusion_dropout=0.0, image_size=16 * GRID, max_text_tokens=TOKENS)
 
 
