@@ -184,7 +184,7 @@ def tokenizer():
 
 
 def test_a_perfect_model_reaches_100_on_every_expression_of_a_split(split, tokenizer):
-  config = small_config(image_size=64, max_text_tokens=12)
+  config = small_config(image_size=64, max_text_tokens=8)
   results = evaluate_split(perfect, split, tokenizer, config, batch_size=16, progress=False)
   asked = [(split[i].object_id, expression) for i in range(len(split)) for expression in split[i].expressions]
   assert [(sample.object_id, sample.expression) for sample in results.samples] == asked
@@ -195,13 +195,13 @@ def test_a_perfect_model_reaches_100_on_every_expression_of_a_split(split, token
 
 
 def test_half_the_resolution_costs_the_outline_only(split, tokenizer):
-  config = small_config(image_size=32, max_text_tokens=12)
+  config = small_config(image_size=32, max_text_tokens=8)
   results = evaluate_split(perfect, split, tokenizer, config, batch_size=16, limit=60, progress=False)
   assert 60 < results.metrics('release')['mIoU'] < results.metrics('standard')['mIoU'] < 99
 
 
 def test_a_sheet_shows_the_very_samples_asked_for(split, tokenizer):
-  config = small_config(image_size=64, max_text_tokens=12)
+  config = small_config(image_size=64, max_text_tokens=8)
   results = evaluate_split(perfect, split, tokenizer, config, batch_size=16, limit=30, progress=False)
   chosen = [results.samples[place] for place in (29, 3, 17)]
   pictures = pictures_of(perfect, split, tokenizer, config, results, [sample.position for sample in chosen],

@@ -7,7 +7,9 @@ import fcntl
 import io
 import os
 import shutil
+import signal
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -191,15 +193,40 @@ def prepare(dataset: str, split_by: str, annotations_dir: str | os.PathLike, ima
   return Prepared(directory, tally.splits, tally.whole(), found.counts, time.monotonic() - started, tally.masks)
 
 
+@contextlib.contextmanager
+def _interrupts_noticed() -> Iterator[Callable[[], None]]:
+  """A function that raises KeyboardInterrupt once Ctrl-C was pressed: Python drops one that comes inside a destructor."""
+  came = []
+  if signal.getsignal(signal.SIGINT) is not signal.default_int_handler or \
+      threading.current_thread() is not threading.main_thread():  # whoever else listens knows better
+    yield lambda: None
+    return
+
+  def note(number, frame):
+    came.append(number)
+    raise KeyboardInterrupt
+
+  def check():
+    if came:
+      raise KeyboardInterrupt
+  signal.signal(signal.SIGINT, note)
+  try:
+    yield check
+  finally:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _encoded(images: dict[str, list[PlannedImage]], workers: int, found: Problems, tally: _Tally,
              skip_bad: bool) -> Iterator[tuple[str, EncodedImage]]:
   """All images of all splits, with a progress bar. Raises _Refused at the end if any must not be written."""
   order = [(split, image) for split, some in images.items() for image in some]
-  with tqdm.tqdm(total=len(order), desc='preparing', unit=' images', mininterval=1.0) as bar:
+  with (tqdm.tqdm(total=len(order), desc='preparing', unit=' images', mininterval=1.0) as bar,
+        _interrupts_noticed() as check):
     for (split, _), encoded in zip(order, encode_all((image for _, image in order), workers)):
       for problem in encoded.problems:
         found.add(*problem)
       bar.update()
+      check()
       tally.masks += sum(len(one.annotation_ids) for one in encoded.planned.objects)
       if encoded.image:
         tally.add(split, encoded)
