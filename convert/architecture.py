@@ -88,7 +88,8 @@ def _text_encoder(shapes: Shapes, heads: int | None) -> TextEncoderConfig:
                     f'tell its heads: give --text-heads')
   return TextEncoderConfig(
       vocab_size=vocab, width=width, depth=_count(shapes, r'lang_encoder\.bert\.encoder\.layer\.(\d+)\..*'),
-      heads=heads or width // TEXT_HEAD_WIDTH, mlp_width=_shape(shapes, f'{bert}encoder.layer.0.intermediate.dense.weight', 2)[0],
+      heads=heads or width // TEXT_HEAD_WIDTH,
+      mlp_width=_shape(shapes, f'{bert}encoder.layer.0.intermediate.dense.weight', 2)[0],
       max_positions=_shape(shapes, f'{bert}embeddings.position_embeddings.weight', 2)[0])
 
 

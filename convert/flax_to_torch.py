@@ -13,13 +13,10 @@ import sys
 if not __package__:  # run as a script: `convert` is a part of the repository beside it
   sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from flax import nnx
-
 from convert import names
 from ditsam_jax import command_line, saved_model
 from ditsam_jax.command_line import UserError
 from ditsam_jax.models.config import DitSamConfig
-from ditsam_jax.models.ditsam import DitSam
 
 try:
   import torch
@@ -42,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
   check_output(options.output, saved_model.resolve(options.input))
   origin = (saved_model.read_description(options.input).get('notes') or {}).get('source', {})
   weights = saved_model.read_weights(options.input)
-  saved_model.check_weights(nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0))), weights, options.input)
+  saved_model.check_weights(config, weights, options.input)
   tensors = release_tensors(weights)
   kept = {name: from_numpy(array) for name, array in saved_model.read_leftovers(options.input).items()}
   if config.text_encoder is None:

@@ -27,7 +27,7 @@ class Source(NamedTuple):
   tensors: dict[str, torch.Tensor]
   spelled: dict[str, str]  # the file's own names of them
   leftovers: dict[str, torch.Tensor]  # what the original code never uses, by the release's names where it has some
-  problems: list[str]  # one line a tensor that cannot be used
+  problems: dict[str, str]  # a line a tensor that cannot be used, by the release's name where it has one
   prefix: str  # 'module.' where the names carried it
   extra: dict[str, int | float]  # plain numbers beside the weights: epoch, lr
   path: Path  # the file or folder that was read
@@ -52,21 +52,21 @@ def read(path: Path) -> Source:
   if source is None:
     raise UserError(f'{path} holds {len(content)} tensors of no known model ({", ".join(list(content)[:3])}, ...); '
                     f'known are {KNOWN}')
-  tensors, spelled, leftovers, problems = {}, {}, {}, []
+  tensors, spelled, leftovers, problems = {}, {}, {}, {}
   for name, tensor in content.items():
     target = names.renamed(name, source)
     leftover = names.leftover(name, source)
     if leftover == '':
       continue
     if target is None and leftover is None:
-      problems.append(f'{name} is unknown')
+      problems[name] = f'{name} is unknown'
     elif not _is_plain(tensor) or leftover is None and tensor.dtype not in _TYPES:
       kind = _type_name(tensor.dtype) if _is_plain(tensor) else f'a {tensor.layout} {tensor.device.type} tensor'
-      problems.append(f'{name} holds {kind}, expected one of {", ".join(map(_type_name, _TYPES))}')
+      problems[target or name] = f'{name} holds {kind}, expected one of {", ".join(map(_type_name, _TYPES))}'
     elif leftover is not None:
       leftovers[leftover] = tensor
     elif target in tensors and not _same_bits(tensors[target], tensor):
-      problems.append(f'{name} and {spelled[target]} mean the same and differ')
+      problems[name] = f'{name} and {spelled[target]} mean the same and differ'
     else:
       tensors[target], spelled[target] = tensor, name
   return Source(source, tensors, spelled, leftovers, problems, prefix, extra, path)

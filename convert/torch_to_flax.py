@@ -5,6 +5,7 @@ Takes Meta's SAM, checkpoints of the DIT release, Hugging Face's SamModel, and a
 """
 
 import argparse
+from collections.abc import Iterable
 import json
 from pathlib import Path
 import sys
@@ -19,7 +20,7 @@ import numpy as np
 from convert import names
 from convert.architecture import read_architecture
 from ditsam_jax import command_line, saved_model
-from ditsam_jax.command_line import UserError
+from ditsam_jax.command_line import UserError, say
 from ditsam_jax.data.tokenization import read_vocabulary
 from ditsam_jax.models.config import FUSIONS, DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
@@ -53,14 +54,14 @@ def main(arguments: list[str] | None = None) -> int:
     from convert import torch_peer
     torch_peer.check_installed()
 
-  _say(f'reading {options.input}')
+  say(f'reading {options.input}')
   source, config = read(options.input, text_encoder=options.text_encoder, fusion=options.fusion,
                         image_size=options.image_size, decoder_heads=options.decoder_heads,
                         text_heads=options.text_heads)
   vocabulary = find_vocabulary(config, options.vocab, [options.text_encoder, source.path])
   weights, fresh = fill(config, source)
   verified = torch_peer.compare(source.tensors, config, weights) if options.verify else ''
-  _say(f'writing {options.output}')
+  say(f'writing {options.output}')
   notes = {'source': {'format': source.format, 'prefix': source.prefix, **source.extra}}
   saved_model.write(options.output, config, weights, vocabulary=vocabulary, notes=notes,
                     leftovers={name: sources.to_numpy(tensor) for name, tensor in source.leftovers.items()})
@@ -91,13 +92,13 @@ def read(path: Path, *, text_encoder: Path | None = None, **flags) -> tuple['sou
     if any(name.startswith('lang_encoder.') for name in source.tensors):
       raise UserError(f'{path} has a text encoder of its own; leave --text-encoder out')
     source = source._replace(tensors=source.tensors | bert.tensors, spelled=source.spelled | bert.spelled,
-                             leftovers=source.leftovers | bert.leftovers, problems=source.problems + bert.problems)
+                             leftovers=source.leftovers | bert.leftovers, problems=source.problems | bert.problems)
   shapes = {name: tuple(tensor.shape) for name, tensor in source.tensors.items()}
   flags = head_counts(path, text_encoder) | {name: value for name, value in flags.items() if value is not None}
   try:
     return source, read_architecture(shapes, new_fusion=text_encoder is not None, **flags)
   except UserError:
-    _list(source.problems)  # they may explain it
+    _list(source.problems.values())  # they may explain it
     raise
 
 
@@ -136,7 +137,7 @@ def fill(config: DitSamConfig, source: 'sources.Source') -> tuple[dict[str, np.n
     UserError: tensors that are unknown, missing, of a wrong shape or used by nothing; all in one report.
   """
   model = nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))
-  weights, fresh, problems, used = {}, [], list(source.problems), set()
+  weights, fresh, problems, used = {}, [], list(source.problems.values()), set()
   may_be_fresh = source.format != 'release' and config.text_encoder is not None
   for path, variable in weights_of(model).items():
     entry = names.entry(path)
@@ -146,7 +147,7 @@ def fill(config: DitSamConfig, source: 'sources.Source') -> tuple[dict[str, np.n
     if missing and may_be_fresh and path.startswith(tuple(f'{part}.' for part in FRESH)):
       fresh.append(path)
       continue
-    problems += [f'{_spelled(name, source)} is missing' for name in missing if not _is_listed(name, source)]
+    problems += [f'{_spelled(name, source)} is missing' for name in missing if name not in source.problems]
     problems += [f'{_spelled(name, source)} is {_shape(source, name)}, expected {shape}'
                  for name, shape in zip(entry.names, expected) if name not in missing and _shape(source, name) != shape]
     types = {str(source.tensors[name].dtype) for name in entry.names if name in source.tensors}
@@ -182,7 +183,7 @@ def find_vocabulary(config: DitSamConfig, given: Path | None, places: list[Path 
     words = 0
   if words != config.text_encoder.vocab_size:
     if given is None:
-      _say(f'{file} is of another model, and left alone')
+      say(f'{file} is of another model, and left alone')
       return None
     raise UserError(f'vocabulary {file} has {words} words, the text encoder {config.text_encoder.vocab_size}; give the '
                     f'vocab.txt it was trained with')
@@ -209,8 +210,7 @@ def describe(source: 'sources.Source', config: DitSamConfig, fresh: list[str], v
     lines.append(f'  kept aside, used by nothing: {", ".join(sorted(source.leftovers))}')
   if text and vocabulary is None:
     lines.append('  no vocabulary: predicting from sentences needs one, convert again with --vocab=vocab.txt')
-  size = sum(file.stat().st_size for file in output.rglob('*') if file.is_file())
-  return '\n'.join([*lines, f'written: {output} ({size / 1e6:,.1f} MB)'])
+  return '\n'.join([*lines, f'written: {output} ({saved_model.size(output) / 1e6:,.1f} MB)'])
 
 
 def _initial_values(config: DitSamConfig, paths: list[str]) -> dict[str, np.ndarray]:
@@ -234,11 +234,6 @@ def _spelled(name: str, source: 'sources.Source') -> str:
   return source.spelled.get(name, names.meta_name(name) if source.format == 'meta' else name)
 
 
-def _is_listed(name: str, source: 'sources.Source') -> bool:
-  """Whether a tensor is there, and is listed already for what it holds."""
-  return any(names.renamed(problem.partition(' ')[0], source.format) == name for problem in source.problems)
-
-
 def _report(problems: list[str], path: Path) -> None:
   """Prints all problems and gives up, or does nothing."""
   if not problems:
@@ -248,19 +243,15 @@ def _report(problems: list[str], path: Path) -> None:
                   f'nothing was written. If the file is whole, it is of a model that is not known here')
 
 
-def _list(problems: list[str]) -> None:
+def _list(problems: Iterable[str]) -> None:
   for problem in problems:
-    _say(f'  {problem}')
+    say(f'  {problem}')
 
 
 def _positive(text: str) -> int:
   if not text.isdecimal() or not 1 <= int(text) <= 2**14:
     raise argparse.ArgumentTypeError(f'{text!r} is no whole number from 1 to {2**14}')
   return int(text)
-
-
-def _say(text: str) -> None:
-  print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == '__main__':

@@ -9,6 +9,11 @@ class UserError(Exception):
   """Bad input. The message names the thing, its value, what was expected and what to do, on one line."""
 
 
+def say(text: str) -> None:
+  """A line on stderr, at once: what goes on, beside the results on stdout."""
+  print(text, file=sys.stderr, flush=True)
+
+
 def fail(message: str) -> None:
   """Ends the process with status 2 after one line on stderr."""
   print(f'error: {" ".join(str(message).split())}', file=sys.stderr)

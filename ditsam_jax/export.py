@@ -4,7 +4,6 @@ With --dtype=float16 at half the size; that is how the shipped models were made.
 """
 
 import argparse
-from pathlib import Path
 
 import jax.numpy as jnp
 
@@ -23,8 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
   vocabulary = None if model.config.text_encoder is None else saved_model.vocabulary_file(options.checkpoint)
   saved_model.save(options.output, model, vocabulary=vocabulary, data=description['data'],
                    notes=description['notes'] | {'dtype': options.dtype}, dtype=jnp.dtype(options.dtype))
-  size = sum(file.stat().st_size for file in Path(options.output).rglob('*') if file.is_file())
-  print(f'{options.output}: {size / 1e6:.2f} MB')
+  print(f'{options.output}: {saved_model.size(options.output) / 1e6:.2f} MB')
   return 0
 
 

@@ -7,10 +7,9 @@ Needs about as much disk as the images that the data set uses, 3 to 4 GB. Interr
 """
 
 import argparse
-import sys
 
 from ditsam_jax import command_line
-from ditsam_jax.command_line import UserError
+from ditsam_jax.command_line import UserError, say
 from ditsam_jax.data.refcoco import catalogue
 
 
@@ -20,9 +19,9 @@ def main(arguments: list[str] | None = None) -> int:
   dataset, split_by = catalogue.parse(f'{options.dataset}/{options.split_by}')
   from ditsam_jax.data.refcoco import builder  # worker processes import this file, and need not wait for TFDS
   done = builder.prepare(dataset, split_by, options.annotations, options.images, options.data_dir,
-                         skip_bad=options.skip_bad, processes=options.processes, say=_say)
+                         skip_bad=options.skip_bad, processes=options.processes, say=say)
   if done.seconds is None:
-    _say(f'{done.directory} had been prepared before, and is left as it is; delete it to prepare it again')
+    say(f'{done.directory} had been prepared before, and is left as it is; delete it to prepare it again')
   print(_table(done))
   differences = catalogue.compare(dataset, split_by, done.splits, done.whole)
   if differences:
@@ -67,10 +66,6 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   if options.processes is not None and options.processes < 0:
     raise UserError(f'--processes={options.processes}: expected a whole number from 0')
   return options
-
-
-def _say(text: str) -> None:
-  print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == '__main__':

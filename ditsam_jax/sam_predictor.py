@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import cv2
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +17,7 @@ from ditsam_jax.command_line import UserError
 from ditsam_jax.data.augmentation import Letterbox, letterbox, normalise
 from ditsam_jax.data.prompts import BOTTOM_RIGHT, NEGATIVE, PADDING, POSITIVE, TOP_LEFT
 from ditsam_jax.data.tokenization import Tokenizer
-from ditsam_jax.evaluation.protocols import logit
+from ditsam_jax.evaluation.protocols import logit, own_size_logits
 from ditsam_jax.image_files import read_image
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
@@ -167,7 +166,7 @@ class SamPredictor:
     outputs = self._programs.decode(embedding, tokens[None], token_labels[None], mask, features,
                                     multimask=bool(multimask))
     squares, iou, low_res_logits = (np.array(output, np.float32) for output in outputs)
-    logits = _to_own_size(squares, picture)
+    logits = np.stack([own_size_logits(square, picture.box, picture.size) for square in squares])
     return Prediction(logits > self._threshold, logits, iou, low_res_logits)
 
   def _embedding(self, picture: _Picture) -> jax.Array:
@@ -243,13 +242,6 @@ def _in_square(points: np.ndarray, picture: _Picture) -> np.ndarray:
   height, width = picture.size
   box = picture.box
   return (points * (box.width / width, box.height / height) + (box.left, box.top)).astype(np.float32)
-
-
-def _to_own_size(squares: np.ndarray, picture: _Picture) -> np.ndarray:
-  """f32 [M, h, w]: logits [M, S, S] cut to the image and resized to its size."""
-  size = picture.size[::-1]
-  return np.stack([cv2.resize(np.ascontiguousarray(square[picture.box.window]), size, interpolation=cv2.INTER_LINEAR)
-                   for square in squares])
 
 
 def _tokens(points: np.ndarray, labels: np.ndarray, corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -115,8 +115,7 @@ def build(config: DitSamConfig, weights: dict[str, Any], name: str) -> DitSam:
   Raises:
     UserError: weights that are missing, unknown or of another shape; `name` says whose they are.
   """
-  model = nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))
-  check_weights(model, weights, name)
+  model = check_weights(config, weights, name)
   state = nnx.state(model, is_weight)
   for path, variable in nnx.to_flat_state(state):
     variable.set_value(jnp.asarray(weights[dotted(path)], jnp.float32))
@@ -126,8 +125,9 @@ def build(config: DitSamConfig, weights: dict[str, Any], name: str) -> DitSam:
   return model
 
 
-def check_weights(model: DitSam, weights: dict[str, Any], name: str) -> None:
-  """Raises UserError unless the weights by dotted path are those of a model, which may be abstract."""
+def check_weights(config: DitSamConfig, weights: dict[str, Any], name: str) -> DitSam:
+  """The abstract model of a config. Raises UserError unless the weights by dotted path are all of it and of its shapes."""
+  model = nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))
   expected = {path: variable.shape for path, variable in weights_of(model).items()}
   problems = [f'{path} is {weights[path].shape}, expected {shape}' if path in weights else f'{path} is missing'
               for path, shape in expected.items() if path not in weights or weights[path].shape != shape]
@@ -135,6 +135,12 @@ def check_weights(model: DitSam, weights: dict[str, Any], name: str) -> None:
   if problems:
     raise UserError(f'{name!r}: weights do not fit model.json: {"; ".join(problems[:5])}'
                     f'{f" and {len(problems) - 5} more" if len(problems) > 5 else ""}; copy the model again')
+  return model
+
+
+def size(directory: str | os.PathLike) -> int:
+  """Bytes of all files of a model's folder."""
+  return sum(file.stat().st_size for file in Path(directory).rglob('*') if file.is_file())
 
 
 def read_weights(name_or_dir: str | os.PathLike) -> dict[str, np.ndarray]:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import cv2
 import jax
 import numpy as np
 from flax import nnx
@@ -14,10 +13,10 @@ from PIL import Image
 
 from ditsam_jax import saved_model
 from ditsam_jax.command_line import UserError
-from ditsam_jax.data.augmentation import letterbox
+from ditsam_jax.data.augmentation import Letterbox, letterbox
 from ditsam_jax.data.tokenization import Tokenizer
 from ditsam_jax.evaluation.pictures import overlay
-from ditsam_jax.evaluation.protocols import logit
+from ditsam_jax.evaluation.protocols import logit, own_size_logits
 from ditsam_jax.image_files import read_image
 from ditsam_jax.models.ditsam import DitSam
 
@@ -61,7 +60,7 @@ class Segmentation:
 class _Picture:
   pixels: np.ndarray  # uint8 [h, w, 3]
   square: np.ndarray  # f32 [S, S, 3], what the model sees
-  window: tuple[int, int, int, int]  # top, left, height, width of the image in the square
+  box: Letterbox  # where the image lies in it
 
 
 class Segmenter:
@@ -146,8 +145,8 @@ class Segmenter:
     check_text(text)
     pixels = read_image(image)
     config = self.config
-    square, window = letterbox(pixels, config.image_size, config.pixel_mean, config.pixel_std)
-    return _Picture(pixels, square, window), text
+    square, box = letterbox(pixels, config.image_size, config.pixel_mean, config.pixel_std)
+    return _Picture(pixels, square, box), text
 
   def _segment(self, batch: list[tuple[_Picture, str]], batch_size: int) -> Iterator[Segmentation]:
     # A short last batch is filled up: another shape would be compiled anew.
@@ -156,7 +155,7 @@ class Segmenter:
     logits, ious = self._forward(np.stack([picture.square for picture, _ in filled]), ids, token_mask)
     logits, ious = np.asarray(logits, np.float32), np.asarray(ious, np.float32)
     for (picture, text), square, iou in zip(batch, logits, ious):
-      own_size = _to_own_size(square, picture)
+      own_size = own_size_logits(square, picture.box, picture.pixels.shape[:2])
       mask = own_size > self._threshold
       yield Segmentation(text, self.tokenizer.cut(text), float(iou), picture.pixels, mask, own_size)
 
@@ -183,14 +182,6 @@ def _compiled_forward(model: DitSam) -> Callable:
 
   # Weights are an argument: as constants of the program they would be folded for minutes.
   return lambda *inputs: forward(state, *inputs)
-
-
-def _to_own_size(logits: np.ndarray, picture: _Picture) -> np.ndarray:
-  """f32 [h, w]: logits [S, S] cut to the image and resized to its size (the "standard" protocol)."""
-  top, left, height, width = picture.window
-  window = np.ascontiguousarray(logits[top : top + height, left : left + width])
-  size = picture.pixels.shape[1::-1]
-  return cv2.resize(window, size, interpolation=cv2.INTER_LINEAR)
 
 
 def _is_list(value: Any) -> bool:

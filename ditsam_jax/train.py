@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from ditsam_jax import command_line, saved_model
-from ditsam_jax.command_line import UserError
+from ditsam_jax.command_line import UserError, say
 from ditsam_jax.data import datasets
 from ditsam_jax.data.augmentation import AugmentationConfig
 from ditsam_jax.data.pipeline import prompt_batches, train_batches
@@ -89,17 +89,17 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   state = jax.device_put(state, replicated)
   train_step = make_train_step(structure, optimizer, rate, text_forward if config.task == 'text' else prompt_forward,
                                loss_weights=config.loss.to_dict(), ema_limit=config.ema, seed=config.seed)
-  _say(f'{_count(state.params)} parameters trained, {_count(state.frozen)} frozen; {len(source)} objects in '
+  say(f'{_count(state.params)} parameters trained, {_count(state.frozen)} frozen; {len(source)} objects in '
        f'{source.num_images} images; {mesh.size} {jax.devices()[0].platform} device(s)')
   if config.init_from:
-    _say(f'weights from {config.init_from!r}; fresh: {_parts(fresh) or "none"}')
+    say(f'weights from {config.init_from!r}; fresh: {_parts(fresh) or "none"}')
 
   # --------------------------------------------------------------------------------------------------------- loop
   evaluation = _Evaluation(config, model_config, structure, tokenizer) if config.task == 'text' else None
   with Checkpoints(workdir, config.keep_checkpoints) as checkpoints, StopSignal() as stop:
     if checkpoints.latest_step is not None:
       state = checkpoints.restore(state, iterator)
-      _say(f'resumed at step {int(state.step)} of {config.total_steps}')
+      say(f'resumed at step {int(state.step)} of {config.total_steps}')
     with RunLog(workdir, first_step=int(state.step), total_steps=config.total_steps) as log:
       for step in range(int(state.step) + 1, config.total_steps + 1):
         batch = {name: jax.make_array_from_process_local_data(by_batch, array)
@@ -121,7 +121,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
                                vocabulary=vocabulary if config.task == 'text' else None,
                                data=_about_data(config), notes={'steps': int(state.step)})
   if int(state.step) < config.total_steps:
-    _say(f'stopped at step {int(state.step)} of {config.total_steps}, all saved; the same command goes on from there')
+    say(f'stopped at step {int(state.step)} of {config.total_steps}, all saved; the same command goes on from there')
     raise KeyboardInterrupt
 
   # --------------------------------------------------------------------------------------------------------- results
@@ -158,7 +158,7 @@ class StopSignal:
     if self.asked:
       raise KeyboardInterrupt
     self.asked = True
-    _say('stopping after this step; press Ctrl-C again to stop at once and lose what is not saved')
+    say('stopping after this step; press Ctrl-C again to stop at once and lose what is not saved')
 
 
 class _Evaluation:
@@ -245,10 +245,6 @@ def _parts(names: list[str]) -> str:
   """Which parts of the model some parameters belong to."""
   return ', '.join(sorted({'.'.join(name.split('.')[:2 if name.startswith('image_encoder') else 1])
                            for name in names}))
-
-
-def _say(text: str) -> None:
-  print(text, file=sys.stderr, flush=True)
 
 
 if __name__ == '__main__':

@@ -1,7 +1,12 @@
 """The record that every data set of this project is stored as: one image with its objects and expressions."""
 
+import contextlib
+import io
+from collections.abc import Iterator
+
 import numpy as np
 import tensorflow_datasets as tfds
+from absl import logging
 
 
 def record_features(encoding_format: str = 'png') -> tfds.features.FeaturesDict:
@@ -32,3 +37,17 @@ def record_features(encoding_format: str = 'png') -> tfds.features.FeaturesDict:
 
   features.get_serialized_info = with_numpy_dtypes
   return features
+
+
+@contextlib.contextmanager
+def quiet_tfds() -> Iterator[None]:
+  """One progress bar, ours, in place of TFDS' own bars and messages."""
+  verbosity = logging.get_verbosity()
+  logging.set_verbosity(logging.ERROR)
+  tfds.disable_progress_bar()
+  try:
+    with contextlib.redirect_stdout(io.StringIO()):
+      yield
+  finally:
+    tfds.enable_progress_bar()
+    logging.set_verbosity(verbosity)

@@ -32,7 +32,12 @@ def standard_mask(
   logits: np.ndarray, letterbox: Letterbox, size: tuple[int, int], threshold: float
 ) -> np.ndarray:
   """bool [h, w] of logits [S, S]: cut out, resize, threshold."""
-  return _resize(logits[letterbox.window].astype(np.float32), size) > logit(threshold)
+  return own_size_logits(logits, letterbox, size) > logit(threshold)
+
+
+def own_size_logits(logits: np.ndarray, letterbox: Letterbox, size: tuple[int, int]) -> np.ndarray:
+  """f32 [h, w] of logits [S, S]: the image's part, resized to its own size."""
+  return _resize(logits[letterbox.window].astype(np.float32), size)
 
 
 PROTOCOLS = {'release': release_mask, 'standard': standard_mask}

@@ -54,6 +54,7 @@ class Results:
   overlaps: dict[str, np.ndarray]
   chances: np.ndarray | None
   generalised: bool = False
+  _known_intervals: dict = dataclasses.field(default_factory=dict, init=False, repr=False)
 
   @classmethod
   def of(cls, scores: Iterable[Score], protocols: Iterable[str], *, generalised: bool = False) -> 'Results':
@@ -154,8 +155,12 @@ class Results:
     return rates(*overlaps) | generalised_rates(*overlaps, targets)
 
   def _intervals(self, protocol: str, rows: np.ndarray) -> dict[str, tuple[float, float]]:
-    images = np.array([sample.image_id for sample in self.samples])[rows]
-    return intervals(images, self.overlaps[protocol][rows])
+    # Tables and JSON ask for the same, and bootstrapping a group of a large split takes a while.
+    key = self.protocols[0] if self.protocols_agree else protocol, rows.tobytes()
+    if key not in self._known_intervals:
+      images = np.array([sample.image_id for sample in self.samples])[rows]
+      self._known_intervals[key] = intervals(images, self.overlaps[protocol][rows])
+    return self._known_intervals[key]
 
   def _chance(self, rows: np.ndarray) -> dict[str, float]:
     return {} if self.chances is None else dict(zip(ORACLES, (100 * self.chances[rows].mean(0)).tolist()))

@@ -17,10 +17,9 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 import tqdm
-from absl import logging
 
 from ditsam_jax.command_line import UserError
-from ditsam_jax.data.records import record_features
+from ditsam_jax.data.records import quiet_tfds, record_features
 from ditsam_jax.data.refcoco import catalogue
 from ditsam_jax.data.refcoco.annotations import read_instances
 from ditsam_jax.data.refcoco.catalogue import Counts
@@ -173,7 +172,7 @@ def prepare(dataset: str, split_by: str, annotations_dir: str | os.PathLike, ima
   workers = 0 if total < _FEW_IMAGES and processes is None else workers
   try:
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with (_only_one(directory), _quiet_tfds(), tempfile.TemporaryDirectory() as unused,
+    with (_only_one(directory), quiet_tfds(), tempfile.TemporaryDirectory() as unused,
           contextlib.closing(_encoded(images, workers, found, tally, skip_bad)) as encoded):
       builder = RefCoco(dataset, split_by, images, data_dir=os.fspath(data_dir))
       builder.encoded = encoded
@@ -288,17 +287,3 @@ def _only_one(directory: Path) -> Iterator[None]:
     yield
   finally:
     os.close(descriptor)
-
-
-@contextlib.contextmanager
-def _quiet_tfds() -> Iterator[None]:
-  """One progress bar, ours, in place of TFDS' own bars and messages."""
-  verbosity = logging.get_verbosity()
-  logging.set_verbosity(logging.ERROR)
-  tfds.disable_progress_bar()
-  try:
-    with contextlib.redirect_stdout(io.StringIO()):
-      yield
-  finally:
-    tfds.enable_progress_bar()
-    logging.set_verbosity(verbosity)

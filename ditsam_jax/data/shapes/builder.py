@@ -1,7 +1,6 @@
 """TFDS builder of the shapes data set, and `prepare`, which makes it once."""
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -18,10 +17,9 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
-from absl import logging
 
 from ditsam_jax.command_line import UserError
-from ditsam_jax.data.records import record_features
+from ditsam_jax.data.records import quiet_tfds, record_features
 from ditsam_jax.data.shapes.expressions import describe
 from ditsam_jax.data.shapes.scenes import SPLITS, Scene, ScenesConfig, make_scene, scene_rng
 
@@ -134,7 +132,7 @@ def prepare(data_dir: str | os.PathLike, scenes: ScenesConfig = ScenesConfig(),
   workers = min(os.cpu_count() or 1, _MOST_WORKERS) if workers is None else workers
   try:
     Path(data_dir).mkdir(parents=True, exist_ok=True)
-    with _quiet_tfds():
+    with quiet_tfds():
       builder = Shapes(scenes=scenes, workers=workers, data_dir=os.fspath(data_dir))
       _make(builder)
   except OSError as error:
@@ -160,17 +158,3 @@ def _make(builder: Shapes) -> None:
     if not (Path(builder.data_dir) / 'dataset_info.json').exists():
       raise
     builder.info.read_from_directory(builder.data_dir)
-
-
-@contextlib.contextmanager
-def _quiet_tfds() -> Iterator[None]:
-  """One progress bar, ours, in place of TFDS' own bars and messages."""
-  verbosity = logging.get_verbosity()
-  logging.set_verbosity(logging.ERROR)
-  tfds.disable_progress_bar()
-  try:
-    with contextlib.redirect_stdout(io.StringIO()):
-      yield
-  finally:
-    tfds.enable_progress_bar()
-    logging.set_verbosity(verbosity)
