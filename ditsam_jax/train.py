@@ -85,21 +85,20 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
   iterator = _training_batches(config, model_config, source, tokenizer,
                                sharding.rows_of_this_host(mesh, config.data.batch_size))
 
-  # --------------------------------------------------------------------------------------------------------- state
-  state, fresh = program.initial_state(config.init_from)
-  say(f'{_count(state.params)} parameters trained, {_count(state.frozen)} frozen; {len(source)} objects in '
-      f'{source.num_images} images; {_devices(mesh)}')
-  if config.init_from:
-    say(f'weights from {config.init_from!r}; fresh: {_parts(fresh) or "none"}')
-
   # --------------------------------------------------------------------------------------------------------- loop
   evaluation = _Evaluation(config, model_config, program, tokenizer, stop) if config.task == 'text' else None
   progress, skipped = Progress(), SkippedUpdates(workdir, config.max_skipped)
   describe = dict(vocabulary=vocabulary if config.task == 'text' else None, data=_about_data(config))
   with Checkpoints(workdir, config.keep_checkpoints, json.loads(config.to_json()), config.on_save_failure) as checkpoints:
-    if checkpoints.latest_step is not None:
-      state, progress = checkpoints.restore(state, iterator)
+    if checkpoints.latest_step is None:
+      state, fresh = program.initial_state(config.init_from)
+      if config.init_from:
+        say(f'weights from {config.init_from!r}; fresh: {_parts(fresh) or "none"}')
+    else:
+      state, progress = checkpoints.restore(program.state, iterator)
       say(f'resumed at step {int(state.step)} of {config.total_steps}')
+    say(f'{_count(state.params)} parameters trained, {_count(state.frozen)} frozen; {len(source)} objects in '
+        f'{source.num_images} images; {_devices(mesh)}')
     step = int(state.step)
     stop.steps_begin()
     with RunLog(workdir, first_step=step, evaluated=progress.evaluated, total_steps=config.total_steps) as log:
