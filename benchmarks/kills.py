@@ -26,8 +26,8 @@ FIELDS = {
     'data.batch_size': 4, 'data.threads': 2, 'model.image_size': 64, 'model.fusion_dropout': 0.1,
     'model.image_encoder.width': 48, 'model.image_encoder.depth': 1, 'model.image_encoder.global_blocks': [0],
     'model.text_encoder.width': 48, 'model.text_encoder.depth': 1, 'model.mask_decoder.width': 48,
-    'optimizer.name': 'adam', 'optimizer.warmup_steps': 5, 'log_every': 1, 'checkpoint_every': 3, 'eval_every': 20, 'eval_samples': 8,
-    'eval_batch_size': 8, 'final_split': 'val'}
+    'optimizer.name': 'adam', 'optimizer.warmup_steps': 5, 'log_every': 1, 'checkpoint_every': 3, 'eval_every': 20,
+    'eval_samples': 8, 'eval_batch_size': 8, 'final_split': 'val'}
 
 
 @dataclasses.dataclass
