@@ -13,18 +13,16 @@ import sys
 import time
 from typing import Any
 
-from flax import nnx
-import grain
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
-from ditsam_jax import command_line, saved_model
-from ditsam_jax.command_line import UserError, say
+from ditsam_jax import command_line, distributed, saved_model
+from ditsam_jax.command_line import UserError
 from ditsam_jax.data import datasets
 from ditsam_jax.data.augmentation import AugmentationConfig
-from ditsam_jax.data.pipeline import prompt_batches, train_batches
+from ditsam_jax.data.pipeline import BatchStream, prompt_batches, train_batches
 from ditsam_jax.data.referring import ReferringSource
 from ditsam_jax.data.tokenization import Tokenizer
 from ditsam_jax.evaluation.evaluator import evaluate_split
@@ -34,16 +32,16 @@ from ditsam_jax.evaluation.results import Results
 from ditsam_jax.image_files import write_png
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
-from ditsam_jax.training import config as training_config
+from ditsam_jax.training import config as training_config, sharding
 from ditsam_jax.training.checkpoint import Checkpoints, Progress
 from ditsam_jax.training.fingerprint import weights_sha256
-from ditsam_jax.training.logging import RunLog, write_json
-from ditsam_jax.training.optimizer import freeze_pattern, make_optimizer
+from ditsam_jax.training.logging import RunLog, SilentLog, write_json
+from ditsam_jax.training.program import Program, build
 from ditsam_jax.training.skipped import SkippedUpdates
-from ditsam_jax.training.step import (Structure, TrainState, averaged_model, make_state, make_train_step,
-                                      prompt_forward, text_forward)
+from ditsam_jax.training.step import TrainState
 from ditsam_jax.training.stop import Stopped, StopSignal
 from ditsam_jax.training.workdir import Workdir
+from ditsam_jax.watch import Watch
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,9 +51,11 @@ def main(arguments: list[str] | None = None) -> int:
                                    epilog='--config.any.field=value changes a field of the config', allow_abbrev=False)
   parser.add_argument('--config', required=True, metavar='FILE[:DATA]', help='configs/ldit.py:shapes, for example')
   parser.add_argument('--workdir', default='', help='where everything is written (default: runs/<config>-<data>)')
+  distributed.add_flags(parser)
   overrides = [a.removeprefix('--config.') for a in arguments if a.startswith('--config.')]
   options = parser.parse_args([a for a in arguments if not a.startswith('--config.')])
   config = training_config.load(options.config, overrides)
+  distributed.initialise(options)
   name = Path(options.config.partition(':')[0]).stem
   train(config, Path(options.workdir or f'runs/{name}-{config.data.dataset}'))
   return 0
@@ -69,53 +69,42 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
       updates in a row whose loss or gradient is not finite, a save that failed where that is to stop the run.
     KeyboardInterrupt: after Ctrl-C, with everything saved.
   """
-  with StopSignal() as stop, Workdir(workdir) as claimed:
+  with StopSignal() as stop, Workdir(workdir) as claimed, Watch():
     return _train(config, workdir, claimed, stop)
 
 
 def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal) -> dict[str, Any] | None:
   started = time.time()
-  # --------------------------------------------------------------------------------------------------------- mesh
-  mesh = Mesh(np.asarray(jax.devices()), ('data',))
-  replicated, by_batch = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec('data'))
-  if config.data.batch_size % mesh.size:
-    raise UserError(f'config.data.batch_size is {config.data.batch_size}; expected a multiple of the {mesh.size} '
-                    f'devices')
+  # ---------------------------------------------------------------------------------------- mesh, model, train step
+  mesh = sharding.make_mesh(config.mesh)
+  model_config = training_config.model_config(config)
+  program = build(config, model_config, mesh)
 
   # --------------------------------------------------------------------------------------------------------- data
-  model_config = training_config.model_config(config)
-  freeze = freeze_pattern(config.freeze)
-  source = _open(config, 'train')
+  source = distributed.first_alone_first(lambda: _open(config, 'train'), 'data')
   vocabulary = datasets.vocabulary(config.data.dataset, config.init_from)
   claimed.claim(json.loads(config.to_json()))
   tokenizer = Tokenizer(vocabulary, model_config.max_text_tokens)
-  iterator = iter(_training_batches(config, model_config, source, tokenizer))
-
-  # --------------------------------------------------------------------------------------------- model, state, step
-  model = DitSam(model_config, rngs=nnx.Rngs(config.seed))
-  fresh = saved_model.initialise_from(model, config.init_from) if config.init_from else []
-  model.train()
-  optimizer, rate = make_optimizer(config.optimizer, config.total_steps)
-  structure, state = make_state(model, optimizer, freeze)
-  state = jax.device_put(state, replicated)
-  train_step = make_train_step(structure, optimizer, rate, text_forward if config.task == 'text' else prompt_forward,
-                               loss_weights=config.loss.to_dict(), ema_limit=config.ema, seed=config.seed)
-  say(f'{_count(state.params)} parameters trained, {_count(state.frozen)} frozen; {len(source)} objects in '
-       f'{source.num_images} images; {mesh.size} {jax.devices()[0].platform} device(s)')
-  if config.init_from:
-    say(f'weights from {config.init_from!r}; fresh: {_parts(fresh) or "none"}')
+  iterator = _training_batches(config, model_config, source, tokenizer,
+                               sharding.rows_of_this_host(mesh, config.data.batch_size))
 
   # --------------------------------------------------------------------------------------------------------- loop
-  evaluation = _Evaluation(config, model_config, structure, tokenizer, stop) if config.task == 'text' else None
+  evaluation = _Evaluation(config, model_config, program, tokenizer, stop) if config.task == 'text' else None
   progress, skipped = Progress(), SkippedUpdates(workdir, config.max_skipped)
   describe = dict(vocabulary=vocabulary if config.task == 'text' else None, data=_about_data(config))
   with Checkpoints(workdir, config.keep_checkpoints, json.loads(config.to_json()), config.on_save_failure) as checkpoints:
-    if checkpoints.latest_step is not None:
-      state, progress = checkpoints.restore(state, iterator)
-      say(f'resumed at step {int(state.step)} of {config.total_steps}')
+    if checkpoints.latest_step is None:
+      state, fresh = program.initial_state(config.init_from)
+      if config.init_from:
+        distributed.tell(f'weights from {config.init_from!r}; fresh: {_parts(fresh) or "none"}')
+    else:
+      state, progress = checkpoints.restore(program.state, iterator)
+      distributed.tell(f'resumed at step {int(state.step)} of {config.total_steps}')
+    distributed.tell(f'{_count(state.params)} parameters trained, {_count(state.frozen)} frozen; {len(source)} objects '
+                     f'in {source.num_images} images; {_devices(mesh)}')
     step = int(state.step)
     stop.steps_begin()
-    with RunLog(workdir, first_step=step, evaluated=progress.evaluated, total_steps=config.total_steps) as log:
+    with _log(workdir, step, progress, config) as log:
       while True:
         worth_saving = step > 0 and step % config.checkpoint_every == 0
         # A run that was stopped in the middle of an evaluation begins with it.
@@ -126,17 +115,16 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
             log.panel(step, np.asarray(gallery.panel()))
             progress.evaluated = step
             if config.keep_best and progress.improved(step, results.miou):
-              _save_best(workdir, config, averaged_model(structure, state), progress, describe)
+              _save_best(workdir, config, program.averaged_model(state), progress, describe)
               worth_saving = True
-        ends = stop.asked or step == config.total_steps
+        ends = stop.agreed(step) or step == config.total_steps
         if worth_saving or ends:
           skipped.look()
           checkpoints.save(state, iterator, progress)
         if ends:
           break
         arrays = next(iterator)
-        batch = {name: jax.make_array_from_process_local_data(by_batch, array) for name, array in arrays.items()}
-        state, metrics = train_step(state, batch)
+        state, metrics = program.step(state, program.assemble(arrays))
         step += 1
         skipped.watch(step, arrays, metrics)
         checkpoints.check()
@@ -149,7 +137,9 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
                     f'goes on from step {checkpoints.latest_step or 0}')
   if stop.number == signal.SIGTERM:  # whoever takes the machine away does not wait for more
     return _stopped(stop, step, config)
-  model_dir = saved_model.save(workdir / 'model', averaged_model(structure, state), **describe, notes={'steps': step})
+  model = program.averaged_model(state)
+  if distributed.is_first():
+    saved_model.save(workdir / 'model', model, **describe, notes={'steps': step})
   if stop.asked:
     return _stopped(stop, step, config)
 
@@ -163,40 +153,46 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
     results, gallery = evaluation(state, config.final_split, None)
     if results is None:
       return _stopped(stop, step, config)
-    write_png(workdir / 'predictions.png', gallery.panel(_headline(config, results)))
     summary |= {'split': config.final_split, **results.to_json()}
-    print(results.table())
   summary['seconds'] = {'training': round(trained - started, 1), 'evaluation': round(time.time() - trained, 1)}
+  if not distributed.is_first():
+    return summary
+  written = [workdir / 'metrics.json', workdir / 'model']
+  if evaluation:
+    print(results.table())
+    written.append(workdir / 'predictions.png')
+    write_png(written[-1], gallery.panel(_headline(config, results)))
   write_json(workdir / 'metrics.json', summary)
-  written = [workdir / 'metrics.json', model_dir] + ([workdir / 'predictions.png'] if evaluation else [])
   print('written:', ', '.join(map(str, written)))
   return summary
 
 
 def _stopped(stop: StopSignal, step: int, config: ConfigDict) -> None:
   """Says so. Raises KeyboardInterrupt after Ctrl-C."""
-  say(f'stopped at step {step} of {config.total_steps}, all saved; the same command goes on from there')
+  distributed.tell(f'stopped at step {step} of {config.total_steps}, all saved; the same command goes on from there')
   if stop.number == signal.SIGINT:
     raise KeyboardInterrupt
 
 
 def _save_best(workdir: Path, config: ConfigDict, model: DitSam, progress: Progress, describe: dict[str, Any]) -> None:
   """The model with the highest score on the validation split; a failure is one of `config.on_save_failure`."""
+  if not distributed.is_first():
+    return
   try:
     saved_model.save(workdir / 'best', model, **describe,
                      notes={'steps': progress.best_step, 'val_mIoU': progress.best_score})
   except UserError as error:
     if config.on_save_failure == 'stop':
       raise
-    say(f'{error}; training goes on')
+    distributed.tell(f'{error}; training goes on')
 
 
 class _Evaluation:
   """Scores a train state's averaged weights; compiled once. Results are None where a signal asked to stop."""
 
-  def __init__(self, config: ConfigDict, model_config: DitSamConfig, structure: Structure, tokenizer: Tokenizer,
+  def __init__(self, config: ConfigDict, model_config: DitSamConfig, program: Program, tokenizer: Tokenizer,
                stop: StopSignal):
-    self._config, self._model_config, self._structure, self._tokenizer = config, model_config, structure, tokenizer
+    self._config, self._model_config, self._program, self._tokenizer = config, model_config, program, tokenizer
     self._stop = stop
     self._sources: dict[str, ReferringSource] = {}
 
@@ -205,7 +201,7 @@ class _Evaluation:
     if split not in self._sources:
       self._sources[split] = _open(config, split)
     gallery = Gallery(self._model_config.pixel_mean, self._model_config.pixel_std)
-    forward = self._stop.interruptible(forward_of(averaged_model(self._structure, state)))
+    forward = self._stop.interruptible(forward_of(self._program.averaged_model(state)))
     try:
       results = evaluate_split(
           forward, self._sources[split], self._tokenizer, self._model_config, batch_size=config.eval_batch_size,
@@ -215,20 +211,25 @@ class _Evaluation:
     return results, gallery
 
 
+def _log(workdir: Path, step: int, progress: Progress, config: ConfigDict) -> RunLog | SilentLog:
+  if not distributed.is_first():
+    return SilentLog()
+  return RunLog(workdir, first_step=step, evaluated=progress.evaluated, total_steps=config.total_steps)
+
+
 def _open(config: ConfigDict, split: str) -> ReferringSource:
   data = config.data
   return datasets.open_split(data.dataset, data.data_dir, split, scenes=data.get('scenes'),
                              in_memory=data.in_memory and split == 'train')
 
 
-def _training_batches(config: ConfigDict, model: DitSamConfig, source: ReferringSource,
-                      tokenizer: Tokenizer) -> grain.IterDataset:
+def _training_batches(config: ConfigDict, model: DitSamConfig, source: ReferringSource, tokenizer: Tokenizer,
+                      rows: np.ndarray) -> BatchStream:
   data = config.data
   settings = dict(
       image_size=model.image_size, pixel_mean=model.pixel_mean, pixel_std=model.pixel_std,
-      augmentation=AugmentationConfig(**data.augmentation), batch_size=data.batch_size // jax.process_count(),
-      seed=config.seed, threads=data.threads, processes=data.processes,
-      shard=(jax.process_index(), jax.process_count()))
+      augmentation=AugmentationConfig(**data.augmentation), batch_size=data.batch_size, seed=config.seed,
+      threads=data.threads, processes=data.processes, rows=rows)
   if config.task == 'text':
     return train_batches(source, tokenizer, **settings)
   return prompt_batches(source, objects_per_image=data.objects_per_image, **settings)
@@ -247,6 +248,12 @@ def _headline(config: ConfigDict, results: Results) -> str:
 def _curves(results: Results) -> dict[str, float]:
   """What TensorBoard plots of an evaluation: mIoU, over all and by kind of expression."""
   return {'mIoU': results.miou, **{f'mIoU_{kind}': results.metrics(kind=kind)['mIoU'] for kind in results.kinds}}
+
+
+def _devices(mesh: Mesh) -> str:
+  """What the run computes on."""
+  axes = ' x '.join(f'{axis} {size}' for axis, size in mesh.shape.items())
+  return f'{mesh.size} {mesh.devices.flat[0].platform} device(s)' + (f' as {axes}' if mesh.size > 1 else '')
 
 
 def _count(weights: dict[str, jax.Array]) -> int:
