@@ -137,14 +137,16 @@ def make_train_step(structure: Structure, optimizer: optax.GradientTransformatio
     else:
       parts = {name: _dealt(array, accumulate) for name, array in batch.items()}
       grads, metrics = _mean_over_parts(functools.partial(gradient, state.params, state.frozen), parts, key, accumulate)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
     updates_done = state.step - state.skipped[0]
-    decay = ema_decay(updates_done, ema_limit)
-    ema = jax.tree.map(lambda average, new: average * decay + new * (1 - decay), state.ema, params)
+
+    def update(state: TrainState, grads: Weights) -> TrainState:
+      updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+      params = optax.apply_updates(state.params, updates)
+      decay = ema_decay(updates_done, ema_limit)
+      ema = jax.tree.map(lambda average, new: average * decay + new * (1 - decay), state.ema, params)
+      return state._replace(params=params, ema=ema, opt_state=opt_state)
     metrics |= {'learning_rate': rate(updates_done), 'grad_norm': optax.tree.norm(grads)}
-    new = TrainState(state.step + 1, params, ema, opt_state, state.frozen, state.skipped)
-    state = keep_if_finite(state, new, metrics['loss'], metrics['grad_norm'])
+    state = update_if_finite(update, state, grads, metrics['loss'], metrics['grad_norm'])
     metrics |= {'skipped': state.skipped[0], 'skipped_in_a_row': state.skipped[1]}
     return state, metrics
 
@@ -167,16 +169,17 @@ def _mean_over_parts(gradient: Callable, parts: Batch, key: jax.Array, count: in
   return jax.tree.map(lambda total: total / count, sums)
 
 
-def keep_if_finite(old: TrainState, new: TrainState, loss: jax.Array, grad_norm: jax.Array) -> TrainState:
-  """The new state, or the old one where loss or gradient are not finite; steps go on, and the left-out update counts.
+def update_if_finite(update: Callable[[TrainState, Weights], TrainState], state: TrainState, grads: Weights,
+                     loss: jax.Array, grad_norm: jax.Array) -> TrainState:
+  """The state after `update(state, grads)`, or left as it was where loss or gradient are not finite; one step on.
 
-  The choice is made element by element where the update is computed, so it takes no memory of its own.
+  A branch takes no memory. Choosing element by element took two more copies of the parameters on CPUs.
   """
   finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)  # the norm is not if any element is not
-  kept = jax.tree.map(lambda before, after: jnp.where(finite, after, before),
-                      (old.params, old.ema, old.opt_state), (new.params, new.ema, new.opt_state))
-  skipped = jnp.where(finite, old.skipped * jnp.asarray([1, 0]), old.skipped + 1)
-  return TrainState(new.step, *kept, new.frozen, skipped)
+  frozen, state = state.frozen, state._replace(frozen={})
+  state = jax.lax.cond(finite, update, lambda state, grads: state, state, grads)
+  skipped = jnp.where(finite, state.skipped * jnp.asarray([1, 0]), state.skipped + 1)
+  return state._replace(step=state.step + 1, skipped=skipped, frozen=frozen)
 
 
 def averaged_model(structure: Structure, state: TrainState) -> DitSam:

@@ -1,0 +1,164 @@
+"""Kills a training run again and again, and compares what it ends with: python benchmarks/kills.py --kills=20
+
+A very small model is trained once undisturbed, and once by processes that get SIGKILL at a random moment (while they
+start, between two steps, while a checkpoint is being written) and are started again with the same command. Both must
+end with the same fingerprint of all weights (`weights_sha256`) and the same log, byte for byte. Prints a table of the
+kills, with what each left behind on the disk, writes it to OUTPUT/kills.json, and exits with 1 if anything differs.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+from pathlib import Path
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+AIMS = ('write', 'steps', 'write', 'start')  # in turn
+FIELDS = {
+    'init_from': '', 'data.scenes.image_size': 64, 'data.scenes.train': 24, 'data.scenes.val': 4,
+    'data.batch_size': 4, 'data.threads': 2, 'model.image_size': 64, 'model.fusion_dropout': 0.1,
+    'model.image_encoder.width': 48, 'model.image_encoder.depth': 1, 'model.image_encoder.global_blocks': [0],
+    'model.text_encoder.width': 48, 'model.text_encoder.depth': 1, 'model.mask_decoder.width': 48,
+    'optimizer.name': 'adam', 'optimizer.warmup_steps': 5, 'log_every': 1, 'checkpoint_every': 3, 'eval_every': 20,
+    'eval_samples': 8, 'eval_batch_size': 8, 'final_split': 'val'}
+
+
+@dataclasses.dataclass
+class Kill:
+  """One process, what it was killed at, and what it left."""
+  aim: str
+  seconds: float  # that it lived
+  resumed_at: int  # step of the newest whole checkpoint before
+  last_step: int  # in the log
+  checkpoint: int  # the newest that has its number
+  left_behind: str  # of a checkpoint: '' if no write was in progress
+
+
+def run(output: Path, kills: int, steps: int, seed: int = 0) -> dict[str, Any]:
+  """Both trainings.
+
+  Args:
+    output: a folder of its own, which is emptied.
+    kills: how often the second training is killed.
+    steps: of the training; enough of them that it does not end before the last kill.
+    seed: of the moments.
+  """
+  shutil.rmtree(output, ignore_errors=True)
+  output.mkdir(parents=True)
+  chance = random.Random(seed)
+  whole, killed = output / 'whole', output / 'killed'
+  _finish(output, whole, steps)
+  rows = []
+  for number in range(kills):
+    rows.append(_kill(output, killed, steps, AIMS[number % len(AIMS)], chance))
+    print(json.dumps(dataclasses.asdict(rows[-1])), file=sys.stderr, flush=True)
+  _finish(output, killed, steps)
+  prints = [json.loads((workdir / 'metrics.json').read_text())['weights_sha256'] for workdir in (whole, killed)]
+  return {'steps': steps, 'kills': [dataclasses.asdict(row) for row in rows],
+          'writes_hit': sum(bool(row.left_behind) for row in rows), 'weights_sha256': prints,
+          'same_weights': prints[0] == prints[1],
+          'same_log': (whole / 'train_log.jsonl').read_bytes() == (killed / 'train_log.jsonl').read_bytes()}
+
+
+def start(output: Path, workdir: Path, steps: int, *more: str) -> subprocess.Popen:
+  """The training as a process; compiled programs are kept in `output`, so that only the first one compiles."""
+  environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_COMPILATION_CACHE_DIR': str(output / 'compiled'),
+                 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
+  fields = {**FIELDS, 'data.data_dir': output / 'data', 'total_steps': steps}
+  with (output / 'stderr.txt').open('a') as errors:
+    return subprocess.Popen(
+        [sys.executable, '-m', 'ditsam_jax.train', f'--config={ROOT / "configs/ldit.py"}:shapes', f'--workdir={workdir}',
+         *(f'--config.{name}={value}' for name, value in fields.items()), *more],
+        env=environment, stdout=subprocess.DEVNULL, stderr=errors)
+
+
+def _finish(output: Path, workdir: Path, steps: int) -> None:
+  if start(output, workdir, steps).wait():
+    raise SystemExit(f'the training failed; its last lines are in {output / "stderr.txt"}')
+
+
+def _kill(output: Path, workdir: Path, steps: int, aim: str, chance: random.Random) -> Kill:
+  checkpoints, log = workdir / 'checkpoints', workdir / 'train_log.jsonl'
+  resumed_at, changed = _newest(checkpoints), _changed(log)
+  started = time.perf_counter()
+  process = start(output, workdir, steps)
+  if aim == 'start':
+    _sleep(process, chance.uniform(0, 8))
+  else:
+    _wait(process, lambda: _changed(log) != changed and _last_step(log) > resumed_at)  # lines may be taken back first
+    _sleep(process, chance.uniform(0, 2))
+    if aim == 'write':
+      _wait(process, lambda: any(checkpoints.glob('*.writing')))
+      _sleep(process, chance.uniform(0, 0.1) ** 1.5)
+  if process.poll() is not None:
+    raise SystemExit(f'the training ended before it could be killed; take more --steps, or read {output / "stderr.txt"}')
+  process.send_signal(signal.SIGKILL)
+  process.wait()
+  return Kill(aim, round(time.perf_counter() - started, 2), resumed_at, _last_step(log), _newest(checkpoints),
+              _left_behind(checkpoints))
+
+
+def _left_behind(checkpoints: Path) -> str:
+  """What the disk holds of a checkpoint that was on its way in, or of one on its way out."""
+  for folder in checkpoints.glob('*.writing'):
+    if (folder / 'manifest.json').exists():
+      return 'manifest written, not yet numbered'
+    return 'all arrays, no manifest' if (folder / 'state').is_dir() else 'some arrays'
+  return 'an old one half removed' if any(checkpoints.glob('*.deleting')) else ''
+
+
+def _newest(checkpoints: Path) -> int:
+  return max((int(path.name) for path in checkpoints.glob('*') if path.name.isdecimal()), default=0)
+
+
+def _last_step(log: Path) -> int:
+  lines = log.read_text().splitlines() if log.exists() else []
+  return json.loads(lines[-1])['step'] if lines else 0
+
+
+def _changed(file: Path) -> int:
+  return file.stat().st_mtime_ns if file.exists() else 0
+
+
+def _wait(process: subprocess.Popen, condition) -> None:
+  while process.poll() is None and not condition():
+    time.sleep(0.001)
+
+
+def _sleep(process: subprocess.Popen, seconds: float) -> None:
+  end = time.perf_counter() + seconds
+  _wait(process, lambda: time.perf_counter() >= end)
+
+
+def _table(result: dict[str, Any]) -> str:
+  lines = [f'{"kill":>4} {"aimed at":8} {"lived s":>7} {"resumed":>7} {"last step":>9} {"checkpoint":>10}  left behind']
+  for number, row in enumerate(result['kills'], 1):
+    lines.append(f'{number:4} {row["aim"]:8} {row["seconds"]:7} {row["resumed_at"]:7} {row["last_step"]:9} '
+                 f'{row["checkpoint"]:10}  {row["left_behind"]}')
+  same = ('another', 'the same')
+  return '\n'.join([*lines, f'{len(result["kills"])} kills, {result["writes_hit"]} of them in a write; '
+                    f'{same[result["same_weights"]]} fingerprint, {same[result["same_log"]]} log'])
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('--kills', type=int, default=20)
+  parser.add_argument('--steps', type=int, default=2000)
+  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--output', type=Path, default=Path('runs/kills'), help='is emptied first')
+  options = parser.parse_args()
+  result = run(options.output.absolute(), options.kills, options.steps, options.seed)
+  (options.output / 'kills.json').write_text(json.dumps(result, indent=1) + '\n')
+  print(_table(result))
+  return 0 if result['same_weights'] and result['same_log'] else 1
+
+
+if __name__ == '__main__':
+  sys.exit(main())

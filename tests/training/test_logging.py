@@ -1,0 +1,125 @@
+"""The log of a run that was killed and goes on, and of one whose disk is full."""
+
+import json
+
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.record_writer import masked_crc32c
+
+from ditsam_jax.training import logging
+from ditsam_jax.training.logging import RunLog, write_text
+
+
+def log(workdir, steps, *, first_step=0, evaluated=0):
+  """Lines of some steps, an evaluation after every third."""
+  with RunLog(workdir, first_step=first_step, evaluated=evaluated, total_steps=9) as run_log:
+    for step in steps:
+      run_log.advance()
+      run_log.scalars(step, {'loss': 1 / step})
+      if step % 3 == 0:
+        run_log.scalars(step, {'mIoU': 10.0 * step}, 'val')
+
+
+def lines(workdir):
+  return (workdir / 'train_log.jsonl').read_text()
+
+
+def test_a_resumed_log_is_that_of_one_run(tmp_path):
+  log(tmp_path / 'whole', range(1, 8))
+  log(tmp_path / 'killed', range(1, 7))  # and at step 4 was the last checkpoint
+  with (tmp_path / 'killed' / 'train_log.jsonl').open('a') as file:
+    file.write('{"step": 7, "tra')
+  log(tmp_path / 'killed', range(5, 8), first_step=4, evaluated=3)
+  assert lines(tmp_path / 'killed') == lines(tmp_path / 'whole')
+
+
+def test_an_evaluation_that_is_done_again_is_told_once(tmp_path):
+  log(tmp_path, range(1, 4))
+  with RunLog(tmp_path, first_step=3, evaluated=0, total_steps=9) as run_log:
+    run_log.scalars(3, {'mIoU': 30.0}, 'val')
+  assert [json.loads(line) for line in lines(tmp_path).splitlines()] == [
+      {'step': 1, 'train/loss': 1.0}, {'step': 2, 'train/loss': 0.5}, {'step': 3, 'train/loss': 1 / 3},
+      {'step': 3, 'val/mIoU': 30.0}]
+
+
+def test_what_is_not_finite_is_null(tmp_path):
+  with RunLog(tmp_path, first_step=0, evaluated=0, total_steps=9) as run_log:
+    run_log.scalars(1, {'loss': float('nan'), 'grad_norm': float('inf')})
+  assert lines(tmp_path) == '{"step": 1, "train/loss": null, "train/grad_norm": null}\n'
+
+
+def events(workdir):
+  """All events of a run's TensorBoard files, in the format of TFRecord, checksums checked."""
+  found = []
+  for file in sorted((workdir / 'tensorboard').iterdir()):
+    data = file.read_bytes()
+    while data:
+      length = int.from_bytes(data[:8], 'little')
+      record = data[12:12 + length]
+      assert int.from_bytes(data[8:12], 'little') == masked_crc32c(data[:8])
+      assert int.from_bytes(data[12 + length:16 + length], 'little') == masked_crc32c(record)
+      found.append(Event.FromString(record))
+      data = data[16 + length:]
+  return found
+
+
+def test_tensorboard_gets_numbers_pictures_and_where_a_run_resumed(tmp_path):
+  with RunLog(tmp_path, first_step=5, evaluated=0, total_steps=9) as run_log:
+    run_log.scalars(6, {'loss': 0.25})
+    run_log.panel(6, np.zeros((2, 3, 3), np.uint8))
+  version, session, loss, picture = events(tmp_path)
+  assert version.file_version == 'brain.Event:2'
+  assert session.step == 6 and session.session_log.status == session.session_log.START
+  assert loss.step == 6 and loss.summary.value[0].tag == 'train/loss' and loss.summary.value[0].simple_value == 0.25
+  assert (picture.summary.value[0].image.height, picture.summary.value[0].image.width) == (2, 3)
+
+
+def test_a_full_disk_stops_no_run_and_loses_no_line(tmp_path, monkeypatch, capfd):
+  log(tmp_path / 'whole', range(1, 8))
+  sizes = iter([10**6, 10**6, 110, 110, 110, *[10**6] * 99])  # bytes that any file may have, write by write
+  room = next(sizes)
+
+  class Disk:
+    """The files of `RunLog` on a disk that fills up in the middle of a record, for a while."""
+
+    def __init__(self, file):
+      self._file = file
+
+    def __getattr__(self, name):
+      return getattr(self._file, name)
+
+    def __enter__(self):
+      return self
+
+    def __exit__(self, *exception):
+      self._file.close()
+
+    def write(self, data):
+      nonlocal room
+      room = next(sizes)
+      left = max(room - self._file.tell(), 0)
+      if not left:
+        raise OSError(28, 'No space left on device')
+      return self._file.write(data[:left])
+
+  opened = logging.Path.open
+  monkeypatch.setattr(logging.Path, 'open', lambda path, *how, **more: Disk(opened(path, *how, **more)))
+  log(tmp_path / 'full', range(1, 8))
+  assert lines(tmp_path / 'full') == lines(tmp_path / 'whole')
+  assert len(events(tmp_path / 'full')) == len(events(tmp_path / 'whole')) == 10
+  assert capfd.readouterr().err.count('the log of the run cannot be written') == 1
+
+
+def test_a_file_that_cannot_be_written_is_named_and_leaves_the_old_one(tmp_path, monkeypatch):
+  file = tmp_path / 'metrics.json'
+  write_text(file, 'old')
+
+  def full(path, text):
+    path.write_bytes(text.encode()[:2])
+    raise OSError(28, 'No space left on device')
+  monkeypatch.setattr(logging.Path, 'write_text', full)
+  with pytest.raises(OSError) as error:
+    write_text(file, 'new')
+  assert error.value.filename == str(file) and file.read_text() == 'old'
+  assert list(tmp_path.iterdir()) == [file]
