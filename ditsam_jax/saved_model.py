@@ -8,6 +8,8 @@
 A training run's workdir holds such a folder as `model/`, and names it as well.
 """
 
+from collections.abc import Iterator
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -120,7 +122,7 @@ def build(config: DitSamConfig, weights: dict[str, Any], name: str) -> DitSam:
   for path, variable in nnx.to_flat_state(state):
     variable.set_value(jnp.asarray(weights[dotted(path)], jnp.float32))
   nnx.update(model, state)
-  _fill_streams(model)
+  fill_streams(model)
   model.eval()
   return model
 
@@ -154,14 +156,36 @@ def read_leftovers(name_or_dir: str | os.PathLike) -> dict[str, np.ndarray]:
   return _read_arrays(folder) if folder.exists() else {}
 
 
-def _read_arrays(folder: Path) -> dict[str, np.ndarray]:
+def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+  """Of all stored arrays, by name."""
   import orbax.checkpoint as ocp  # slow to import
+  with _explained(folder), ocp.PyTreeCheckpointer() as checkpointer:
+    return {name: tuple(array.shape)
+            for name, array in checkpointer.metadata(folder.absolute()).item_metadata.tree.items()}
+
+
+def _read_arrays(folder: Path, places: dict[str, jax.ShapeDtypeStruct] | None = None) -> dict[str, Any]:
+  """All stored arrays, in NumPy, in their own types; or those in `places`, with the types and shardings given there."""
+  import orbax.checkpoint as ocp
+  def where(name: str) -> ocp.RestoreArgs:
+    if places is None:
+      return ocp.RestoreArgs(restore_type=np.ndarray)
+    if name not in places:
+      return ocp.RestoreArgs(restore_type=None)
+    return ocp.ArrayRestoreArgs(sharding=places[name].sharding, dtype=places[name].dtype)
+  names = _shapes(folder)
+  with _explained(folder), ocp.PyTreeCheckpointer() as checkpointer:
+    wanted = {name: ocp.PLACEHOLDER if places and name not in places else 0 for name in names}
+    restored = checkpointer.restore(folder.absolute(), item=wanted, restore_args={name: where(name) for name in names})
+  return {name: array for name, array in restored.items() if places is None or name in places}
+
+
+@contextlib.contextmanager
+def _explained(folder: Path) -> Iterator[None]:
+  """Orbax and TensorStore raise many kinds for damaged files; makes one of them."""
   try:
-    with ocp.PyTreeCheckpointer() as checkpointer:
-      names = checkpointer.metadata(folder.absolute()).item_metadata.tree
-      as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in names}
-      return dict(checkpointer.restore(folder.absolute(), restore_args=as_numpy))
-  except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
+    yield
+  except Exception as error:
     reason = str(error).strip().split('\n')[0][:200]
     raise UserError(f'{folder} is missing or damaged ({reason}); copy the model again') from error
 
@@ -234,29 +258,24 @@ def write(directory: str | os.PathLike, config: DitSamConfig, weights: dict[str,
   return directory
 
 
-def initialise_from(model: DitSam, name_or_dir: str | os.PathLike) -> list[str]:
-  """Takes over every weight that the saved model has, and returns the paths that keep their fresh values.
+def read_start(name_or_dir: str | os.PathLike, expected: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+  """Those of the expected weights (by dotted path, with shardings) that a saved model has, each read where it belongs.
 
   Raises:
     UserError: a weight of the same name has another shape, or nothing fits at all.
   """
-  arrays = read_weights(name_or_dir)
-  fresh, wrong = [], []
-  for name, variable in weights_of(model).items():
-    array = arrays.get(name)
-    if array is None:
-      fresh.append(name)
-    elif array.shape != variable.shape:
-      wrong.append(f'{name} is {array.shape} there and {variable.shape} here')
-    else:
-      variable.set_value(jnp.asarray(array, jnp.float32))
-  if wrong or len(fresh) == len(weights_of(model)):
+  folder = resolve(name_or_dir) / 'weights'
+  shapes = _shapes(folder)
+  wrong = [f'{name} is {shapes[name]} there and {array.shape} here' for name, array in expected.items()
+           if shapes.get(name, array.shape) != array.shape]
+  found = {name: array for name, array in expected.items() if name in shapes}
+  if wrong or not found:
     raise UserError(f'init_from {str(name_or_dir)!r} does not fit config.model: '
                     f'{"; ".join(wrong[:4]) or "no weight has the same name"}; make their sizes equal')
-  return fresh
+  return _read_arrays(folder, found)
 
 
-def _fill_streams(model: DitSam) -> None:
+def fill_streams(model: DitSam) -> None:
   """Gives an abstractly built model real random streams (they matter in training mode only)."""
   abstract = nnx.state(model, nnx.RngState)
   for _, variable in nnx.to_flat_state(abstract):

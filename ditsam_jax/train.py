@@ -12,10 +12,8 @@ import sys
 import time
 from typing import Any
 
-from flax import nnx
-import grain
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
@@ -23,7 +21,7 @@ from ditsam_jax import command_line, saved_model
 from ditsam_jax.command_line import UserError, say
 from ditsam_jax.data import datasets
 from ditsam_jax.data.augmentation import AugmentationConfig
-from ditsam_jax.data.pipeline import prompt_batches, train_batches
+from ditsam_jax.data.pipeline import BatchStream, prompt_batches, train_batches
 from ditsam_jax.data.referring import ReferringSource
 from ditsam_jax.data.tokenization import Tokenizer
 from ditsam_jax.evaluation.evaluator import evaluate_split
@@ -32,13 +30,11 @@ from ditsam_jax.evaluation.pictures import Gallery
 from ditsam_jax.evaluation.results import Results
 from ditsam_jax.image_files import write_png
 from ditsam_jax.models.config import DitSamConfig
-from ditsam_jax.models.ditsam import DitSam
-from ditsam_jax.training import config as training_config
+from ditsam_jax.training import config as training_config, sharding
 from ditsam_jax.training.checkpoint import Checkpoints
 from ditsam_jax.training.logging import RunLog, write_json
-from ditsam_jax.training.optimizer import freeze_pattern, make_optimizer
-from ditsam_jax.training.step import (Structure, TrainState, averaged_model, make_state, make_train_step,
-                                      prompt_forward, text_forward)
+from ditsam_jax.training.program import Program, build
+from ditsam_jax.training.step import TrainState
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -64,47 +60,35 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     KeyboardInterrupt: after Ctrl-C, with everything saved.
   """
   started = time.time()
-  # --------------------------------------------------------------------------------------------------------- mesh
-  mesh = Mesh(np.asarray(jax.devices()), ('data',))
-  replicated, by_batch = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec('data'))
-  if config.data.batch_size % mesh.size:
-    raise UserError(f'config.data.batch_size is {config.data.batch_size}; expected a multiple of the {mesh.size} '
-                    f'devices')
+  # ---------------------------------------------------------------------------------------- mesh, model, train step
+  mesh = sharding.make_mesh(config.mesh)
+  model_config = training_config.model_config(config)
+  program = build(config, model_config, mesh)
 
   # --------------------------------------------------------------------------------------------------------- data
-  model_config = training_config.model_config(config)
-  freeze = freeze_pattern(config.freeze)
   source = _open(config, 'train')
   vocabulary = datasets.vocabulary(config.data.dataset, config.init_from)
   _claim_workdir(workdir, config)
   tokenizer = Tokenizer(vocabulary, model_config.max_text_tokens)
-  iterator = iter(_training_batches(config, model_config, source, tokenizer))
+  iterator = _training_batches(config, model_config, source, tokenizer,
+                               sharding.rows_of_this_host(mesh, config.data.batch_size))
 
-  # --------------------------------------------------------------------------------------------- model, state, step
-  model = DitSam(model_config, rngs=nnx.Rngs(config.seed))
-  fresh = saved_model.initialise_from(model, config.init_from) if config.init_from else []
-  model.train()
-  optimizer, rate = make_optimizer(config.optimizer, config.total_steps)
-  structure, state = make_state(model, optimizer, freeze)
-  state = jax.device_put(state, replicated)
-  train_step = make_train_step(structure, optimizer, rate, text_forward if config.task == 'text' else prompt_forward,
-                               loss_weights=config.loss.to_dict(), ema_limit=config.ema, seed=config.seed)
+  # --------------------------------------------------------------------------------------------------------- state
+  state, fresh = program.initial_state(config.init_from)
   say(f'{_count(state.params)} parameters trained, {_count(state.frozen)} frozen; {len(source)} objects in '
-       f'{source.num_images} images; {mesh.size} {jax.devices()[0].platform} device(s)')
+      f'{source.num_images} images; {_devices(mesh)}')
   if config.init_from:
     say(f'weights from {config.init_from!r}; fresh: {_parts(fresh) or "none"}')
 
   # --------------------------------------------------------------------------------------------------------- loop
-  evaluation = _Evaluation(config, model_config, structure, tokenizer) if config.task == 'text' else None
+  evaluation = _Evaluation(config, model_config, program, tokenizer) if config.task == 'text' else None
   with Checkpoints(workdir, config.keep_checkpoints) as checkpoints, StopSignal() as stop:
     if checkpoints.latest_step is not None:
       state = checkpoints.restore(state, iterator)
       say(f'resumed at step {int(state.step)} of {config.total_steps}')
     with RunLog(workdir, first_step=int(state.step), total_steps=config.total_steps) as log:
       for step in range(int(state.step) + 1, config.total_steps + 1):
-        batch = {name: jax.make_array_from_process_local_data(by_batch, array)
-                 for name, array in next(iterator).items()}
-        state, metrics = train_step(state, batch)
+        state, metrics = program.step(state, program.assemble(next(iterator)))
         log.advance()
         if step % config.log_every == 0:
           log.scalars(step, {name: float(value) for name, value in metrics.items()})
@@ -117,7 +101,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         if stop.asked:
           break
   trained = time.time()
-  model_dir = saved_model.save(workdir / 'model', averaged_model(structure, state),
+  model_dir = saved_model.save(workdir / 'model', program.averaged_model(state),
                                vocabulary=vocabulary if config.task == 'text' else None,
                                data=_about_data(config), notes={'steps': int(state.step)})
   if int(state.step) < config.total_steps:
@@ -164,8 +148,8 @@ class StopSignal:
 class _Evaluation:
   """Scores a train state's averaged weights; compiled once."""
 
-  def __init__(self, config: ConfigDict, model_config: DitSamConfig, structure: Structure, tokenizer: Tokenizer):
-    self._config, self._model_config, self._structure, self._tokenizer = config, model_config, structure, tokenizer
+  def __init__(self, config: ConfigDict, model_config: DitSamConfig, program: Program, tokenizer: Tokenizer):
+    self._config, self._model_config, self._program, self._tokenizer = config, model_config, program, tokenizer
     self._sources: dict[str, ReferringSource] = {}
 
   def __call__(self, state: TrainState, split: str, limit: int | None) -> tuple[Results, Gallery]:
@@ -174,7 +158,7 @@ class _Evaluation:
       self._sources[split] = _open(config, split)
     gallery = Gallery(self._model_config.pixel_mean, self._model_config.pixel_std)
     results = evaluate_split(
-        forward_of(averaged_model(self._structure, state)), self._sources[split], self._tokenizer, self._model_config,
+        forward_of(self._program.averaged_model(state)), self._sources[split], self._tokenizer, self._model_config,
         batch_size=config.eval_batch_size, limit=limit,
         generalised=config.data.dataset == 'grefcoco', gallery=gallery, progress=limit is None)
     return results, gallery
@@ -186,14 +170,13 @@ def _open(config: ConfigDict, split: str) -> ReferringSource:
                              in_memory=data.in_memory and split == 'train')
 
 
-def _training_batches(config: ConfigDict, model: DitSamConfig, source: ReferringSource,
-                      tokenizer: Tokenizer) -> grain.IterDataset:
+def _training_batches(config: ConfigDict, model: DitSamConfig, source: ReferringSource, tokenizer: Tokenizer,
+                      rows: np.ndarray) -> BatchStream:
   data = config.data
   settings = dict(
       image_size=model.image_size, pixel_mean=model.pixel_mean, pixel_std=model.pixel_std,
-      augmentation=AugmentationConfig(**data.augmentation), batch_size=data.batch_size // jax.process_count(),
-      seed=config.seed, threads=data.threads, processes=data.processes,
-      shard=(jax.process_index(), jax.process_count()))
+      augmentation=AugmentationConfig(**data.augmentation), batch_size=data.batch_size, seed=config.seed,
+      threads=data.threads, processes=data.processes, rows=rows)
   if config.task == 'text':
     return train_batches(source, tokenizer, **settings)
   return prompt_batches(source, objects_per_image=data.objects_per_image, **settings)
@@ -235,6 +218,12 @@ def _headline(config: ConfigDict, results: Results) -> str:
 def _curves(results: Results) -> dict[str, float]:
   """What TensorBoard plots of an evaluation: mIoU, over all and by kind of expression."""
   return {'mIoU': results.miou, **{f'mIoU_{kind}': results.metrics(kind=kind)['mIoU'] for kind in results.kinds}}
+
+
+def _devices(mesh: Mesh) -> str:
+  """What the run computes on."""
+  axes = ' x '.join(f'{axis} {size}' for axis, size in mesh.shape.items())
+  return f'{mesh.size} {mesh.devices.flat[0].platform} device(s)' + (f' as {axes}' if mesh.size > 1 else '')
 
 
 def _count(weights: dict[str, jax.Array]) -> int:

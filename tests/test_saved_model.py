@@ -4,6 +4,8 @@ import json
 import os
 import shutil
 
+from flax import nnx
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from ditsam_jax import saved_model
 from ditsam_jax.command_line import UserError
 from ditsam_jax.models import config as models
+from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.weights import weights_of
 from tests.small_models import random_model, small_config
 
@@ -153,23 +156,31 @@ def test_a_target_that_cannot_be_written(model, tmp_path):
     saved_model.save(tmp_path / 'file' / 'model', model)
 
 
-def test_tuning_starts_from_a_sam_and_leaves_the_projections_fresh(saved, tmp_path):
-  """A plain SAM gives encoder, prompt encoder and decoder; text parts and projections keep their own values."""
+def expected_weights(config):
+  """Shapes of a model's weights, all on the one device."""
+  place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  return {name: jax.ShapeDtypeStruct(variable.shape, np.float32, sharding=place)
+          for name, variable in weights_of(nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))).items()}
+
+
+def test_a_plain_sam_gives_its_parts_and_nothing_of_the_text(tmp_path):
   sam = random_model(small_config(fusion='none', text_encoder=None), seed=5)
-  saved_model.save(tmp_path / 'sam', sam)
-  model = random_model(small_config(), seed=6)
-  before = {name: np.asarray(variable[...]) for name, variable in weights_of(model).items()}
-  fresh = saved_model.initialise_from(model, tmp_path / 'sam')
-  assert {name.split('.')[0] for name in fresh if 'instruction' not in name} == {'text_encoder', 'text_proj'}
-  given = {name: np.asarray(variable[...]) for name, variable in weights_of(sam).items()}
-  for name, variable in weights_of(model).items():
-    np.testing.assert_array_equal(variable[...], before[name] if name in fresh else given[name], err_msg=name)
+  saved_model.save(tmp_path / 'sam', sam, dtype=np.float16)
+  expected = expected_weights(small_config())
+  start = saved_model.read_start(tmp_path / 'sam', expected)
+  given = {name: np.asarray(variable[...], np.float16) for name, variable in weights_of(sam).items()}
+  assert {name.split('.')[0] for name in set(expected) - set(start) if 'instruction' not in name} == {
+      'text_encoder', 'text_proj'}
+  assert set(start) == set(given)
+  for name, array in start.items():
+    assert array.dtype == np.float32
+    np.testing.assert_array_equal(array, given[name], err_msg=name)
 
 
 def test_a_start_of_another_size_is_refused(saved):
   wide = small_config(image_encoder=models.ImageEncoderConfig(width=48, depth=2, heads=2, pretrain_grid=4),
                       fusion='layer_wise_vith')
-  message = refusal(saved, lambda folder: saved_model.initialise_from(random_model(wide), folder))
+  message = refusal(saved, lambda folder: saved_model.read_start(folder, expected_weights(wide)))
   assert 'init_from' in message and '(24, 72) there and (48, 144) here' in message
 
 

@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import itertools
+import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -25,27 +26,27 @@ Batch = dict[str, np.ndarray]
 def train_batches(
     source: ReferringSource, tokenizer: Tokenizer, *, image_size: int, pixel_mean: Triple, pixel_std: Triple,
     augmentation: AugmentationConfig, batch_size: int, seed: int, threads: int = 2, processes: int = 0,
-    shard: tuple[int, int] = (0, 1),
-) -> grain.IterDataset:
+    rows: np.ndarray | None = None,
+) -> 'BatchStream':
   """Endless batches of objects, each with one of its expressions drawn at random, shuffled anew every epoch.
 
   A batch is {'image' float32 [B, S, S, 3], 'mask' uint8 [B, S, S], 'token_ids', 'token_mask' int32 [B, T]}.
-  The n-th batch depends on seed, shard and batch size alone, never on `threads` or `processes`; iterators
-  have `get_state` and `set_state`. `shard` is (index, count) of this host; `batch_size` is per host.
-  UserError when the split has fewer objects than there are hosts, or the augmentation does not fit the size.
+  `batch_size` is over all hosts, and `rows`, int [n], says which rows of a batch this host brings (default: all). The
+  n-th batch depends on seed and batch size alone, never on hosts, `threads` or `processes`.
+  UserError when the augmentation does not fit the size.
   """
   augmentation.check(image_size)
   transform = _TrainTransform(tokenizer, image_size, pixel_mean, pixel_std, augmentation)
   objects = grain.MapDataset.source(source)
-  return _endless_batches(objects, transform, batch_size, seed, threads, processes, shard)
+  return _endless_batches(objects, transform, batch_size, seed, threads, processes, rows)
 
 
 def prompt_batches(
     source: ReferringSource, *, image_size: int, pixel_mean: Triple, pixel_std: Triple,
     augmentation: AugmentationConfig, batch_size: int, seed: int, objects_per_image: int = 4,
     prompt: PromptConfig = PromptConfig(), threads: int = 2, processes: int = 0,
-    shard: tuple[int, int] = (0, 1),
-) -> grain.IterDataset:
+    rows: np.ndarray | None = None,
+) -> 'BatchStream':
   """Endless batches of images, each with K = `objects_per_image` targets and a visual prompt for each.
 
   A batch is {'image' float32 [B, S, S, 3], 'points' float32 [B, K, 2, 2] as (x, y) in pixels of the square,
@@ -55,7 +56,7 @@ def prompt_batches(
   augmentation.check(image_size)
   transform = _PromptTransform(image_size, pixel_mean, pixel_std, augmentation, objects_per_image, prompt)
   images = grain.MapDataset.range(source.num_images).map(source.image)
-  return _endless_batches(images, transform, batch_size, seed, threads, processes, shard)
+  return _endless_batches(images, transform, batch_size, seed, threads, processes, rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,29 +150,68 @@ class _PromptTransform(grain.transforms.RandomMap):
     return {'points': points, 'labels': labels, 'masks': mask}
 
 
+class BatchStream(Iterator[Batch]):
+  """Endless batches, of which this host brings some rows; their n-th is the same however the work is shared out.
+
+  What has been handed out is all that is to be known to go on: also with other hosts, threads or processes.
+  """
+
+  def __init__(self, samples: grain.MapDataset, batch_size: int, rows: np.ndarray, threads: int, processes: int):
+    self._samples, self._batch_size, self._rows = samples, batch_size, rows
+    self._threads, self._processes = threads, processes
+    self.set_state({'batches': 0})
+
+  def __next__(self) -> Batch:
+    batch = next(self._iterator)
+    self._done += 1
+    return batch
+
+  def get_state(self) -> dict[str, int]:
+    """What `set_state` of any stream of this seed and batch size takes to go on from here."""
+    return {'batches': self._done}
+
+  def set_state(self, state: dict[str, int]) -> None:
+    """Goes to that place."""
+    self._done = int(state['batches'])
+    self._iterator = iter(self._batches_from(self._done))
+
+  def _batches_from(self, first: int) -> grain.IterDataset:
+    dealt = _DealtOut(self._samples, self._batch_size, self._rows, first)
+    # Whole batches are what threads and processes work on: their number cannot change what a batch holds.
+    # (There is no remainder without an end, but Grain rounds its number of batches up, past what len() may be.)
+    dataset = dealt.batch(len(self._rows), drop_remainder=True, batch_fn=_stack)
+    buffered = max(2, self._threads) if self._threads else 0  # batches; without threads the caller does the work
+    dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=buffered))
+    if self._processes:
+      # Grain's worker processes ask absl for flags, which a program without absl's `app.run` never parses.
+      if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+      dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._processes))
+    return dataset
+
+
+class _DealtOut(grain.MapDataset):
+  """Of every batch of an endless order the rows that one host brings, from some batch on."""
+
+  def __init__(self, samples: grain.MapDataset, batch_size: int, rows: np.ndarray, first: int):
+    super().__init__(samples)
+    self._batch_size, self._rows, self._first = batch_size, rows, first
+
+  def __len__(self) -> int:
+    return sys.maxsize
+
+  def __getitem__(self, index: int) -> Batch:
+    batch, place = divmod(index, len(self._rows))
+    return self._parent[(self._first + batch) * self._batch_size + int(self._rows[place])]
+
+
 def _endless_batches(
     elements: grain.MapDataset, transform: grain.transforms.RandomMap, batch_size: int, seed: int,
-    threads: int, processes: int, shard: tuple[int, int],
-) -> grain.IterDataset:
-  """The hosts deal out one global order; what does not divide by their number is left out of an epoch."""
-  index, count = shard
-  per_host = len(elements) // count
-  if not per_host:
-    raise UserError(f'the split has {len(elements)} samples for {count} hosts; expected at least one each')
-  # The random map comes before the dealing: no two hosts draw the same numbers.
-  dataset = elements.seed(seed).shuffle().random_map(transform)
-  dataset = dataset[index:per_host * count:count].repeat()
-  # Whole batches are what threads and processes work on: their number cannot change what a batch holds.
-  # (There is no remainder without an end, but Grain rounds its number of batches up, past what len() may be.)
-  dataset = dataset.batch(batch_size, drop_remainder=True, batch_fn=_stack)
-  buffered = max(2, threads) if threads else 0  # batches; without threads the caller does the work
-  dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffered))
-  if processes:
-    # Grain's worker processes ask absl for flags, which a program without absl's `app.run` never parses.
-    if not flags.FLAGS.is_parsed():
-      flags.FLAGS.mark_as_parsed()
-    dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=processes))
-  return dataset
+    threads: int, processes: int, rows: np.ndarray | None,
+) -> BatchStream:
+  """One global order, shuffled anew every epoch; a sample's random numbers depend on its place in it alone."""
+  samples = elements.seed(seed).shuffle().random_map(transform).repeat()
+  return BatchStream(samples, batch_size, np.arange(batch_size) if rows is None else rows, threads, processes)
 
 
 def _stack(rows: list[Batch]) -> Batch:

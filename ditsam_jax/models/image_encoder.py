@@ -1,5 +1,8 @@
 """SAM's ViT (arXiv 2304.02643), once, for every fusion."""
 
+from collections.abc import Callable
+import functools
+
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -8,9 +11,17 @@ from ditsam_jax.models import layers
 from ditsam_jax.models.config import DitSamConfig, ImageEncoderConfig
 from ditsam_jax.models.instruction import make_instruction
 from ditsam_jax.ops.attention import attention, relative_terms
+from ditsam_jax.ops.partition import BATCH, TENSOR, axis_size, shard, shard_rows
 from ditsam_jax.ops.resize import resize_grid, resize_rows
 
 EPSILON = 1e-6
+
+# What the backward pass of a block finds saved, besides the block's input, and what it computes once more.
+REMAT = {
+    'none': jax.checkpoint_policies.everything_saveable,
+    'attention': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # linear layers saved, attention recomputed
+    'block': jax.checkpoint_policies.nothing_saveable,
+}
 
 
 class Attention(nnx.Module):
@@ -27,15 +38,26 @@ class Attention(nnx.Module):
 
   def __call__(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
     """x: [B, prefix + h*w, C] -> the same shape."""
-    batch, length, width = x.shape
-    prefix = length - grid[0] * grid[1]
-    qkv = self.qkv(x).reshape(batch, length, 3, self.heads, width // self.heads)
-    q, k, v = qkv.transpose(2, 0, 3, 1, 4)  # each [B, H, N, D]
+    prefix = x.shape[1] - grid[0] * grid[1]
+    q, k, v = self._heads(x)
     table_h = resize_rows(self.rel_pos_h[...], 2 * grid[0] - 1)
     table_w = resize_rows(self.rel_pos_w[...], 2 * grid[1] - 1)
     rel_h, rel_w = relative_terms(q, table_h, table_w, grid, prefix)
     out = attention(q, k, v, rel_h, rel_w, grid=grid, prefix=prefix, implementation=self.implementation)
     return self.proj(layers.merge_heads(out))
+
+  def _heads(self, x: jax.Array) -> jax.Array:
+    """x [B, N, C] -> [3, B, H, N, D]: queries, keys, values."""
+    batch, length, width = x.shape
+    if axis_size(TENSOR) == 1:
+      return self.qkv(x).reshape(batch, length, 3, self.heads, -1).transpose(2, 0, 3, 1, 4)
+    # The columns are stored as [3, H, D]. Ordered by head first, a contiguous share of them is a share of the heads.
+    def by_head(weight):
+      weight = weight.reshape(*weight.shape[:-1], 3, self.heads, -1).swapaxes(-3, -2)
+      return shard(weight, *[None] * (weight.ndim - 3), TENSOR, None, None).reshape(*weight.shape[:-3], -1)
+    qkv = x.reshape(-1, width) @ by_head(self.qkv.kernel[...]) + by_head(self.qkv.bias[...])
+    qkv = shard(qkv.reshape(batch, length, self.heads, 3, -1), BATCH, None, TENSOR, None, None)
+    return qkv.transpose(3, 0, 2, 1, 4)
 
 
 class Block(nnx.Module):
@@ -56,7 +78,8 @@ class Block(nnx.Module):
       x = x + self._windowed(normed, grid)
     else:
       x = x + self.attn(normed, grid)
-    return x + self.mlp(self.norm2(x))
+    x = shard_rows(x)
+    return shard_rows(x + self.mlp(self.norm2(x)))
 
   def _windowed(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
     """Attention inside windows; zeros pad the grid to whole windows *after* the norm, as in official SAM."""
@@ -94,6 +117,16 @@ class ImageEncoder(nnx.Module):
     self.blocks = nnx.List(Block(encoder, i, rngs=rngs) for i in range(encoder.depth))
     self.neck = Neck(encoder.width, config.mask_decoder.width, rngs=rngs)
     self.instruction = nnx.data(make_instruction(config, rngs=rngs))
+    self.remat, self.scan = 'none', False
+
+  def run_blocks_by(self, remat: str, scan: bool) -> None:
+    """How the blocks are differentiated and compiled; what they compute is the same.
+
+    Args:
+      remat: one of REMAT.
+      scan: compile one block and loop over it where all blocks are of a kind, instead of each on its own.
+    """
+    self.remat, self.scan = remat, scan
 
   def __call__(self, images: jax.Array, text: jax.Array | None = None, *,
                rngs: nnx.Rngs | None = None) -> jax.Array:
@@ -110,20 +143,53 @@ class ImageEncoder(nnx.Module):
     x = self.patch_embed(images.astype(self.pos_embed.dtype))
     batch, h, w, width = x.shape
     x = x + resize_grid(self.pos_embed[...], (h, w))
-    x = x.reshape(batch, h * w, width)
-    if self.instruction is None or text is None:
-      for block in self.blocks:
-        x = block(x, (h, w))
+    x = shard_rows(x.reshape(batch, h * w, width))
+    instruction = None if text is None else self.instruction
+    features = None if instruction is None else instruction.features(text)
+    if self.scan and self._alike(instruction):
+      slots = None if instruction is None else jnp.stack(
+          [instruction.slots(i, features, None, rngs) for i in range(len(self.blocks))])
+      x = self._scanned(x, (h, w), slots)
     else:
-      x = self._with_text(x, text, (h, w), rngs)
+      slots = None
+      for i, block in enumerate(self.blocks):
+        slots = None if instruction is None else instruction.slots(i, features, slots, rngs)
+        slots, x = self._rematerialised(functools.partial(_run, block, (h, w)))(slots, x)
     return self.neck(x.reshape(batch, h, w, width))
 
-  def _with_text(self, x: jax.Array, text: jax.Array, grid: tuple[int, int], rngs: nnx.Rngs | None) -> jax.Array:
-    """The blocks over [text slots, image tokens]; the slots are dropped at the end."""
-    features = self.instruction.features(text)
-    slots = None
-    for i, block in enumerate(self.blocks):
-      slots = self.instruction.slots(i, features, slots, rngs)
-      x = block(jnp.concatenate([slots, x], axis=1), grid)
-      slots, x = x[:, : slots.shape[1]], x[:, slots.shape[1]:]
-    return x
+  def _alike(self, instruction) -> bool:
+    """Whether all blocks compute the same of what they get, and get nothing of the slots before."""
+    return len({block.window for block in self.blocks}) == 1 and (instruction is None or not instruction.travels)
+
+  def _scanned(self, x: jax.Array, grid: tuple[int, int], slots: jax.Array | None) -> jax.Array:
+    """All blocks as one loop; slots [depth, B, T, C] are those of every block, or None."""
+    graph, _ = nnx.split(self.blocks[0])
+    weights = jax.tree.map(lambda *arrays: jnp.stack(arrays), *(_weights(block, grid) for block in self.blocks))
+
+    def body(x, layer):
+      weights, slots = layer
+      return _run(nnx.merge(graph, weights), grid, slots, x)[1], None
+    return jax.lax.scan(self._rematerialised(body), x, (weights, slots))[0]
+
+  def _rematerialised(self, function: Callable) -> Callable:
+    if self.remat == 'none':
+      return function
+    return jax.checkpoint(function, policy=REMAT[self.remat], prevent_cse=not self.scan)
+
+
+def _run(block: Block, grid: tuple[int, int], slots: jax.Array | None,
+         x: jax.Array) -> tuple[jax.Array | None, jax.Array]:
+  """A block over [text slots, image tokens]; both, apart again."""
+  if slots is None:
+    return None, block(x, grid)
+  x = block(jnp.concatenate([slots, x], axis=1), grid)
+  return x[:, :slots.shape[1]], x[:, slots.shape[1]:]
+
+
+def _weights(block: Block, grid: tuple[int, int]) -> nnx.State:
+  """A block's weights with tables of the grid's size, so that those of all blocks have the same shapes."""
+  _, weights = nnx.split(block)
+  for name, size in zip(('rel_pos_h', 'rel_pos_w'), grid):
+    table = weights['attn'][name]
+    weights['attn'][name] = table.replace(resize_rows(table[...], 2 * size - 1))
+  return weights

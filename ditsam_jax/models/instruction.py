@@ -22,6 +22,7 @@ def _zero_linear(width: int, rngs: nnx.Rngs) -> layers.Linear:
 
 class Instruction(nnx.Module):
   """Base: the features are used as they are."""
+  travels = True  # whether slots(i) reads the slots after block i-1
 
   def features(self, y: jax.Array) -> jax.Array:
     return y
@@ -32,6 +33,7 @@ class Instruction(nnx.Module):
 
 class LayerWise(Instruction):
   """L-DIT: every block gets its own projection of the text."""
+  travels = False
 
   def __init__(self, config: DitSamConfig, *, rngs: nnx.Rngs):
     encoder = config.image_encoder
@@ -44,6 +46,7 @@ class LayerWise(Instruction):
 
 class EndToEnd(LayerWise):
   """E-DIT: the projected text enters at block 0 and travels on, projected again before every block."""
+  travels = True
 
   def slots(self, i, y, previous, rngs):
     return super().slots(i, y if previous is None else previous, previous, rngs)
@@ -79,6 +82,7 @@ class EndToEndTokens(Instruction):
 
 class LayerWiseTokens(Instruction):
   """L-DIT with learnt tokens added to the text instead of projections."""
+  travels = False
 
   def __init__(self, config: DitSamConfig, *, rngs: nnx.Rngs):
     encoder = config.image_encoder
@@ -118,6 +122,7 @@ class CrossAttend(nnx.Module):
 
 class CrossAttention(LayerWise):
   """The projected text plus what it attends to in the slots that come out of the block before."""
+  travels = True
 
   def __init__(self, config: DitSamConfig, *, rngs: nnx.Rngs):
     super().__init__(config, rngs=rngs)

@@ -17,8 +17,13 @@ def cast(model: nnx.Module, dtype: jnp.dtype) -> None:
   LayerNorms, softmax and the outputs are f32 whatever the weights are.
   """
   for name, variable in weights_of(model).items():
-    if not name.endswith('gaussian_matrix'):
+    if not is_position(name):
       variable.set_value(variable[...].astype(dtype))
+
+
+def is_position(name: str) -> bool:
+  """Whether a weight turns coordinates into an encoding: rounded, it would move them."""
+  return name.endswith('gaussian_matrix')
 
 
 def dotted(path: tuple) -> str:

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from ditsam_jax.command_line import UserError
 from ditsam_jax.data.shapes.scenes import ScenesConfig
 from ditsam_jax.models import config as models
+from ditsam_jax.models.image_encoder import REMAT
 
 # Objects with expressions in the training splits, which make the release's epochs (gRefCOCO's are not published: as
 # RefCOCO's).
@@ -81,6 +82,12 @@ def _release(data_set: str) -> ConfigDict:
   config.loss = ConfigDict(dict(bce=1.0, dice=0.0, iou=0.0))  # weights, see training/loss.py
   config.ema = 0.9997  # limit of the average's decay
 
+  config.mesh = ConfigDict(dict(data=1, fsdp=-1, tensor=1))  # devices along each axis, -1: the rest; training/sharding.py
+  config.dtype = 'float32'  # what the model computes in, or 'bfloat16'; parameters, moments and loss are f32
+  config.accumulate = 1  # parts a batch is taken in, one after the other
+  config.remat = 'none'  # what the backward pass recomputes of a block: 'none', 'attention' or all of the 'block'
+  config.scan = False  # compile one block and loop over it
+
   config.log_every = 50  # steps
   config.eval_every = epoch  # steps; 0 evaluates at the end only
   config.eval_samples = 2000  # expressions of the validation split at each of these
@@ -137,9 +144,12 @@ def check(config: ConfigDict) -> None:
   expect(config.task in ('text', 'prompts'), 'task', config.task, "'text' or 'prompts'")
   expect(config.task == 'prompts' or config.model.text_encoder, 'model.text_encoder', config.model.text_encoder,
          "a text encoder for task 'text'")
-  for field in ('total_steps', 'log_every', 'checkpoint_every', 'keep_checkpoints', 'eval_batch_size', 'eval_samples'):
+  for field in ('total_steps', 'log_every', 'checkpoint_every', 'keep_checkpoints', 'eval_batch_size', 'eval_samples',
+                'accumulate'):
     expect(config[field] >= 1, field, config[field], 'a whole number from 1')
   expect(config.eval_every >= 0, 'eval_every', config.eval_every, 'a whole number from 0')
+  expect(config.dtype in ('float32', 'bfloat16'), 'dtype', config.dtype, "'float32' or 'bfloat16'")
+  expect(config.remat in REMAT, 'remat', config.remat, f'one of {", ".join(REMAT)}')
   expect(0 <= config.ema < 1, 'ema', config.ema, 'a number from 0 to below 1')
   for field in ('batch_size', 'objects_per_image', 'threads'):
     expect(config.data[field] >= 1, f'data.{field}', config.data[field], 'a whole number from 1')

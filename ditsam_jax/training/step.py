@@ -1,6 +1,7 @@
 """Train state and train step: pure functions of (state, batch)."""
 
 from collections.abc import Callable
+import functools
 import re
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import optax
 
 from ditsam_jax.command_line import UserError
 from ditsam_jax.models.ditsam import DitSam
-from ditsam_jax.models.weights import dotted, is_weight, weights_of
+from ditsam_jax.models.weights import dotted, is_position, is_weight, weights_of
 from ditsam_jax.training.loss import mask_loss
 from ditsam_jax.training.optimizer import FREEZE_GROUPS, ema_decay
 
@@ -44,28 +45,33 @@ class Structure:
                                  for name, (path, variable) in self._paths.items()])
     return nnx.merge(self._graph, state, self._streams)
 
+  def trained(self, frozen: re.Pattern | None = None) -> set[str]:
+    """Names of the parameters that are trained: all but those that a pattern freezes.
+
+    Raises:
+      UserError: the pattern matches no parameter.
+    """
+    names = {name for name, (_, variable) in self._paths.items() if isinstance(variable, nnx.Param)}
+    trained = {name for name in names if not (frozen and frozen.match(name))}
+    if frozen and trained == names:
+      raise UserError(f'config.freeze matches no parameter; name one of {", ".join(FREEZE_GROUPS)}, or a regular '
+                      f'expression over paths such as image_encoder.blocks.0.attn.qkv.kernel')
+    return trained
+
+
+def fresh_state(weights: Weights, trained: set[str], optimizer: optax.GradientTransformation) -> TrainState:
+  """The state before the first update; a pure function. The optimiser holds state for what is trained only."""
+  params = {name: array for name, array in weights.items() if name in trained}
+  rest = {name: array for name, array in weights.items() if name not in trained}
+  return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params), rest)
+
 
 def make_state(model: DitSam, optimizer: optax.GradientTransformation,
                frozen: re.Pattern | None = None) -> tuple[Structure, TrainState]:
-  """Splits a model into its structure and a state.
-
-  Args:
-    model: in training mode.
-    optimizer: holds state for the trained parameters only.
-    frozen: pattern of parameter paths that are not trained, or None.
-
-  Raises:
-    UserError: the pattern matches no parameter.
-  """
-  params, rest = {}, {}
-  for name, variable in weights_of(model).items():
-    trained = isinstance(variable, nnx.Param) and not (frozen and frozen.match(name))
-    (params if trained else rest)[name] = variable[...]
-  if frozen and not any(frozen.match(name) for name in rest):
-    raise UserError(f'config.freeze matches no parameter; name one of {", ".join(FREEZE_GROUPS)}, or a regular '
-                    f'expression over paths such as image_encoder.blocks.0.attn.qkv.kernel')
-  ema = jax.tree.map(jnp.copy, params)
-  return Structure(model), TrainState(jnp.zeros((), jnp.int32), params, ema, optimizer.init(params), rest)
+  """Splits a model (in training mode) into its structure and a state; see `Structure.trained` for `frozen`."""
+  structure = Structure(model)
+  weights = {name: variable[...] for name, variable in weights_of(model).items()}
+  return structure, fresh_state(weights, structure.trained(frozen), optimizer)
 
 
 def text_forward(model: DitSam, batch: Batch, loss_weights: dict[str, float], rngs: nnx.Rngs):
@@ -89,15 +95,41 @@ def prompt_forward(model: DitSam, batch: Batch, loss_weights: dict[str, float], 
 
 
 def make_train_step(structure: Structure, optimizer: optax.GradientTransformation, rate: optax.Schedule,
-                    forward: Callable, *, loss_weights: dict[str, float], ema_limit: float,
-                    seed: int) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-  """The jitted update. The random streams of step n depend on (seed, n) alone, so a resumed run repeats them."""
-  def step(state: TrainState, batch: Batch):
-    def loss_function(params):
-      rngs = nnx.Rngs(dropout=jax.random.fold_in(jax.random.key(seed), state.step))  # NNX counts in this trace only
-      return forward(structure.model(params, state.frozen), batch, loss_weights, rngs)
+                    forward: Callable, *, loss_weights: dict[str, float], ema_limit: float, seed: int,
+                    dtype: jnp.dtype | None = None, accumulate: int = 1,
+                    out_shardings: Any = None) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+  """The jitted update. The random streams of step n depend on (seed, n) alone, so a resumed run repeats them.
 
-    grads, metrics = jax.grad(loss_function, has_aux=True)(state.params)
+  Args:
+    structure, optimizer, rate: the model's, and what moves it.
+    forward: text_forward or prompt_forward.
+    loss_weights: of the losses, see mask_loss.
+    ema_limit: of the moving average's decay.
+    seed: of dropout.
+    dtype: what the model computes in: weights are rounded to it, parameters, moments, average and loss are not. None
+      computes in the parameters' own type.
+    accumulate: parts a batch is taken in, one after the other; their mean gradient is that of the batch.
+    out_shardings: of the state and the metrics; None leaves them to XLA.
+  """
+  def loss_function(params: Weights, frozen: Weights, batch: Batch, key: jax.Array):
+    weights = params | frozen
+    if dtype is not None:
+      weights = {name: array if is_position(name) else array.astype(dtype) for name, array in weights.items()}
+    return forward(structure.model(weights), batch, loss_weights, nnx.Rngs(dropout=key))  # NNX counts in this trace only
+
+  def gradient(*args):
+    grads, metrics = jax.grad(loss_function, has_aux=True)(*args)
+    if out_shardings is not None:  # summed where they belong, instead of everywhere
+      grads = jax.lax.with_sharding_constraint(grads, out_shardings[0].params)
+    return grads, metrics
+
+  def step(state: TrainState, batch: Batch):
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    if accumulate == 1:
+      grads, metrics = gradient(state.params, state.frozen, batch, key)
+    else:
+      parts = {name: _dealt(array, accumulate) for name, array in batch.items()}
+      grads, metrics = _mean_over_parts(functools.partial(gradient, state.params, state.frozen), parts, key, accumulate)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     decay = ema_decay(state.step, ema_limit)
@@ -105,11 +137,28 @@ def make_train_step(structure: Structure, optimizer: optax.GradientTransformatio
     metrics |= {'learning_rate': rate(state.step), 'grad_norm': optax.tree.norm(grads)}
     return TrainState(state.step + 1, params, ema, opt_state, state.frozen), metrics
 
-  return jax.jit(step, donate_argnums=0)
+  return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
+
+
+def _dealt(array: jax.Array, parts: int) -> jax.Array:
+  """[B, ...] -> [parts, B/parts, ...]. Rows are dealt out like cards, so each device's parts are of its own rows."""
+  return array.reshape(-1, parts, *array.shape[1:]).swapaxes(0, 1)
+
+
+def _mean_over_parts(gradient: Callable, parts: Batch, key: jax.Array, count: int):
+  """Mean gradients and metrics of `gradient(part, key)` over the first axis of `parts`, with memory for one part."""
+  def add(sums, part):
+    index, batch = part
+    return jax.tree.map(jnp.add, sums, gradient(batch, jax.random.fold_in(key, index))), None
+  one = {name: jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for name, array in parts.items()}
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, one, key))
+  sums, _ = jax.lax.scan(add, zeros, (jnp.arange(count), parts))
+  return jax.tree.map(lambda total: total / count, sums)
 
 
 def averaged_model(structure: Structure, state: TrainState) -> DitSam:
   """The model with averaged weights, in evaluation mode."""
   model = structure.model(state.ema, state.frozen)
   model.eval()
+  model.image_encoder.run_blocks_by(remat='none', scan=False)
   return model

@@ -94,12 +94,25 @@ def test_an_epoch_visits_every_object_once_and_the_next_in_another_order(source,
   assert one != two
 
 
-def test_hosts_share_an_epoch_without_overlap(source, tokenizer):
-  per_host = len(source) // 3
-  shares = [masks_of(first(train(source, tokenizer, batch_size=1, shard=(host, 3)), per_host))
-            for host in range(3)]
-  visited = sum(shares, [])
-  assert len(set(visited)) == len(visited) == 3 * per_host
+def test_hosts_bring_the_rows_of_one_batch(source, tokenizer):
+  """However rows are shared out, and past the end of an epoch too."""
+  whole = first(train(source, tokenizer, EVERYTHING, batch_size=6), 12)
+  for shares in ([[0, 1, 2], [3, 4, 5]], [[0, 3], [1, 4], [2, 5]], [[4, 5], [0, 1, 2, 3]]):
+    for rows in map(np.array, shares):
+      part = first(train(source, tokenizer, EVERYTHING, batch_size=6, rows=rows), 12)
+      assert_equal(part, [{name: array[rows] for name, array in batch.items()} for batch in whole])
+
+
+def test_a_run_goes_on_with_other_hosts_threads_and_processes(source, tokenizer):
+  stream = train(source, tokenizer, EVERYTHING, batch_size=6, threads=1)
+  whole = first(stream, 14)
+  stream = train(source, tokenizer, EVERYTHING, batch_size=6, threads=3)
+  first(stream, 9)
+  for options in (dict(rows=np.array([1, 5]), threads=0), dict(rows=np.array([2, 3]), processes=2)):
+    other = train(source, tokenizer, EVERYTHING, batch_size=6, **options)
+    other.set_state(stream.get_state())
+    assert_equal(first(other, 5), [{name: array[options['rows']] for name, array in batch.items()}
+                                   for batch in whole[9:]])
 
 
 def test_every_expression_gets_its_turn(source, tokenizer):
@@ -141,11 +154,6 @@ def test_a_restored_iterator_goes_on_with_the_very_same_batches(source, tokenize
   resumed = iter(batches())
   resumed.set_state(state)
   assert_equal(first(resumed, 6), expected)
-
-
-def test_fewer_objects_than_hosts_is_an_error(source, tokenizer):
-  with pytest.raises(UserError, match='1000 hosts'):
-    train(source, tokenizer, shard=(0, 1000))
 
 
 def prompt_batches(source, prompt, *, count):

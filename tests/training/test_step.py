@@ -1,10 +1,6 @@
 """What one update changes, what it leaves alone, and that devices only share the work."""
 
 import functools
-import json
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -112,36 +108,3 @@ def test_prompts_of_an_image_share_its_embedding_and_nothing_else():
   logits, iou = (jnp.stack(part) for part in zip(*outputs))
   expected, _ = mask_loss(logits, batch['masks'].reshape(6, 64, 64), iou, **LOSS)
   assert float(loss) == pytest.approx(float(expected), rel=1e-5)
-
-
-ON_A_MESH = """
-import json
-import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-import numpy as np
-from tests.small_models import random_batch
-from tests.training.test_step import structure_and_state, train_step
-mesh = Mesh(np.asarray(jax.devices()), ('data',))
-(_, state), step = structure_and_state(), train_step()
-state = jax.device_put(state, NamedSharding(mesh, PartitionSpec()))
-losses = []
-for i in range(3):
-  batch = jax.device_put(random_batch(4, seed=i), NamedSharding(mesh, PartitionSpec('data')))
-  state, metrics = step(state, batch)
-  losses.append(float(metrics['loss']))
-print(json.dumps([mesh.size, losses]))
-"""
-
-
-def test_two_devices_do_the_work_of_one():
-  """Same losses from a batch split over two devices, as over one; each in a process of its own."""
-  results = []
-  for devices in (1, 2):
-    environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': os.pathsep.join(sys.path),
-                   'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
-    process = subprocess.run([sys.executable, '-c', ON_A_MESH], env=environment, capture_output=True, text=True)
-    assert process.returncode == 0, process.stderr
-    results.append(json.loads(process.stdout))
-  (one, alone), (two, shared) = results
-  assert (one, two) == (1, 2)
-  np.testing.assert_allclose(shared, alone, rtol=2e-5)

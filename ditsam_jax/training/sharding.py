@@ -1,0 +1,114 @@
+"""The mesh of a run, and where every array of the train state lies on it.
+
+Rules say it by name: the first pattern that matches a parameter's path decides, and the optimiser's moments and the
+moving average lie where their parameter does. An axis that does not divide its dimension is left out.
+"""
+
+import math
+import re
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+import numpy as np
+
+from ditsam_jax.command_line import UserError
+from ditsam_jax.models.config import DitSamConfig
+from ditsam_jax.ops.partition import AXES, BATCH, DATA, FSDP, TENSOR
+
+# The input of qkv, of an MLP and of the projections lies over fsdp, their inner channels over tensor.
+RULES = (
+    (r'.*\.(qkv|lin1)\.kernel', (FSDP, TENSOR)),
+    (r'.*\.(proj|lin2)\.kernel', (TENSOR, FSDP)),
+    (r'.*\.lin1\.bias', (TENSOR,)),
+    (r'text_encoder\.layers\.\d+\.(query|key|value|intermediate)\.kernel', (FSDP, TENSOR)),
+    (r'text_encoder\.layers\.\d+\.(query|key|value|intermediate)\.bias', (TENSOR,)),
+    (r'text_encoder\.layers\.\d+\.(attention_output|output)\.kernel', (TENSOR, FSDP)),
+    (r'.*_embeddings\.embedding', (None, FSDP)),
+    (r'.*(scale|bias|rel_pos_[hw]|gaussian_matrix|_tokens?|no_mask_embed)', ()),  # small: a copy everywhere
+)
+
+
+def make_mesh(config: ConfigDict, devices: list[jax.Device] | np.ndarray | None = None) -> Mesh:
+  """The mesh of `config.mesh` (`data`, `fsdp`, `tensor`; one of them may be -1, the rest of the devices).
+
+  Args:
+    config: the group of fields.
+    devices: all of the run, default jax.devices(); their order is kept where they come as an array.
+
+  Raises:
+    UserError: sizes that are impossible or do not make up the number of devices.
+  """
+  devices = jax.devices() if devices is None else devices
+  count = np.size(devices)
+  sizes = [config[axis] for axis in AXES]
+  told = ' '.join(f'--config.mesh.{axis}={size}' for axis, size in zip(AXES, sizes))
+  if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
+    raise UserError(f'{told}: expected whole numbers from 1, and -1 (the rest of the devices) for at most one')
+  fixed = math.prod(size for size in sizes if size != -1)
+  if count % fixed or -1 not in sizes and fixed != count:
+    raise UserError(f'{told}: makes {fixed} devices, there are {count}; expected sizes whose product '
+                    f'{"divides" if -1 in sizes else "is"} {count}')
+  sizes = [count // fixed if size == -1 else size for size in sizes]
+  if not isinstance(devices, np.ndarray):
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+  return Mesh(devices.reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def check_divides(mesh: Mesh, model: DitSamConfig, batch_size: int, accumulate: int = 1) -> None:
+  """Raises UserError, with numbers that would do, where the mesh does not divide the batch or the heads."""
+  unit = mesh.shape[DATA] * mesh.shape[FSDP] * accumulate
+  if batch_size % unit:
+    below, above = batch_size // unit * unit, -(-batch_size // unit) * unit
+    parts = f'data {mesh.shape[DATA]} x fsdp {mesh.shape[FSDP]}'
+    parts += f' x accumulate {accumulate}' if accumulate > 1 else ''
+    raise UserError(f'config.data.batch_size is {batch_size}; expected a multiple of {unit} ({parts}), such as '
+                    f'{" or ".join(str(size) for size in (below, above) if size)}')
+  parts = {'image_encoder': model.image_encoder, 'text_encoder': model.text_encoder}
+  heads = {name: part.heads for name, part in parts.items() if part is not None}
+  if any(number % mesh.shape[TENSOR] for number in heads.values()):
+    common = math.gcd(*heads.values())
+    fitting = [size for size in range(1, common + 1) if common % size == 0]
+    raise UserError(f'config.mesh.tensor is {mesh.shape[TENSOR]}, and the heads are '
+                    f'{", ".join(f"{number} ({name})" for name, number in heads.items())}; expected one of '
+                    f'{", ".join(map(str, fitting))}')
+
+
+def rows_sharding(mesh: Mesh) -> NamedSharding:
+  """Of arrays whose first axis is the batch."""
+  return NamedSharding(mesh, PartitionSpec(BATCH))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """A copy on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def weight_sharding(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+  """Of a parameter of that dotted path."""
+  for pattern, axes in RULES:
+    if re.fullmatch(pattern, name):
+      break
+  else:  # the largest dimension
+    largest = int(np.argmax(shape)) if shape else 0
+    axes = (None,) * largest + (FSDP,)
+  spec = [axis if axis and shape[i] % mesh.shape[axis] == 0 else None for i, axis in enumerate(axes[:len(shape)])]
+  return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def state_shardings(state: Any, weights: dict[str, Any], mesh: Mesh) -> Any:
+  """Of every leaf of a train state (arrays or their shapes): by the weight whose name and shape it has, else copied."""
+  def of(path, leaf):
+    for key in reversed(path):
+      name = getattr(key, 'key', None)
+      if name in weights and leaf.shape == weights[name].shape:
+        return weight_sharding(name, leaf.shape, mesh)
+    return replicated(mesh)
+  return jax.tree_util.tree_map_with_path(of, state)
+
+
+def rows_of_this_host(mesh: Mesh, batch_size: int) -> np.ndarray:
+  """Which rows of a global batch this process has to bring, int [n], in their order."""
+  places = rows_sharding(mesh).addressable_devices_indices_map((batch_size,))
+  return np.unique(np.concatenate([np.arange(batch_size)[place] for place in places.values()]))
