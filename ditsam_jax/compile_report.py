@@ -13,7 +13,6 @@ from pathlib import Path
 import re
 import sys
 import time
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -71,9 +70,9 @@ def report(config: ConfigDict, topology: str) -> Report:
     UserError: no compiler, unknown topology, a mesh or batch that does not divide.
   """
   chip, count = chips.parse_topology(topology)
-  program, mesh = _program(config, chips.topology_devices(topology))
-  lowered = program.step.lower(program.state, program.batch)
-  return analyse(lowered, chip, count, _step(config, program, mesh), time.monotonic)
+  mesh = make_mesh(config.mesh, chips.topology_devices(topology))
+  program = build(config, training_config.model_config(config), mesh)
+  return analyse(program.lower(), chip, count, _step(config, program), time.monotonic)
 
 
 def _case(options: argparse.Namespace, overrides: list[str], text: str) -> tuple[str, ConfigDict]:
@@ -85,13 +84,8 @@ def _case(options: argparse.Namespace, overrides: list[str], text: str) -> tuple
   return topology, config
 
 
-def _program(config: ConfigDict, devices: list[Any]) -> tuple[Program, jax.sharding.Mesh]:
-  mesh = make_mesh(config.mesh, devices)
-  return build(config, training_config.model_config(config), mesh), mesh
-
-
-def _step(config: ConfigDict, program: Program, mesh: jax.sharding.Mesh) -> Step:
-  model, batch_size = training_config.model_config(config), config.data.batch_size
+def _step(config: ConfigDict, program: Program) -> Step:
+  model, batch_size, mesh = training_config.model_config(config), config.data.batch_size, program.mesh
   prompts = {}
   if config.task == 'prompts':
     prompts = {'prompts': config.data.objects_per_image, 'prompt_tokens': program.batch['points'].shape[2]}
