@@ -1,7 +1,8 @@
 """Trains a model: python -m ditsam_jax.train --config=configs/ldit.py:shapes --workdir=runs/ldit
 
-Running the same command again resumes. Ctrl-C saves. At the end the workdir holds the model (`model/`),
-`metrics.json` and `predictions.png`; `tensorboard --logdir=WORKDIR` shows the rest.
+Running the same command again resumes, to the same bits. Ctrl-C and SIGTERM save. At the end the workdir holds the model
+(`model/`), the best one on the validation split (`best/`), `metrics.json` and `predictions.png`; `tensorboard
+--logdir=WORKDIR` shows the rest.
 """
 
 import argparse
@@ -30,11 +31,16 @@ from ditsam_jax.evaluation.pictures import Gallery
 from ditsam_jax.evaluation.results import Results
 from ditsam_jax.image_files import write_png
 from ditsam_jax.models.config import DitSamConfig
+from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.training import config as training_config, sharding
-from ditsam_jax.training.checkpoint import Checkpoints
+from ditsam_jax.training.checkpoint import Checkpoints, Progress
+from ditsam_jax.training.fingerprint import weights_sha256
 from ditsam_jax.training.logging import RunLog, write_json
 from ditsam_jax.training.program import Program, build
+from ditsam_jax.training.skipped import SkippedUpdates
 from ditsam_jax.training.step import TrainState
+from ditsam_jax.training.stop import Stopped, StopSignal
+from ditsam_jax.training.workdir import Workdir
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,13 +58,19 @@ def main(arguments: list[str] | None = None) -> int:
   return 0
 
 
-def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-  """Trains, evaluates and writes `workdir`; returns what metrics.json holds.
+def train(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
+  """Trains, evaluates and writes `workdir`; returns what metrics.json holds, None after SIGTERM with everything saved.
 
   Raises:
-    UserError: impossible config, missing data, a workdir of another run.
+    UserError: impossible config, missing data, a workdir of another run or in use, no whole checkpoint, too many
+      updates in a row whose loss or gradient is not finite, a save that failed where that is to stop the run.
     KeyboardInterrupt: after Ctrl-C, with everything saved.
   """
+  with StopSignal() as stop, Workdir(workdir) as claimed:
+    return _train(config, workdir, claimed, stop)
+
+
+def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal) -> dict[str, Any] | None:
   started = time.time()
   # ---------------------------------------------------------------------------------------- mesh, model, train step
   mesh = sharding.make_mesh(config.mesh)
@@ -68,7 +80,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   # --------------------------------------------------------------------------------------------------------- data
   source = _open(config, 'train')
   vocabulary = datasets.vocabulary(config.data.dataset, config.init_from)
-  _claim_workdir(workdir, config)
+  claimed.claim(json.loads(config.to_json()))
   tokenizer = Tokenizer(vocabulary, model_config.max_text_tokens)
   iterator = _training_batches(config, model_config, source, tokenizer,
                                sharding.rows_of_this_host(mesh, config.data.batch_size))
@@ -81,37 +93,62 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     say(f'weights from {config.init_from!r}; fresh: {_parts(fresh) or "none"}')
 
   # --------------------------------------------------------------------------------------------------------- loop
-  evaluation = _Evaluation(config, model_config, program, tokenizer) if config.task == 'text' else None
-  with Checkpoints(workdir, config.keep_checkpoints) as checkpoints, StopSignal() as stop:
+  evaluation = _Evaluation(config, model_config, program, tokenizer, stop) if config.task == 'text' else None
+  progress, skipped = Progress(), SkippedUpdates(workdir, config.max_skipped)
+  describe = dict(vocabulary=vocabulary if config.task == 'text' else None, data=_about_data(config))
+  with Checkpoints(workdir, config.keep_checkpoints, json.loads(config.to_json()), config.on_save_failure) as checkpoints:
     if checkpoints.latest_step is not None:
-      state = checkpoints.restore(state, iterator)
+      state, progress = checkpoints.restore(state, iterator)
       say(f'resumed at step {int(state.step)} of {config.total_steps}')
-    with RunLog(workdir, first_step=int(state.step), total_steps=config.total_steps) as log:
-      for step in range(int(state.step) + 1, config.total_steps + 1):
-        state, metrics = program.step(state, program.assemble(next(iterator)))
+    step = int(state.step)
+    stop.steps_begin()
+    with RunLog(workdir, first_step=step, evaluated=progress.evaluated, total_steps=config.total_steps) as log:
+      while True:
+        worth_saving = step > 0 and step % config.checkpoint_every == 0
+        # A run that was stopped in the middle of an evaluation begins with it.
+        if evaluation and config.eval_every and step % config.eval_every == 0 and step > progress.evaluated:
+          results, gallery = evaluation(state, 'val', config.eval_samples)
+          if results:
+            log.scalars(step, _curves(results), 'val')
+            log.panel(step, np.asarray(gallery.panel()))
+            progress.evaluated = step
+            if config.keep_best and progress.improved(step, results.miou):
+              _save_best(workdir, config, program.averaged_model(state), progress, describe)
+              worth_saving = True
+        ends = stop.asked or step == config.total_steps
+        if worth_saving or ends:
+          skipped.look()
+          checkpoints.save(state, iterator, progress)
+        if ends:
+          break
+        arrays = next(iterator)
+        state, metrics = program.step(state, program.assemble(arrays))
+        step += 1
+        skipped.watch(step, arrays, metrics)
+        checkpoints.check()
         log.advance()
         if step % config.log_every == 0:
           log.scalars(step, {name: float(value) for name, value in metrics.items()})
-        if evaluation and config.eval_every and step % config.eval_every == 0 and step < config.total_steps:
-          results, gallery = evaluation(state, 'val', config.eval_samples)
-          log.scalars(step, _curves(results), 'val')
-          log.panel(step, np.asarray(gallery.panel()))
-        if step % config.checkpoint_every == 0 or step == config.total_steps or stop.asked:
-          checkpoints.save(state, iterator)
-        if stop.asked:
-          break
   trained = time.time()
-  model_dir = saved_model.save(workdir / 'model', program.averaged_model(state),
-                               vocabulary=vocabulary if config.task == 'text' else None,
-                               data=_about_data(config), notes={'steps': int(state.step)})
-  if int(state.step) < config.total_steps:
-    say(f'stopped at step {int(state.step)} of {config.total_steps}, all saved; the same command goes on from there')
-    raise KeyboardInterrupt
+  if stop.asked and checkpoints.latest_step != step:
+    raise UserError(f'stopped at step {step} of {config.total_steps}, which is not saved (see above); the same command '
+                    f'goes on from step {checkpoints.latest_step or 0}')
+  if stop.number == signal.SIGTERM:  # whoever takes the machine away does not wait for more
+    return _stopped(stop, step, config)
+  model_dir = saved_model.save(workdir / 'model', program.averaged_model(state), **describe, notes={'steps': step})
+  if stop.asked:
+    return _stopped(stop, step, config)
 
   # --------------------------------------------------------------------------------------------------------- results
-  summary: dict[str, Any] = {'steps': config.total_steps, 'parameters_trained': _count(state.params)}
+  summary: dict[str, Any] = {
+      'steps': config.total_steps, 'parameters_trained': _count(state.params), 'updates_skipped': int(state.skipped[0]),
+      'weights_sha256': weights_sha256(params=state.params, ema=state.ema, frozen=state.frozen)}
+  if progress.best_step is not None:
+    summary['best'] = {'step': progress.best_step, 'val_mIoU': progress.best_score}
   if evaluation:
     results, gallery = evaluation(state, config.final_split, None)
+    if results is None:
+      return _stopped(stop, step, config)
     write_png(workdir / 'predictions.png', gallery.panel(_headline(config, results)))
     summary |= {'split': config.final_split, **results.to_json()}
     print(results.table())
@@ -122,45 +159,45 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
   return summary
 
 
-class StopSignal:
-  """Turns the first Ctrl-C (or SIGTERM) into a request to stop after the step; the second one ends at once."""
+def _stopped(stop: StopSignal, step: int, config: ConfigDict) -> None:
+  """Says so. Raises KeyboardInterrupt after Ctrl-C."""
+  say(f'stopped at step {step} of {config.total_steps}, all saved; the same command goes on from there')
+  if stop.number == signal.SIGINT:
+    raise KeyboardInterrupt
 
-  def __init__(self):
-    self.asked = False
-    self._before: dict[int, Any] = {}
 
-  def __enter__(self) -> 'StopSignal':
-    for number in (signal.SIGINT, signal.SIGTERM):
-      self._before[number] = signal.signal(number, self._ask)
-    return self
-
-  def __exit__(self, *exception):
-    for number, handler in self._before.items():
-      signal.signal(number, handler)
-
-  def _ask(self, number, frame):
-    if self.asked:
-      raise KeyboardInterrupt
-    self.asked = True
-    say('stopping after this step; press Ctrl-C again to stop at once and lose what is not saved')
+def _save_best(workdir: Path, config: ConfigDict, model: DitSam, progress: Progress, describe: dict[str, Any]) -> None:
+  """The model with the highest score on the validation split; a failure is one of `config.on_save_failure`."""
+  try:
+    saved_model.save(workdir / 'best', model, **describe,
+                     notes={'steps': progress.best_step, 'val_mIoU': progress.best_score})
+  except UserError as error:
+    if config.on_save_failure == 'stop':
+      raise
+    say(f'{error}; training goes on')
 
 
 class _Evaluation:
-  """Scores a train state's averaged weights; compiled once."""
+  """Scores a train state's averaged weights; compiled once. Results are None where a signal asked to stop."""
 
-  def __init__(self, config: ConfigDict, model_config: DitSamConfig, program: Program, tokenizer: Tokenizer):
+  def __init__(self, config: ConfigDict, model_config: DitSamConfig, program: Program, tokenizer: Tokenizer,
+               stop: StopSignal):
     self._config, self._model_config, self._program, self._tokenizer = config, model_config, program, tokenizer
+    self._stop = stop
     self._sources: dict[str, ReferringSource] = {}
 
-  def __call__(self, state: TrainState, split: str, limit: int | None) -> tuple[Results, Gallery]:
+  def __call__(self, state: TrainState, split: str, limit: int | None) -> tuple[Results | None, Gallery]:
     config = self._config
     if split not in self._sources:
       self._sources[split] = _open(config, split)
     gallery = Gallery(self._model_config.pixel_mean, self._model_config.pixel_std)
-    results = evaluate_split(
-        forward_of(self._program.averaged_model(state)), self._sources[split], self._tokenizer, self._model_config,
-        batch_size=config.eval_batch_size, limit=limit,
-        generalised=config.data.dataset == 'grefcoco', gallery=gallery, progress=limit is None)
+    forward = self._stop.interruptible(forward_of(self._program.averaged_model(state)))
+    try:
+      results = evaluate_split(
+          forward, self._sources[split], self._tokenizer, self._model_config, batch_size=config.eval_batch_size,
+          limit=limit, generalised=config.data.dataset == 'grefcoco', gallery=gallery, progress=limit is None)
+    except Stopped:
+      results = None
     return results, gallery
 
 
@@ -180,29 +217,6 @@ def _training_batches(config: ConfigDict, model: DitSamConfig, source: Referring
   if config.task == 'text':
     return train_batches(source, tokenizer, **settings)
   return prompt_batches(source, objects_per_image=data.objects_per_image, **settings)
-
-
-def _claim_workdir(workdir: Path, config: ConfigDict) -> None:
-  """Makes the folder and notes the config in it, or checks that it is this run's. Raises UserError if not."""
-  file, text = workdir / 'config.json', json.loads(config.to_json())
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    if file.exists():
-      changed = _differences(json.loads(file.read_text()), text)
-      if changed:
-        raise UserError(f'workdir {str(workdir)!r} holds a run of another config ({"; ".join(changed[:4])}); '
-                        f'choose another --workdir or delete this one')
-    write_json(file, text)
-  except (OSError, ValueError) as error:
-    raise UserError(f'workdir {str(workdir)!r} cannot be used: {error}') from error
-
-
-def _differences(old: Any, new: Any, trail: str = 'config') -> list[str]:
-  """Fields that differ between two configs as plain containers."""
-  if isinstance(old, dict) and isinstance(new, dict):
-    return [line for name in sorted(set(old) | set(new))
-            for line in _differences(old.get(name), new.get(name), f'{trail}.{name}')]
-  return [] if old == new else [f'{trail} was {old!r}, is {new!r}']
 
 
 def _about_data(config: ConfigDict) -> dict[str, Any]:

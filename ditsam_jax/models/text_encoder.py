@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from ditsam_jax.models import layers
 from ditsam_jax.models.config import TextEncoderConfig
+from ditsam_jax.ops.partition import shard, shard_rows
 
 EPSILON = 1e-12
 PADDING = 0  # the id of [PAD]
@@ -29,11 +30,11 @@ class Embeddings(nnx.Module):
 
   def __call__(self, token_ids: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
     positions = self.position_embeddings.embedding[: token_ids.shape[1]]
-    words = self.word_embeddings(token_ids)
+    words = shard(self.word_embeddings.embedding[...], None, None)[token_ids]  # a whole row of the table for each word
     # Padded positions act as text, but BertModel never trains the row of [PAD] (nn.Embedding's padding_idx).
     words = jnp.where((token_ids == PADDING)[..., None], jax.lax.stop_gradient(words), words)
     x = words + positions + self.token_type_embeddings.embedding[0]
-    return self.dropout(self.norm(x), rngs=rngs)
+    return self.dropout(shard_rows(self.norm(x)), rngs=rngs)
 
 
 class Layer(nnx.Module):
@@ -58,7 +59,7 @@ class Layer(nnx.Module):
     q, k, v = (layers.split_heads(project(x), self.heads) for project in (self.query, self.key, self.value))
     attended = layers.merge_heads(layers.dot_product_attention(q, k, v, bias, drop))
     x = self.attention_norm(x + drop(self.attention_output(attended)))
-    return self.output_norm(x + drop(self.output(layers.gelu(self.intermediate(x)))))
+    return shard_rows(self.output_norm(x + drop(self.output(layers.gelu(self.intermediate(x))))))
 
 
 class TextEncoder(nnx.Module):

@@ -1,62 +1,243 @@
-"""Checkpoints of a run: train state and data position, by Orbax, and resume."""
+"""Checkpoints of a run: written in the background, whole or not at all, checked before they are used.
 
+  checkpoints/40/state/         every array of the train state, by Orbax
+  checkpoints/40/run.json       the rest: data position, random state, config, progress
+  checkpoints/40/manifest.json  size and SHA-256 of every other file
+
+A checkpoint is written as `40.writing`. When the manifest is in it, which is last, one rename gives it its number; so
+a number without a whole manifest is damage, and whatever else lies there was left by a killed process and is removed.
+Older checkpoints go only after that. With several hosts the first one does all of this but Orbax's part.
+"""
+
+import dataclasses
 import json
+import os
 from pathlib import Path
+import shutil
+import threading
 from typing import Any
 
 import grain
 import jax
+from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 
-from ditsam_jax.command_line import UserError
+from ditsam_jax.command_line import UserError, say
+from ditsam_jax.training import manifest
 from ditsam_jax.training.step import TrainState
+from ditsam_jax.training.workdir import differences
+
+_NONE, _NONE_WHOLE = -1, -2  # instead of the number of a checkpoint
+
+
+@dataclasses.dataclass
+class Progress:
+  """What a run knows beside its state."""
+  evaluated: int = 0  # step of the last evaluation on the validation split
+  best_step: int | None = None  # of the highest score there, whose checkpoint is kept
+  best_score: float | None = None
+
+  def improved(self, step: int, score: float) -> bool:
+    """Whether this score is the highest so far, which is noted; of equal ones the first stays."""
+    if self.best_score is not None and not score > self.best_score:
+      return False
+    self.best_step, self.best_score = step, score
+    return True
 
 
 class Checkpoints:
-  """The checkpoints in `workdir`/checkpoints. Saving goes on in the background; `close` waits for it."""
+  """The checkpoints in `workdir`/checkpoints: the last ones and the best. Leaving the context waits for the writing.
 
-  def __init__(self, workdir: Path, keep: int):
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
-    self._manager = ocp.CheckpointManager(workdir.absolute() / 'checkpoints', options=options)
+  Args:
+    workdir: of this process alone.
+    keep: how many of the last ones stay.
+    config: the run's, as plain containers; part of every checkpoint.
+    on_failure: 'continue' or 'stop', when one cannot be written.
+
+  Raises:
+    UserError: there are checkpoints, and not one is whole. Damaged ones that are newer than the newest whole one are
+      named on stderr and passed over.
+  """
+
+  def __init__(self, workdir: Path, keep: int, config: dict[str, Any], on_failure: str = 'continue'):
+    self._folder = workdir.absolute() / 'checkpoints'
+    self._keep, self._config, self._on_failure = keep, config, on_failure
+    newest = _newest_whole(self._folder) if jax.process_index() == 0 else _NONE
+    newest = int(multihost_utils.broadcast_one_to_all(np.int32(newest)))
+    if newest == _NONE_WHOLE:
+      raise UserError(f'no checkpoint in {self._folder} is whole, so this run cannot go on; choose another --workdir, '
+                      f'or delete that folder to begin again')
+    self._steps = [step for step in _numbers(self._folder) if step <= newest]  # whole ones, as far as is known
+    self._orbax = ocp.StandardCheckpointer()
+    self._writing: int | None = None  # the step that is being written
+    self._thread: threading.Thread | None = None
+    self._failure: Exception | None = None
 
   def __enter__(self) -> 'Checkpoints':
     return self
 
-  def __exit__(self, *exception):
-    self._manager.close()
+  def __exit__(self, kind, *exception):
+    try:
+      self._finish()
+      if kind is None:
+        self._tell_failure()
+    finally:
+      self._orbax.close()
 
   @property
   def latest_step(self) -> int | None:
-    """Updates done in the newest whole checkpoint."""
-    return self._manager.latest_step()
+    """Of the newest whole checkpoint."""
+    return self._steps[-1] if self._steps else None
 
-  def save(self, state: TrainState, iterator: grain.DatasetIterator) -> None:
-    """Saves unless this step is saved already."""
+  def save(self, state: TrainState, iterator: grain.DatasetIterator, progress: Progress) -> None:
+    """Begins to save, when the save before is done; does nothing where this step is saved already.
+
+    Raises:
+      UserError: this or the save before failed, and failures are to stop the run.
+    """
+    self.wait()
     step = int(state.step)
-    if step == self.latest_step:
+    if step in self._steps:
       return
-    position = json.dumps(iterator.get_state(), default=_plain)
-    self._manager.save(step, args=ocp.args.Composite(
-        state=ocp.args.StandardSave(_flatten(state)), data=ocp.args.JsonSave({'position': position})))
-
-  def restore(self, state: TrainState, iterator: grain.DatasetIterator) -> TrainState:
-    """The newest checkpoint, on the devices and in the layout of `state`; the iterator is put into its place."""
+    run = {'step': step, 'random_state': {'seed': self._config.get('seed'), 'step': step},
+           'position': iterator.get_state(), 'progress': dataclasses.asdict(progress), 'config': self._config}
+    self._writing = step
     try:
-      restored = self._manager.restore(self.latest_step, args=ocp.args.Composite(
-          state=ocp.args.StandardRestore(_flatten(state)), data=ocp.args.JsonRestore()))
-    except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
+      folder = self._folder / f'{step}.writing'
+      if jax.process_index() == 0:
+        _clear_leftovers(self._folder)
+        folder.mkdir(parents=True)
+        (folder / 'run.json').write_text(json.dumps(run, indent=1, default=_plain) + '\n')
+      self._orbax.save(folder / 'state', _flatten(state))  # the arrays are copied before this returns
+    except Exception as error:  # Orbax and TensorStore raise many kinds for a full disk
+      self._failure = error
+    self._thread = threading.Thread(target=self._complete, args=(folder, step, progress.best_step))
+    self._thread.start()
+
+  def check(self) -> None:
+    """Tells of a failure in the background, if there was one. Raises UserError where that is to stop the run."""
+    if self._thread and not self._thread.is_alive():
+      self.wait()
+
+  def wait(self) -> None:
+    """Until what was begun is written, or has failed; see `check`."""
+    self._finish()
+    self._tell_failure()
+
+  def restore(self, state: TrainState, iterator: grain.DatasetIterator) -> tuple[TrainState, Progress]:
+    """The newest whole checkpoint; the iterator is put into its place.
+
+    Args:
+      state: arrays, or `jax.ShapeDtypeStruct`s with shardings, in whose layout the result is; the run that saved may
+        have had another layout.
+      iterator: of the same data.
+
+    Raises:
+      UserError: the checkpoint is of another config, or does not fit the state.
+    """
+    folder = self._folder / str(self.latest_step)
+    try:
+      run = json.loads((folder / 'run.json').read_text())
+      progress = Progress(**run['progress'])
+      restored = self._orbax.restore(folder / 'state', {name: _abstract(x) for name, x in _flatten(state).items()})
+    except Exception as error:
       reason = str(error).strip().split('\n')[0][:200]
-      raise UserError(f'checkpoint {self._manager.directory / str(self.latest_step)} cannot be read ({reason}); '
-                      f'delete that folder to go on from the one before, or choose a new --workdir') from error
-    iterator.set_state(json.loads(restored['data']['position']))
-    leaves = [restored['state'][name] for name in _flatten(state)]
-    return jax.tree.unflatten(jax.tree.structure(state), leaves)
+      raise UserError(f'checkpoint {folder} cannot be read ({reason}); use the version that wrote it, or choose a new '
+                      f'--workdir') from error
+    if changed := differences(run['config'], self._config):
+      raise UserError(f'checkpoint {folder} is of another config ({"; ".join(changed[:4])}); choose another --workdir')
+    iterator.set_state(run['position'])
+    return jax.tree.unflatten(jax.tree.structure(state), [restored[name] for name in _flatten(state)]), progress
+
+  def _complete(self, folder: Path, step: int, best: int | None) -> None:
+    """In the background: waits for Orbax, then gives the checkpoint its number and removes older ones."""
+    try:
+      self._orbax.wait_until_finished()
+      if self._failure is None and jax.process_index() == 0:
+        manifest.write(folder)
+        _discard(self._folder / str(step))  # a damaged one of that step
+        os.rename(folder, self._folder / str(step))
+        _to_disk(self._folder)
+        self._prune(step, best)
+    except Exception as error:
+      self._failure = self._failure or error
+    if self._failure is None:
+      self._steps.append(step)
+    elif jax.process_index() == 0:
+      _clear_leftovers(self._folder)
+
+  def _prune(self, newest: int, best: int | None) -> None:
+    kept = {*(self._steps + [newest])[-self._keep:], best}
+    for step in _numbers(self._folder):
+      if step not in kept:
+        _discard(self._folder / str(step))
+
+  def _finish(self) -> None:
+    if self._thread:
+      self._thread.join()
+      self._thread = None
+
+  def _tell_failure(self) -> None:
+    error, self._failure = self._failure, None
+    if error is None:
+      return
+    reason = str(getattr(error, 'strerror', None) or error).strip().split('\n')[0][:200]
+    last = 'no checkpoint is there yet' if self.latest_step is None else f'that of step {self.latest_step} is whole'
+    failed = f'the checkpoint of step {self._writing} could not be written to {self._folder} ({reason}); {last}'
+    if self._on_failure == 'stop':
+      raise UserError(f'{failed}; make room and run the same command, it goes on from there') from error
+    say(f'{failed}; training goes on, make room before it ends')
+
+
+def _newest_whole(folder: Path) -> int:
+  """The highest step whose checkpoint is whole; says which newer ones are not, and removes what killed runs left."""
+  if not folder.is_dir():
+    return _NONE
+  _clear_leftovers(folder)
+  steps = _numbers(folder)
+  for step in reversed(steps):
+    problem = manifest.problem(folder / str(step))
+    if problem is None:
+      return step
+    say(f'checkpoint {folder / str(step)} is damaged ({problem}); trying the one before')
+  return _NONE_WHOLE if steps else _NONE
+
+
+def _numbers(folder: Path) -> list[int]:
+  """Steps of the checkpoints in a folder, whole or not, in order."""
+  return sorted(int(path.name) for path in folder.glob('*') if path.name.isdecimal() and path.is_dir())
+
+
+def _discard(checkpoint: Path) -> None:
+  """Removes a checkpoint; one that is half removed has no number any more."""
+  if checkpoint.exists():
+    os.rename(checkpoint, checkpoint.with_suffix('.deleting'))
+    shutil.rmtree(checkpoint.with_suffix('.deleting'), ignore_errors=True)
+
+
+def _clear_leftovers(folder: Path) -> None:
+  for path in [*folder.glob('*.writing'), *folder.glob('*.deleting')]:
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _to_disk(folder: Path) -> None:
+  descriptor = os.open(folder, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
 
 
 def _flatten(state: TrainState) -> dict[str, jax.Array]:
   """Leaves by path: a layout of plain names, whatever containers hold them."""
   return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
+
+
+def _abstract(leaf: Any) -> Any:
+  if isinstance(leaf, jax.Array):
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+  return leaf
 
 
 def _plain(value: Any) -> Any:

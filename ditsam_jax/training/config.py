@@ -94,7 +94,10 @@ def _release(data_set: str) -> ConfigDict:
   config.eval_batch_size = 64  # on each host
   config.final_split = 'val'  # evaluated whole at the end
   config.checkpoint_every = epoch  # steps
-  config.keep_checkpoints = 2
+  config.keep_checkpoints = 2  # the last ones
+  config.keep_best = True  # and that of the highest validation mIoU, whose averaged weights are in best/
+  config.on_save_failure = 'continue'  # or 'stop': when a checkpoint cannot be written, the disk being full, say
+  config.max_skipped = 10  # updates in a row that are left out, loss or gradient not being finite, before the run ends
   return config
 
 
@@ -145,11 +148,13 @@ def check(config: ConfigDict) -> None:
   expect(config.task == 'prompts' or config.model.text_encoder, 'model.text_encoder', config.model.text_encoder,
          "a text encoder for task 'text'")
   for field in ('total_steps', 'log_every', 'checkpoint_every', 'keep_checkpoints', 'eval_batch_size', 'eval_samples',
-                'accumulate'):
+                'accumulate', 'max_skipped'):
     expect(config[field] >= 1, field, config[field], 'a whole number from 1')
   expect(config.eval_every >= 0, 'eval_every', config.eval_every, 'a whole number from 0')
   expect(config.dtype in ('float32', 'bfloat16'), 'dtype', config.dtype, "'float32' or 'bfloat16'")
   expect(config.remat in REMAT, 'remat', config.remat, f'one of {", ".join(REMAT)}')
+  expect(config.on_save_failure in ('continue', 'stop'), 'on_save_failure', config.on_save_failure,
+         "'continue' or 'stop'")
   expect(0 <= config.ema < 1, 'ema', config.ema, 'a number from 0 to below 1')
   for field in ('batch_size', 'objects_per_image', 'threads'):
     expect(config.data[field] >= 1, f'data.{field}', config.data[field], 'a whole number from 1')

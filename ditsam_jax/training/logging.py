@@ -1,65 +1,157 @@
 """What a run tells people: a progress bar, TensorBoard without TensorFlow, one JSON line an interval."""
 
 import json
+import math
 import os
 from pathlib import Path
+import socket
+import struct
 import sys
+import time
 from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import masked_crc32c
 import tqdm
 
 
 def write_text(path: Path, text: str) -> None:
-  """Writes a file whole or not at all."""
+  """Writes a file whole or not at all. Raises OSError, which names the file."""
   temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-  temporary.write_text(text)
-  os.replace(temporary, path)
+  try:
+    temporary.write_text(text)
+    os.replace(temporary, path)
+  except OSError as error:
+    temporary.unlink(missing_ok=True)
+    raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_json(path: Path, data: Any) -> None:
-  """Writes JSON whole or not at all."""
+  """Writes JSON whole or not at all. Raises OSError, which names the file."""
   write_text(path, json.dumps(data, indent=1) + '\n')
 
 
 class RunLog:
-  """Log of a run in `workdir`: `train_log.jsonl`, `tensorboard/`, a bar on stderr. A resumed run continues them."""
+  """Log of a run in `workdir`: `train_log.jsonl`, `tensorboard/`, a bar on stderr. A resumed run continues them.
 
-  def __init__(self, workdir: Path, *, first_step: int, total_steps: int):
-    self._lines = (workdir / 'train_log.jsonl').open('a')
-    self._board = SummaryWriter(str(workdir / 'tensorboard'), purge_step=first_step + 1 if first_step else None)
+  What a killed run told of steps that are done again is taken back. A full disk stops no run: what finds no room waits
+  in memory until there is some.
+
+  Args:
+    workdir: of this process alone.
+    first_step: steps that were done before; later lines go.
+    evaluated: the last of them that an evaluation was done after.
+    total_steps: of the whole run.
+  """
+
+  def __init__(self, workdir: Path, *, first_step: int, evaluated: int, total_steps: int):
+    lines = workdir / 'train_log.jsonl'
+    self._told = False
     self._bar = tqdm.tqdm(total=total_steps, initial=first_step, desc='training', unit=' steps', mininterval=1.0,
                           file=sys.stderr, dynamic_ncols=True)
     self._shown: dict[str, str] = {}
+    self._lines = _Appended(lines)
+    self._events = _Appended(workdir / 'tensorboard' / f'events.out.tfevents.{time.time():.0f}.{socket.gethostname()}'
+                                                       f'.{os.getpid()}')
+    self._write(_take_back, lines, first_step, evaluated)
+    self._event(file_version='brain.Event:2')
+    if first_step:  # TensorBoard forgets what was told of later steps
+      self._event(step=first_step + 1, session_log=SessionLog(status=SessionLog.START))
 
   def __enter__(self) -> 'RunLog':
     return self
 
   def __exit__(self, *exception):
     self._bar.close()
-    self._board.close()
-    self._lines.close()
+    self._write(self._events.flush)
+    self._write(self._lines.flush)
 
   def advance(self) -> None:
     """One more step done."""
     self._bar.update()
 
   def scalars(self, step: int, values: dict[str, float], group: str = 'train') -> None:
-    """Numbers of a step: to all three."""
-    self._lines.write(json.dumps({'step': step, **{f'{group}/{name}': value for name, value in values.items()}}) + '\n')
-    self._lines.flush()
+    """Numbers of a step: to all three. What is not finite is null in the JSON line."""
+    values = {f'{group}/{name}': value for name, value in values.items()}
+    finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+    self._write(self._lines.add, json.dumps({'step': step, **finite}).encode() + b'\n')
     for name, value in values.items():
-      self._board.add_scalar(f'{group}/{name}', value, step)
-    for name, label in (('loss', 'loss'), ('mIoU', 'val mIoU')):
+      self._event(step=step, summary=summary.scalar(name, value))
+    for name, label in (('train/loss', 'loss'), ('val/mIoU', 'val mIoU')):
       if name in values:
         self._shown[label] = f'{values[name]:.4g}'
     self._bar.set_postfix(self._shown, refresh=False)
 
   def panel(self, step: int, image: np.ndarray) -> None:
     """A picture of predictions, uint8 [h, w, 3], to TensorBoard."""
-    self._board.add_image('predictions', image, step, dataformats='HWC')
+    self._event(step=step, summary=summary.image('predictions', image, dataformats='HWC'))
 
   def say(self, text: str) -> None:
     """A line above the bar."""
     self._bar.write(text, file=sys.stderr)
+
+  def _event(self, **fields) -> None:
+    # Not by tensorboardX' own writer: its thread ends silently on a full disk, and then whoever writes hangs.
+    data = Event(wall_time=time.time(), **fields).SerializeToString()
+    length = struct.pack('<Q', len(data))
+    checks = [struct.pack('<I', masked_crc32c(part)) for part in (length, data)]
+    self._write(self._events.add, length + checks[0] + data + checks[1])
+
+  def _write(self, write, *what) -> None:
+    try:
+      write(*what)
+    except OSError as error:
+      if not self._told:
+        self.say(f'the log of the run cannot be written ({error.strerror or error}); training goes on')
+      self._told = True
+
+
+class _Appended:
+  """A file that grows by whole records; those that find no room wait for the next one, in order."""
+
+  def __init__(self, path: Path):
+    self._path = path
+    self._waiting: list[bytes] = []
+
+  def add(self, record: bytes) -> None:
+    """Writes a record after those that wait. Raises OSError; then it waits."""
+    self._waiting.append(record)
+    self.flush()
+
+  def flush(self) -> None:
+    """Writes what waits. Raises OSError."""
+    if not self._waiting:
+      return
+    self._path.parent.mkdir(parents=True, exist_ok=True)
+    with self._path.open('ab', buffering=0) as file:
+      while self._waiting:
+        end = file.seek(0, os.SEEK_END)
+        try:
+          if file.write(self._waiting[0]) < len(self._waiting[0]):  # the disk was filled in the middle of the record
+            raise OSError(None, 'there is no room left')
+        except OSError:
+          file.truncate(end)
+          raise
+        del self._waiting[0]
+
+
+def _take_back(path: Path, first_step: int, evaluated: int) -> None:
+  """Cuts off what was told of later steps and evaluations, and what a killed process wrote of a line. Raises OSError."""
+  if not path.exists():
+    return
+  stays = 0
+  for line in path.read_bytes().splitlines(keepends=True):
+    if not line.endswith(b'\n') or _later(line, first_step, evaluated):
+      break
+    stays += len(line)
+  os.truncate(path, stays)
+
+
+def _later(line: bytes, first_step: int, evaluated: int) -> bool:
+  try:
+    told = json.loads(line)
+    return told['step'] > (evaluated if any(name.startswith('val/') for name in told) else first_step)
+  except (ValueError, TypeError, KeyError):  # not a line of ours; it harms nobody
+    return False

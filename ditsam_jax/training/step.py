@@ -24,11 +24,12 @@ Weights = dict[str, jax.Array]  # by dotted path: plain dicts cost the dispatch 
 
 class TrainState(NamedTuple):
   """Everything that a step changes, and the frozen weights."""
-  step: jax.Array  # updates done, int32 []
+  step: jax.Array  # batches seen, int32 []
   params: Weights  # trained
   ema: Weights  # their moving average, used by evaluation
   opt_state: Any
   frozen: Weights  # frozen parameters and buffers
+  skipped: jax.Array  # updates left out, int32 [2]: of all steps, of the last ones without a break
 
 
 class Structure:
@@ -63,7 +64,8 @@ def fresh_state(weights: Weights, trained: set[str], optimizer: optax.GradientTr
   """The state before the first update; a pure function. The optimiser holds state for what is trained only."""
   params = {name: array for name, array in weights.items() if name in trained}
   rest = {name: array for name, array in weights.items() if name not in trained}
-  return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params), rest)
+  return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params), rest,
+                    jnp.zeros(2, jnp.int32))
 
 
 def make_state(model: DitSam, optimizer: optax.GradientTransformation,
@@ -132,10 +134,14 @@ def make_train_step(structure: Structure, optimizer: optax.GradientTransformatio
       grads, metrics = _mean_over_parts(functools.partial(gradient, state.params, state.frozen), parts, key, accumulate)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    decay = ema_decay(state.step, ema_limit)
+    updates_done = state.step - state.skipped[0]
+    decay = ema_decay(updates_done, ema_limit)
     ema = jax.tree.map(lambda average, new: average * decay + new * (1 - decay), state.ema, params)
-    metrics |= {'learning_rate': rate(state.step), 'grad_norm': optax.tree.norm(grads)}
-    return TrainState(state.step + 1, params, ema, opt_state, state.frozen), metrics
+    metrics |= {'learning_rate': rate(updates_done), 'grad_norm': optax.tree.norm(grads)}
+    new = TrainState(state.step + 1, params, ema, opt_state, state.frozen, state.skipped)
+    state = keep_if_finite(state, new, metrics['loss'], metrics['grad_norm'])
+    metrics |= {'skipped': state.skipped[0], 'skipped_in_a_row': state.skipped[1]}
+    return state, metrics
 
   return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
 
@@ -154,6 +160,18 @@ def _mean_over_parts(gradient: Callable, parts: Batch, key: jax.Array, count: in
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, one, key))
   sums, _ = jax.lax.scan(add, zeros, (jnp.arange(count), parts))
   return jax.tree.map(lambda total: total / count, sums)
+
+
+def keep_if_finite(old: TrainState, new: TrainState, loss: jax.Array, grad_norm: jax.Array) -> TrainState:
+  """The new state, or the old one where loss or gradient are not finite; steps go on, and the left-out update counts.
+
+  The choice is made element by element where the update is computed, so it takes no memory of its own.
+  """
+  finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)  # the norm is not if any element is not
+  kept = jax.tree.map(lambda before, after: jnp.where(finite, after, before),
+                      (old.params, old.ema, old.opt_state), (new.params, new.ema, new.opt_state))
+  skipped = jnp.where(finite, old.skipped * jnp.asarray([1, 0]), old.skipped + 1)
+  return TrainState(new.step, *kept, new.frozen, skipped)
 
 
 def averaged_model(structure: Structure, state: TrainState) -> DitSam:

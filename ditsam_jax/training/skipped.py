@@ -1,0 +1,61 @@
+"""Updates that were left out because their loss or gradient was not finite: told, and ended when there are too many."""
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from ditsam_jax.command_line import UserError, say
+
+
+class _Step(NamedTuple):
+  number: int
+  batch: dict[str, np.ndarray]  # this host's part
+  in_a_row: jax.Array  # int32 [], updates left out up to this one
+
+
+class SkippedUpdates:
+  """Looks at each step once the next one is on its way, so that no device waits for it.
+
+  Args:
+    workdir: where the batch goes that ended the run.
+    limit: so many left-out updates in a row end it.
+  """
+
+  def __init__(self, workdir: Path, limit: int):
+    self._workdir, self._limit = workdir, limit
+    self._last: _Step | None = None
+
+  def watch(self, step: int, batch: dict[str, np.ndarray], metrics: dict[str, jax.Array]) -> None:
+    """Notes a step that was begun, and looks at the one before. Raises UserError at the limit, its batch saved."""
+    self.look()
+    self._last = _Step(step, batch, metrics['skipped_in_a_row'])
+
+  def look(self) -> None:
+    """Waits for the step that was noted last and looks at it; see `watch`."""
+    step, self._last = self._last, None
+    if step is None:
+      return
+    in_a_row = int(step.in_a_row)
+    if in_a_row >= self._limit:
+      raise UserError(f'loss or gradient were not finite for {in_a_row} steps in a row, up to step {step.number} '
+                      f'(config.max_skipped is {self._limit}); {self._save(step)}; train anew with a lower '
+                      f'config.optimizer.learning_rate, or mend the data')
+    if in_a_row == 1:
+      say(f'step {step.number}: loss or gradient are not finite; this update is left out')
+
+  def _save(self, step: _Step) -> str:
+    """Writes the batch; says where it is, or why it is not."""
+    host = f'_host{jax.process_index()}' if jax.process_count() > 1 else ''
+    path = self._workdir / f'skipped_batch_{step.number}{host}.npz'
+    temporary = path.with_name(f'.{path.name}')
+    try:
+      with temporary.open('wb') as file:
+        np.savez(file, **step.batch)
+      os.replace(temporary, path)
+    except OSError as error:
+      temporary.unlink(missing_ok=True)
+      return f'its batch could not be written to {path} ({error.strerror})'
+    return f'its batch is in {path}'
