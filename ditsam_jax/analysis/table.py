@@ -9,7 +9,9 @@ GIB = 2 ** 30
 
 def table(heading: str, reports: dict[str, Report]) -> str:
   """Lines to print; rows that no report has anything to say for are left out."""
-  rows = [('', list(reports))]
+  headings = [name.split(',') for name in reports]  # one field a line
+  rows = [('', [heading[i] if i < len(heading) else '' for heading in headings])
+          for i in range(max(map(len, headings)))]
   for label, cell in _ROWS:
     cells = [cell(report) for report in reports.values()]
     if any(cells):
@@ -36,13 +38,18 @@ def _fitting(cell: Callable[[Report], str]) -> Callable[[Report], str]:
 def _kind(kind: str) -> Callable[[Report], str]:
   def cell(report: Report) -> str:
     times, sent = report.by_kind()[kind]
-    return f'{sent / 1e9:.3f} GB in {times}' if times else ''
+    return f'{_amount(sent)} in {times}' if times else ''
   return cell
 
 
 def _against_ideal(report: Report) -> str:
   ideal = report.step.ideal_sent
-  return f'{report.sent / 1e9:.3f} GB, {report.sent / ideal:.2f} x' if ideal else f'{report.sent / 1e9:.3f} GB'
+  return f'{_amount(report.sent)}, {report.sent / ideal:.2f} x' if ideal else _amount(report.sent)
+
+
+def _amount(count: float) -> str:
+  """Bytes in a unit that suits them."""
+  return f'{count / 1e9:.2f} GB' if count >= 1e9 else f'{count / 1e6:.1f} MB'
 
 
 def _share(report: Report) -> str:
@@ -62,13 +69,13 @@ _ROWS = [
      f'{r.memory.total / GIB:.2f} of {r.chip.hbm_bytes / GIB:.0f} GiB'),
     ('FLOPs', _fitting(lambda r: f'{r.flops / 1e12:.3f} T')),
     ('of them the model\'s', _fitting(lambda r: f'{r.step.model_flops / r.chips / 1e12:.3f} T')),
-    ('HBM: bytes accessed', _fitting(lambda r: f'{r.bytes / 1e9:.1f} GB')),
+    ('HBM: bytes accessed', _fitting(lambda r: _amount(r.bytes))),
     ('sent: all-gather', _fitting(_kind('all-gather'))),
     ('sent: reduce-scatter', _fitting(_kind('reduce-scatter'))),
     ('sent: all-reduce', _fitting(_kind('all-reduce'))),
     ('sent: all-to-all', _fitting(_kind('all-to-all'))),
     ('sent: collective-permute', _fitting(_kind('collective-permute'))),
-    ('sent: total, beside FSDP\'s least', _fitting(_against_ideal)),
+    ('sent: in all, over FSDP\'s least', _fitting(_against_ideal)),
     ('estimate: step time', _fitting(lambda r: f'{1e3 * r.time.step:.1f} ms')),
     ('estimate: samples/s', _fitting(lambda r: f'{r.samples_per_second:.0f}')),
     ('estimate: MFU', _fitting(lambda r: f'{100 * r.mfu:.0f} %')),
