@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from ditsam_jax import command_line, saved_model
+from ditsam_jax import command_line, distributed, saved_model
 from ditsam_jax.command_line import UserError
 from ditsam_jax.data import datasets, shapes
 from ditsam_jax.data.referring import ReferringSource
@@ -29,6 +29,7 @@ from ditsam_jax.evaluation.results import Results
 from ditsam_jax.image_files import write_png
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.training.logging import write_json, write_text
+from ditsam_jax.watch import Watch
 
 _MOST_PICTURES = 100  # of each of the three sections: more would make a sheet that few programs open
 
@@ -36,8 +37,7 @@ _MOST_PICTURES = 100  # of each of the three sections: more would make a sheet t
 def main(arguments: list[str] | None = None) -> int:
   """Runs the command."""
   options = _parse(arguments)
-  if options.coordinator:
-    jax.distributed.initialize(options.coordinator, options.hosts, options.host)
+  distributed.initialise(options)
   vocabulary = saved_model.vocabulary_file(options.checkpoint)
   trained_on = saved_model.data_config(options.checkpoint)
   dataset = options.dataset or trained_on.get('dataset', datasets.SHAPES)
@@ -46,9 +46,10 @@ def main(arguments: list[str] | None = None) -> int:
   model = saved_model.load(options.checkpoint)
   tokenizer = Tokenizer(vocabulary, model.config.max_text_tokens)
   forward = forward_of(model)
-  for split, source in sources.items():
-    _evaluate(forward, source, tokenizer, model.config, options, output,
-              {'checkpoint': options.checkpoint, 'dataset': dataset, 'split': split})
+  with Watch():
+    for split, source in sources.items():
+      _evaluate(forward, source, tokenizer, model.config, options, output,
+                {'checkpoint': options.checkpoint, 'dataset': dataset, 'split': split})
   output.say_what_was_written()
   return 0
 
@@ -168,9 +169,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   parser.add_argument('--output', metavar='DIR',
                       help="default: evaluation-SPLITS in the checkpoint's folder, runs/evaluation-NAME-SPLITS "
                            'for a model that comes along')
-  parser.add_argument('--coordinator', metavar='HOST:PORT', help='of the first of several hosts that share the work')
-  parser.add_argument('--hosts', type=int, metavar='N', help='how many hosts there are')
-  parser.add_argument('--host', type=int, metavar='I', help='which of them this is, from 0')
+  distributed.add_flags(parser)
   options = parser.parse_args(arguments)
   options.splits = list(dict.fromkeys(filter(None, map(str.strip, options.splits.split(',')))))
   if not options.splits:
@@ -180,10 +179,6 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     if value is not None and (value < least or most is not None and value > most):
       raise UserError(f'--{name.replace("_", "-")}={value}: expected a whole number from {least}'
                       f'{f" to {most}" if most is not None else ""}')
-  several = options.coordinator, options.hosts, options.host
-  if any(value is not None for value in several) and (None in several or not 0 <= options.host < options.hosts):
-    raise UserError(f'--coordinator={options.coordinator} --hosts={options.hosts} --host={options.host}: expected all '
-                    'three or none, and --host from 0 to below --hosts')
   return options
 
 

@@ -203,7 +203,9 @@ def _write_arrays(folder: Path, arrays: dict[str, Any]) -> None:
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)  # Orbax warns that it does not merge OCDBT files where none are wanted
   try:
-    with ocp.Checkpointer(handler) as checkpointer:
+    # Of several hosts this one alone writes, and must not wait for the others.
+    alone = ocp.options.MultiprocessingOptions(primary_host=jax.process_index(), active_processes={jax.process_index()})
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
       checkpointer.save(folder, arrays)
   except Exception as error:  # TensorStore raises ValueError where the disk is full
     raise OSError(None, str(error).strip().split('\n')[0][:200]) from error

@@ -18,8 +18,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
 
-from ditsam_jax import command_line, saved_model
-from ditsam_jax.command_line import UserError, say
+from ditsam_jax import command_line, distributed, saved_model
+from ditsam_jax.command_line import UserError
 from ditsam_jax.data import datasets
 from ditsam_jax.data.augmentation import AugmentationConfig
 from ditsam_jax.data.pipeline import BatchStream, prompt_batches, train_batches
@@ -35,12 +35,13 @@ from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.training import config as training_config, sharding
 from ditsam_jax.training.checkpoint import Checkpoints, Progress
 from ditsam_jax.training.fingerprint import weights_sha256
-from ditsam_jax.training.logging import RunLog, write_json
+from ditsam_jax.training.logging import RunLog, SilentLog, write_json
 from ditsam_jax.training.program import Program, build
 from ditsam_jax.training.skipped import SkippedUpdates
 from ditsam_jax.training.step import TrainState
 from ditsam_jax.training.stop import Stopped, StopSignal
 from ditsam_jax.training.workdir import Workdir
+from ditsam_jax.watch import Watch
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -50,9 +51,11 @@ def main(arguments: list[str] | None = None) -> int:
                                    epilog='--config.any.field=value changes a field of the config', allow_abbrev=False)
   parser.add_argument('--config', required=True, metavar='FILE[:DATA]', help='configs/ldit.py:shapes, for example')
   parser.add_argument('--workdir', default='', help='where everything is written (default: runs/<config>-<data>)')
+  distributed.add_flags(parser)
   overrides = [a.removeprefix('--config.') for a in arguments if a.startswith('--config.')]
   options = parser.parse_args([a for a in arguments if not a.startswith('--config.')])
   config = training_config.load(options.config, overrides)
+  distributed.initialise(options)
   name = Path(options.config.partition(':')[0]).stem
   train(config, Path(options.workdir or f'runs/{name}-{config.data.dataset}'))
   return 0
@@ -66,7 +69,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
       updates in a row whose loss or gradient is not finite, a save that failed where that is to stop the run.
     KeyboardInterrupt: after Ctrl-C, with everything saved.
   """
-  with StopSignal() as stop, Workdir(workdir) as claimed:
+  with StopSignal() as stop, Workdir(workdir) as claimed, Watch():
     return _train(config, workdir, claimed, stop)
 
 
@@ -78,31 +81,30 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
   program = build(config, model_config, mesh)
 
   # --------------------------------------------------------------------------------------------------------- data
-  source = _open(config, 'train')
+  source = distributed.first_alone_first(lambda: _open(config, 'train'), 'data')
   vocabulary = datasets.vocabulary(config.data.dataset, config.init_from)
   claimed.claim(json.loads(config.to_json()))
   tokenizer = Tokenizer(vocabulary, model_config.max_text_tokens)
   iterator = _training_batches(config, model_config, source, tokenizer,
                                sharding.rows_of_this_host(mesh, config.data.batch_size))
 
-  # --------------------------------------------------------------------------------------------------------- state
-  state, fresh = program.initial_state(config.init_from)
-  say(f'{_count(state.params)} parameters trained, {_count(state.frozen)} frozen; {len(source)} objects in '
-      f'{source.num_images} images; {_devices(mesh)}')
-  if config.init_from:
-    say(f'weights from {config.init_from!r}; fresh: {_parts(fresh) or "none"}')
-
   # --------------------------------------------------------------------------------------------------------- loop
   evaluation = _Evaluation(config, model_config, program, tokenizer, stop) if config.task == 'text' else None
   progress, skipped = Progress(), SkippedUpdates(workdir, config.max_skipped)
   describe = dict(vocabulary=vocabulary if config.task == 'text' else None, data=_about_data(config))
   with Checkpoints(workdir, config.keep_checkpoints, json.loads(config.to_json()), config.on_save_failure) as checkpoints:
-    if checkpoints.latest_step is not None:
-      state, progress = checkpoints.restore(state, iterator)
-      say(f'resumed at step {int(state.step)} of {config.total_steps}')
+    if checkpoints.latest_step is None:
+      state, fresh = program.initial_state(config.init_from)
+      if config.init_from:
+        distributed.tell(f'weights from {config.init_from!r}; fresh: {_parts(fresh) or "none"}')
+    else:
+      state, progress = checkpoints.restore(program.state, iterator)
+      distributed.tell(f'resumed at step {int(state.step)} of {config.total_steps}')
+    distributed.tell(f'{_count(state.params)} parameters trained, {_count(state.frozen)} frozen; {len(source)} objects '
+                     f'in {source.num_images} images; {_devices(mesh)}')
     step = int(state.step)
     stop.steps_begin()
-    with RunLog(workdir, first_step=step, evaluated=progress.evaluated, total_steps=config.total_steps) as log:
+    with _log(workdir, step, progress, config) as log:
       while True:
         worth_saving = step > 0 and step % config.checkpoint_every == 0
         # A run that was stopped in the middle of an evaluation begins with it.
@@ -115,7 +117,7 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
             if config.keep_best and progress.improved(step, results.miou):
               _save_best(workdir, config, program.averaged_model(state), progress, describe)
               worth_saving = True
-        ends = stop.asked or step == config.total_steps
+        ends = stop.agreed(step) or step == config.total_steps
         if worth_saving or ends:
           skipped.look()
           checkpoints.save(state, iterator, progress)
@@ -135,7 +137,9 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
                     f'goes on from step {checkpoints.latest_step or 0}')
   if stop.number == signal.SIGTERM:  # whoever takes the machine away does not wait for more
     return _stopped(stop, step, config)
-  model_dir = saved_model.save(workdir / 'model', program.averaged_model(state), **describe, notes={'steps': step})
+  model = program.averaged_model(state)
+  if distributed.is_first():
+    saved_model.save(workdir / 'model', model, **describe, notes={'steps': step})
   if stop.asked:
     return _stopped(stop, step, config)
 
@@ -149,32 +153,38 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
     results, gallery = evaluation(state, config.final_split, None)
     if results is None:
       return _stopped(stop, step, config)
-    write_png(workdir / 'predictions.png', gallery.panel(_headline(config, results)))
     summary |= {'split': config.final_split, **results.to_json()}
-    print(results.table())
   summary['seconds'] = {'training': round(trained - started, 1), 'evaluation': round(time.time() - trained, 1)}
+  if not distributed.is_first():
+    return summary
+  written = [workdir / 'metrics.json', workdir / 'model']
+  if evaluation:
+    print(results.table())
+    written.append(workdir / 'predictions.png')
+    write_png(written[-1], gallery.panel(_headline(config, results)))
   write_json(workdir / 'metrics.json', summary)
-  written = [workdir / 'metrics.json', model_dir] + ([workdir / 'predictions.png'] if evaluation else [])
   print('written:', ', '.join(map(str, written)))
   return summary
 
 
 def _stopped(stop: StopSignal, step: int, config: ConfigDict) -> None:
   """Says so. Raises KeyboardInterrupt after Ctrl-C."""
-  say(f'stopped at step {step} of {config.total_steps}, all saved; the same command goes on from there')
+  distributed.tell(f'stopped at step {step} of {config.total_steps}, all saved; the same command goes on from there')
   if stop.number == signal.SIGINT:
     raise KeyboardInterrupt
 
 
 def _save_best(workdir: Path, config: ConfigDict, model: DitSam, progress: Progress, describe: dict[str, Any]) -> None:
   """The model with the highest score on the validation split; a failure is one of `config.on_save_failure`."""
+  if not distributed.is_first():
+    return
   try:
     saved_model.save(workdir / 'best', model, **describe,
                      notes={'steps': progress.best_step, 'val_mIoU': progress.best_score})
   except UserError as error:
     if config.on_save_failure == 'stop':
       raise
-    say(f'{error}; training goes on')
+    distributed.tell(f'{error}; training goes on')
 
 
 class _Evaluation:
@@ -199,6 +209,12 @@ class _Evaluation:
     except Stopped:
       results = None
     return results, gallery
+
+
+def _log(workdir: Path, step: int, progress: Progress, config: ConfigDict) -> RunLog | SilentLog:
+  if not distributed.is_first():
+    return SilentLog()
+  return RunLog(workdir, first_step=step, evaluated=progress.evaluated, total_steps=config.total_steps)
 
 
 def _open(config: ConfigDict, split: str) -> ReferringSource:

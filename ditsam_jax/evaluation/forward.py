@@ -48,12 +48,7 @@ def forward_of(model: DitSam, *, share_images: bool = True) -> Forward:
 
 def _split(model: DitSam, device: jax.Device):
   graph, state = nnx.split(model)
-  return graph, jax.device_put(jax.tree.map(_on_this_host, state), device)
-
-
-def _on_this_host(array: jax.Array) -> jax.Array:
-  # Weights may be replicated over the devices of all hosts; each evaluates its own rows alone.
-  return array if array.is_fully_addressable else array.addressable_data(0)
+  return graph, jax.device_put(state, device)
 
 
 def _merged(graph, state) -> DitSam:

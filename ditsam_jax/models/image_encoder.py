@@ -10,11 +10,14 @@ import jax.numpy as jnp
 from ditsam_jax.models import layers
 from ditsam_jax.models.config import DitSamConfig, ImageEncoderConfig
 from ditsam_jax.models.instruction import make_instruction
+from ditsam_jax.models.partition import module_at_use
 from ditsam_jax.ops.attention import attention, relative_terms
 from ditsam_jax.ops.partition import BATCH, TENSOR, axis_size, shard, shard_rows
 from ditsam_jax.ops.resize import resize_grid, resize_rows
 
 EPSILON = 1e-6
+
+BLOCKS = 'image_encoder.blocks'
 
 # What the backward pass of a block finds saved, besides the block's input, and what it computes once more.
 REMAT = {
@@ -154,7 +157,7 @@ class ImageEncoder(nnx.Module):
       slots = None
       for i, block in enumerate(self.blocks):
         slots = None if instruction is None else instruction.slots(i, features, slots, rngs)
-        slots, x = self._rematerialised(functools.partial(_run, block, (h, w)))(slots, x)
+        slots, x = self._rematerialised(functools.partial(_run, block, i, (h, w)))(slots, x)
     return self.neck(x.reshape(batch, h, w, width))
 
   def _alike(self, instruction) -> bool:
@@ -168,7 +171,7 @@ class ImageEncoder(nnx.Module):
 
     def body(x, layer):
       weights, slots = layer
-      return _run(nnx.merge(graph, weights), grid, slots, x)[1], None
+      return _run(nnx.merge(graph, weights), 0, grid, slots, x)[1], None
     return jax.lax.scan(self._rematerialised(body), x, (weights, slots))[0]
 
   def _rematerialised(self, function: Callable) -> Callable:
@@ -177,9 +180,10 @@ class ImageEncoder(nnx.Module):
     return jax.checkpoint(function, policy=REMAT[self.remat], prevent_cse=not self.scan)
 
 
-def _run(block: Block, grid: tuple[int, int], slots: jax.Array | None,
+def _run(block: Block, index: int, grid: tuple[int, int], slots: jax.Array | None,
          x: jax.Array) -> tuple[jax.Array | None, jax.Array]:
   """A block over [text slots, image tokens]; both, apart again."""
+  block = module_at_use(block, f'{BLOCKS}.{index}')
   if slots is None:
     return None, block(x, grid)
   x = block(jnp.concatenate([slots, x], axis=1), grid)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from ditsam_jax.models import layers
 from ditsam_jax.models.config import TextEncoderConfig
-from ditsam_jax.ops.partition import shard, shard_rows
+from ditsam_jax.ops.partition import shard_rows
 
 EPSILON = 1e-12
 PADDING = 0  # the id of [PAD]
@@ -30,7 +30,7 @@ class Embeddings(nnx.Module):
 
   def __call__(self, token_ids: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
     positions = self.position_embeddings.embedding[: token_ids.shape[1]]
-    words = shard(self.word_embeddings.embedding[...], None, None)[token_ids]  # a whole row of the table for each word
+    words = self.word_embeddings(token_ids)
     # Padded positions act as text, but BertModel never trains the row of [PAD] (nn.Embedding's padding_idx).
     words = jnp.where((token_ids == PADDING)[..., None], jax.lax.stop_gradient(words), words)
     x = words + positions + self.token_type_embeddings.embedding[0]

@@ -108,6 +108,25 @@ class RunLog:
       self._told = True
 
 
+class SilentLog:
+  """A RunLog of the other hosts: the first one tells."""
+
+  def __enter__(self) -> 'SilentLog':
+    return self
+
+  def __exit__(self, *exception):
+    pass
+
+  def advance(self) -> None:
+    pass
+
+  def scalars(self, step: int, values: dict[str, float], group: str = 'train') -> None:
+    pass
+
+  def panel(self, step: int, image: np.ndarray) -> None:
+    pass
+
+
 class _Appended:
   """A file that grows by whole records; those that find no room wait for the next one, in order."""
 

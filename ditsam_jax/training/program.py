@@ -74,9 +74,10 @@ class Program:
     return jax.jit(make, out_shardings=out_shardings, donate_argnums=0)(weights), list(fresh)
 
   def averaged_model(self, state: TrainState) -> DitSam:
-    """The model with averaged weights in evaluation mode, a copy on every device."""
-    everywhere = jax.jit(lambda weights: weights, out_shardings=sharding.replicated(self.mesh))
-    return averaged_model(self.structure, state._replace(ema=everywhere(state.ema), frozen=everywhere(state.frozen)))
+    """The model with averaged weights in evaluation mode, whole on one device of every host; all hosts must call it."""
+    everywhere = jax.jit(lambda *weights: weights, out_shardings=sharding.replicated(self.mesh))
+    ema, frozen = jax.tree.map(lambda array: array.addressable_data(0), everywhere(state.ema, state.frozen))
+    return averaged_model(self.structure, state._replace(ema=ema, frozen=frozen))
 
 
 def build(config: ConfigDict, model: DitSamConfig, mesh: Mesh) -> Program:

@@ -1,11 +1,9 @@
-"""The mesh of a run, and where every array of the train state lies on it.
+"""The mesh of a run, and where the arrays of its train state and its batches lie on it.
 
-Rules say it by name: the first pattern that matches a parameter's path decides, and the optimiser's moments and the
-moving average lie where their parameter does. An axis that does not divide its dimension is left out.
+The optimiser's moments and the moving average lie where their parameter does, see models/partition.py.
 """
 
 import math
-import re
 from typing import Any
 
 import jax
@@ -15,20 +13,8 @@ import numpy as np
 
 from ditsam_jax.command_line import UserError
 from ditsam_jax.models.config import DitSamConfig
+from ditsam_jax.models.partition import spec_at_rest
 from ditsam_jax.ops.partition import AXES, BATCH, DATA, FSDP, TENSOR
-
-# The input of qkv, of an MLP and of the projections lies over fsdp, their inner channels over tensor.
-RULES = (
-    (r'.*\.(qkv|lin1)\.kernel', (FSDP, TENSOR)),
-    (r'.*\.(proj|lin2)\.kernel', (TENSOR, FSDP)),
-    (r'.*\.lin1\.bias', (TENSOR,)),
-    (r'text_encoder\.layers\.\d+\.(query|key|value|intermediate)\.kernel', (FSDP, TENSOR)),
-    (r'text_encoder\.layers\.\d+\.(query|key|value|intermediate)\.bias', (TENSOR,)),
-    (r'text_encoder\.layers\.\d+\.(attention_output|output)\.kernel', (TENSOR, FSDP)),
-    (r'.*_embeddings\.embedding', (None, FSDP)),
-    (r'.*(scale|bias|rel_pos_[hw]|gaussian_matrix|_tokens?|no_mask_embed)', ()),  # small: a copy everywhere
-)
-
 
 def make_mesh(config: ConfigDict, devices: list[jax.Device] | np.ndarray | None = None) -> Mesh:
   """The mesh of `config.mesh` (`data`, `fsdp`, `tensor`; one of them may be -1, the rest of the devices).
@@ -85,25 +71,13 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
-def weight_sharding(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
-  """Of a parameter of that dotted path."""
-  for pattern, axes in RULES:
-    if re.fullmatch(pattern, name):
-      break
-  else:  # the largest dimension
-    largest = int(np.argmax(shape)) if shape else 0
-    axes = (None,) * largest + (FSDP,)
-  spec = [axis if axis and shape[i] % mesh.shape[axis] == 0 else None for i, axis in enumerate(axes[:len(shape)])]
-  return NamedSharding(mesh, PartitionSpec(*spec))
-
-
 def state_shardings(state: Any, weights: dict[str, Any], mesh: Mesh) -> Any:
   """Of every leaf of a train state (arrays or their shapes): by the weight whose name and shape it has, else copied."""
   def of(path, leaf):
     for key in reversed(path):
       name = getattr(key, 'key', None)
       if name in weights and leaf.shape == weights[name].shape:
-        return weight_sharding(name, leaf.shape, mesh)
+        return NamedSharding(mesh, spec_at_rest(name, leaf.shape, mesh.shape))
     return replicated(mesh)
   return jax.tree_util.tree_map_with_path(of, state)
 

@@ -12,6 +12,8 @@ import optax
 
 from ditsam_jax.command_line import UserError
 from ditsam_jax.models.ditsam import DitSam
+from ditsam_jax.models.image_encoder import BLOCKS
+from ditsam_jax.models.partition import at_use
 from ditsam_jax.models.weights import dotted, is_position, is_weight, weights_of
 from ditsam_jax.training.loss import mask_loss
 from ditsam_jax.training.optimizer import FREEZE_GROUPS, ema_decay
@@ -117,6 +119,9 @@ def make_train_step(structure: Structure, optimizer: optax.GradientTransformatio
     weights = params | frozen
     if dtype is not None:
       weights = {name: array if is_position(name) else array.astype(dtype) for name, array in weights.items()}
+    # Blocks gather their own weights, one at a time.
+    blocks = {name: array for name, array in weights.items() if name.startswith(f'{BLOCKS}.')}
+    weights = blocks | at_use({name: array for name, array in weights.items() if name not in blocks})
     return forward(structure.model(weights), batch, loss_weights, nnx.Rngs(dropout=key))  # NNX counts in this trace only
 
   def gradient(*args):

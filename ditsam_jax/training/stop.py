@@ -6,6 +6,9 @@ import signal
 import sys
 from typing import Any
 
+import jax
+from jax.experimental import multihost_utils
+
 
 class Stopped(Exception):
   """The work was left off, since a signal asked for it."""
@@ -20,6 +23,7 @@ class StopSignal:
 
   def __init__(self):
     self.number: int | None = None  # of the signal
+    self._told: int | None = None  # the signal, before all hosts know
     self._stepping = False
     self._before: dict[int, Any] = {}
 
@@ -28,13 +32,20 @@ class StopSignal:
     return self.number is not None
 
   def __enter__(self) -> 'StopSignal':
-    for number in (signal.SIGINT, signal.SIGTERM):
+    # Of several hosts JAX takes SIGTERM, to agree on the step with the others.
+    for number in (signal.SIGINT, signal.SIGTERM)[:1 if jax.process_count() > 1 else 2]:
       self._before[number] = signal.signal(number, self._ask)
     return self
 
   def __exit__(self, *exception):
     for number, handler in self._before.items():
       signal.signal(number, handler)
+
+  def agreed(self, step: int) -> bool:
+    """Whether to stop at this step; to be asked after every step, and the same on all hosts once one was signalled."""
+    if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+      self.number = self._told or signal.SIGTERM
+    return self.asked
 
   def steps_begin(self) -> None:
     """From now on steps are finished and saved."""
@@ -49,13 +60,17 @@ class StopSignal:
     return call
 
   def _ask(self, number, frame):
-    if number == signal.SIGINT and (self.asked or not self._stepping):
+    if number == signal.SIGINT and (self.asked or self._told or not self._stepping):
       raise KeyboardInterrupt
     if not self._stepping:
       sys.exit(0)
-    if self.asked:
+    if self.asked or self._told:
       return
-    self.number = number
+    if jax.process_count() > 1:
+      self._told = number
+      os.kill(os.getpid(), signal.SIGTERM)
+    else:
+      self.number = number
     told = ('stopping after this step; press Ctrl-C again to stop at once and lose what is not saved'
             if number == signal.SIGINT else 'asked to stop (SIGTERM): saving after this step')
     os.write(sys.__stderr__.fileno(), f'{told}\n'.encode())  # `print` cannot be interrupted by another `print`

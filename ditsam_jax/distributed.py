@@ -1,0 +1,78 @@
+"""Several hosts as one run."""
+
+import argparse
+from collections.abc import Callable
+import os
+from typing import TypeVar
+
+import jax
+from jax.experimental import multihost_utils
+
+from ditsam_jax.command_line import UserError, say
+
+T = TypeVar('T')
+
+HEARTBEAT = 50  # seconds without a sign of life after which JAX takes a host for dead; watch.py is there before
+# How the environment tells of several processes; JAX reads the rest of it (who is first, which one this is).
+_COUNTS = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE', 'JAX_NUM_PROCESSES')
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+  """--coordinator, --hosts and --host."""
+  group = parser.add_argument_group('several hosts', 'found out by themselves under SLURM and Open MPI')
+  group.add_argument('--coordinator', metavar='HOST:PORT', help='of the first of the hosts')
+  group.add_argument('--hosts', metavar='N', help="how many there are, or 'pod' on each host of a TPU pod slice")
+  group.add_argument('--host', type=int, metavar='I', help='which of them this is, from 0')
+
+
+def initialise(options: argparse.Namespace) -> None:
+  """Joins the hosts that flags or the environment tell of; to be called before JAX does anything.
+
+  Raises:
+    UserError: flags that do not go together, or hosts that do not meet.
+  """
+  told = options.coordinator, options.hosts, options.host
+  if options.hosts == 'pod' and told[::2] == (None, None) or told == (None, None, None) and _announced() > 1:
+    _join()
+  elif told != (None, None, None):
+    if None in told or not options.hosts.isdecimal() or not 0 <= options.host < int(options.hosts):
+      raise UserError(f'--coordinator={options.coordinator} --hosts={options.hosts} --host={options.host}: expected all '
+                      f"three, --host from 0 to below --hosts, or none of them, or --hosts=pod alone")
+    _join(coordinator_address=options.coordinator, num_processes=int(options.hosts), process_id=options.host)
+
+
+def is_first() -> bool:
+  """Whether this is the host that writes and tells."""
+  return jax.process_index() == 0
+
+
+def tell(text: str) -> None:
+  """A line on stderr, of the first host alone."""
+  if is_first():
+    say(text)
+
+
+def first_alone_first(function: Callable[[], T], name: str) -> T:
+  """Calls a function on all hosts, but on the first one before the others: what it makes, they find."""
+  if jax.process_count() == 1:
+    return function()
+  if not is_first():
+    multihost_utils.sync_global_devices(name)
+    return function()
+  made = function()
+  multihost_utils.sync_global_devices(name)
+  return made
+
+
+def _announced() -> int:
+  """Processes that the environment tells of."""
+  return max(int(os.environ.get(name, '1')) for name in _COUNTS)
+
+
+def _join(**arguments) -> None:
+  try:
+    jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=HEARTBEAT)
+  except (RuntimeError, ValueError) as error:
+    reason = str(error).strip().split('\n')[0][:200]
+    raise UserError(f'the hosts of this run did not meet ({reason}); start the same command on all of them, with one '
+                    f'--coordinator that all can reach') from error

@@ -1,0 +1,81 @@
+"""Where every weight lies on a mesh, by name: the first pattern that matches a dotted path decides.
+
+At rest a weight is spread over `fsdp` (and `tensor`); a computation gathers the `fsdp` shares of what it uses, and its
+gradient is summed into shares again. An axis that does not divide its dimension is left out.
+"""
+
+import functools
+import re
+
+from flax import nnx
+import jax
+from jax.sharding import PartitionSpec
+import numpy as np
+
+from ditsam_jax.models.weights import dotted, is_weight
+from ditsam_jax.ops.partition import AXES, FSDP, TENSOR, axis_size, on_mesh
+
+RULES = (
+    (r'.*\.(qkv|lin1)\.kernel', (FSDP, TENSOR)),
+    (r'.*\.(proj|lin2)\.kernel', (TENSOR, FSDP)),
+    (r'.*\.lin1\.bias', (TENSOR,)),
+    (r'text_encoder\.layers\.\d+\.(query|key|value|intermediate)\.kernel', (FSDP, TENSOR)),
+    (r'text_encoder\.layers\.\d+\.(query|key|value|intermediate)\.bias', (TENSOR,)),
+    (r'text_encoder\.layers\.\d+\.(attention_output|output)\.kernel', (TENSOR, FSDP)),
+    (r'.*_embeddings\.embedding', (None, FSDP)),
+    (r'.*(scale|bias|rel_pos_[hw]|gaussian_matrix|_tokens?|no_mask_embed)', ()),  # small: a copy everywhere
+)
+
+
+def spec_at_rest(name: str, shape: tuple[int, ...], sizes: dict[str, int]) -> PartitionSpec:
+  """Of a weight of that dotted path, on a mesh of those axis sizes; what no rule names, over its largest dimension."""
+  for pattern, axes in RULES:
+    if re.fullmatch(pattern, name):
+      break
+  else:
+    largest = int(np.argmax(shape)) if shape else 0
+    axes = (None,) * largest + (FSDP,)
+  return PartitionSpec(*(axis if axis and size % sizes[axis] == 0 else None for axis, size in zip(axes, shape)))
+
+
+def at_use(weights: dict[str, jax.Array]) -> dict[str, jax.Array]:
+  """Weights by dotted path as a computation takes them: whole but for `tensor`. No change where no mesh is set."""
+  if not on_mesh() or axis_size(FSDP) == 1:
+    return weights
+  sizes = {axis: axis_size(axis) for axis in AXES}
+  return {name: _gathered(weight, spec_at_rest(name, weight.shape, sizes)) for name, weight in weights.items()}
+
+
+def module_at_use(module: nnx.Module, path: str) -> nnx.Module:
+  """A copy of a module whose weights are gathered; `path` is where in the whole model it is."""
+  if not on_mesh() or axis_size(FSDP) == 1:
+    return module
+  graph, state, rest = nnx.split(module, is_weight, ...)
+  variables = {f'{path}.{dotted(key)}': (key, variable) for key, variable in nnx.to_flat_state(state)}
+  weights = at_use({name: variable[...] for name, (_, variable) in variables.items()})
+  state = nnx.from_flat_state([(key, variable.replace(weights[name])) for name, (key, variable) in variables.items()])
+  return nnx.merge(graph, state, rest)
+
+
+def _gathered(weight: jax.Array, at_rest: PartitionSpec) -> jax.Array:
+  used = PartitionSpec(*(None if axis == FSDP else axis for axis in at_rest))
+  return weight if used == at_rest else _gather(weight, at_rest, used)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(weight: jax.Array, at_rest: PartitionSpec, used: PartitionSpec) -> jax.Array:
+  """Left alone, the compiler sometimes finds it cheaper to sum activations than to gather a weight."""
+  weight = jax.lax.with_sharding_constraint(weight, at_rest)  # and not to round it after the gathering
+  return jax.lax.with_sharding_constraint(weight, used)
+
+
+def _gather_forward(weight, at_rest, used):
+  return _gather(weight, at_rest, used), None
+
+
+def _gather_backward(at_rest, used, _, gradient):
+  del used
+  return (jax.lax.with_sharding_constraint(gradient, at_rest),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
