@@ -14,12 +14,13 @@ from absl import flags
 from ditsam_jax.command_line import UserError
 from ditsam_jax.data import augmentation as augment
 from ditsam_jax.data import prompts
-from ditsam_jax.data.augmentation import AugmentationConfig, Letterbox, Triple
+from ditsam_jax.data.augmentation import AugmentationConfig, Letterbox, Triple, Unplaced
 from ditsam_jax.data.prompts import PromptConfig
 from ditsam_jax.data.referring import ImageRecord, ReferringSample, ReferringSource
 from ditsam_jax.data.tokenization import Tokenizer
 
 Batch = dict[str, np.ndarray]
+Sample = dict[str, np.ndarray | Unplaced]  # a row of a batch to be
 
 
 def train_batches(
@@ -107,14 +108,13 @@ class _TrainTransform(grain.transforms.RandomMap):
   std: Triple
   config: AugmentationConfig
 
-  def random_map(self, sample: ReferringSample, rng: np.random.Generator) -> Batch:
+  def random_map(self, sample: ReferringSample, rng: np.random.Generator) -> Sample:
     text = sample.expressions[rng.integers(len(sample.expressions))]
     image, mask = augment.random_scale(sample.image, sample.mask, self.image_size, self.config, rng)
     image = augment.color_jitter(image, self.config, rng)
     image, mask, text = augment.flip(image, mask, text, self.config, rng)
-    square, _ = augment.centre(augment.normalise(image, self.mean, self.std), self.image_size)
     ids, token_mask = self.tokenizer([text])
-    return {'image': square, 'mask': augment.centre(mask, self.image_size)[0],
+    return {'image': Unplaced(image, self.image_size, self.mean, self.std), 'mask': augment.centre(mask, self.image_size)[0],
             'token_ids': ids[0], 'token_mask': token_mask[0]}
 
 
@@ -127,17 +127,16 @@ class _PromptTransform(grain.transforms.RandomMap):
   num_targets: int
   prompt: PromptConfig
 
-  def random_map(self, record: ImageRecord, rng: np.random.Generator) -> Batch:
+  def random_map(self, record: ImageRecord, rng: np.random.Generator) -> Sample:
     masks = np.stack([record.mask(index) for index in range(record.num_objects)], -1)
     image, masks = augment.random_scale(record.image(), masks, self.image_size, self.config, rng)
     image = augment.color_jitter(image, self.config, rng)
     image, masks, _ = augment.flip(image, masks, '', self.config, rng)
-    square, _ = augment.centre(augment.normalise(image, self.mean, self.std), self.image_size)
     masks = masks.reshape(*image.shape[:2], -1)  # OpenCV drops the last axis of a single mask
     masks, _ = augment.centre(masks, self.image_size)
     masks = np.ascontiguousarray(np.moveaxis(masks, -1, 0))
     targets = [self._target(masks, index, rng) for index in self._objects(record.num_objects, rng)]
-    return {'image': square, **_stack(targets)}
+    return {'image': Unplaced(image, self.image_size, self.mean, self.std), **_stack(targets)}
 
   def _objects(self, number: int, rng: np.random.Generator) -> np.ndarray:
     return rng.choice(number, self.num_targets, replace=number < self.num_targets)
@@ -174,8 +173,17 @@ def _endless_batches(
   return dataset
 
 
-def _stack(rows: list[Batch]) -> Batch:
-  return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+def _stack(rows: list[Sample]) -> Batch:
+  return {name: _stacked([row[name] for row in rows]) for name in rows[0]}
+
+
+def _stacked(values: list[np.ndarray] | list[Unplaced]) -> np.ndarray:
+  if not isinstance(values[0], Unplaced):
+    return np.stack(values)
+  squares = np.zeros((len(values), values[0].size, values[0].size, 3), np.float32)
+  for value, square in zip(values, squares):
+    value.place(square)
+  return squares
 
 
 class _Row(NamedTuple):
