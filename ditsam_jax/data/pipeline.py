@@ -36,7 +36,7 @@ def train_batches(
   UserError when the split has fewer objects than there are hosts, or the augmentation does not fit the size.
   """
   augmentation.check(image_size)
-  transform = _TrainTransform(tokenizer, image_size, pixel_mean, pixel_std, augmentation)
+  transform = TrainTransform(tokenizer, image_size, pixel_mean, pixel_std, augmentation)
   objects = grain.MapDataset.source(source)
   return _endless_batches(objects, transform, batch_size, seed, threads, processes, shard)
 
@@ -101,7 +101,8 @@ def evaluation_batches(
 
 
 @dataclasses.dataclass(frozen=True)
-class _TrainTransform(grain.transforms.RandomMap):
+class TrainTransform(grain.transforms.RandomMap):
+  """An object and a generator -> one row of a training batch, its image still to be placed."""
   tokenizer: Tokenizer
   image_size: int
   mean: Triple
