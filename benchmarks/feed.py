@@ -1,16 +1,15 @@
 """Samples a second of the data pipeline, beside a plain PyTorch loader: python benchmarks/feed.py
 
-Feeds pictures like photographs (640 x 480, JPEGs of 145 kB, RefCOCO's formats, prepared in a temporary folder) at 512 with
-the release's augmentation. Prints JSON lines: whether both loaders give equal samples for equal random choices; the
-milliseconds of each training step alone; samples a second of one core and, with worker processes, of the machine. One
-core's are samples a CPU second, with OpenCV and PyTorch on one thread: other work on the machine changes them little.
-Figures are medians of turns taken alternately, with the lowest and highest. PyTorch's rows are left out without it.
+Feeds pictures like photographs (640 x 480, JPEGs of 145 kB, RefCOCO's formats, prepared in a temporary folder) at 512
+with the release's augmentation. Prints JSON lines: whether both loaders give equal samples for equal random choices; the
+CPU milliseconds of each training step alone; samples a second of one core, and with workers of the machine. One core's
+are samples a CPU second, with OpenCV and PyTorch on one thread, which other work on the machine changes little. Figures
+are medians of turns taken alternately, with the lowest and highest. Without PyTorch its rows are left out.
 """
 
 import argparse
 from collections.abc import Callable, Iterable, Iterator
 import contextlib
-import io
 import itertools
 import json
 import os
@@ -28,9 +27,8 @@ import numpy as np
 
 from benchmarks import photographs
 from ditsam_jax.data import augmentation as augment
-from ditsam_jax.data import datasets, pipeline
+from ditsam_jax.data import pipeline
 from ditsam_jax.data.augmentation import AugmentationConfig, Unplaced
-from ditsam_jax.data.refcoco import builder
 from ditsam_jax.data.referring import ReferringSource
 from ditsam_jax.data.tokenization import Tokenizer, read_vocabulary
 
@@ -57,11 +55,7 @@ def main() -> None:
   with tempfile.TemporaryDirectory() as folder:
     root = Path(folder)
     report(row='data', cores=os.cpu_count(), **photographs.write(root, options.images))
-    with contextlib.redirect_stderr(io.StringIO()):
-      builder.prepare('refcoco', 'unc', root / 'annotations', root / 'train2014', root / 'data', processes=0)
-    source = datasets.open_split('refcoco', root / 'data', 'train')
-    (root / 'vocab.txt').write_text('\n'.join(('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *photographs.WORDS)))
-    tokenizer = Tokenizer(root / 'vocab.txt', TOKENS)
+    source, tokenizer = photographs.open_prepared(root, 'train', TOKENS)
     plain = plain_datasets(root, tokenizer)
     if plain:
       compare(source, tokenizer, plain)
