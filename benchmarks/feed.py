@@ -1,10 +1,10 @@
 """Samples a second of the data pipeline, beside a plain PyTorch loader: python benchmarks/feed.py
 
 Feeds pictures like photographs (640 x 480, JPEGs of 145 kB, RefCOCO's formats, prepared in a temporary folder) at 512
-with the release's augmentation. Prints JSON lines: whether both loaders give equal samples for equal random choices; the
-CPU milliseconds of each training step alone; samples a second of one core, and with workers of the machine. One core's
-are samples a CPU second, with OpenCV and PyTorch on one thread, which other work on the machine changes little. Figures
-are medians of turns taken alternately, with the lowest and highest. Without PyTorch its rows are left out.
+with the release's augmentation. Prints JSON lines: whether both loaders give equal samples for equal random choices;
+the CPU milliseconds of each training step alone; samples a second of one core, and with workers of the machine. One
+core's are samples a CPU second, with OpenCV and PyTorch on one thread, which other work on the machine changes little.
+Figures are medians of turns taken alternately, with the lowest and highest. Without PyTorch its rows are left out.
 """
 
 import argparse
@@ -145,35 +145,37 @@ def into_batch(images: list[Unplaced]) -> np.ndarray:
 
 
 def rates(source: ReferringSource, tokenizer: Tokenizer, plain: dict, options: argparse.Namespace) -> None:
-  """Samples a second of either loader, for training and evaluation."""
+  """Samples a second of every loader, for training and evaluation, of one core and of the machine."""
   def threads(what: str, workers: int) -> Iterable:
     if what == 'evaluation':
       return pipeline.evaluation_batches(source, tokenizer, **INPUT, threads=max(1, workers))
     return pipeline.train_batches(source, tokenizer, **INPUT, augmentation=RECIPE, seed=0, threads=workers)
 
   def processes(what: str, workers: int) -> Iterable:
-    return pipeline.train_batches(source, tokenizer, **INPUT, augmentation=RECIPE, seed=0, threads=1,
-                                  processes=workers)
+    return pipeline.train_batches(source, tokenizer, **INPUT, augmentation=RECIPE, seed=0, processes=workers)
 
   def pytorch(what: str, workers: int) -> Iterable:
     return torch_feed.batches(plain[what], BATCH, workers)
-  theirs = [pytorch] if plain else []
-  for what, workers, loaders in (
-      ('train', 0, [threads, *theirs]), ('evaluation', 0, [threads, *theirs]),
-      ('train', options.workers, [threads, processes, *theirs]),
-      ('evaluation', options.workers, [threads, *theirs])):
-    turns: dict[str, list[float]] = {loader.__name__: [] for loader in loaders}
-    for _ in range(options.turns):
-      for loader in loaders:
-        by_clock, by_cpu = rate(iter(loader(what, workers)), options.samples // BATCH)
-        turns[loader.__name__].append(by_clock if workers else by_cpu)
-    peer = statistics.median(turns['pytorch']) if plain else None
-    for name, values in turns.items():
-      median = statistics.median(values)
-      report(row=what, loader=name if name == 'pytorch' else f'ditsam_jax, {name}' if workers else 'ditsam_jax',
-             **({'workers': workers} if workers else {}), unit='samples/s' if workers else 'samples/CPU s',
-             median=round(median, 1), lowest=round(min(values), 1), highest=round(max(values), 1),
-             **({'times_pytorch': round(median / peer, 2)} if plain else {}))
+  theirs = {'PyTorch': pytorch} if plain else {}
+  for what in ('train', 'evaluation'):
+    compare_rates(what, 0, {'ditsam_jax': threads, **theirs}, options)
+  ours = {'ditsam_jax, threads': threads, 'ditsam_jax, processes': processes}
+  compare_rates('train', options.workers, ours | theirs, options)
+  compare_rates('evaluation', options.workers, {'ditsam_jax, threads': threads, **theirs}, options)
+
+
+def compare_rates(what: str, workers: int, loaders: dict[str, Callable], options: argparse.Namespace) -> None:
+  """Reports one kind of batches, of all loaders by turns."""
+  turns: dict[str, list[float]] = {name: [] for name in loaders}
+  for _ in range(options.turns):
+    for name, batches in loaders.items():
+      by_clock, by_cpu = rate(iter(batches(what, workers)), options.samples // BATCH)
+      turns[name].append(by_clock if workers else by_cpu)
+  medians = {name: statistics.median(values) for name, values in turns.items()}
+  for name, values in turns.items():
+    report(row=what, loader=name, workers=workers, unit='samples/s' if workers else 'samples/CPU s',
+           median=round(medians[name], 1), lowest=round(min(values), 1), highest=round(max(values), 1),
+           times_PyTorch=round(medians[name] / medians['PyTorch'], 2) if 'PyTorch' in medians else None)
 
 
 def rate(batches: Iterator, count: int) -> tuple[float, float]:

@@ -54,7 +54,7 @@ class PlainDataset(torch.utils.data.Dataset):
       picture = Image.fromarray(image)
       for step in rng.permutation(3):
         picture = ENHANCERS[step](picture).enhance(rng.uniform(0.6, 1.4))
-      image = np.asarray(picture)
+      image = np.array(picture)
     if rng.random() < 0.5:
       image, mask = cv2.flip(image, 1), cv2.flip(mask, 1)
       text = text.replace('left', '*').replace('right', 'left').replace('*', 'right')
