@@ -47,7 +47,7 @@ RECIPE = AugmentationConfig()
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--images', type=int, default=200)
-  parser.add_argument('--samples', type=int, default=320, help='of a turn')
+  parser.add_argument('--samples', type=int, default=240, help='of a turn')
   parser.add_argument('--turns', type=int, default=5)
   parser.add_argument('--workers', type=int, default=os.cpu_count(), help='processes (default: one a core)')
   options = parser.parse_args()

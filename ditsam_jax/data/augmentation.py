@@ -92,7 +92,7 @@ def letterbox(image: np.ndarray, size: int, mean: Triple, std: Triple) -> tuple[
 class Unplaced:
   """`image` uint8 [h, w, 3] on its way into a square: it is normalised straight into its batch, once.
 
-  A square of its own for every sample, copied into the batch after, takes four times as long.
+  A square of its own for every sample, copied into the batch after, takes several times as long.
   """
   image: np.ndarray
   size: int
@@ -151,7 +151,7 @@ def _centred(height: int, width: int, size: int) -> Letterbox:
 
 
 # Pillow's enhancers, bit for bit. Two of the three do the same to every pixel of a level, so they are done to the 256
-# levels, by Pillow, and to the picture only when the next step looks at its pixels: half the time.
+# levels, by Pillow, and to the picture only when the next step looks at its pixels: three quarters of the time.
 _LEVELS = Image.frombytes('L', (256, 1), bytes(range(256)))
 
 
