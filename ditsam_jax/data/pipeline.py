@@ -115,8 +115,8 @@ class TrainTransform(grain.transforms.RandomMap):
     image = augment.color_jitter(image, self.config, rng)
     image, mask, text = augment.flip(image, mask, text, self.config, rng)
     ids, token_mask = self.tokenizer([text])
-    return {'image': Unplaced(image, self.image_size, self.mean, self.std), 'mask': augment.centre(mask, self.image_size)[0],
-            'token_ids': ids[0], 'token_mask': token_mask[0]}
+    return {'image': Unplaced(image, self.image_size, self.mean, self.std),
+            'mask': augment.centre(mask, self.image_size)[0], 'token_ids': ids[0], 'token_mask': token_mask[0]}
 
 
 @dataclasses.dataclass(frozen=True)
