@@ -95,7 +95,7 @@ class Watch:
           connection.sendall(str(dead).encode())
         except OSError:
           pass
-    say(f'host {dead} of {self._count} has ended before its time, so host {self._index} ends too; what was saved is '
+    say(f'\nhost {dead} of {self._count} has ended before its time, so host {self._index} ends too; what was saved is '
         f'whole: start the same command on all hosts, and it goes on from there')
     os._exit(1)  # other threads may wait for the dead host for ever
 

@@ -15,12 +15,13 @@ from absl import flags
 from ditsam_jax.command_line import UserError
 from ditsam_jax.data import augmentation as augment
 from ditsam_jax.data import prompts
-from ditsam_jax.data.augmentation import AugmentationConfig, Letterbox, Triple
+from ditsam_jax.data.augmentation import AugmentationConfig, Letterbox, Triple, Unplaced
 from ditsam_jax.data.prompts import PromptConfig
 from ditsam_jax.data.referring import ImageRecord, ReferringSample, ReferringSource
 from ditsam_jax.data.tokenization import Tokenizer
 
 Batch = dict[str, np.ndarray]
+Sample = dict[str, np.ndarray | Unplaced]  # a row of a batch to be
 
 
 def train_batches(
@@ -36,7 +37,7 @@ def train_batches(
   UserError when the augmentation does not fit the size.
   """
   augmentation.check(image_size)
-  transform = _TrainTransform(tokenizer, image_size, pixel_mean, pixel_std, augmentation)
+  transform = TrainTransform(tokenizer, image_size, pixel_mean, pixel_std, augmentation)
   objects = grain.MapDataset.source(source)
   return _endless_batches(objects, transform, batch_size, seed, threads, processes, rows)
 
@@ -101,22 +102,22 @@ def evaluation_batches(
 
 
 @dataclasses.dataclass(frozen=True)
-class _TrainTransform(grain.transforms.RandomMap):
+class TrainTransform(grain.transforms.RandomMap):
+  """An object and a generator -> one row of a training batch, its image still to be placed."""
   tokenizer: Tokenizer
   image_size: int
   mean: Triple
   std: Triple
   config: AugmentationConfig
 
-  def random_map(self, sample: ReferringSample, rng: np.random.Generator) -> Batch:
+  def random_map(self, sample: ReferringSample, rng: np.random.Generator) -> Sample:
     text = sample.expressions[rng.integers(len(sample.expressions))]
     image, mask = augment.random_scale(sample.image, sample.mask, self.image_size, self.config, rng)
     image = augment.color_jitter(image, self.config, rng)
     image, mask, text = augment.flip(image, mask, text, self.config, rng)
-    square, _ = augment.centre(augment.normalise(image, self.mean, self.std), self.image_size)
     ids, token_mask = self.tokenizer([text])
-    return {'image': square, 'mask': augment.centre(mask, self.image_size)[0],
-            'token_ids': ids[0], 'token_mask': token_mask[0]}
+    return {'image': Unplaced(image, self.image_size, self.mean, self.std),
+            'mask': augment.centre(mask, self.image_size)[0], 'token_ids': ids[0], 'token_mask': token_mask[0]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,17 +129,16 @@ class _PromptTransform(grain.transforms.RandomMap):
   num_targets: int
   prompt: PromptConfig
 
-  def random_map(self, record: ImageRecord, rng: np.random.Generator) -> Batch:
+  def random_map(self, record: ImageRecord, rng: np.random.Generator) -> Sample:
     masks = np.stack([record.mask(index) for index in range(record.num_objects)], -1)
     image, masks = augment.random_scale(record.image(), masks, self.image_size, self.config, rng)
     image = augment.color_jitter(image, self.config, rng)
     image, masks, _ = augment.flip(image, masks, '', self.config, rng)
-    square, _ = augment.centre(augment.normalise(image, self.mean, self.std), self.image_size)
     masks = masks.reshape(*image.shape[:2], -1)  # OpenCV drops the last axis of a single mask
     masks, _ = augment.centre(masks, self.image_size)
     masks = np.ascontiguousarray(np.moveaxis(masks, -1, 0))
     targets = [self._target(masks, index, rng) for index in self._objects(record.num_objects, rng)]
-    return {'image': square, **_stack(targets)}
+    return {'image': Unplaced(image, self.image_size, self.mean, self.std), **_stack(targets)}
 
   def _objects(self, number: int, rng: np.random.Generator) -> np.ndarray:
     return rng.choice(number, self.num_targets, replace=number < self.num_targets)
@@ -214,8 +214,17 @@ def _endless_batches(
   return BatchStream(samples, batch_size, np.arange(batch_size) if rows is None else rows, threads, processes)
 
 
-def _stack(rows: list[Batch]) -> Batch:
-  return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+def _stack(rows: list[Sample]) -> Batch:
+  return {name: _stacked([row[name] for row in rows]) for name in rows[0]}
+
+
+def _stacked(values: list[np.ndarray] | list[Unplaced]) -> np.ndarray:
+  if not isinstance(values[0], Unplaced):
+    return np.stack(values)
+  squares = np.zeros((len(values), values[0].size, values[0].size, 3), np.float32)
+  for value, square in zip(values, squares):
+    value.place(square)
+  return squares
 
 
 class _Row(NamedTuple):

@@ -1,6 +1,7 @@
 """Random access to the referring expressions of one split of a prepared TFDS data set."""
 
 import dataclasses
+import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -198,4 +199,6 @@ def _open(directory: str, split: str):
 
 
 def _reopen(directory: str, split: str, in_memory: bool) -> ReferringSource:
+  if multiprocessing.parent_process():  # a worker shares the cores with the others: OpenCV would take all for each
+    cv2.setNumThreads(1)
   return ReferringSource(directory, split, in_memory=in_memory)

@@ -53,12 +53,13 @@ class Tokenizer:
 
   def _row(self, text: str) -> tuple[np.ndarray, np.ndarray]:
     known = self._known.get(text)
-    if known is None:
-      with self._lock:
+    if known is not None:
+      return known
+    with self._lock:
+      if text not in self._known:  # no other thread was first
         tokens = self._bert(text, padding='max_length', truncation=True, max_length=self.max_tokens)
-      known = np.array(tokens['input_ids'], np.int32), np.array(tokens['attention_mask'], np.int32)
-      self._known[text] = known
-    return known
+        self._known[text] = np.array(tokens['input_ids'], np.int32), np.array(tokens['attention_mask'], np.int32)
+      return self._known[text]
 
 
 def read_vocabulary(file: Path) -> dict[str, int]:

@@ -30,7 +30,7 @@ class Embeddings(nnx.Module):
 
   def __call__(self, token_ids: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
     positions = self.position_embeddings.embedding[: token_ids.shape[1]]
-    words = self.word_embeddings(token_ids)
+    words = self.word_embeddings.embedding[token_ids]  # in its own type, which nnx.Embed's call would not keep
     # Padded positions act as text, but BertModel never trains the row of [PAD] (nn.Embedding's padding_idx).
     words = jnp.where((token_ids == PADDING)[..., None], jax.lax.stop_gradient(words), words)
     x = words + positions + self.token_type_embeddings.embedding[0]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import ImageEnhance
+from PIL import Image, ImageEnhance
 
 from ditsam_jax.command_line import UserError
 from ditsam_jax.data import augmentation as augment
@@ -44,6 +44,14 @@ def test_padding_is_zero_after_normalisation():
   np.testing.assert_array_equal(square[:16], 0)
   np.testing.assert_array_equal(square[48:], 0)
   np.testing.assert_array_equal(square[16:48], augment.normalise(picture(32, 64), MEAN, STD))
+
+
+@pytest.mark.parametrize('height, width', [(64, 64), (32, 64), (64, 27), (1, 64)])
+def test_placed_in_its_batch_an_image_is_what_normalising_and_centring_make_of_it(height, width):
+  squares = np.zeros((3, 64, 64, 3), np.float32)
+  augment.Unplaced(picture(height, width), 64, MEAN, STD).place(squares[1])
+  expected, _ = augment.centre(augment.normalise(picture(height, width), MEAN, STD), 64)
+  np.testing.assert_array_equal(squares, [0 * expected, expected, 0 * expected])
 
 
 def test_an_odd_margin_leaves_its_extra_row_below():
@@ -89,32 +97,27 @@ def test_a_scaled_mask_stays_on_its_object():
   assert set(np.unique(mask)) == {0, 1}
 
 
-def test_jitter_is_three_enhancers_with_factors_in_range(monkeypatch):
-  used = []
-  for name in ('Brightness', 'Contrast', 'Color'):
-    enhancer = getattr(ImageEnhance, name)
-    plain = enhancer.enhance
-    monkeypatch.setattr(enhancer, 'enhance', lambda self, factor, name=name, plain=plain:
-                        used.append((name, factor)) or plain(self, factor))
-  rng = np.random.default_rng(0)
+def test_jitter_is_pillows_three_enhancers_to_the_bit():
+  rng, replay = np.random.default_rng(0), np.random.default_rng(0)
   orders, factors = set(), []
-  for _ in range(200):
-    used.clear()
-    augment.color_jitter(picture(4, 4), ALWAYS, rng)
-    orders.add(tuple(name for name, _ in used))
-    factors += [factor for _, factor in used]
+  for number in range(200):
+    image = any_levels(number)
+    replay.random()
+    expected, order = Image.fromarray(image), []
+    for step in replay.permutation(3):
+      order.append(('Brightness', 'Contrast', 'Color')[step])
+      factors.append(replay.uniform(0.6, 1.4))
+      expected = getattr(ImageEnhance, order[-1])(expected).enhance(factors[-1])
+    np.testing.assert_array_equal(augment.color_jitter(image, ALWAYS, rng), np.asarray(expected))
+    orders.add(tuple(order))
   assert len(orders) == 6  # every order of the three
   assert 0.6 <= min(factors) < 0.61 and 1.39 < max(factors) <= 1.4
 
 
-def test_brightness_alone_scales_every_level(monkeypatch):
-  monkeypatch.setattr(augment, '_JITTERS', (ImageEnhance.Brightness,))
-  image = np.full((2, 2, 3), 100, np.uint8)
-  rng = np.random.default_rng(5)
-  jittered = augment.color_jitter(image, ALWAYS, rng)
-  replay = np.random.default_rng(5)
-  replay.random(), replay.permutation(1)
-  np.testing.assert_allclose(jittered, 100 * replay.uniform(0.6, 1.4), atol=1)
+def any_levels(number):
+  """Levels over all of 0..255, or crowded at one end, where enhancers clip."""
+  low, high = ((0, 256), (0, 40), (215, 256))[number % 3]
+  return np.random.default_rng(number).integers(low, high, (37, 53, 3), np.uint8)
 
 
 def test_probabilities_are_those_of_the_recipe():

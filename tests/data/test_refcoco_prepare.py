@@ -156,6 +156,16 @@ def test_published_sizes_are_complete_and_one_less_is_not(name):
       assert sum(counts.objects for counts in splits.values()) == whole.objects
 
 
+def test_what_grefcocos_authors_gave_out_is_complete_and_otherwise_its_size_is_told():
+  splits = {split: Counts(1, 1) for split in catalogue.SPLITS['grefcoco', 'unc']}
+  released = Counts(19_994, 60_000, 259_859, 70_000, 30_000)
+  assert catalogue.compare('grefcoco', 'unc', splits, released) == []
+  *different, note = catalogue.compare('grefcoco', 'unc', splits, released._replace(expressions=259_858))
+  assert different == ['in all: 259,858 of 278,232 expressions', 'in all: 70,000 of 80,022 multi-target expressions',
+                       'in all: 30,000 of 32,202 no-target expressions']
+  assert '259,859' in note
+
+
 def test_an_image_of_two_splits_counts_once(tmp_path):
   made = make(tmp_path, 'refcocog', 'google')
   for ref in made.refs:

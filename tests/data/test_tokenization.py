@@ -10,6 +10,7 @@ import pytest
 import tokenizers
 
 from ditsam_jax.command_line import UserError
+from ditsam_jax.data import tokenization
 from ditsam_jax.data.tokenization import Tokenizer
 
 SENTENCES = ['the red box', 'Boxes, on the LEFT', 'a purple box', 'third box on the right of the green box',
@@ -60,6 +61,19 @@ def test_many_threads_get_the_answers_of_one(vocabulary_file):
   with ThreadPoolExecutor(8) as pool:
     rows = list(pool.map(lambda text: (shared.cut(text), shared([text])[0][0])[1], texts))
   np.testing.assert_array_equal(rows, expected)
+
+
+def test_every_sentence_is_tokenised_once_however_many_threads_ask(vocabulary_file, monkeypatch):
+  asked, plain = [], tokenization._bert_tokenizer
+
+  def noted(vocabulary):
+    bert = plain(vocabulary)
+    return lambda text, **options: asked.append(text) or bert(text, **options)
+  monkeypatch.setattr(tokenization, '_bert_tokenizer', noted)
+  tokenizer = Tokenizer(vocabulary_file, 8)
+  with ThreadPoolExecutor(8) as pool:
+    list(pool.map(tokenizer, [SENTENCES] * 40))
+  assert sorted(asked) == sorted(SENTENCES)
 
 
 def test_a_copy_in_another_process_gives_the_same_ids(vocabulary_file):

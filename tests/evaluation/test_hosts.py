@@ -2,11 +2,6 @@
 
 import dataclasses
 import json
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
@@ -15,9 +10,9 @@ from ditsam_jax.data import datasets
 from ditsam_jax.evaluate import main
 from ditsam_jax.evaluation.hosts import gathered
 from ditsam_jax.models.config import ImageEncoderConfig
+from tests.devices import hosts
 from tests.small_models import random_model, small_config
 
-ROOT = Path(__file__).parents[2]
 # Images that are resized, so that the protocols differ.
 SCENES = {'image_size': 80, 'train': 1, 'val': 2, 'test': 5}
 
@@ -49,24 +44,12 @@ def arguments(place, output, *more):
 
 
 def test_two_hosts_of_two_devices_write_what_one_of_one_writes(place, tmp_path):
-  with socket.socket() as free:
-    free.bind(('127.0.0.1', 0))
-    port = free.getsockname()[1]
-  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT),
-                 'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
-  hosts = [subprocess.Popen(
-    [sys.executable, '-m', 'ditsam_jax.evaluate',
-     *arguments(place, tmp_path / f'host{host}', '--batch-size=8', '--save-pictures=2',
-                f'--coordinator=127.0.0.1:{port}', '--hosts=2', f'--host={host}')],
-    cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for host in range(2)]
-  try:
+  with hosts(2, 'ditsam_jax.evaluate', *arguments(place, tmp_path / 'host{host}', '--batch-size=8',
+                                                  '--save-pictures=2'), devices=2) as both:
     alone = tmp_path / 'alone'
     main(arguments(place, alone, '--batch-size=5'))
-    (told, _), (silent, _) = told_by = [host.communicate(timeout=300) for host in hosts]
-  finally:
-    for host in hosts:
-      host.kill()
-  assert [host.returncode for host in hosts] == [0, 0], told_by
+    (told, _), (silent, _) = told_by = [host.communicate(timeout=300) for host in both]
+  assert [host.returncode for host in both] == [0, 0], told_by
   assert 'mIoU' in told and 'mIoU' not in silent and not (tmp_path / 'host1').exists()
   for split in ('val', 'test'):
     file = f'samples-{split}.csv'

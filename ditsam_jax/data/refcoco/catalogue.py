@@ -44,8 +44,10 @@ PUBLISHED = {
     'refcocog': Counts(25_799, 49_822, 95_010),
     'grefcoco': Counts(19_994, 0, 278_232, 80_022, 32_202),
 }
-# RefCOCO's authors print 142,209; the splits that others print (120,624, 10,834, 5,657, 5,095) make one more.
-ALSO_COMPLETE = {'refcoco': 142_210}
+# RefCOCO's authors print 142,209; the splits that others print (120,624, 10,834, 5,657, 5,095) make one more. Of what
+# gRefCOCO's paper counts its authors keep some 6 % for challenges, and do not say
+# how many of the rest have several targets or none.
+ALSO_COMPLETE = {'refcoco': 142_210, 'grefcoco': 259_859}
 
 
 def parse(name: str) -> tuple[str, str]:
@@ -86,9 +88,13 @@ def compare(dataset: str, split_by: str, splits: dict[str, Counts], whole: Count
       continue
     differences += [f'{split}: {found[i]:,} of {number:,} {Counts._fields[i]}'
                     for i, number in enumerate(expected) if found[i] != number]
+  alike = whole.expressions == ALSO_COMPLETE.get(dataset)
   for name, found, expected in zip(Counts._fields, whole, PUBLISHED[dataset]):
-    alike = name == 'expressions' and found == ALSO_COMPLETE.get(dataset)
-    if expected and found != expected and not alike:
-      kind = name if name in ('images', 'objects', 'expressions') else f'{name.replace("_", "-")} expressions'
+    of_expressions = name not in ('images', 'objects')
+    if expected and found != expected and not (alike and of_expressions):
+      kind = f'{name.replace("_", "-")} expressions' if name.endswith('target') else name
       differences.append(f'in all: {found:,} of {expected:,} {kind}')
+  if dataset == 'grefcoco' and differences and not alike:
+    differences.append("these are the paper's numbers; the grefs(unc).json that its authors gave out in 2024 had "
+                       f'{ALSO_COMPLETE[dataset]:,} expressions, the rest being kept for challenges')
   return differences

@@ -1,0 +1,63 @@
+"""TPU chips and slices: published peaks, and their topologies for the compiler.
+
+Sources: Google's Cloud TPU documentation, pages "TPU v5e", "TPU v5p" and "TPU v6e" (cloud.google.com/tpu/docs/v5e, v5p,
+v6e), tables of key specifications: peak compute per chip (bf16), HBM capacity and bandwidth per chip, bidirectional
+inter-chip interconnect (ICI) bandwidth per chip (1 GB = 1e9 bytes in rates); slices from the same pages.
+"""
+
+import dataclasses
+import importlib.util
+import math
+import os
+from typing import Any
+
+from ditsam_jax.command_line import UserError
+
+_SQUARE = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """Published peaks of one chip."""
+  name: str
+  flops: float  # bf16, a second
+  hbm_bytes: int
+  hbm_bandwidth: float  # bytes a second
+  ici_bandwidth: float  # bytes a second that it can send over all its links: half of the published bidirectional sum
+  slices: tuple[str, ...]  # topologies one can rent
+
+
+CHIPS = {chip.name: chip for chip in (
+    Chip('v5e', 197e12, 16 << 30, 819e9, 200e9, _SQUARE),
+    Chip('v5p', 459e12, 95 << 30, 2765e9, 600e9,
+         ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8', '8x8x8', '8x8x16', '8x16x16')),
+    Chip('v6e', 918e12, 32 << 30, 1638e9, 400e9, _SQUARE),
+)}
+
+
+def parse_topology(topology: str) -> tuple[Chip, int]:
+  """'v5e:4x4' -> its chip and how many of them. Raises UserError, naming what is known, for any other."""
+  name, _, slice_ = topology.partition(':')
+  chip = CHIPS.get(name)
+  if chip is None:
+    known = ', '.join(f'{chip.name}:{chip.slices[3]}' for chip in CHIPS.values())
+    raise UserError(f'topology {topology!r} is unknown; expected CHIP:SLICE with a chip of {", ".join(CHIPS)}, such as '
+                    f'{known}')
+  if slice_ not in chip.slices:
+    raise UserError(f'topology {topology!r} is unknown; slices of {name} are {", ".join(chip.slices)}')
+  return chip, math.prod(map(int, slice_.split('x')))
+
+
+
+
+def topology_devices(topology: str) -> list[Any]:
+  """The devices of a slice that need not be there, to compile for. Raises UserError without libtpu."""
+  parse_topology(topology)
+  if importlib.util.find_spec('libtpu') is None:
+    raise UserError("the TPU compiler (libtpu) is not installed; run: pip install -e '.[tpu]'")
+  # No TPU is used: do not ask the cloud's metadata server for one, nor lock the device against other processes.
+  for name, value in (('TPU_SKIP_MDS_QUERY', '1'), ('ALLOW_MULTIPLE_LIBTPU_LOAD', '1'), ('TF_CPP_MIN_LOG_LEVEL', '2')):
+    os.environ.setdefault(name, value)
+  from jax.experimental import topologies
+  bounds = {'chips_per_host_bounds': (1, 1, 1)} if topology.endswith(':1x1') else {}
+  return list(topologies.get_topology_desc(topology, platform='tpu', **bounds).devices)

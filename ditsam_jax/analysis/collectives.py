@@ -1,0 +1,118 @@
+"""What chips send each other in one call of a program, from its optimised HLO.
+
+A collective counts once for every time it runs: a start and its done are one, loop bodies count by their trip counts,
+and a TPU's asynchronous collectives, whose parts XLA repeats inside several fusions, count at their start. A
+reduce-scatter that the TPU compiler writes as a fusion of an all-reduce and a slice of its result is a reduce-scatter.
+
+Bytes are those that one chip sends in the bandwidth-optimal ring: (n - 1) / n of the whole array for all-gather,
+reduce-scatter and all-to-all over n chips, twice that for all-reduce, all of it for collective-permute.
+"""
+
+import dataclasses
+import math
+import re
+
+from ditsam_jax.analysis.hlo import Computation, Instruction, Module
+
+KINDS = ('all-gather', 'reduce-scatter', 'all-reduce', 'all-to-all', 'collective-permute')
+_PASSING = ('bitcast', 'reshape', 'copy', 'transpose', 'convert')
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """One collective of the program and what a chip sends for it."""
+  kind: str  # one of KINDS
+  chips: int  # that take part together
+  sent: float  # bytes a chip sends each time
+  times: int  # runs in one call of the program
+  overlapped: bool  # other work goes on meanwhile
+  op_name: str  # the JAX operation that asked for it
+  shapes: str  # of its operands, for people
+
+  @property
+  def bytes(self) -> float:
+    """Bytes that a chip sends for it in one call of the program."""
+    return self.sent * self.times
+
+
+def collectives(module: Module) -> list[Collective]:
+  """Every collective of the program."""
+  started = {_channel(i) for computation in module.computations.values() if _has_custom_call(computation, 'Start')
+             for i in computation.instructions.values() if _kind(i)} - {None}
+  found = []
+  for name, times in module.executions.items():
+    for instruction in module.computations[name].instructions.values():
+      found += _of(module, module.computations[name], instruction, times, started)
+  return found
+
+
+def _of(module: Module, computation: Computation, instruction: Instruction, times: int,
+        started: set[str]) -> list[Collective]:
+  """The collectives that one scheduled instruction runs."""
+  if _kind(instruction):
+    overlapped = instruction.opcode.endswith('-start') or instruction.opcode.startswith('async')
+    return [_collective(module, computation, instruction, _kind(instruction), times, overlapped)]
+  inner = module.computations.get(instruction.called('calls') or '') if instruction.opcode == 'fusion' else None
+  if inner is None:
+    return []
+  is_start = _has_custom_call(inner, 'Start')
+  found = []
+  for i in inner.instructions.values():
+    if i.opcode == 'fusion':
+      found += _of(module, inner, i, times, started)
+    elif _kind(i) and (is_start or _channel(i) not in started) and not _has_custom_call(inner, 'Done'):
+      kind = 'reduce-scatter' if _kind(i) == 'all-reduce' and _is_sliced(inner, i) else _kind(i)
+      found.append(_collective(module, inner, i, kind, times, is_start, instruction))
+  return found
+
+
+def _collective(module: Module, computation: Computation, instruction: Instruction, kind: str, times: int,
+                overlapped: bool, fusion: Instruction | None = None) -> Collective:
+  operands = [shape for name in instruction.operands for shape in computation.instructions[name].shapes]
+  size = sum(shape.bytes for shape in operands)
+  chips = _group_size(instruction.attributes, module)
+  share = (chips - 1) / chips
+  sent = {'all-gather': size * (chips - 1), 'reduce-scatter': size * share, 'all-reduce': 2 * size * share,
+          'all-to-all': size * share, 'collective-permute': size}[kind]
+  op_name = instruction.op_name or (fusion.op_name if fusion else '')
+  return Collective(kind, chips, sent, times, overlapped, op_name,
+                    ' '.join(f'{shape.dtype}[{",".join(map(str, shape.dims))}]' for shape in operands))
+
+
+def _kind(instruction: Instruction) -> str | None:
+  """Its kind, if it starts a collective."""
+  name = instruction.opcode.removesuffix('-start')
+  return name if name in KINDS else None
+
+
+def _channel(instruction: Instruction) -> str | None:
+  found = re.search(r'channel_id=(\d+)', instruction.attributes)
+  return found.group(1) if found else None
+
+
+def _has_custom_call(computation: Computation, part: str) -> bool:
+  return any(i.opcode == 'custom-call' and f'custom_call_target="AsyncCollective{part}"' in i.attributes
+             for i in computation.instructions.values())
+
+
+def _is_sliced(computation: Computation, all_reduce: Instruction) -> bool:
+  """Whether every user takes a slice of the sum, so that it need not be known whole anywhere."""
+  users = computation.users.get(all_reduce.name, [])
+  return bool(users) and all(
+      user.opcode == 'dynamic-slice' or user.opcode in _PASSING and _is_sliced(computation, user) for user in users)
+
+
+def _group_size(attributes: str, module: Module) -> int:
+  """Chips that take part together, from any of the notations of replica_groups."""
+  listed = re.search(r'replica_groups=\{\{([\d,]*)\}', attributes)
+  if listed:
+    return listed.group(1).count(',') + 1
+  iota = re.search(r'replica_groups=\[(\d+),(\d+)\]', attributes)
+  if iota:
+    return int(iota.group(2))
+  mesh = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes)
+  if mesh:
+    sizes = {name: int(size) for name, size in re.findall(r"'?([\w]+)'?=(\d+)", mesh.group(1))}
+    axes = re.findall(r"'?([a-zA-Z_]\w*)'?(?::\(\d+\)(\d+))?", mesh.group(2))
+    return math.prod(int(part) if part else sizes[name] for name, part in axes)
+  return module.partitions  # none are named: all

@@ -1,0 +1,240 @@
+"""Optimised HLO as XLA prints it: instructions, and how often each computation runs in one call of the program."""
+
+import dataclasses
+import functools
+import math
+import re
+
+_DTYPE_BITS = {'pred': 8, 's4': 4, 'u4': 4, 's8': 8, 'u8': 8, 's16': 16, 'u16': 16, 's32': 32, 'u32': 32, 's64': 64,
+               'u64': 64, 'f16': 16, 'bf16': 16, 'f32': 32, 'f64': 64, 'c64': 64, 'c128': 128}
+_LEAF = re.compile(r'([a-z]\w*)\[([\d,<= ]*)\](?:\{([^}]*)\})?')
+_HEADER = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$')
+_NAMED = re.compile(r'^\s+(ROOT )?%?([\w.\-]+) = ')
+_OPCODE = re.compile(r'\s*([\w\-]+)\(')
+_OPERAND = re.compile(r'%([\w.\-]+)')
+_CALLED = re.compile(r'(?:body|condition|calls|to_apply|true_computation|false_computation)=%([\w.\-]+)')
+_BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Shape:
+  """One array. `memory_space` 0 is the device's main memory (HBM), others lie on the chip."""
+  dtype: str
+  dims: tuple[int, ...]
+  memory_space: int
+
+  @property
+  def size(self) -> int:
+    """Elements."""
+    return math.prod(self.dims)
+
+  @property
+  def bytes(self) -> int:
+    """Bytes without the padding of tiles; 0 for tokens and opaque values."""
+    bits = 8 if self.dtype.startswith('f8') else _DTYPE_BITS.get(self.dtype, 0)
+    return self.size * bits // 8
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Instruction:
+  """One line of HLO; `shapes` are the leaves of its result, `attributes` what follows the operands."""
+  name: str
+  opcode: str
+  shapes: tuple[Shape, ...]
+  operands: tuple[str, ...]
+  arguments: str
+  attributes: str
+  is_root: bool
+
+  @property
+  def op_name(self) -> str:
+    """The JAX operation it comes from, '' if XLA does not say."""
+    found = re.search(r'op_name="([^"]*)"', self.attributes)
+    return found.group(1) if found else ''
+
+  def called(self, role: str) -> str | None:
+    """The computation named by attribute `role` ('calls', 'body', 'condition')."""
+    found = re.search(rf'\b{role}=%([\w.\-]+)', self.attributes)
+    return found.group(1) if found else None
+
+
+class Computation:
+  """Instructions by name, in the order of the schedule."""
+
+  def __init__(self, name: str):
+    self.name = name
+    self.instructions: dict[str, Instruction] = {}
+
+  @property
+  def root(self) -> Instruction:
+    """The result."""
+    return next(i for i in reversed(self.instructions.values()) if i.is_root)
+
+  @functools.cached_property
+  def parameters(self) -> dict[str, int]:
+    """Parameters' numbers by name."""
+    return {i.name: int(i.arguments) for i in self.instructions.values() if i.opcode == 'parameter'}
+
+  @functools.cached_property
+  def users(self) -> dict[str, list[Instruction]]:
+    """Who reads a value."""
+    users: dict[str, list[Instruction]] = {}
+    for instruction in self.instructions.values():
+      for operand in set(instruction.operands):
+        users.setdefault(operand, []).append(instruction)
+    return users
+
+
+class Module:
+  """A whole program."""
+
+  def __init__(self, text: str):
+    """`text` is what `compiled.as_text()` gives. Raises ValueError if it has no entry."""
+    self.computations: dict[str, Computation] = {}
+    entry, current = None, None
+    for line in text.splitlines():
+      if current is None:
+        header = _HEADER.match(line)
+        if header:
+          current = self.computations[header.group(2)] = Computation(header.group(2))
+          entry = current if header.group(1) else entry
+      elif line.startswith('}'):
+        current = None
+      else:
+        instruction = _instruction(line)
+        if instruction:
+          current.instructions[instruction.name] = instruction
+    if entry is None:
+      raise ValueError('no ENTRY computation in this text; expected HLO as printed by compiled.as_text()')
+    self.entry = entry
+    partitions = re.search(r'num_partitions=(\d+)', text[:text.find('\n')])
+    self.partitions = int(partitions.group(1)) if partitions else 1
+
+  @functools.cached_property
+  def executions(self) -> dict[str, int]:
+    """How often each computation runs: loop bodies by their trip counts, every branch of a conditional.
+
+    Only what is scheduled by itself; computations inside fusions and reductions belong to their instruction.
+    """
+    counts: dict[str, int] = {}
+    self._count(self.entry, 1, counts)
+    return counts
+
+  @functools.cached_property
+  def endless(self) -> list[str]:
+    """Loops whose trip count the text does not tell; they are counted once."""
+    return [i.name for name in self.executions for i in self.computations[name].instructions.values()
+            if i.opcode == 'while' and self.trip_count(self.computations[name], i) is None]
+
+  def _count(self, computation: Computation, times: int, counts: dict[str, int]) -> None:
+    counts[computation.name] = counts.get(computation.name, 0) + times
+    for instruction in computation.instructions.values():
+      if instruction.opcode == 'while':
+        trips = self.trip_count(computation, instruction)
+        self._count(self.computations[instruction.called('body')], times * (1 if trips is None else trips), counts)
+      elif instruction.opcode in ('call', 'conditional', 'async-start'):
+        for name in _called(instruction):
+          self._count(self.computations[name], times, counts)
+
+  def trip_count(self, caller: Computation, loop: Instruction) -> int | None:
+    """Iterations of a while loop: what XLA noted, else from start, step and limit of its counter; None if unknown."""
+    known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
+    if known:
+      return int(known.group(1))
+    condition, body = (self.computations[loop.called(role)] for role in ('condition', 'body'))
+    test = self._through_fusion(condition, condition.root)
+    direction = re.search(r'direction=(\w+)', test[1].attributes) if test[1].opcode == 'compare' else None
+    if direction is None or direction.group(1) not in ('LT', 'LE', 'NE'):
+      return None
+    counter, limit = (self._linear(*test, operand) for operand in test[1].operands)
+    if not counter or not limit or counter[0] is None or limit[0] is not None:
+      return None
+    step = self._element(body, body.root, counter[0])
+    start = self._element(caller, caller.instructions[loop.operands[0]], counter[0])
+    if not step or step[0] != counter[0] or step[1] <= 0 or not start or start[0] is not None:
+      return None
+    distance = limit[1] - counter[1] - start[1] + (direction.group(1) == 'LE')
+    return max(0, -(-distance // step[1]))
+
+  def _through_fusion(self, computation, instruction):
+    """(computation, instruction, environment): the root inside a fusion, with its parameters' meaning outside."""
+    if instruction.opcode != 'fusion':
+      return computation, instruction, None
+    inner = self.computations[instruction.called('calls')]
+    return inner, inner.root, (computation, instruction)
+
+  def _element(self, computation: Computation, value: Instruction, index: int) -> tuple[int | None, int] | None:
+    """The linear form of one element of a tuple."""
+    while value.opcode in ('copy', 'opt-barrier'):
+      value = computation.instructions[value.operands[0]]
+    return self._linear(computation, value, None, value.operands[index]) if value.opcode == 'tuple' else None
+
+  def _linear(self, computation, _, outside, name: str) -> tuple[int | None, int] | None:
+    """(k, c) for a value that is `element k of the loop's state + c`, (None, c) for a constant, else None."""
+    value = computation.instructions[name]
+    def follow(operand):
+      return self._linear(computation, value, outside, operand)
+    if value.opcode == 'constant':
+      return (None, int(value.arguments)) if re.fullmatch(r'-?\d+', value.arguments) else None
+    if value.opcode in ('copy', 'bitcast', 'convert', 'reshape'):
+      return follow(value.operands[0])
+    if value.opcode == 'get-tuple-element':
+      index = re.search(r'index=(\d+)', value.attributes)
+      of = computation.instructions[value.operands[0]]
+      return (int(index.group(1)), 0) if of.opcode == 'parameter' and outside is None else None
+    if value.opcode == 'add':
+      terms = [follow(operand) for operand in value.operands]
+      if None in terms or all(index is not None for index, _ in terms):
+        return None
+      return next((i for i, _ in terms if i is not None), None), sum(c for _, c in terms)
+    if value.opcode == 'fusion' and outside is None:
+      inner, root, environment = self._through_fusion(computation, value)
+      return self._linear(inner, root, environment, root.name)
+    if value.opcode == 'parameter' and outside is not None:
+      caller, fusion = outside
+      return self._linear(caller, fusion, None, fusion.operands[int(value.arguments)])
+    return None
+
+
+def _called(instruction: Instruction) -> list[str]:
+  branches = _BRANCHES.search(instruction.attributes)
+  return _OPERAND.findall(branches.group(1)) if branches else _CALLED.findall(instruction.attributes)
+
+
+def _instruction(line: str) -> Instruction | None:
+  named = _NAMED.match(line)
+  if not named:
+    return None
+  start = named.end()
+  end = _closing(line, start) + 1 if line[start] == '(' else line.index(' ', start)
+  opcode = _OPCODE.match(line, end)
+  close = _closing(line, opcode.end() - 1)
+  arguments = line[opcode.end():close]
+  return Instruction(named.group(2), opcode.group(1), _shapes(line[start:end]), tuple(_OPERAND.findall(arguments)),
+                     arguments, line[close + 1:], bool(named.group(1)))
+
+
+@functools.lru_cache(1 << 16)
+def _shapes(text: str) -> tuple[Shape, ...]:
+  shapes = []
+  for dtype, dims, layout in _LEAF.findall(text):
+    space = re.search(r'S\((\d+)\)', layout or '')
+    sizes = tuple(int(size.strip(' <=')) for size in dims.split(',') if size.strip())
+    shapes.append(Shape(dtype, sizes, int(space.group(1)) if space else 0))
+  return tuple(shapes)
+
+
+def _closing(text: str, start: int) -> int:
+  """Where the parenthesis that opens at `start` closes; quoted text does not count."""
+  depth, quoted = 0, False
+  for place in range(start, len(text)):
+    character = text[place]
+    if character == '"' and text[place - 1] != '\\':
+      quoted = not quoted
+    elif not quoted and character == '(':
+      depth += 1
+    elif not quoted and character == ')':
+      depth -= 1
+      if depth == 0:
+        return place
+  raise ValueError(f'unbalanced parentheses in HLO: {text[start:start + 80]}')

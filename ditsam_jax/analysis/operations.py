@@ -1,0 +1,174 @@
+"""What a chip computes and moves in one call of a program, operation by operation, from its optimised HLO.
+
+FLOPs are those of matrix products and convolutions, two for a multiplication and its addition; what meets padding or
+the zeros of a dilation is not counted. Bytes are reads and writes of the device's main memory: what the schedule keeps
+on the chip (other memory spaces) is free, a slice counts its own size, an update in place counts the update. Bodies of
+loops count by their trip counts, which XLA's own cost analysis does not do.
+"""
+
+import dataclasses
+import functools
+import re
+
+from ditsam_jax.analysis.hlo import Computation, Instruction, Module, Shape
+
+_FREE = {'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'call', 'conditional', 'after-all',
+         'partition-id', 'replica-id', 'opt-barrier', 'async-start', 'async-update', 'domain', 'add-dependency'}
+_SLICES = {'dynamic-slice', 'slice', 'gather'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+  """A scheduled instruction and what it costs each time it runs."""
+  flops: int
+  bytes: int  # read and written in main memory
+  times: int  # runs in one call of the program
+  op_name: str
+
+
+def operations(module: Module) -> list[Operation]:
+  """Every scheduled instruction that costs something."""
+  found = []
+  for name, times in module.executions.items():
+    computation = module.computations[name]
+    for instruction in computation.instructions.values():
+      flops, moved = _flops(module, computation, instruction), _bytes(module, computation, instruction)
+      if flops or moved:
+        found.append(Operation(flops, moved, times, instruction.op_name))
+  return found
+
+
+# ------------------------------------------------------------------------------------------------------------- FLOPs
+def _flops(module: Module, computation: Computation, instruction: Instruction) -> int:
+  if instruction.opcode == 'fusion':
+    return _fusion_flops(module, instruction.called('calls'))
+  if instruction.opcode == 'dot':
+    left = computation.instructions[instruction.operands[0]].shapes[0]
+    contracted = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', instruction.attributes)
+    sizes = [left.dims[int(axis)] for axis in contracted.group(1).split(',') if axis] if contracted else []
+    return 2 * instruction.shapes[0].size * functools.reduce(int.__mul__, sizes, 1)
+  if instruction.opcode == 'convolution':
+    operands = [computation.instructions[name].shapes[0] for name in instruction.operands]
+    return _convolution_flops(instruction, *operands)
+  if instruction.opcode == 'custom-call':  # a kernel of our own tells its cost
+    told = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', instruction.attributes)
+    return int(told.group(1)) if told else 0
+  return 0
+
+
+def _fusion_flops(module: Module, name: str) -> int:
+  inner = module.computations[name]
+  return sum(_flops(module, inner, i) for i in inner.instructions.values()
+             if i.opcode in ('fusion', 'dot', 'convolution'))
+
+
+def _convolution_flops(instruction: Instruction, image: Shape, kernel: Shape) -> int:
+  """Two for every pair of an image and a kernel element that meet: TPU programs hold all products as convolutions."""
+  labels = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', instruction.attributes)
+  window = re.search(r'window=\{([^}]*)\}', instruction.attributes)
+  window = dict(part.split('=') for part in window.group(1).split()) if window else {}
+  image_axes, kernel_axes, out_axes = labels.groups()
+  out = instruction.shapes[0]
+  pairs = 1
+  for axis in range(sum(label.isdigit() for label in out_axes)):
+    def field(name, default, axis=axis):
+      return window[name].split('x')[axis] if name in window else default
+    low = int(field('pad', '0_0').split('_')[0])
+    pairs *= _meetings(image.dims[image_axes.index(str(axis))], kernel.dims[kernel_axes.index(str(axis))],
+                       out.dims[out_axes.index(str(axis))], int(field('stride', 1)), low,
+                       int(field('lhs_dilate', 1)), int(field('rhs_dilate', 1)))
+  groups = re.search(r'batch_group_count=(\d+)', instruction.attributes)
+  batch = image.dims[image_axes.index('b')] // (int(groups.group(1)) if groups else 1)
+  return 2 * batch * kernel.dims[kernel_axes.index('i')] * kernel.dims[kernel_axes.index('o')] * pairs
+
+
+@functools.lru_cache(1 << 14)
+def _meetings(size: int, kernel: int, out: int, stride: int, low: int, dilation: int, kernel_dilation: int) -> int:
+  """Along one axis: pairs of an output and a kernel place whose input place holds a value."""
+  end = (size - 1) * dilation
+  places = (o * stride + k * kernel_dilation - low for o in range(out) for k in range(kernel))
+  return sum(0 <= place <= end and place % dilation == 0 for place in places)
+
+
+# ------------------------------------------------------------------------------------------------------------- bytes
+def _bytes(module: Module, computation: Computation, instruction: Instruction) -> int:
+  opcode = instruction.opcode
+  if opcode in _FREE or opcode.endswith('-done'):
+    return 0
+  operands = [computation.instructions[name].shapes for name in instruction.operands]
+  if opcode == 'fusion':
+    inner = module.computations[instruction.called('calls')]
+    read = sum(_read(module, inner, number, shapes) for number, shapes in enumerate(operands))
+    return read + _written(module, inner, instruction.shapes)
+  written = instruction.shapes
+  if opcode.endswith('-start'):  # (destination, source, ...) of a copy or slice, (sources, destinations) of a collective
+    written = written[:1] if opcode == 'copy-start' else written[len(operands):len(operands) + 1]
+  if opcode in _SLICES or opcode in ('slice-start', 'dynamic-slice-start'):
+    source = operands[0][0]
+    read = 0 if source.memory_space else sum(shape.bytes for shape in written)
+    return read + _main(written)
+  if opcode == 'dynamic-update-slice':
+    update = operands[1][0]
+    return _main(operands[1]) + (0 if instruction.shapes[0].memory_space else update.bytes)
+  return sum(map(_main, operands)) + _main(written)
+
+
+def _main(shapes: tuple[Shape, ...]) -> int:
+  return sum(shape.bytes for shape in shapes if shape.memory_space == 0)
+
+
+def _read(module: Module, inner: Computation, number: int, shapes: tuple[Shape, ...]) -> int:
+  """What a fusion reads of its operand `number`: all of it, or what its slices take."""
+  if _main(shapes) == 0:
+    return 0
+  name = next(name for name, place in inner.parameters.items() if place == number)
+  return min(_main(shapes), _taken(module, inner, name, shapes[0].bytes))
+
+
+def _taken(module: Module, inner: Computation, name: str, whole: int) -> int:
+  taken = 0
+  for user in inner.users.get(name, []):
+    if user.opcode in _SLICES and user.operands[0] == name:
+      taken += user.shapes[0].bytes
+    elif user.opcode == 'dynamic-update-slice' and user.operands[0] == name:
+      continue  # in place
+    elif user.opcode == 'bitcast':
+      taken += _taken(module, inner, user.name, whole)
+    elif user.opcode == 'fusion':
+      nested = module.computations[user.called('calls')]
+      taken += sum(_taken(module, nested, parameter, whole) for parameter, place in nested.parameters.items()
+                   if user.operands[place] == name)
+    elif user.opcode == 'tuple' or _passes_by(inner, user):
+      continue
+    else:
+      return whole
+  return taken
+
+
+def _passes_by(inner: Computation, user: Instruction) -> bool:
+  """Whether this is the later part of an asynchronous collective, whose bytes count at its start."""
+  is_start = any('AsyncCollectiveStart' in i.attributes for i in inner.instructions.values() if i.opcode == 'custom-call')
+  is_collective = re.match('all-|reduce-scatter|collective-', user.opcode) is not None
+  return not is_start and (is_collective or 'AsyncCollective' in user.attributes)
+
+
+def _written(module: Module, inner: Computation, shapes: tuple[Shape, ...]) -> int:
+  """What a fusion writes: values handed through are free, an update in place counts the update."""
+  root = inner.root
+  if root.opcode == 'custom-call' and 'AsyncCollective' in root.attributes:
+    return _main(shapes[1:]) if 'AsyncCollectiveStart' in root.attributes else 0
+  values = [inner.instructions[name] for name in root.operands] if root.opcode == 'tuple' else [root]
+  return sum(_stored(module, inner, value, shape) for value, shape in zip(values, shapes) if shape.memory_space == 0)
+
+
+def _stored(module: Module, inner: Computation, value: Instruction, shape: Shape) -> int:
+  while value.opcode == 'bitcast':
+    value = inner.instructions[value.operands[0]]
+  if value.opcode == 'parameter' or _passes_by(inner, value):
+    return 0
+  if value.opcode == 'dynamic-update-slice':
+    return inner.instructions[value.operands[1]].shapes[0].bytes
+  if value.opcode == 'fusion':
+    nested = module.computations[value.called('calls')]
+    return _written(module, nested, (shape,)) if nested.root.opcode != 'tuple' else shape.bytes
+  return shape.bytes

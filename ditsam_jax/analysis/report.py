@@ -1,0 +1,142 @@
+"""What the compiler says of one training step on one kind of slice: memory, work, traffic, and an estimate of its time."""
+
+import dataclasses
+import re
+from typing import Any
+
+import jax
+
+from ditsam_jax.analysis.chips import Chip
+from ditsam_jax.analysis.collectives import KINDS, Collective, collectives
+from ditsam_jax.analysis.hlo import Module
+from ditsam_jax.analysis.operations import operations
+from ditsam_jax.analysis.roofline import Roofline, roofline
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+  """Bytes of HBM on one chip."""
+  arguments: int  # train state and batch; what the step returns takes their place
+  outputs: int  # that take no argument's place
+  temporaries: int
+  program: int
+
+  @property
+  def total(self) -> int:
+    """All of it."""
+    return self.arguments + self.outputs + self.temporaries + self.program
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """What a run needs in every step, whatever the compiler makes of it."""
+  batch_size: int  # over all chips
+  model_flops: int  # of all chips together
+  ideal_sent: float | None  # bytes a chip must send with fully sharded data parallelism; None for other meshes
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """One compiled training step, per chip. Where it does not fit, `too_large` says so and the rest is None."""
+  chip: Chip
+  chips: int
+  step: Step
+  compile_seconds: float
+  too_large: str = ''
+  memory: Memory | None = None
+  flops: int | None = None
+  bytes: int | None = None
+  collectives: tuple[Collective, ...] = ()
+  time: Roofline | None = None
+  endless: tuple[str, ...] = ()
+
+  @property
+  def sent(self) -> float:
+    """Bytes a chip sends in a step."""
+    return sum(collective.bytes for collective in self.collectives)
+
+  def by_kind(self) -> dict[str, tuple[int, float]]:
+    """How many collectives of each kind run in a step, and what a chip sends for them."""
+    return {kind: (sum(c.times for c in self.collectives if c.kind == kind),
+                   sum(c.bytes for c in self.collectives if c.kind == kind)) for kind in KINDS}
+
+  @property
+  def samples_per_second(self) -> float:
+    """Of all chips together; an estimate."""
+    return self.step.batch_size / self.time.step
+
+  @property
+  def mfu(self) -> float:
+    """Model FLOPs over what the chips could do in the estimated time."""
+    return self.step.model_flops / self.chips / self.time.step / self.chip.flops
+
+  def to_json(self) -> dict[str, Any]:
+    """Plain containers; bytes, FLOPs and seconds per chip and step."""
+    out = {'chip': self.chip.name, 'chips': self.chips, 'batch_size': self.step.batch_size,
+           'model_flops': self.step.model_flops, 'compile_seconds': round(self.compile_seconds, 1),
+           'fits': not self.too_large}
+    if self.too_large:
+      return out | {'too_large': self.too_large}
+    kinds = {kind: {'times': times, 'bytes': round(sent)} for kind, (times, sent) in self.by_kind().items()}
+    return out | {
+        'hbm': dataclasses.asdict(self.memory) | {'total': self.memory.total, 'capacity': self.chip.hbm_bytes},
+        'flops': self.flops, 'bytes_accessed': self.bytes, 'collectives': kinds, 'bytes_sent': round(self.sent),
+        'ideal_bytes_sent': self.step.ideal_sent and round(self.step.ideal_sent),
+        'largest_collectives': largest(self.collectives), 'loops_of_unknown_length': list(self.endless),
+        'estimate': {'step_seconds': self.time.step, 'compute_seconds': self.time.compute, 'hbm_seconds': self.time.hbm,
+                     'ici_seconds': self.time.ici, 'bound': self.time.bound,
+                     'samples_per_second': self.samples_per_second, 'mfu': self.mfu}}
+
+
+def fully_sharded_bytes(trained: int, frozen: int, *, data: int, fsdp: int) -> float:
+  """Bytes a chip must send in a step of fully sharded data parallelism, with everything in bf16.
+
+  Over `fsdp` chips: all weights gathered for the forward and again for the backward pass, gradients reduced and scattered,
+  each (fsdp - 1) / fsdp of their bytes; over `data` such groups, an all-reduce of the chip's share of the gradients.
+
+  Args:
+    trained, frozen: numbers of weights.
+    data, fsdp: sizes of the mesh's axes.
+  """
+  gathered, reduced = 2 * 2 * (trained + frozen), 2 * trained
+  return (gathered + reduced) * (fsdp - 1) / fsdp + 2 * reduced / fsdp * (data - 1) / data
+
+
+def analyse(lowered: jax.stages.Lowered, chip: Chip, chips: int, step: Step, clock) -> Report:
+  """Compiles a lowered train step and reads the result. `clock` gives seconds."""
+  started = clock()
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    if 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    return Report(chip, chips, step, clock() - started, too_large=_reason(str(error)))
+  seconds = clock() - started
+  module = Module(compiled.as_text())
+  work, sent = operations(module), tuple(collectives(module))
+  return Report(chip, chips, step, seconds, memory=_memory(compiled), collectives=sent,
+                flops=sum(o.flops * o.times for o in work), bytes=sum(o.bytes * o.times for o in work),
+                time=roofline(chip, work, sent), endless=tuple(module.endless))
+
+
+def largest(found: tuple[Collective, ...], count: int = 12) -> list[dict[str, Any]]:
+  """The operations that send most, those of all layers together: kind, JAX operation, runs, bytes, an example."""
+  groups: dict[tuple, list[Collective]] = {}
+  for collective in found:
+    groups.setdefault((collective.kind, collective.chips, re.sub(r'\d+', '*', collective.op_name)), []).append(collective)
+  rows = [{'kind': kind, 'chips': chips, 'op_name': name, 'times': sum(c.times for c in group),
+           'bytes': round(sum(c.bytes for c in group)), 'overlapped_bytes': round(sum(c.bytes for c in group if c.overlapped)),
+           'example': max(group, key=lambda c: c.sent).shapes} for (kind, chips, name), group in groups.items()]
+  return sorted(rows, key=lambda row: -row['bytes'])[:count]
+
+
+def _memory(compiled: jax.stages.Compiled) -> Memory:
+  stats = compiled.memory_analysis()
+  return Memory(stats.argument_size_in_bytes, stats.output_size_in_bytes - stats.alias_size_in_bytes,
+                stats.temp_size_in_bytes, stats.generated_code_size_in_bytes)
+
+
+def _reason(message: str) -> str:
+  """The compiler's sentence about the memory."""
+  found = re.search(r'(?:Ran out of memory|Used [\d.]+\w of)[^\n]*', message)
+  return (found.group(0) if found else message.split('\n')[0])[:300]

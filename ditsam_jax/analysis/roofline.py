@@ -1,0 +1,46 @@
+"""From what a program does to how long it should take: a roofline, from published peaks. An estimate, never a measurement.
+
+Operations run one after the other, each as long as its FLOPs at the chip's bf16 peak or its bytes at the HBM's bandwidth
+take, whichever is more. Collectives that the compiler runs beside other work cost nothing unless all collectives together
+take longer than the step; the others make the chip wait. Vector units, latencies and the pieces of a slice's torus that
+are missing are not looked at: a real step takes longer.
+"""
+
+import dataclasses
+
+from ditsam_jax.analysis.chips import Chip
+from ditsam_jax.analysis.collectives import Collective
+from ditsam_jax.analysis.operations import Operation
+
+
+@dataclasses.dataclass(frozen=True)
+class Roofline:
+  """Seconds a step on one chip, by what they wait for; they add up to `step`."""
+  compute: float  # operations whose FLOPs take longer
+  hbm: float  # operations whose bytes take longer
+  ici: float  # collectives that nothing hides
+
+  @property
+  def step(self) -> float:
+    """The estimated step time in seconds."""
+    return self.compute + self.hbm + self.ici
+
+  @property
+  def bound(self) -> str:
+    """What most of the step waits for."""
+    return max(('compute', self.compute), ('HBM', self.hbm), ('ICI', self.ici), key=lambda part: part[1])[0]
+
+
+def roofline(chip: Chip, operations: list[Operation], collectives: list[Collective]) -> Roofline:
+  """The estimate for a program's operations and collectives on one chip."""
+  compute = hbm = 0.0
+  for operation in operations:
+    by_flops = operation.flops / chip.flops * operation.times
+    by_bytes = operation.bytes / chip.hbm_bandwidth * operation.times
+    if by_flops >= by_bytes:
+      compute += by_flops
+    else:
+      hbm += by_bytes
+  waiting = sum(c.bytes for c in collectives if not c.overlapped) / chip.ici_bandwidth
+  all_of_them = sum(c.bytes for c in collectives) / chip.ici_bandwidth
+  return Roofline(compute, hbm, max(waiting, all_of_them - compute - hbm))

@@ -1,0 +1,106 @@
+"""What a training step needs on a TPU slice, without one: python -m ditsam_jax.compile_report --topology=v5e:4x4 ...
+
+  python -m ditsam_jax.compile_report --config=configs/ldit.py --topology=v5e:4x4 --config.data.batch_size=128
+  python -m ditsam_jax.compile_report --config=configs/ldit.py --topology=v5e:4x4 --compare=mesh.fsdp=16,mesh.data=1 \\
+    --compare=mesh.fsdp=4,mesh.data=4 --compare=topology=v5e:8x8,data.batch_size=512
+
+Runs the TPU's own compiler (`pip install -e '.[tpu]'`) on the train step that would run there. Memory, FLOPs and
+collectives are what it compiled; seconds are estimated from the chip's published peaks.
+"""
+
+import argparse
+from pathlib import Path
+import re
+import sys
+import time
+
+import jax
+from ml_collections import ConfigDict
+
+from ditsam_jax import command_line
+from ditsam_jax.analysis import chips
+from ditsam_jax.analysis.chart import bar_chart
+from ditsam_jax.analysis.report import Report, Step, analyse, fully_sharded_bytes
+from ditsam_jax.analysis.table import table
+from ditsam_jax.command_line import UserError, say
+from ditsam_jax.image_files import write_png
+from ditsam_jax.models.flops import training_flops
+from ditsam_jax.training import config as training_config
+from ditsam_jax.training.logging import write_json
+from ditsam_jax.training.program import Program, build
+from ditsam_jax.training.sharding import make_mesh
+
+
+def main(arguments: list[str] | None = None) -> int:
+  """The command."""
+  arguments = sys.argv[1:] if arguments is None else arguments
+  parser = argparse.ArgumentParser(
+      prog='python -m ditsam_jax.compile_report', description=__doc__.split(':')[0], allow_abbrev=False,
+      epilog='--config.any.field=value changes a field of the config')
+  parser.add_argument('--config', required=True, metavar='FILE[:DATA]', help='configs/ldit.py, for example')
+  parser.add_argument('--topology', required=True, metavar='CHIP:SLICE', help='v5e:4x4, v5p:2x2x2, v6e:8x8, ...')
+  parser.add_argument('--compare', action='append', default=[], metavar='FIELD=VALUE,...',
+                      help='a column with these fields changed (topology may be one of them); repeat it')
+  parser.add_argument('--json', type=Path, metavar='FILE', help='write everything here as well')
+  parser.add_argument('--picture', type=Path, metavar='FILE.png', help='draw memory and time as bars')
+  overrides = [a.removeprefix('--config.') for a in arguments if a.startswith('--config.')]
+  options = parser.parse_args([a for a in arguments if not a.startswith('--config.')])
+  cases = {text or options.topology: _case(options, overrides, text) for text in options.compare or ['']}
+
+  jax.config.update('jax_platforms', 'cpu')  # the compiler needs no TPU, and must not look for one
+  reports = {}
+  for name, (topology, config) in cases.items():
+    say(f'compiling {len(reports) + 1} of {len(cases)}: {name} ...')
+    reports[name] = report(config, topology)
+    say(f'  {reports[name].compile_seconds:.0f} s')
+  config_name = options.config + ''.join(f' --config.{override}' for override in overrides)
+  print(table(config_name, reports))
+  for file, write in ((options.json, _write_json), (options.picture, _write_picture)):
+    if file:
+      file.absolute().parent.mkdir(parents=True, exist_ok=True)
+      write(file, config_name, reports)
+      print('written:', file)
+  return 0
+
+
+def report(config: ConfigDict, topology: str) -> Report:
+  """Compiles the train step of a config for a slice.
+
+  Raises:
+    UserError: no compiler, unknown topology, a mesh or batch that does not divide.
+  """
+  chip, count = chips.parse_topology(topology)
+  mesh = make_mesh(config.mesh, chips.topology_devices(topology))
+  program = build(config, training_config.model_config(config), mesh)
+  return analyse(program.lower(), chip, count, _step(config, program), time.monotonic)
+
+
+def _case(options: argparse.Namespace, overrides: list[str], text: str) -> tuple[str, ConfigDict]:
+  """Topology and config of one column; everything is checked before the first of them compiles."""
+  changes = dict(change.partition('=')[::2] for change in re.split(r',(?=[a-z_][\w.]*=)', text) if change)
+  topology = changes.pop('topology', options.topology)
+  chips.parse_topology(topology)
+  config = training_config.load(options.config, overrides + [f'{name}={value}' for name, value in changes.items()])
+  return topology, config
+
+
+def _step(config: ConfigDict, program: Program) -> Step:
+  model, batch_size, mesh = training_config.model_config(config), config.data.batch_size, program.mesh
+  prompts = {}
+  if config.task == 'prompts':
+    prompts = {'prompts': config.data.objects_per_image, 'prompt_tokens': program.batch['points'].shape[2]}
+  sizes = [sum(array.size for array in weights.values()) for weights in (program.state.params, program.state.frozen)]
+  ideal = fully_sharded_bytes(*sizes, data=mesh.shape['data'], fsdp=mesh.shape['fsdp'])
+  return Step(batch_size, batch_size * training_flops(model, **prompts), ideal if mesh.shape['tensor'] == 1 else None)
+
+
+def _write_json(file: Path, config_name: str, reports: dict[str, Report]) -> None:
+  write_json(file, {'config': config_name, 'reports': {name: report.to_json() for name, report in reports.items()}})
+
+
+def _write_picture(file: Path, config_name: str, reports: dict[str, Report]) -> None:
+  write_png(file, bar_chart(config_name, reports))
+
+
+if __name__ == '__main__':
+  command_line.run(main)

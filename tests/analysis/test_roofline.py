@@ -1,0 +1,78 @@
+"""The estimate, from work that is known."""
+
+import pytest
+
+from ditsam_jax.analysis.chips import CHIPS, parse_topology
+from ditsam_jax.analysis.collectives import Collective
+from ditsam_jax.analysis.operations import Operation
+from ditsam_jax.analysis.report import Memory, Report, Step, fully_sharded_bytes, largest
+from ditsam_jax.analysis.roofline import roofline
+from ditsam_jax.analysis.table import table
+from ditsam_jax.command_line import UserError
+
+V5E = CHIPS['v5e']
+PRODUCT = Operation(flops=int(197e12 * 0.010), bytes=int(819e9 * 0.002), times=2, op_name='dot')  # 20 ms of FLOPs
+SOFTMAX = Operation(flops=0, bytes=int(819e9 * 0.005), times=1, op_name='exp')  # 5 ms of bytes
+
+
+def collective(seconds, overlapped, kind='all-gather', op_name='layers/3/dot'):
+  return Collective(kind, 4, 200e9 * seconds, 1, overlapped, op_name, 'bf16[8]')
+
+
+def test_operations_wait_for_the_slower_of_compute_and_memory():
+  time = roofline(V5E, [PRODUCT, SOFTMAX], [])
+  assert (time.compute, time.hbm, time.ici) == pytest.approx((0.020, 0.005, 0))
+  assert time.step == pytest.approx(0.025) and time.bound == 'compute'
+
+
+@pytest.mark.parametrize('found, waiting', [
+    ([(0.010, True)], 0), ([(0.010, False)], 0.010), ([(0.040, True)], 0.015), ([(0.020, True), (0.010, False)], 0.010),
+])
+def test_collectives_cost_what_other_work_does_not_hide(found, waiting):
+  time = roofline(V5E, [PRODUCT, SOFTMAX], [collective(*c) for c in found])
+  assert time.ici == pytest.approx(waiting)
+
+
+def test_the_least_that_fully_sharded_training_sends():
+  # 1000 weights in bf16 over 4 chips: gathered twice and scattered once, three quarters of 2000 bytes each time.
+  assert fully_sharded_bytes(1000, 0, data=1, fsdp=4) == 3 * 1500
+  assert fully_sharded_bytes(0, 1000, data=1, fsdp=4) == 2 * 1500  # frozen ones have no gradient
+  assert fully_sharded_bytes(1000, 0, data=4, fsdp=1) == 2 * 1500  # plain data parallelism: one all-reduce
+  assert fully_sharded_bytes(1000, 0, data=2, fsdp=4) == 3 * 1500 + 2 * 250
+
+
+def report(**changes):
+  time = roofline(V5E, [PRODUCT, SOFTMAX], [])
+  fields = dict(memory=Memory(4 << 30, 0, 8 << 30, 1 << 30), flops=1, bytes=1, collectives=(), time=time)
+  return Report(V5E, 4, Step(32, int(4 * 197e12 * 0.0125), 1000.0), 60.0, **fields | changes)
+
+
+def test_samples_and_mfu_follow_from_the_time():
+  assert report().samples_per_second == pytest.approx(32 / 0.025)
+  assert report().mfu == pytest.approx(0.5)
+
+
+def test_the_table_has_a_column_a_report_and_calls_an_estimate_an_estimate():
+  large = Report(V5E, 4, Step(32, 1, 1.0), 60.0, too_large='Used 20.5G of 15.75G hbm.')
+  lines = table('configs/x.py', {'mesh.fsdp=4': report(), 'mesh.fsdp=1,mesh.data=4': large}).splitlines()
+  row = {line[:32].strip(): line for line in lines}
+  assert '13.00 of 16 GiB' in row['HBM: total'] and row['HBM: total'].endswith('does not fit')
+  assert 'mesh.fsdp=1,mesh.data=4: does not fit. Used 20.5G of 15.75G hbm.' in lines
+  assert '50 %' in row['estimate: MFU'] and 'compute 80 %, HBM 20 %' in row['estimate: bound by']
+  assert 'nothing was run' in ' '.join(lines)
+
+
+def test_the_largest_collectives_are_those_of_all_layers_together():
+  found = tuple(collective(seconds, True, op_name=f'layers/{i}/dot') for i, seconds in enumerate((0.001, 0.002)))
+  rows = largest(found + (collective(0.0005, False, 'all-reduce'),))
+  assert [(row['kind'], row['times'], row['op_name']) for row in rows] == [
+      ('all-gather', 2, 'layers/*/dot'), ('all-reduce', 1, 'layers/*/dot')]
+  assert rows[0]['bytes'] == rows[0]['overlapped_bytes'] == pytest.approx(0.003 * 200e9)
+
+
+def test_topologies():
+  assert parse_topology('v5e:4x8') == (CHIPS['v5e'], 32)
+  assert parse_topology('v5p:2x2x4') == (CHIPS['v5p'], 16)
+  for topology, known in (('v5e:3x3', '2x2, 2x4, 4x4'), ('v9:4x4', 'v5e, v5p, v6e'), ('v5p', '2x2x1')):
+    with pytest.raises(UserError, match=known):
+      parse_topology(topology)

@@ -1,0 +1,46 @@
+"""Model FLOPs beside what XLA counts of the forward pass, elementwise work included."""
+
+import dataclasses
+
+from flax import nnx
+import jax
+import jax.numpy as jnp
+import pytest
+
+from ditsam_jax.models import config as models
+from ditsam_jax.models.ditsam import DitSam
+from ditsam_jax.models.flops import forward_flops, training_flops
+
+
+def counted_by_xla(config, prompts):
+  """FLOPs of the lowered forward pass of one image, with relative positions in their textbook form."""
+  config = dataclasses.replace(config, image_encoder=dataclasses.replace(config.image_encoder, attention='reference'))
+  model = nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))
+  model.eval()
+  graph, weights = nnx.split(model)
+  shapes = {name: jax.ShapeDtypeStruct((1, *shape), dtype) for name, (shape, dtype) in prompts.items()}
+  shapes['images'] = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
+  forward = jax.jit(lambda weights, inputs: nnx.merge(graph, weights)(**inputs).logits)
+  return forward.lower(weights, shapes).cost_analysis()['flops']
+
+
+@pytest.mark.parametrize('config', [
+    models.vit_b(), models.vit_b(fusion='none'), models.vit_b(fusion='cross_attention'), models.vit_h()],
+                         ids=['vit_b', 'text baseline', 'cross_attention', 'vit_h'])
+def test_with_a_sentence(config):
+  tokens = (config.max_text_tokens,), jnp.int32
+  expected = counted_by_xla(config, {'token_ids': tokens, 'token_mask': tokens})
+  assert expected / sum(forward_flops(config).values()) == pytest.approx(1.01, abs=0.01)
+
+
+def test_plain_sam_in_windows_with_a_box():
+  config = models.sam(models.vit_b())
+  expected = counted_by_xla(config, {'boxes': ((4,), jnp.float32)})
+  assert expected / sum(forward_flops(config, prompt_tokens=2).values()) == pytest.approx(1.01, abs=0.01)
+
+
+def test_training_needs_three_times_as_much_and_prompts_share_the_encoder():
+  config = models.vit_b()
+  one, three = forward_flops(config), forward_flops(config, prompts=3, prompt_tokens=config.max_text_tokens)
+  assert training_flops(config) == 3 * sum(one.values())
+  assert three['mask_decoder'] == 3 * one['mask_decoder']
