@@ -73,6 +73,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
   # --------------------------------------------------------------------------------------------------------- data
   model_config = training_config.model_config(config)
+  training_config.check_attention(model_config, jax.default_backend(), np.float32)
   freeze = freeze_pattern(config.freeze)
   source = _open(config, 'train')
   vocabulary = datasets.vocabulary(config.data.dataset, config.init_from)
