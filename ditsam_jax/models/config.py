@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+from ditsam_jax.ops.attention import IMPLEMENTATIONS
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 FUSIONS = ('none', 'layer_wise', 'e2e', 'layer_wise_vith', 'e2e_token', 'token_layer_wise', 'cross_attention')
@@ -20,7 +22,6 @@ class ImageEncoderConfig:
   pretrain_grid: int = 64  # tokens a side of the pre-training image: size of pos_embed and of the global tables
   pretrain_window: int = 14  # window of the other blocks in pre-training: size of their tables
   window_size: int = 0  # window used now in those blocks; 0 = every block attends globally (DIT)
-  attention: str = 'auto'  # see ops/attention.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +61,7 @@ class DitSamConfig:
   max_text_tokens: int = 20
   mask_threshold: float = 0.35  # on the sigmoid
   align_corners: bool = True  # how logits are upsampled to the image: with aligned corners in DIT, without in SAM
+  attention: str = 'auto'  # how the encoder's attention is computed, see ops/attention; saved models hold 'auto'
 
   def __post_init__(self):
     encoder = self.image_encoder
@@ -69,6 +71,8 @@ class DitSamConfig:
           raise ValueError(f'model.{part}.{name} is {value}; expected a whole number from 1')
     if self.fusion not in FUSIONS:
       raise ValueError(f'model.fusion is {self.fusion!r}; choose one of {", ".join(FUSIONS)}')
+    if self.attention not in IMPLEMENTATIONS:
+      raise ValueError(f'model.attention is {self.attention!r}; choose one of {", ".join(IMPLEMENTATIONS)}')
     if self.image_size <= 0 or self.image_size % encoder.patch_size:
       raise ValueError(f'model.image_size is {self.image_size}; it must be a multiple of the patch size '
                        f'{encoder.patch_size}')

@@ -30,9 +30,9 @@ REMAT = {
 class Attention(nnx.Module):
   """Self-attention over [text slots, image tokens] with decomposed relative positions."""
 
-  def __init__(self, config: ImageEncoderConfig, table_size: int, *, rngs: nnx.Rngs):
+  def __init__(self, config: ImageEncoderConfig, table_size: int, implementation: str, *, rngs: nnx.Rngs):
     self.heads = config.heads
-    self.implementation = config.attention
+    self.implementation = implementation
     head_width = config.width // config.heads
     self.qkv = layers.Linear(config.width, 3 * config.width, rngs=rngs)
     self.proj = layers.Linear(config.width, config.width, rngs=rngs)
@@ -66,11 +66,12 @@ class Attention(nnx.Module):
 class Block(nnx.Module):
   """Pre-norm transformer block; `window` > 0 attends inside windows of the image grid."""
 
-  def __init__(self, config: ImageEncoderConfig, index: int, *, rngs: nnx.Rngs):
+  def __init__(self, config: ImageEncoderConfig, index: int, attention: str, *, rngs: nnx.Rngs):
     is_global = index in config.global_blocks
     self.window = 0 if is_global else config.window_size
     self.norm1 = layers.LayerNorm(config.width, EPSILON)
-    self.attn = Attention(config, config.pretrain_grid if is_global else config.pretrain_window, rngs=rngs)
+    table_size = config.pretrain_grid if is_global else config.pretrain_window
+    self.attn = Attention(config, table_size, attention, rngs=rngs)
     self.norm2 = layers.LayerNorm(config.width, EPSILON)
     self.mlp = layers.MlpBlock(config.width, config.mlp_ratio * config.width, layers.gelu, rngs=rngs)
 
@@ -117,7 +118,7 @@ class ImageEncoder(nnx.Module):
     self.patch_embed = layers.PatchConv(encoder.patch_size, 3, encoder.width, rngs=rngs)
     shape = (encoder.pretrain_grid, encoder.pretrain_grid, encoder.width)
     self.pos_embed = nnx.Param(nnx.initializers.truncated_normal(0.02)(rngs.params(), shape))
-    self.blocks = nnx.List(Block(encoder, i, rngs=rngs) for i in range(encoder.depth))
+    self.blocks = nnx.List(Block(encoder, i, config.attention, rngs=rngs) for i in range(encoder.depth))
     self.neck = Neck(encoder.width, config.mask_decoder.width, rngs=rngs)
     self.instruction = nnx.data(make_instruction(config, rngs=rngs))
     self.remat, self.scan = 'none', False
