@@ -159,6 +159,8 @@ def test_pretraining_with_visual_prompts_makes_a_start_for_text(data_dir, tmp_pa
     ('--config.data.scenes.max_shapes=1', 'max_shapes'),
     ('--config.freeze=everything', 'matches no parameter'),
     ('--config.init_from=nowhere', 'nowhere'),
+    ('--config.on_save_failure=ignore', "'continue' or 'stop'"),
+    ('--config.max_skipped=0', 'config.max_skipped is 0'),
 ])
 def test_wrong_fields_and_values_are_named(data_dir, tmp_path, override, told):
   with pytest.raises(UserError) as error:
