@@ -60,7 +60,8 @@ def test_run_writes_what_it_promises(finished):
 
 def test_the_best_on_the_validation_split_is_kept(finished):
   best = json.loads((finished / 'metrics.json').read_text())['best']
-  (line,) = [line for line in map(json.loads, (finished / 'train_log.jsonl').read_text().splitlines()) if 'val/mIoU' in line]
+  lines = [json.loads(line) for line in (finished / 'train_log.jsonl').read_text().splitlines()]
+  (line,) = [line for line in lines if 'val/mIoU' in line]
   assert best == {'step': 4, 'val_mIoU': line['val/mIoU']}
   assert saved_model.read_description(finished / 'best')['notes'] == {'steps': 4, 'val_mIoU': best['val_mIoU']}
   assert saved_model.load(finished / 'best').config == saved_model.load(finished).config
