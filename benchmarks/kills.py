@@ -38,7 +38,7 @@ class Kill:
   resumed_at: int  # step of the newest whole checkpoint before
   last_step: int  # in the log
   checkpoint: int  # the newest that has its number
-  left_behind: str  # of a checkpoint: '' if no write was in progress
+  left_behind: str  # what this process left of a checkpoint: '' if no write was in progress
 
 
 def run(output: Path, kills: int, steps: int, seed: int = 0) -> dict[str, Any]:
@@ -74,8 +74,8 @@ def start(output: Path, workdir: Path, steps: int, *more: str) -> subprocess.Pop
   fields = {**FIELDS, 'data.data_dir': output / 'data', 'total_steps': steps}
   with (output / 'stderr.txt').open('a') as errors:
     return subprocess.Popen(
-        [sys.executable, '-m', 'ditsam_jax.train', f'--config={ROOT / "configs/ldit.py"}:shapes', f'--workdir={workdir}',
-         *(f'--config.{name}={value}' for name, value in fields.items()), *more],
+        [sys.executable, '-m', 'ditsam_jax.train', f'--config={ROOT / "configs/ldit.py"}:shapes',
+         f'--workdir={workdir}', *(f'--config.{name}={value}' for name, value in fields.items()), *more],
         env=environment, stdout=subprocess.DEVNULL, stderr=errors)
 
 
@@ -86,32 +86,50 @@ def _finish(output: Path, workdir: Path, steps: int) -> None:
 
 def _kill(output: Path, workdir: Path, steps: int, aim: str, chance: random.Random) -> Kill:
   checkpoints, log = workdir / 'checkpoints', workdir / 'train_log.jsonl'
-  resumed_at, changed = _newest(checkpoints), _changed(log)
+  resumed_at, changed, older = _newest(checkpoints), _changed(log), _unfinished(checkpoints)
   started = time.perf_counter()
   process = start(output, workdir, steps)
   if aim == 'start':
     _sleep(process, chance.uniform(0, 8))
   else:
     _wait(process, lambda: _changed(log) != changed and _last_step(log) > resumed_at)  # lines may be taken back first
-    _sleep(process, chance.uniform(0, 2))
+    for _ in range(chance.randrange(3)):
+      whole = _newest(checkpoints)
+      _wait(process, lambda: _newest(checkpoints) != whole)
     if aim == 'write':
-      _wait(process, lambda: any(checkpoints.glob('*.writing')))
-      _sleep(process, chance.uniform(0, 0.1) ** 1.5)
+      _wait(process, lambda: _unfinished(checkpoints) - older)
+      _sleep(process, chance.uniform(0, 0.5) ** 2)
+    else:
+      _sleep(process, chance.uniform(0, 1))
   if process.poll() is not None:
-    raise SystemExit(f'the training ended before it could be killed; take more --steps, or read {output / "stderr.txt"}')
+    raise SystemExit(f'the training ended before it was killed; take more --steps, or read {output / "stderr.txt"}')
   process.send_signal(signal.SIGKILL)
   process.wait()
   return Kill(aim, round(time.perf_counter() - started, 2), resumed_at, _last_step(log), _newest(checkpoints),
-              _left_behind(checkpoints))
+              _left_behind(checkpoints, older))
 
 
-def _left_behind(checkpoints: Path) -> str:
-  """What the disk holds of a checkpoint that was on its way in, or of one on its way out."""
-  for folder in checkpoints.glob('*.writing'):
-    if (folder / 'manifest.json').exists():
-      return 'manifest written, not yet numbered'
-    return 'all arrays, no manifest' if (folder / 'state').is_dir() else 'some arrays'
-  return 'an old one half removed' if any(checkpoints.glob('*.deleting')) else ''
+def _unfinished(checkpoints: Path) -> set[tuple[str, int]]:
+  """Checkpoints on their way in or out: name and when the folder was last added to."""
+  found = set()
+  for pattern in ('*.writing', '*.deleting'):
+    for folder in checkpoints.glob(pattern):
+      try:
+        found.add((folder.name, folder.stat().st_mtime_ns))
+      except FileNotFoundError:  # in the meantime it is done
+        pass
+  return found
+
+
+def _left_behind(checkpoints: Path, older: set[tuple[str, int]]) -> str:
+  """What the disk holds of a checkpoint that was on its way in or out, and was not there before."""
+  for name, _ in sorted(_unfinished(checkpoints) - older, reverse=True):
+    if name.endswith('.deleting'):
+      return 'an old one half removed'
+    if (checkpoints / name / 'manifest.json').exists():
+      return 'manifest, not yet numbered'
+    return 'all arrays, no manifest' if (checkpoints / name / 'state').is_dir() else 'some arrays'
+  return ''
 
 
 def _newest(checkpoints: Path) -> int:
@@ -150,7 +168,7 @@ def _table(result: dict[str, Any]) -> str:
 def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--kills', type=int, default=20)
-  parser.add_argument('--steps', type=int, default=2000)
+  parser.add_argument('--steps', type=int, default=400)
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--output', type=Path, default=Path('runs/kills'), help='is emptied first')
   options = parser.parse_args()

@@ -60,7 +60,8 @@ def test_run_writes_what_it_promises(finished):
 
 def test_the_best_on_the_validation_split_is_kept(finished):
   best = json.loads((finished / 'metrics.json').read_text())['best']
-  (line,) = [line for line in map(json.loads, (finished / 'train_log.jsonl').read_text().splitlines()) if 'val/mIoU' in line]
+  lines = [json.loads(line) for line in (finished / 'train_log.jsonl').read_text().splitlines()]
+  (line,) = [line for line in lines if 'val/mIoU' in line]
   assert best == {'step': 4, 'val_mIoU': line['val/mIoU']}
   assert saved_model.read_description(finished / 'best')['notes'] == {'steps': 4, 'val_mIoU': best['val_mIoU']}
   assert saved_model.load(finished / 'best').config == saved_model.load(finished).config
@@ -159,6 +160,8 @@ def test_pretraining_with_visual_prompts_makes_a_start_for_text(data_dir, tmp_pa
     ('--config.data.scenes.max_shapes=1', 'max_shapes'),
     ('--config.freeze=everything', 'matches no parameter'),
     ('--config.init_from=nowhere', 'nowhere'),
+    ('--config.on_save_failure=ignore', "'continue' or 'stop'"),
+    ('--config.max_skipped=0', 'config.max_skipped is 0'),
 ])
 def test_wrong_fields_and_values_are_named(data_dir, tmp_path, override, told):
   with pytest.raises(UserError) as error:

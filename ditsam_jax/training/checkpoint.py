@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
 
+from ditsam_jax import distributed
 from ditsam_jax.command_line import UserError, say
 from ditsam_jax.training import manifest
 from ditsam_jax.training.step import TrainState
@@ -63,12 +64,13 @@ class Checkpoints:
   def __init__(self, workdir: Path, keep: int, config: dict[str, Any], on_failure: str = 'continue'):
     self._folder = workdir.absolute() / 'checkpoints'
     self._keep, self._config, self._on_failure = keep, config, on_failure
-    newest = _newest_whole(self._folder) if jax.process_index() == 0 else _NONE
+    newest = _newest_whole(self._folder) if distributed.is_first() else _NONE
     newest = int(multihost_utils.broadcast_one_to_all(np.int32(newest)))
     if newest == _NONE_WHOLE:
       raise UserError(f'no checkpoint in {self._folder} is whole, so this run cannot go on; choose another --workdir, '
                       f'or delete that folder to begin again')
-    self._steps = [step for step in _numbers(self._folder) if step <= newest]  # whole ones, as far as is known
+    # Whole ones, as far as is known. Another host's view of the folder may be older than that of the first.
+    self._steps = [step for step in _numbers(self._folder) if step < newest] + ([newest] if newest != _NONE else [])
     self._orbax = ocp.StandardCheckpointer()
     self._writing: int | None = None  # the step that is being written
     self._thread: threading.Thread | None = None
@@ -79,9 +81,9 @@ class Checkpoints:
 
   def __exit__(self, kind, *exception):
     try:
-      self._finish()
       if kind is None:
-        self._tell_failure()
+        self.wait()
+      self._finish()
     finally:
       self._orbax.close()
 
@@ -103,26 +105,40 @@ class Checkpoints:
     run = {'step': step, 'random_state': {'seed': self._config.get('seed'), 'step': step},
            'position': iterator.get_state(), 'progress': dataclasses.asdict(progress), 'config': self._config}
     self._writing = step
+    folder = self._folder / f'{step}.writing'
     try:
-      folder = self._folder / f'{step}.writing'
-      if jax.process_index() == 0:
+      if distributed.is_first():
         _clear_leftovers(self._folder)
         folder.mkdir(parents=True)
         (folder / 'run.json').write_text(json.dumps(run, indent=1, default=_plain) + '\n')
-      self._orbax.save(folder / 'state', _flatten(state))  # the arrays are copied before this returns
-    except Exception as error:  # Orbax and TensorStore raise many kinds for a full disk
+    except OSError as error:
       self._failure = error
+    if multihost_utils.broadcast_one_to_all(np.asarray(self._failure is None)):  # else no host may wait for the first
+      try:
+        self._orbax.save(folder / 'state', _flatten(state))  # the arrays are copied before this returns
+      except Exception as error:  # Orbax and TensorStore raise many kinds for a full disk
+        self._failure = error
+    elif self._failure is None:
+      self._failure = RuntimeError('the first host could not begin')
     self._thread = threading.Thread(target=self._complete, args=(folder, step, progress.best_step))
     self._thread.start()
 
   def check(self) -> None:
-    """Tells of a failure in the background, if there was one. Raises UserError where that is to stop the run."""
-    if self._thread and not self._thread.is_alive():
+    """Tells of a failure in the background, if there was one. Raises UserError where that is to stop the run.
+
+    Several hosts learn of it when they meet again, which is at the next save.
+    """
+    if jax.process_count() == 1 and self._thread and not self._thread.is_alive():
       self.wait()
 
   def wait(self) -> None:
-    """Until what was begun is written, or has failed; see `check`."""
+    """Until what was begun is written, or has failed; see `check`. All hosts must call it."""
+    if self._thread is None:
+      return
     self._finish()
+    if jax.process_count() > 1 and np.any(multihost_utils.process_allgather(np.asarray(self._failure is not None))):
+      self._failure = self._failure or RuntimeError('another host could not write its part')
+      self._steps = [step for step in self._steps if step != self._writing]
     self._tell_failure()
 
   def restore(self, state: TrainState, iterator: grain.DatasetIterator) -> tuple[TrainState, Progress]:
@@ -154,7 +170,7 @@ class Checkpoints:
     """In the background: waits for Orbax, then gives the checkpoint its number and removes older ones."""
     try:
       self._orbax.wait_until_finished()
-      if self._failure is None and jax.process_index() == 0:
+      if self._failure is None and distributed.is_first():
         manifest.write(folder)
         _discard(self._folder / str(step))  # a damaged one of that step
         os.rename(folder, self._folder / str(step))
@@ -164,7 +180,7 @@ class Checkpoints:
       self._failure = self._failure or error
     if self._failure is None:
       self._steps.append(step)
-    elif jax.process_index() == 0:
+    elif distributed.is_first():
       _clear_leftovers(self._folder)
 
   def _prune(self, newest: int, best: int | None) -> None:
@@ -187,7 +203,7 @@ class Checkpoints:
     failed = f'the checkpoint of step {self._writing} could not be written to {self._folder} ({reason}); {last}'
     if self._on_failure == 'stop':
       raise UserError(f'{failed}; make room and run the same command, it goes on from there') from error
-    say(f'{failed}; training goes on, make room before it ends')
+    distributed.tell(f'{failed}; training goes on, make room before it ends')
 
 
 def _newest_whole(folder: Path) -> int:

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from ditsam_jax.command_line import UserError, say
+from ditsam_jax import distributed
+from ditsam_jax.command_line import UserError
 
 
 class _Step(NamedTuple):
@@ -44,7 +45,7 @@ class SkippedUpdates:
                       f'(config.max_skipped is {self._limit}); {self._save(step)}; train anew with a lower '
                       f'config.optimizer.learning_rate, or mend the data')
     if in_a_row == 1:
-      say(f'step {step.number}: loss or gradient are not finite; this update is left out')
+      distributed.tell(f'step {step.number}: loss or gradient are not finite; this update is left out')
 
   def _save(self, step: _Step) -> str:
     """Writes the batch; says where it is, or why it is not."""

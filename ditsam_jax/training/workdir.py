@@ -4,6 +4,8 @@ import fcntl
 import json
 import os
 from pathlib import Path
+import re
+import shutil
 import socket
 from typing import Any
 
@@ -17,6 +19,10 @@ FREE = ('config.data.data_dir', 'config.data.threads', 'config.data.processes', 
         'config.log_every', 'config.checkpoint_every', 'config.keep_checkpoints', 'config.keep_best',
         'config.on_save_failure', 'config.max_skipped', 'config.eval_batch_size', 'config.mesh', 'config.remat',
         'config.scan', 'config.model.attention')
+
+# Of models, JSON, pictures and batches that are written under another name and renamed.
+_UNFINISHED = re.compile(r'\.(model|best)\.(writing|retired)-\d+|\.(config|metrics)\.json\.\d+|\.[0-9a-f]{32}\.tmp|'
+                         r'\.skipped_batch_\w+\.npz')
 
 
 class Workdir:
@@ -45,6 +51,7 @@ class Workdir:
       self.path.mkdir(parents=True, exist_ok=True)
       if jax.process_index() == 0:  # the locks of some network file systems hold for one host at a time
         self._take_lock()
+        self._clear_leftovers()
       if file.exists():
         changed = differences(json.loads(file.read_text()), config)
         if changed:
@@ -68,6 +75,16 @@ class Workdir:
       return
     os.truncate(self._lock, 0)
     os.write(self._lock, f'process {os.getpid()} on {socket.gethostname()}\n'.encode())
+
+
+  def _clear_leftovers(self) -> None:
+    """Removes what killed processes had not finished; each has a name of its own, so they would pile up."""
+    for path in self.path.iterdir():
+      if _UNFINISHED.fullmatch(path.name):
+        if path.is_dir():
+          shutil.rmtree(path)
+        else:
+          path.unlink()
 
 
 def differences(old: Any, new: Any, trail: str = 'config') -> list[str]:

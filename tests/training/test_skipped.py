@@ -57,8 +57,9 @@ def test_loss_and_gradient_must_both_be_finite(loss, norm, kept):
 
   @jax.jit
   def step(old, loss, norm):
-    return update_if_finite(
-        lambda state, grads: state._replace(params=new.params, ema=new.ema, opt_state={'m': grads['w']}), old, grads, loss, norm)
+    def update(state, grads):
+      return state._replace(params=new.params, ema=new.ema, opt_state={'m': grads['w']})
+    return update_if_finite(update, old, grads, loss, norm)
   state = step(old, loss, norm)
   assert int(state.step) == 5 and state.skipped.tolist() == ([3, 0] if kept else [4, 3])
   for part in ('params', 'ema', 'opt_state'):
