@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 AIMS = ('write', 'steps', 'write', 'start')  # in turn
 FIELDS = {
     'init_from': '', 'data.scenes.image_size': 64, 'data.scenes.train': 24, 'data.scenes.val': 4,
-    'data.batch_size': 4, 'data.threads': 2, 'model.image_size': 64, 'model.fusion_dropout': 0.1,
+    'data.scenes.test': 4, 'data.batch_size': 4, 'data.threads': 2, 'model.image_size': 64, 'model.fusion_dropout': 0.1,
     'model.image_encoder.width': 48, 'model.image_encoder.depth': 1, 'model.image_encoder.global_blocks': [0],
     'model.text_encoder.width': 48, 'model.text_encoder.depth': 1, 'model.mask_decoder.width': 48,
     'optimizer.name': 'adam', 'optimizer.warmup_steps': 5, 'log_every': 1, 'checkpoint_every': 3, 'eval_every': 20,

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -22,6 +23,7 @@ def fail(message: str) -> None:
 
 def run(main: Callable[[], int | None]) -> None:
   """Calls `main` and exits with its status; a `UserError` prints one line and exits with 2."""
+  _keep_what_is_compiled()
   try:
     sys.exit(main() or 0)
   except UserError as error:
@@ -38,3 +40,20 @@ def run(main: Callable[[], int | None]) -> None:
   except KeyboardInterrupt:
     print('interrupted', file=sys.stderr)
     sys.exit(130)
+
+
+def _keep_what_is_compiled() -> None:
+  """Programs that took a second or more to compile are kept for the next time: JAX's persistent compilation cache.
+
+  JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false switches it off.
+  """
+  jax = sys.modules.get('jax')  # some commands do without
+  if jax is None or jax.config.jax_compilation_cache_dir:
+    return
+  cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'ditsam_jax' / 'compiled'
+  try:
+    cache.mkdir(parents=True, exist_ok=True)
+  except OSError:  # a home that cannot be written to
+    return
+  jax.config.update('jax_compilation_cache_dir', str(cache))
+  jax.config.update('jax_compilation_cache_max_size', 10 * 2**30)  # bytes; the longest unused go first

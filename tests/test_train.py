@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ditsam_jax import saved_model
+from ditsam_jax import saved_model, train
 from ditsam_jax.command_line import UserError
+from ditsam_jax.evaluation.evaluator import evaluate_split
 from ditsam_jax.train import main
 
 ROOT = Path(__file__).parent.parent
@@ -53,7 +54,17 @@ def test_run_writes_what_it_promises(finished):
   assert [line['step'] for line in lines if 'train/loss' in line] == [2, 4, 6]
   assert [line['step'] for line in lines if 'val/mIoU' in line] == [4]
   assert any((finished / 'tensorboard').iterdir())
+  assert len(metrics['weights_sha256']) == 64 and metrics['updates_skipped'] == 0
   assert saved_model.load(finished).config.fusion == 'layer_wise'
+
+
+def test_the_best_on_the_validation_split_is_kept(finished):
+  best = json.loads((finished / 'metrics.json').read_text())['best']
+  (line,) = [line for line in map(json.loads, (finished / 'train_log.jsonl').read_text().splitlines()) if 'val/mIoU' in line]
+  assert best == {'step': 4, 'val_mIoU': line['val/mIoU']}
+  assert saved_model.read_description(finished / 'best')['notes'] == {'steps': 4, 'val_mIoU': best['val_mIoU']}
+  assert saved_model.load(finished / 'best').config == saved_model.load(finished).config
+  assert (finished / 'checkpoints' / '4').is_dir()  # though not one of those that are due
 
 
 def test_running_again_evaluates_the_finished_run_again(data_dir, finished):
@@ -85,8 +96,35 @@ def test_stopped_run_goes_on_to_the_same_bits(data_dir, tmp_path, number, status
   if number == signal.SIGINT:  # a person may want to look at it
     assert json.loads((tmp_path / 'stopped' / 'model' / 'model.json').read_text())['notes']['steps'] == saved
   assert run(data_dir, tmp_path / 'stopped', *steps) == 0
-  whole, resumed = weights(tmp_path / 'whole'), weights(tmp_path / 'stopped')
-  assert all((whole[name] == resumed[name]).all() for name in whole)
+  assert outcome(tmp_path / 'stopped') == outcome(tmp_path / 'whole')
+
+
+def outcome(workdir):
+  """What must not depend on interruptions."""
+  return json.loads((workdir / 'metrics.json').read_text())['weights_sha256'], (workdir / 'train_log.jsonl').read_text()
+
+
+def test_an_evaluation_that_sigterm_cut_off_is_made_up_for(data_dir, finished, tmp_path, monkeypatch):
+  def evaluate(*args, **settings):
+    signal.raise_signal(signal.SIGTERM)
+    return evaluate_split(*args, **settings)
+  with monkeypatch.context() as patch:
+    patch.setattr(train, 'evaluate_split', evaluate)
+    assert run(data_dir, tmp_path / 'run', '--config.eval_every=4') == 0
+  assert (tmp_path / 'run' / 'checkpoints' / '4').is_dir() and not (tmp_path / 'run' / 'best').exists()
+  assert run(data_dir, tmp_path / 'run', '--config.eval_every=4') == 0
+  assert outcome(tmp_path / 'run') == outcome(finished)
+  assert saved_model.read_description(tmp_path / 'run' / 'best')['notes']['steps'] == 4
+
+
+def test_a_run_that_diverges_ends_with_its_batch(data_dir, tmp_path):
+  with pytest.raises(UserError, match='not finite for 2 steps in a row'):
+    run(data_dir, tmp_path / 'run', '--config.optimizer.learning_rate=1e30', '--config.optimizer.warmup_start=1e30',
+        '--config.max_skipped=2')
+  (file,) = (tmp_path / 'run').glob('skipped_batch_*.npz')
+  with np.load(file) as batch:
+    assert batch['image'].shape == (4, 128, 128, 3) and np.isfinite(batch['image']).all()
+  assert not (tmp_path / 'run' / 'metrics.json').exists()
 
 
 def test_workdir_of_another_config_is_refused(data_dir, finished):

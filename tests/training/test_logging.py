@@ -77,7 +77,7 @@ def test_tensorboard_gets_numbers_pictures_and_where_a_run_resumed(tmp_path):
 
 def test_a_full_disk_stops_no_run_and_loses_no_line(tmp_path, monkeypatch, capfd):
   log(tmp_path / 'whole', range(1, 8))
-  sizes = iter([10**6, 10**6, 110, 110, 110, *[10**6] * 99])  # bytes that any file may have, write by write
+  sizes = iter([10**6] * 3 + [45] * 6 + [10**6] * 99)  # bytes that any file may have, write by write
   room = next(sizes)
 
   class Disk:
