@@ -87,7 +87,7 @@ def _release(data_set: str) -> ConfigDict:
   config.dtype = 'float32'  # what the model computes in, or 'bfloat16'; parameters, moments and loss are f32
   config.accumulate = 1  # parts a batch is taken in, one after the other
   config.remat = 'none'  # what the backward pass recomputes of a block: 'none', 'attention' or all of the 'block'
-  config.scan = False  # compile one block and loop over it
+  config.scan = True  # compile one block and loop over it, where all are alike: L-DIT and the text baseline
 
   config.log_every = 50  # steps
   config.eval_every = epoch  # steps; 0 evaluates at the end only
@@ -105,6 +105,7 @@ def _release(data_set: str) -> ConfigDict:
 def _shapes() -> ConfigDict:
   """Minutes on two CPU cores."""
   config = _release('shapes')
+  config.scan = False  # six blocks compile soon
   config.init_from = 'sam_shapes'  # the embedded stand-in for SAM's official weights
   config.model = as_config_dict(models.tiny())
   data = config.data
