@@ -39,7 +39,7 @@ def read_architecture(shapes: Shapes, *, fusion: str | None = None, new_fusion: 
     if kind in ('e2e_token', 'token_layer_wise') and 'visual_encoder.tokens' in shapes:
       settings['max_text_tokens'] = _shape(shapes, 'visual_encoder.tokens', 3)[1]
     if text is not None:
-      encoder['window_size'] = 0  # DIT attends globally in every block
+      encoder['attention_scope'] = 'global'  # DIT's, in every block
     return DitSamConfig(ImageEncoderConfig(**encoder), decoder, text, **settings)
   except KeyError as error:
     raise UserError(f'{error.args[0]} is missing, which tells the architecture; the file is incomplete') from error
@@ -67,7 +67,7 @@ def _image_encoder(shapes: Shapes) -> tuple[dict, int]:
   window = windows[0] if windows else ImageEncoderConfig.pretrain_window
   fields = dict(width=width, depth=depth, heads=width // rows[0][1], patch_size=patch, mlp_ratio=hidden // width,
                 global_blocks=tuple(i for i, size in enumerate(sizes) if size == grid), pretrain_grid=grid,
-                pretrain_window=window, window_size=window if windows else 0)
+                pretrain_window=window, attention_scope='windowed' if windows else 'global')
   return fields, grid * patch
 
 

@@ -109,7 +109,7 @@ class Peer(torch.nn.Module):
 
   def _embed(self, images: torch.Tensor, text: torch.Tensor | None) -> torch.Tensor:
     encoder = self.visual_encoder
-    if self.config.image_encoder.window_size:
+    if self.config.image_encoder.attention_scope == 'windowed':
       return encoder(images)
     x = encoder.patch_embed(images)
     batch, h, w, width = x.shape
@@ -248,7 +248,7 @@ def compare(tensors: dict[str, torch.Tensor], config: DitSamConfig, weights: dic
   Raises:
     UserError: a difference that is no rounding.
   """
-  if config.image_encoder.window_size and config.grid != config.image_encoder.pretrain_grid:
+  if config.image_encoder.attention_scope == 'windowed' and config.grid != config.image_encoder.pretrain_grid:
     raise UserError(f'--verify compares a plain SAM at its own size only, {config.image_encoder.pretrain_grid} tokens a '
                     f'side; leave --image-size out')
   model = saved_model.build(config, weights, 'the converted model')

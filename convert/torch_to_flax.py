@@ -199,7 +199,7 @@ def describe(source: 'sources.Source', config: DitSamConfig, fresh: list[str], v
       f'{TITLES[source.format]}: {sum(tensor.numel() for tensor in source.tensors.values()):,} parameters in '
       f'{len(source.tensors)} tensors',
       f'  image encoder  width {encoder.width}, depth {encoder.depth}, heads {encoder.heads}, patch {encoder.patch_size}; '
-      f'global blocks {blocks}; ' + (f'windows of {encoder.window_size}' if encoder.window_size else 'no windows'),
+      f'global blocks {blocks}; ' + (f'windows of {encoder.pretrain_window}' if encoder.attention_scope == 'windowed' else 'no windows'),
       f'  mask decoder   width {decoder.width}, depth {decoder.depth}, heads {decoder.heads}']
   if text:
     lines.append(f'  text encoder   width {text.width}, depth {text.depth}, heads {text.heads}, {text.vocab_size} words')

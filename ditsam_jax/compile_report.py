@@ -22,7 +22,7 @@ from ditsam_jax.analysis import chips
 from ditsam_jax.analysis.chart import bar_chart
 from ditsam_jax.analysis.report import Report, Step, analyse, fully_sharded_bytes
 from ditsam_jax.analysis.table import table
-from ditsam_jax.command_line import UserError, say
+from ditsam_jax.command_line import say
 from ditsam_jax.image_files import write_png
 from ditsam_jax.models.flops import training_flops
 from ditsam_jax.training import config as training_config

@@ -27,7 +27,7 @@ from tests.small_models import load_release, random_model, small_config
 SIDE, GRID, WIDTH = 80, 5, 32  # windows of 3 in a grid of 5 need padding
 CONFIG = DitSamConfig(
     ImageEncoderConfig(width=24, depth=3, heads=2, global_blocks=(1,), pretrain_grid=GRID, pretrain_window=3,
-                       window_size=3),
+                       attention_scope='windowed'),
     MaskDecoderConfig(width=WIDTH, heads=4, mlp_width=48, iou_hidden=40), None, fusion='none', image_size=SIDE,
     mask_threshold=0.5, align_corners=False)
 WORDS = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'the', 'red', 'blue', 'circle', 'square', 'large', 'small']

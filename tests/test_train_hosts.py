@@ -9,8 +9,9 @@ import pytest
 from tests.devices import hosts
 from tests.test_train import ROOT, SMALL, run
 
-STEPS = ['--config.total_steps=40', '--config.checkpoint_every=4', '--config.eval_every=20', '--config.model.mask_threshold=0.1', '--config.log_every=1',
-         '--config.data.batch_size=8', '--config.final_split=val']
+STEPS = ['--config.total_steps=40', '--config.checkpoint_every=4', '--config.eval_every=20', '--config.log_every=1',
+         '--config.data.batch_size=8', '--config.final_split=val', '--config.model.mask_threshold=0.1',
+         '--config.model.mask_decoder.depth=1']
 
 
 def arguments(data_dir, workdir):

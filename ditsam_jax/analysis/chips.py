@@ -15,6 +15,10 @@ from ditsam_jax.command_line import UserError
 
 _SQUARE = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
 
+# libtpu without a TPU: not to ask the cloud's metadata server for one, nor to lock it, nor to complain that none answers.
+_NO_TPU = {'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1', 'TPU_WORKER_HOSTNAMES': 'localhost',
+           'TPU_ACCELERATOR_TYPE': 'v5litepod-4', 'TF_CPP_MIN_LOG_LEVEL': '2'}
+
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
@@ -48,15 +52,12 @@ def parse_topology(topology: str) -> tuple[Chip, int]:
   return chip, math.prod(map(int, slice_.split('x')))
 
 
-
-
 def topology_devices(topology: str) -> list[Any]:
   """The devices of a slice that need not be there, to compile for. Raises UserError without libtpu."""
   parse_topology(topology)
   if importlib.util.find_spec('libtpu') is None:
     raise UserError("the TPU compiler (libtpu) is not installed; run: pip install -e '.[tpu]'")
-  # No TPU is used: do not ask the cloud's metadata server for one, nor lock the device against other processes.
-  for name, value in (('TPU_SKIP_MDS_QUERY', '1'), ('ALLOW_MULTIPLE_LIBTPU_LOAD', '1'), ('TF_CPP_MIN_LOG_LEVEL', '2')):
+  for name, value in _NO_TPU.items():
     os.environ.setdefault(name, value)
   from jax.experimental import topologies
   bounds = {'chips_per_host_bounds': (1, 1, 1)} if topology.endswith(':1x1') else {}

@@ -3,9 +3,12 @@
 import dataclasses
 from typing import Any
 
+from ditsam_jax.ops.attention import IMPLEMENTATIONS
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 FUSIONS = ('none', 'layer_wise', 'e2e', 'layer_wise_vith', 'e2e_token', 'token_layer_wise', 'cross_attention')
+SCOPES = ('global', 'windowed')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,8 +22,11 @@ class ImageEncoderConfig:
   global_blocks: tuple[int, ...] = (2, 5, 8, 11)  # blocks pre-trained with global attention
   pretrain_grid: int = 64  # tokens a side of the pre-training image: size of pos_embed and of the global tables
   pretrain_window: int = 14  # window of the other blocks in pre-training: size of their tables
-  window_size: int = 0  # window used now in those blocks; 0 = every block attends globally (DIT)
-  attention: str = 'auto'  # see ops/attention.py
+  attention_scope: str = 'global'  # of those blocks now: 'global', as in DIT, or in their windows, 'windowed'
+
+  def window(self, block: int) -> int:
+    """Side of the windows that a block attends in, 0 for the whole grid."""
+    return 0 if self.attention_scope == 'global' or block in self.global_blocks else self.pretrain_window
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,15 +66,21 @@ class DitSamConfig:
   max_text_tokens: int = 20
   mask_threshold: float = 0.35  # on the sigmoid
   align_corners: bool = True  # how logits are upsampled to the image: with aligned corners in DIT, without in SAM
+  attention: str = 'auto'  # how the encoder's attention is computed, see ops/attention; saved models hold 'auto'
 
   def __post_init__(self):
     encoder = self.image_encoder
     for part in ('image_encoder', 'mask_decoder', 'text_encoder'):
       for name, value in (dataclasses.asdict(getattr(self, part)) if getattr(self, part) else {}).items():
-        if type(value) is int and value < (0 if name == 'window_size' else 1):
+        if type(value) is int and value < 1:
           raise ValueError(f'model.{part}.{name} is {value}; expected a whole number from 1')
+    if encoder.attention_scope not in SCOPES:
+      raise ValueError(f'model.image_encoder.attention_scope is {encoder.attention_scope!r}; choose one of '
+                       f'{", ".join(SCOPES)}')
     if self.fusion not in FUSIONS:
       raise ValueError(f'model.fusion is {self.fusion!r}; choose one of {", ".join(FUSIONS)}')
+    if self.attention not in IMPLEMENTATIONS:
+      raise ValueError(f'model.attention is {self.attention!r}; choose one of {", ".join(IMPLEMENTATIONS)}')
     if self.image_size <= 0 or self.image_size % encoder.patch_size:
       raise ValueError(f'model.image_size is {self.image_size}; it must be a multiple of the patch size '
                        f'{encoder.patch_size}')
@@ -88,9 +100,6 @@ class DitSamConfig:
       return
     if self.text_encoder is None:
       raise ValueError(f'model.fusion is {self.fusion!r} but the model has no text encoder; set fusion to \'none\'')
-    if encoder.window_size:
-      raise ValueError(f'model.image_encoder.window_size is {encoder.window_size}: text slots need global attention '
-                       f'in every block; set it to 0, or fusion to \'none\'')
     if self.text_encoder.width != encoder.width and self.fusion != 'layer_wise_vith':
       raise ValueError(f'model.fusion {self.fusion!r} needs text and image of one width, but they are '
                        f'{self.text_encoder.width} and {encoder.width}; layer_wise_vith projects between widths')
@@ -170,7 +179,7 @@ def tiny(**changes) -> DitSamConfig:
 
 def sam(config: DitSamConfig) -> DitSamConfig:
   """The plain SAM of the same size: no text encoder, official windows, input and output."""
-  encoder = dataclasses.replace(config.image_encoder, window_size=config.image_encoder.pretrain_window)
+  encoder = dataclasses.replace(config.image_encoder, attention_scope='windowed')
   return dataclasses.replace(config, image_encoder=encoder, text_encoder=None, fusion='none',
                              image_size=encoder.pretrain_grid * encoder.patch_size, mask_threshold=0.5,
                              align_corners=False)

@@ -51,7 +51,7 @@ def _image_encoder(config: DitSamConfig, text: int) -> int:
   flops = _linear(tokens, 3 * encoder.patch_size ** 2, width)
   slots = text if config.fusion != 'none' else 0
   for block in range(encoder.depth):
-    window = 0 if block in encoder.global_blocks else encoder.window_size
+    window = encoder.window(block)
     windows = (-(-grid // window)) ** 2 if window else 1
     side = window or grid
     rows = slots + windows * side ** 2  # filled up to whole windows

@@ -30,9 +30,9 @@ REMAT = {
 class Attention(nnx.Module):
   """Self-attention over [text slots, image tokens] with decomposed relative positions."""
 
-  def __init__(self, config: ImageEncoderConfig, table_size: int, *, rngs: nnx.Rngs):
+  def __init__(self, config: ImageEncoderConfig, table_size: int, implementation: str, *, rngs: nnx.Rngs):
     self.heads = config.heads
-    self.implementation = config.attention
+    self.implementation = implementation
     head_width = config.width // config.heads
     self.qkv = layers.Linear(config.width, 3 * config.width, rngs=rngs)
     self.proj = layers.Linear(config.width, config.width, rngs=rngs)
@@ -41,13 +41,38 @@ class Attention(nnx.Module):
 
   def __call__(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
     """x: [B, prefix + h*w, C] -> the same shape."""
-    prefix = x.shape[1] - grid[0] * grid[1]
-    q, k, v = self._heads(x)
+    return self.proj(self._attended(self._heads(x), grid))
+
+  def in_windows(self, slots: jax.Array, windows: jax.Array, side: int) -> tuple[jax.Array, jax.Array]:
+    """Attention inside each window, which all text slots are in front of; a slot gets the mean of what it finds in each.
+
+    Args:
+      slots: [B, T, C], T may be 0.
+      windows: [B, W, side*side, C].
+      side: of a window, in tokens.
+
+    Returns:
+      Both, in their shapes.
+    """
+    (batch, count, tokens, width), prefix = windows.shape, slots.shape[1]
+    qkv = self._heads(windows.reshape(-1, tokens, width))
+    if prefix:
+      qkv = jnp.concatenate([jnp.repeat(self._heads(slots), count, axis=1), qkv], axis=3)
+    out = self._attended(qkv, (side, side)).reshape(batch, count, prefix + tokens, width)
+    # The projection is linear: it may as well come after the mean.
+    out = jnp.concatenate([out[:, :, :prefix].mean(1), out[:, :, prefix:].reshape(batch, -1, width)], axis=1)
+    out = self.proj(out)
+    return out[:, :prefix], out[:, prefix:].reshape(windows.shape)
+
+  def _attended(self, qkv: jax.Array, grid: tuple[int, int]) -> jax.Array:
+    """[3, B, H, prefix + h*w, D] -> [B, prefix + h*w, C], before the projection."""
+    q, k, v = qkv
+    prefix = q.shape[2] - grid[0] * grid[1]
     table_h = resize_rows(self.rel_pos_h[...], 2 * grid[0] - 1)
     table_w = resize_rows(self.rel_pos_w[...], 2 * grid[1] - 1)
     rel_h, rel_w = relative_terms(q, table_h, table_w, grid, prefix)
     out = attention(q, k, v, rel_h, rel_w, grid=grid, prefix=prefix, implementation=self.implementation)
-    return self.proj(layers.merge_heads(out))
+    return layers.merge_heads(out)
 
   def _heads(self, x: jax.Array) -> jax.Array:
     """x [B, N, C] -> [3, B, H, N, D]: queries, keys, values."""
@@ -64,13 +89,13 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-  """Pre-norm transformer block; `window` > 0 attends inside windows of the image grid."""
+  """Pre-norm transformer block; with `window` > 0 it attends inside windows of the image grid, each with all text slots."""
 
-  def __init__(self, config: ImageEncoderConfig, index: int, *, rngs: nnx.Rngs):
-    is_global = index in config.global_blocks
-    self.window = 0 if is_global else config.window_size
+  def __init__(self, config: ImageEncoderConfig, index: int, attention: str, *, rngs: nnx.Rngs):
+    self.window = config.window(index)
     self.norm1 = layers.LayerNorm(config.width, EPSILON)
-    self.attn = Attention(config, config.pretrain_grid if is_global else config.pretrain_window, rngs=rngs)
+    table_size = config.pretrain_grid if index in config.global_blocks else config.pretrain_window
+    self.attn = Attention(config, table_size, attention, rngs=rngs)
     self.norm2 = layers.LayerNorm(config.width, EPSILON)
     self.mlp = layers.MlpBlock(config.width, config.mlp_ratio * config.width, layers.gelu, rngs=rngs)
 
@@ -86,14 +111,16 @@ class Block(nnx.Module):
 
   def _windowed(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
     """Attention inside windows; zeros pad the grid to whole windows *after* the norm, as in official SAM."""
-    (h, w), size = grid, self.window
-    batch, _, width = x.shape
-    rows, columns = -(-h // size), -(-w // size)
-    x = jnp.pad(x.reshape(batch, h, w, width), ((0, 0), (0, rows * size - h), (0, columns * size - w), (0, 0)))
-    x = x.reshape(batch, rows, size, columns, size, width).swapaxes(2, 3).reshape(-1, size * size, width)
-    x = self.attn(x, (size, size))
-    x = x.reshape(batch, rows, columns, size, size, width).swapaxes(2, 3)
-    return x.reshape(batch, rows * size, columns * size, width)[:, :h, :w].reshape(batch, h * w, width)
+    (h, w), side = grid, self.window
+    batch, length, width = x.shape
+    rows, columns = -(-h // side), -(-w // side)
+    slots, x = x[:, :length - h * w], x[:, length - h * w:]
+    x = jnp.pad(x.reshape(batch, h, w, width), ((0, 0), (0, rows * side - h), (0, columns * side - w), (0, 0)))
+    x = x.reshape(batch, rows, side, columns, side, width).swapaxes(2, 3).reshape(batch, -1, side * side, width)
+    slots, x = self.attn.in_windows(slots, x, side)
+    x = x.reshape(batch, rows, columns, side, side, width).swapaxes(2, 3)
+    x = x.reshape(batch, rows * side, columns * side, width)[:, :h, :w].reshape(batch, h * w, width)
+    return jnp.concatenate([slots, x], axis=1)
 
 
 class Neck(nnx.Module):
@@ -117,7 +144,7 @@ class ImageEncoder(nnx.Module):
     self.patch_embed = layers.PatchConv(encoder.patch_size, 3, encoder.width, rngs=rngs)
     shape = (encoder.pretrain_grid, encoder.pretrain_grid, encoder.width)
     self.pos_embed = nnx.Param(nnx.initializers.truncated_normal(0.02)(rngs.params(), shape))
-    self.blocks = nnx.List(Block(encoder, i, rngs=rngs) for i in range(encoder.depth))
+    self.blocks = nnx.List(Block(encoder, i, config.attention, rngs=rngs) for i in range(encoder.depth))
     self.neck = Neck(encoder.width, config.mask_decoder.width, rngs=rngs)
     self.instruction = nnx.data(make_instruction(config, rngs=rngs))
     self.remat, self.scan = 'none', False

@@ -17,6 +17,7 @@ from ditsam_jax.command_line import UserError
 from ditsam_jax.data.shapes.scenes import ScenesConfig
 from ditsam_jax.models import config as models
 from ditsam_jax.models.image_encoder import REMAT
+from ditsam_jax.ops.attention.choice import why_not
 
 # Objects with expressions in the training splits, which make the release's epochs (gRefCOCO's are not published: as
 # RefCOCO's).
@@ -137,6 +138,14 @@ def model_config(config: ConfigDict) -> models.DitSamConfig:
     return models.DitSamConfig.from_dict(json.loads(config.model.to_json_best_effort()))
   except (ValueError, TypeError) as error:
     raise UserError(f'config: {error}') from error
+
+
+def check_attention(model: models.DitSamConfig, platform: str, dtype) -> None:
+  """Raises UserError if `config.model.attention` cannot run on a platform ('cpu', 'tpu', 'gpu') on arrays of a type."""
+  encoder, tokens = model.image_encoder, model.grid ** 2 + model.max_text_tokens
+  problem = why_not(model.attention, platform, dtype, encoder.width // encoder.heads, tokens, 2 * model.grid)
+  if problem:
+    raise UserError(f"config.model.attention is {model.attention!r}: {problem}; 'auto' takes the best there is")
 
 
 def check(config: ConfigDict) -> None:

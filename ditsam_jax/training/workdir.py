@@ -17,7 +17,8 @@ from ditsam_jax.training.logging import write_json
 # Where things are, how fast they go, what is kept and told: fields that may change from one command to the next.
 FREE = ('config.data.data_dir', 'config.data.threads', 'config.data.processes', 'config.data.in_memory',
         'config.log_every', 'config.checkpoint_every', 'config.keep_checkpoints', 'config.keep_best',
-        'config.on_save_failure', 'config.max_skipped', 'config.eval_batch_size', 'config.mesh', 'config.remat', 'config.scan')
+        'config.on_save_failure', 'config.max_skipped', 'config.eval_batch_size', 'config.mesh', 'config.remat',
+        'config.scan', 'config.model.attention')
 
 # Of models, JSON, pictures and batches that are written under another name and renamed.
 _UNFINISHED = re.compile(r'\.(model|best)\.(writing|retired)-\d+|\.(config|metrics)\.json\.\d+|\.[0-9a-f]{32}\.tmp|'

@@ -49,7 +49,7 @@ def test_the_releases_checkpoints_give_its_numbers(tmp_path, name, fusion):
   error = np.abs(ours['logits'] - golden['logits'][:, 0]).max() / np.abs(golden['logits']).max()
   assert error <= 2e-5
   assert model.config.image_encoder.global_blocks == (1, 3)
-  assert model.config.image_encoder.window_size == 0
+  assert model.config.image_encoder.attention_scope == 'global'
 
 
 @pytest.mark.parametrize('fusion', FUSIONS)

@@ -10,7 +10,8 @@ from ditsam_jax.models.config import DitSamConfig, ImageEncoderConfig, MaskDecod
 
 TEXT = TextEncoderConfig(vocab_size=30, width=24, depth=2, heads=3, mlp_width=40, max_positions=32)
 SAM = DitSamConfig(
-    ImageEncoderConfig(width=24, depth=3, heads=2, global_blocks=(1,), pretrain_grid=5, pretrain_window=3, window_size=3),
+    ImageEncoderConfig(width=24, depth=3, heads=2, global_blocks=(1,), pretrain_grid=5, pretrain_window=3,
+                       attention_scope='windowed'),
     MaskDecoderConfig(width=32, heads=4, mlp_width=48, iou_hidden=40), None, fusion='none', image_size=80,
     mask_threshold=0.5, align_corners=False)
 SAM_FLAGS = ['--decoder-heads=4']
@@ -70,7 +71,7 @@ def hugging_face_sam(config: DitSamConfig = SAM, seed: int = 0) -> torch.nn.Modu
   vision = SamVisionConfig(
       hidden_size=encoder.width, output_channels=decoder.width, num_hidden_layers=encoder.depth,
       num_attention_heads=encoder.heads, image_size=config.image_size, patch_size=encoder.patch_size,
-      window_size=encoder.window_size, global_attn_indexes=list(encoder.global_blocks),
+      window_size=encoder.pretrain_window, global_attn_indexes=list(encoder.global_blocks),
       mlp_dim=encoder.mlp_ratio * encoder.width, num_pos_feats=decoder.width // 2)
   prompts = SamPromptEncoderConfig(hidden_size=decoder.width, image_size=config.image_size,
                                    patch_size=encoder.patch_size, mask_input_channels=decoder.mask_channels)

@@ -43,7 +43,8 @@ def test_a_training_sample_is_that_of_a_plain_loader_with_the_same_luck(loaders)
 
 def test_an_evaluation_sample_is_that_of_a_plain_loader(loaders):
   source, tokenizer, plain = loaders
-  batches = pipeline.evaluation_batches(source, tokenizer, image_size=SIZE, pixel_mean=MEAN, pixel_std=STD, batch_size=8)
+  batches = pipeline.evaluation_batches(source, tokenizer, image_size=SIZE, pixel_mean=MEAN, pixel_std=STD,
+                                        batch_size=8)
   rows = [{name: array[row] for name, array in batch.items()} for batch, _ in batches
           for row in np.flatnonzero(batch['valid'])]
   assert len(rows) == len(plain[False]) > len(source)

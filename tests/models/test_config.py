@@ -25,7 +25,7 @@ def test_json_round_trip(config):
     ('text_encoder', dict(text_encoder=TextEncoderConfig(heads=5)), '5 heads.*768'),
     ('mask_decoder.width', dict(mask_decoder=MaskDecoderConfig(width=12, heads=2)), '12.*multiple of 8'),
     ('fusion', dict(text_encoder=None), 'no text encoder'),
-    ('image_encoder.window_size', dict(image_encoder=ImageEncoderConfig(window_size=14)), '14.*0'),
+    ('image_encoder.attention_scope', dict(image_encoder=ImageEncoderConfig(attention_scope='local')), 'local.*windowed'),
     ('fusion', dict(text_encoder=TextEncoderConfig(width=384)), '384 and 768.*layer_wise_vith'),
 ])
 def test_impossible_values_are_named(field, values, told):
@@ -53,7 +53,7 @@ def test_values_of_a_wrong_type_are_named(path, field, value):
 
 def test_plain_sam_has_metas_windows_and_input():
   config = models.sam(models.vit_l())
-  assert (config.image_encoder.window_size, config.image_size, config.grid) == (14, 1024, 64)
+  assert (config.image_encoder.window(0), config.image_size, config.grid) == (14, 1024, 64)
   assert config.text_encoder is None and config.fusion == 'none'
 
 

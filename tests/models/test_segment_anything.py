@@ -10,7 +10,8 @@ from tests.small_models import golden_arrays, load_release, random_model
 
 IMAGE = 80  # a grid of 5 x 5: windows of 3 need padding
 CONFIG = DitSamConfig(
-    ImageEncoderConfig(width=24, depth=3, heads=2, global_blocks=(1,), pretrain_grid=5, pretrain_window=3, window_size=3),
+    ImageEncoderConfig(width=24, depth=3, heads=2, global_blocks=(1,), pretrain_grid=5, pretrain_window=3,
+                       attention_scope='windowed'),
     MaskDecoderConfig(width=32, heads=4, mlp_width=48, iou_hidden=40), None, fusion='none', image_size=IMAGE)
 
 

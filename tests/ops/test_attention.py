@@ -1,97 +1,133 @@
-"""Every implementation of the one attention op against the definition, spelt out in float64."""
+"""Every implementation against the definition in float64."""
 
+import functools
+
+from hypothesis import given, settings, strategies as st
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ditsam_jax.ops.attention import IMPLEMENTATIONS, attention, relative_terms
+from tests.ops.attention_cases import NAMES, Case, exactly, on_cpu, value_and_gradients
 
-GRID, HEADS, HEAD_WIDTH = (3, 5), 2, 4  # not square: rows and columns must not be mixed up
-
-
-def inputs(prefix):
-  rng = np.random.default_rng(prefix)
-  length = prefix + GRID[0] * GRID[1]
-  q, k, v, probe = rng.normal(size=(4, 2, HEADS, length, HEAD_WIDTH))
-  tables = [rng.normal(size=(2 * size - 1, HEAD_WIDTH)) for size in GRID]
-  return [x.astype(np.float32) for x in (q, k, v, *tables)], probe.astype(np.float32)
+SMALL = Case((3, 5), prefix=5, width=4, batch=2)  # not square: rows and columns must not be mixed up
+TYPES = {'reference': ('float32', 'bfloat16'), 'xla': ('float32', 'bfloat16'), 'pallas_tpu': ('float32', 'bfloat16'),
+         'cudnn': ('bfloat16',)}
+TOLERANCE = {'float32': 1e-5, 'bfloat16': 3e-2}  # of an array's largest value
 
 
-def run(implementation, prefix):
-  def call(q, k, v, table_h, table_w):
-    rel_h, rel_w = relative_terms(q, table_h, table_w, GRID, prefix)
-    return attention(q, k, v, rel_h, rel_w, grid=GRID, prefix=prefix, implementation=implementation)
-  return call
+def check(name: str, dtype: str, case: Case, size: float = 1.0):
+  """Output and gradients of an implementation, against those in float64 on the same numbers."""
+  inputs = case.arrays(dtype, size)
+  for what, ours, exact in zip(('out', 'dq', 'dk', 'dv', 'dtable_h', 'dtable_w'), value_and_gradients(name, case, *inputs),
+                               exactly(case, *inputs)):
+    error = np.abs(ours - exact).max() / max(np.abs(exact).max(), 1e-3)
+    assert error <= TOLERANCE[dtype], f'{what}: {error}'
 
 
-def by_definition(q, k, v, table_h, table_w, prefix):
+def by_definition(q, k, v, table_h, table_w, mask, grid, prefix):
   """Query by query, key by key."""
-  q, k, v, table_h, table_w = (np.asarray(x, np.float64) for x in (q, k, v, table_h, table_w))
   out = np.zeros_like(q)
   for b, head, i in np.ndindex(q.shape[:3]):
     query = q[b, head, i]
-    logits = k[b, head] @ query / np.sqrt(HEAD_WIDTH)
+    logits = k[b, head] @ query / np.sqrt(q.shape[-1])
     for j in range(prefix, len(logits)):
       if i >= prefix:
-        (row, column), (key_row, key_column) = divmod(i - prefix, GRID[1]), divmod(j - prefix, GRID[1])
-        logits[j] += query @ table_h[row - key_row + GRID[0] - 1] + query @ table_w[column - key_column + GRID[1] - 1]
-    weights = np.exp(logits - logits.max())
+        (row, column), (key_row, key_column) = divmod(i - prefix, grid[1]), divmod(j - prefix, grid[1])
+        logits[j] += query @ table_h[row - key_row + grid[0] - 1] + query @ table_w[column - key_column + grid[1] - 1]
+    weights = np.exp(logits - logits.max()) * (1 if mask is None else mask[b])
     out[b, head, i] = weights / weights.sum() @ v[b, head]
   return out
 
 
-@pytest.mark.parametrize('prefix', [0, 5])
-@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
-def test_forward_is_the_definition(implementation, prefix):
-  arrays, _ = inputs(prefix)
-  out = jax.jit(run(implementation, prefix))(*arrays)
-  np.testing.assert_allclose(out, by_definition(*arrays, prefix), atol=2e-6)
-
-
-@pytest.mark.parametrize('prefix', [0, 5])
-@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
-def test_gradients_are_slopes_of_the_definition(implementation, prefix):
-  """Of the queries, keys, values and both tables, along random directions, by central differences in float64."""
-  arrays, probe = inputs(prefix)
-  function = run(implementation, prefix)
-  gradients = jax.jit(jax.grad(lambda args: (function(*args) * probe).sum()))(arrays)
+@pytest.mark.parametrize('case', [SMALL, SMALL._replace(prefix=0), SMALL._replace(masked=True)], ids=str)
+def test_what_the_tests_compare_with_is_the_definition_and_its_slopes(case):
+  """Slopes along random directions, by central differences."""
+  arrays, probe, mask = case.arrays('float64')
+  out, *gradients = exactly(case, arrays, probe, mask)
+  define = functools.partial(by_definition, mask=mask, grid=case.grid, prefix=case.prefix)
+  np.testing.assert_allclose(out, define(*arrays), atol=1e-12)
   rng, step = np.random.default_rng(1), 1e-5
   for index, gradient in enumerate(gradients):
     direction = rng.normal(size=gradient.shape)
-    shifted = [[np.asarray(x, np.float64) + (sign * step * direction if i == index else 0)
-                for i, x in enumerate(arrays)] for sign in (1, -1)]
-    high, low = ((by_definition(*args, prefix) * probe).sum() for args in shifted)
-    np.testing.assert_allclose((np.asarray(gradient, np.float64) * direction).sum(), (high - low) / (2 * step),
-                               rtol=2e-4, atol=1e-4)
+    high, low = ((define(*[x + (sign * step * direction if i == index else 0) for i, x in enumerate(arrays)])
+                  * probe).sum() for sign in (1, -1))
+    np.testing.assert_allclose((gradient * direction).sum(), (high - low) / (2 * step), rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize('prefix', [0, 5])
-def test_implementations_have_the_same_gradients(prefix):
-  arrays, probe = inputs(prefix)
-  reference, *others = (jax.jit(jax.grad(lambda args, f=run(name, prefix): (f(*args) * probe).sum()))(arrays)
-                        for name in ('reference', *(set(IMPLEMENTATIONS) - {'reference'})))
-  for gradients in others:
-    for ours, theirs in zip(gradients, reference):
-      np.testing.assert_allclose(ours, theirs, atol=2e-5)
+@pytest.mark.parametrize('case', [
+    Case((4, 4), width=64), Case((14, 14), prefix=20, width=80), Case((14, 14), width=32, masked=True),
+    Case((8, 3), prefix=64, width=16, batch=2, masked=True)], ids=str)
+@pytest.mark.parametrize('name', NAMES)
+def test_models_heads_and_windows(name, case):
+  for dtype in TYPES[name]:
+    check(name, dtype, case)
 
 
-@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
-def test_without_relative_positions_it_is_plain_attention(implementation):
-  (q, k, v, *_), _ = inputs(0)
-  out = attention(q, k, v, grid=GRID, implementation=implementation)
-  plain = jax.nn.dot_product_attention(*(jnp.swapaxes(x, 1, 2) for x in (q, k, v)))
-  np.testing.assert_allclose(out, jnp.swapaxes(plain, 1, 2), atol=2e-6)
+@pytest.mark.parametrize('name, case', [
+    ('xla', Case((26, 33), prefix=3, heads=2)),  # two heads at a time, their queries in two turns
+    ('xla', Case((23, 21), prefix=2, heads=3, batch=3, masked=True)),  # three of nine heads at a time
+    ('pallas_tpu', Case((27, 31), prefix=5, heads=1)),  # two blocks each way, the second one not full
+    ('pallas_tpu', Case((32, 31), prefix=32, heads=1, masked=True))], ids=str)  # two full blocks
+def test_long_sequences_in_parts(name, case):
+  check(name, 'float32', case)
 
 
-@pytest.mark.parametrize('implementation', IMPLEMENTATIONS)
-def test_large_logits_stay_finite(implementation):
-  arrays, _ = inputs(5)
-  out = run(implementation, 5)(*(100 * x for x in arrays[:2]), *arrays[2:])
-  assert np.isfinite(out).all()
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(case=st.builds(Case, grid=st.tuples(st.integers(1, 7), st.integers(1, 7)), prefix=st.integers(0, 9),
+                      width=st.sampled_from((3, 8, 20)), batch=st.integers(1, 2), heads=st.integers(1, 3),
+                      masked=st.booleans()), data=st.data())
+@pytest.mark.parametrize('name', NAMES)
+def test_any_small_shape(name, case, data):
+  check(name, data.draw(st.sampled_from(TYPES[name])), case)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_large_logits_do_not_overflow(name):
+  """They reach thousands; all weight lies on one key then."""
+  case, dtype = SMALL._replace(masked=True, width=64), TYPES[name][0]
+  arrays, probe, mask = case.arrays(dtype, size=200.0)
+  out, *gradients = value_and_gradients(name, case, arrays, probe, mask)
+  assert all(np.isfinite(x).all() for x in gradients)
+  exact, *_ = exactly(case, arrays, probe, mask)
+  assert np.abs(out - exact).max() <= 10 * TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_without_relative_positions_it_is_plain_attention(name):
+  (q, k, v, *_), *_ = SMALL.arrays('bfloat16')
+  plain = jax.nn.dot_product_attention(*(x.swapaxes(1, 2) for x in (q, k, v)))
+  with on_cpu(name):
+    out = attention(q, k, v, grid=SMALL.grid, prefix=SMALL.prefix, implementation=name)
+  np.testing.assert_allclose(np.float32(out), np.float32(plain.swapaxes(1, 2)), atol=2e-2)
+
+
+def call(implementation='auto', **changes):
+  (q, k, v, *tables), _, _ = SMALL.arrays()
+  terms = dict(zip(('rel_h', 'rel_w'), relative_terms(q, *tables, SMALL.grid, SMALL.prefix)))
+  arguments = dict(q=q, k=k, v=v, grid=SMALL.grid, prefix=SMALL.prefix) | terms | changes
+  return attention(**arguments, implementation=implementation)
+
+
+def test_on_cpu_auto_is_xla():
+  np.testing.assert_array_equal(call('auto'), call('xla'))
+
+
+@pytest.mark.parametrize('changes, told', [
+    (dict(grid=(5, 5)), r'q is \(2, 2, 20, 4\); expected \(2, 2, 30, 4\) for a 5 x 5 grid and a prefix of 5'),
+    (dict(grid=(5, 3)), r'rel_h is \(2, 2, 15, 3\); expected \(2, 2, 15, 5\)'),
+    (dict(rel_w=None), 'rel_h and rel_w go together'),
+    (dict(key_mask=np.ones((2, 3), bool)), r'key_mask is \(2, 3\); expected \(2, 20\)')])
+def test_shapes_that_do_not_go_together_are_named(changes, told):
+  with pytest.raises(ValueError, match=told):
+    call(**changes)
 
 
 def test_an_unknown_implementation_is_named_with_the_known_ones():
-  arrays, _ = inputs(0)
-  with pytest.raises(ValueError, match="'fast' is unknown.*reference"):
-    run('fast', 0)(*arrays)
+  with pytest.raises(ValueError, match=f"'fast': there is no such .*{', '.join(IMPLEMENTATIONS)}"):
+    call('fast')
+
+
+def test_an_implementation_that_cannot_says_why():
+  with pytest.raises(ValueError, match="'cudnn': it takes bfloat16 and float16, these are float32"):
+    call('cudnn')

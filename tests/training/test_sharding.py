@@ -21,16 +21,15 @@ from tests.devices import run_on_devices
 from tests.small_models import random_batch, random_model, small_config
 
 
-def small_program(mesh, devices=None, dropout=0.1, **changes):
-  """The small model's program on a mesh, and its config."""
+def small_program(mesh, devices=None, dropout=0.1, fusion='layer_wise', **changes):
+  """The small model's program on a mesh."""
   config = recipe('refcoco')
   config.update(changes)
   config.data.batch_size = 8
   config.optimizer.update(learning_rate=1e-3, warmup_start=1e-3, warmup_steps=0)
   config.mesh.update(dict(zip(AXES, mesh)))
-  model = small_config(fusion_dropout=dropout)
-  text = dataclasses.replace(model.text_encoder, dropout=dropout)
-  model = small_config(fusion_dropout=dropout, text_encoder=text)
+  text = dataclasses.replace(small_config().text_encoder, dropout=dropout)
+  model = small_config(fusion=fusion, fusion_dropout=dropout, text_encoder=text)
   return build(config, model, sharding.make_mesh(config.mesh, devices))
 
 

@@ -1,0 +1,87 @@
+"""Attention compiled for TPUs that are not here: python benchmarks/compile_attention.py
+
+Needs libtpu (pip install libtpu), no TPU. One JSON line for each chip, shape and implementation: forward and backward as
+one program, its temporary memory, the bytes it moves, the largest array in it for each head and query (a quarter of the
+tokens or more would be logits), and whether an array [.., N, N] is in it. The chip's compiler also decides whether a
+kernel fits at all. Exit status 1 if a kernel does not compile or has such an array.
+"""
+
+import argparse
+import json
+import math
+import os
+from pathlib import Path
+import re
+import sys
+import time
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+os.environ['JAX_PLATFORMS'] = 'cpu'
+for name, value in {'TPU_SKIP_MDS_QUERY': '1', 'TPU_ACCELERATOR_TYPE': 'v5litepod-4', 'TPU_WORKER_HOSTNAMES': 'localhost',
+                    'TPU_WORKER_ID': '0'}.items():
+  os.environ.setdefault(name, value)  # libtpu otherwise asks a cloud machine's metadata who it is
+
+import jax
+from jax.experimental import topologies
+
+from ditsam_jax.ops.attention import attention
+
+CHIPS = {'v5e': 'v5e:2x2', 'v5p': 'v5p:2x2x1', 'v6e': 'v6e:2x2'}
+SHAPES = {  # batch, heads, channels, side of the grid, text slots
+    'vit_b-512': (8, 12, 64, 32, 20), 'vit_l-512': (8, 16, 64, 32, 20), 'vit_h-512': (8, 16, 80, 32, 20),
+    'vit_b-1024': (1, 12, 64, 64, 20), 'vit_l-1024': (1, 16, 64, 64, 20), 'vit_h-1024': (1, 16, 80, 64, 20),
+    'vit_b-window': (25, 12, 64, 14, 0), 'vit_h-window': (25, 16, 80, 14, 20), 'tiny': (64, 3, 32, 8, 12)}
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('--chips', nargs='+', choices=CHIPS, default=list(CHIPS))
+  parser.add_argument('--shapes', nargs='+', choices=SHAPES, default=list(SHAPES))
+  parser.add_argument('--implementations', nargs='+', default=['pallas_tpu'])
+  parser.add_argument('--dtypes', nargs='+', choices=('bfloat16', 'float32'), default=['bfloat16', 'float32'])
+  parser.add_argument('--batch', type=int, help='instead of the shape\'s own')
+  options = parser.parse_args()
+  failed = False
+  for chip in options.chips:
+    device = topologies.get_topology_desc(CHIPS[chip], platform='tpu').devices[0]
+    for shape in options.shapes:
+      for dtype in options.dtypes:
+        for name in options.implementations:
+          row = dict(chip=chip, shape=shape, dtype=dtype, implementation=name)
+          row |= report(device, name, dtype, *SHAPES[shape], batch=options.batch)
+          print(json.dumps(row), flush=True)
+          failed |= name.startswith('pallas') and row.get('square', True)
+  return int(failed)
+
+
+def report(device, name: str, dtype: str, batch_size: int, heads: int, width: int, side: int, prefix: int,
+           batch: int | None) -> dict:
+  """What the compiler says of forward and backward on one device; `error` if it refuses."""
+  tokens, batch = side * side, batch or batch_size
+  length = prefix + tokens
+  sharding = jax.sharding.SingleDeviceSharding(device)
+  arrays = [jax.ShapeDtypeStruct((batch, heads, *shape), dtype, sharding=sharding)
+            for shape in (*((length, width),) * 4, *((tokens, side),) * 2)]
+  def gradients(dout, *arrays):
+    out, backward = jax.vjp(lambda *a: attention(*a, grid=(side, side), prefix=prefix, implementation=name), *arrays)
+    return out, backward(dout)
+  started = time.perf_counter()
+  try:
+    compiled = jax.jit(gradients).lower(*arrays).compile()
+  except Exception as error:  # the compiler's own, of any type; its first line says what did not fit
+    return dict(batch=batch, error=str(error).split('\n')[0][:300])
+  text = compiled.as_text()
+  return dict(batch=batch, seconds=round(time.perf_counter() - started, 1),
+              temporary_mib=round(compiled.memory_analysis().temp_size_in_bytes / 2 ** 20, 1),
+              moved_mib=round(compiled.cost_analysis()['bytes accessed'] / 2 ** 20),
+              largest=largest_array(text) // (batch * heads * length), square=f',{length},{length}]' in text)
+
+
+def largest_array(text: str) -> int:
+  """Elements of the largest array that a compiled program names."""
+  shapes = set(re.findall(r'\b(?:bf16|f16|f32)\[([\d,]+)\]', text))
+  return max(math.prod(map(int, shape.split(','))) for shape in shapes)
+
+
+if __name__ == '__main__':
+  sys.exit(main())

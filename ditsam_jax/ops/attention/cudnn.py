@@ -1,0 +1,56 @@
+"""NVIDIA's flash attention (cuDNN), through JAX, with relative positions as extra channels.
+
+cuDNN also takes a bias, but as an [N, N] array a head, which is what this op avoids.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from ditsam_jax.ops.attention.channels import appended
+
+TYPES = ('bfloat16', 'float16')
+MULTIPLE = 8  # of channels
+HOPPER = (9, 0)
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array | None,
+              keys: jax.Array | None) -> jax.Array:
+  """q, k, v: [B, H, N, D], q not scaled; queries [B, H, N, R] and keys [B or 1, 1, N, R] as of `extra_channels`."""
+  width = v.shape[-1]
+  q, k = appended(q, k, queries, keys)
+  channels = _padded(q.shape[-1])
+  # [B, N, H, D]; all three of one width, since only Hopper takes narrower values.
+  q, k, v = (jnp.pad(x, ((0, 0),) * 3 + ((0, channels - x.shape[-1]),)).swapaxes(1, 2) for x in (q, k, v))
+  out = jax.nn.dot_product_attention(q, k, v, scale=1.0, implementation='cudnn')
+  return out[..., :width].swapaxes(1, 2)
+
+
+def why_not(dtype, width: int, length: int, channels: int) -> str | None:
+  """See `choice.why_not`."""
+  if jnp.dtype(dtype).name not in TYPES:
+    return f'it takes {" and ".join(TYPES)}, these are {jnp.dtype(dtype).name}'
+  capability = compute_capability()
+  if capability is None:
+    return 'JAX sees no CUDA GPU; install jax[cuda12] or jax[cuda13]'
+  limit = 256 if capability >= HOPPER else 128
+  if _padded(width + channels) > limit:
+    return (f'a head has {width} channels and {channels} for relative positions; on a GPU of compute capability '
+            f'{".".join(map(str, capability))} it takes {limit} together')
+  return None
+
+
+def _padded(channels: int) -> int:
+  return -(-channels // MULTIPLE) * MULTIPLE
+
+
+@functools.cache
+def compute_capability() -> tuple[int, int] | None:
+  """Of this process' first NVIDIA GPU, or None if there is none."""
+  try:
+    device = jax.devices('cuda')[0]
+  except RuntimeError:
+    return None
+  major, minor = device.compute_capability.split('.')
+  return int(major), int(minor)

@@ -1,0 +1,253 @@
+"""Flash attention with extra channels on a TPU: forward and backward, no [N, N] array outside the chip's own memory.
+
+Online softmax over blocks of keys (arXiv 2205.14135). Everything is transposed against the usual: arrays are
+[B, H, D, N] and logits [keys, queries]. On a TPU the last axis fills 128 lanes and the one before 8 sublanes, so
+
+  - D = 64 or 80 in the last place would be padded to 128, N is hardly padded: half the memory for what the backward pass
+    keeps;
+  - what belongs to a query (maximum, sum, logsumexp) is a row that all logits of a column share: reductions over keys
+    are adds of whole registers, and a logsumexp of [1, N] takes four bytes a query, not 512;
+  - no block of logits is ever turned, only blocks of keys and values.
+
+The relative terms of the queries [N, rows + columns] meet the codes of the keys in a second product in the kernel: at
+D <= 64 both together take the systolic array two passes, and nothing is added to the logits by hand.
+
+One backward kernel computes all gradients from one recomputation of the weights. It keeps those of all keys of a head in
+VMEM (2 D N floats), which is what limits N.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+import jax.numpy as jnp
+
+LANES = 128
+LARGEST_BLOCK = {'bfloat16': 768, 'float32': 512}  # queries, keys; five f32 [768, 768] at once take 11 MiB of VMEM
+STEP = 256 ** 2  # logits that could be computed in the time a step of the grid takes to begin (0.35 us)
+LONGEST = 8192  # tokens; 64 x 64 with 64 text slots are 4160
+VMEM_LIMIT = 64 * 2 ** 20  # of 128 MiB on v5e and v6e, and all that v5p has
+HIDDEN = -1e30  # logit of what lies behind the last key; finite, since inf - inf is not a number
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array | None,
+              keys: jax.Array | None) -> jax.Array:
+  """q, k, v: [B, H, N, D], q not scaled; queries [B, H, N, R] and keys [B or 1, 1, N, R] as of `extra_channels`."""
+  if queries is None:
+    queries, keys = (jnp.zeros((*shape, 1), q.dtype) for shape in (q.shape[:3], (1, 1, q.shape[2])))
+  return _transpose(_attention(*map(_transpose, (q, k, v, queries, keys))))
+
+
+def why_not(dtype, width: int, length: int, channels: int) -> str | None:
+  """See `choice.why_not`."""
+  if jnp.dtype(dtype).name not in LARGEST_BLOCK:
+    return f'it takes {" and ".join(LARGEST_BLOCK)}, these are {jnp.dtype(dtype).name}'
+  if length > LONGEST:
+    return f'it takes up to {LONGEST} tokens, these are {length}'
+  return None
+
+
+def _transpose(x: jax.Array) -> jax.Array:
+  return x.swapaxes(-1, -2)
+
+
+class _Blocks(NamedTuple):
+  """How N tokens are cut: blocks of `size`, the last one may reach past the end."""
+  length: int
+  size: int
+
+  @property
+  def count(self) -> int:
+    return pl.cdiv(self.length, self.size)
+
+
+def _blocks(length: int, dtype) -> _Blocks:
+  """The cut with the least work: logits in whole blocks, and the steps."""
+  sizes = range(LANES, LARGEST_BLOCK[jnp.dtype(dtype).name] + 1, LANES)
+  return _Blocks(length, min(sizes, key=lambda size: pl.cdiv(length, size) ** 2 * (size ** 2 + STEP)))
+
+
+@jax.custom_vjp
+def _attention(q, k, v, x, y):
+  return _forward(q, k, v, x, y)[0]
+
+
+def _attention_forward(q, k, v, x, y):
+  out, logsumexp = _forward(q, k, v, x, y)
+  return out, (q, k, v, x, y, out, logsumexp)
+
+
+def _attention_backward(kept, gradient):
+  y = kept[4]
+  return *_backward(*kept, gradient), jnp.zeros_like(y)
+
+
+_attention.defvjp(_attention_forward, _attention_backward)
+
+
+# ------------------------------------------------------------------------------------------------------------ kernels
+# Blocks: q, dout, out [D, bq]; k, v [D, bk]; x [R, bq]; y [R, bk]; logits, weights and their gradients [bk, bq].
+
+def _dot(a: jax.Array, b: jax.Array, over: str) -> jax.Array:
+  """f32 product of matrices over 'rows' (both first axes), 'columns' (both last) or 'inner' (as a @ b)."""
+  axes = {'rows': ((0,), (0,)), 'columns': ((1,), (1,)), 'inner': ((1,), (0,))}[over]
+  exact = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+  return jax.lax.dot_general(a, b, (axes, ((), ())), precision=exact, preferred_element_type=jnp.float32)
+
+
+def _read(ref, index=None, blocks: _Blocks | None = None) -> jax.Array:
+  """A block as a matrix; with `blocks`, columns behind the last token, whose content is anything, are zero."""
+  x = ref[0, 0]
+  if blocks is None:
+    return x
+  column = jax.lax.broadcasted_iota(jnp.int32, x.shape, 1)
+  return jnp.where(column < blocks.length - index * blocks.size, x, jnp.zeros_like(x))
+
+
+def _logits(q, k, x, y) -> jax.Array:
+  scaled = (q.astype(jnp.float32) * q.shape[0] ** -0.5).astype(q.dtype)
+  return _dot(k, scaled, 'rows') + _dot(y, x, 'rows')
+
+
+def _seen(shape: tuple[int, int], axis: int, index, blocks: _Blocks) -> jax.Array:
+  """Where a block of logits lies before the last key (axis 0) or query (axis 1)."""
+  return jax.lax.broadcasted_iota(jnp.int32, shape, axis) < blocks.length - index * blocks.size
+
+
+def _forward_kernel(q_ref, k_ref, v_ref, x_ref, y_ref, out_ref, logsumexp_ref, maximum, total, acc, *, blocks):
+  step, steps = pl.program_id(3), blocks.count
+
+  @pl.when(step == 0)
+  def _():
+    maximum[...] = jnp.full_like(maximum, HIDDEN)
+    total[...] = jnp.zeros_like(total)
+    acc[...] = jnp.zeros_like(acc)
+
+  def add(ragged: bool):
+    logits = _logits(_read(q_ref), _read(k_ref), _read(x_ref), _read(y_ref))
+    if ragged:
+      logits = jnp.where(_seen(logits.shape, 0, step, blocks), logits, HIDDEN)
+    v = _read(v_ref, step, blocks if ragged else None)
+    new = jnp.maximum(maximum[...], logits.max(0, keepdims=True))
+    weights = jnp.exp(logits - new)
+    shrink = jnp.exp(maximum[...] - new)
+    maximum[...] = new
+    total[...] = total[...] * shrink + weights.sum(0, keepdims=True)
+    acc[...] = acc[...] * shrink + _dot(v, weights.astype(v.dtype), 'inner')
+
+  _at_the_edge(add, step == steps - 1, blocks)
+
+  @pl.when(step == steps - 1)
+  def _():
+    out_ref[0, 0] = (acc[...] / total[...]).astype(out_ref.dtype)
+    logsumexp_ref[0, 0] = maximum[...] + jnp.log(total[...])
+
+
+def _backward_kernel(q_ref, k_ref, v_ref, x_ref, y_ref, out_ref, logsumexp_ref, dout_ref,
+                     dq_ref, dk_ref, dv_ref, dx_ref, dq, dk, dv, dx, delta, *, blocks):
+  i, j, last = pl.program_id(2), pl.program_id(3), blocks.count - 1  # blocks of queries and of keys
+
+  @pl.when(j == 0)
+  def _():
+    dq[...] = jnp.zeros_like(dq)
+    dx[...] = jnp.zeros_like(dx)
+    delta[...] = (dout_ref[0, 0].astype(jnp.float32) * out_ref[0, 0].astype(jnp.float32)).sum(0, keepdims=True)
+
+  @pl.when(i == 0)
+  def _():
+    dk[j] = jnp.zeros(dk.shape[1:], dk.dtype)
+    dv[j] = jnp.zeros(dv.shape[1:], dv.dtype)
+
+  def add(ragged: bool):
+    edge = blocks if ragged else None
+    q, x, dout = (_read(ref, i, edge) for ref in (q_ref, x_ref, dout_ref))
+    k, v, y = (_read(ref, j, edge) for ref in (k_ref, v_ref, y_ref))
+    weights = jnp.exp(_logits(q, k, x, y) - logsumexp_ref[0, 0])
+    dlogits = weights * (_dot(v, dout, 'rows') - delta[...])
+    if ragged:
+      seen = _seen(weights.shape, 0, j, blocks) & _seen(weights.shape, 1, i, blocks)
+      weights, dlogits = jnp.where(seen, weights, 0.0), jnp.where(seen, dlogits, 0.0)
+    weights, dlogits = weights.astype(q.dtype), dlogits.astype(q.dtype)
+    dv[j] += _dot(dout, weights, 'columns')
+    dk[j] += _dot(q, dlogits, 'columns')
+    dq[...] += _dot(k, dlogits, 'inner')
+    dx[...] += _dot(y, dlogits, 'inner')
+
+  _at_the_edge(add, (i == last) | (j == last), blocks)
+  scale = q_ref.shape[2] ** -0.5
+
+  @pl.when(j == last)
+  def _():
+    dq_ref[0, 0] = (dq[...] * scale).astype(dq_ref.dtype)
+    dx_ref[0, 0] = dx[...].astype(dx_ref.dtype)
+
+  @pl.when(i == last)
+  def _():
+    dk_ref[0, 0] = (dk[j] * scale).astype(dk_ref.dtype)
+    dv_ref[0, 0] = dv[j].astype(dv_ref.dtype)
+
+
+def _at_the_edge(add, at_edge, blocks: _Blocks):
+  """Runs `add`, told whether its block may reach past the end: masking costs time, and few blocks need it."""
+  ragged = blocks.length % blocks.size != 0
+  if not ragged or blocks.count == 1:
+    add(ragged)
+    return
+  pl.when(jnp.logical_not(at_edge))(functools.partial(add, False))
+  pl.when(at_edge)(functools.partial(add, True))
+
+
+# -------------------------------------------------------------------------------------------------------------- calls
+
+def _parameters(*semantics: str) -> pltpu.CompilerParams:
+  return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=VMEM_LIMIT)
+
+
+def _specs(q, x, y, size: int):
+  """Blocks of what belongs to queries (of so many rows), to keys, and of the keys' channels."""
+  def of_queries(rows):
+    return pl.BlockSpec((1, 1, rows, size), lambda b, h, i, j: (b, h, 0, i))
+  def of_keys(rows):
+    return pl.BlockSpec((1, 1, rows, size), lambda b, h, i, j: (b, h, 0, j))
+  codes = pl.BlockSpec((1, 1, x.shape[2], size), lambda b, h, i, j: (b if y.shape[0] > 1 else 0, 0, 0, j))
+  return of_queries, of_keys, codes
+
+
+def _forward(q, k, v, x, y):
+  """Output [B, H, D, N] and logsumexp of the logits, f32 [B, H, 1, N]."""
+  batch, heads, width, length = q.shape
+  blocks = _blocks(length, q.dtype)
+  size = blocks.size
+  of_queries, of_keys, codes = _specs(q, x, y, size)
+  return pl.pallas_call(
+      functools.partial(_forward_kernel, blocks=blocks),
+      grid=(batch, heads, blocks.count, blocks.count),
+      in_specs=[of_queries(width), of_keys(width), of_keys(width), of_queries(x.shape[2]), codes],
+      out_specs=[of_queries(width), of_queries(1)],
+      out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((batch, heads, 1, length), jnp.float32)],
+      scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in ((1, size), (1, size), (width, size))],
+      compiler_params=_parameters('parallel', 'parallel', 'parallel', 'arbitrary'),
+      name='attention_forward')(q, k, v, x, y)
+
+
+def _backward(q, k, v, x, y, out, logsumexp, dout):
+  """Gradients of q, k, v, x in their own types."""
+  batch, heads, width, length = q.shape
+  blocks, channels = _blocks(length, q.dtype), x.shape[2]
+  size, last = blocks.size, blocks.count - 1
+  of_queries, of_keys, codes = _specs(q, x, y, size)
+  # Keys' gradients are complete in the last round over the keys; until then the block that is written does not move.
+  written = pl.BlockSpec((1, 1, width, size), lambda b, h, i, j: (b, h, 0, jnp.where(i == last, j, 0)))
+  return pl.pallas_call(
+      functools.partial(_backward_kernel, blocks=blocks),
+      grid=(batch, heads, blocks.count, blocks.count),
+      in_specs=[of_queries(width), of_keys(width), of_keys(width), of_queries(channels), codes, of_queries(width),
+                of_queries(1), of_queries(width)],
+      out_specs=[of_queries(width), written, written, of_queries(channels)],
+      out_shape=[jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (q, k, v, x)],
+      scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in (
+          (width, size), (blocks.count, width, size), (blocks.count, width, size), (channels, size), (1, size))],
+      compiler_params=_parameters('parallel', 'parallel', 'arbitrary', 'arbitrary'),
+      name='attention_backward')(q, k, v, x, y, out, logsumexp, dout)

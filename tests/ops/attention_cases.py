@@ -1,0 +1,96 @@
+"""Inputs for attention, and how to call every implementation that a CPU can imitate."""
+
+import contextlib
+import functools
+from typing import NamedTuple
+from unittest import mock
+
+import jax
+from jax.experimental.pallas import tpu as pltpu
+import numpy as np
+
+from ditsam_jax.ops.attention import attention, cudnn, relative_terms
+
+NAMES = ('reference', 'xla', 'pallas_tpu', 'cudnn')
+
+
+class Case(NamedTuple):
+  """What decides a program."""
+  grid: tuple[int, int]
+  prefix: int = 0
+  width: int = 8
+  batch: int = 1
+  heads: int = 2
+  masked: bool = False
+
+  @property
+  def length(self) -> int:
+    return self.prefix + self.grid[0] * self.grid[1]
+
+  def arrays(self, dtype='float32', size: float = 1.0) -> tuple[list[np.ndarray], np.ndarray, np.ndarray | None]:
+    """(q, k, v and both tables), the gradient of the output, the key mask; `size` scales q."""
+    rng = np.random.default_rng(self.length)
+    q, k, v, probe = rng.normal(size=(4, self.batch, self.heads, self.length, self.width))
+    tables = [rng.normal(size=(2 * side - 1, self.width)) / self.width ** 0.5 for side in self.grid]
+    mask = None
+    if self.masked:
+      mask = rng.random((self.batch, self.length)) < 0.6
+      mask[:, 0] = True
+    arrays = [np.asarray(x, jax.numpy.dtype(dtype)) for x in (size * q, k, v, *tables, probe)]
+    return arrays[:-1], arrays[-1], mask
+
+
+@contextlib.contextmanager
+def on_cpu(name: str):
+  """Pallas' kernels are interpreted; in place of cuDNN's a plain attention of the same signature runs."""
+  with contextlib.ExitStack() as stack:
+    if name.startswith('pallas'):
+      stack.enter_context(pltpu.force_tpu_interpret_mode(True))
+    if name == 'cudnn':
+      plain = functools.partial(_plain, jax.nn.dot_product_attention)
+      stack.enter_context(mock.patch.object(jax.nn, 'dot_product_attention', plain))
+      stack.enter_context(mock.patch.object(cudnn, 'compute_capability', lambda: (9, 0)))
+    yield
+
+
+def value_and_gradients(name: str, case: Case, arrays, probe, mask) -> list[np.ndarray]:
+  """Output, and gradients of q, k, v and both tables."""
+  def forward(q, k, v, table_h, table_w):
+    terms = relative_terms(q, table_h, table_w, case.grid, case.prefix)
+    return attention(q, k, v, *terms, grid=case.grid, prefix=case.prefix, key_mask=mask, implementation=name)
+  def both(arrays, probe):
+    out, backward = jax.vjp(forward, *arrays)
+    return out, *backward(probe)
+  with on_cpu(name):
+    return [np.asarray(x, np.float64) for x in jax.jit(both)(arrays, probe)]
+
+
+def exactly(case: Case, arrays, probe, mask) -> list[np.ndarray]:
+  """The same in float64, with the gradients worked out on paper; nothing of it is compiled."""
+  q, k, v, table_h, table_w, probe = (np.asarray(x, np.float64) for x in (*arrays, probe))
+  (h, w), prefix, scale = case.grid, case.prefix, case.width ** -0.5
+  image = q[:, :, prefix:].reshape(*q.shape[:2], h, w, case.width)
+  rows, columns = (np.arange(side)[:, None] - np.arange(side) + side - 1 for side in (h, w))  # of the tables
+  bias = (np.einsum('bnhwd,hkd->bnhwk', image, table_h[rows])[..., :, None]
+          + np.einsum('bnhwd,wkd->bnhwk', image, table_w[columns])[..., None, :])
+  logits = scale * q @ k.swapaxes(-1, -2)
+  logits[:, :, prefix:, prefix:] += bias.reshape(*q.shape[:2], h * w, h * w)
+  if mask is not None:
+    logits[np.broadcast_to(~mask[:, None, None], logits.shape)] = -np.inf
+  weights = np.exp(logits - logits.max(-1, keepdims=True))
+  weights /= weights.sum(-1, keepdims=True)
+  dweights = probe @ v.swapaxes(-1, -2)
+  dlogits = weights * (dweights - (weights * dweights).sum(-1, keepdims=True))
+  dbias = dlogits[:, :, prefix:, prefix:].reshape(*q.shape[:2], h, w, h, w)
+  dq = scale * dlogits @ k
+  dq[:, :, prefix:] += (np.einsum('bnhwk,hkd->bnhwd', dbias.sum(-1), table_h[rows])
+                        + np.einsum('bnhwk,wkd->bnhwd', dbias.sum(-2), table_w[columns])).reshape(dq[:, :, prefix:].shape)
+  dtable_h, dtable_w = np.zeros_like(table_h), np.zeros_like(table_w)
+  np.add.at(dtable_h, rows, np.einsum('bnhwk,bnhwd->hkd', dbias.sum(-1), image))
+  np.add.at(dtable_w, columns, np.einsum('bnhwk,bnhwd->wkd', dbias.sum(-2), image))
+  return [weights @ v, dq, scale * dlogits.swapaxes(-1, -2) @ q, weights.swapaxes(-1, -2) @ probe, dtable_h, dtable_w]
+
+
+def _plain(attend, q, k, v, *, scale: float, implementation: str):
+  assert implementation == 'cudnn' and q.shape == k.shape == v.shape and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
+  return attend(q, k, v, scale=scale, implementation='xla')

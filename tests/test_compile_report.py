@@ -1,0 +1,103 @@
+"""The compile report's command: tables, files and refusals; with the TPU's compiler where libtpu is installed."""
+
+import importlib.util
+import json
+
+import jax
+from PIL import Image
+import pytest
+
+from ditsam_jax import compile_report
+from ditsam_jax.analysis import chips
+from ditsam_jax.command_line import UserError
+from tests.devices import run_on_devices
+
+SMALL = [
+    '--config.init_from=', '--config.model.image_encoder.depth=1', '--config.model.image_encoder.global_blocks=[0]',
+    '--config.model.text_encoder.depth=1', '--config.model.mask_decoder.depth=1', '--config.optimizer.name=adam',
+    '--config.data.batch_size=8', '--config.freeze=text_encoder,mask_decoder,prompt_encoder']
+
+# Processors of this machine in place of a slice's chips, and XLA's compiler for them, in a hurry.
+ON_PROCESSORS = """
+import os
+os.environ['XLA_FLAGS'] += ' --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
+import jax
+from ditsam_jax import compile_report
+from ditsam_jax.analysis import chips
+chips.topology_devices = lambda topology: jax.devices()[:chips.parse_topology(topology)[1]]
+assert compile_report.main(%r) == 0
+"""
+
+
+def test_the_real_step_in_table_json_and_picture(tmp_path):
+  json_file, picture = tmp_path / 'new' / 'report.json', tmp_path / 'report.png'
+  printed = run_on_devices(ON_PROCESSORS % ([
+      '--config=configs/ldit.py:shapes', '--topology=v5e:2x2', '--compare=topology=v5e:2x4,mesh.data=2,mesh.fsdp=4',
+      f'--json={json_file}', f'--picture={picture}', *SMALL],), 8)
+  (report,) = json.loads(json_file.read_text())['reports'].values()
+  assert report['chips'] == 8 and report['fits'] and not report['loops_of_unknown_length']
+  assert report['collectives']['all-gather']['times'] > 10  # weights, over fsdp
+  assert report['collectives']['all-reduce']['times'] > 0  # gradients, over data
+  assert report['bytes_sent'] > report['ideal_bytes_sent']  # gradients are f32 here
+  assert report['flops'] == pytest.approx(report['model_flops'] / 8, rel=0.3)
+  line = next(line for line in printed.splitlines() if line.startswith('estimate: samples/s'))
+  assert line.split()[-1] == f'{report["estimate"]["samples_per_second"]:.0f}'
+  assert Image.open(picture).width == 1200
+
+
+@pytest.mark.parametrize('arguments, said', [
+    (['--topology=v5e:3x3'], 'slices of v5e are 1x1, 2x2'),
+    (['--topology=v5e:2x2', '--compare=topology=v4:2x2x1'], 'chip of v5e, v5p, v6e'),
+    (['--topology=v5e:2x2', '--compare=mesh.fdsp=4'], "did you mean 'fsdp'"),
+    (['--topology=v5e:2x2', '--config.mesh.fsdp=3'], 'there are 4'),
+    (['--topology=v5e:2x2', '--config.data.batch_size=6'], 'multiple of 4'),
+])
+def test_refusals(monkeypatch, arguments, said):
+  four = jax.sharding.AbstractMesh((1, 4, 1), ('data', 'fsdp', 'tensor'))
+  monkeypatch.setattr(chips, 'topology_devices', lambda topology: 4 * jax.devices()[:1])
+  monkeypatch.setattr(jax, 'make_mesh', lambda *args, **kwargs: four)
+  with pytest.raises(UserError, match=said):
+    compile_report.main(['--config=configs/ldit.py:shapes', *arguments])
+
+
+def test_without_the_compiler_it_says_how_to_install_it(monkeypatch):
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(UserError, match=r"pip install -e '\.\[tpu\]'"):
+    chips.topology_devices('v5e:4x4')
+
+
+# The real compiler: a product whose weight is gathered and whose gradient is scattered.
+ON_TPU = """
+import json
+import jax, jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec as P
+from ditsam_jax.analysis import chips
+from ditsam_jax.analysis.collectives import collectives
+from ditsam_jax.analysis.hlo import Module
+from ditsam_jax.analysis.operations import operations
+mesh = jax.make_mesh((4,), ('x',), devices=chips.topology_devices('v5e:2x2'), axis_types=(jax.sharding.AxisType.Auto,))
+rows, everywhere = NamedSharding(mesh, P('x')), NamedSharding(mesh, P())
+def step(x, weights):
+  def layers(weights):
+    def body(x, w):
+      return jnp.tanh(x @ jax.lax.with_sharding_constraint(w, everywhere)), None
+    return jax.lax.scan(jax.checkpoint(body), x, weights)[0].astype(jnp.float32).sum()
+  return jax.grad(layers)(weights)
+stacked = NamedSharding(mesh, P(None, 'x'))
+args = (jax.ShapeDtypeStruct((4096, 512), jnp.bfloat16, sharding=rows),
+        jax.ShapeDtypeStruct((6, 512, 512), jnp.bfloat16, sharding=stacked))
+module = Module(jax.jit(step, out_shardings=stacked).lower(*args).compile().as_text())
+kinds = {}
+for c in collectives(module):
+  kinds[c.kind] = kinds.get(c.kind, 0) + c.bytes
+print(json.dumps([kinds, sum(o.flops * o.times for o in operations(module)), module.endless]))
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason="libtpu is not installed (the extra 'tpu')")
+def test_what_the_tpu_compiler_makes_of_sharded_layers():
+  kinds, flops, endless = json.loads(run_on_devices(ON_TPU, 1))
+  weights = 6 * 512 * 512 * 2
+  assert kinds['all-gather'] == 2 * weights * 3 / 4  # forward and again backward
+  assert sum(kinds.get(kind, 0) for kind in ('reduce-scatter', 'all-reduce')) >= weights * 3 / 4
+  assert flops == 4 * 6 * 2 * 1024 * 512 * 512 and not endless  # forward, again, and two products backward
