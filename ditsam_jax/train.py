@@ -1,7 +1,7 @@
 """Trains a model: python -m ditsam_jax.train --config=configs/ldit.py:shapes --workdir=runs/ldit
 
-Running the same command again resumes, to the same bits. Ctrl-C and SIGTERM save. At the end the workdir holds the model
-(`model/`), the best one on the validation split (`best/`), `metrics.json` and `predictions.png`; `tensorboard
+Running the same command again resumes, to the same bits. Ctrl-C and SIGTERM save. At the end the workdir holds the
+model (`model/`), the best one on the validation split (`best/`), `metrics.json` and `predictions.png`; `tensorboard
 --logdir=WORKDIR` shows the rest.
 """
 
@@ -85,7 +85,8 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
   # --------------------------------------------------------------------------------------------------------- data
   source = distributed.first_alone_first(lambda: _open(config, 'train'), 'data')
   vocabulary = datasets.vocabulary(config.data.dataset, config.init_from)
-  claimed.claim(json.loads(config.to_json()))
+  plain = json.loads(config.to_json())
+  claimed.claim(plain)
   tokenizer = Tokenizer(vocabulary, model_config.max_text_tokens)
   iterator = _training_batches(config, model_config, source, tokenizer,
                                sharding.rows_of_this_host(mesh, config.data.batch_size))
@@ -94,7 +95,7 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
   evaluation = _Evaluation(config, model_config, program, tokenizer, stop) if config.task == 'text' else None
   progress, skipped = Progress(), SkippedUpdates(workdir, config.max_skipped)
   describe = dict(vocabulary=vocabulary if config.task == 'text' else None, data=_about_data(config))
-  with Checkpoints(workdir, config.keep_checkpoints, json.loads(config.to_json()), config.on_save_failure) as checkpoints:
+  with Checkpoints(workdir, config.keep_checkpoints, plain, config.on_save_failure) as checkpoints:
     if checkpoints.latest_step is None:
       state, fresh = program.initial_state(config.init_from)
       if config.init_from:
