@@ -50,10 +50,15 @@ def _flops(module: Module, computation: Computation, instruction: Instruction) -
   if instruction.opcode == 'convolution':
     operands = [computation.instructions[name].shapes[0] for name in instruction.operands]
     return _convolution_flops(instruction, *operands)
-  if instruction.opcode == 'custom-call':  # a kernel of our own tells its cost
-    told = re.search(r'"cost_estimate":\{[^}]*"flops":"?(\d+)', instruction.attributes)
-    return int(told.group(1)) if told else 0
+  if instruction.opcode == 'custom-call':
+    return _told(instruction, 'flops') or 0
   return 0
+
+
+def _told(instruction: Instruction, field: str) -> int | None:
+  """What a kernel of our own tells of its cost."""
+  found = re.search(rf'"cost_estimate":\{{[^}}]*"{field}":"?(\d+)', instruction.attributes)
+  return int(found.group(1)) if found else None
 
 
 def _fusion_flops(module: Module, name: str) -> int:
@@ -95,6 +100,8 @@ def _bytes(module: Module, computation: Computation, instruction: Instruction) -
   opcode = instruction.opcode
   if opcode in _FREE or opcode.endswith('-done'):
     return 0
+  if opcode == 'custom-call' and (told := _told(instruction, 'bytes_accessed')) is not None:
+    return told
   operands = [computation.instructions[name].shapes for name in instruction.operands]
   if opcode == 'fusion':
     inner = module.computations[instruction.called('calls')]

@@ -95,3 +95,15 @@ def test_xla_agrees_where_nothing_loops():
   flops, _ = work(function, *shapes)
   cost = jax.jit(function).lower(*[jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]).compile().cost_analysis()
   np.testing.assert_allclose(flops, cost['flops'], rtol=0.02)
+
+
+def test_kernels_tell_their_cost():
+  text = """HloModule step
+
+ENTRY %main (a: bf16[4,64]) -> bf16[4,64] {
+  %a = bf16[4,64]{1,0} parameter(0)
+  ROOT %k = bf16[4,64]{1,0} custom-call(%a), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"body":"TUzv","cost_estimate":{"flops":"31250644992","transcendentals":"69755904","bytes_accessed":"72963072"}}}
+}
+"""
+  (found,) = operations(Module(text))
+  assert (found.flops, found.bytes) == (31250644992, 72963072)

@@ -14,7 +14,7 @@ from ditsam_jax.models.flops import forward_flops, training_flops
 
 def counted_by_xla(config, prompts):
   """FLOPs of the lowered forward pass of one image, with relative positions in their textbook form."""
-  config = dataclasses.replace(config, image_encoder=dataclasses.replace(config.image_encoder, attention='reference'))
+  config = dataclasses.replace(config, attention='reference')
   model = nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))
   model.eval()
   graph, weights = nnx.split(model)

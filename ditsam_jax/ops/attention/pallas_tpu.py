@@ -205,6 +205,16 @@ def _parameters(*semantics: str) -> pltpu.CompilerParams:
   return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=VMEM_LIMIT)
 
 
+def _cost(products: int, channel_products: int, q, x, blocks: _Blocks, rows: list[jax.Array],
+          columns: list[jax.Array]) -> pl.CostEstimate:
+  """What XLA schedules by: [N, N] products with D and with R channels a head; keys are read once for every query block."""
+  batch, heads, width, length = q.shape
+  pairs = batch * heads * length ** 2
+  moved = sum(array.size * array.dtype.itemsize for array in rows + blocks.count * columns)
+  return pl.CostEstimate(flops=2 * pairs * (products * width + channel_products * x.shape[2]), transcendentals=pairs,
+                         bytes_accessed=moved)
+
+
 def _specs(q, x, y, size: int):
   """Blocks of what belongs to queries (of so many rows), to keys, and of the keys' channels."""
   def of_queries(rows):
@@ -229,6 +239,7 @@ def _forward(q, k, v, x, y):
       out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((batch, heads, 1, length), jnp.float32)],
       scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in ((1, size), (1, size), (width, size))],
       compiler_params=_parameters('parallel', 'parallel', 'parallel', 'arbitrary'),
+      cost_estimate=_cost(2, 1, q, x, blocks, [q, x, q], [k, v, y]),
       name='attention_forward')(q, k, v, x, y)
 
 
@@ -250,4 +261,5 @@ def _backward(q, k, v, x, y, out, logsumexp, dout):
       scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in (
           (width, size), (blocks.count, width, size), (blocks.count, width, size), (channels, size), (1, size))],
       compiler_params=_parameters('parallel', 'parallel', 'arbitrary', 'arbitrary'),
+      cost_estimate=_cost(5, 2, q, x, blocks, [q, x, out, dout, q, k, v, x], [k, v, y]),
       name='attention_backward')(q, k, v, x, y, out, logsumexp, dout)
