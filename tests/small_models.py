@@ -30,7 +30,7 @@ def golden_arrays(name: str) -> dict[str, np.ndarray]:
     return dict(file)
 
 
-def golden_config(name: str, image_size: int) -> models.DitSamConfig:
+def golden_config(name: str, image_size: int, **changes) -> models.DitSamConfig:
   """The config of a golden model (its NAME.json) at an input side; no dropout."""
   a = json.loads((GOLDEN / f'{name}.json').read_text())
   encoder = models.ImageEncoderConfig(
@@ -41,7 +41,7 @@ def golden_config(name: str, image_size: int) -> models.DitSamConfig:
   text = models.TextEncoderConfig(vocab_size=a['vocab'], width=a['tdim'], depth=a['tlayers'], heads=a['theads'],
                                   mlp_width=a['tinter'], max_positions=32, dropout=0.0)
   fusion = 'none' if a['variant'] == 'default_sam' else a['variant']
-  return models.DitSamConfig(encoder, decoder, text, fusion=fusion, fusion_dropout=0.0, image_size=image_size)
+  return models.DitSamConfig(encoder, decoder, text, fusion=fusion, fusion_dropout=0.0, image_size=image_size, **changes)
 
 
 def small_config(**changes) -> models.DitSamConfig:
@@ -69,11 +69,11 @@ def random_model(config: models.DitSamConfig, seed: int = 0) -> DitSam:
   return model
 
 
-def golden_model(name: str, image_size: int) -> DitSam:
-  """A golden model with its weights, in evaluation mode; the release's weights."""
+def golden_model(name: str, image_size: int, **changes) -> DitSam:
+  """A golden model with its weights, in evaluation mode; the release's weights. `changes` are of its config."""
   import torch
   checkpoint = torch.load(GOLDEN / f'{name}.pth', weights_only=True)
-  model = random_model(golden_config(name, image_size))
+  model = random_model(golden_config(name, image_size, **changes))
   load_release(model, {key.removeprefix('module.'): tensor.numpy() for key, tensor in checkpoint['state_dict'].items()})
   model.eval()
   return model

@@ -17,6 +17,7 @@ def test_json_round_trip(config):
 
 @pytest.mark.parametrize('field, values, told', [
     ('fusion', dict(fusion='layerwise'), 'layerwise.*choose one of none, layer_wise'),
+    ('attention', dict(attention='fast'), 'fast.*choose one of auto, reference, xla'),
     ('image_size', dict(image_size=500), '500.*multiple of the patch size 16'),
     ('image_size', dict(image_size=0), '0.*multiple of the patch size 16'),
     ('image_encoder', dict(image_encoder=ImageEncoderConfig(heads=7)), '7 heads.*768'),

@@ -1,12 +1,12 @@
 """Inputs for attention, and how to call every implementation that a CPU can imitate."""
 
 import contextlib
-import functools
 from typing import NamedTuple
 from unittest import mock
 
 import jax
 from jax.experimental.pallas import tpu as pltpu
+import jax.numpy as jnp
 import numpy as np
 
 from ditsam_jax.ops.attention import attention, cudnn, relative_terms
@@ -36,7 +36,7 @@ class Case(NamedTuple):
     if self.masked:
       mask = rng.random((self.batch, self.length)) < 0.6
       mask[:, 0] = True
-    arrays = [np.asarray(x, jax.numpy.dtype(dtype)) for x in (size * q, k, v, *tables, probe)]
+    arrays = [np.asarray(x, jnp.dtype(dtype)) for x in (size * q, k, v, *tables, probe)]
     return arrays[:-1], arrays[-1], mask
 
 
@@ -47,8 +47,7 @@ def on_cpu(name: str):
     if name.startswith('pallas'):
       stack.enter_context(pltpu.force_tpu_interpret_mode(True))
     if name == 'cudnn':
-      plain = functools.partial(_plain, jax.nn.dot_product_attention)
-      stack.enter_context(mock.patch.object(jax.nn, 'dot_product_attention', plain))
+      stack.enter_context(mock.patch.object(jax.nn, 'dot_product_attention', _plain))
       stack.enter_context(mock.patch.object(cudnn, 'compute_capability', lambda: (9, 0)))
     yield
 
@@ -91,6 +90,12 @@ def exactly(case: Case, arrays, probe, mask) -> list[np.ndarray]:
   return [weights @ v, dq, scale * dlogits.swapaxes(-1, -2) @ q, weights.swapaxes(-1, -2) @ probe, dtable_h, dtable_w]
 
 
-def _plain(attend, q, k, v, *, scale: float, implementation: str):
-  assert implementation == 'cudnn' and q.shape == k.shape == v.shape and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
-  return attend(q, k, v, scale=scale, implementation='xla')
+def _plain(q, k, v, *, scale: float, implementation: str, query_seq_lengths=None, key_value_seq_lengths=None):
+  """What `jax.nn.dot_product_attention` does with these arguments, in f32, and what cuDNN asks for."""
+  assert implementation == 'cudnn' and q.shape == k.shape == v.shape
+  assert q.shape[1] % 2 == 0 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
+  logits = scale * jnp.einsum('bnhd,bmhd->bhnm', q.astype(jnp.float32), k.astype(jnp.float32))
+  if key_value_seq_lengths is not None:
+    seen = jnp.arange(q.shape[1]) < key_value_seq_lengths[:, None, None, None]
+    logits = jnp.where(seen, logits, -jnp.inf)
+  return jnp.einsum('bhnm,bmhd->bnhd', jax.nn.softmax(logits), v.astype(jnp.float32)).astype(q.dtype)

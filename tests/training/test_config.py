@@ -6,7 +6,7 @@ import pytest
 
 from ditsam_jax.command_line import UserError
 from ditsam_jax.models import config as models
-from ditsam_jax.training.config import load, model_config
+from ditsam_jax.training.config import check_attention, load, model_config
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 LDIT = str(CONFIGS / 'ldit.py')
@@ -88,10 +88,18 @@ def test_a_group_can_be_taken_away():
     ('final_split=testC', ['config.final_split', 'testC']),
     ('model.fusion=layer', ['model.fusion', 'layer', 'layer_wise']),
     ('model.image_size=100', ['model.image_size', '100', '16']),
+    ('model.attention=fast', ['model.attention', "'fast'", 'auto, reference, xla, cudnn, pallas_tpu']),
     ('model.text_encoder=None', ['config.model.text_encoder', 'text encoder'])])
 def test_impossible_changes_are_refused(override, told):
   message = refusal(LDIT, override)
   assert all(part in message for part in told), message
+
+
+def test_an_attention_that_cannot_run_here_is_refused():
+  model = model_config(load(LDIT, ['model.attention=pallas_tpu']))
+  check_attention(model, 'tpu', 'float32')
+  with pytest.raises(UserError, match="config.model.attention is 'pallas_tpu': it runs on tpu, this is cpu; 'auto'"):
+    check_attention(model, 'cpu', 'float32')
 
 
 def test_a_missing_file_is_named_with_those_there():

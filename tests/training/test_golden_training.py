@@ -9,12 +9,13 @@ from ditsam_jax.models.weights import weights_of
 from ditsam_jax.training.config import recipe
 from ditsam_jax.training.optimizer import make_optimizer
 from ditsam_jax.training.step import averaged_model, make_state, make_train_step, text_forward
+from tests.ops.attention_cases import on_cpu
 from tests.small_models import golden_arrays, golden_model
 
 EPOCHS = 4  # of which the first warms up
 
 
-def train(name: str, dtype: type):
+def train(name: str, dtype: type, attention: str = 'auto'):
   """Trains a golden model on the golden batches; returns the golden numbers, ours, and the averaged model's logits."""
   golden = {key.removeprefix('train/'): value for key, value in golden_arrays(name).items()
             if key.startswith('train/')}
@@ -22,7 +23,7 @@ def train(name: str, dtype: type):
   config = recipe('refcoco')
   config.optimizer.update(name='adam', learning_rate=1e-3, warmup_steps=steps // EPOCHS)
   optimizer, rate = make_optimizer(config.optimizer, steps)
-  model = golden_model(name, 64)
+  model = golden_model(name, 64, attention=attention)
   for variable in weights_of(model).values():
     variable.set_value(variable[...].astype(dtype))
   model.train()
@@ -50,9 +51,10 @@ def relative_error(logits, golden) -> float:
   return np.abs(logits - golden[:, 0]).max() / np.abs(golden).max()
 
 
-@pytest.mark.parametrize('name', ['ldit', 'edit'])
-def test_a_run_follows_the_releases(name):
-  golden, ours = train(name, jnp.float32)
+@pytest.mark.parametrize('name, attention', [('ldit', 'auto'), ('edit', 'auto'), ('edit', 'pallas_tpu')])
+def test_a_run_follows_the_releases(name, attention):
+  with on_cpu(attention):
+    golden, ours = train(name, jnp.float32, attention)
   assert np.abs(ours['learning_rate'] - golden['lr']).max() <= 1e-9
   assert np.abs(ours['loss'] - golden['loss']).max() <= 5e-4
   for key in ('final_logits', 'ema_logits'):

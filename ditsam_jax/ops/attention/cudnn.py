@@ -18,13 +18,15 @@ HOPPER = (9, 0)
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array | None,
               keys: jax.Array | None) -> jax.Array:
   """q, k, v: [B, H, N, D], q not scaled; queries [B, H, N, R] and keys [B or 1, 1, N, R] as of `extra_channels`."""
-  width = v.shape[-1]
+  batch, _, length, width = v.shape
   q, k = appended(q, k, queries, keys)
-  channels = _padded(q.shape[-1])
-  # [B, N, H, D]; all three of one width, since only Hopper takes narrower values.
-  q, k, v = (jnp.pad(x, ((0, 0),) * 3 + ((0, channels - x.shape[-1]),)).swapaxes(1, 2) for x in (q, k, v))
-  out = jax.nn.dot_product_attention(q, k, v, scale=1.0, implementation='cudnn')
-  return out[..., :width].swapaxes(1, 2)
+  # All three of one width, since only Hopper takes narrower values; of even length, which JAX asks for in training.
+  odd, channels = length % 2, _padded(q.shape[-1])
+  q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, odd), (0, channels - x.shape[-1]))).swapaxes(1, 2) for x in (q, k, v))
+  lengths = jnp.full((batch,), length, jnp.int32) if odd else None
+  out = jax.nn.dot_product_attention(q, k, v, scale=1.0, query_seq_lengths=lengths, key_value_seq_lengths=lengths,
+                                     implementation='cudnn')
+  return out[:, :length, :, :width].swapaxes(1, 2)
 
 
 def why_not(dtype, width: int, length: int, channels: int) -> str | None:
