@@ -66,6 +66,32 @@ def test_without_the_compiler_it_says_how_to_install_it(monkeypatch):
     chips.topology_devices('v5e:4x4')
 
 
+ABSTRACT = """
+import json, math, resource
+import jax
+from ditsam_jax.training import config as training_config
+from ditsam_jax.training.program import build
+from ditsam_jax.training.sharding import make_mesh
+config = training_config.load('configs/ldit_vith.py', ['mesh.fsdp=8', 'dtype=bfloat16', 'scan=True', 'remat=block'])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+program = build(config, training_config.model_config(config), make_mesh(config.mesh))
+program.lower()
+print(json.dumps({
+  'whole': sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(program.state)),
+  'share': sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+               for leaf in jax.tree.leaves(program.state)),
+  'arrays': sum(array.nbytes for array in jax.live_arrays()),
+  'grown': 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)}))
+"""
+
+
+def test_vit_h_is_prepared_without_any_of_its_arrays():
+  sizes = json.loads(run_on_devices(ABSTRACT, 8))
+  assert sizes['whole'] > 11e9  # parameters, average and two moments, f32
+  assert sizes['share'] == pytest.approx(sizes['whole'] / 8, rel=0.05)
+  assert sizes['arrays'] < 1e6 and sizes['grown'] < 1e9
+
+
 # The real compiler: a product whose weight is gathered and whose gradient is scattered.
 ON_TPU = """
 import json
