@@ -55,13 +55,13 @@ def test_what_the_tests_compare_with_is_the_definition_and_its_slopes(case):
     np.testing.assert_allclose((gradient * direction).sum(), (high - low) / (2 * step), rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize('case', [
+@pytest.mark.parametrize('index, case', enumerate([
     Case((4, 4), width=64), Case((14, 14), prefix=20, width=80), Case((14, 14), width=32, masked=True),
-    Case((8, 3), prefix=64, width=16, batch=2, masked=True)], ids=str)
+    Case((8, 3), prefix=64, width=16, batch=2, masked=True)]), ids=str)
 @pytest.mark.parametrize('name', NAMES)
-def test_models_heads_and_windows(name, case):
-  for dtype in TYPES[name]:
-    check(name, dtype, case)
+def test_models_heads_and_windows(name, index, case):
+  """Each in one of the types."""
+  check(name, TYPES[name][index % len(TYPES[name])], case)
 
 
 @pytest.mark.parametrize('name, case', [
@@ -74,7 +74,7 @@ def test_long_sequences_in_parts(name, case):
   check(name, 'float32', case)
 
 
-@settings(max_examples=6, deadline=None, derandomize=True)
+@settings(max_examples=5, deadline=None, derandomize=True)
 @given(case=st.builds(Case, grid=st.tuples(st.integers(1, 7), st.integers(1, 7)), prefix=st.integers(0, 9),
                       width=st.sampled_from((3, 8, 20)), batch=st.integers(1, 2), heads=st.integers(1, 3),
                       masked=st.booleans()), data=st.data())
