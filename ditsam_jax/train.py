@@ -14,7 +14,6 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
@@ -79,7 +78,6 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
   # ---------------------------------------------------------------------------------------- mesh, model, train step
   mesh = sharding.make_mesh(config.mesh)
   model_config = training_config.model_config(config)
-  training_config.check_attention(model_config, mesh.devices.flat[0].platform, jnp.dtype(config.dtype))
   program = build(config, model_config, mesh)
 
   # --------------------------------------------------------------------------------------------------------- data
