@@ -23,6 +23,7 @@ class Operation:
   flops: int
   bytes: int  # read and written in main memory
   times: int  # runs in one call of the program
+  overlapped: bool  # a copy that other work goes on beside
   op_name: str
 
 
@@ -34,7 +35,7 @@ def operations(module: Module) -> list[Operation]:
     for instruction in computation.instructions.values():
       flops, moved = _flops(module, computation, instruction), _bytes(module, computation, instruction)
       if flops or moved:
-        found.append(Operation(flops, moved, times, instruction.op_name))
+        found.append(Operation(flops, moved, times, instruction.opcode.endswith('-start'), instruction.op_name))
   return found
 
 

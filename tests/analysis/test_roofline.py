@@ -11,8 +11,9 @@ from ditsam_jax.analysis.table import table
 from ditsam_jax.command_line import UserError
 
 V5E = CHIPS['v5e']
-PRODUCT = Operation(flops=int(197e12 * 0.010), bytes=int(819e9 * 0.002), times=2, op_name='dot')  # 20 ms of FLOPs
-SOFTMAX = Operation(flops=0, bytes=int(819e9 * 0.005), times=1, op_name='exp')  # 5 ms of bytes
+PRODUCT = Operation(flops=int(197e12 * 0.010), bytes=int(819e9 * 0.002), times=2, overlapped=False, op_name='dot')  # 20 ms of FLOPs
+SOFTMAX = Operation(flops=0, bytes=int(819e9 * 0.005), times=1, overlapped=False,
+                    op_name='exp')  # 5 ms of bytes
 
 
 def collective(seconds, overlapped, kind='all-gather', op_name='layers/3/dot'):
@@ -23,6 +24,12 @@ def test_operations_wait_for_the_slower_of_compute_and_memory():
   time = roofline(V5E, [PRODUCT, SOFTMAX], [])
   assert (time.compute, time.hbm, time.ici) == pytest.approx((0.020, 0.005, 0))
   assert time.step == pytest.approx(0.025) and time.bound == 'compute'
+
+
+@pytest.mark.parametrize('seconds, hbm', [(0.010, 0.005), (0.020, 0.009)])  # beside 20 ms of FLOPs and 9 ms of bytes
+def test_copies_beside_other_work_cost_only_what_the_memory_cannot_give(seconds, hbm):
+  copy = Operation(flops=0, bytes=int(819e9 * seconds), times=1, overlapped=True, op_name='')
+  assert roofline(V5E, [PRODUCT, SOFTMAX, copy], []).hbm == pytest.approx(hbm)
 
 
 @pytest.mark.parametrize('found, waiting', [
