@@ -11,7 +11,7 @@ import numpy as np
 
 from ditsam_jax.ops.attention import attention, cudnn, relative_terms
 
-NAMES = ('reference', 'xla', 'pallas_tpu', 'cudnn')
+NAMES = ('reference', 'xla', 'pallas_tpu', 'pallas_gpu', 'cudnn')
 
 
 class Case(NamedTuple):

@@ -20,6 +20,9 @@ AMPERE, HOPPER = (8, 0), (9, 0)
     ('cudnn', 'gpu', 'float32', VIT_B_512, 'it takes bfloat16 and float16, these are float32'),
     ('pallas_tpu', 'tpu', 'float16', VIT_B_512, 'it takes bfloat16 and float32, these are float16'),
     ('pallas_tpu', 'tpu', 'bfloat16', (64, 16404, 256), 'it takes up to 8192 tokens, these are 16404'),
+    ('pallas_gpu', 'cpu', 'bfloat16', VIT_B_512, 'it runs on cuda, this is cpu'),
+    ('pallas_gpu', 'gpu', 'bfloat16', (64, 16404, 256), '128 for relative positions, these are 64 and 256'),
+    ('pallas_gpu', 'gpu', 'bfloat16', VIT_H_1024, None),
     ('fast', 'cpu', 'float32', VIT_B_512, 'choose one of auto, reference'),
     *((name, platform, 'float32', VIT_H_1024, None) for name in ('auto', 'reference', 'xla')
       for platform in ('cpu', 'gpu', 'tpu')),
@@ -39,12 +42,12 @@ def test_cudnn_depends_on_the_gpu(capability, shape, told):
   assert reason is None if told is None else re.search(told, reason)
 
 
-def lowered(platform: str, dtype, grid=(27, 27), capability=HOPPER) -> str:
-  """The program of forward and backward by 'auto' for a platform, written out on this one."""
+def lowered(platform: str, dtype, grid=(27, 27), capability=HOPPER, name='auto') -> str:
+  """The program of forward and backward for a platform, written out on this one."""
   tokens = grid[0] * grid[1]
   arrays = [jax.ShapeDtypeStruct((2, 2, tokens, last), dtype) for last in (64, 64, 64, *grid)]
   def loss(*arrays):
-    return attention(*arrays, grid=grid).astype(jnp.float32).sum()
+    return attention(*arrays, grid=grid, implementation=name).astype(jnp.float32).sum()
   with mock.patch.object(cudnn, 'compute_capability', lambda: capability), \
        mock.patch('jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version', lambda: 91000), \
        mock.patch('jax._src.cudnn.fused_attention_stablehlo.check_compute_capability', lambda _: capability == HOPPER):
@@ -61,6 +64,11 @@ def test_a_program_for_a_tpu_has_the_tpus_kernels():
 def test_a_program_for_an_nvidia_gpu_has_cudnns():
   text = lowered('cuda', jnp.bfloat16)
   assert '__cudnn$fmha' in text and 'Backward' in text and 'x729x729x' not in text
+
+
+def test_our_own_kernels_for_an_nvidia_gpu_are_triton_programs():
+  text = lowered('cuda', jnp.bfloat16, name='pallas_gpu')
+  assert text.count('xla.gpu.triton') == 3 and 'x729x729x' not in text
 
 
 @pytest.mark.parametrize('platform, dtype, capability', [('cuda', jnp.float32, HOPPER), ('cuda', jnp.bfloat16, None),

@@ -88,7 +88,7 @@ def test_a_group_can_be_taken_away():
     ('final_split=testC', ['config.final_split', 'testC']),
     ('model.fusion=layer', ['model.fusion', 'layer', 'layer_wise']),
     ('model.image_size=100', ['model.image_size', '100', '16']),
-    ('model.attention=fast', ['model.attention', "'fast'", 'auto, reference, xla, cudnn, pallas_tpu']),
+    ('model.attention=fast', ['model.attention', "'fast'", 'auto, reference, xla, cudnn, pallas_tpu, pallas_gpu']),
     ('model.text_encoder=None', ['config.model.text_encoder', 'text encoder'])])
 def test_impossible_changes_are_refused(override, told):
   message = refusal(LDIT, override)

@@ -5,14 +5,14 @@ import functools
 
 import jax
 
-from ditsam_jax.ops.attention import cudnn, pallas_tpu, reference, xla
+from ditsam_jax.ops.attention import cudnn, pallas_gpu, pallas_tpu, reference, xla
 from ditsam_jax.ops.attention.channels import extra_channels
 from ditsam_jax.ops.attention.shards import per_shard
 
-IMPLEMENTATIONS = ('auto', 'reference', 'xla', 'cudnn', 'pallas_tpu')
+IMPLEMENTATIONS = ('auto', 'reference', 'xla', 'cudnn', 'pallas_tpu', 'pallas_gpu')
 FASTEST = {'tpu': 'pallas_tpu', 'cuda': 'cudnn'}  # by platform, where it can; `xla` elsewhere
-_MODULES = {'xla': xla, 'cudnn': cudnn, 'pallas_tpu': pallas_tpu}
-_PLATFORM = {'cudnn': 'cuda', 'pallas_tpu': 'tpu'}
+_MODULES = {'xla': xla, 'cudnn': cudnn, 'pallas_tpu': pallas_tpu, 'pallas_gpu': pallas_gpu}
+_PLATFORM = {'cudnn': 'cuda', 'pallas_tpu': 'tpu', 'pallas_gpu': 'cuda'}
 
 
 def why_not(name: str, platform: str | None, dtype, width: int, length: int, channels: int) -> str | None:

@@ -1,0 +1,189 @@
+"""Flash attention with extra channels on an NVIDIA GPU (Ampere, Hopper): forward and backward, no [N, N] array.
+
+For what cuDNN does not take: before Hopper its heads end at 128 channels, and a 64 x 64 grid alone adds 128. Written for
+Pallas' Triton backend, which runs on both generations and which JAX 0.11 deprecates; its successor, Mosaic GPU, needs a
+Hopper, where cuDNN takes every shape here. Not measured on a GPU yet, hence never chosen by 'auto'.
+
+A program computes one block of queries (backward: also one of keys) in a loop over the others. Arrays are filled up with
+zeros to whole blocks and to channels in powers of two, as Triton wants them.
+"""
+
+import functools
+
+import jax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+import jax.numpy as jnp
+
+TYPES = ('bfloat16', 'float16', 'float32')
+BLOCK = 64  # queries and keys: both operands of a product, and its result, in the registers of four warps
+FEWEST = 16  # channels of a product on tensor cores
+MOST = 128  # channels of a head, or for relative positions: more do not fit a block's shared memory
+HIDDEN = -1e30  # logit of what lies behind the last key
+
+
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array | None,
+              keys: jax.Array | None) -> jax.Array:
+  """q, k, v: [B, H, N, D], q not scaled; queries [B, H, N, R] and keys [B or 1, 1, N, R] as of `extra_channels`."""
+  *_, length, width = q.shape
+  if queries is None:
+    queries, keys = (jnp.zeros((*shape, 1), q.dtype) for shape in (q.shape[:3], (1, 1, length)))
+  scaled = q * jnp.asarray(width ** -0.5, q.dtype)
+  return _attention(length, *map(_filled_up, (scaled, k, v, queries, keys)))[:, :, :length, :width]
+
+
+def why_not(dtype, width: int, length: int, channels: int) -> str | None:
+  """See `choice.why_not`."""
+  del length
+  if jnp.dtype(dtype).name not in TYPES:
+    return f'it takes {", ".join(TYPES)}, these are {jnp.dtype(dtype).name}'
+  if max(width, channels) > MOST:
+    return f'it takes {MOST} channels a head and {MOST} for relative positions, these are {width} and {channels}'
+  return None
+
+
+def _filled_up(x: jax.Array) -> jax.Array:
+  tokens, channels = x.shape[2:]
+  wanted = max(FEWEST, pl.next_power_of_2(channels))
+  return jnp.pad(x, ((0, 0), (0, 0), (0, -tokens % BLOCK), (0, wanted - channels)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(length, q, k, v, x, y):
+  return _forward(length, q, k, v, x, y)[0]
+
+
+def _attention_forward(length, q, k, v, x, y):
+  out, logsumexp = _forward(length, q, k, v, x, y)
+  return out, (q, k, v, x, y, out, logsumexp)
+
+
+def _attention_backward(length, kept, dout):
+  q, k, v, x, y, out, logsumexp = kept
+  delta = (dout.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
+  arrays = q, k, v, x, y, dout, logsumexp, delta
+  return *_backward(length, *arrays), jnp.zeros_like(y)
+
+
+_attention.defvjp(_attention_forward, _attention_backward)
+
+
+# ------------------------------------------------------------------------------------------------------------ kernels
+# Blocks: q, dout [bq, D]; k, v [bk, D]; x [bq, R]; y [bk, R]; logits, weights and their gradients [bq, bk].
+
+def _dot(a: jax.Array, b: jax.Array, turned: str = '') -> jax.Array:
+  """f32 product of matrices, with 'a' or 'b' transposed."""
+  axes = (((0,) if turned == 'a' else (1,)), ((1,) if turned == 'b' else (0,)))
+  exact = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+  return jax.lax.dot_general(a, b, (axes, ((), ())), precision=exact, preferred_element_type=jnp.float32)
+
+
+def _read(ref, block=0) -> jax.Array:
+  return ref[0, 0, pl.ds(block * BLOCK, BLOCK)]
+
+
+def _logits(q, k, x, y, block, length: int) -> jax.Array:
+  """Of a block of queries with key block `block`; keys behind the last token are hidden."""
+  logits = _dot(q, k, 'b') + _dot(x, y, 'b')
+  seen = block * BLOCK + jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) < length
+  return jnp.where(seen, logits, HIDDEN)
+
+
+def _forward_kernel(q_ref, k_ref, v_ref, x_ref, y_ref, out_ref, logsumexp_ref, *, length):
+  q, x = _read(q_ref), _read(x_ref)
+
+  def add(j, carried):
+    maximum, total, acc = carried
+    k, v, y = (_read(ref, j) for ref in (k_ref, v_ref, y_ref))
+    logits = _logits(q, k, x, y, j, length)
+    new = jnp.maximum(maximum, logits.max(1))
+    weights, shrink = jnp.exp(logits - new[:, None]), jnp.exp(maximum - new)
+    acc = acc * shrink[:, None] + _dot(weights.astype(v.dtype), v)
+    return new, total * shrink + weights.sum(1), acc
+
+  start = jnp.full(BLOCK, HIDDEN, jnp.float32), jnp.zeros(BLOCK, jnp.float32), jnp.zeros(q.shape, jnp.float32)
+  maximum, total, acc = jax.lax.fori_loop(0, pl.cdiv(length, BLOCK), add, start)
+  out_ref[0, 0] = (acc / total[:, None]).astype(out_ref.dtype)
+  logsumexp_ref[0, 0] = maximum + jnp.log(total)
+
+
+def _queries_kernel(q_ref, k_ref, v_ref, x_ref, y_ref, dout_ref, logsumexp_ref, delta_ref, dq_ref, dx_ref, *, length):
+  """Gradients of a block of queries and of their channels."""
+  q, x, dout = (_read(ref) for ref in (q_ref, x_ref, dout_ref))
+  logsumexp, delta = _read(logsumexp_ref)[:, None], _read(delta_ref)[:, None]
+
+  def add(j, carried):
+    dq, dx = carried
+    k, v, y = (_read(ref, j) for ref in (k_ref, v_ref, y_ref))
+    weights = jnp.exp(_logits(q, k, x, y, j, length) - logsumexp)
+    dlogits = (weights * (_dot(dout, v, 'b') - delta)).astype(k.dtype)
+    return dq + _dot(dlogits, k), dx + _dot(dlogits, y)
+
+  start = jnp.zeros(q.shape, jnp.float32), jnp.zeros(x.shape, jnp.float32)
+  dq, dx = jax.lax.fori_loop(0, pl.cdiv(length, BLOCK), add, start)
+  dq_ref[0, 0], dx_ref[0, 0] = dq.astype(dq_ref.dtype), dx.astype(dx_ref.dtype)
+
+
+def _keys_kernel(q_ref, k_ref, v_ref, x_ref, y_ref, dout_ref, logsumexp_ref, delta_ref, dk_ref, dv_ref, *, length):
+  """Gradients of a block of keys and of their values. Queries behind the last token have no `dout` and add zeros."""
+  k, v, y = (_read(ref) for ref in (k_ref, v_ref, y_ref))
+  own = pl.program_id(2)
+
+  def add(i, carried):
+    dk, dv = carried
+    q, x, dout = (_read(ref, i) for ref in (q_ref, x_ref, dout_ref))
+    weights = jnp.exp(_logits(q, k, x, y, own, length) - _read(logsumexp_ref, i)[:, None])
+    dlogits = weights * (_dot(dout, v, 'b') - _read(delta_ref, i)[:, None])
+    return dk + _dot(dlogits.astype(q.dtype), q, 'a'), dv + _dot(weights.astype(q.dtype), dout, 'a')
+
+  start = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
+  dk, dv = jax.lax.fori_loop(0, pl.cdiv(length, BLOCK), add, start)
+  dk_ref[0, 0], dv_ref[0, 0] = dk.astype(dk_ref.dtype), dv.astype(dv_ref.dtype)
+
+
+# -------------------------------------------------------------------------------------------------------------- calls
+
+def _block(x) -> pl.BlockSpec:
+  """The block of a program in [B, H, N, C] or [B, H, N]."""
+  return pl.BlockSpec((1, 1, BLOCK, *x.shape[3:]), lambda b, h, i: (b, h, i, *(0,) * (x.ndim - 3)))
+
+
+def _all(x) -> pl.BlockSpec:
+  """All tokens of a head; one head is that of all heads, and one image that of all images."""
+  def index(b, h, i):
+    del i
+    return (b if x.shape[0] > 1 else 0, h if x.shape[1] > 1 else 0, *(0,) * (x.ndim - 2))
+  return pl.BlockSpec((1, 1, *x.shape[2:]), index)
+
+
+def _shared(x) -> pl.BlockSpec:
+  """`_block` for the keys' channels, which heads, and maybe images, share."""
+  return pl.BlockSpec((1, 1, BLOCK, x.shape[3]), lambda b, h, i: (b if x.shape[0] > 1 else 0, 0, i, 0))
+
+
+def _call(kernel, length: int, arrays, specs, like, name: str):
+  """One program for every block of every head; outputs are like `like`."""
+  q = arrays[0]
+  return pl.pallas_call(
+      functools.partial(kernel, length=length), grid=(*q.shape[:2], q.shape[2] // BLOCK), in_specs=specs,
+      out_specs=[_block(x) for x in like], out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in like],
+      compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2), name=name)(*arrays)
+
+
+def _forward(length, q, k, v, x, y):
+  """Output and logsumexp of the logits, f32 [B, H, N]."""
+  specs = [_block(q), _all(k), _all(v), _block(x), _all(y)]
+  logsumexp = jax.ShapeDtypeStruct(q.shape[:3], jnp.float32)
+  return _call(_forward_kernel, length, (q, k, v, x, y), specs, (q, logsumexp), 'attention_forward')
+
+
+def _backward(length, q, k, v, x, y, dout, logsumexp, delta):
+  """Gradients of q, k, v and x."""
+  arrays = q, k, v, x, y, dout, logsumexp, delta
+  dq, dx = _call(_queries_kernel, length, arrays, [
+      _block(q), _all(k), _all(v), _block(x), _all(y), _block(dout), _block(logsumexp), _block(delta)], (q, x),
+      'attention_queries')
+  dk, dv = _call(_keys_kernel, length, arrays, [
+      _all(q), _block(k), _block(v), _all(x), _shared(y), _all(dout), _all(logsumexp), _all(delta)], (k, v),
+      'attention_keys')
+  return dq, dk, dv, dx
