@@ -1,9 +1,10 @@
-"""From what a program does to how long it should take: a roofline, from published peaks. An estimate, never a measurement.
+"""How long a program should take, from what it does and published peaks: a roofline. An estimate, no measurement.
 
-Operations run one after the other, each as long as its FLOPs at the chip's bf16 peak or its bytes at the HBM's bandwidth
-take, whichever is more. Copies that the compiler runs beside other work cost nothing unless all bytes together take longer
-than that, and collectives beside other work nothing unless all of them do; other collectives make the chip wait. Vector
-units, latencies and the pieces of a slice's torus that are missing are not looked at: a real step takes longer.
+Operations run one after the other, each as long as its FLOPs at the chip's bf16 peak or its bytes at the bandwidth of
+its HBM take, whichever is more. Copies that the compiler runs beside other work cost nothing unless all bytes together
+take longer than that, and collectives beside other work nothing unless all of them do; other collectives make the chip
+wait. Vector units, latencies and the pieces of a slice's torus that are missing are not looked at: a real step takes
+longer.
 """
 
 import dataclasses

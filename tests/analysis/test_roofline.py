@@ -11,7 +11,8 @@ from ditsam_jax.analysis.table import table
 from ditsam_jax.command_line import UserError
 
 V5E = CHIPS['v5e']
-PRODUCT = Operation(flops=int(197e12 * 0.010), bytes=int(819e9 * 0.002), times=2, overlapped=False, op_name='dot')  # 20 ms of FLOPs
+# 20 ms of FLOPs, 5 ms of bytes
+PRODUCT = Operation(flops=int(197e12 * 0.010), bytes=int(819e9 * 0.002), times=2, overlapped=False, op_name='dot')
 SOFTMAX = Operation(flops=0, bytes=int(819e9 * 0.005), times=1, overlapped=False,
                     op_name='exp')  # 5 ms of bytes
 
