@@ -14,7 +14,6 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 import numpy as np
@@ -71,7 +70,10 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
     KeyboardInterrupt: after Ctrl-C, with everything saved.
   """
   with StopSignal() as stop, Workdir(workdir) as claimed, Watch():
-    return _train(config, workdir, claimed, stop)
+    summary = _train(config, workdir, claimed, stop)
+  if summary is None and stop.number == signal.SIGINT:
+    raise KeyboardInterrupt
+  return summary
 
 
 def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal) -> dict[str, Any] | None:
@@ -79,7 +81,6 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
   # ---------------------------------------------------------------------------------------- mesh, model, train step
   mesh = sharding.make_mesh(config.mesh)
   model_config = training_config.model_config(config)
-  training_config.check_attention(model_config, mesh.devices.flat[0].platform, jnp.dtype(config.dtype))
   program = build(config, model_config, mesh)
 
   # --------------------------------------------------------------------------------------------------------- data
@@ -138,13 +139,14 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
   if stop.asked and checkpoints.latest_step != step:
     raise UserError(f'stopped at step {step} of {config.total_steps}, which is not saved (see above); the same command '
                     f'goes on from step {checkpoints.latest_step or 0}')
-  if stop.number == signal.SIGTERM:  # whoever takes the machine away does not wait for more
-    return _stopped(stop, step, config)
+  # Whoever takes the machine away does not wait for more; and of several hosts one alone knows of a Ctrl-C.
+  if stop.number == signal.SIGTERM or stop.asked and jax.process_count() > 1:
+    return _stopped(step, config)
   model = program.averaged_model(state)
   if distributed.is_first():
     saved_model.save(workdir / 'model', model, **describe, notes={'steps': step})
   if stop.asked:
-    return _stopped(stop, step, config)
+    return _stopped(step, config)
 
   # --------------------------------------------------------------------------------------------------------- results
   summary: dict[str, Any] = {
@@ -155,7 +157,7 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
   if evaluation:
     results, gallery = evaluation(state, config.final_split, None)
     if results is None:
-      return _stopped(stop, step, config)
+      return _stopped(step, config)
     summary |= {'split': config.final_split, **results.to_json()}
   summary['seconds'] = {'training': round(trained - started, 1), 'evaluation': round(time.time() - trained, 1)}
   if not distributed.is_first():
@@ -170,11 +172,8 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
   return summary
 
 
-def _stopped(stop: StopSignal, step: int, config: ConfigDict) -> None:
-  """Says so. Raises KeyboardInterrupt after Ctrl-C."""
+def _stopped(step: int, config: ConfigDict) -> None:
   distributed.tell(f'stopped at step {step} of {config.total_steps}, all saved; the same command goes on from there')
-  if stop.number == signal.SIGINT:
-    raise KeyboardInterrupt
 
 
 def _save_best(workdir: Path, config: ConfigDict, model: DitSam, progress: Progress, describe: dict[str, Any]) -> None:

@@ -149,14 +149,17 @@ class ImageEncoder(nnx.Module):
     self.instruction = nnx.data(make_instruction(config, rngs=rngs))
     self.remat, self.scan = 'none', False
 
-  def run_blocks_by(self, remat: str, scan: bool) -> None:
+  def run_blocks_by(self, remat: str, scan: bool, attention: str) -> None:
     """How the blocks are differentiated and compiled; what they compute is the same.
 
     Args:
       remat: one of REMAT.
       scan: compile one block and loop over it where all blocks are of a kind, instead of each on its own.
+      attention: the implementation, see ops/attention.
     """
     self.remat, self.scan = remat, scan
+    for block in self.blocks:
+      block.attn.implementation = attention
 
   def __call__(self, images: jax.Array, text: jax.Array | None = None, *,
                rngs: nnx.Rngs | None = None) -> jax.Array:

@@ -17,7 +17,7 @@ from ditsam_jax.command_line import UserError
 from ditsam_jax.data.shapes.scenes import ScenesConfig
 from ditsam_jax.models import config as models
 from ditsam_jax.models.image_encoder import REMAT
-from ditsam_jax.ops.attention.choice import why_not
+from ditsam_jax.ops.attention.choice import fastest, why_not
 
 # Objects with expressions in the training splits, which make the release's epochs (gRefCOCO's are not published: as
 # RefCOCO's).
@@ -141,12 +141,20 @@ def model_config(config: ConfigDict) -> models.DitSamConfig:
     raise UserError(f'config: {error}') from error
 
 
-def check_attention(model: models.DitSamConfig, platform: str, dtype) -> None:
-  """Raises UserError if `config.model.attention` cannot run on a platform ('cpu', 'tpu', 'gpu') on arrays of a type."""
-  encoder, tokens = model.image_encoder, model.grid ** 2 + model.max_text_tokens
-  problem = why_not(model.attention, platform, dtype, encoder.width // encoder.heads, tokens, 2 * model.grid)
-  if problem:
+def attention_for(model: models.DitSamConfig, platform: str, dtype) -> str:
+  """The implementation of attention that all blocks take on a platform ('cpu', 'tpu', 'gpu') on arrays of a type.
+
+  Raises:
+    UserError: `config.model.attention` names one that cannot.
+  """
+  encoder = model.image_encoder
+  sides = {encoder.window(block) or model.grid for block in range(encoder.depth)}
+  shapes = [(dtype, encoder.width // encoder.heads, side ** 2 + model.max_text_tokens, 2 * side) for side in sides]
+  if model.attention == 'auto':
+    return fastest(platform, *shapes)
+  for problem in filter(None, (why_not(model.attention, platform, *shape) for shape in shapes)):
     raise UserError(f"config.model.attention is {model.attention!r}: {problem}; 'auto' takes the best there is")
+  return model.attention
 
 
 def check(config: ConfigDict) -> None:

@@ -20,6 +20,7 @@ from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.weights import weights_of
 from ditsam_jax.training import sharding
+from ditsam_jax.training.config import attention_for
 from ditsam_jax.training.optimizer import freeze_pattern, make_optimizer
 from ditsam_jax.training.step import (Batch, Structure, TrainState, Weights, averaged_model, fresh_state,
                                       make_train_step, prompt_forward, text_forward)
@@ -84,13 +85,15 @@ def build(config: ConfigDict, model: DitSamConfig, mesh: Mesh) -> Program:
   """The program of a config on a mesh, whose devices need not be there.
 
   Raises:
-    UserError: the mesh does not divide the batch or the heads; `config.freeze` matches nothing.
+    UserError: the mesh does not divide the batch or the heads; `config.freeze` matches nothing; the attention that the
+      model names cannot run there.
   """
+  attention = attention_for(model, mesh.devices.flat[0].platform, jnp.dtype(config.dtype))
   sharding.check_divides(mesh, model, config.data.batch_size, config.accumulate)
   abstract = nnx.eval_shape(lambda: DitSam(model, rngs=nnx.Rngs(0)))
   saved_model.fill_streams(abstract)
   abstract.train()
-  abstract.image_encoder.run_blocks_by(config.remat, config.scan)
+  abstract.image_encoder.run_blocks_by(config.remat, config.scan, attention)
   structure = Structure(abstract)
   weights = {name: jax.ShapeDtypeStruct(variable.shape, variable.dtype) for name, variable in weights_of(abstract).items()}
   optimizer, rate = make_optimizer(config.optimizer, config.total_steps)

@@ -186,5 +186,5 @@ def averaged_model(structure: Structure, state: TrainState) -> DitSam:
   """The model with averaged weights, in evaluation mode."""
   model = structure.model(state.ema, state.frozen)
   model.eval()
-  model.image_encoder.run_blocks_by(remat='none', scan=False)
+  model.image_encoder.run_blocks_by(remat='none', scan=False, attention='auto')
   return model

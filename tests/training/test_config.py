@@ -6,7 +6,7 @@ import pytest
 
 from ditsam_jax.command_line import UserError
 from ditsam_jax.models import config as models
-from ditsam_jax.training.config import check_attention, load, model_config
+from ditsam_jax.training.config import attention_for, load, model_config
 
 CONFIGS = Path(__file__).parents[2] / 'configs'
 LDIT = str(CONFIGS / 'ldit.py')
@@ -97,9 +97,9 @@ def test_impossible_changes_are_refused(override, told):
 
 def test_an_attention_that_cannot_run_here_is_refused():
   model = model_config(load(LDIT, ['model.attention=pallas_tpu']))
-  check_attention(model, 'tpu', 'float32')
+  assert attention_for(model, 'tpu', 'float32') == 'pallas_tpu'
   with pytest.raises(UserError, match="config.model.attention is 'pallas_tpu': it runs on tpu, this is cpu; 'auto'"):
-    check_attention(model, 'cpu', 'float32')
+    attention_for(model, 'cpu', 'float32')
 
 
 def test_a_missing_file_is_named_with_those_there():

@@ -24,7 +24,7 @@ from tests.small_models import random_batch, random_model, small_config
 def small_program(mesh, devices=None, dropout=0.1, fusion='layer_wise', **changes):
   """The small model's program on a mesh."""
   config = recipe('refcoco')
-  config.update(changes)
+  config.update({'scan': False, **changes})
   config.data.batch_size = 8
   config.optimizer.update(learning_rate=1e-3, warmup_start=1e-3, warmup_steps=0)
   config.mesh.update(dict(zip(AXES, mesh)))
