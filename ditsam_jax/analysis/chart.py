@@ -21,7 +21,8 @@ def bar_chart(heading: str, reports: dict[str, Report]) -> Image.Image:
   image = Image.new('RGB', (_WIDTH, height), 'white')
   draw = ImageDraw.Draw(image)
   draw.text((_MARGIN, _MARGIN), heading, _INK, ImageFont.load_default(size=18))
-  y = _bars(draw, 2 * _MARGIN + 12, 'HBM of a chip, GiB', ('state and batch', 'temporaries', 'program'), memory, capacities)
+  y = _bars(draw, 2 * _MARGIN + 12, 'HBM of a chip, GiB', ('state and batch', 'temporaries', 'program'), memory,
+            capacities)
   _bars(draw, y + _MARGIN, 'estimated step, ms (roofline)', ('compute', 'HBM', 'ICI'), times, {})
   return image
 

@@ -15,7 +15,7 @@ from ditsam_jax.command_line import UserError
 
 _SQUARE = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
 
-# libtpu without a TPU: not to ask the cloud's metadata server for one, nor to lock it, nor to complain that none answers.
+# libtpu without a TPU: not to ask the cloud's metadata server for one, nor lock it, nor complain that none answers.
 _NO_TPU = {'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1', 'TPU_WORKER_HOSTNAMES': 'localhost',
            'TPU_ACCELERATOR_TYPE': 'v5litepod-4', 'TF_CPP_MIN_LOG_LEVEL': '2'}
 

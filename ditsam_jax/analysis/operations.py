@@ -23,6 +23,7 @@ class Operation:
   flops: int
   bytes: int  # read and written in main memory
   times: int  # runs in one call of the program
+  overlapped: bool  # a copy that other work goes on beside
   op_name: str
 
 
@@ -34,7 +35,7 @@ def operations(module: Module) -> list[Operation]:
     for instruction in computation.instructions.values():
       flops, moved = _flops(module, computation, instruction), _bytes(module, computation, instruction)
       if flops or moved:
-        found.append(Operation(flops, moved, times, instruction.op_name))
+        found.append(Operation(flops, moved, times, instruction.opcode.endswith('-start'), instruction.op_name))
   return found
 
 
@@ -108,7 +109,7 @@ def _bytes(module: Module, computation: Computation, instruction: Instruction) -
     read = sum(_read(module, inner, number, shapes) for number, shapes in enumerate(operands))
     return read + _written(module, inner, instruction.shapes)
   written = instruction.shapes
-  if opcode.endswith('-start'):  # (destination, source, ...) of a copy or slice, (sources, destinations) of a collective
+  if opcode.endswith('-start'):  # (destination, source, ...) of a copy, (sources, destinations, ...) of all others
     written = written[:1] if opcode == 'copy-start' else written[len(operands):len(operands) + 1]
   if opcode in _SLICES or opcode in ('slice-start', 'dynamic-slice-start'):
     source = operands[0][0]
@@ -154,7 +155,8 @@ def _taken(module: Module, inner: Computation, name: str, whole: int) -> int:
 
 def _passes_by(inner: Computation, user: Instruction) -> bool:
   """Whether this is the later part of an asynchronous collective, whose bytes count at its start."""
-  is_start = any('AsyncCollectiveStart' in i.attributes for i in inner.instructions.values() if i.opcode == 'custom-call')
+  is_start = any(i.opcode == 'custom-call' and 'AsyncCollectiveStart' in i.attributes
+                 for i in inner.instructions.values())
   is_collective = re.match('all-|reduce-scatter|collective-', user.opcode) is not None
   return not is_start and (is_collective or 'AsyncCollective' in user.attributes)
 

@@ -1,4 +1,4 @@
-"""What the compiler says of one training step on one kind of slice: memory, work, traffic, and an estimate of its time."""
+"""What the compiler says of one training step on a slice: memory, work, traffic, and an estimate of its time."""
 
 import dataclasses
 import re
@@ -91,8 +91,8 @@ class Report:
 def fully_sharded_bytes(trained: int, frozen: int, *, data: int, fsdp: int) -> float:
   """Bytes a chip must send in a step of fully sharded data parallelism, with everything in bf16.
 
-  Over `fsdp` chips: all weights gathered for the forward and again for the backward pass, gradients reduced and scattered,
-  each (fsdp - 1) / fsdp of their bytes; over `data` such groups, an all-reduce of the chip's share of the gradients.
+  Over `fsdp` chips: all weights gathered for the forward and again for the backward pass, gradients reduced and
+  scattered, each (fsdp - 1) / fsdp of their bytes; over `data` such groups, an all-reduce of the chip's share of them.
 
   Args:
     trained, frozen: numbers of weights.
@@ -123,9 +123,11 @@ def largest(found: tuple[Collective, ...], count: int = 12) -> list[dict[str, An
   """The operations that send most, those of all layers together: kind, JAX operation, runs, bytes, an example."""
   groups: dict[tuple, list[Collective]] = {}
   for collective in found:
-    groups.setdefault((collective.kind, collective.chips, re.sub(r'\d+', '*', collective.op_name)), []).append(collective)
+    key = collective.kind, collective.chips, re.sub(r'\d+', '*', collective.op_name)
+    groups.setdefault(key, []).append(collective)
   rows = [{'kind': kind, 'chips': chips, 'op_name': name, 'times': sum(c.times for c in group),
-           'bytes': round(sum(c.bytes for c in group)), 'overlapped_bytes': round(sum(c.bytes for c in group if c.overlapped)),
+           'bytes': round(sum(c.bytes for c in group)),
+           'overlapped_bytes': round(sum(c.bytes for c in group if c.overlapped)),
            'example': max(group, key=lambda c: c.sent).shapes} for (kind, chips, name), group in groups.items()]
   return sorted(rows, key=lambda row: -row['bytes'])[:count]
 

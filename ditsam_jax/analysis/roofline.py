@@ -1,9 +1,10 @@
-"""From what a program does to how long it should take: a roofline, from published peaks. An estimate, never a measurement.
+"""How long a program should take, from what it does and published peaks: a roofline. An estimate, no measurement.
 
-Operations run one after the other, each as long as its FLOPs at the chip's bf16 peak or its bytes at the HBM's bandwidth
-take, whichever is more. Collectives that the compiler runs beside other work cost nothing unless all collectives together
-take longer than the step; the others make the chip wait. Vector units, latencies and the pieces of a slice's torus that
-are missing are not looked at: a real step takes longer.
+Operations run one after the other, each as long as its FLOPs at the chip's bf16 peak or its bytes at the bandwidth of
+its HBM take, whichever is more. Copies that the compiler runs beside other work cost nothing unless all bytes together
+take longer than that, and collectives beside other work nothing unless all of them do; other collectives make the chip
+wait. Vector units, latencies and the pieces of a slice's torus that are missing are not looked at: a real step takes
+longer.
 """
 
 import dataclasses
@@ -34,13 +35,17 @@ class Roofline:
 def roofline(chip: Chip, operations: list[Operation], collectives: list[Collective]) -> Roofline:
   """The estimate for a program's operations and collectives on one chip."""
   compute = hbm = 0.0
+  moved = sum(operation.bytes * operation.times for operation in operations) / chip.hbm_bandwidth
   for operation in operations:
+    if operation.overlapped:
+      continue
     by_flops = operation.flops / chip.flops * operation.times
     by_bytes = operation.bytes / chip.hbm_bandwidth * operation.times
     if by_flops >= by_bytes:
       compute += by_flops
     else:
       hbm += by_bytes
+  hbm = max(hbm, moved - compute)
   waiting = sum(c.bytes for c in collectives if not c.overlapped) / chip.ici_bandwidth
   all_of_them = sum(c.bytes for c in collectives) / chip.ici_bandwidth
   return Roofline(compute, hbm, max(waiting, all_of_them - compute - hbm))

@@ -69,15 +69,16 @@ def _instruction(config: DitSamConfig) -> int:
   if config.fusion == 'layer_wise_vith':
     return depth * projection + _linear(text, config.text_encoder.width, width)
   if config.fusion == 'cross_attention':
-    return depth * projection + (depth - 1) * (4 * _linear(text, width, CROSS_WIDTH) + _attention(text, text, CROSS_WIDTH))
+    cross = 4 * _linear(text, width, CROSS_WIDTH) + _attention(text, text, CROSS_WIDTH)
+    return depth * projection + (depth - 1) * cross
   return {'none': 0, 'token_layer_wise': 0, 'e2e_token': projection}.get(config.fusion, depth * projection)
 
 
 def _text_encoder(config: DitSamConfig) -> int:
   encoder, text = config.text_encoder, config.max_text_tokens
   width = encoder.width
-  layer = 4 * _linear(text, width, width) + _attention(text, text, width) + _linear(text, width, encoder.mlp_width, width)
-  return encoder.depth * layer
+  attention = 4 * _linear(text, width, width) + _attention(text, text, width)
+  return encoder.depth * (attention + _linear(text, width, encoder.mlp_width, width))
 
 
 def _mask_decoder(config: DitSamConfig, prompt_tokens: int) -> int:

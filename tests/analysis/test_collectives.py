@@ -22,7 +22,8 @@ def found(function, *shapes, specs=P('b')):
   return [[c.kind, c.chips, c.sent, c.times] for c in collectives(Module(lowered.compile().as_text()))]
 
 def loop(x):
-  return jax.lax.scan(lambda c, _: (jax.lax.fori_loop(0, 3, lambda i, d: jax.lax.psum(d * 0.5, 'b'), c), None), x, None, 5)[0]
+  inner = lambda c: jax.lax.fori_loop(0, 3, lambda i, d: jax.lax.psum(d * 0.5, 'b'), c)
+  return jax.lax.scan(lambda c, _: (inner(c), None), x, None, 5)[0]
 
 shape = (1024, 32)
 one_layer = lambda x, w: jnp.tanh(x @ w).sum()
@@ -59,8 +60,7 @@ SHARD = 256 * 32 * 4  # bytes of a quarter of f32[1024, 32]
     ('collective-permute', 8, SHARD),
 ])
 def test_each_kind_sends_what_its_shapes_say(explicit, kind, chips, sent):
-  assert explicit[kind] in ([[kind, chips, sent, 1]], [['all-reduce', chips, 2 * sent, 1]])
-  assert explicit[kind][0][0] == kind or kind == 'reduce-scatter'  # XLA's CPU compiler may keep the sum whole
+  assert explicit[kind] == [[kind, chips, sent, 1]]
 
 
 def test_a_collective_in_nested_loops_counts_by_their_trips(explicit):

@@ -1,18 +1,23 @@
 """The estimate, from work that is known."""
 
+import time
+
+import jax
 import pytest
 
 from ditsam_jax.analysis.chips import CHIPS, parse_topology
 from ditsam_jax.analysis.collectives import Collective
 from ditsam_jax.analysis.operations import Operation
-from ditsam_jax.analysis.report import Memory, Report, Step, fully_sharded_bytes, largest
+from ditsam_jax.analysis.report import Memory, Report, Step, analyse, fully_sharded_bytes, largest
 from ditsam_jax.analysis.roofline import roofline
 from ditsam_jax.analysis.table import table
 from ditsam_jax.command_line import UserError
 
 V5E = CHIPS['v5e']
-PRODUCT = Operation(flops=int(197e12 * 0.010), bytes=int(819e9 * 0.002), times=2, op_name='dot')  # 20 ms of FLOPs
-SOFTMAX = Operation(flops=0, bytes=int(819e9 * 0.005), times=1, op_name='exp')  # 5 ms of bytes
+# 20 ms of FLOPs, 5 ms of bytes
+PRODUCT = Operation(flops=int(197e12 * 0.010), bytes=int(819e9 * 0.002), times=2, overlapped=False, op_name='dot')
+SOFTMAX = Operation(flops=0, bytes=int(819e9 * 0.005), times=1, overlapped=False,
+                    op_name='exp')
 
 
 def collective(seconds, overlapped, kind='all-gather', op_name='layers/3/dot'):
@@ -23,6 +28,12 @@ def test_operations_wait_for_the_slower_of_compute_and_memory():
   time = roofline(V5E, [PRODUCT, SOFTMAX], [])
   assert (time.compute, time.hbm, time.ici) == pytest.approx((0.020, 0.005, 0))
   assert time.step == pytest.approx(0.025) and time.bound == 'compute'
+
+
+@pytest.mark.parametrize('seconds, hbm', [(0.010, 0.005), (0.020, 0.009)])  # beside 20 ms of FLOPs and 9 ms of bytes
+def test_copies_beside_other_work_cost_only_what_the_memory_cannot_give(seconds, hbm):
+  copy = Operation(flops=0, bytes=int(819e9 * seconds), times=1, overlapped=True, op_name='')
+  assert roofline(V5E, [PRODUCT, SOFTMAX, copy], []).hbm == pytest.approx(hbm)
 
 
 @pytest.mark.parametrize('found, waiting', [
@@ -60,6 +71,16 @@ def test_the_table_has_a_column_a_report_and_calls_an_estimate_an_estimate():
   assert 'mesh.fsdp=1,mesh.data=4: does not fit. Used 20.5G of 15.75G hbm.' in lines
   assert '50 %' in row['estimate: MFU'] and 'compute 80 %, HBM 20 %' in row['estimate: bound by']
   assert 'nothing was run' in ' '.join(lines)
+
+
+def test_what_does_not_fit_is_a_result_in_the_compilers_words():
+  said = 'Ran out of memory on HBM, the total memory required for HLO temporaries (38.58G) exceeds available HBM (15.75G).'
+
+  class TooLarge:
+    def compile(self):
+      raise jax.errors.JaxRuntimeError(f'RESOURCE_EXHAUSTED: {said}\nmore')
+  found = analyse(TooLarge(), V5E, 4, Step(32, 1, 1.0), time.monotonic)
+  assert found.too_large == said and not found.to_json()['fits']
 
 
 def test_the_largest_collectives_are_those_of_all_layers_together():

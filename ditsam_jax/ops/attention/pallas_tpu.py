@@ -207,7 +207,7 @@ def _parameters(*semantics: str) -> pltpu.CompilerParams:
 
 def _cost(products: int, channel_products: int, q, x, blocks: _Blocks, rows: list[jax.Array],
           columns: list[jax.Array]) -> pl.CostEstimate:
-  """What XLA schedules by: [N, N] products with D and with R channels a head; keys are read once for every query block."""
+  """What XLA schedules by: [N, N] products with D and with R channels; keys are read once for every query block."""
   batch, heads, width, length = q.shape
   pairs = batch * heads * length ** 2
   moved = sum(array.size * array.dtype.itemsize for array in rows + blocks.count * columns)
