@@ -34,7 +34,7 @@ def why_not(name: str, platform: str | None, dtype, width: int, length: int, cha
   return _MODULES[name].why_not(dtype, width, length, channels) if name in _PLATFORM else None
 
 
-@functools.partial(jax.jit, static_argnames=('grid', 'prefix', 'implementation'))  # a model traces it once, not per block
+@functools.partial(jax.jit, static_argnames=('grid', 'prefix', 'implementation'))  # traced once, not for every block
 def compute(q: jax.Array, k: jax.Array, v: jax.Array, rel_h: jax.Array | None, rel_w: jax.Array | None,
             key_mask: jax.Array | None, *, grid: tuple[int, int], prefix: int, implementation: str) -> jax.Array:
   """Attention by the implementation of that name; arguments and errors as of `ditsam_jax.ops.attention.attention`."""
