@@ -1,8 +1,8 @@
 """Attention alone, every way to compute it that runs here: python benchmarks/attention.py
 
 On a CPU one image, ViT-B at 512, in f32; on a GPU or TPU all presets at 512 and 1024, in bf16. One JSON line for each
-shape, pass and implementation: milliseconds (median, and the range of all rounds), the ratio to the first row (median of
-the rounds' ratios), temporary memory, and the largest error of output and gradients against the reference in f32,
+shape, pass and implementation: milliseconds (median, and the range of all rounds), the ratio to the first row (median
+of the rounds' ratios), temporary memory, and the largest error of output and gradients against the reference in f32,
 relative to their largest values. Implementations take turns within a round, so that a busy machine slows all of them.
 
 Beside those of the library: on CPU what `xla` could have been; on GPU cuDNN's attention without relative positions, the

@@ -1,9 +1,9 @@
 """Attention compiled for TPUs that are not here: python benchmarks/compile_attention.py
 
-Needs libtpu (pip install libtpu), no TPU. One JSON line for each chip, shape and implementation: forward and backward as
-one program, its temporary memory, the bytes it moves, the largest array in it for each head and query (a quarter of the
-tokens or more would be logits), and whether an array [.., N, N] is in it. The chip's compiler also decides whether a
-kernel fits at all. Exit status 1 if a kernel does not compile or has such an array.
+Needs libtpu (pip install libtpu), no TPU. One JSON line for each chip, shape and implementation: forward and backward
+as one program, its temporary memory, the bytes it moves, the largest array in it for each head and query (a quarter of
+the tokens or more would be logits), and whether an array [.., N, N] is in it. The chip's compiler also decides whether
+a kernel fits at all. Exit status 1 if a kernel does not compile or has such an array.
 """
 
 import argparse
@@ -17,8 +17,8 @@ import time
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 os.environ['JAX_PLATFORMS'] = 'cpu'
-for name, value in {'TPU_SKIP_MDS_QUERY': '1', 'TPU_ACCELERATOR_TYPE': 'v5litepod-4', 'TPU_WORKER_HOSTNAMES': 'localhost',
-                    'TPU_WORKER_ID': '0'}.items():
+for name, value in {'TPU_SKIP_MDS_QUERY': '1', 'TPU_ACCELERATOR_TYPE': 'v5litepod-4', 'TPU_WORKER_ID': '0',
+                    'TPU_WORKER_HOSTNAMES': 'localhost'}.items():
   os.environ.setdefault(name, value)  # libtpu otherwise asks a cloud machine's metadata who it is
 
 import jax

@@ -82,8 +82,9 @@ def exactly(case: Case, arrays, probe, mask) -> list[np.ndarray]:
   dlogits = weights * (dweights - (weights * dweights).sum(-1, keepdims=True))
   dbias = dlogits[:, :, prefix:, prefix:].reshape(*q.shape[:2], h, w, h, w)
   dq = scale * dlogits @ k
-  dq[:, :, prefix:] += (np.einsum('bnhwk,hkd->bnhwd', dbias.sum(-1), table_h[rows])
-                        + np.einsum('bnhwk,wkd->bnhwd', dbias.sum(-2), table_w[columns])).reshape(dq[:, :, prefix:].shape)
+  dimage = (np.einsum('bnhwk,hkd->bnhwd', dbias.sum(-1), table_h[rows])
+            + np.einsum('bnhwk,wkd->bnhwd', dbias.sum(-2), table_w[columns]))
+  dq[:, :, prefix:] += dimage.reshape(*q.shape[:2], h * w, case.width)
   dtable_h, dtable_w = np.zeros_like(table_h), np.zeros_like(table_w)
   np.add.at(dtable_h, rows, np.einsum('bnhwk,bnhwd->hkd', dbias.sum(-1), image))
   np.add.at(dtable_w, columns, np.einsum('bnhwk,bnhwd->wkd', dbias.sum(-2), image))

@@ -1,4 +1,4 @@
-"""Run by test_attention_sharded.py on eight devices: prints errors against one device, and what is gathered, as JSON."""
+"""Run by test_attention_sharded.py on eight devices: errors against one device, and what is gathered, as JSON lines."""
 
 import json
 

@@ -19,8 +19,8 @@ TOLERANCE = {'float32': 1e-5, 'float16': 5e-3, 'bfloat16': 3e-2}  # of an array'
 def check(name: str, dtype: str, case: Case, size: float = 1.0):
   """Output and gradients of an implementation, against those in float64 on the same numbers."""
   inputs = case.arrays(dtype, size)
-  for what, ours, exact in zip(('out', 'dq', 'dk', 'dv', 'dtable_h', 'dtable_w'), value_and_gradients(name, case, *inputs),
-                               exactly(case, *inputs)):
+  names = 'out', 'dq', 'dk', 'dv', 'dtable_h', 'dtable_w'
+  for what, ours, exact in zip(names, value_and_gradients(name, case, *inputs), exactly(case, *inputs)):
     error = np.abs(ours - exact).max() / max(np.abs(exact).max(), 0.1)
     assert error <= TOLERANCE[dtype], f'{what}: {error}'
 
@@ -55,9 +55,9 @@ def test_what_the_tests_compare_with_is_the_definition_and_its_slopes(case):
     np.testing.assert_allclose((gradient * direction).sum(), (high - low) / (2 * step), rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize('index, case', enumerate([
+@pytest.mark.parametrize('index, case', list(enumerate([
     Case((4, 4), width=64), Case((14, 14), prefix=20, width=80), Case((14, 14), width=32, masked=True),
-    Case((8, 3), prefix=64, width=16, batch=2, masked=True)]), ids=str)
+    Case((8, 3), prefix=64, width=16, batch=2, masked=True)])), ids=str)
 @pytest.mark.parametrize('name', NAMES)
 def test_models_heads_and_windows(name, index, case):
   """Each in one of the types."""

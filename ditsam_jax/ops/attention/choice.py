@@ -44,7 +44,7 @@ def fastest(platform: str, *shapes: tuple) -> str:
   return 'xla' if any(why_not(name, platform, *shape) for shape in shapes) else name
 
 
-@functools.partial(jax.jit, static_argnames=('grid', 'prefix', 'implementation'))  # a model traces it once, not per block
+@functools.partial(jax.jit, static_argnames=('grid', 'prefix', 'implementation'))  # traced once, not for every block
 def compute(q: jax.Array, k: jax.Array, v: jax.Array, rel_h: jax.Array | None, rel_w: jax.Array | None,
             key_mask: jax.Array | None, *, grid: tuple[int, int], prefix: int, implementation: str) -> jax.Array:
   """Attention by the implementation of that name; arguments and errors as of `ditsam_jax.ops.attention.attention`."""

@@ -1,11 +1,11 @@
 """Flash attention with extra channels on an NVIDIA GPU (Ampere, Hopper): forward and backward, no [N, N] array.
 
-For what cuDNN does not take: before Hopper its heads end at 128 channels, and a 64 x 64 grid alone adds 128. Written for
-Pallas' Triton backend, which runs on both generations and which JAX 0.11 deprecates; its successor, Mosaic GPU, needs a
-Hopper, where cuDNN takes every shape here. Not measured on a GPU yet, hence never chosen by 'auto'.
+For what cuDNN does not take: before Hopper its heads end at 128 channels, and a 64 x 64 grid alone adds 128. Written
+for Pallas' Triton backend, which runs on both generations and which JAX 0.11 deprecates; its successor, Mosaic GPU,
+needs a Hopper, where cuDNN takes every shape here. Not measured on a GPU yet, hence never chosen by 'auto'.
 
-A program computes one block of queries (backward: also one of keys) in a loop over the others. Arrays are filled up with
-zeros to whole blocks and to channels in powers of two, as Triton wants them.
+A program computes one block of queries (backward: also one of keys) in a loop over the others. Arrays are filled up
+with zeros to whole blocks and to channels in powers of two, as Triton wants them.
 """
 
 import functools
@@ -74,8 +74,7 @@ _attention.defvjp(_attention_forward, _attention_backward)
 def _dot(a: jax.Array, b: jax.Array, turned: str = '') -> jax.Array:
   """f32 product of matrices, with 'a' or 'b' transposed."""
   axes = (((0,) if turned == 'a' else (1,)), ((1,) if turned == 'b' else (0,)))
-  exact = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-  return jax.lax.dot_general(a, b, (axes, ((), ())), precision=exact, preferred_element_type=jnp.float32)
+  return jax.lax.dot_general(a, b, (axes, ((), ())), preferred_element_type=jnp.float32)
 
 
 def _read(ref, block=0) -> jax.Array:

@@ -3,8 +3,8 @@
 Online softmax over blocks of keys (arXiv 2205.14135). Everything is transposed against the usual: arrays are
 [B, H, D, N] and logits [keys, queries]. On a TPU the last axis fills 128 lanes and the one before 8 sublanes, so
 
-  - D = 64 or 80 in the last place would be padded to 128, N is hardly padded: half the memory for what the backward pass
-    keeps;
+  - D = 64 or 80 in the last place would be padded to 128, N is hardly padded: half the memory for what the backward
+    pass keeps;
   - what belongs to a query (maximum, sum, logsumexp) is a row that all logits of a column share: reductions over keys
     are adds of whole registers, and a logsumexp of [1, N] takes four bytes a query, not 512;
   - no block of logits is ever turned, only blocks of keys and values.
@@ -12,8 +12,8 @@ Online softmax over blocks of keys (arXiv 2205.14135). Everything is transposed 
 The relative terms of the queries [N, rows + columns] meet the codes of the keys in a second product in the kernel: at
 D <= 64 both together take the systolic array two passes, and nothing is added to the logits by hand.
 
-One backward kernel computes all gradients from one recomputation of the weights. It keeps those of all keys of a head in
-VMEM (2 D N floats), which is what limits N.
+One backward kernel computes all gradients from one recomputation of the weights. It keeps those of all keys of a head
+in VMEM (2 D N floats), which is what limits N.
 """
 
 import functools
@@ -91,10 +91,12 @@ _attention.defvjp(_attention_forward, _attention_backward)
 # Blocks: q, dout, out [D, bq]; k, v [D, bk]; x [R, bq]; y [R, bk]; logits, weights and their gradients [bk, bq].
 
 def _dot(a: jax.Array, b: jax.Array, over: str) -> jax.Array:
-  """f32 product of matrices over 'rows' (both first axes), 'columns' (both last) or 'inner' (as a @ b)."""
+  """f32 product of matrices over 'rows' (both first axes), 'columns' (both last) or 'inner' (as a @ b).
+
+  f32 is multiplied as everywhere in the model: in bf16, or as `jax_default_matmul_precision` says.
+  """
   axes = {'rows': ((0,), (0,)), 'columns': ((1,), (1,)), 'inner': ((1,), (0,))}[over]
-  exact = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-  return jax.lax.dot_general(a, b, (axes, ((), ())), precision=exact, preferred_element_type=jnp.float32)
+  return jax.lax.dot_general(a, b, (axes, ((), ())), preferred_element_type=jnp.float32)
 
 
 def _read(ref, index=None, blocks: _Blocks | None = None) -> jax.Array:

@@ -13,8 +13,8 @@ HEAD_AXES = ('tensor',)
 def per_shard(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
   """`function(q, k, v, queries, keys)` on what each device of the current mesh holds.
 
-  The compiler cannot cut a kernel or a loop over heads, it would gather whole arrays on every device. An axis of the mesh that does not
-  divide batch or heads is left out: its devices then compute the same.
+  The compiler cannot cut a kernel or a loop over heads, it would gather whole arrays on every device. An axis of the
+  mesh that does not divide batch or heads is left out: its devices then compute the same.
   """
   def run(q, k, v, queries, keys):
     mesh = jax.sharding.get_abstract_mesh()
