@@ -50,12 +50,11 @@ def test_the_real_step_in_table_json_and_picture(tmp_path):
     (['--topology=v5e:2x2', '--compare=topology=v4:2x2x1'], 'chip of v5e, v5p, v6e'),
     (['--topology=v5e:2x2', '--compare=mesh.fdsp=4'], "did you mean 'fsdp'"),
     (['--topology=v5e:2x2', '--config.mesh.fsdp=3'], 'there are 4'),
-    (['--topology=v5e:2x2', '--config.data.batch_size=6'], 'multiple of 4'),
+    (['--topology=v5e:1x1', '--config.accumulate=4', '--config.data.batch_size=6'], 'multiple of 4'),
 ])
 def test_refusals(monkeypatch, arguments, said):
-  four = jax.sharding.AbstractMesh((1, 4, 1), ('data', 'fsdp', 'tensor'))
-  monkeypatch.setattr(chips, 'topology_devices', lambda topology: 4 * jax.devices()[:1])
-  monkeypatch.setattr(jax, 'make_mesh', lambda *args, **kwargs: four)
+  monkeypatch.setattr(chips, 'topology_devices',
+                      lambda topology: chips.parse_topology(topology)[1] * jax.devices()[:1])
   with pytest.raises(UserError, match=said):
     compile_report.main(['--config=configs/ldit.py:shapes', *arguments])
 
