@@ -18,7 +18,7 @@ demo: $(VENV)/.installed
 	@echo '  python -m ditsam_jax.train --config=configs/edit.py:shapes        # the same for E-DIT'
 
 test: $(VENV)/.installed-test
-	JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest
+	JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest --numprocesses=2 --dist=loadfile
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
