@@ -14,7 +14,7 @@ T = TypeVar('T')
 
 HEARTBEAT = 50  # seconds without a sign of life after which JAX takes a host for dead; watch.py is there before
 # How the environment tells of several processes; JAX reads the rest of it (who is first, which one this is).
-_COUNTS = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE', 'JAX_NUM_PROCESSES')
+_COUNTS = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

@@ -1,0 +1,66 @@
+"""Who joins a run of several hosts, and what is refused."""
+
+import argparse
+
+import jax
+import pytest
+
+from ditsam_jax import distributed
+from ditsam_jax.command_line import UserError
+
+
+@pytest.fixture
+def joined(monkeypatch):
+  """How jax.distributed.initialize was called."""
+  calls = []
+  monkeypatch.setattr(jax.distributed, 'initialize', lambda **arguments: calls.append(arguments))
+  for name in ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE'):
+    monkeypatch.delenv(name, raising=False)
+  return calls
+
+
+def initialise(*flags):
+  parser = argparse.ArgumentParser()
+  distributed.add_flags(parser)
+  distributed.initialise(parser.parse_args(flags))
+
+
+def test_one_host_joins_nobody(joined):
+  initialise()
+  assert joined == []
+
+
+def test_flags_say_who_is_who(joined):
+  initialise('--coordinator=first:1234', '--hosts=4', '--host=2')
+  [call] = joined
+  assert (call['coordinator_address'], call['num_processes'], call['process_id']) == ('first:1234', 4, 2)
+
+
+@pytest.mark.parametrize('name', ['SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE'])
+@pytest.mark.parametrize('count, joins', [('8', True), ('1', False)])
+def test_a_scheduler_that_started_several_processes_is_noticed(joined, monkeypatch, name, count, joins):
+  monkeypatch.setenv(name, count)
+  initialise()
+  assert [sorted(call) for call in joined] == ([['heartbeat_timeout_seconds']] if joins else [])  # JAX finds the rest
+
+
+def test_a_pod_is_joined_when_it_is_said_to_be_one(joined):
+  initialise('--hosts=pod')
+  assert len(joined) == 1
+
+
+@pytest.mark.parametrize('flags', [['--hosts=4'], ['--coordinator=first:1', '--hosts=2'], ['--hosts=pod', '--host=0'],
+                                   ['--coordinator=first:1', '--hosts=2', '--host=2'],
+                                   ['--coordinator=first:1', '--hosts=two', '--host=0']])
+def test_flags_that_do_not_go_together_are_refused(joined, flags):
+  with pytest.raises(UserError, match='expected all three'):
+    initialise(*flags)
+  assert not joined
+
+
+def test_hosts_that_do_not_meet_get_one_line(joined, monkeypatch):
+  def never(**arguments):
+    raise RuntimeError('DEADLINE_EXCEEDED: nobody came\nand much more')
+  monkeypatch.setattr(jax.distributed, 'initialize', never)
+  with pytest.raises(UserError, match=r'did not meet \(DEADLINE_EXCEEDED: nobody came\); start the same command'):
+    initialise('--coordinator=first:1', '--hosts=2', '--host=0')
