@@ -24,6 +24,7 @@ from ditsam_jax.analysis.report import Report, Step, analyse, fully_sharded_byte
 from ditsam_jax.analysis.table import table
 from ditsam_jax.command_line import say
 from ditsam_jax.image_files import write_png
+from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.flops import training_flops
 from ditsam_jax.training import config as training_config
 from ditsam_jax.training.logging import write_json
@@ -43,8 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
                       help='a column with these fields changed (topology may be one of them); repeat it')
   parser.add_argument('--json', type=Path, metavar='FILE', help='write everything here as well')
   parser.add_argument('--picture', type=Path, metavar='FILE.png', help='draw memory and time as bars')
-  overrides = [a.removeprefix('--config.') for a in arguments if a.startswith('--config.')]
-  options = parser.parse_args([a for a in arguments if not a.startswith('--config.')])
+  overrides, rest = training_config.split_arguments(arguments)
+  options = parser.parse_args(rest)
   cases = {text or options.topology: _case(options, overrides, text) for text in options.compare or ['']}
 
   jax.config.update('jax_platforms', 'cpu')  # the compiler needs no TPU, and must not look for one
@@ -71,8 +72,9 @@ def report(config: ConfigDict, topology: str) -> Report:
   """
   chip, count = chips.parse_topology(topology)
   mesh = make_mesh(config.mesh, chips.topology_devices(topology))
-  program = build(config, training_config.model_config(config), mesh)
-  return analyse(program.lower(), chip, count, _step(config, program), time.monotonic)
+  model = training_config.model_config(config)
+  program = build(config, model, mesh)
+  return analyse(program.lower(), chip, count, _step(config, model, program), time.monotonic)
 
 
 def _case(options: argparse.Namespace, overrides: list[str], text: str) -> tuple[str, ConfigDict]:
@@ -84,8 +86,8 @@ def _case(options: argparse.Namespace, overrides: list[str], text: str) -> tuple
   return topology, config
 
 
-def _step(config: ConfigDict, program: Program) -> Step:
-  model, batch_size, mesh = training_config.model_config(config), config.data.batch_size, program.mesh
+def _step(config: ConfigDict, model: DitSamConfig, program: Program) -> Step:
+  batch_size, mesh = config.data.batch_size, program.mesh
   prompts = {}
   if config.task == 'prompts':
     prompts = {'prompts': config.data.objects_per_image, 'prompt_tokens': program.batch['points'].shape[2]}

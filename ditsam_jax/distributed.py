@@ -54,14 +54,9 @@ def tell(text: str) -> None:
 
 def first_alone_first(function: Callable[[], T], name: str) -> T:
   """Calls a function on all hosts, but on the first one before the others: what it makes, they find."""
-  if jax.process_count() == 1:
-    return function()
-  if not is_first():
-    multihost_utils.sync_global_devices(name)
-    return function()
-  made = function()
-  multihost_utils.sync_global_devices(name)
-  return made
+  made = function() if is_first() else None
+  multihost_utils.sync_global_devices(name)  # alone, a host waits for nobody
+  return made if is_first() else function()
 
 
 def _announced() -> int:

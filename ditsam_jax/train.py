@@ -36,9 +36,8 @@ from ditsam_jax.training import config as training_config, sharding
 from ditsam_jax.training.checkpoint import Checkpoints, Progress
 from ditsam_jax.training.fingerprint import weights_sha256
 from ditsam_jax.training.logging import RunLog, SilentLog, write_json
-from ditsam_jax.training.program import Program, build
+from ditsam_jax.training.program import build
 from ditsam_jax.training.skipped import SkippedUpdates
-from ditsam_jax.training.step import TrainState
 from ditsam_jax.training.stop import Stopped, StopSignal
 from ditsam_jax.training.workdir import Workdir
 from ditsam_jax.watch import Watch
@@ -52,8 +51,8 @@ def main(arguments: list[str] | None = None) -> int:
   parser.add_argument('--config', required=True, metavar='FILE[:DATA]', help='configs/ldit.py:shapes, for example')
   parser.add_argument('--workdir', default='', help='where everything is written (default: runs/<config>-<data>)')
   distributed.add_flags(parser)
-  overrides = [a.removeprefix('--config.') for a in arguments if a.startswith('--config.')]
-  options = parser.parse_args([a for a in arguments if not a.startswith('--config.')])
+  overrides, rest = training_config.split_arguments(arguments)
+  options = parser.parse_args(rest)
   config = training_config.load(options.config, overrides)
   distributed.initialise(options)
   name = Path(options.config.partition(':')[0]).stem
@@ -93,7 +92,7 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
                                sharding.rows_of_this_host(mesh, config.data.batch_size))
 
   # --------------------------------------------------------------------------------------------------------- loop
-  evaluation = _Evaluation(config, model_config, program, tokenizer, stop) if config.task == 'text' else None
+  evaluation = _Evaluation(config, tokenizer, stop) if config.task == 'text' else None
   progress, skipped = Progress(), SkippedUpdates(workdir, config.max_skipped)
   describe = dict(vocabulary=vocabulary if config.task == 'text' else None, data=_about_data(config))
   with Checkpoints(workdir, config.keep_checkpoints, plain, config.on_save_failure) as checkpoints:
@@ -113,14 +112,16 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
         worth_saving = step > 0 and step % config.checkpoint_every == 0
         # A run that was stopped in the middle of an evaluation begins with it.
         if evaluation and config.eval_every and step % config.eval_every == 0 and step > progress.evaluated:
-          results, gallery = evaluation(state, 'val', config.eval_samples)
+          model = program.averaged_model(state)
+          results, gallery = evaluation(model, 'val', config.eval_samples)
           if results:
             log.scalars(step, _curves(results), 'val')
             log.panel(step, np.asarray(gallery.panel()))
             progress.evaluated = step
             if config.keep_best and progress.improved(step, results.miou):
-              _save_best(workdir, config, program.averaged_model(state), progress, describe)
+              _save_best(workdir, config, model, progress, describe)
               worth_saving = True
+          del model  # the next steps need its room
         ends = stop.agreed(step) or step == config.total_steps
         if worth_saving or ends:
           skipped.look()
@@ -155,7 +156,7 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
   if progress.best_step is not None:
     summary['best'] = {'step': progress.best_step, 'val_mIoU': progress.best_score}
   if evaluation:
-    results, gallery = evaluation(state, config.final_split, None)
+    results, gallery = evaluation(model, config.final_split, None)
     if results is None:
       return _stopped(step, config)
     summary |= {'split': config.final_split, **results.to_json()}
@@ -190,23 +191,21 @@ def _save_best(workdir: Path, config: ConfigDict, model: DitSam, progress: Progr
 
 
 class _Evaluation:
-  """Scores a train state's averaged weights; compiled once. Results are None where a signal asked to stop."""
+  """Scores a run's models on its data; compiled once. Results are None where a signal asked to stop."""
 
-  def __init__(self, config: ConfigDict, model_config: DitSamConfig, program: Program, tokenizer: Tokenizer,
-               stop: StopSignal):
-    self._config, self._model_config, self._program, self._tokenizer = config, model_config, program, tokenizer
-    self._stop = stop
+  def __init__(self, config: ConfigDict, tokenizer: Tokenizer, stop: StopSignal):
+    self._config, self._tokenizer, self._stop = config, tokenizer, stop
     self._sources: dict[str, ReferringSource] = {}
 
-  def __call__(self, state: TrainState, split: str, limit: int | None) -> tuple[Results | None, Gallery]:
+  def __call__(self, model: DitSam, split: str, limit: int | None) -> tuple[Results | None, Gallery]:
     config = self._config
     if split not in self._sources:
       self._sources[split] = _open(config, split)
-    gallery = Gallery(self._model_config.pixel_mean, self._model_config.pixel_std)
-    forward = self._stop.interruptible(forward_of(self._program.averaged_model(state)))
+    gallery = Gallery(model.config.pixel_mean, model.config.pixel_std)
+    forward = self._stop.interruptible(forward_of(model))
     try:
       results = evaluate_split(
-          forward, self._sources[split], self._tokenizer, self._model_config, batch_size=config.eval_batch_size,
+          forward, self._sources[split], self._tokenizer, model.config, batch_size=config.eval_batch_size,
           limit=limit, generalised=config.data.dataset == 'grefcoco', gallery=gallery, progress=limit is None)
     except Stopped:
       results = None

@@ -3,16 +3,19 @@
 import dataclasses
 import json
 from pathlib import Path
+import re
 
 from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from convert import names
 from ditsam_jax.models import config as models
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.weights import weights_of
+from ditsam_jax.training.step import Structure, TrainState, fresh_state
 
 GOLDEN = Path(__file__).parent / 'golden'
 
@@ -67,6 +70,14 @@ def random_model(config: models.DitSamConfig, seed: int = 0) -> DitSam:
     is_key = jnp.issubdtype(variable.dtype, jax.dtypes.prng_key)
     variable.set_value(jax.random.key(seed) if is_key else jnp.zeros(variable.shape, variable.dtype))
   return model
+
+
+def make_state(model: DitSam, optimizer: optax.GradientTransformation,
+               frozen: re.Pattern | None = None) -> tuple[Structure, TrainState]:
+  """Structure and first train state of a model in training mode; `frozen` as of `Structure.trained`."""
+  structure = Structure(model)
+  weights = {name: variable[...] for name, variable in weights_of(model).items()}
+  return structure, fresh_state(weights, structure.trained(frozen), optimizer)
 
 
 def golden_model(name: str, image_size: int, **changes) -> DitSam:

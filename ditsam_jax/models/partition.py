@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 import numpy as np
 
 from ditsam_jax.models.weights import dotted, is_weight
-from ditsam_jax.ops.partition import AXES, FSDP, TENSOR, axis_size, on_mesh
+from ditsam_jax.ops.partition import AXES, FSDP, TENSOR, axis_size
 
 RULES = (
     (r'.*\.(qkv|lin1)\.kernel', (FSDP, TENSOR)),
@@ -40,7 +40,7 @@ def spec_at_rest(name: str, shape: tuple[int, ...], sizes: dict[str, int]) -> Pa
 
 def at_use(weights: dict[str, jax.Array]) -> dict[str, jax.Array]:
   """Weights by dotted path as a computation takes them: whole but for `tensor`. No change where no mesh is set."""
-  if not on_mesh() or axis_size(FSDP) == 1:
+  if axis_size(FSDP) == 1:
     return weights
   sizes = {axis: axis_size(axis) for axis in AXES}
   return {name: _gathered(weight, spec_at_rest(name, weight.shape, sizes)) for name, weight in weights.items()}
@@ -48,7 +48,7 @@ def at_use(weights: dict[str, jax.Array]) -> dict[str, jax.Array]:
 
 def module_at_use(module: nnx.Module, path: str) -> nnx.Module:
   """A copy of a module whose weights are gathered; `path` is where in the whole model it is."""
-  if not on_mesh() or axis_size(FSDP) == 1:
+  if axis_size(FSDP) == 1:
     return module
   graph, state, rest = nnx.split(module, is_weight, ...)
   variables = {f'{path}.{dotted(key)}': (key, variable) for key, variable in nnx.to_flat_state(state)}

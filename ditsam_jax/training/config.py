@@ -185,6 +185,12 @@ def check(config: ConfigDict) -> None:
          'a split: val or test for shapes')
 
 
+def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
+  """A command line's changes to the config, 'any.field=value' as `load` takes them, and the rest of it."""
+  changes = [argument.removeprefix('--config.') for argument in arguments if argument.startswith('--config.')]
+  return changes, [argument for argument in arguments if not argument.startswith('--config.')]
+
+
 def load(argument: str, overrides: list[str]) -> ConfigDict:
   """Reads a config file and applies changes.
 

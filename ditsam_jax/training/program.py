@@ -76,8 +76,8 @@ class Program:
 
   def averaged_model(self, state: TrainState) -> DitSam:
     """The model with averaged weights in evaluation mode, whole on one device of every host; all hosts must call it."""
-    everywhere = jax.jit(lambda *weights: weights, out_shardings=sharding.replicated(self.mesh))
-    ema, frozen = jax.tree.map(lambda array: array.addressable_data(0), everywhere(state.ema, state.frozen))
+    everywhere = jax.jit(_same, out_shardings=sharding.replicated(self.mesh))
+    ema, frozen = jax.tree.map(lambda array: array.addressable_data(0), everywhere((state.ema, state.frozen)))
     return averaged_model(self.structure, state._replace(ema=ema, frozen=frozen))
 
 
@@ -120,6 +120,11 @@ def _batch(config: ConfigDict, model: DitSamConfig, mesh: Mesh) -> Batch:
                'masks': ((count, size, size), jnp.uint8)}
   place = sharding.rows_sharding(mesh)
   return {name: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=place) for name, (shape, dtype) in shapes.items()}
+
+
+def _same(weights: Any) -> Any:
+  """A function with a name: JAX compiles it once, and a lambda every time."""
+  return weights
 
 
 def _fresh_weights(model: DitSamConfig, seed: int, names: tuple[str, ...]) -> Weights:

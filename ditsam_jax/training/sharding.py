@@ -16,6 +16,7 @@ from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.partition import spec_at_rest
 from ditsam_jax.ops.partition import AXES, BATCH, DATA, FSDP, TENSOR
 
+
 def make_mesh(config: ConfigDict, devices: list[jax.Device] | np.ndarray | None = None) -> Mesh:
   """The mesh of `config.mesh` (`data`, `fsdp`, `tensor`; one of them may be -1, the rest of the devices).
 

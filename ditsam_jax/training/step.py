@@ -19,8 +19,6 @@ from ditsam_jax.training.loss import mask_loss
 from ditsam_jax.training.optimizer import FREEZE_GROUPS, ema_decay
 
 Batch = dict[str, jax.Array]
-
-
 Weights = dict[str, jax.Array]  # by dotted path: plain dicts cost the dispatch of a step nothing, NNX states do
 
 
@@ -68,14 +66,6 @@ def fresh_state(weights: Weights, trained: set[str], optimizer: optax.GradientTr
   rest = {name: array for name, array in weights.items() if name not in trained}
   return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params), rest,
                     jnp.zeros(2, jnp.int32))
-
-
-def make_state(model: DitSam, optimizer: optax.GradientTransformation,
-               frozen: re.Pattern | None = None) -> tuple[Structure, TrainState]:
-  """Splits a model (in training mode) into its structure and a state; see `Structure.trained` for `frozen`."""
-  structure = Structure(model)
-  weights = {name: variable[...] for name, variable in weights_of(model).items()}
-  return structure, fresh_state(weights, structure.trained(frozen), optimizer)
 
 
 def text_forward(model: DitSam, batch: Batch, loss_weights: dict[str, float], rngs: nnx.Rngs):

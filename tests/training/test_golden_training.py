@@ -8,9 +8,9 @@ import pytest
 from ditsam_jax.models.weights import weights_of
 from ditsam_jax.training.config import recipe
 from ditsam_jax.training.optimizer import make_optimizer
-from ditsam_jax.training.step import averaged_model, make_state, make_train_step, text_forward
+from ditsam_jax.training.step import averaged_model, make_train_step, text_forward
 from tests.ops.attention_cases import on_cpu
-from tests.small_models import golden_arrays, golden_model
+from tests.small_models import golden_arrays, golden_model, make_state
 
 EPOCHS = 4  # of which the first warms up
 

@@ -11,8 +11,8 @@ from ditsam_jax.models.weights import weights_of
 from ditsam_jax.training.config import recipe
 from ditsam_jax.training.loss import mask_loss
 from ditsam_jax.training.optimizer import freeze_pattern, make_optimizer
-from ditsam_jax.training.step import averaged_model, make_state, make_train_step, prompt_forward, text_forward
-from tests.small_models import random_batch, random_model, small_config
+from ditsam_jax.training.step import averaged_model, make_train_step, prompt_forward, text_forward
+from tests.small_models import make_state, random_batch, random_model, small_config
 
 LOSS = dict(bce=1.0, dice=0.5, iou=0.1)
 

@@ -6,8 +6,7 @@ import math
 import jax
 from jax.sharding import PartitionSpec
 
-BATCH_AXES = ('data', 'fsdp')  # of the mesh
-HEAD_AXES = ('tensor',)
+from ditsam_jax.ops.partition import BATCH, TENSOR
 
 
 def per_shard(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -21,7 +20,7 @@ def per_shard(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     if mesh.empty or mesh.size == 1 or mesh.manual_axes:  # in a shard_map already, arrays are a device's own
       return function(q, k, v, queries, keys)
     batch, heads = (_dividing(axes, dict(mesh.shape), size)
-                    for axes, size in ((BATCH_AXES, q.shape[0]), (HEAD_AXES, q.shape[1])))
+                    for axes, size in ((BATCH, q.shape[0]), ((TENSOR,), q.shape[1])))
     own = PartitionSpec(batch, heads)
     of_keys = PartitionSpec(batch if keys is not None and keys.shape[0] > 1 else None)
     return jax.shard_map(function, in_specs=(own, own, own, own, of_keys), out_specs=own,
