@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from ditsam_jax.ops.attention.channels import appended
 
-ON_CPU = 5 * 2 ** 20  # bytes of f32 logits at a time: two heads and half their queries at 512 x 512
+ON_CPU = 10 * 2 ** 20  # bytes of f32 logits at a time: two heads at 512 x 512
 ELSEWHERE = 256 * 2 ** 20  # enough to fill an accelerator
 HEADS = 2  # at least so many at a time where their number is even: one for each of two cores
 
@@ -29,22 +29,25 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array | Non
     weights, total, _ = _softmax(q, k)
     out = (_product(weights, v, 'gnm,gmd->gnd') / total).astype(v.dtype)
   else:
-    out = _in_turns(q, k, v)
+    out = _in_turns(q, k, v, width)
   return out.reshape(batch, heads, length, width)
 
 
-@jax.custom_vjp
-def _in_turns(q, k, v):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _in_turns(q, k, v, width):
+  """`width`: channels of k that get a gradient; the codes behind them are constants."""
+  del width
   return _forward(q, k, v)[0]
 
 
-def _in_turns_forward(q, k, v):
+def _in_turns_forward(q, k, v, width):
+  del width
   out, logsumexp = _forward(q, k, v)
   return out, (q, k, v, out, logsumexp)
 
 
-def _in_turns_backward(kept, gradient):
-  return _per_platform(_backward_in_turns)(*kept, gradient)
+def _in_turns_backward(width, kept, gradient):
+  return _per_platform(functools.partial(_backward_in_turns, width=width))(*kept, gradient)
 
 
 _in_turns.defvjp(_in_turns_forward, _in_turns_backward)
@@ -90,25 +93,26 @@ def _forward_in_turns(q, k, v, *, limit):
   return out.reshape(v.shape), logsumexp.reshape(*q.shape[:2], 1)
 
 
-def _backward_in_turns(q, k, v, out, logsumexp, dout, *, limit):
+def _backward_in_turns(q, k, v, out, logsumexp, dout, *, width, limit):
   heads, queries = _turn(*q.shape[:2], limit)
-  def turn(q, out, logsumexp, dout, k, v):
+  delta = _product(dout, out, 'gnd,gnd->gn')[..., None]
+  def turn(q, delta, logsumexp, dout, k, v):
     weights = jnp.exp(_product(q, k, 'gnc,gmc->gnm') - logsumexp)
-    delta = (dout.astype(weights.dtype) * out).sum(-1, keepdims=True)
     dlogits = weights * (_product(dout, v, 'gnd,gmd->gnm') - delta)
-    return (_product(dlogits, k, 'gnm,gmc->gnc').astype(q.dtype), _product(dlogits, q, 'gnm,gnc->gmc'),
+    return (_product(dlogits, k, 'gnm,gmc->gnc').astype(q.dtype), _product(dlogits, q[..., :width], 'gnm,gnc->gmc'),
             _product(weights, dout, 'gnm,gnd->gmd'))
   def some_heads(arrays):
     q, k, v, *others = arrays
     def step(sums, chunk):
       dq, dk, dv = turn(*chunk, k, v)
       return (sums[0] + dk, sums[1] + dv), dq
-    zeros = tuple(jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)) for x in (k, v))
+    zeros = tuple(jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)) for x in (k[..., :width], v))
     (dk, dv), dq = jax.lax.scan(step, zeros, tuple(_chunks(x, queries) for x in (q, *others)))
     return _whole(dq, q), dk.astype(k.dtype), dv.astype(v.dtype)
-  arrays = q, k, v, out, logsumexp, dout
-  gradients = jax.lax.map(some_heads, tuple(_groups(x, heads) for x in arrays))
-  return tuple(gradient.reshape(x.shape) for gradient, x in zip(gradients, arrays))
+  arrays = q, k, v, delta, logsumexp, dout
+  dq, dk, dv = jax.lax.map(some_heads, tuple(_groups(x, heads) for x in arrays))
+  dk = jnp.pad(dk.reshape(*k.shape[:2], width), ((0, 0), (0, 0), (0, k.shape[2] - width)))
+  return dq.reshape(q.shape), dk, dv.reshape(v.shape)
 
 
 def _turn(heads: int, length: int, limit: int) -> tuple[int, int]:
