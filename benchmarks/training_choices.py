@@ -1,15 +1,16 @@
-"""What each way of training costs: python benchmarks/training_choices.py --batch-size=4
+"""What each way of training costs: python benchmarks/training_choices.py --batch-size=2
 
-L-DIT with random weights on random batches, on whatever device is there; every choice in a process of its own. Prints
-one JSON line a choice: seconds a step (median of the steps; lowest and highest as `spread`) and to compile, bytes of the
-train state (weights, average, moments, gradients' share) and of the step's temporaries by XLA's account, and the most
-memory that the process ever had.
+L-DIT with random weights on random batches, on whatever device is there; every choice in a process of its own, and each
+changes the one thing that it names. Prints one JSON line a choice: seconds of a step and of a forward pass (medians;
+lowest and highest as `spread`) and to compile, bytes of the train state (weights, average, moments) and of the step's
+temporaries by XLA's account, and the most memory that the process ever had.
+
+Windows and image sizes: python benchmarks/training_choices.py --batch-size=1 --image-size=1024 --choices plain windowed
 """
 
 import argparse
 import json
 from pathlib import Path
-import resource
 import statistics
 import subprocess
 import sys
@@ -18,24 +19,31 @@ import time
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
+from flax import nnx
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.model import peak_of_process, timed
 from ditsam_jax.models.config import PRESETS
+from ditsam_jax.models.weights import cast
 from ditsam_jax.training import sharding
-from ditsam_jax.training.config import as_config_dict, recipe
+from ditsam_jax.training.config import as_config_dict, model_config, recipe
 from ditsam_jax.training.program import build
 
-CHOICES = {
+PLAIN = {'scan': False, 'remat': 'none', 'accumulate': 1, 'dtype': 'float32', 'freeze': ''}
+CHOICES = {  # fields of the config; what is not named is as in PLAIN
     'plain': {},
-    "remat='attention'": {'remat': 'attention'},
-    "remat='block'": {'remat': 'block'},
-    'accumulate=2': {'accumulate': 2},
+    'remat_attention': {'remat': 'attention'},
+    'remat_block': {'remat': 'block'},
+    'accumulate_2': {'accumulate': 2},
     'scan': {'scan': True},
-    "dtype='bfloat16'": {'dtype': 'bfloat16'},
-    "freeze='text_encoder'": {'freeze': 'text_encoder'},
-    "freeze='image_encoder'": {'freeze': 'image_encoder'},
-    "freeze='image_encoder,text_encoder'": {'freeze': 'image_encoder,text_encoder'},
+    'scan_remat_attention': {'scan': True, 'remat': 'attention'},
+    'bfloat16': {'dtype': 'bfloat16'},
+    'freeze_text_encoder': {'freeze': 'text_encoder'},
+    'freeze_image_encoder': {'freeze': 'image_encoder'},
+    'freeze_both': {'freeze': 'image_encoder,text_encoder'},
+    'windowed': {'model.image_encoder.attention_scope': 'windowed'},
 }
 
 
@@ -44,13 +52,17 @@ def main() -> None:
   parser.add_argument('--model', choices=PRESETS, default='vit_b')
   parser.add_argument('--batch-size', type=int, default=2)
   parser.add_argument('--steps', type=int, default=3)
-  parser.add_argument('--choice', choices=CHOICES, help='this one alone; default: all, one after the other')
+  parser.add_argument('--image-size', type=int, default=512)
+  parser.add_argument('--choices', nargs='+', choices=CHOICES, default=list(CHOICES))
+  parser.add_argument('--turns', type=int, default=1, help='rounds over all choices')
+  parser.add_argument('--choice', choices=CHOICES, help=argparse.SUPPRESS)
   options = parser.parse_args()
   if options.choice:
     print(json.dumps(measure(options)))
     return
-  for choice in CHOICES:
-    if choice == 'accumulate=2' and options.batch_size % 2:
+  for choice in options.choices * options.turns:
+    if choice == 'accumulate_2' and options.batch_size % 2:
+      print('accumulate_2 is left out: it needs an even --batch-size', file=sys.stderr)
       continue
     subprocess.run([sys.executable, __file__, *sys.argv[1:], f'--choice={choice}'], check=True)
 
@@ -58,10 +70,10 @@ def main() -> None:
 def measure(options: argparse.Namespace) -> dict:
   """Everything that is printed of a choice."""
   config = recipe('refcoco')
-  config.model = as_config_dict(PRESETS[options.model]())
+  config.model = as_config_dict(PRESETS[options.model](image_size=options.image_size))
   config.data.batch_size = options.batch_size
-  config.update(CHOICES[options.choice])
-  program = build(config, PRESETS[options.model](), sharding.make_mesh(config.mesh))
+  config.update_from_flattened_dict(PLAIN | CHOICES[options.choice])
+  program = build(config, model_config(config), sharding.make_mesh(config.mesh))
   started = time.perf_counter()
   compiled = program.lower().compile()
   compiling = time.perf_counter() - started
@@ -69,21 +81,31 @@ def measure(options: argparse.Namespace) -> dict:
   rng = np.random.default_rng(0)
   batch = program.assemble({name: rng.integers(0, 2, array.shape).astype(array.dtype)
                             for name, array in program.batch.items()})
-  seconds = []
-  for _ in range(options.steps + 1):
-    started = time.perf_counter()
+
+  def step():
+    nonlocal state
     state, metrics = compiled(state, batch)
-    loss = float(metrics['loss'])
-    seconds.append(time.perf_counter() - started)
-  assert np.isfinite(loss)
-  steps = seconds[1:]  # the first one pays for pages that are touched for the first time
-  memory = compiled.memory_analysis()
-  return {'choice': options.choice, 'model': options.model, 'batch_size': options.batch_size,
-          'device': jax.devices()[0].device_kind, 'seconds': round(statistics.median(steps), 2),
-          'spread': [round(min(steps), 2), round(max(steps), 2)], 'compile_seconds': round(compiling, 1),
-          'state_gb': round(memory.argument_size_in_bytes / 1e9, 2),
-          'temporaries_gb': round(memory.temp_size_in_bytes / 1e9, 2),
-          'peak_process_gb': round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)}
+    assert np.isfinite(float(metrics['loss']))
+  steps = timed(step, options.steps)
+  peak = peak_of_process()
+  memory, state_gb = compiled.memory_analysis(), compiled.memory_analysis().argument_size_in_bytes / 1e9
+  model = program.averaged_model(state)
+  state = None
+  cast(model, jnp.dtype(config.dtype))
+  graph, weights = nnx.split(model)
+  forward = jax.jit(lambda weights, *inputs: nnx.merge(graph, weights)(*inputs).logits)
+  inputs = [batch[name] for name in ('image', 'token_ids', 'token_mask')]
+  forwards = timed(lambda: forward(weights, *inputs).block_until_ready(), options.steps)
+  return {'choice': options.choice, 'model': options.model, 'image_size': options.image_size,
+          'batch_size': options.batch_size, 'device': jax.devices()[0].device_kind,
+          'step_seconds': round(statistics.median(steps), 2), 'step_spread': _spread(steps),
+          'forward_seconds': round(statistics.median(forwards), 2), 'forward_spread': _spread(forwards),
+          'compile_seconds': round(compiling, 1), 'state_gb': round(state_gb, 2),
+          'temporaries_gb': round(memory.temp_size_in_bytes / 1e9, 2), 'peak_process_gb': peak}
+
+
+def _spread(seconds: list[float]) -> list[float]:
+  return [round(min(seconds), 2), round(max(seconds), 2)]
 
 
 if __name__ == '__main__':

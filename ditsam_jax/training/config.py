@@ -83,7 +83,7 @@ def _release(data_set: str) -> ConfigDict:
   config.loss = ConfigDict(dict(bce=1.0, dice=0.0, iou=0.0))  # weights, see training/loss.py
   config.ema = 0.9997  # limit of the average's decay
 
-  config.mesh = ConfigDict(dict(data=1, fsdp=-1, tensor=1))  # devices along each axis, -1: the rest; training/sharding.py
+  config.mesh = ConfigDict(dict(data=-1, fsdp=-1, tensor=1))  # devices along each axis, -1: the rest; training/sharding.py
   config.dtype = 'float32'  # what the model computes in, or 'bfloat16'; parameters, moments and loss are f32
   config.accumulate = 1  # parts a batch is taken in, one after the other
   config.remat = 'none'  # what the backward pass recomputes of a block: 'none', 'attention' or all of the 'block'

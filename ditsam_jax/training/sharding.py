@@ -17,8 +17,14 @@ from ditsam_jax.models.partition import spec_at_rest
 from ditsam_jax.ops.partition import AXES, BATCH, DATA, FSDP, TENSOR
 
 
+MOST_FSDP = 16  # of all devices, where nothing is said: of 64, shares of a width of 768 are no whole tiles of a TPU any more
+
+
 def make_mesh(config: ConfigDict, devices: list[jax.Device] | np.ndarray | None = None) -> Mesh:
   """The mesh of `config.mesh` (`data`, `fsdp`, `tensor`; one of them may be -1, the rest of the devices).
+
+  Where both `data` and `fsdp` are -1, `fsdp` is as many of the rest as divide it, MOST_FSDP at most, and `data` what
+  remains: small shares of the weights make every chip wait for all others, and save little memory any more.
 
   Args:
     config: the group of fields.
@@ -31,13 +37,19 @@ def make_mesh(config: ConfigDict, devices: list[jax.Device] | np.ndarray | None 
   count = np.size(devices)
   sizes = [config[axis] for axis in AXES]
   told = ' '.join(f'--config.mesh.{axis}={size}' for axis, size in zip(AXES, sizes))
-  if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1:
-    raise UserError(f'{told}: expected whole numbers from 1, and -1 (the rest of the devices) for at most one')
+  both = sizes[:2] == [-1, -1] and sizes[2] != -1
+  if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1 and not both:
+    raise UserError(f'{told}: expected whole numbers from 1, and -1 (the rest of the devices) for one, or for data and '
+                    f'fsdp')
   fixed = math.prod(size for size in sizes if size != -1)
   if count % fixed or -1 not in sizes and fixed != count:
     raise UserError(f'{told}: makes {fixed} devices, there are {count}; expected sizes whose product '
                     f'{"divides" if -1 in sizes else "is"} {count}')
-  sizes = [count // fixed if size == -1 else size for size in sizes]
+  rest = count // fixed
+  if both:
+    sizes[1] = max(size for size in range(1, MOST_FSDP + 1) if rest % size == 0)
+    rest //= sizes[1]
+  sizes = [rest if size == -1 else size for size in sizes]
   if not isinstance(devices, np.ndarray):
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
   return Mesh(devices.reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 3)

@@ -99,7 +99,8 @@ def test_moments_and_average_lie_with_their_parameter_and_nothing_large_is_copie
 @pytest.mark.parametrize('sizes, devices, told', [
     ((-1, 1, 1), 8, (8, 1, 1)), ((2, -1, 2), 8, (2, 2, 2)), ((1, 1, 8), 8, (1, 1, 8)),
     ((3, -1, 1), 8, 'makes 3 devices, there are 8'), ((2, 2, 1), 8, 'makes 4 devices, there are 8'),
-    ((-1, -1, 1), 8, 'for at most one'), ((0, -1, 1), 8, 'whole numbers from 1')])
+    ((-1, -1, 1), 8, (1, 8, 1)), ((-1, -1, 2), 64, (2, 16, 2)), ((-1, -1, 1), 24, (2, 12, 1)),
+    ((-1, 1, -1), 8, 'for one, or for data and fsdp'), ((0, -1, 1), 8, 'whole numbers from 1')])
 def test_sizes_of_the_mesh(sizes, devices, told):
   config = ConfigDict(dict(zip(AXES, sizes)))
   devices = np.array(jax.devices() * devices)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from ditsam_jax.ops.attention.channels import appended
 
 ON_CPU = 10 * 2 ** 20  # bytes of f32 logits at a time: two heads at 512 x 512
+SMALL = 5 * 2 ** 20  # bytes of all logits that are kept instead of computed again
 ELSEWHERE = 256 * 2 ** 20  # enough to fill an accelerator
 HEADS = 2  # at least so many at a time where their number is even: one for each of two cores
 
@@ -25,7 +26,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array | Non
   batch, heads, length, width = q.shape
   q, k = appended(q, k, queries, keys)
   q, k, v = (x.reshape(batch * heads, length, x.shape[-1]) for x in (q, k, v))
-  if 4 * batch * heads * length ** 2 <= ON_CPU:
+  if 4 * batch * heads * length ** 2 <= SMALL:
     weights, total, _ = _softmax(q, k)
     out = (_product(weights, v, 'gnm,gmd->gnd') / total).astype(v.dtype)
   else:
