@@ -17,14 +17,11 @@ import time
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 os.environ['JAX_PLATFORMS'] = 'cpu'
-for name, value in {'TPU_SKIP_MDS_QUERY': '1', 'TPU_ACCELERATOR_TYPE': 'v5litepod-4', 'TPU_WORKER_ID': '0',
-                    'TPU_WORKER_HOSTNAMES': 'localhost'}.items():
-  os.environ.setdefault(name, value)  # libtpu otherwise asks a cloud machine's metadata who it is
 
 import jax
-from jax.experimental import topologies
 
 from benchmarks.attention_shapes import SHAPES
+from ditsam_jax.analysis.chips import topology_devices
 from ditsam_jax.ops.attention import attention
 
 CHIPS = {'v5e': 'v5e:2x2', 'v5p': 'v5p:2x2x1', 'v6e': 'v6e:2x2'}
@@ -40,7 +37,7 @@ def main() -> int:
   options = parser.parse_args()
   failed = False
   for chip in options.chips:
-    device = topologies.get_topology_desc(CHIPS[chip], platform='tpu').devices[0]
+    device = topology_devices(CHIPS[chip])[0]
     for shape in options.shapes:
       for dtype in options.dtypes:
         for name in options.implementations:

@@ -5,8 +5,6 @@ bit, in the type they had; optimiser states do not travel.
 """
 
 import argparse
-import contextlib
-import os
 from pathlib import Path
 import sys
 
@@ -16,6 +14,7 @@ if not __package__:  # run as a script: `convert` is a part of the repository be
 from convert import names
 from ditsam_jax import command_line, saved_model
 from ditsam_jax.command_line import UserError
+from ditsam_jax.files import written_whole
 from ditsam_jax.models.config import DitSamConfig
 
 try:
@@ -82,16 +81,12 @@ def check_output(path: Path, model: Path) -> None:
 def write(path: Path, content: dict) -> None:
   """torch.save, whole or not at all. Raises UserError if the file cannot be written."""
   path = path.resolve()  # a link stays one, and its target is replaced
-  unfinished = path.with_name(f'.{path.name}.writing-{os.getpid()}')
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(content, unfinished)
-    os.replace(unfinished, path)
+    with written_whole(path) as unfinished, unfinished.open('wb') as file:
+      torch.save(content, file)
   except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
     raise UserError(f'cannot write {path}: {getattr(error, "strerror", None) or error}; choose another output') from error
-  finally:
-    with contextlib.suppress(OSError):  # the folder itself may be missing
-      unfinished.unlink()
 
 
 if __name__ == '__main__':

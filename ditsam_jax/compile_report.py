@@ -23,11 +23,11 @@ from ditsam_jax.analysis.chart import bar_chart
 from ditsam_jax.analysis.report import Report, Step, analyse, fully_sharded_bytes
 from ditsam_jax.analysis.table import table
 from ditsam_jax.command_line import say
+from ditsam_jax.files import write_json
 from ditsam_jax.image_files import write_png
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.flops import training_flops
 from ditsam_jax.training import config as training_config
-from ditsam_jax.training.logging import write_json
 from ditsam_jax.training.program import Program, build
 from ditsam_jax.training.sharding import make_mesh
 

@@ -26,9 +26,9 @@ from ditsam_jax.evaluation.forward import Forward, forward_of
 from ditsam_jax.evaluation.pictures import Gallery, prediction_panel, worst_median_best
 from ditsam_jax.evaluation.protocols import PROTOCOLS
 from ditsam_jax.evaluation.results import Results
+from ditsam_jax.files import write_json, write_text
 from ditsam_jax.image_files import write_png
 from ditsam_jax.models.config import DitSamConfig
-from ditsam_jax.training.logging import write_json, write_text
 from ditsam_jax.watch import Watch
 
 _MOST_PICTURES = 100  # of each of the three sections: more would make a sheet that few programs open

@@ -2,7 +2,6 @@
 
 import os
 import threading
-import uuid
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ditsam_jax.command_line import UserError
+from ditsam_jax.files import written_whole
 
 # What people's pictures come in. Pillow's other readers stay shut: some start programs (EPS).
 FORMATS = ('PNG', 'JPEG', 'WEBP', 'GIF', 'BMP', 'DIB', 'TIFF', 'PPM', 'ICO', 'JPEG2000', 'AVIF')
@@ -57,14 +57,10 @@ def write_png(path: str | os.PathLike, image: np.ndarray | Image.Image) -> None:
   if not isinstance(image, Image.Image):
     image = np.asarray(image)
     image = Image.fromarray(image.astype(np.uint8) * 255 if image.dtype == bool else image)
-  unfinished = path.with_name(f'.{uuid.uuid4().hex}.tmp')
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with written_whole(path) as unfinished:
       image.save(unfinished, format='PNG', compress_level=4)
-      os.replace(unfinished, path)
-    finally:
-      unfinished.unlink(missing_ok=True)
   except (OSError, ValueError) as error:  # ValueError: a name that no file can have
     reason = getattr(error, 'strerror', None) or error
     raise UserError(f'cannot write {str(path)!r}: {reason}; choose another output') from error

@@ -29,13 +29,14 @@ from ditsam_jax.evaluation.evaluator import evaluate_split
 from ditsam_jax.evaluation.forward import forward_of
 from ditsam_jax.evaluation.pictures import Gallery
 from ditsam_jax.evaluation.results import Results
+from ditsam_jax.files import write_json
 from ditsam_jax.image_files import write_png
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.training import config as training_config, sharding
 from ditsam_jax.training.checkpoint import Checkpoints, Progress
 from ditsam_jax.training.fingerprint import weights_sha256
-from ditsam_jax.training.logging import RunLog, SilentLog, write_json
+from ditsam_jax.training.logging import RunLog, SilentLog
 from ditsam_jax.training.program import build
 from ditsam_jax.training.skipped import SkippedUpdates
 from ditsam_jax.training.stop import Stopped, StopSignal

@@ -11,9 +11,10 @@ import sys
 ROOT = Path(__file__).parents[1]
 
 
-def run_on_devices(program: str, count: int) -> str:
+def run_on_devices(program: str, count: int, *arguments: object) -> str:
   """Runs a Python program where JAX has `count` CPU devices; what it prints."""
-  process = subprocess.run([sys.executable, '-c', program], env=_environment(count), capture_output=True, text=True)
+  process = subprocess.run([sys.executable, '-c', program, *map(str, arguments)], env=_environment(count),
+                           capture_output=True, text=True)
   assert process.returncode == 0, process.stderr
   return process.stdout
 

@@ -12,7 +12,7 @@ import dataclasses
 import math
 import re
 
-from ditsam_jax.analysis.hlo import Computation, Instruction, Module
+from ditsam_jax.analysis.hlo import ASYNC_START, Computation, Instruction, Module
 
 KINDS = ('all-gather', 'reduce-scatter', 'all-reduce', 'all-to-all', 'collective-permute')
 _PASSING = ('bitcast', 'reshape', 'copy', 'transpose', 'convert')
@@ -37,7 +37,7 @@ class Collective:
 
 def collectives(module: Module) -> list[Collective]:
   """Every collective of the program."""
-  started = {_channel(i) for computation in module.computations.values() if _has_custom_call(computation, 'Start')
+  started = {_channel(i) for computation in module.computations.values() if computation.calls(ASYNC_START)
              for i in computation.instructions.values() if _kind(i)} - {None}
   found = []
   for name, times in module.executions.items():
@@ -55,12 +55,12 @@ def _of(module: Module, computation: Computation, instruction: Instruction, time
   inner = module.computations.get(instruction.called('calls') or '') if instruction.opcode == 'fusion' else None
   if inner is None:
     return []
-  is_start = _has_custom_call(inner, 'Start')
+  is_start = inner.calls(ASYNC_START)
   found = []
   for i in inner.instructions.values():
     if i.opcode == 'fusion':
       found += _of(module, inner, i, times, started)
-    elif _kind(i) and (is_start or _channel(i) not in started) and not _has_custom_call(inner, 'Done'):
+    elif _kind(i) and (is_start or _channel(i) not in started) and not inner.calls('AsyncCollectiveDone'):
       kind = 'reduce-scatter' if _kind(i) == 'all-reduce' and _is_sliced(inner, i) else _kind(i)
       found.append(_collective(module, inner, i, kind, times, is_start, instruction))
   return found
@@ -88,11 +88,6 @@ def _kind(instruction: Instruction) -> str | None:
 def _channel(instruction: Instruction) -> str | None:
   found = re.search(r'channel_id=(\d+)', instruction.attributes)
   return found.group(1) if found else None
-
-
-def _has_custom_call(computation: Computation, part: str) -> bool:
-  return any(i.opcode == 'custom-call' and f'custom_call_target="AsyncCollective{part}"' in i.attributes
-             for i in computation.instructions.values())
 
 
 def _is_sliced(computation: Computation, all_reduce: Instruction) -> bool:

@@ -58,6 +58,9 @@ class Instruction:
     return found.group(1) if found else None
 
 
+ASYNC_START = 'AsyncCollectiveStart'  # custom call of a fusion in which an asynchronous collective begins
+
+
 class Computation:
   """Instructions by name, in the order of the schedule."""
 
@@ -74,6 +77,11 @@ class Computation:
   def parameters(self) -> dict[str, int]:
     """Parameters' numbers by name."""
     return {i.name: int(i.arguments) for i in self.instructions.values() if i.opcode == 'parameter'}
+
+  def calls(self, target: str) -> bool:
+    """Whether one of the instructions is a custom call of this target."""
+    return any(i.opcode == 'custom-call' and f'custom_call_target="{target}"' in i.attributes
+               for i in self.instructions.values())
 
   @functools.cached_property
   def users(self) -> dict[str, list[Instruction]]:

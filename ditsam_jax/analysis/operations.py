@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import re
 
-from ditsam_jax.analysis.hlo import Computation, Instruction, Module, Shape
+from ditsam_jax.analysis.hlo import ASYNC_START, Computation, Instruction, Module, Shape
 
 _FREE = {'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'call', 'conditional', 'after-all',
          'partition-id', 'replica-id', 'opt-barrier', 'async-start', 'async-update', 'domain', 'add-dependency'}
@@ -155,10 +155,8 @@ def _taken(module: Module, inner: Computation, name: str, whole: int) -> int:
 
 def _passes_by(inner: Computation, user: Instruction) -> bool:
   """Whether this is the later part of an asynchronous collective, whose bytes count at its start."""
-  is_start = any(i.opcode == 'custom-call' and 'AsyncCollectiveStart' in i.attributes
-                 for i in inner.instructions.values())
   is_collective = re.match('all-|reduce-scatter|collective-', user.opcode) is not None
-  return not is_start and (is_collective or 'AsyncCollective' in user.attributes)
+  return not inner.calls(ASYNC_START) and (is_collective or 'AsyncCollective' in user.attributes)
 
 
 def _written(module: Module, inner: Computation, shapes: tuple[Shape, ...]) -> int:

@@ -84,7 +84,7 @@ class Report:
         'ideal_bytes_sent': self.step.ideal_sent and round(self.step.ideal_sent),
         'largest_collectives': largest(self.collectives), 'loops_of_unknown_length': list(self.endless),
         'estimate': {'step_seconds': self.time.step, 'compute_seconds': self.time.compute, 'hbm_seconds': self.time.hbm,
-                     'ici_seconds': self.time.ici, 'bound': self.time.bound,
+                     'ici_seconds': self.time.ici, 'bound': self.time.parts[0][0],
                      'samples_per_second': self.samples_per_second, 'mfu': self.mfu}}
 
 

@@ -27,9 +27,9 @@ class Roofline:
     return self.compute + self.hbm + self.ici
 
   @property
-  def bound(self) -> str:
-    """What most of the step waits for."""
-    return max(('compute', self.compute), ('HBM', self.hbm), ('ICI', self.ici), key=lambda part: part[1])[0]
+  def parts(self) -> list[tuple[str, float]]:
+    """What the step waits for, by name, in seconds; most of it first."""
+    return sorted((('compute', self.compute), ('HBM', self.hbm), ('ICI', self.ici)), key=lambda part: -part[1])
 
 
 def roofline(chip: Chip, operations: list[Operation], collectives: list[Collective]) -> Roofline:

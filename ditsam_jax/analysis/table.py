@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from ditsam_jax.analysis.collectives import KINDS
 from ditsam_jax.analysis.report import Report
 
 GIB = 2 ** 30
@@ -53,9 +54,7 @@ def _amount(count: float) -> str:
 
 
 def _share(report: Report) -> str:
-  time = report.time
-  parts = (('compute', time.compute), ('HBM', time.hbm), ('ICI', time.ici))
-  return ', '.join(f'{name} {100 * part / time.step:.0f} %' for name, part in sorted(parts, key=lambda p: -p[1]))
+  return ', '.join(f'{name} {100 * part / report.time.step:.0f} %' for name, part in report.time.parts)
 
 
 _ROWS = [
@@ -70,11 +69,7 @@ _ROWS = [
     ('FLOPs', _fitting(lambda r: f'{r.flops / 1e12:.3f} T')),
     ('of them the model\'s', _fitting(lambda r: f'{r.step.model_flops / r.chips / 1e12:.3f} T')),
     ('HBM: bytes accessed', _fitting(lambda r: _amount(r.bytes))),
-    ('sent: all-gather', _fitting(_kind('all-gather'))),
-    ('sent: reduce-scatter', _fitting(_kind('reduce-scatter'))),
-    ('sent: all-reduce', _fitting(_kind('all-reduce'))),
-    ('sent: all-to-all', _fitting(_kind('all-to-all'))),
-    ('sent: collective-permute', _fitting(_kind('collective-permute'))),
+    *((f'sent: {kind}', _fitting(_kind(kind))) for kind in KINDS),
     ('sent: in all, over FSDP\'s least', _fitting(_against_ideal)),
     ('estimate: step time', _fitting(lambda r: f'{1e3 * r.time.step:.1f} ms')),
     ('estimate: samples/s', _fitting(lambda r: f'{r.samples_per_second:.0f}')),

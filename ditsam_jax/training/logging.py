@@ -8,29 +8,12 @@ import socket
 import struct
 import sys
 import time
-from typing import Any
 
 import numpy as np
 from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 import tqdm
-
-
-def write_text(path: Path, text: str) -> None:
-  """Writes a file whole or not at all. Raises OSError, which names the file."""
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-  try:
-    temporary.write_text(text)
-    os.replace(temporary, path)
-  except OSError as error:
-    temporary.unlink(missing_ok=True)
-    raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def write_json(path: Path, data: Any) -> None:
-  """Writes JSON whole or not at all. Raises OSError, which names the file."""
-  write_text(path, json.dumps(data, indent=1) + '\n')
 
 
 class RunLog:

@@ -1,6 +1,5 @@
 """Updates that were left out because their loss or gradient was not finite: told, and ended when there are too many."""
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +8,7 @@ import numpy as np
 
 from ditsam_jax import distributed
 from ditsam_jax.command_line import UserError
+from ditsam_jax.files import written_whole
 
 
 class _Step(NamedTuple):
@@ -51,12 +51,9 @@ class SkippedUpdates:
     """Writes the batch; says where it is, or why it is not."""
     host = f'_host{jax.process_index()}' if jax.process_count() > 1 else ''
     path = self._workdir / f'skipped_batch_{step.number}{host}.npz'
-    temporary = path.with_name(f'.{path.name}')
     try:
-      with temporary.open('wb') as file:
+      with written_whole(path) as unfinished, unfinished.open('wb') as file:
         np.savez(file, **step.batch)
-      os.replace(temporary, path)
     except OSError as error:
-      temporary.unlink(missing_ok=True)
       return f'its batch could not be written to {path} ({error.strerror})'
     return f'its batch is in {path}'

@@ -14,7 +14,7 @@ from ditsam_jax.command_line import UserError
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.image_encoder import BLOCKS
 from ditsam_jax.models.partition import at_use
-from ditsam_jax.models.weights import dotted, is_position, is_weight, weights_of
+from ditsam_jax.models.weights import dotted, is_position, is_weight
 from ditsam_jax.training.loss import mask_loss
 from ditsam_jax.training.optimizer import FREEZE_GROUPS, ema_decay
 

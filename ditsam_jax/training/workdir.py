@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from ditsam_jax.command_line import UserError, say
-from ditsam_jax.training.logging import write_json
+from ditsam_jax.files import UNFINISHED, write_json
 
 # Where things are, how fast they go, what is kept and told: fields that may change from one command to the next.
 FREE = ('config.data.data_dir', 'config.data.threads', 'config.data.processes', 'config.data.in_memory',
@@ -21,8 +21,7 @@ FREE = ('config.data.data_dir', 'config.data.threads', 'config.data.processes', 
         'config.scan', 'config.model.attention')
 
 # Of models, JSON, pictures and batches that are written under another name and renamed.
-_UNFINISHED = re.compile(r'\.(model|best)\.(writing|retired)-\d+|\.(config|metrics)\.json\.\d+|\.[0-9a-f]{32}\.tmp|'
-                         r'\.skipped_batch_\w+\.npz')
+_UNFINISHED = re.compile(r'\.(model|best)\.(writing|retired)-\d+|' + UNFINISHED)
 
 
 class Workdir:
@@ -75,7 +74,6 @@ class Workdir:
       return
     os.truncate(self._lock, 0)
     os.write(self._lock, f'process {os.getpid()} on {socket.gethostname()}\n'.encode())
-
 
   def _clear_leftovers(self) -> None:
     """Removes what killed processes had not finished; each has a name of its own, so they would pile up."""

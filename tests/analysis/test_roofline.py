@@ -27,7 +27,7 @@ def collective(seconds, overlapped, kind='all-gather', op_name='layers/3/dot'):
 def test_operations_wait_for_the_slower_of_compute_and_memory():
   time = roofline(V5E, [PRODUCT, SOFTMAX], [])
   assert (time.compute, time.hbm, time.ici) == pytest.approx((0.020, 0.005, 0))
-  assert time.step == pytest.approx(0.025) and time.bound == 'compute'
+  assert time.step == pytest.approx(0.025) and time.parts[0] == ('compute', time.compute)
 
 
 @pytest.mark.parametrize('seconds, hbm', [(0.010, 0.005), (0.020, 0.009)])  # beside 20 ms of FLOPs and 9 ms of bytes

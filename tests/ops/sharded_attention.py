@@ -48,6 +48,3 @@ def gradients(name: str, dout, q, k, v, rel_h, rel_w, mask):
   out, backward = jax.vjp(forward, q, k, v, rel_h, rel_w)
   return out, *backward(dout)
 
-
-if __name__ == '__main__':
-  main()

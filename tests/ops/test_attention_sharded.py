@@ -1,18 +1,13 @@
 """Under a mesh every device computes its own batch and heads; the numbers are those of one device."""
 
 import json
-import os
-from pathlib import Path
-import subprocess
-import sys
+
+from tests.devices import run_on_devices
 
 
 def test_eight_devices_compute_what_one_does():
-  environment = os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
-  done = subprocess.run([sys.executable, '-m', 'tests.ops.sharded_attention'], capture_output=True, text=True,
-                        cwd=Path(__file__).parents[2], env=environment)
-  assert done.returncode == 0, done.stderr
-  rows = [json.loads(line) for line in done.stdout.splitlines()]
+  printed = run_on_devices('from tests.ops.sharded_attention import main; main()', 8)
+  rows = [json.loads(line) for line in printed.splitlines()]
   assert {row['name'] for row in rows} == {'xla', 'pallas_tpu', 'auto'}
   for row in rows:
     assert row['error'] <= 1e-5, row

@@ -7,7 +7,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import sys
 
 import grain
 import jax
@@ -19,6 +18,7 @@ from ditsam_jax.command_line import UserError
 from ditsam_jax.training import manifest
 from ditsam_jax.training.checkpoint import Checkpoints, Progress
 from ditsam_jax.training.step import TrainState
+from tests.devices import run_on_devices
 from tests.small_models import random_batch
 from tests.training.test_step import structure_and_state, train_step
 
@@ -246,11 +246,7 @@ print(len(prints), int(restored.step))
 
 
 def test_another_layout_over_devices_gets_the_same_bits(tmp_path):
-  environment = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': os.pathsep.join(sys.path),
-                 'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
-  process = subprocess.run([sys.executable, '-c', RESHARDED, tmp_path], env=environment, capture_output=True, text=True)
-  assert process.returncode == 0, process.stderr
-  assert process.stdout.split() == ['1', '5']
+  assert run_on_devices(RESHARDED, 8, tmp_path).split() == ['1', '5']
 
 
 @pytest.fixture

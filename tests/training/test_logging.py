@@ -3,12 +3,11 @@
 import json
 
 import numpy as np
-import pytest
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
 from ditsam_jax.training import logging
-from ditsam_jax.training.logging import RunLog, write_text
+from ditsam_jax.training.logging import RunLog
 
 
 def log(workdir, steps, *, first_step=0, evaluated=0):
@@ -109,17 +108,3 @@ def test_a_full_disk_stops_no_run_and_loses_no_line(tmp_path, monkeypatch, capfd
   assert lines(tmp_path / 'full') == lines(tmp_path / 'whole')
   assert len(events(tmp_path / 'full')) == len(events(tmp_path / 'whole')) == 10
   assert capfd.readouterr().err.count('the log of the run cannot be written') == 1
-
-
-def test_a_file_that_cannot_be_written_is_named_and_leaves_the_old_one(tmp_path, monkeypatch):
-  file = tmp_path / 'metrics.json'
-  write_text(file, 'old')
-
-  def full(path, text):
-    path.write_bytes(text.encode()[:2])
-    raise OSError(28, 'No space left on device')
-  monkeypatch.setattr(logging.Path, 'write_text', full)
-  with pytest.raises(OSError) as error:
-    write_text(file, 'new')
-  assert error.value.filename == str(file) and file.read_text() == 'old'
-  assert list(tmp_path.iterdir()) == [file]

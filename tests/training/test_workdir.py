@@ -43,7 +43,7 @@ def test_free_fields_are_fields():
 def test_what_killed_processes_had_not_finished_goes_and_nothing_else(tmp_path):
   (tmp_path / '.best.writing-17' / 'weights').mkdir(parents=True)
   (tmp_path / 'best').mkdir()
-  unfinished = '.model.retired-3', '.metrics.json.17', f'.{"0a" * 16}.tmp', '.skipped_batch_4.npz'
+  unfinished = '.model.retired-3', f'.writing-{"0a" * 16}'
   for name in (*unfinished, '.notes', 'notes.17'):
     (tmp_path / name).write_text('')
   claim(tmp_path)

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+HIDDEN = -1e30  # logit of what lies behind the last key; finite, since inf - inf is not a number
+
 
 def extra_channels(q: jax.Array, rel_h: jax.Array | None, rel_w: jax.Array | None, grid: tuple[int, int], prefix: int,
                    key_mask: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None]:
@@ -46,9 +48,16 @@ def appended(q: jax.Array, k: jax.Array, queries: jax.Array | None,
                                                                                         keys.shape[-1]))], -1)
 
 
+def or_zeros(queries: jax.Array | None, keys: jax.Array | None, q: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """`extra_channels`, or one of zeros, for kernels that always add their product."""
+  if queries is not None:
+    return queries, keys
+  return jnp.zeros((*q.shape[:3], 1), q.dtype), jnp.zeros((1, 1, q.shape[2], 1), q.dtype)
+
+
 def unseen(dtype) -> float:
   """A logit that no other comes near and that stays finite when one is added to it."""
-  return max(-1e30, float(jnp.finfo(dtype).min) / 2)
+  return max(HIDDEN, float(jnp.finfo(dtype).min) / 2)
 
 
 def _codes(grid: tuple[int, int], prefix: int) -> np.ndarray:

@@ -15,21 +15,20 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 import jax.numpy as jnp
 
+from ditsam_jax.ops.attention.channels import HIDDEN, or_zeros
+
 TYPES = ('bfloat16', 'float16', 'float32')
 BLOCK = 64  # queries and keys: both operands of a product, and its result, in the registers of four warps
 FEWEST = 16  # channels of a product on tensor cores
 MOST = 128  # channels of a head, or for relative positions: more do not fit a block's shared memory
-HIDDEN = -1e30  # logit of what lies behind the last key
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array | None,
               keys: jax.Array | None) -> jax.Array:
   """q, k, v: [B, H, N, D], q not scaled; queries [B, H, N, R] and keys [B or 1, 1, N, R] as of `extra_channels`."""
   *_, length, width = q.shape
-  if queries is None:
-    queries, keys = (jnp.zeros((*shape, 1), q.dtype) for shape in (q.shape[:3], (1, 1, length)))
   scaled = q * jnp.asarray(width ** -0.5, q.dtype)
-  return _attention(length, *map(_filled_up, (scaled, k, v, queries, keys)))[:, :, :length, :width]
+  return _attention(length, *map(_filled_up, (scaled, k, v, *or_zeros(queries, keys, q))))[:, :, :length, :width]
 
 
 def why_not(dtype, width: int, length: int, channels: int) -> str | None:

@@ -24,20 +24,19 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 
+from ditsam_jax.ops.attention.channels import HIDDEN, or_zeros
+
 LANES = 128
 LARGEST_BLOCK = {'bfloat16': 768, 'float32': 512}  # queries, keys; five f32 [768, 768] at once take 11 MiB of VMEM
 STEP = 256 ** 2  # logits that could be computed in the time a step of the grid takes to begin (0.35 us)
 LONGEST = 8192  # tokens; 64 x 64 with 64 text slots are 4160
 VMEM_LIMIT = 64 * 2 ** 20  # of 128 MiB on v5e and v6e, and all that v5p has
-HIDDEN = -1e30  # logit of what lies behind the last key; finite, since inf - inf is not a number
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array | None,
               keys: jax.Array | None) -> jax.Array:
   """q, k, v: [B, H, N, D], q not scaled; queries [B, H, N, R] and keys [B or 1, 1, N, R] as of `extra_channels`."""
-  if queries is None:
-    queries, keys = (jnp.zeros((*shape, 1), q.dtype) for shape in (q.shape[:3], (1, 1, q.shape[2])))
-  return _transpose(_attention(*map(_transpose, (q, k, v, queries, keys))))
+  return _transpose(_attention(*map(_transpose, (q, k, v, *or_zeros(queries, keys, q)))))
 
 
 def why_not(dtype, width: int, length: int, channels: int) -> str | None:
