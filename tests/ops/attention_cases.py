@@ -41,18 +41,19 @@ class Case(NamedTuple):
 
 
 @contextlib.contextmanager
-def on_cpu(name: str):
+def on_cpu(name: str, interpret: bool | pltpu.InterpretParams = True):
   """Pallas' kernels are interpreted; in place of cuDNN's a plain attention of the same signature runs."""
   with contextlib.ExitStack() as stack:
     if name.startswith('pallas'):
-      stack.enter_context(pltpu.force_tpu_interpret_mode(True))
+      stack.enter_context(pltpu.force_tpu_interpret_mode(interpret))
     if name == 'cudnn':
       stack.enter_context(mock.patch.object(jax.nn, 'dot_product_attention', _plain))
       stack.enter_context(mock.patch.object(cudnn, 'compute_capability', lambda: (9, 0)))
     yield
 
 
-def value_and_gradients(name: str, case: Case, arrays, probe, mask) -> list[np.ndarray]:
+def value_and_gradients(name: str, case: Case, arrays, probe, mask,
+                        interpret: bool | pltpu.InterpretParams = True) -> list[np.ndarray]:
   """Output, and gradients of q, k, v and both tables."""
   def forward(q, k, v, table_h, table_w):
     terms = relative_terms(q, table_h, table_w, case.grid, case.prefix)
@@ -60,7 +61,7 @@ def value_and_gradients(name: str, case: Case, arrays, probe, mask) -> list[np.n
   def both(arrays, probe):
     out, backward = jax.vjp(forward, *arrays)
     return out, *backward(probe)
-  with on_cpu(name):
+  with on_cpu(name, interpret):
     return [np.asarray(x, np.float64) for x in jax.jit(both)(arrays, probe)]
 
 

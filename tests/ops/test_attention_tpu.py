@@ -1,4 +1,4 @@
-"""The real TPU compiler takes the kernels, for every generation, and what it makes has no logits in it."""
+"""The TPU's kernels by its real compiler, and by the interpreter of its memory and cores."""
 
 import importlib.util
 import json
@@ -7,7 +7,12 @@ from pathlib import Path
 import subprocess
 import sys
 
+from jax.experimental.pallas import tpu as pltpu
+import numpy as np
 import pytest
+
+from ditsam_jax.ops.attention import pallas_tpu
+from tests.ops.attention_cases import Case, exactly, value_and_gradients
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,3 +27,17 @@ def test_forward_and_backward_compile_without_an_array_of_all_pairs():
   assert [row['chip'] for row in rows] == ['v5e', 'v5p', 'v6e']
   for row in rows:
     assert not row['square'] and row['largest'] <= 128, row  # numbers a token and head; all pairs would be 1044
+
+
+@pytest.mark.parametrize('masked', [False, True])
+def test_two_cores_in_any_order_race_for_nothing(masked, monkeypatch, capfd):
+  """The interpreter deals the parallel axes to two cores in a random order; memory that nobody wrote is not a number."""
+  monkeypatch.setitem(pallas_tpu.LARGEST_BLOCK, 'float32', 128)  # three blocks of queries and of keys
+  case = Case((16, 17), prefix=3, batch=2, masked=masked)
+  arrays, probe, mask = case.arrays()
+  pltpu.reset_tpu_interpret_mode_state()
+  watched = pltpu.InterpretParams(detect_races=True, num_cores_or_threads=2, random_seed=1)
+  found = value_and_gradients('pallas_tpu', case, arrays, probe, mask, interpret=watched)
+  for ours, right in zip(found, exactly(case, arrays, probe, mask)):
+    np.testing.assert_allclose(ours, right, atol=2e-5 * np.abs(right).max())
+  assert 'RACE' not in capfd.readouterr().out
