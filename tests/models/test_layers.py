@@ -32,6 +32,33 @@ def test_layer_norm_of_bf16_takes_its_statistics_in_f32():
   np.testing.assert_allclose(np.asarray(normed, np.float64), expected, rtol=2 ** -8, atol=2 ** -8)
 
 
+def test_gradients_of_layer_norm_are_its_slopes():
+  """Written by hand; against differences in float64, for x off its mean and over two axes of rows."""
+  rng = np.random.default_rng(1)
+  x, probe = rng.normal(3, 2, (2, 3, 5)), rng.normal(size=(2, 3, 5))
+  scale, bias = rng.normal(size=(2, 5))
+
+  def value(x, scale, bias):
+    centred = x - x.mean(-1, keepdims=True)
+    return (probe * (centred / np.sqrt((centred ** 2).mean(-1, keepdims=True) + 0.1) * scale + bias)).sum()
+
+  def loss(x, scale, bias):
+    norm = layers.LayerNorm(5, 0.1)
+    norm.scale[...], norm.bias[...] = scale, bias
+    return (probe * norm(x)).sum()
+  given = [np.asarray(array, np.float32) for array in (x, scale, bias)]
+  for i, gradient in enumerate(jax.grad(loss, argnums=(0, 1, 2))(*given)):
+    slopes = np.zeros_like(given[i], np.float64)
+    for place in np.ndindex(slopes.shape):
+      ends = []
+      for step in (1e-5, -1e-5):
+        moved = [np.array(array, np.float64) for array in (x, scale, bias)]
+        moved[i][place] += step
+        ends.append(value(*moved))
+      slopes[place] = (ends[0] - ends[1]) / 2e-5
+    np.testing.assert_allclose(gradient, slopes, atol=3e-6 * np.abs(slopes).max())
+
+
 def test_gelu_is_exact_and_keeps_the_type():
   x = jnp.linspace(-4, 4, 101)
   expected = [0.5 * v * (1 + math.erf(v / 2 ** 0.5)) for v in np.asarray(x, np.float64)]
