@@ -13,6 +13,7 @@ On a GPU (PyTorch: bf16 autocast, fused attention, torch.compile):
 """
 
 import argparse
+import functools
 import json
 from pathlib import Path
 import resource
@@ -115,6 +116,14 @@ def agreement(folder: Path, found: dict[str, list]) -> tuple[float, float]:
   ours, theirs = (np.load(folder / f'{side}.npy') for side in SIDES[:2])
   losses = [found[side][0]['loss'] for side in SIDES[:2]]
   return float(np.abs(ours - theirs).max() / np.abs(theirs).max()), abs(losses[0] / losses[1] - 1)
+
+
+def jitted_forward(model):
+  """A compiled function of images, token ids and mask to logits, which holds the model's weights."""
+  from flax import nnx
+  import jax
+  graph, weights = nnx.split(model)
+  return functools.partial(jax.jit(lambda weights, *inputs: nnx.merge(graph, weights)(*inputs).logits), weights)
 
 
 def peak_of_process() -> float:

@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 
-from benchmarks.model import peak_of_process, timed
+from benchmarks.model import jitted_forward, peak_of_process, timed
 from ditsam_jax.models.config import DitSamConfig
 
 
@@ -19,7 +19,6 @@ def run(options: argparse.Namespace, config: DitSamConfig) -> dict:
 
 def _ditsam_jax(options: argparse.Namespace, config: DitSamConfig, batch: dict[str, np.ndarray]) -> dict:
   import dataclasses
-  from flax import nnx
   import jax
   import jax.numpy as jnp
   from ditsam_jax import saved_model
@@ -32,12 +31,11 @@ def _ditsam_jax(options: argparse.Namespace, config: DitSamConfig, batch: dict[s
   inputs = [jnp.asarray(x) for x in (images, batch['token_ids'].astype(np.int32), batch['token_mask'].astype(np.int32))]
   model = saved_model.build(config, saved_model.read_weights(options.folder / 'model'), 'benchmark')
   cast(model, jnp.dtype(options.dtype))
-  graph, weights = nnx.split(model)
-  forward = jax.jit(lambda weights, *inputs: nnx.merge(graph, weights)(*inputs).logits)
-  np.save(options.folder / 'ditsam_jax.npy', forward(weights, *inputs))
-  seconds = timed(lambda: forward(weights, *inputs).block_until_ready(), options.steps)
+  forward = jitted_forward(model)
+  np.save(options.folder / 'ditsam_jax.npy', forward(*inputs))
+  seconds = timed(lambda: forward(*inputs).block_until_ready(), options.steps)
   peak = {'forward': _jax_peak()}
-  model = weights = None  # or the train step would not have the memory to itself
+  model = forward = None  # or the train step would not have the memory to itself
   settings = recipe('refcoco')
   settings.model = as_config_dict(config)
   settings.update(dtype=options.dtype, remat=options.remat, scan=options.scan)

@@ -19,12 +19,11 @@ import time
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.model import peak_of_process, timed
+from benchmarks.model import jitted_forward, peak_of_process, timed
 from ditsam_jax.models.config import PRESETS
 from ditsam_jax.models.weights import cast
 from ditsam_jax.training import sharding
@@ -54,13 +53,12 @@ def main() -> None:
   parser.add_argument('--steps', type=int, default=3)
   parser.add_argument('--image-size', type=int, default=512)
   parser.add_argument('--choices', nargs='+', choices=CHOICES, default=list(CHOICES))
-  parser.add_argument('--turns', type=int, default=1, help='rounds over all choices')
   parser.add_argument('--choice', choices=CHOICES, help=argparse.SUPPRESS)
   options = parser.parse_args()
   if options.choice:
     print(json.dumps(measure(options)))
     return
-  for choice in options.choices * options.turns:
+  for choice in options.choices:
     if choice == 'accumulate_2' and options.batch_size % 2:
       print('accumulate_2 is left out: it needs an even --batch-size', file=sys.stderr)
       continue
@@ -88,19 +86,18 @@ def measure(options: argparse.Namespace) -> dict:
     assert np.isfinite(float(metrics['loss']))
   steps = timed(step, options.steps)
   peak = peak_of_process()
-  memory, state_gb = compiled.memory_analysis(), compiled.memory_analysis().argument_size_in_bytes / 1e9
+  memory = compiled.memory_analysis()
   model = program.averaged_model(state)
   state = None
   cast(model, jnp.dtype(config.dtype))
-  graph, weights = nnx.split(model)
-  forward = jax.jit(lambda weights, *inputs: nnx.merge(graph, weights)(*inputs).logits)
+  forward = jitted_forward(model)
   inputs = [batch[name] for name in ('image', 'token_ids', 'token_mask')]
-  forwards = timed(lambda: forward(weights, *inputs).block_until_ready(), options.steps)
+  forwards = timed(lambda: forward(*inputs).block_until_ready(), options.steps)
   return {'choice': options.choice, 'model': options.model, 'image_size': options.image_size,
           'batch_size': options.batch_size, 'device': jax.devices()[0].device_kind,
           'step_seconds': round(statistics.median(steps), 2), 'step_spread': _spread(steps),
           'forward_seconds': round(statistics.median(forwards), 2), 'forward_spread': _spread(forwards),
-          'compile_seconds': round(compiling, 1), 'state_gb': round(state_gb, 2),
+          'compile_seconds': round(compiling, 1), 'state_gb': round(memory.argument_size_in_bytes / 1e9, 2),
           'temporaries_gb': round(memory.temp_size_in_bytes / 1e9, 2), 'peak_process_gb': peak}
 
 

@@ -150,11 +150,11 @@ class Module:
     if known:
       return int(known.group(1))
     condition, body = (self.computations[loop.called(role)] for role in ('condition', 'body'))
-    test = self._through_fusion(condition, condition.root)
-    direction = re.search(r'direction=(\w+)', test[1].attributes) if test[1].opcode == 'compare' else None
+    condition, test, outside = self._through_fusion(condition, condition.root)
+    direction = re.search(r'direction=(\w+)', test.attributes) if test.opcode == 'compare' else None
     if direction is None or direction.group(1) not in ('LT', 'LE', 'NE'):
       return None
-    counter, limit = (self._linear(*test, operand) for operand in test[1].operands)
+    counter, limit = (self._linear(condition, outside, operand) for operand in test.operands)
     if not counter or not limit or counter[0] is None or limit[0] is not None:
       return None
     step = self._element(body, body.root, counter[0])
@@ -175,13 +175,13 @@ class Module:
     """The linear form of one element of a tuple."""
     while value.opcode in ('copy', 'opt-barrier'):
       value = computation.instructions[value.operands[0]]
-    return self._linear(computation, value, None, value.operands[index]) if value.opcode == 'tuple' else None
+    return self._linear(computation, None, value.operands[index]) if value.opcode == 'tuple' else None
 
-  def _linear(self, computation, _, outside, name: str) -> tuple[int | None, int] | None:
+  def _linear(self, computation, outside, name: str) -> tuple[int | None, int] | None:
     """(k, c) for a value that is `element k of the loop's state + c`, (None, c) for a constant, else None."""
     value = computation.instructions[name]
     def follow(operand):
-      return self._linear(computation, value, outside, operand)
+      return self._linear(computation, outside, operand)
     if value.opcode == 'constant':
       return (None, int(value.arguments)) if re.fullmatch(r'-?\d+', value.arguments) else None
     if value.opcode in ('copy', 'bitcast', 'convert', 'reshape'):
@@ -197,10 +197,10 @@ class Module:
       return next((i for i, _ in terms if i is not None), None), sum(c for _, c in terms)
     if value.opcode == 'fusion' and outside is None:
       inner, root, environment = self._through_fusion(computation, value)
-      return self._linear(inner, root, environment, root.name)
+      return self._linear(inner, environment, root.name)
     if value.opcode == 'parameter' and outside is not None:
       caller, fusion = outside
-      return self._linear(caller, fusion, None, fusion.operands[int(value.arguments)])
+      return self._linear(caller, None, fusion.operands[int(value.arguments)])
     return None
 
 
