@@ -10,13 +10,13 @@ bound; and PyTorch's scaled_dot_product_attention with the bias as its mask, whe
 """
 
 import argparse
-from collections.abc import Callable
 import contextlib
 import functools
 import json
-from pathlib import Path
 import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 from unittest import mock
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -30,23 +30,33 @@ from ditsam_jax.ops.attention import IMPLEMENTATIONS, attention, xla
 from ditsam_jax.ops.attention.channels import appended, extra_channels
 from ditsam_jax.ops.attention.choice import why_not
 
-MANY = 2 ** 40
+MANY = 2**40
 VARIANTS = {  # of `xla`, by its constants
-    'xla, half the queries': {'ON_CPU': 5 * 2 ** 20}, 'xla, single heads': {'HEADS': 1, 'ON_CPU': 5 * 2 ** 20},
-    'xla, queries of all heads': {'HEADS': MANY}, 'xla, all logits kept': {'SMALL': MANY}}
+  'xla, half the queries': {'ON_CPU': 5 * 2**20},
+  'xla, single heads': {'HEADS': 1, 'ON_CPU': 5 * 2**20},
+  'xla, queries of all heads': {'HEADS': MANY},
+  'xla, all logits kept': {'SMALL': MANY},
+}
 
 
 def main() -> None:
   on_cpu = jax.default_backend() == 'cpu'
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-  parser.add_argument('--shapes', nargs='+', choices=SHAPES,
-                      default=['vit_b-512'] if on_cpu else [shape for shape in SHAPES if shape != 'tiny'])
+  parser.add_argument(
+    '--shapes',
+    nargs='+',
+    choices=SHAPES,
+    default=['vit_b-512'] if on_cpu else [shape for shape in SHAPES if shape != 'tiny'],
+  )
   parser.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32' if on_cpu else 'bfloat16')
-  parser.add_argument('--batch', type=int, default=1 if on_cpu else None, help='instead of the shape\'s own')
+  parser.add_argument('--batch', type=int, default=1 if on_cpu else None, help="instead of the shape's own")
   parser.add_argument('--rounds', type=int, default=9 if on_cpu else 30)
   options = parser.parse_args()
-  print(json.dumps({'device': jax.devices()[0].device_kind, 'jax': jax.__version__, 'dtype': options.dtype,
-                    'rounds': options.rounds}))
+  print(
+    json.dumps(
+      {'device': jax.devices()[0].device_kind, 'jax': jax.__version__, 'dtype': options.dtype, 'rounds': options.rounds}
+    )
+  )
   for shape in options.shapes:
     for row in measure(shape, options.dtype, options.batch, options.rounds):
       print(json.dumps(row), flush=True)
@@ -57,8 +67,10 @@ def measure(shape: str, dtype: str, batch: int | None, rounds: int):
   own, heads, width, side, prefix = SHAPES[shape]
   grid, tokens = (side, side), side * side
   rng = np.random.default_rng(0)
-  arrays = [rng.normal(size=(batch or own, heads, *last)).astype(np.float32) for last in (
-      *((prefix + tokens, width),) * 4, *((tokens, side),) * 2)]
+  arrays = [
+    rng.normal(size=(batch or own, heads, *last)).astype(np.float32)
+    for last in (*((prefix + tokens, width),) * 4, *((tokens, side),) * 2)
+  ]
   arrays = [jnp.asarray(array, dtype) for array in arrays]  # gradient of the output, q, k, v, rel_h, rel_w
   calls, exact = {}, None
   for name, function in implementations(arrays[1], grid, prefix).items():
@@ -66,7 +78,7 @@ def measure(shape: str, dtype: str, batch: int | None, rounds: int):
       programs = [jax.jit(program).lower(*arrays).compile() for program in passes(function)]
     out = [np.asarray(x, np.float32) for x in programs[1](*arrays)]
     exact = out if name == 'reference' else exact
-    memory = [round(program.memory_analysis().temp_size_in_bytes / 2 ** 20) for program in programs]
+    memory = [round(program.memory_analysis().temp_size_in_bytes / 2**20) for program in programs]
     calls[name] = [functools.partial(run, program, arrays) for program in programs], memory, error(name, out, exact)
   peer = torch_peer(arrays, grid, prefix)
   if peer:
@@ -81,25 +93,34 @@ def measure(shape: str, dtype: str, batch: int | None, rounds: int):
         seconds[name].append(time.perf_counter() - started)
     first = np.asarray(next(iter(seconds.values())))
     for name, times in seconds.items():
-      yield {'shape': shape, 'batch': batch or own, 'pass': what, 'implementation': name,
-             'ms': round(1e3 * float(np.median(times)), 3),
-             'range': [round(1e3 * bound, 3) for bound in (min(times), max(times))],
-             'ratio': round(float(np.median(np.asarray(times) / first)), 3),
-             'temporary_mib': calls[name][1][i], 'error': calls[name][2]}
+      yield {
+        'shape': shape,
+        'batch': batch or own,
+        'pass': what,
+        'implementation': name,
+        'ms': round(1e3 * float(np.median(times)), 3),
+        'range': [round(1e3 * bound, 3) for bound in (min(times), max(times))],
+        'ratio': round(float(np.median(np.asarray(times) / first)), 3),
+        'temporary_mib': calls[name][1][i],
+        'error': calls[name][2],
+      }
 
 
 def implementations(q: jax.Array, grid: tuple[int, int], prefix: int) -> dict[str, Callable]:
   """Functions of (q, k, v, rel_h, rel_w), by name; the reference first."""
   platform = jax.default_backend()
-  found = {name: functools.partial(attention, grid=grid, prefix=prefix, implementation=name)
-           for name in IMPLEMENTATIONS
-           if name != 'auto' and why_not(name, platform, q.dtype, q.shape[3], q.shape[2], sum(grid)) is None}
+  found = {
+    name: functools.partial(attention, grid=grid, prefix=prefix, implementation=name)
+    for name in IMPLEMENTATIONS
+    if name != 'auto' and why_not(name, platform, q.dtype, q.shape[3], q.shape[2], sum(grid)) is None
+  }
   if platform == 'cpu':
     found |= dict.fromkeys(VARIANTS, functools.partial(plain_xla, grid, prefix))
     found['xla, jax.nn.softmax'] = functools.partial(library_softmax, grid, prefix)
   if 'cudnn' in found:
     found['bound'] = lambda q, k, v, *_: jax.nn.dot_product_attention(
-        *(x.swapaxes(1, 2) for x in (q, k, v)), implementation='cudnn').swapaxes(1, 2)
+      *(x.swapaxes(1, 2) for x in (q, k, v)), implementation='cudnn'
+    ).swapaxes(1, 2)
   return found
 
 
@@ -116,9 +137,11 @@ def library_softmax(grid, prefix, q, k, v, rel_h, rel_w) -> jax.Array:
 
 def passes(function: Callable) -> tuple[Callable, Callable]:
   """Functions of (gradient of the output, q, ...): the output; and the output with all gradients."""
+
   def both(dout, *arrays):
     out, backward = jax.vjp(function, *arrays)
     return out, *backward(dout)
+
   return (lambda _, *arrays: function(*arrays)), both
 
 
@@ -164,6 +187,7 @@ def torch_peer(arrays, grid, prefix) -> tuple[Callable, Callable] | None:
   def both():
     out = forward(*inputs)
     return finished([out, *torch.autograd.grad(out, inputs, dout)])
+
   return only_forward, both
 
 

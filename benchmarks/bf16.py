@@ -6,21 +6,21 @@ largest over the largest), the IoU of the two masks, and both models' mIoU.
 
 import argparse
 import json
-from pathlib import Path
 import sys
+from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import jax.numpy as jnp
 import numpy as np
 
-from ditsam_jax import saved_model
 from ditsam_jax.data import datasets
 from ditsam_jax.data.pipeline import evaluation_batches
-from ditsam_jax.data.tokenization import Tokenizer
 from ditsam_jax.evaluation.forward import forward_of
-from ditsam_jax.evaluation.protocols import logit
+from ditsam_jax.geometry.letterbox import logit
 from ditsam_jax.models.weights import cast
+from ditsam_jax.storage import saved_model
+from ditsam_jax.tokenization import Tokenizer
 
 
 def main() -> None:
@@ -35,8 +35,15 @@ def main() -> None:
   trained_on = saved_model.data_config(options.checkpoint)
   source = datasets.open_split(trained_on['dataset'], options.data_dir, 'test', scenes=trained_on.get('scenes'))
   tokenizer = Tokenizer(saved_model.vocabulary_file(options.checkpoint), config.max_text_tokens)
-  batches = evaluation_batches(source, tokenizer, image_size=config.image_size, pixel_mean=config.pixel_mean,
-                               pixel_std=config.pixel_std, batch_size=50, limit=options.limit)
+  batches = evaluation_batches(
+    source,
+    tokenizer,
+    image_size=config.image_size,
+    pixel_mean=config.pixel_mean,
+    pixel_std=config.pixel_std,
+    batch_size=50,
+    limit=options.limit,
+  )
   forwards = forward_of(wide), forward_of(narrow)
   logits, truths = [], []
   for batch, _ in batches:
@@ -47,12 +54,19 @@ def main() -> None:
   truth = np.concatenate(truths)
   masks = [x > logit(config.mask_threshold) for x in (f32, bf16)]
   difference = bf16 - f32
-  print(json.dumps({
-      'checkpoint': options.checkpoint, 'samples': len(truth),
-      'logits_rms': round(float(np.sqrt(np.square(difference).mean() / np.square(f32).mean())), 5),
-      'logits_largest': round(float(np.abs(difference).max() / np.abs(f32).max()), 4),
-      'iou_of_masks': round(100 * iou(*masks), 2),
-      'mIoU_f32': round(100 * iou(masks[0], truth), 2), 'mIoU_bf16': round(100 * iou(masks[1], truth), 2)}))
+  print(
+    json.dumps(
+      {
+        'checkpoint': options.checkpoint,
+        'samples': len(truth),
+        'logits_rms': round(float(np.sqrt(np.square(difference).mean() / np.square(f32).mean())), 5),
+        'logits_largest': round(float(np.abs(difference).max() / np.abs(f32).max()), 4),
+        'iou_of_masks': round(100 * iou(*masks), 2),
+        'mIoU_f32': round(100 * iou(masks[0], truth), 2),
+        'mIoU_bf16': round(100 * iou(masks[1], truth), 2),
+      }
+    )
+  )
 
 
 def iou(one: np.ndarray, other: np.ndarray) -> float:

@@ -10,10 +10,10 @@ import argparse
 import json
 import math
 import os
-from pathlib import Path
 import re
 import sys
 import time
+from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 os.environ['JAX_PLATFORMS'] = 'cpu'
@@ -33,7 +33,7 @@ def main() -> int:
   parser.add_argument('--shapes', nargs='+', choices=SHAPES, default=list(SHAPES))
   parser.add_argument('--implementations', nargs='+', default=['pallas_tpu'])
   parser.add_argument('--dtypes', nargs='+', choices=('bfloat16', 'float32'), default=['bfloat16', 'float32'])
-  parser.add_argument('--batch', type=int, help='instead of the shape\'s own')
+  parser.add_argument('--batch', type=int, help="instead of the shape's own")
   options = parser.parse_args()
   failed = False
   for chip in options.chips:
@@ -48,27 +48,36 @@ def main() -> int:
   return int(failed)
 
 
-def report(device, name: str, dtype: str, batch_size: int, heads: int, width: int, side: int, prefix: int,
-           batch: int | None) -> dict:
+def report(
+  device, name: str, dtype: str, batch_size: int, heads: int, width: int, side: int, prefix: int, batch: int | None
+) -> dict:
   """What the compiler says of forward and backward on one device; `error` if it refuses."""
   tokens, batch = side * side, batch or batch_size
   length = prefix + tokens
   sharding = jax.sharding.SingleDeviceSharding(device)
-  arrays = [jax.ShapeDtypeStruct((batch, heads, *shape), dtype, sharding=sharding)
-            for shape in (*((length, width),) * 4, *((tokens, side),) * 2)]
+  arrays = [
+    jax.ShapeDtypeStruct((batch, heads, *shape), dtype, sharding=sharding)
+    for shape in (*((length, width),) * 4, *((tokens, side),) * 2)
+  ]
+
   def gradients(dout, *arrays):
     out, backward = jax.vjp(lambda *a: attention(*a, grid=(side, side), prefix=prefix, implementation=name), *arrays)
     return out, backward(dout)
+
   started = time.perf_counter()
   try:
     compiled = jax.jit(gradients).lower(*arrays).compile()
   except Exception as error:  # the compiler's own, of any type; its first line says what did not fit
     return dict(batch=batch, error=str(error).split('\n')[0][:300])
   text = compiled.as_text()
-  return dict(batch=batch, seconds=round(time.perf_counter() - started, 1),
-              temporary_mib=round(compiled.memory_analysis().temp_size_in_bytes / 2 ** 20, 1),
-              moved_mib=round(compiled.cost_analysis()['bytes accessed'] / 2 ** 20),
-              largest=largest_array(text) // (batch * heads * length), square=f',{length},{length}]' in text)
+  return dict(
+    batch=batch,
+    seconds=round(time.perf_counter() - started, 1),
+    temporary_mib=round(compiled.memory_analysis().temp_size_in_bytes / 2**20, 1),
+    moved_mib=round(compiled.cost_analysis()['bytes accessed'] / 2**20),
+    largest=largest_array(text) // (batch * heads * length),
+    square=f',{length},{length}]' in text,
+  )
 
 
 def largest_array(text: str) -> int:

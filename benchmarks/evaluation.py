@@ -8,27 +8,27 @@ highest as `spread`), samples a second, and whether all pixel counts of the base
 
 import argparse
 import json
-from pathlib import Path
 import statistics
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from flax import nnx
 import jax
 import numpy as np
+from flax import nnx
 
 from benchmarks import photographs
 from ditsam_jax.data import datasets
 from ditsam_jax.data.referring import ReferringSource
-from ditsam_jax.data.tokenization import Tokenizer
 from ditsam_jax.evaluation.evaluator import evaluate_split
 from ditsam_jax.evaluation.forward import forward_of
 from ditsam_jax.evaluation.results import Results
-from ditsam_jax.models.config import DitSamConfig, PRESETS
+from ditsam_jax.models.config import PRESETS, DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
+from ditsam_jax.tokenization import Tokenizer
 
 
 def main() -> None:
@@ -48,8 +48,11 @@ def main() -> None:
     else:
       source = datasets.open_split('shapes', options.data_dir, 'test')
       tokenizer = Tokenizer(datasets.vocabulary('shapes'), config.max_text_tokens)
-    print(json.dumps({'model': options.model, 'device': jax.devices()[0].device_kind,
-                      **measure(options, config, source, tokenizer)}))
+    print(
+      json.dumps(
+        {'model': options.model, 'device': jax.devices()[0].device_kind, **measure(options, config, source, tokenizer)}
+      )
+    )
 
 
 def measure(options: argparse.Namespace, config: DitSamConfig, source: ReferringSource, tokenizer: Tokenizer) -> dict:
@@ -59,8 +62,10 @@ def measure(options: argparse.Namespace, config: DitSamConfig, source: Referring
   ways = {'shared': forward_of(baseline), 'alone': forward_of(baseline, share_images=False), 'ldit': forward_of(ldit)}
 
   def results(way: str, limit: int | None) -> Results:
-    return evaluate_split(ways[way], source, tokenizer, config, batch_size=options.batch_size, limit=limit,
-                          progress=False)
+    return evaluate_split(
+      ways[way], source, tokenizer, config, batch_size=options.batch_size, limit=limit, progress=False
+    )
+
   seconds, found = {way: [] for way in ways}, {}
   for way in ways:
     results(way, 8)  # compiles
@@ -73,12 +78,15 @@ def measure(options: argparse.Namespace, config: DitSamConfig, source: Referring
   shared, alone = (found[way].overlaps.values() for way in ('shared', 'alone'))
   samples = len(found['shared'].samples)
   return {
-      'samples': samples, 'images': len({sample.image_id for sample in found['shared'].samples}),
-      **{f'seconds_{way}': round(median, 2) for way, median in medians.items()},
-      **{f'samples_per_s_{way}': round(samples / median, 2) for way, median in medians.items()},
-      'spread': {way: [round(min(turns), 2), round(max(turns), 2)] for way, turns in seconds.items()},
-      'saved_percent': round(100 * (1 - medians['shared'] / medians['alone']), 1),
-      'equal': all(np.array_equal(*pair) for pair in zip(shared, alone)), 'mIoU': round(found['shared'].miou, 3)}
+    'samples': samples,
+    'images': len({sample.image_id for sample in found['shared'].samples}),
+    **{f'seconds_{way}': round(median, 2) for way, median in medians.items()},
+    **{f'samples_per_s_{way}': round(samples / median, 2) for way, median in medians.items()},
+    'spread': {way: [round(min(turns), 2), round(max(turns), 2)] for way, turns in seconds.items()},
+    'saved_percent': round(100 * (1 - medians['shared'] / medians['alone']), 1),
+    'equal': all(np.array_equal(*pair) for pair in zip(shared, alone)),
+    'mIoU': round(found['shared'].miou, 3),
+  }
 
 
 if __name__ == '__main__':

@@ -8,16 +8,16 @@ Figures are medians of turns taken alternately, with the lowest and highest. Wit
 """
 
 import argparse
-from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import itertools
 import json
 import os
-from pathlib import Path
 import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 os.environ['TOKENIZERS_PARALLELISM'] = 'false'
@@ -28,12 +28,14 @@ import numpy as np
 from benchmarks import photographs
 from ditsam_jax.data import augmentation as augment
 from ditsam_jax.data import pipeline
-from ditsam_jax.data.augmentation import AugmentationConfig, Unplaced
+from ditsam_jax.data.augmentation import AugmentationConfig
 from ditsam_jax.data.referring import ReferringSource
-from ditsam_jax.data.tokenization import Tokenizer, read_vocabulary
+from ditsam_jax.geometry.letterbox import Unplaced
+from ditsam_jax.tokenization import Tokenizer, read_vocabulary
 
 try:
   import torch
+
   from benchmarks import torch_feed
 except ImportError:
   torch = None
@@ -75,8 +77,10 @@ def plain_datasets(root: Path, tokenizer: Tokenizer) -> dict:
     return {}
   torch.set_num_threads(1)
   vocabulary = read_vocabulary(tokenizer.vocabulary_file)
-  return {name: torch_feed.PlainDataset(root, 'train', vocabulary, SIZE, TOKENS, MEAN, STD, train=name == 'train')
-          for name in ('train', 'evaluation')}
+  return {
+    name: torch_feed.PlainDataset(root, 'train', vocabulary, SIZE, TOKENS, MEAN, STD, train=name == 'train')
+    for name in ('train', 'evaluation')
+  }
 
 
 def compare(source: ReferringSource, tokenizer: Tokenizer, plain: dict, count: int = 64) -> None:
@@ -100,8 +104,12 @@ def differences(ours: list, theirs: list) -> dict:
   """Of samples (image, mask, token ids, token mask), ours HWC and theirs CHW."""
   pixels = [np.abs(one[0] - other[0].permute(1, 2, 0).numpy()).max() for one, other in zip(ours, theirs)]
   rest = [np.array_equal(a, b.numpy()) for one, other in zip(ours, theirs) for a, b in zip(one[1:], other[1:])]
-  return {'samples': len(pixels), 'masks_and_tokens_equal': all(rest), 'largest_pixel_difference': float(max(pixels)),
-          'equal': all(rest) and bool(max(pixels) < 1e-6)}
+  return {
+    'samples': len(pixels),
+    'masks_and_tokens_equal': all(rest),
+    'largest_pixel_difference': float(max(pixels)),
+    'equal': all(rest) and bool(max(pixels) < 1e-6),
+  }
 
 
 def steps(source: ReferringSource, tokenizer: Tokenizer, samples: int) -> None:
@@ -146,6 +154,7 @@ def into_batch(images: list[Unplaced]) -> np.ndarray:
 
 def rates(source: ReferringSource, tokenizer: Tokenizer, plain: dict, options: argparse.Namespace) -> None:
   """Samples a second of every loader, for training and evaluation, of one core and of the machine."""
+
   def threads(what: str, workers: int) -> Iterable:
     if what == 'evaluation':
       return pipeline.evaluation_batches(source, tokenizer, **INPUT, threads=max(1, workers))
@@ -156,6 +165,7 @@ def rates(source: ReferringSource, tokenizer: Tokenizer, plain: dict, options: a
 
   def pytorch(what: str, workers: int) -> Iterable:
     return torch_feed.batches(plain[what], BATCH, workers)
+
   theirs = {'PyTorch': pytorch} if plain else {}
   for what in ('train', 'evaluation'):
     compare_rates(what, 0, {'ditsam_jax': threads, **theirs}, options)
@@ -173,9 +183,16 @@ def compare_rates(what: str, workers: int, loaders: dict[str, Callable], options
       turns[name].append(by_clock if workers else by_cpu)
   medians = {name: statistics.median(values) for name, values in turns.items()}
   for name, values in turns.items():
-    report(row=what, loader=name, workers=workers, unit='samples/s' if workers else 'samples/CPU s',
-           median=round(medians[name], 1), lowest=round(min(values), 1), highest=round(max(values), 1),
-           times_PyTorch=round(medians[name] / medians['PyTorch'], 2) if 'PyTorch' in medians else None)
+    report(
+      row=what,
+      loader=name,
+      workers=workers,
+      unit='samples/s' if workers else 'samples/CPU s',
+      median=round(medians[name], 1),
+      lowest=round(min(values), 1),
+      highest=round(max(values), 1),
+      times_PyTorch=round(medians[name] / medians['PyTorch'], 2) if 'PyTorch' in medians else None,
+    )
 
 
 def rate(batches: Iterator, count: int) -> tuple[float, float]:

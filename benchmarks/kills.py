@@ -10,29 +10,48 @@ import argparse
 import dataclasses
 import json
 import os
-from pathlib import Path
 import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 AIMS = ('write', 'steps', 'write', 'start')  # in turn
 FIELDS = {
-    'init_from': '', 'data.scenes.image_size': 64, 'data.scenes.train': 24, 'data.scenes.val': 4,
-    'data.scenes.test': 4, 'data.batch_size': 4, 'data.threads': 2, 'model.image_size': 64, 'model.fusion_dropout': 0.1,
-    'model.image_encoder.width': 48, 'model.image_encoder.depth': 1, 'model.image_encoder.global_blocks': [0],
-    'model.text_encoder.width': 48, 'model.text_encoder.depth': 1, 'model.mask_decoder.width': 48,
-    'optimizer.name': 'adam', 'optimizer.warmup_steps': 5, 'log_every': 1, 'checkpoint_every': 3, 'eval_every': 20,
-    'eval_samples': 8, 'eval_batch_size': 8, 'final_split': 'val'}
+  'init_from': '',
+  'data.scenes.image_size': 64,
+  'data.scenes.train': 24,
+  'data.scenes.val': 4,
+  'data.scenes.test': 4,
+  'data.batch_size': 4,
+  'data.threads': 2,
+  'model.image_size': 64,
+  'model.fusion_dropout': 0.1,
+  'model.image_encoder.width': 48,
+  'model.image_encoder.depth': 1,
+  'model.image_encoder.global_blocks': [0],
+  'model.text_encoder.width': 48,
+  'model.text_encoder.depth': 1,
+  'model.mask_decoder.width': 48,
+  'optimizer.name': 'adam',
+  'optimizer.warmup_steps': 5,
+  'log_every': 1,
+  'checkpoint_every': 3,
+  'eval_every': 20,
+  'eval_samples': 8,
+  'eval_batch_size': 8,
+  'final_split': 'val',
+}
 
 
 @dataclasses.dataclass
 class Kill:
   """One process, what it was killed at, and what it left."""
+
   aim: str
   seconds: float  # that it lived
   resumed_at: int  # step of the newest whole checkpoint before
@@ -61,22 +80,40 @@ def run(output: Path, kills: int, steps: int, seed: int = 0) -> dict[str, Any]:
     print(json.dumps(dataclasses.asdict(rows[-1])), file=sys.stderr, flush=True)
   _finish(output, killed, steps)
   prints = [json.loads((workdir / 'metrics.json').read_text())['weights_sha256'] for workdir in (whole, killed)]
-  return {'steps': steps, 'kills': [dataclasses.asdict(row) for row in rows],
-          'writes_hit': sum(bool(row.left_behind) for row in rows), 'weights_sha256': prints,
-          'same_weights': prints[0] == prints[1],
-          'same_log': (whole / 'train_log.jsonl').read_bytes() == (killed / 'train_log.jsonl').read_bytes()}
+  return {
+    'steps': steps,
+    'kills': [dataclasses.asdict(row) for row in rows],
+    'writes_hit': sum(bool(row.left_behind) for row in rows),
+    'weights_sha256': prints,
+    'same_weights': prints[0] == prints[1],
+    'same_log': (whole / 'train_log.jsonl').read_bytes() == (killed / 'train_log.jsonl').read_bytes(),
+  }
 
 
 def start(output: Path, workdir: Path, steps: int, *more: str) -> subprocess.Popen:
   """The training as a process; compiled programs are kept in `output`, so that only the first one compiles."""
-  environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'JAX_COMPILATION_CACHE_DIR': str(output / 'compiled'),
-                 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0'}
+  environment = {
+    **os.environ,
+    'PYTHONPATH': str(ROOT),
+    'JAX_COMPILATION_CACHE_DIR': str(output / 'compiled'),
+    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+  }
   fields = {**FIELDS, 'data.data_dir': output / 'data', 'total_steps': steps}
   with (output / 'stderr.txt').open('a') as errors:
     return subprocess.Popen(
-        [sys.executable, '-m', 'ditsam_jax.train', f'--config={ROOT / "configs/ldit.py"}:shapes',
-         f'--workdir={workdir}', *(f'--config.{name}={value}' for name, value in fields.items()), *more],
-        env=environment, stdout=subprocess.DEVNULL, stderr=errors)
+      [
+        sys.executable,
+        '-m',
+        'ditsam_jax.train',
+        f'--config={ROOT / "configs/ldit.py"}:shapes',
+        f'--workdir={workdir}',
+        *(f'--config.{name}={value}' for name, value in fields.items()),
+        *more,
+      ],
+      env=environment,
+      stdout=subprocess.DEVNULL,
+      stderr=errors,
+    )
 
 
 def _finish(output: Path, workdir: Path, steps: int) -> None:
@@ -105,8 +142,14 @@ def _kill(output: Path, workdir: Path, steps: int, aim: str, chance: random.Rand
     raise SystemExit(f'the training ended before it was killed; take more --steps, or read {output / "stderr.txt"}')
   process.send_signal(signal.SIGKILL)
   process.wait()
-  return Kill(aim, round(time.perf_counter() - started, 2), resumed_at, _last_step(log), _newest(checkpoints),
-              _left_behind(checkpoints, older))
+  return Kill(
+    aim,
+    round(time.perf_counter() - started, 2),
+    resumed_at,
+    _last_step(log),
+    _newest(checkpoints),
+    _left_behind(checkpoints, older),
+  )
 
 
 def _unfinished(checkpoints: Path) -> set[tuple[str, int]]:
@@ -158,11 +201,18 @@ def _sleep(process: subprocess.Popen, seconds: float) -> None:
 def _table(result: dict[str, Any]) -> str:
   lines = [f'{"kill":>4} {"aimed at":8} {"lived s":>7} {"resumed":>7} {"last step":>9} {"checkpoint":>10}  left behind']
   for number, row in enumerate(result['kills'], 1):
-    lines.append(f'{number:4} {row["aim"]:8} {row["seconds"]:7} {row["resumed_at"]:7} {row["last_step"]:9} '
-                 f'{row["checkpoint"]:10}  {row["left_behind"]}')
+    lines.append(
+      f'{number:4} {row["aim"]:8} {row["seconds"]:7} {row["resumed_at"]:7} {row["last_step"]:9} '
+      f'{row["checkpoint"]:10}  {row["left_behind"]}'
+    )
   same = ('another', 'the same')
-  return '\n'.join([*lines, f'{len(result["kills"])} kills, {result["writes_hit"]} of them in a write; '
-                    f'{same[result["same_weights"]]} fingerprint, {same[result["same_log"]]} log'])
+  return '\n'.join(
+    [
+      *lines,
+      f'{len(result["kills"])} kills, {result["writes_hit"]} of them in a write; '
+      f'{same[result["same_weights"]]} fingerprint, {same[result["same_log"]]} log',
+    ]
+  )
 
 
 def main() -> int:

@@ -15,13 +15,13 @@ On a GPU (PyTorch: bf16 autocast, fused attention, torch.compile):
 import argparse
 import functools
 import json
-from pathlib import Path
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
@@ -30,7 +30,7 @@ import dataclasses
 
 import numpy as np
 
-from ditsam_jax.models.config import DitSamConfig, PRESETS
+from ditsam_jax.models.config import PRESETS, DitSamConfig
 from ditsam_jax.models.flops import forward_flops, training_flops
 
 SIDES = ('ditsam_jax', 'pytorch', 'segment_anything')
@@ -53,6 +53,7 @@ def main() -> None:
   options = parser.parse_args()
   if options.side:
     from benchmarks import model_sides
+
     print(json.dumps(model_sides.run(options, configured(options))))
     return
   with tempfile.TemporaryDirectory() as folder:
@@ -73,39 +74,68 @@ def measure(options: argparse.Namespace, folder: Path):
   found = {side: [] for side in SIDES}
   for _ in range(options.turns):
     for side, results in found.items():
-      told = subprocess.run([sys.executable, __file__, *sys.argv[1:], f'--side={side}', f'--folder={folder}'],
-                            check=True, stdout=subprocess.PIPE, text=True).stdout
+      told = subprocess.run(
+        [sys.executable, __file__, *sys.argv[1:], f'--side={side}', f'--folder={folder}'],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+      ).stdout
       results.append(json.loads(told.strip().split('\n')[-1]))
   flops = {'forward': sum(forward_flops(config).values()), 'train': training_flops(config)}
   difference, loss_difference = agreement(folder, found)
   assert difference < TOLERANCE[options.dtype], f'the models disagree: {difference}'
   for name in ('forward', 'train'):
-    medians = {side: statistics.median(sum((result[name] for result in results), [])) for side, results in found.items()}
+    medians = {
+      side: statistics.median(sum((result[name] for result in results), [])) for side, results in found.items()
+    }
     for side, results in found.items():
       seconds = sum((result[name] for result in results), [])
-      row = {'pass': name, 'side': side, 'model': options.model, 'batch_size': options.batch_size,
-             'dtype': options.dtype, 'device': results[0]['device'], 'versions': results[0]['versions'],
-             'seconds': round(medians[side], 4), 'spread': [round(min(seconds), 4), round(max(seconds), 4)],
-             'images_per_second': round(options.batch_size / medians[side], 3),
-             'peak_gb': max(result['peak_gb'][name] for result in results)}
+      row = {
+        'pass': name,
+        'side': side,
+        'model': options.model,
+        'batch_size': options.batch_size,
+        'dtype': options.dtype,
+        'device': results[0]['device'],
+        'versions': results[0]['versions'],
+        'seconds': round(medians[side], 4),
+        'spread': [round(min(seconds), 4), round(max(seconds), 4)],
+        'images_per_second': round(options.batch_size / medians[side], 3),
+        'peak_gb': max(result['peak_gb'][name] for result in results),
+      }
       if options.peak_tflops and side != 'segment_anything':
         row['mfu'] = round(flops[name] * options.batch_size / medians[side] / options.peak_tflops / 1e12, 3)
       if side == 'ditsam_jax':
-        row |= {'times_faster_than': {peer: round(medians[peer] / medians[side], 2) for peer in SIDES[1:]},
-                'logits_difference': float(f'{difference:.1e}'), 'loss_difference': float(f'{loss_difference:.1e}')}
+        row |= {
+          'times_faster_than': {peer: round(medians[peer] / medians[side], 2) for peer in SIDES[1:]},
+          'logits_difference': float(f'{difference:.1e}'),
+          'loss_difference': float(f'{loss_difference:.1e}'),
+        }
       yield row
 
 
 def prepare(options: argparse.Namespace, config: DitSamConfig, folder: Path) -> None:
   """Weights of one random model for all sides, and one batch."""
   import torch
+
   from benchmarks.parity import random_peer
   from convert.torch_peer import random_inputs
+
   torch.save(random_peer(config).state_dict(), folder / 'model.pth')
-  subprocess.run([sys.executable, ROOT / 'convert' / 'torch_to_flax.py', f'--input={folder / "model.pth"}',
-                  f'--output={folder / "model"}', f'--fusion={config.fusion}',
-                  f'--image-size={config.image_size}', f'--text-heads={config.text_encoder.heads}',
-                  f'--decoder-heads={config.mask_decoder.heads}'], check=True, stdout=subprocess.DEVNULL)
+  subprocess.run(
+    [
+      sys.executable,
+      ROOT / 'convert' / 'torch_to_flax.py',
+      f'--input={folder / "model.pth"}',
+      f'--output={folder / "model"}',
+      f'--fusion={config.fusion}',
+      f'--image-size={config.image_size}',
+      f'--text-heads={config.text_encoder.heads}',
+      f'--decoder-heads={config.mask_decoder.heads}',
+    ],
+    check=True,
+    stdout=subprocess.DEVNULL,
+  )
   size = config.image_size
   mask = np.random.default_rng(1).integers(0, 2, (options.batch_size, size, size)).astype(np.uint8)
   np.savez(folder / 'batch.npz', **random_inputs(config, options.batch_size), mask=mask)
@@ -120,8 +150,9 @@ def agreement(folder: Path, found: dict[str, list]) -> tuple[float, float]:
 
 def jitted_forward(model):
   """A compiled function of images, token ids and mask to logits, which holds the model's weights."""
-  from flax import nnx
   import jax
+  from flax import nnx
+
   graph, weights = nnx.split(model)
   return functools.partial(jax.jit(lambda weights, *inputs: nnx.merge(graph, weights)(*inputs).logits), weights)
 

@@ -19,13 +19,16 @@ def run(options: argparse.Namespace, config: DitSamConfig) -> dict:
 
 def _ditsam_jax(options: argparse.Namespace, config: DitSamConfig, batch: dict[str, np.ndarray]) -> dict:
   import dataclasses
+
   import jax
   import jax.numpy as jnp
-  from ditsam_jax import saved_model
+
   from ditsam_jax.models.weights import cast
-  from ditsam_jax.training import sharding
+  from ditsam_jax.parallel import sharding
+  from ditsam_jax.storage import saved_model
   from ditsam_jax.training.config import as_config_dict, recipe
   from ditsam_jax.training.program import build
+
   config = dataclasses.replace(config, attention=options.attention)
   images, mask = batch.pop('images'), batch.pop('mask')
   inputs = [jnp.asarray(x) for x in (images, batch['token_ids'].astype(np.int32), batch['token_mask'].astype(np.int32))]
@@ -42,21 +45,31 @@ def _ditsam_jax(options: argparse.Namespace, config: DitSamConfig, batch: dict[s
   settings.data.batch_size = options.batch_size
   program = build(settings, config, sharding.make_mesh(settings.mesh, jax.devices()[:1]))
   state, _ = program.initial_state(str(options.folder / 'model'))
-  rows = program.assemble({'image': images, 'mask': mask, 'token_ids': np.asarray(inputs[1]),
-                           'token_mask': np.asarray(inputs[2])})
+  rows = program.assemble(
+    {'image': images, 'mask': mask, 'token_ids': np.asarray(inputs[1]), 'token_mask': np.asarray(inputs[2])}
+  )
   losses = []
+
   def step():
     nonlocal state
     state, metrics = program.step(state, rows)
     losses.append(float(metrics['loss']))
     jax.block_until_ready(state)
+
   training = timed(step, options.steps)
-  return {'forward': seconds, 'train': training, 'loss': losses[0], 'peak_gb': peak | {'train': _jax_peak()},
-          'device': jax.devices()[0].device_kind, 'versions': f'jax {jax.__version__}'}
+  return {
+    'forward': seconds,
+    'train': training,
+    'loss': losses[0],
+    'peak_gb': peak | {'train': _jax_peak()},
+    'device': jax.devices()[0].device_kind,
+    'versions': f'jax {jax.__version__}',
+  }
 
 
 def _jax_peak() -> float:
   import jax
+
   memory = jax.devices()[0].memory_stats() or {}
   return round(memory['peak_bytes_in_use'] / 1e9, 2) if 'peak_bytes_in_use' in memory else peak_of_process()
 
@@ -64,6 +77,7 @@ def _jax_peak() -> float:
 def _torch(options: argparse.Namespace, config: DitSamConfig, batch: dict[str, np.ndarray]) -> dict:
   import torch
   from torch.nn import functional
+
   on_gpu = torch.cuda.is_available()
   device = torch.device('cuda' if on_gpu else 'cpu')
   model = (_peer(config, options.folder, on_gpu) if options.side == 'pytorch' else _MetaSam(config)).to(device)
@@ -80,6 +94,7 @@ def _torch(options: argparse.Namespace, config: DitSamConfig, batch: dict[str, n
   def forward():
     with torch.no_grad(), autocast():
       return done(run(images, **tensors)['logits'])
+
   if options.side == 'pytorch':
     np.save(options.folder / 'pytorch.npy', forward().float().cpu().numpy())
   seconds = timed(forward, options.steps)
@@ -100,21 +115,31 @@ def _torch(options: argparse.Namespace, config: DitSamConfig, batch: dict[str, n
     with torch.no_grad():
       torch._foreach_lerp_(average, parameters, 1e-3)
     losses.append(float(done(loss.detach())))
+
   training = timed(step, options.steps)
   name = torch.cuda.get_device_name() if on_gpu else 'cpu'
-  return {'forward': seconds, 'train': training, 'loss': losses[0], 'peak_gb': peak | {'train': _torch_peak(on_gpu)},
-          'device': name, 'versions': f'torch {torch.__version__}'}
+  return {
+    'forward': seconds,
+    'train': training,
+    'loss': losses[0],
+    'peak_gb': peak | {'train': _torch_peak(on_gpu)},
+    'device': name,
+    'versions': f'torch {torch.__version__}',
+  }
 
 
 def _torch_peak(on_gpu: bool) -> float:
   import torch
+
   return round(torch.cuda.max_memory_allocated() / 1e9, 2) if on_gpu else peak_of_process()
 
 
 def _peer(config: DitSamConfig, folder, fused: bool):
   """The same model; on a GPU with PyTorch's fused attention."""
   import torch
+
   from convert import torch_peer
+
   if fused:
     torch_peer._attend = _fused_attention
   peer = torch_peer.Peer(config)
@@ -126,7 +151,9 @@ def _fused_attention(attention, x, grid):
   """As torch_peer's, with the relative positions as the bias of scaled_dot_product_attention."""
   import torch
   from torch.nn import functional
+
   from convert.torch_peer import segment_anything_modeling
+
   encoder = segment_anything_modeling().image_encoder
   batch, length, width = x.shape
   (h, w), prefix, heads = grid, length - grid[0] * grid[1], attention.num_heads
@@ -134,8 +161,10 @@ def _fused_attention(attention, x, grid):
   rows = encoder.get_rel_pos(h, h, attention.rel_pos_h).to(q.dtype)
   columns = encoder.get_rel_pos(w, w, attention.rel_pos_w).to(q.dtype)
   image = q[:, :, prefix:].unflatten(2, (h, w))
-  bias = (torch.einsum('bnhwd,hkd->bnhwk', image, rows)[..., :, None]
-          + torch.einsum('bnhwd,wkd->bnhwk', image, columns)[..., None, :])
+  bias = (
+    torch.einsum('bnhwd,hkd->bnhwk', image, rows)[..., :, None]
+    + torch.einsum('bnhwd,wkd->bnhwk', image, columns)[..., None, :]
+  )
   bias = functional.pad(bias.reshape(batch, heads, h * w, h * w), (prefix, 0, prefix, 0))
   out = functional.scaled_dot_product_attention(q, k, v, attn_mask=bias)
   return attention.proj(out.transpose(1, 2).flatten(2))
@@ -145,6 +174,7 @@ def _MetaSam(config: DitSamConfig):
   """segment_anything's encoder at this size, every block global, and its decoder with as many tokens as a sentence."""
   import torch
   from torch.nn import functional
+
   from convert.torch_peer import segment_anything_modeling
 
   class MetaSam(torch.nn.Module):
@@ -154,20 +184,34 @@ def _MetaSam(config: DitSamConfig):
       super().__init__()
       modeling, encoder, decoder = segment_anything_modeling(), config.image_encoder, config.mask_decoder
       self.encoder = modeling.ImageEncoderViT(
-          img_size=config.image_size, patch_size=encoder.patch_size, embed_dim=encoder.width, depth=encoder.depth,
-          num_heads=encoder.heads, mlp_ratio=encoder.mlp_ratio, out_chans=decoder.width,
-          norm_layer=partial(torch.nn.LayerNorm, eps=1e-6), use_rel_pos=True, window_size=0)
+        img_size=config.image_size,
+        patch_size=encoder.patch_size,
+        embed_dim=encoder.width,
+        depth=encoder.depth,
+        num_heads=encoder.heads,
+        mlp_ratio=encoder.mlp_ratio,
+        out_chans=decoder.width,
+        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+        use_rel_pos=True,
+        window_size=0,
+      )
       self.prompts = modeling.PromptEncoder(decoder.width, (config.grid,) * 2, (config.image_size,) * 2, 16)
-      self.decoder = modeling.MaskDecoder(transformer_dim=decoder.width, transformer=modeling.TwoWayTransformer(
-          depth=decoder.depth, embedding_dim=decoder.width, mlp_dim=decoder.mlp_width, num_heads=decoder.heads))
+      self.decoder = modeling.MaskDecoder(
+        transformer_dim=decoder.width,
+        transformer=modeling.TwoWayTransformer(
+          depth=decoder.depth, embedding_dim=decoder.width, mlp_dim=decoder.mlp_width, num_heads=decoder.heads
+        ),
+      )
       self.sentence = torch.nn.Parameter(torch.randn(1, config.max_text_tokens, decoder.width))
 
     def forward(self, images, token_ids, token_mask):
       embedding = self.encoder(images)
       dense = self.prompts.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(1, -1, config.grid, config.grid)
       pe = self.prompts.get_dense_pe()
-      masks = torch.cat([self.decoder(embedding[i:i + 1], pe, self.sentence, dense, False)[0]
-                         for i in range(len(images))])
+      masks = torch.cat(
+        [self.decoder(embedding[i : i + 1], pe, self.sentence, dense, False)[0] for i in range(len(images))]
+      )
       return {'logits': functional.interpolate(masks, images.shape[-2:], mode='bilinear', align_corners=True)[:, 0]}
+
   torch.manual_seed(0)
   return MetaSam()

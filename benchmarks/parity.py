@@ -6,12 +6,12 @@ largest difference to PyTorch over the largest value.
 
 import argparse
 import json
-from pathlib import Path
 import resource
 import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -19,7 +19,7 @@ import torch
 
 import ditsam_jax
 from convert.torch_peer import Peer, random_inputs, relative_differences, run_ours, run_peer
-from ditsam_jax.models.config import DitSamConfig, PRESETS, sam
+from ditsam_jax.models.config import PRESETS, DitSamConfig, sam
 
 
 def main() -> None:
@@ -45,8 +45,9 @@ def measure(config: DitSamConfig, folder: Path) -> dict:
   flags = ['--fusion=layer_wise'] if config.fusion == 'layer_wise' else []
   script = Path(__file__).resolve().parents[1] / 'convert' / 'torch_to_flax.py'
   started = time.time()
-  subprocess.run([sys.executable, script, f'--input={file}', f'--output={output}', *flags], check=True,
-                 stdout=subprocess.DEVNULL)
+  subprocess.run(
+    [sys.executable, script, f'--input={file}', f'--output={output}', *flags], check=True, stdout=subprocess.DEVNULL
+  )
   seconds = time.time() - started
   peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
   size = file.stat().st_size
@@ -55,10 +56,15 @@ def measure(config: DitSamConfig, folder: Path) -> dict:
   peer = Peer(config).eval()
   state = torch.load(file, weights_only=True, mmap=True)
   peer.load_state_dict({name.replace('image_encoder.', 'visual_encoder.'): tensor for name, tensor in state.items()})
-  return {'file_GB': round(size / 1e9, 3), 'seconds': round(seconds, 1), 'peak_GB': round(peak / 1e9, 2),
-          'allowed_GB': round(1.5 * size / 1e9 + 1, 2),
-          'differences': {name: float(f'{value:.1e}')
-                          for name, value in relative_differences(ours, run_peer(peer, inputs)).items()}}
+  return {
+    'file_GB': round(size / 1e9, 3),
+    'seconds': round(seconds, 1),
+    'peak_GB': round(peak / 1e9, 2),
+    'allowed_GB': round(1.5 * size / 1e9 + 1, 2),
+    'differences': {
+      name: float(f'{value:.1e}') for name, value in relative_differences(ours, run_peer(peer, inputs)).items()
+    },
+  }
 
 
 def random_peer(config: DitSamConfig) -> Peer:

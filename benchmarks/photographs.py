@@ -9,9 +9,9 @@ import contextlib
 import io
 import itertools
 import json
-from pathlib import Path
 import pickle
 import sys
+from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -21,7 +21,7 @@ import numpy as np
 from ditsam_jax.data import datasets
 from ditsam_jax.data.refcoco import builder
 from ditsam_jax.data.referring import ReferringSource
-from ditsam_jax.data.tokenization import Tokenizer
+from ditsam_jax.tokenization import Tokenizer
 
 HEIGHT, WIDTH, QUALITY, CORNERS = 480, 640, 90, 30
 WORDS = ('left', 'right', 'man', 'woman', 'dog', 'red', 'shirt', 'chair', 'the', 'on', 'in', 'front', 'bear', 'of', 'a')
@@ -45,15 +45,35 @@ def write(root: Path, images: int, seed: int = 0) -> dict:
     split = ('train', 'val', 'testA', 'testB')[max(0, image_id % 10 - 6)]
     for polygon in polygons:
       number = len(annotations) + 1
-      annotations.append({'id': number, 'image_id': image_id, 'category_id': 1, 'iscrowd': 0,
-                          'segmentation': [polygon.reshape(-1).round(2).tolist()]})
+      annotations.append(
+        {
+          'id': number,
+          'image_id': image_id,
+          'category_id': 1,
+          'iscrowd': 0,
+          'segmentation': [polygon.reshape(-1).round(2).tolist()],
+        }
+      )
       texts = [' '.join(rng.choice(WORDS, rng.integers(2, 7))) for _ in range(rng.integers(2, 5))]
       sentences = [{'sent_id': next(sentence_id), 'sent': text, 'raw': text, 'tokens': text.split()} for text in texts]
-      refs.append({'ref_id': number, 'ann_id': number, 'image_id': image_id, 'category_id': 1, 'split': split,
-                   'file_name': name, 'sent_ids': [one['sent_id'] for one in sentences], 'sentences': sentences})
+      refs.append(
+        {
+          'ref_id': number,
+          'ann_id': number,
+          'image_id': image_id,
+          'category_id': 1,
+          'split': split,
+          'file_name': name,
+          'sent_ids': [one['sent_id'] for one in sentences],
+          'sentences': sentences,
+        }
+      )
   (folder / 'refs(unc).p').write_bytes(pickle.dumps(refs, 2))
-  (folder / 'instances.json').write_text(json.dumps({
-      'images': infos, 'annotations': annotations, 'categories': [{'id': 1, 'name': 'person', 'supercategory': ''}]}))
+  (folder / 'instances.json').write_text(
+    json.dumps(
+      {'images': infos, 'annotations': annotations, 'categories': [{'id': 1, 'name': 'person', 'supercategory': ''}]}
+    )
+  )
   return {'images': images, 'objects': len(refs), 'mean_jpeg_kB': round(size / images / 1e3, 1)}
 
 
@@ -69,10 +89,10 @@ def photograph(polygons: list[np.ndarray], rng: np.random.Generator) -> np.ndarr
   """Uint8 [480, 640, 3]: noise of all scales with amplitudes as in photographs, lit objects with edges, and grain."""
   picture = np.zeros((HEIGHT, WIDTH, 3), np.float32)
   for octave in range(9):
-    step = 2 ** octave
+    step = 2**octave
     noise = rng.standard_normal((HEIGHT // step + 2, WIDTH // step + 2, 3), np.float32)
     noise = 0.8 * noise.mean(-1, keepdims=True) + 0.2 * noise  # mostly light, little colour
-    picture += cv2.resize(noise, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC) * step ** 0.7
+    picture += cv2.resize(noise, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC) * step**0.7
   picture *= 60 / picture.std()
   for polygon in polygons:
     inside = np.zeros((HEIGHT, WIDTH), np.uint8)

@@ -6,14 +6,14 @@ resizing, Pillow's enhancers, tensors normalised by PyTorch, every sentence toke
 
 import itertools
 import json
-from pathlib import Path
 import pickle
+from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from PIL import Image, ImageEnhance
 from pycocotools import mask as coco_mask
-import torch
 from transformers import BertTokenizerFast
 
 ENHANCERS = ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color
@@ -22,15 +22,25 @@ ENHANCERS = ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color
 class PlainDataset(torch.utils.data.Dataset):
   """(image f32 [3, S, S], mask u8 [S, S], token ids, token mask) of objects, or of single expressions (evaluation)."""
 
-  def __init__(self, root: Path, split: str, vocabulary: dict[str, int], size: int, tokens: int,
-               mean: tuple, std: tuple, train: bool):
+  def __init__(
+    self,
+    root: Path,
+    split: str,
+    vocabulary: dict[str, int],
+    size: int,
+    tokens: int,
+    mean: tuple,
+    std: tuple,
+    train: bool,
+  ):
     folder = root / 'annotations' / 'refcoco'
     refs = pickle.loads((folder / 'refs(unc).p').read_bytes())  # made by photographs.py a moment ago
     annotations = json.loads((folder / 'instances.json').read_text())['annotations']
     self.polygons = {one['id']: one['segmentation'] for one in annotations}
     self.refs = [ref for ref in refs if ref['split'] == split]
-    self.pairs = list(itertools.chain.from_iterable(
-        [(ref, sentence['sent']) for sentence in ref['sentences']] for ref in self.refs))
+    self.pairs = list(
+      itertools.chain.from_iterable([(ref, sentence['sent']) for sentence in ref['sentences']] for ref in self.refs)
+    )
     self.pictures, self.size, self.tokens, self.train = root / 'train2014', size, tokens, train
     self.mean, self.std = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
     self.tokenizer = BertTokenizerFast(vocab=vocabulary, do_lower_case=True)
@@ -40,7 +50,7 @@ class PlainDataset(torch.utils.data.Dataset):
 
   def __getitem__(self, index: int) -> tuple[torch.Tensor, ...]:
     if self.train:
-      return self.drawn(index, np.random.default_rng(torch.randint(2 ** 31, ()).item()))
+      return self.drawn(index, np.random.default_rng(torch.randint(2**31, ()).item()))
     ref, text = self.pairs[index]
     image, mask = self.read(ref)
     return self.finish(*self.resized(image, mask, self.size), text)
@@ -78,11 +88,16 @@ class PlainDataset(torch.utils.data.Dataset):
     top, left = (round((self.size - length) / 2 - 0.1) for length in mask.shape)
     margins = left, self.size - left - mask.shape[1], top, self.size - top - mask.shape[0]
     tokens = self.tokenizer(text, padding='max_length', truncation=True, max_length=self.tokens)
-    return (torch.nn.functional.pad(pixels, margins), torch.nn.functional.pad(torch.from_numpy(mask), margins),
-            torch.tensor(tokens['input_ids']), torch.tensor(tokens['attention_mask']))
+    return (
+      torch.nn.functional.pad(pixels, margins),
+      torch.nn.functional.pad(torch.from_numpy(mask), margins),
+      torch.tensor(tokens['input_ids']),
+      torch.tensor(tokens['attention_mask']),
+    )
 
 
 def batches(dataset: PlainDataset, batch_size: int, workers: int) -> torch.utils.data.DataLoader:
   """Of one epoch, shuffled for training."""
-  return torch.utils.data.DataLoader(dataset, batch_size, shuffle=dataset.train, num_workers=workers,
-                                     persistent_workers=False)
+  return torch.utils.data.DataLoader(
+    dataset, batch_size, shuffle=dataset.train, num_workers=workers, persistent_workers=False
+  )

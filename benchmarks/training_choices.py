@@ -10,11 +10,11 @@ Windows and image sizes: python benchmarks/training_choices.py --batch-size=1 --
 
 import argparse
 import json
-from pathlib import Path
 import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
@@ -26,23 +26,23 @@ import numpy as np
 from benchmarks.model import jitted_forward, peak_of_process, timed
 from ditsam_jax.models.config import PRESETS
 from ditsam_jax.models.weights import cast
-from ditsam_jax.training import sharding
+from ditsam_jax.parallel import sharding
 from ditsam_jax.training.config import as_config_dict, model_config, recipe
 from ditsam_jax.training.program import build
 
 PLAIN = {'scan': False, 'remat': 'none', 'accumulate': 1, 'dtype': 'float32', 'freeze': ''}
 CHOICES = {  # fields of the config; what is not named is as in PLAIN
-    'plain': {},
-    'remat_attention': {'remat': 'attention'},
-    'remat_block': {'remat': 'block'},
-    'accumulate_2': {'accumulate': 2},
-    'scan': {'scan': True},
-    'scan_remat_attention': {'scan': True, 'remat': 'attention'},
-    'bfloat16': {'dtype': 'bfloat16'},
-    'freeze_text_encoder': {'freeze': 'text_encoder'},
-    'freeze_image_encoder': {'freeze': 'image_encoder'},
-    'freeze_both': {'freeze': 'image_encoder,text_encoder'},
-    'windowed': {'model.image_encoder.attention_scope': 'windowed'},
+  'plain': {},
+  'remat_attention': {'remat': 'attention'},
+  'remat_block': {'remat': 'block'},
+  'accumulate_2': {'accumulate': 2},
+  'scan': {'scan': True},
+  'scan_remat_attention': {'scan': True, 'remat': 'attention'},
+  'bfloat16': {'dtype': 'bfloat16'},
+  'freeze_text_encoder': {'freeze': 'text_encoder'},
+  'freeze_image_encoder': {'freeze': 'image_encoder'},
+  'freeze_both': {'freeze': 'image_encoder,text_encoder'},
+  'windowed': {'model.image_encoder.attention_scope': 'windowed'},
 }
 
 
@@ -77,13 +77,15 @@ def measure(options: argparse.Namespace) -> dict:
   compiling = time.perf_counter() - started
   state, _ = program.initial_state()
   rng = np.random.default_rng(0)
-  batch = program.assemble({name: rng.integers(0, 2, array.shape).astype(array.dtype)
-                            for name, array in program.batch.items()})
+  batch = program.assemble(
+    {name: rng.integers(0, 2, array.shape).astype(array.dtype) for name, array in program.batch.items()}
+  )
 
   def step():
     nonlocal state
     state, metrics = compiled(state, batch)
     assert np.isfinite(float(metrics['loss']))
+
   steps = timed(step, options.steps)
   peak = peak_of_process()
   memory = compiled.memory_analysis()
@@ -93,12 +95,21 @@ def measure(options: argparse.Namespace) -> dict:
   forward = jitted_forward(model)
   inputs = [batch[name] for name in ('image', 'token_ids', 'token_mask')]
   forwards = timed(lambda: forward(*inputs).block_until_ready(), options.steps)
-  return {'choice': options.choice, 'model': options.model, 'image_size': options.image_size,
-          'batch_size': options.batch_size, 'device': jax.devices()[0].device_kind,
-          'step_seconds': round(statistics.median(steps), 2), 'step_spread': _spread(steps),
-          'forward_seconds': round(statistics.median(forwards), 2), 'forward_spread': _spread(forwards),
-          'compile_seconds': round(compiling, 1), 'state_gb': round(memory.argument_size_in_bytes / 1e9, 2),
-          'temporaries_gb': round(memory.temp_size_in_bytes / 1e9, 2), 'peak_process_gb': peak}
+  return {
+    'choice': options.choice,
+    'model': options.model,
+    'image_size': options.image_size,
+    'batch_size': options.batch_size,
+    'device': jax.devices()[0].device_kind,
+    'step_seconds': round(statistics.median(steps), 2),
+    'step_spread': _spread(steps),
+    'forward_seconds': round(statistics.median(forwards), 2),
+    'forward_spread': _spread(forwards),
+    'compile_seconds': round(compiling, 1),
+    'state_gb': round(memory.argument_size_in_bytes / 1e9, 2),
+    'temporaries_gb': round(memory.temp_size_in_bytes / 1e9, 2),
+    'peak_process_gb': peak,
+  }
 
 
 def _spread(seconds: list[float]) -> list[float]:

@@ -1,6 +1,6 @@
 """A tiny SAM from scratch on shapes: points, boxes and no prompts, no text. Makes the shipped `sam_shapes`.
 
-  python -m ditsam_jax.train --config=configs/sam_pretrain.py --workdir=runs/sam_shapes
+python -m ditsam_jax.train --config=configs/sam_pretrain.py --workdir=runs/sam_shapes
 """
 
 from ditsam_jax.training.config import recipe

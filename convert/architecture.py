@@ -2,7 +2,7 @@
 
 import re
 
-from ditsam_jax.command_line import UserError
+from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import FUSIONS, DitSamConfig, ImageEncoderConfig, MaskDecoderConfig, TextEncoderConfig
 
 Shapes = dict[str, tuple[int, ...]]
@@ -11,9 +11,15 @@ TEXT_HEAD_WIDTH = 64
 RELEASE_IMAGE_SIZE = 512
 
 
-def read_architecture(shapes: Shapes, *, fusion: str | None = None, new_fusion: bool = False,
-                      image_size: int | None = None, decoder_heads: int | None = None,
-                      text_heads: int | None = None) -> DitSamConfig:
+def read_architecture(
+  shapes: Shapes,
+  *,
+  fusion: str | None = None,
+  new_fusion: bool = False,
+  image_size: int | None = None,
+  decoder_heads: int | None = None,
+  text_heads: int | None = None,
+) -> DitSamConfig:
   """The config that fits tensors of these shapes.
 
   Args:
@@ -44,7 +50,7 @@ def read_architecture(shapes: Shapes, *, fusion: str | None = None, new_fusion: 
   except KeyError as error:
     raise UserError(f'{error.args[0]} is missing, which tells the architecture; the file is incomplete') from error
   except ValueError as error:
-    raise UserError(f'{error} (the tensors\' shapes and the flags do not make a model)') from error
+    raise UserError(f"{error} (the tensors' shapes and the flags do not make a model)") from error
 
 
 def _image_encoder(shapes: Shapes) -> tuple[dict, int]:
@@ -54,43 +60,62 @@ def _image_encoder(shapes: Shapes) -> tuple[dict, int]:
   depth = _count(shapes, r'visual_encoder\.blocks\.(\d+)\..*')
   rows = [_shape(shapes, f'visual_encoder.blocks.{i}.attn.rel_pos_h', 2) for i in range(depth)]
   for i, (length, _) in enumerate(rows):
-    _expect_square(f'visual_encoder.blocks.{i}.attn.rel_pos_h and rel_pos_w', length,
-                   _shape(shapes, f'visual_encoder.blocks.{i}.attn.rel_pos_w', 2)[0])
+    _expect_square(
+      f'visual_encoder.blocks.{i}.attn.rel_pos_h and rel_pos_w',
+      length,
+      _shape(shapes, f'visual_encoder.blocks.{i}.attn.rel_pos_w', 2)[0],
+    )
   sizes = [(length + 1) // 2 for length, _ in rows]
   _, grid, grid_width, _ = _shape(shapes, 'visual_encoder.pos_embed', 4)
   _expect_square('visual_encoder.pos_embed', grid, grid_width)
   windows = sorted(set(sizes) - {grid})
   if len(windows) > 1:
-    raise UserError(f'blocks have relative positions for windows of {windows}; expected one window size beside the '
-                    f'global {grid}')
+    raise UserError(
+      f'blocks have relative positions for windows of {windows}; expected one window size beside the global {grid}'
+    )
   hidden = _shape(shapes, 'visual_encoder.blocks.0.mlp.lin1.weight', 2)[0]
   window = windows[0] if windows else ImageEncoderConfig.pretrain_window
-  fields = dict(width=width, depth=depth, heads=width // rows[0][1], patch_size=patch, mlp_ratio=hidden // width,
-                global_blocks=tuple(i for i, size in enumerate(sizes) if size == grid), pretrain_grid=grid,
-                pretrain_window=window, attention_scope='windowed' if windows else 'global')
+  fields = dict(
+    width=width,
+    depth=depth,
+    heads=width // rows[0][1],
+    patch_size=patch,
+    mlp_ratio=hidden // width,
+    global_blocks=tuple(i for i, size in enumerate(sizes) if size == grid),
+    pretrain_grid=grid,
+    pretrain_window=window,
+    attention_scope='windowed' if windows else 'global',
+  )
   return fields, grid * patch
 
 
 def _mask_decoder(shapes: Shapes, heads: int) -> MaskDecoderConfig:
   return MaskDecoderConfig(
-      width=_shape(shapes, 'mask_decoder.iou_token.weight', 2)[1],
-      depth=_count(shapes, r'mask_decoder\.transformer\.layers\.(\d+)\..*'), heads=heads,
-      mlp_width=_shape(shapes, 'mask_decoder.transformer.layers.0.mlp.lin1.weight', 2)[0],
-      iou_hidden=_shape(shapes, 'mask_decoder.iou_prediction_head.layers.0.weight', 2)[0],
-      mask_channels=_shape(shapes, 'prompt_encoder.mask_downscaling.3.weight', 4)[0])
+    width=_shape(shapes, 'mask_decoder.iou_token.weight', 2)[1],
+    depth=_count(shapes, r'mask_decoder\.transformer\.layers\.(\d+)\..*'),
+    heads=heads,
+    mlp_width=_shape(shapes, 'mask_decoder.transformer.layers.0.mlp.lin1.weight', 2)[0],
+    iou_hidden=_shape(shapes, 'mask_decoder.iou_prediction_head.layers.0.weight', 2)[0],
+    mask_channels=_shape(shapes, 'prompt_encoder.mask_downscaling.3.weight', 4)[0],
+  )
 
 
 def _text_encoder(shapes: Shapes, heads: int | None) -> TextEncoderConfig:
   bert = 'lang_encoder.bert.'
   vocab, width = _shape(shapes, f'{bert}embeddings.word_embeddings.weight', 2)
   if heads is None and width % TEXT_HEAD_WIDTH:
-    raise UserError(f'the text encoder is {width} wide, which is no multiple of {TEXT_HEAD_WIDTH}, and shapes do not '
-                    f'tell its heads: give --text-heads')
+    raise UserError(
+      f'the text encoder is {width} wide, which is no multiple of {TEXT_HEAD_WIDTH}, and shapes do not '
+      f'tell its heads: give --text-heads'
+    )
   return TextEncoderConfig(
-      vocab_size=vocab, width=width, depth=_count(shapes, r'lang_encoder\.bert\.encoder\.layer\.(\d+)\..*'),
-      heads=heads or width // TEXT_HEAD_WIDTH,
-      mlp_width=_shape(shapes, f'{bert}encoder.layer.0.intermediate.dense.weight', 2)[0],
-      max_positions=_shape(shapes, f'{bert}embeddings.position_embeddings.weight', 2)[0])
+    vocab_size=vocab,
+    width=width,
+    depth=_count(shapes, r'lang_encoder\.bert\.encoder\.layer\.(\d+)\..*'),
+    heads=heads or width // TEXT_HEAD_WIDTH,
+    mlp_width=_shape(shapes, f'{bert}encoder.layer.0.intermediate.dense.weight', 2)[0],
+    max_positions=_shape(shapes, f'{bert}embeddings.position_embeddings.weight', 2)[0],
+  )
 
 
 def _fusion(shapes: Shapes, asked: str | None, text: TextEncoderConfig | None) -> str:
@@ -101,8 +126,10 @@ def _fusion(shapes: Shapes, asked: str | None, text: TextEncoderConfig | None) -
       raise UserError(f'--fusion={asked} needs a text encoder, and this is a plain SAM: give --text-encoder')
     return 'none'
   if asked is None and len(possible) > 1:
-    raise UserError(f'these tensors fit the fusions {" and ".join(possible)} alike, in names and shapes: say which it is '
-                    f'with --fusion')
+    raise UserError(
+      f'these tensors fit the fusions {" and ".join(possible)} alike, in names and shapes: say which it is '
+      f'with --fusion'
+    )
   if asked is not None and asked not in possible:
     raise UserError(f'--fusion={asked} does not fit the tensors, which are of {" or ".join(possible)}')
   return asked or possible[0]
@@ -110,14 +137,16 @@ def _fusion(shapes: Shapes, asked: str | None, text: TextEncoderConfig | None) -
 
 def _new_fusion(asked: str | None) -> str:
   if asked is None:
-    raise UserError(f'a SAM and a BERT do not tell by which fusion they are to be joined: say it with --fusion '
-                    f'({", ".join(FUSIONS)})')
+    raise UserError(
+      f'a SAM and a BERT do not tell by which fusion they are to be joined: say it with --fusion ({", ".join(FUSIONS)})'
+    )
   return asked
 
 
 def _possible_fusions(shapes: Shapes) -> tuple[str, ...]:
   def has(pattern):
     return _has(shapes, r'visual_encoder\.' + pattern)
+
   if has(r'cross\.'):
     return ('cross_attention',)
   if has(r'prob_text\.'):

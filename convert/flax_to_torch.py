@@ -5,32 +5,36 @@ bit, in the type they had; optimiser states do not travel.
 """
 
 import argparse
-from pathlib import Path
 import sys
+from pathlib import Path
 
 if not __package__:  # run as a script: `convert` is a part of the repository beside it
   sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from convert import names
-from ditsam_jax import command_line, saved_model
-from ditsam_jax.command_line import UserError
-from ditsam_jax.files import written_whole
+from ditsam_jax import command_line
+from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
+from ditsam_jax.storage import saved_model
+from ditsam_jax.storage.files import written_whole
 
 try:
   import torch
+
   from convert.sources import from_numpy, release_tensors
 except ModuleNotFoundError as error:
-  command_line.fail(f"{error.name} is not installed, and PyTorch files cannot be written without: "
-                    f"pip install --editable '.[convert]'")
+  command_line.fail(
+    f"{error.name} is not installed, and PyTorch files cannot be written without: pip install --editable '.[convert]'"
+  )
 
 QUERIES = 4  # rows of the release's unused query_embeddings
 
 
 def main(arguments: list[str] | None = None) -> int:
   """The command."""
-  parser = argparse.ArgumentParser(prog='python convert/flax_to_torch.py', description=__doc__.split('\n')[0],
-                                   allow_abbrev=False)
+  parser = argparse.ArgumentParser(
+    prog='python convert/flax_to_torch.py', description=__doc__.split('\n')[0], allow_abbrev=False
+  )
   parser.add_argument('--input', required=True, help="a model's folder, a training run's workdir or a shipped model")
   parser.add_argument('--output', required=True, type=Path, help='the .pth file; an earlier one is replaced')
   options = parser.parse_args(arguments)
@@ -49,8 +53,13 @@ def main(arguments: list[str] | None = None) -> int:
     invented = list(zeros)
     tensors |= kept | zeros
     prefix = origin.get('prefix', '')
-    content = {'epoch': origin.get('epoch', 0), 'lr': origin.get('lr', 0.0), 'optimizer': {}, 'scheduler': {},
-               'state_dict': {prefix + name: tensor for name, tensor in tensors.items()}}
+    content = {
+      'epoch': origin.get('epoch', 0),
+      'lr': origin.get('lr', 0.0),
+      'optimizer': {},
+      'scheduler': {},
+      'state_dict': {prefix + name: tensor for name, tensor in tensors.items()},
+    }
   write(options.output, content)
   layout = "Meta's" if config.text_encoder is None else "the DIT release's"
   print(f'{options.output}: {len(tensors)} tensors in {layout} layout, {options.output.stat().st_size / 1e6:,.1f} MB')
@@ -64,9 +73,13 @@ def unused_tensors(config: DitSamConfig) -> dict[str, torch.Tensor]:
   width = config.text_encoder.width
   shapes = {'lang_encoder.bert.pooler.dense.weight': (width, width), 'lang_encoder.bert.pooler.dense.bias': (width,)}
   if config.fusion != 'none':
-    shapes |= {'query_embeddings': (1, QUERIES, width), 'self_attention.in_proj_weight': (3 * width, width),
-               'self_attention.in_proj_bias': (3 * width,), 'self_attention.out_proj.weight': (width, width),
-               'self_attention.out_proj.bias': (width,)}
+    shapes |= {
+      'query_embeddings': (1, QUERIES, width),
+      'self_attention.in_proj_weight': (3 * width, width),
+      'self_attention.in_proj_bias': (3 * width,),
+      'self_attention.out_proj.weight': (width, width),
+      'self_attention.out_proj.bias': (width,),
+    }
   return {name: torch.zeros(shape) for name, shape in shapes.items()}
 
 
@@ -75,7 +88,7 @@ def check_output(path: Path, model: Path) -> None:
   if not path.name or path.exists() and not path.is_file():
     raise UserError(f'cannot write {path}: it is no file; choose another output')
   if model.resolve() in path.resolve().parents:
-    raise UserError(f'cannot write {path}: it lies inside the model\'s own folder; choose another output')
+    raise UserError(f"cannot write {path}: it lies inside the model's own folder; choose another output")
 
 
 def write(path: Path, content: dict) -> None:
@@ -86,7 +99,9 @@ def write(path: Path, content: dict) -> None:
     with written_whole(path) as unfinished, unfinished.open('wb') as file:
       torch.save(content, file)
   except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-    raise UserError(f'cannot write {path}: {getattr(error, "strerror", None) or error}; choose another output') from error
+    raise UserError(
+      f'cannot write {path}: {getattr(error, "strerror", None) or error}; choose another output'
+    ) from error
 
 
 if __name__ == '__main__':

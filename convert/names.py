@@ -4,8 +4,8 @@ Every source is brought to the names of the DIT release first (SOURCES, one shor
 our dotted paths to those names, in both directions.
 """
 
-from collections.abc import Callable
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy as np
 
 class Layout(NamedTuple):
   """How a tensor changes: `load` from PyTorch's layout to ours, `save` back."""
+
   load: Callable[[np.ndarray], np.ndarray]
   save: Callable[[np.ndarray], np.ndarray]
 
@@ -21,53 +22,67 @@ SAME = Layout(lambda x: x, lambda x: x)
 LINEAR = Layout(lambda x: x.T, lambda x: x.T)  # [out, in] <-> [in, out]
 CONV = Layout(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))  # [out, in, h, w] <-> HWIO
 CONV_1X1 = Layout(lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None])
-UP_CONV = Layout(lambda x: x.transpose(0, 2, 3, 1), lambda x: x.transpose(0, 3, 1, 2))  # [in, out, 2, 2] <-> [in, 2, 2, out]
+UP_CONV = Layout(
+  lambda x: x.transpose(0, 2, 3, 1), lambda x: x.transpose(0, 3, 1, 2)
+)  # [in, out, 2, 2] <-> [in, 2, 2, out]
 BATCHED = Layout(lambda x: x[0], lambda x: x[None])  # a leading axis of 1
 
 # Ours (a regular expression over the dotted path) -> the release's name. First match wins; kernels and scales that no
 # row names are linear kernels and norm scales.
 TABLE: tuple[tuple[str, str, Layout], ...] = (
-    (r'image_encoder\.pos_embed', 'visual_encoder.pos_embed', BATCHED),
-    (r'image_encoder\.patch_embed\.kernel', 'visual_encoder.patch_embed.proj.weight', CONV),
-    (r'image_encoder\.patch_embed\.bias', 'visual_encoder.patch_embed.proj.bias', SAME),
-    (r'image_encoder\.neck\.conv1\.kernel', 'visual_encoder.neck.0.weight', CONV_1X1),
-    (r'image_encoder\.neck\.norm1\.(.*)', r'visual_encoder.neck.1.\1', SAME),
-    (r'image_encoder\.neck\.conv2\.kernel', 'visual_encoder.neck.2.weight', CONV),
-    (r'image_encoder\.neck\.norm2\.(.*)', r'visual_encoder.neck.3.\1', SAME),
-    (r'image_encoder\.instruction\.cross\.(\d+)\.(q|k|v)_proj\.(.*)', r'visual_encoder.cross.\1.linear_\2.\3', SAME),
-    (r'image_encoder\.instruction\.cross\.(\d+)\.out_proj\.(.*)', r'visual_encoder.cross.\1.linear_merge.\2', SAME),
-    (r'image_encoder\.instruction\.(.*)\.kernel', r'visual_encoder.\1.weight', LINEAR),
-    (r'image_encoder\.instruction\.(.*)', r'visual_encoder.\1', SAME),
-    (r'image_encoder\.(.*)\.kernel', r'visual_encoder.\1.weight', LINEAR),
-    (r'image_encoder\.(.*)', r'visual_encoder.\1', SAME),
-    (r'prompt_encoder\.pe_layer\.gaussian_matrix', 'prompt_encoder.pe_layer.positional_encoding_gaussian_matrix', SAME),
-    (r'prompt_encoder\.(not_a_point_embed|no_mask_embed)', r'prompt_encoder.\1.weight', SAME),
-    (r'prompt_encoder\.mask_downscaling\.conv1\.kernel', 'prompt_encoder.mask_downscaling.0.weight', CONV),
-    (r'prompt_encoder\.mask_downscaling\.conv1\.bias', 'prompt_encoder.mask_downscaling.0.bias', SAME),
-    (r'prompt_encoder\.mask_downscaling\.norm1\.(.*)', r'prompt_encoder.mask_downscaling.1.\1', SAME),
-    (r'prompt_encoder\.mask_downscaling\.conv2\.kernel', 'prompt_encoder.mask_downscaling.3.weight', CONV),
-    (r'prompt_encoder\.mask_downscaling\.conv2\.bias', 'prompt_encoder.mask_downscaling.3.bias', SAME),
-    (r'prompt_encoder\.mask_downscaling\.norm2\.(.*)', r'prompt_encoder.mask_downscaling.4.\1', SAME),
-    (r'prompt_encoder\.mask_downscaling\.conv3\.kernel', 'prompt_encoder.mask_downscaling.6.weight', CONV_1X1),
-    (r'prompt_encoder\.mask_downscaling\.conv3\.bias', 'prompt_encoder.mask_downscaling.6.bias', SAME),
-    (r'mask_decoder\.(iou_token|mask_tokens)', r'mask_decoder.\1.weight', SAME),
-    (r'mask_decoder\.upscale1\.kernel', 'mask_decoder.output_upscaling.0.weight', UP_CONV),
-    (r'mask_decoder\.upscale1\.bias', 'mask_decoder.output_upscaling.0.bias', SAME),
-    (r'mask_decoder\.upscale_norm\.(.*)', r'mask_decoder.output_upscaling.1.\1', SAME),
-    (r'mask_decoder\.upscale2\.kernel', 'mask_decoder.output_upscaling.3.weight', UP_CONV),
-    (r'mask_decoder\.upscale2\.bias', 'mask_decoder.output_upscaling.3.bias', SAME),
-    (r'text_encoder\.embeddings\.norm\.(.*)', r'lang_encoder.bert.embeddings.LayerNorm.\1', SAME),
-    (r'text_encoder\.embeddings\.(\w+)\.embedding', r'lang_encoder.bert.embeddings.\1.weight', SAME),
-    (r'text_encoder\.layers\.(\d+)\.(query|key|value)\.(.*)',
-     r'lang_encoder.bert.encoder.layer.\1.attention.self.\2.\3', SAME),
-    (r'text_encoder\.layers\.(\d+)\.attention_output\.(.*)',
-     r'lang_encoder.bert.encoder.layer.\1.attention.output.dense.\2', SAME),
-    (r'text_encoder\.layers\.(\d+)\.attention_norm\.(.*)',
-     r'lang_encoder.bert.encoder.layer.\1.attention.output.LayerNorm.\2', SAME),
-    (r'text_encoder\.layers\.(\d+)\.intermediate\.(.*)',
-     r'lang_encoder.bert.encoder.layer.\1.intermediate.dense.\2', SAME),
-    (r'text_encoder\.layers\.(\d+)\.output\.(.*)', r'lang_encoder.bert.encoder.layer.\1.output.dense.\2', SAME),
-    (r'text_encoder\.layers\.(\d+)\.output_norm\.(.*)', r'lang_encoder.bert.encoder.layer.\1.output.LayerNorm.\2', SAME),
+  (r'image_encoder\.pos_embed', 'visual_encoder.pos_embed', BATCHED),
+  (r'image_encoder\.patch_embed\.kernel', 'visual_encoder.patch_embed.proj.weight', CONV),
+  (r'image_encoder\.patch_embed\.bias', 'visual_encoder.patch_embed.proj.bias', SAME),
+  (r'image_encoder\.neck\.conv1\.kernel', 'visual_encoder.neck.0.weight', CONV_1X1),
+  (r'image_encoder\.neck\.norm1\.(.*)', r'visual_encoder.neck.1.\1', SAME),
+  (r'image_encoder\.neck\.conv2\.kernel', 'visual_encoder.neck.2.weight', CONV),
+  (r'image_encoder\.neck\.norm2\.(.*)', r'visual_encoder.neck.3.\1', SAME),
+  (r'image_encoder\.instruction\.cross\.(\d+)\.(q|k|v)_proj\.(.*)', r'visual_encoder.cross.\1.linear_\2.\3', SAME),
+  (r'image_encoder\.instruction\.cross\.(\d+)\.out_proj\.(.*)', r'visual_encoder.cross.\1.linear_merge.\2', SAME),
+  (r'image_encoder\.instruction\.(.*)\.kernel', r'visual_encoder.\1.weight', LINEAR),
+  (r'image_encoder\.instruction\.(.*)', r'visual_encoder.\1', SAME),
+  (r'image_encoder\.(.*)\.kernel', r'visual_encoder.\1.weight', LINEAR),
+  (r'image_encoder\.(.*)', r'visual_encoder.\1', SAME),
+  (r'prompt_encoder\.pe_layer\.gaussian_matrix', 'prompt_encoder.pe_layer.positional_encoding_gaussian_matrix', SAME),
+  (r'prompt_encoder\.(not_a_point_embed|no_mask_embed)', r'prompt_encoder.\1.weight', SAME),
+  (r'prompt_encoder\.mask_downscaling\.conv1\.kernel', 'prompt_encoder.mask_downscaling.0.weight', CONV),
+  (r'prompt_encoder\.mask_downscaling\.conv1\.bias', 'prompt_encoder.mask_downscaling.0.bias', SAME),
+  (r'prompt_encoder\.mask_downscaling\.norm1\.(.*)', r'prompt_encoder.mask_downscaling.1.\1', SAME),
+  (r'prompt_encoder\.mask_downscaling\.conv2\.kernel', 'prompt_encoder.mask_downscaling.3.weight', CONV),
+  (r'prompt_encoder\.mask_downscaling\.conv2\.bias', 'prompt_encoder.mask_downscaling.3.bias', SAME),
+  (r'prompt_encoder\.mask_downscaling\.norm2\.(.*)', r'prompt_encoder.mask_downscaling.4.\1', SAME),
+  (r'prompt_encoder\.mask_downscaling\.conv3\.kernel', 'prompt_encoder.mask_downscaling.6.weight', CONV_1X1),
+  (r'prompt_encoder\.mask_downscaling\.conv3\.bias', 'prompt_encoder.mask_downscaling.6.bias', SAME),
+  (r'mask_decoder\.(iou_token|mask_tokens)', r'mask_decoder.\1.weight', SAME),
+  (r'mask_decoder\.upscale1\.kernel', 'mask_decoder.output_upscaling.0.weight', UP_CONV),
+  (r'mask_decoder\.upscale1\.bias', 'mask_decoder.output_upscaling.0.bias', SAME),
+  (r'mask_decoder\.upscale_norm\.(.*)', r'mask_decoder.output_upscaling.1.\1', SAME),
+  (r'mask_decoder\.upscale2\.kernel', 'mask_decoder.output_upscaling.3.weight', UP_CONV),
+  (r'mask_decoder\.upscale2\.bias', 'mask_decoder.output_upscaling.3.bias', SAME),
+  (r'text_encoder\.embeddings\.norm\.(.*)', r'lang_encoder.bert.embeddings.LayerNorm.\1', SAME),
+  (r'text_encoder\.embeddings\.(\w+)\.embedding', r'lang_encoder.bert.embeddings.\1.weight', SAME),
+  (
+    r'text_encoder\.layers\.(\d+)\.(query|key|value)\.(.*)',
+    r'lang_encoder.bert.encoder.layer.\1.attention.self.\2.\3',
+    SAME,
+  ),
+  (
+    r'text_encoder\.layers\.(\d+)\.attention_output\.(.*)',
+    r'lang_encoder.bert.encoder.layer.\1.attention.output.dense.\2',
+    SAME,
+  ),
+  (
+    r'text_encoder\.layers\.(\d+)\.attention_norm\.(.*)',
+    r'lang_encoder.bert.encoder.layer.\1.attention.output.LayerNorm.\2',
+    SAME,
+  ),
+  (
+    r'text_encoder\.layers\.(\d+)\.intermediate\.(.*)',
+    r'lang_encoder.bert.encoder.layer.\1.intermediate.dense.\2',
+    SAME,
+  ),
+  (r'text_encoder\.layers\.(\d+)\.output\.(.*)', r'lang_encoder.bert.encoder.layer.\1.output.dense.\2', SAME),
+  (r'text_encoder\.layers\.(\d+)\.output_norm\.(.*)', r'lang_encoder.bert.encoder.layer.\1.output.LayerNorm.\2', SAME),
 )
 
 
@@ -79,40 +94,42 @@ RELEASE: Renames = ((r'((?:visual_encoder|prompt_encoder|mask_decoder|lang_encod
 
 _BERT_NAME = (r'(?:bert\.)?((?:embeddings|encoder\.layer)\..*)', r'lang_encoder.bert.\1')
 BERT: Renames = (
-    (r'(?:bert\.)?((?:embeddings|encoder\.layer)\..*)\.gamma', r'lang_encoder.bert.\1.weight'),  # TensorFlow's names
-    (r'(?:bert\.)?((?:embeddings|encoder\.layer)\..*)\.beta', r'lang_encoder.bert.\1.bias'),
-    _BERT_NAME,
+  (r'(?:bert\.)?((?:embeddings|encoder\.layer)\..*)\.gamma', r'lang_encoder.bert.\1.weight'),  # TensorFlow's names
+  (r'(?:bert\.)?((?:embeddings|encoder\.layer)\..*)\.beta', r'lang_encoder.bert.\1.bias'),
+  _BERT_NAME,
 )
 
 _HF_ENCODER, _HF_MASKS, _HF_DECODER = r'vision_encoder\.', r'prompt_encoder\.mask_embed\.', r'mask_decoder\.'
 HUGGING_FACE: Renames = (
-    (_HF_ENCODER + r'patch_embed\.projection\.(.*)', r'visual_encoder.patch_embed.proj.\1'),
-    (_HF_ENCODER + r'layers\.(\d+)\.layer_norm(\d)\.(.*)', r'visual_encoder.blocks.\1.norm\2.\3'),
-    (_HF_ENCODER + r'layers\.(.*)', r'visual_encoder.blocks.\1'),
-    (_HF_ENCODER + r'neck\.conv1\.(.*)', r'visual_encoder.neck.0.\1'),
-    (_HF_ENCODER + r'neck\.layer_norm1\.(.*)', r'visual_encoder.neck.1.\1'),
-    (_HF_ENCODER + r'neck\.conv2\.(.*)', r'visual_encoder.neck.2.\1'),
-    (_HF_ENCODER + r'neck\.layer_norm2\.(.*)', r'visual_encoder.neck.3.\1'),
-    (_HF_ENCODER + r'(pos_embed)', r'visual_encoder.\1'),
-    # One buffer under two names; either may be left out of a file.
-    (r'(?:shared_image_embedding|prompt_encoder\.shared_embedding)\.positional_embedding',
-     'prompt_encoder.pe_layer.positional_encoding_gaussian_matrix'),
-    (_HF_MASKS + r'conv1\.(.*)', r'prompt_encoder.mask_downscaling.0.\1'),
-    (_HF_MASKS + r'layer_norm1\.(.*)', r'prompt_encoder.mask_downscaling.1.\1'),
-    (_HF_MASKS + r'conv2\.(.*)', r'prompt_encoder.mask_downscaling.3.\1'),
-    (_HF_MASKS + r'layer_norm2\.(.*)', r'prompt_encoder.mask_downscaling.4.\1'),
-    (_HF_MASKS + r'conv3\.(.*)', r'prompt_encoder.mask_downscaling.6.\1'),
-    (r'prompt_encoder\.point_embed\.(.*)', r'prompt_encoder.point_embeddings.\1'),
-    (r'(prompt_encoder\.(?:not_a_point_embed|no_mask_embed)\..*)', r'\1'),
-    (_HF_DECODER + r'transformer\.layers\.(\d+)\.layer_norm(\d)\.(.*)', r'mask_decoder.transformer.layers.\1.norm\2.\3'),
-    (_HF_DECODER + r'transformer\.layer_norm_final_attn\.(.*)', r'mask_decoder.transformer.norm_final_attn.\1'),
-    (_HF_DECODER + r'upscale_conv1\.(.*)', r'mask_decoder.output_upscaling.0.\1'),
-    (_HF_DECODER + r'upscale_layer_norm\.(.*)', r'mask_decoder.output_upscaling.1.\1'),
-    (_HF_DECODER + r'upscale_conv2\.(.*)', r'mask_decoder.output_upscaling.3.\1'),
-    (_HF_DECODER + r'(.*)\.proj_in\.(.*)', r'mask_decoder.\1.layers.0.\2'),
-    (_HF_DECODER + r'(.*mlps\.\d+|iou_prediction_head)\.layers\.0\.(.*)', r'mask_decoder.\1.layers.1.\2'),
-    (_HF_DECODER + r'(.*)\.proj_out\.(.*)', r'mask_decoder.\1.layers.2.\2'),
-    (r'(mask_decoder\..*)', r'\1'),
+  (_HF_ENCODER + r'patch_embed\.projection\.(.*)', r'visual_encoder.patch_embed.proj.\1'),
+  (_HF_ENCODER + r'layers\.(\d+)\.layer_norm(\d)\.(.*)', r'visual_encoder.blocks.\1.norm\2.\3'),
+  (_HF_ENCODER + r'layers\.(.*)', r'visual_encoder.blocks.\1'),
+  (_HF_ENCODER + r'neck\.conv1\.(.*)', r'visual_encoder.neck.0.\1'),
+  (_HF_ENCODER + r'neck\.layer_norm1\.(.*)', r'visual_encoder.neck.1.\1'),
+  (_HF_ENCODER + r'neck\.conv2\.(.*)', r'visual_encoder.neck.2.\1'),
+  (_HF_ENCODER + r'neck\.layer_norm2\.(.*)', r'visual_encoder.neck.3.\1'),
+  (_HF_ENCODER + r'(pos_embed)', r'visual_encoder.\1'),
+  # One buffer under two names; either may be left out of a file.
+  (
+    r'(?:shared_image_embedding|prompt_encoder\.shared_embedding)\.positional_embedding',
+    'prompt_encoder.pe_layer.positional_encoding_gaussian_matrix',
+  ),
+  (_HF_MASKS + r'conv1\.(.*)', r'prompt_encoder.mask_downscaling.0.\1'),
+  (_HF_MASKS + r'layer_norm1\.(.*)', r'prompt_encoder.mask_downscaling.1.\1'),
+  (_HF_MASKS + r'conv2\.(.*)', r'prompt_encoder.mask_downscaling.3.\1'),
+  (_HF_MASKS + r'layer_norm2\.(.*)', r'prompt_encoder.mask_downscaling.4.\1'),
+  (_HF_MASKS + r'conv3\.(.*)', r'prompt_encoder.mask_downscaling.6.\1'),
+  (r'prompt_encoder\.point_embed\.(.*)', r'prompt_encoder.point_embeddings.\1'),
+  (r'(prompt_encoder\.(?:not_a_point_embed|no_mask_embed)\..*)', r'\1'),
+  (_HF_DECODER + r'transformer\.layers\.(\d+)\.layer_norm(\d)\.(.*)', r'mask_decoder.transformer.layers.\1.norm\2.\3'),
+  (_HF_DECODER + r'transformer\.layer_norm_final_attn\.(.*)', r'mask_decoder.transformer.norm_final_attn.\1'),
+  (_HF_DECODER + r'upscale_conv1\.(.*)', r'mask_decoder.output_upscaling.0.\1'),
+  (_HF_DECODER + r'upscale_layer_norm\.(.*)', r'mask_decoder.output_upscaling.1.\1'),
+  (_HF_DECODER + r'upscale_conv2\.(.*)', r'mask_decoder.output_upscaling.3.\1'),
+  (_HF_DECODER + r'(.*)\.proj_in\.(.*)', r'mask_decoder.\1.layers.0.\2'),
+  (_HF_DECODER + r'(.*mlps\.\d+|iou_prediction_head)\.layers\.0\.(.*)', r'mask_decoder.\1.layers.1.\2'),
+  (_HF_DECODER + r'(.*)\.proj_out\.(.*)', r'mask_decoder.\1.layers.2.\2'),
+  (r'(mask_decoder\..*)', r'\1'),
 )
 
 SOURCES: dict[str, Renames] = {'meta': META, 'release': RELEASE, 'hugging_face': HUGGING_FACE, 'bert': BERT}
@@ -120,12 +137,16 @@ SOURCES: dict[str, Renames] = {'meta': META, 'release': RELEASE, 'hugging_face':
 # Tensors that the original code carries along and never uses, with the release's names of them ('' where it has none:
 # those are of no use on the way back, and are dropped).
 LEFTOVERS: dict[str, Renames] = {
-    'meta': (),
-    'release': ((r'(query_embeddings|self_attention\.(?:in_proj_(?:weight|bias)|out_proj\.(?:weight|bias)))', r'\1'),
-                (r'(lang_encoder\.bert\.(?:pooler\.dense\.(?:weight|bias)|embeddings\.position_ids))', r'\1')),
-    'hugging_face': (),
-    'bert': ((r'(?:bert\.)?(pooler\.dense\.(?:weight|bias))', r'lang_encoder.bert.\1'),
-             (r'(?:bert\.)?embeddings\.position_ids|cls\..*', '')),
+  'meta': (),
+  'release': (
+    (r'(query_embeddings|self_attention\.(?:in_proj_(?:weight|bias)|out_proj\.(?:weight|bias)))', r'\1'),
+    (r'(lang_encoder\.bert\.(?:pooler\.dense\.(?:weight|bias)|embeddings\.position_ids))', r'\1'),
+  ),
+  'hugging_face': (),
+  'bert': (
+    (r'(?:bert\.)?(pooler\.dense\.(?:weight|bias))', r'lang_encoder.bert.\1'),
+    (r'(?:bert\.)?embeddings\.position_ids|cls\..*', ''),
+  ),
 }
 
 
@@ -150,6 +171,7 @@ def meta_name(release: str) -> str:
 
 class Entry(NamedTuple):
   """One parameter of ours: the release's tensors it is made of, and the change of layout."""
+
   names: tuple[str, ...]
   load: Callable[[list[np.ndarray]], np.ndarray]
   save: Callable[[np.ndarray], list[np.ndarray]]

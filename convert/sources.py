@@ -1,28 +1,41 @@
 """PyTorch files in: tensors by the release's names, from every format that names.SOURCES lists. Nothing is executed."""
 
 import json
-from pathlib import Path
 import pickle
-from typing import NamedTuple
 import warnings
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from convert import names
-from ditsam_jax.command_line import UserError
+from ditsam_jax.errors import UserError
 
-WEIGHT_FILES = ('model.safetensors', 'model.safetensors.index.json', 'pytorch_model.bin', 'pytorch_model.bin.index.json')
-KNOWN = ("Meta's SAM (image_encoder.*), the DIT release (visual_encoder.*), Hugging Face's SamModel (vision_encoder.*) and "
-         'BertModel (embeddings.word_embeddings.*)')
-_MARKS = (('release', 'visual_encoder.'), ('meta', 'image_encoder.'), ('hugging_face', 'vision_encoder.'),
-          ('bert', 'embeddings.word_embeddings.'), ('bert', 'bert.embeddings.word_embeddings.'))
+WEIGHT_FILES = (
+  'model.safetensors',
+  'model.safetensors.index.json',
+  'pytorch_model.bin',
+  'pytorch_model.bin.index.json',
+)
+KNOWN = (
+  "Meta's SAM (image_encoder.*), the DIT release (visual_encoder.*), Hugging Face's SamModel (vision_encoder.*) and "
+  'BertModel (embeddings.word_embeddings.*)'
+)
+_MARKS = (
+  ('release', 'visual_encoder.'),
+  ('meta', 'image_encoder.'),
+  ('hugging_face', 'vision_encoder.'),
+  ('bert', 'embeddings.word_embeddings.'),
+  ('bert', 'bert.embeddings.word_embeddings.'),
+)
 _OPTIMISER_STATES = ('optimizer', 'scheduler', 'lr_scheduler')  # a model is converted, not a training
 _TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 class Source(NamedTuple):
   """A checkpoint, its tensors by the release's names."""
+
   format: str  # a key of names.SOURCES
   tensors: dict[str, torch.Tensor]
   spelled: dict[str, str]  # the file's own names of them
@@ -50,8 +63,9 @@ def read(path: Path) -> Source:
   content = {name.removeprefix(prefix): tensor for name, tensor in content.items()}
   source = next((source for source, mark in _MARKS if any(name.startswith(mark) for name in content)), None)
   if source is None:
-    raise UserError(f'{path} holds {len(content)} tensors of no known model ({", ".join(list(content)[:3])}, ...); '
-                    f'known are {KNOWN}')
+    raise UserError(
+      f'{path} holds {len(content)} tensors of no known model ({", ".join(list(content)[:3])}, ...); known are {KNOWN}'
+    )
   tensors, spelled, leftovers, problems = {}, {}, {}, {}
   for name, tensor in content.items():
     target = names.renamed(name, source)
@@ -74,8 +88,13 @@ def read(path: Path) -> Source:
 
 def _is_plain(tensor: torch.Tensor) -> bool:
   """Whether it is an array of numbers that NumPy knows, in memory."""
-  return (tensor.layout is torch.strided and tensor.device.type == 'cpu' and not tensor.is_quantized
-          and tensor.dtype in (*_TYPES, torch.int64, torch.int32, torch.bool) and tensor.numel() > 0)
+  return (
+    tensor.layout is torch.strided
+    and tensor.device.type == 'cpu'
+    and not tensor.is_quantized
+    and tensor.dtype in (*_TYPES, torch.int64, torch.int32, torch.bool)
+    and tensor.numel() > 0
+  )
 
 
 def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -87,6 +106,7 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
   tensor = tensor.detach().resolve_neg()
   if tensor.dtype == torch.bfloat16:
     import ml_dtypes
+
     return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
   return tensor.numpy()
 
@@ -116,8 +136,9 @@ def _read_folder(folder: Path) -> dict:
   """A Hugging Face folder: one file, or several with an index."""
   file = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
   if file is None:
-    raise UserError(f'{folder} holds none of {", ".join(WEIGHT_FILES)}; give a file, or a folder as Hugging Face writes '
-                    f'it')
+    raise UserError(
+      f'{folder} holds none of {", ".join(WEIGHT_FILES)}; give a file, or a folder as Hugging Face writes it'
+    )
   if file.suffix != '.json':
     return _read_file(file)
   try:
@@ -140,8 +161,9 @@ def _read_folder(folder: Path) -> dict:
     content |= part
   lost = sorted(set(where) - set(content))
   if lost:
-    raise UserError(f'{file} promises {len(lost)} tensors that no file holds ({", ".join(lost[:3])}); download the '
-                    f'folder again')
+    raise UserError(
+      f'{file} promises {len(lost)} tensors that no file holds ({", ".join(lost[:3])}); download the folder again'
+    )
   return content
 
 
@@ -158,8 +180,10 @@ def _read_file(path: Path) -> dict:
   except pickle.UnpicklingError as error:
     wanted = next((line.strip() for line in str(error).splitlines() if 'GLOBAL' in line), '')
     if wanted:
-      raise UserError(f'{path} is a pickle that wants more than tensors and plain values ({wanted[:160]}); it may run '
-                      f'code and is refused: save its state_dict alone') from error
+      raise UserError(
+        f'{path} is a pickle that wants more than tensors and plain values ({wanted[:160]}); it may run '
+        f'code and is refused: save its state_dict alone'
+      ) from error
     raise UserError(f'{path} is no PyTorch checkpoint, or damaged; download it again') from error
   except OSError as error:
     raise UserError(f'{path} cannot be read: {error.strerror or error}') from error
@@ -187,11 +211,14 @@ def _is_safetensors(path: Path) -> bool:
     raise UserError(f'{path} cannot be read: {error.strerror}') from error
   if start[:4] == b'PK\x03\x04':
     return False
-  return path.suffix == '.safetensors' or start[8:] == b'{' and int.from_bytes(start[:8], 'little') < path.stat().st_size
+  return (
+    path.suffix == '.safetensors' or start[8:] == b'{' and int.from_bytes(start[:8], 'little') < path.stat().st_size
+  )
 
 
 def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
   from safetensors import SafetensorError, safe_open
+
   try:
     with safe_open(path, framework='pt') as file:
       return {name: file.get_tensor(name) for name in file.keys()}
@@ -202,22 +229,30 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 def _unwrapped(content: object, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, int | float]]:
   """The tensors of a state_dict, itself or wrapped as training checkpoints are."""
   extra = {}
-  wrapped = next((key for key in ('state_dict', 'model') if isinstance(content, dict)
-                  and isinstance(content.get(key), dict)), None)
+  wrapped = next(
+    (key for key in ('state_dict', 'model') if isinstance(content, dict) and isinstance(content.get(key), dict)), None
+  )
   if wrapped:
     extra = {name: content[name] for name in ('epoch', 'lr') if type(content.get(name)) in (int, float)}
-    others = [str(key) for key, value in content.items() if key not in (wrapped, *_OPTIMISER_STATES)
-              and isinstance(value, dict) and any(isinstance(item, torch.Tensor) for item in value.values())]
+    others = [
+      str(key)
+      for key, value in content.items()
+      if key not in (wrapped, *_OPTIMISER_STATES)
+      and isinstance(value, dict)
+      and any(isinstance(item, torch.Tensor) for item in value.values())
+    ]
     if others:
-      raise UserError(f'{path} holds weights under {wrapped} and under {", ".join(others)}; save the one that is meant '
-                      f'alone')
+      raise UserError(
+        f'{path} holds weights under {wrapped} and under {", ".join(others)}; save the one that is meant alone'
+      )
     content = content[wrapped]
   if not isinstance(content, dict):
     raise UserError(f'{path} holds {type(content).__name__}, expected a dictionary of tensors')
   if not content:
     raise UserError(f'{path} holds nothing, expected a dictionary of tensors')
-  strange = [str(name) for name, value in content.items()
-             if not isinstance(name, str) or not isinstance(value, torch.Tensor)]
+  strange = [
+    str(name) for name, value in content.items() if not isinstance(name, str) or not isinstance(value, torch.Tensor)
+  ]
   if strange:
     raise UserError(f'{path} holds more than tensors by name ({", ".join(strange[:3])}); save its state_dict alone')
   return content, extra

@@ -4,23 +4,23 @@ Peer is put together from Meta's segment_anything and Hugging Face's BertModel; 
 section 3) is written out here. Parameters have the release's names.
 """
 
-from functools import partial
 import importlib.util
 import sys
 import types
+from functools import partial
 
-from flax import nnx
 import jax
 import numpy as np
 import torch
+from flax import nnx
 from torch.nn import functional
 
 from convert.sources import release_tensors
-from ditsam_jax import saved_model
-from ditsam_jax.command_line import UserError
+from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.instruction import CROSS_HEADS, CROSS_WIDTH
+from ditsam_jax.storage import saved_model
 
 TOLERANCE = 1e-3  # differences beyond it are no rounding
 
@@ -28,8 +28,9 @@ TOLERANCE = 1e-3  # differences beyond it are no rounding
 def check_installed() -> None:
   """Raises UserError if the peer's package is missing."""
   if importlib.util.find_spec('segment_anything') is None:
-    raise UserError('--verify compares with the package segment-anything, which is not installed: '
-                    "pip install --editable '.[convert]'")
+    raise UserError(
+      "--verify compares with the package segment-anything, which is not installed: pip install --editable '.[convert]'"
+    )
 
 
 def segment_anything_modeling() -> types.ModuleType:
@@ -57,22 +58,45 @@ class Peer(torch.nn.Module):
     encoder, decoder, text = config.image_encoder, config.mask_decoder, config.text_encoder
     self.config = config
     self.visual_encoder = modeling.ImageEncoderViT(
-        img_size=encoder.pretrain_grid * encoder.patch_size, patch_size=encoder.patch_size, embed_dim=encoder.width,
-        depth=encoder.depth, num_heads=encoder.heads, mlp_ratio=encoder.mlp_ratio, out_chans=decoder.width,
-        norm_layer=partial(torch.nn.LayerNorm, eps=1e-6), use_rel_pos=True, window_size=encoder.pretrain_window,
-        global_attn_indexes=encoder.global_blocks)
+      img_size=encoder.pretrain_grid * encoder.patch_size,
+      patch_size=encoder.patch_size,
+      embed_dim=encoder.width,
+      depth=encoder.depth,
+      num_heads=encoder.heads,
+      mlp_ratio=encoder.mlp_ratio,
+      out_chans=decoder.width,
+      norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+      use_rel_pos=True,
+      window_size=encoder.pretrain_window,
+      global_attn_indexes=encoder.global_blocks,
+    )
     self.prompt_encoder = modeling.PromptEncoder(
-        decoder.width, (config.grid, config.grid), (config.image_size, config.image_size), decoder.mask_channels)
+      decoder.width, (config.grid, config.grid), (config.image_size, config.image_size), decoder.mask_channels
+    )
     self.mask_decoder = modeling.MaskDecoder(
-        transformer_dim=decoder.width, iou_head_hidden_dim=decoder.iou_hidden, transformer=modeling.TwoWayTransformer(
-            depth=decoder.depth, embedding_dim=decoder.width, mlp_dim=decoder.mlp_width, num_heads=decoder.heads))
+      transformer_dim=decoder.width,
+      iou_head_hidden_dim=decoder.iou_hidden,
+      transformer=modeling.TwoWayTransformer(
+        depth=decoder.depth, embedding_dim=decoder.width, mlp_dim=decoder.mlp_width, num_heads=decoder.heads
+      ),
+    )
     if text is not None:
       from transformers import BertConfig, BertModel
+
       self.lang_encoder = torch.nn.Module()
-      self.lang_encoder.bert = BertModel(BertConfig(
-          vocab_size=text.vocab_size, hidden_size=text.width, num_hidden_layers=text.depth,
-          num_attention_heads=text.heads, intermediate_size=text.mlp_width, max_position_embeddings=text.max_positions,
-          hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0), add_pooling_layer=False)
+      self.lang_encoder.bert = BertModel(
+        BertConfig(
+          vocab_size=text.vocab_size,
+          hidden_size=text.width,
+          num_hidden_layers=text.depth,
+          num_attention_heads=text.heads,
+          intermediate_size=text.mlp_width,
+          max_position_embeddings=text.max_positions,
+          hidden_dropout_prob=0.0,
+          attention_probs_dropout_prob=0.0,
+        ),
+        add_pooling_layer=False,
+      )
       self.text_proj = torch.nn.Linear(text.width, decoder.width)
       _add_fusion(self.visual_encoder, config)
 
@@ -82,9 +106,16 @@ class Peer(torch.nn.Module):
     self.prompt_encoder.float()
     return self
 
-  def forward(self, images: torch.Tensor, token_ids: torch.Tensor | None = None,
-              token_mask: torch.Tensor | None = None, *, points: torch.Tensor | None = None,
-              labels: torch.Tensor | None = None, boxes: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+  def forward(
+    self,
+    images: torch.Tensor,
+    token_ids: torch.Tensor | None = None,
+    token_mask: torch.Tensor | None = None,
+    *,
+    points: torch.Tensor | None = None,
+    labels: torch.Tensor | None = None,
+    boxes: torch.Tensor | None = None,
+  ) -> dict[str, torch.Tensor]:
     """Stages by name, in the shapes of our Output. images: [B, 3, S, S]; the rest as DitSam takes them."""
     text = None
     if token_ids is not None:
@@ -98,14 +129,21 @@ class Peer(torch.nn.Module):
     dense = self.prompt_encoder.no_mask_embed.weight.to(embedding).reshape(1, -1, 1, 1).expand(len(images), -1, *size)
     pe = self.prompt_encoder.pe_layer(size)[None].to(embedding)
     # The decoder repeats one embedding for all prompts; here every prompt has its own image.
-    parts = [self.mask_decoder(embedding[i:i + 1], pe, sparse[i:i + 1], dense[i:i + 1], False)
-             for i in range(len(images))]
+    parts = [
+      self.mask_decoder(embedding[i : i + 1], pe, sparse[i : i + 1], dense[i : i + 1], False)
+      for i in range(len(images))
+    ]
     low_res, iou = (torch.cat(part) for part in zip(*parts))
-    logits = functional.interpolate(low_res, images.shape[-2:], mode='bilinear',
-                                    align_corners=self.config.align_corners)
+    logits = functional.interpolate(
+      low_res, images.shape[-2:], mode='bilinear', align_corners=self.config.align_corners
+    )
     stages = {'text_features': text} if text is not None else {}
-    return stages | {'image_embedding': embedding.permute(0, 2, 3, 1), 'low_res_logits': low_res[:, 0],
-                     'iou': iou[:, 0], 'logits': logits[:, 0]}
+    return stages | {
+      'image_embedding': embedding.permute(0, 2, 3, 1),
+      'low_res_logits': low_res[:, 0],
+      'iou': iou[:, 0],
+      'logits': logits[:, 0],
+    }
 
   def _embed(self, images: torch.Tensor, text: torch.Tensor | None) -> torch.Tensor:
     encoder = self.visual_encoder
@@ -124,7 +162,7 @@ class Peer(torch.nn.Module):
       x = torch.cat([slots, x], dim=1)
       x = x + _attend(block.attn, block.norm1(x), (h, w))
       x = x + block.mlp(block.norm2(x))
-      slots, x = x[:, : slots.shape[1]], x[:, slots.shape[1]:]
+      slots, x = x[:, : slots.shape[1]], x[:, slots.shape[1] :]
     return encoder.neck(x.reshape(batch, h, w, width).permute(0, 3, 1, 2))
 
   def _slots(self, i: int, y: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
@@ -156,8 +194,10 @@ class _Cross(torch.nn.Module):
     self.linear_merge = torch.nn.Linear(CROSS_WIDTH, width)
 
   def forward(self, y: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-    q, k, v = (x.unflatten(-1, (CROSS_HEADS, -1)).transpose(1, 2)
-               for x in (self.linear_q(y), self.linear_k(slots), self.linear_v(slots)))
+    q, k, v = (
+      x.unflatten(-1, (CROSS_HEADS, -1)).transpose(1, 2)
+      for x in (self.linear_q(y), self.linear_k(slots), self.linear_v(slots))
+    )
     return self.linear_merge(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
@@ -167,6 +207,7 @@ def _add_fusion(encoder: torch.nn.Module, config: DitSamConfig) -> None:
 
   def linears(count):
     return torch.nn.ModuleList(torch.nn.Linear(width, width) for _ in range(count))
+
   if fusion in ('layer_wise', 'e2e', 'layer_wise_vith', 'cross_attention'):
     encoder.probs = linears(depth)
   if fusion == 'layer_wise_vith':
@@ -189,8 +230,9 @@ def _attend(attention: torch.nn.Module, x: torch.Tensor, grid: tuple[int, int]) 
   qkv = attention.qkv(x).reshape(batch, length, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
   q, k, v = qkv.flatten(1, 2)  # each [B * H, N, D]
   logits = (q * attention.scale) @ k.transpose(-2, -1)
-  image = add_decomposed_rel_pos(logits[:, prefix:, prefix:].contiguous(), q[:, prefix:], attention.rel_pos_h,
-                                 attention.rel_pos_w, grid, grid)
+  image = add_decomposed_rel_pos(
+    logits[:, prefix:, prefix:].contiguous(), q[:, prefix:], attention.rel_pos_h, attention.rel_pos_w, grid, grid
+  )
   logits = torch.cat([logits[:, :prefix], torch.cat([logits[:, prefix:, :prefix], image], dim=2)], dim=1)
   out = (logits.softmax(-1) @ v).unflatten(0, (batch, heads)).transpose(1, 2).flatten(2)
   return attention.proj(out)
@@ -208,14 +250,16 @@ def random_inputs(config: DitSamConfig, batch: int = 1, seed: int = 0) -> dict[s
   tokens = config.max_text_tokens
   lengths = rng.integers(2, tokens + 1, (batch, 1))
   mask = (np.arange(tokens) < lengths).astype(np.int64)
-  return inputs | dict(token_ids=rng.integers(1, config.text_encoder.vocab_size, (batch, tokens)) * mask,
-                       token_mask=mask)
+  return inputs | dict(
+    token_ids=rng.integers(1, config.text_encoder.vocab_size, (batch, tokens)) * mask, token_mask=mask
+  )
 
 
 def run_peer(peer: torch.nn.Module, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   """Stages of a peer on DitSam's inputs."""
-  given = {{'point_labels': 'labels'}.get(name, name): torch.from_numpy(np.array(value))
-           for name, value in inputs.items()}
+  given = {
+    {'point_labels': 'labels'}.get(name, name): torch.from_numpy(np.array(value)) for name, value in inputs.items()
+  }
   given['images'] = given['images'].permute(0, 3, 1, 2).to(next(peer.parameters()).dtype)
   with torch.no_grad():
     return {name: stage.numpy() for name, stage in peer(**given).items()}
@@ -230,8 +274,9 @@ def run_ours(model: DitSam, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarr
 
 def relative_differences(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> dict[str, float]:
   """By stage, the largest absolute difference over the largest absolute value."""
-  return {name: float(np.abs(ours[name] - expected).max() / np.abs(expected).max())
-          for name, expected in theirs.items()}
+  return {
+    name: float(np.abs(ours[name] - expected).max() / np.abs(expected).max()) for name, expected in theirs.items()
+  }
 
 
 def compare(tensors: dict[str, torch.Tensor], config: DitSamConfig, weights: dict[str, np.ndarray]) -> str:
@@ -249,8 +294,10 @@ def compare(tensors: dict[str, torch.Tensor], config: DitSamConfig, weights: dic
     UserError: a difference that is no rounding.
   """
   if config.image_encoder.attention_scope == 'windowed' and config.grid != config.image_encoder.pretrain_grid:
-    raise UserError(f'--verify compares a plain SAM at its own size only, {config.image_encoder.pretrain_grid} tokens a '
-                    f'side; leave --image-size out')
+    raise UserError(
+      f'--verify compares a plain SAM at its own size only, {config.image_encoder.pretrain_grid} tokens a '
+      f'side; leave --image-size out'
+    )
   model = saved_model.build(config, weights, 'the converted model')
   peer = Peer(config).eval()
   tensors = release_tensors(weights) | tensors
@@ -261,5 +308,7 @@ def compare(tensors: dict[str, torch.Tensor], config: DitSamConfig, weights: dic
   text = '\n'.join(['largest difference to PyTorch, over the largest value:', *lines])
   if not all(difference <= TOLERANCE for difference in differences.values()):  # NaN is no agreement either
     print(text)
-    raise UserError(f'the converted model does not compute what PyTorch does (over {TOLERANCE:.0e}); nothing was written')
+    raise UserError(
+      f'the converted model does not compute what PyTorch does (over {TOLERANCE:.0e}); nothing was written'
+    )
   return text

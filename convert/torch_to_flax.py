@@ -5,32 +5,35 @@ Takes Meta's SAM, checkpoints of the DIT release, Hugging Face's SamModel, and a
 """
 
 import argparse
-from collections.abc import Iterable
 import json
-from pathlib import Path
 import sys
+from collections.abc import Iterable
+from pathlib import Path
 
 if not __package__:  # run as a script: `convert` is a part of the repository beside it
   sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from flax import nnx
 import jax
 import numpy as np
+from flax import nnx
 
 from convert import names
 from convert.architecture import read_architecture
-from ditsam_jax import command_line, saved_model
-from ditsam_jax.command_line import UserError, say
-from ditsam_jax.data.tokenization import read_vocabulary
+from ditsam_jax import command_line
+from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import FUSIONS, DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.weights import weights_of
+from ditsam_jax.storage import saved_model
+from ditsam_jax.terminal import say
+from ditsam_jax.tokenization import read_vocabulary
 
 try:
   from convert import sources
 except ModuleNotFoundError as error:
-  command_line.fail(f'{error.name} is not installed, and PyTorch files cannot be read without: '
-                    f"pip install --editable '.[convert]'")
+  command_line.fail(
+    f"{error.name} is not installed, and PyTorch files cannot be read without: pip install --editable '.[convert]'"
+  )
 
 TITLES = {'meta': "Meta's SAM", 'release': 'the DIT release', 'hugging_face': "Hugging Face's SamModel"}
 FRESH = {'text_proj': 'a plain SAM has no text prompts', 'image_encoder.instruction': 'the fusion is new'}
@@ -38,8 +41,9 @@ FRESH = {'text_proj': 'a plain SAM has no text prompts', 'image_encoder.instruct
 
 def main(arguments: list[str] | None = None) -> int:
   """The command."""
-  parser = argparse.ArgumentParser(prog='python convert/torch_to_flax.py', description=__doc__.split('\n')[0],
-                                   allow_abbrev=False)
+  parser = argparse.ArgumentParser(
+    prog='python convert/torch_to_flax.py', description=__doc__.split('\n')[0], allow_abbrev=False
+  )
   parser.add_argument('--input', required=True, type=Path, help='a PyTorch file, or a folder as Hugging Face writes it')
   parser.add_argument('--output', required=True, type=Path, help='the folder to be; an earlier model there is replaced')
   parser.add_argument('--fusion', choices=FUSIONS, help='where the tensors cannot tell (layer_wise or e2e), or are new')
@@ -52,19 +56,31 @@ def main(arguments: list[str] | None = None) -> int:
   options = parser.parse_args(arguments)
   if options.verify:
     from convert import torch_peer
+
     torch_peer.check_installed()
 
   say(f'reading {options.input}')
-  source, config = read(options.input, text_encoder=options.text_encoder, fusion=options.fusion,
-                        image_size=options.image_size, decoder_heads=options.decoder_heads,
-                        text_heads=options.text_heads)
+  source, config = read(
+    options.input,
+    text_encoder=options.text_encoder,
+    fusion=options.fusion,
+    image_size=options.image_size,
+    decoder_heads=options.decoder_heads,
+    text_heads=options.text_heads,
+  )
   vocabulary = find_vocabulary(config, options.vocab, [options.text_encoder, source.path])
   weights, fresh = fill(config, source)
   verified = torch_peer.compare(source.tensors, config, weights) if options.verify else ''
   say(f'writing {options.output}')
   notes = {'source': {'format': source.format, 'prefix': source.prefix, **source.extra}}
-  saved_model.write(options.output, config, weights, vocabulary=vocabulary, notes=notes,
-                    leftovers={name: sources.to_numpy(tensor) for name, tensor in source.leftovers.items()})
+  saved_model.write(
+    options.output,
+    config,
+    weights,
+    vocabulary=vocabulary,
+    notes=notes,
+    leftovers={name: sources.to_numpy(tensor) for name, tensor in source.leftovers.items()},
+  )
   print(describe(source, config, fresh, vocabulary, options.output))
   if verified:
     print(verified)
@@ -91,8 +107,12 @@ def read(path: Path, *, text_encoder: Path | None = None, **flags) -> tuple['sou
       raise UserError(f'--text-encoder={text_encoder} is no BERT but {TITLES[bert.format]}')
     if any(name.startswith('lang_encoder.') for name in source.tensors):
       raise UserError(f'{path} has a text encoder of its own; leave --text-encoder out')
-    source = source._replace(tensors=source.tensors | bert.tensors, spelled=source.spelled | bert.spelled,
-                             leftovers=source.leftovers | bert.leftovers, problems=source.problems | bert.problems)
+    source = source._replace(
+      tensors=source.tensors | bert.tensors,
+      spelled=source.spelled | bert.spelled,
+      leftovers=source.leftovers | bert.leftovers,
+      problems=source.problems | bert.problems,
+    )
   shapes = {name: tuple(tensor.shape) for name, tensor in source.tensors.items()}
   flags = head_counts(path, text_encoder) | {name: value for name, value in flags.items() if value is not None}
   try:
@@ -117,7 +137,7 @@ def head_counts(sam: Path, text_encoder: Path | None) -> dict[str, int]:
     counts['text_heads'] = text['num_attention_heads']
   for field, expected in (('hidden_act', 'gelu'), ('layer_norm_eps', 1e-12), ('model_type', 'bert')):
     if text.get(field, expected) != expected:
-      raise UserError(f'{text_encoder}: config.json says {field} {text[field]!r}; only BERT\'s {expected!r} is known')
+      raise UserError(f"{text_encoder}: config.json says {field} {text[field]!r}; only BERT's {expected!r} is known")
   return counts
 
 
@@ -148,15 +168,19 @@ def fill(config: DitSamConfig, source: 'sources.Source') -> tuple[dict[str, np.n
       fresh.append(path)
       continue
     problems += [f'{_spelled(name, source)} is missing' for name in missing if name not in source.problems]
-    problems += [f'{_spelled(name, source)} is {_shape(source, name)}, expected {shape}'
-                 for name, shape in zip(entry.names, expected) if name not in missing and _shape(source, name) != shape]
+    problems += [
+      f'{_spelled(name, source)} is {_shape(source, name)}, expected {shape}'
+      for name, shape in zip(entry.names, expected)
+      if name not in missing and _shape(source, name) != shape
+    ]
     types = {str(source.tensors[name].dtype) for name in entry.names if name in source.tensors}
     if len(types) > 1:
       problems.append(f'{_spelled(entry.names[0], source)} and its like are of several types ({", ".join(types)})')
     if not problems:
       weights[path] = entry.load([sources.to_numpy(source.tensors[name]) for name in entry.names])
-  problems += [f'{_spelled(name, source)} has no place in a model of these sizes'
-               for name in source.tensors if name not in used]
+  problems += [
+    f'{_spelled(name, source)} has no place in a model of these sizes' for name in source.tensors if name not in used
+  ]
   _report(problems, source.path)
   return weights | _initial_values(config, fresh), fresh
 
@@ -185,27 +209,37 @@ def find_vocabulary(config: DitSamConfig, given: Path | None, places: list[Path 
     if given is None:
       say(f'{file} is of another model, and left alone')
       return None
-    raise UserError(f'vocabulary {file} has {words} words, the text encoder {config.text_encoder.vocab_size}; give the '
-                    f'vocab.txt it was trained with')
+    raise UserError(
+      f'vocabulary {file} has {words} words, the text encoder {config.text_encoder.vocab_size}; give the '
+      f'vocab.txt it was trained with'
+    )
   return file
 
 
-def describe(source: 'sources.Source', config: DitSamConfig, fresh: list[str], vocabulary: Path | None,
-             output: Path) -> str:
+def describe(
+  source: 'sources.Source', config: DitSamConfig, fresh: list[str], vocabulary: Path | None, output: Path
+) -> str:
   """What was converted, for people."""
   encoder, decoder, text = config.image_encoder, config.mask_decoder, config.text_encoder
   blocks = ', '.join(map(str, encoder.global_blocks)) or 'none'
   lines = [
-      f'{TITLES[source.format]}: {sum(tensor.numel() for tensor in source.tensors.values()):,} parameters in '
-      f'{len(source.tensors)} tensors',
-      f'  image encoder  width {encoder.width}, depth {encoder.depth}, heads {encoder.heads}, patch {encoder.patch_size}; '
-      f'global blocks {blocks}; ' + (f'windows of {encoder.pretrain_window}' if encoder.attention_scope == 'windowed' else 'no windows'),
-      f'  mask decoder   width {decoder.width}, depth {decoder.depth}, heads {decoder.heads}']
+    f'{TITLES[source.format]}: {sum(tensor.numel() for tensor in source.tensors.values()):,} parameters in '
+    f'{len(source.tensors)} tensors',
+    f'  image encoder  width {encoder.width}, depth {encoder.depth}, heads {encoder.heads}, patch {encoder.patch_size}; '
+    f'global blocks {blocks}; '
+    + (f'windows of {encoder.pretrain_window}' if encoder.attention_scope == 'windowed' else 'no windows'),
+    f'  mask decoder   width {decoder.width}, depth {decoder.depth}, heads {decoder.heads}',
+  ]
   if text:
-    lines.append(f'  text encoder   width {text.width}, depth {text.depth}, heads {text.heads}, {text.vocab_size} words')
+    lines.append(
+      f'  text encoder   width {text.width}, depth {text.depth}, heads {text.heads}, {text.vocab_size} words'
+    )
   lines.append(f'  fusion         {config.fusion}, at {config.image_size} x {config.image_size}')
-  lines += [f'  fresh: {part} ({reason})' for part, reason in FRESH.items()
-            if any(path.startswith(f'{part}.') for path in fresh)]
+  lines += [
+    f'  fresh: {part} ({reason})'
+    for part, reason in FRESH.items()
+    if any(path.startswith(f'{part}.') for path in fresh)
+  ]
   if source.leftovers:
     lines.append(f'  kept aside, used by nothing: {", ".join(sorted(source.leftovers))}')
   if text and vocabulary is None:
@@ -222,6 +256,7 @@ def _initial_values(config: DitSamConfig, paths: list[str]) -> dict[str, np.ndar
   def initial():
     weights = weights_of(DitSam(config, rngs=nnx.Rngs(0)))
     return {path: weights[path][...] for path in paths}
+
   return {path: np.asarray(value) for path, value in initial().items()}
 
 
@@ -239,8 +274,10 @@ def _report(problems: list[str], path: Path) -> None:
   if not problems:
     return
   _list(problems)
-  raise UserError(f'{path}: {len(problems)} problem{"s" if len(problems) > 1 else ""} with its tensors, listed above; '
-                  f'nothing was written. If the file is whole, it is of a model that is not known here')
+  raise UserError(
+    f'{path}: {len(problems)} problem{"s" if len(problems) > 1 else ""} with its tensors, listed above; '
+    f'nothing was written. If the file is whole, it is of a model that is not known here'
+  )
 
 
 def _list(problems: Iterable[str]) -> None:

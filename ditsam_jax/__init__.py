@@ -1,26 +1,26 @@
 """Text-prompted Segment Anything by deep instruction tuning (arXiv 2404.00650), in JAX and Flax NNX.
 
-  import ditsam_jax
-  segmenter = ditsam_jax.Segmenter('shapes')
-  result = segmenter('scene.png', 'the small red circle')  # .mask, .probability, .iou, .overlay()
+import ditsam_jax
+segmenter = ditsam_jax.Segmenter('shapes')
+result = segmenter('scene.png', 'the small red circle')  # .mask, .probability, .iou, .overlay()
 
-  config = ditsam_jax.presets.vit_b(fusion='e2e')
-  model = ditsam_jax.DitSam(config, rngs=nnx.Rngs(0))
+config = ditsam_jax.presets.vit_b(fusion='e2e')
+model = ditsam_jax.DitSam(config, rngs=nnx.Rngs(0))
 """
 
 import importlib
 
 # Loaded when first asked for: `import ditsam_jax` is light.
 _WHERE = {
-    'DitSam': 'ditsam_jax.models.ditsam',
-    'DitSamConfig': 'ditsam_jax.models.config',
-    'Output': 'ditsam_jax.models.ditsam',
-    'SamPredictor': 'ditsam_jax.sam_predictor',
-    'Segmentation': 'ditsam_jax.segmenter',
-    'Segmenter': 'ditsam_jax.segmenter',
-    'UserError': 'ditsam_jax.command_line',
-    'load': 'ditsam_jax.saved_model',
-    'save': 'ditsam_jax.saved_model',
+  'DitSam': 'ditsam_jax.models.ditsam',
+  'DitSamConfig': 'ditsam_jax.models.config',
+  'Output': 'ditsam_jax.models.ditsam',
+  'SamPredictor': 'ditsam_jax.inference.sam_predictor',
+  'Segmentation': 'ditsam_jax.inference.segmenter',
+  'Segmenter': 'ditsam_jax.inference.segmenter',
+  'UserError': 'ditsam_jax.errors',
+  'load': 'ditsam_jax.storage.saved_model',
+  'save': 'ditsam_jax.storage.saved_model',
 }
 
 __all__ = [*_WHERE, 'presets']

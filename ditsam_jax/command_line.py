@@ -5,14 +5,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-
-class UserError(Exception):
-  """Bad input. The message names the thing, its value, what was expected and what to do, on one line."""
-
-
-def say(text: str) -> None:
-  """A line on stderr, at once: what goes on, beside the results on stdout."""
-  print(text, file=sys.stderr, flush=True)
+from ditsam_jax.errors import UserError
 
 
 def fail(message: str) -> None:

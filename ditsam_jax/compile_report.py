@@ -9,10 +9,10 @@ collectives are what it compiled; seconds are estimated from the chip's publishe
 """
 
 import argparse
-from pathlib import Path
 import re
 import sys
 import time
+from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
@@ -22,26 +22,34 @@ from ditsam_jax.analysis import chips
 from ditsam_jax.analysis.chart import bar_chart
 from ditsam_jax.analysis.report import Report, Step, analyse, fully_sharded_bytes
 from ditsam_jax.analysis.table import table
-from ditsam_jax.command_line import say
-from ditsam_jax.files import write_json
-from ditsam_jax.image_files import write_png
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.flops import training_flops
+from ditsam_jax.parallel.sharding import make_mesh
+from ditsam_jax.storage.files import write_json
+from ditsam_jax.storage.image_files import write_png
+from ditsam_jax.terminal import say
 from ditsam_jax.training import config as training_config
 from ditsam_jax.training.program import Program, build
-from ditsam_jax.training.sharding import make_mesh
 
 
 def main(arguments: list[str] | None = None) -> int:
   """The command."""
   arguments = sys.argv[1:] if arguments is None else arguments
   parser = argparse.ArgumentParser(
-      prog='python -m ditsam_jax.compile_report', description=__doc__.split(':')[0], allow_abbrev=False,
-      epilog='--config.any.field=value changes a field of the config')
+    prog='python -m ditsam_jax.compile_report',
+    description=__doc__.split(':')[0],
+    allow_abbrev=False,
+    epilog='--config.any.field=value changes a field of the config',
+  )
   parser.add_argument('--config', required=True, metavar='FILE[:DATA]', help='configs/ldit.py, for example')
   parser.add_argument('--topology', required=True, metavar='CHIP:SLICE', help='v5e:4x4, v5p:2x2x2, v6e:8x8, ...')
-  parser.add_argument('--compare', action='append', default=[], metavar='FIELD=VALUE,...',
-                      help='a column with these fields changed (topology may be one of them); repeat it')
+  parser.add_argument(
+    '--compare',
+    action='append',
+    default=[],
+    metavar='FIELD=VALUE,...',
+    help='a column with these fields changed (topology may be one of them); repeat it',
+  )
   parser.add_argument('--json', type=Path, metavar='FILE', help='write everything here as well')
   parser.add_argument('--picture', type=Path, metavar='FILE.png', help='draw memory and time as bars')
   overrides, rest = training_config.split_arguments(arguments)

@@ -16,20 +16,22 @@ from typing import Any
 
 import jax
 
-from ditsam_jax import command_line, distributed, saved_model
-from ditsam_jax.command_line import UserError
+from ditsam_jax import command_line
 from ditsam_jax.data import datasets, shapes
 from ditsam_jax.data.referring import ReferringSource
-from ditsam_jax.data.tokenization import Tokenizer
+from ditsam_jax.errors import UserError
 from ditsam_jax.evaluation.evaluator import evaluate_split, pictures_of
 from ditsam_jax.evaluation.forward import Forward, forward_of
 from ditsam_jax.evaluation.pictures import Gallery, prediction_panel, worst_median_best
 from ditsam_jax.evaluation.protocols import PROTOCOLS
 from ditsam_jax.evaluation.results import Results
-from ditsam_jax.files import write_json, write_text
-from ditsam_jax.image_files import write_png
 from ditsam_jax.models.config import DitSamConfig
-from ditsam_jax.watch import Watch
+from ditsam_jax.parallel import distributed
+from ditsam_jax.parallel.watch import Watch
+from ditsam_jax.storage import saved_model
+from ditsam_jax.storage.files import write_json, write_text
+from ditsam_jax.storage.image_files import write_png
+from ditsam_jax.tokenization import Tokenizer
 
 _MOST_PICTURES = 100  # of each of the three sections: more would make a sheet that few programs open
 
@@ -48,21 +50,42 @@ def main(arguments: list[str] | None = None) -> int:
   forward = forward_of(model)
   with Watch():
     for split, source in sources.items():
-      _evaluate(forward, source, tokenizer, model.config, options, output,
-                {'checkpoint': options.checkpoint, 'dataset': dataset, 'split': split})
+      _evaluate(
+        forward,
+        source,
+        tokenizer,
+        model.config,
+        options,
+        output,
+        {'checkpoint': options.checkpoint, 'dataset': dataset, 'split': split},
+      )
   output.say_what_was_written()
   return 0
 
 
-def _evaluate(forward: Forward, source: ReferringSource, tokenizer: Tokenizer, config: DitSamConfig,
-              options: argparse.Namespace, output: '_Output', about: dict[str, Any]) -> None:
+def _evaluate(
+  forward: Forward,
+  source: ReferringSource,
+  tokenizer: Tokenizer,
+  config: DitSamConfig,
+  options: argparse.Namespace,
+  output: '_Output',
+  about: dict[str, Any],
+) -> None:
   """Scores a split and writes what is found; the first host alone writes."""
   started = time.time()
   gallery = Gallery(config.pixel_mean, config.pixel_std)
   results = evaluate_split(
-    forward, source, tokenizer, config, batch_size=options.batch_size, limit=options.limit,
+    forward,
+    source,
+    tokenizer,
+    config,
+    batch_size=options.batch_size,
+    limit=options.limit,
     protocols=PROTOCOLS if options.protocol == 'both' else [options.protocol],
-    generalised=about['dataset'] == 'grefcoco', gallery=gallery)
+    generalised=about['dataset'] == 'grefcoco',
+    gallery=gallery,
+  )
   about['seconds'] = round(time.time() - started, 1)
   if jax.process_index():
     return
@@ -102,8 +125,9 @@ class _Output:
     try:
       self._folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-      raise UserError(f'output folder {str(self._folder)!r} cannot be made ({error.strerror or error}); '
-                      'choose another --output') from error
+      raise UserError(
+        f'output folder {str(self._folder)!r} cannot be made ({error.strerror or error}); choose another --output'
+      ) from error
     if not os.access(self._folder, os.W_OK):
       raise UserError(f'output folder {str(self._folder)!r} cannot be written to; choose another --output')
 
@@ -117,8 +141,9 @@ class _Output:
       write_json(self._file('metrics.json'), figures)
       write_text(self._file(self._named(split, 'samples', 'csv')), results.to_csv())
     except OSError as error:
-      raise UserError(f'results cannot be written to {str(self._folder)!r} ({error.strerror or error}); '
-                      'choose another --output') from error
+      raise UserError(
+        f'results cannot be written to {str(self._folder)!r} ({error.strerror or error}); choose another --output'
+      ) from error
 
   def write_picture(self, split: str, name: str, picture) -> None:
     """A picture of a split."""
@@ -148,27 +173,54 @@ def _folder(options: argparse.Namespace) -> Path:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(
-    prog='python -m ditsam_jax.evaluate', description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-  parser.add_argument('--checkpoint', required=True, metavar='DIR',
-                      help="a training run's workdir, a model's folder, or 'shapes', which comes along")
+    prog='python -m ditsam_jax.evaluate',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
   parser.add_argument(
-    '--dataset', help=f'{", ".join(datasets.NAMES)} (default: what the model was trained on)')
-  parser.add_argument('--splits', '--split', default='test', metavar='A,B',
-                      help='train, val, test, testA, ..., separated by commas (default: %(default)s)')
-  parser.add_argument('--protocol', default='both', choices=(*PROTOCOLS, 'both'),
-                      help="from logits to masks at an image's size: as the release does, as most papers do "
-                           '(default: %(default)s)')
-  parser.add_argument('--data-dir', default='data', metavar='DIR',
-                      help='where prepared data sets live; shapes are made there (default: %(default)s)')
-  parser.add_argument('--batch-size', type=int, default=64, metavar='N',
-                      help='samples at once, on each host (default: %(default)s)')
+    '--checkpoint',
+    required=True,
+    metavar='DIR',
+    help="a training run's workdir, a model's folder, or 'shapes', which comes along",
+  )
+  parser.add_argument('--dataset', help=f'{", ".join(datasets.NAMES)} (default: what the model was trained on)')
+  parser.add_argument(
+    '--splits',
+    '--split',
+    default='test',
+    metavar='A,B',
+    help='train, val, test, testA, ..., separated by commas (default: %(default)s)',
+  )
+  parser.add_argument(
+    '--protocol',
+    default='both',
+    choices=(*PROTOCOLS, 'both'),
+    help="from logits to masks at an image's size: as the release does, as most papers do (default: %(default)s)",
+  )
+  parser.add_argument(
+    '--data-dir',
+    default='data',
+    metavar='DIR',
+    help='where prepared data sets live; shapes are made there (default: %(default)s)',
+  )
+  parser.add_argument(
+    '--batch-size', type=int, default=64, metavar='N', help='samples at once, on each host (default: %(default)s)'
+  )
   parser.add_argument('--limit', type=int, metavar='N', help='so many samples, evenly spread, instead of all')
-  parser.add_argument('--save-pictures', type=int, default=0, metavar='N',
-                      help='a sheet of the N worst, N median and N best samples (default: none)')
-  parser.add_argument('--output', metavar='DIR',
-                      help="default: evaluation-SPLITS in the checkpoint's folder, runs/evaluation-NAME-SPLITS "
-                           'for a model that comes along')
+  parser.add_argument(
+    '--save-pictures',
+    type=int,
+    default=0,
+    metavar='N',
+    help='a sheet of the N worst, N median and N best samples (default: none)',
+  )
+  parser.add_argument(
+    '--output',
+    metavar='DIR',
+    help="default: evaluation-SPLITS in the checkpoint's folder, runs/evaluation-NAME-SPLITS "
+    'for a model that comes along',
+  )
   distributed.add_flags(parser)
   options = parser.parse_args(arguments)
   options.splits = list(dict.fromkeys(filter(None, map(str.strip, options.splits.split(',')))))
@@ -177,8 +229,10 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   for name, least, most in (('batch_size', 1, None), ('limit', 1, None), ('save_pictures', 0, _MOST_PICTURES)):
     value = getattr(options, name)
     if value is not None and (value < least or most is not None and value > most):
-      raise UserError(f'--{name.replace("_", "-")}={value}: expected a whole number from {least}'
-                      f'{f" to {most}" if most is not None else ""}')
+      raise UserError(
+        f'--{name.replace("_", "-")}={value}: expected a whole number from {least}'
+        f'{f" to {most}" if most is not None else ""}'
+      )
   return options
 
 

@@ -7,7 +7,8 @@ import argparse
 
 import jax.numpy as jnp
 
-from ditsam_jax import command_line, saved_model
+from ditsam_jax import command_line
+from ditsam_jax.storage import saved_model
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,8 +21,14 @@ def main(arguments: list[str] | None = None) -> int:
   description = saved_model.read_description(options.checkpoint)
   model = saved_model.load(options.checkpoint)
   vocabulary = None if model.config.text_encoder is None else saved_model.vocabulary_file(options.checkpoint)
-  saved_model.save(options.output, model, vocabulary=vocabulary, data=description['data'],
-                   notes=description['notes'] | {'dtype': options.dtype}, dtype=jnp.dtype(options.dtype))
+  saved_model.save(
+    options.output,
+    model,
+    vocabulary=vocabulary,
+    data=description['data'],
+    notes=description['notes'] | {'dtype': options.dtype},
+    dtype=jnp.dtype(options.dtype),
+  )
   print(f'{options.output}: {saved_model.size(options.output) / 1e6:.2f} MB')
   return 0
 

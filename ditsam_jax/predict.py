@@ -18,9 +18,9 @@ import numpy as np
 from tqdm import tqdm
 
 from ditsam_jax import command_line
-from ditsam_jax.command_line import UserError
-from ditsam_jax.image_files import read_image, write_png
-from ditsam_jax.segmenter import Segmentation, Segmenter, check_text
+from ditsam_jax.errors import UserError
+from ditsam_jax.inference.segmenter import Segmentation, Segmenter, check_text
+from ditsam_jax.storage.image_files import read_image, write_png
 
 _NAME_BYTES = 80  # for the image's name and for the text; file systems allow 255 in all
 
@@ -155,9 +155,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument('--image', nargs='+', action='extend', required=True, metavar='FILE', help='images')
-  parser.add_argument(
-    '--text', action='append', required=True, help='what to segment; may be given several times'
-  )
+  parser.add_argument('--text', action='append', required=True, help='what to segment; may be given several times')
   parser.add_argument(
     '--checkpoint', default='shapes', help="folder of a saved model, or 'shapes', the one that comes along"
   )

@@ -9,8 +9,9 @@ Needs about as much disk as the images that the data set uses, 3 to 4 GB. Interr
 import argparse
 
 from ditsam_jax import command_line
-from ditsam_jax.command_line import UserError, say
 from ditsam_jax.data.refcoco import catalogue
+from ditsam_jax.errors import UserError
+from ditsam_jax.terminal import say
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -18,8 +19,17 @@ def main(arguments: list[str] | None = None) -> int:
   options = _parse(arguments)
   dataset, split_by = catalogue.parse(f'{options.dataset}/{options.split_by}')
   from ditsam_jax.data.refcoco import builder  # worker processes import this file, and need not wait for TFDS
-  done = builder.prepare(dataset, split_by, options.annotations, options.images, options.data_dir,
-                         skip_bad=options.skip_bad, processes=options.processes, say=say)
+
+  done = builder.prepare(
+    dataset,
+    split_by,
+    options.annotations,
+    options.images,
+    options.data_dir,
+    skip_bad=options.skip_bad,
+    processes=options.processes,
+    say=say,
+  )
   if done.seconds is None:
     say(f'{done.directory} had been prepared before, and is left as it is; delete it to prepare it again')
   print(_table(done))
@@ -31,8 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
   if done.left_out:
     print('left out:', *(f'{number:,} {kind}' for kind, number in done.left_out.items()), sep='\n  ')
   if done.seconds is not None:
-    print(f'{done.seconds:.0f} s: {done.whole.images / done.seconds:.0f} images/s, '
-          f'{done.masks / done.seconds:.0f} masks/s')
+    print(
+      f'{done.seconds:.0f} s: {done.whole.images / done.seconds:.0f} images/s, {done.masks / done.seconds:.0f} masks/s'
+    )
   print('written:', done.directory)
   return 0
 
@@ -40,28 +51,45 @@ def main(arguments: list[str] | None = None) -> int:
 def _table(done) -> str:
   shown = [name for name in catalogue.Counts._fields if getattr(done.whole, name) or not name.endswith('target')]
   rows = [['split', *(name.replace('_', '-') for name in shown)]]
-  rows += [[split, *(f'{getattr(counts, name):,}' for name in shown)]
-           for split, counts in [*done.splits.items(), ('all', done.whole)]]
+  rows += [
+    [split, *(f'{getattr(counts, name):,}' for name in shown)]
+    for split, counts in [*done.splits.items(), ('all', done.whole)]
+  ]
   widths = [max(map(len, column)) for column in zip(*rows)]
-  return '\n'.join('  '.join(text.ljust(width) if i == 0 else text.rjust(width)
-                             for i, (text, width) in enumerate(zip(row, widths))) for row in rows)
+  return '\n'.join(
+    '  '.join(text.ljust(width) if i == 0 else text.rjust(width) for i, (text, width) in enumerate(zip(row, widths)))
+    for row in rows
+  )
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(
-      prog='python -m ditsam_jax.prepare', description=__doc__,
-      formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    prog='python -m ditsam_jax.prepare',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
   parser.add_argument('--dataset', required=True, help=', '.join(catalogue.SPLIT_BY))
-  parser.add_argument('--split-by', default='', metavar='WHO',
-                      help='unc, google or umd (default: unc, for refcocog umd)')
-  parser.add_argument('--annotations', required=True, metavar='DIR',
-                      help='holds a folder of the name of the data set, with refs and instances.json, or is it')
+  parser.add_argument(
+    '--split-by', default='', metavar='WHO', help='unc, google or umd (default: unc, for refcocog umd)'
+  )
+  parser.add_argument(
+    '--annotations',
+    required=True,
+    metavar='DIR',
+    help='holds a folder of the name of the data set, with refs and instances.json, or is it',
+  )
   parser.add_argument('--images', required=True, metavar='DIR', help='holds COCO_train2014_*.jpg')
-  parser.add_argument('--data-dir', default='data', metavar='DIR',
-                      help='where prepared data sets live (default: %(default)s)')
+  parser.add_argument(
+    '--data-dir', default='data', metavar='DIR', help='where prepared data sets live (default: %(default)s)'
+  )
   parser.add_argument('--skip-bad', action='store_true', help='leave out what is wrong and write the rest')
-  parser.add_argument('--processes', type=int, metavar='N',
-                      help='that read images and draw masks (default: one a core, at most 16; 0: the main one)')
+  parser.add_argument(
+    '--processes',
+    type=int,
+    metavar='N',
+    help='that read images and draw masks (default: one a core, at most 16; 0: the main one)',
+  )
   options = parser.parse_args(arguments)
   if options.processes is not None and options.processes < 0:
     raise UserError(f'--processes={options.processes}: expected a whole number from 0')

@@ -7,33 +7,36 @@ model (`model/`), the best one on the validation split (`best/`), `metrics.json`
 
 import argparse
 import json
-from pathlib import Path
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-import numpy as np
 
-from ditsam_jax import command_line, distributed, saved_model
-from ditsam_jax.command_line import UserError
+from ditsam_jax import command_line
 from ditsam_jax.data import datasets
 from ditsam_jax.data.augmentation import AugmentationConfig
 from ditsam_jax.data.pipeline import BatchStream, prompt_batches, train_batches
 from ditsam_jax.data.referring import ReferringSource
-from ditsam_jax.data.tokenization import Tokenizer
+from ditsam_jax.errors import UserError
 from ditsam_jax.evaluation.evaluator import evaluate_split
 from ditsam_jax.evaluation.forward import forward_of
 from ditsam_jax.evaluation.pictures import Gallery
 from ditsam_jax.evaluation.results import Results
-from ditsam_jax.files import write_json
-from ditsam_jax.image_files import write_png
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
-from ditsam_jax.training import config as training_config, sharding
+from ditsam_jax.parallel import distributed, sharding
+from ditsam_jax.parallel.watch import Watch
+from ditsam_jax.storage import saved_model
+from ditsam_jax.storage.files import write_json
+from ditsam_jax.storage.image_files import write_png
+from ditsam_jax.tokenization import Tokenizer
+from ditsam_jax.training import config as training_config
 from ditsam_jax.training.checkpoint import Checkpoints, Progress
 from ditsam_jax.training.fingerprint import weights_sha256
 from ditsam_jax.training.logging import RunLog, SilentLog
@@ -41,14 +44,17 @@ from ditsam_jax.training.program import build
 from ditsam_jax.training.skipped import SkippedUpdates
 from ditsam_jax.training.stop import Stopped, StopSignal
 from ditsam_jax.training.workdir import Workdir
-from ditsam_jax.watch import Watch
 
 
 def main(arguments: list[str] | None = None) -> int:
   """The command."""
   arguments = sys.argv[1:] if arguments is None else arguments
-  parser = argparse.ArgumentParser(prog='python -m ditsam_jax.train', description=__doc__.split('\n')[0],
-                                   epilog='--config.any.field=value changes a field of the config', allow_abbrev=False)
+  parser = argparse.ArgumentParser(
+    prog='python -m ditsam_jax.train',
+    description=__doc__.split('\n')[0],
+    epilog='--config.any.field=value changes a field of the config',
+    allow_abbrev=False,
+  )
   parser.add_argument('--config', required=True, metavar='FILE[:DATA]', help='configs/ldit.py:shapes, for example')
   parser.add_argument('--workdir', default='', help='where everything is written (default: runs/<config>-<data>)')
   distributed.add_flags(parser)
@@ -89,8 +95,9 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
   plain = json.loads(config.to_json())
   claimed.claim(plain)
   tokenizer = Tokenizer(vocabulary, model_config.max_text_tokens)
-  iterator = _training_batches(config, model_config, source, tokenizer,
-                               sharding.rows_of_this_host(mesh, config.data.batch_size))
+  iterator = _training_batches(
+    config, model_config, source, tokenizer, sharding.rows_of_this_host(mesh, config.data.batch_size)
+  )
 
   # --------------------------------------------------------------------------------------------------------- loop
   evaluation = _Evaluation(config, tokenizer, stop) if config.task == 'text' else None
@@ -104,8 +111,10 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
     else:
       state, progress = checkpoints.restore(program.state, iterator)
       distributed.tell(f'resumed at step {int(state.step)} of {config.total_steps}')
-    distributed.tell(f'{_count(state.params)} parameters trained, {_count(state.frozen)} frozen; {len(source)} objects '
-                     f'in {source.num_images} images; {_devices(mesh)}')
+    distributed.tell(
+      f'{_count(state.params)} parameters trained, {_count(state.frozen)} frozen; {len(source)} objects '
+      f'in {source.num_images} images; {_devices(mesh)}'
+    )
     step = int(state.step)
     stop.steps_begin()
     with _log(workdir, step, progress, config) as log:
@@ -139,8 +148,10 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
           log.scalars(step, {name: float(value) for name, value in metrics.items()})
   trained = time.time()
   if stop.asked and checkpoints.latest_step != step:
-    raise UserError(f'stopped at step {step} of {config.total_steps}, which is not saved (see above); the same command '
-                    f'goes on from step {checkpoints.latest_step or 0}')
+    raise UserError(
+      f'stopped at step {step} of {config.total_steps}, which is not saved (see above); the same command '
+      f'goes on from step {checkpoints.latest_step or 0}'
+    )
   # Whoever takes the machine away does not wait for more; and of several hosts one alone knows of a Ctrl-C.
   if stop.number == signal.SIGTERM or stop.asked and jax.process_count() > 1:
     return _stopped(step, config)
@@ -152,8 +163,11 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
 
   # --------------------------------------------------------------------------------------------------------- results
   summary: dict[str, Any] = {
-      'steps': config.total_steps, 'parameters_trained': _count(state.params), 'updates_skipped': int(state.skipped[0]),
-      'weights_sha256': weights_sha256(params=state.params, ema=state.ema, frozen=state.frozen)}
+    'steps': config.total_steps,
+    'parameters_trained': _count(state.params),
+    'updates_skipped': int(state.skipped[0]),
+    'weights_sha256': weights_sha256(params=state.params, ema=state.ema, frozen=state.frozen),
+  }
   if progress.best_step is not None:
     summary['best'] = {'step': progress.best_step, 'val_mIoU': progress.best_score}
   if evaluation:
@@ -183,8 +197,9 @@ def _save_best(workdir: Path, config: ConfigDict, model: DitSam, progress: Progr
   if not distributed.is_first():
     return
   try:
-    saved_model.save(workdir / 'best', model, **describe,
-                     notes={'steps': progress.best_step, 'val_mIoU': progress.best_score})
+    saved_model.save(
+      workdir / 'best', model, **describe, notes={'steps': progress.best_step, 'val_mIoU': progress.best_score}
+    )
   except UserError as error:
     if config.on_save_failure == 'stop':
       raise
@@ -206,8 +221,16 @@ class _Evaluation:
     forward = self._stop.interruptible(forward_of(model))
     try:
       results = evaluate_split(
-          forward, self._sources[split], self._tokenizer, model.config, batch_size=config.eval_batch_size,
-          limit=limit, generalised=config.data.dataset == 'grefcoco', gallery=gallery, progress=limit is None)
+        forward,
+        self._sources[split],
+        self._tokenizer,
+        model.config,
+        batch_size=config.eval_batch_size,
+        limit=limit,
+        generalised=config.data.dataset == 'grefcoco',
+        gallery=gallery,
+        progress=limit is None,
+      )
     except Stopped:
       results = None
     return results, gallery
@@ -221,17 +244,26 @@ def _log(workdir: Path, step: int, progress: Progress, config: ConfigDict) -> Ru
 
 def _open(config: ConfigDict, split: str) -> ReferringSource:
   data = config.data
-  return datasets.open_split(data.dataset, data.data_dir, split, scenes=data.get('scenes'),
-                             in_memory=data.in_memory and split == 'train')
+  return datasets.open_split(
+    data.dataset, data.data_dir, split, scenes=data.get('scenes'), in_memory=data.in_memory and split == 'train'
+  )
 
 
-def _training_batches(config: ConfigDict, model: DitSamConfig, source: ReferringSource, tokenizer: Tokenizer,
-                      rows: np.ndarray) -> BatchStream:
+def _training_batches(
+  config: ConfigDict, model: DitSamConfig, source: ReferringSource, tokenizer: Tokenizer, rows: np.ndarray
+) -> BatchStream:
   data = config.data
   settings = dict(
-      image_size=model.image_size, pixel_mean=model.pixel_mean, pixel_std=model.pixel_std,
-      augmentation=AugmentationConfig(**data.augmentation), batch_size=data.batch_size, seed=config.seed,
-      threads=data.threads, processes=data.processes, rows=rows)
+    image_size=model.image_size,
+    pixel_mean=model.pixel_mean,
+    pixel_std=model.pixel_std,
+    augmentation=AugmentationConfig(**data.augmentation),
+    batch_size=data.batch_size,
+    seed=config.seed,
+    threads=data.threads,
+    processes=data.processes,
+    rows=rows,
+  )
   if config.task == 'text':
     return train_batches(source, tokenizer, **settings)
   return prompt_batches(source, objects_per_image=data.objects_per_image, **settings)
@@ -264,8 +296,9 @@ def _count(weights: dict[str, jax.Array]) -> int:
 
 def _parts(names: list[str]) -> str:
   """Which parts of the model some parameters belong to."""
-  return ', '.join(sorted({'.'.join(name.split('.')[:2 if name.startswith('image_encoder') else 1])
-                           for name in names}))
+  return ', '.join(
+    sorted({'.'.join(name.split('.')[: 2 if name.startswith('image_encoder') else 1]) for name in names})
+  )
 
 
 if __name__ == '__main__':

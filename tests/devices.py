@@ -1,20 +1,21 @@
 """Several devices and several hosts, played by this machine's processor in processes of their own."""
 
-from collections.abc import Iterator
 import contextlib
 import os
-from pathlib import Path
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
 
 def run_on_devices(program: str, count: int, *arguments: object) -> str:
   """Runs a Python program where JAX has `count` CPU devices; what it prints."""
-  process = subprocess.run([sys.executable, '-c', program, *map(str, arguments)], env=_environment(count),
-                           capture_output=True, text=True)
+  process = subprocess.run(
+    [sys.executable, '-c', program, *map(str, arguments)], env=_environment(count), capture_output=True, text=True
+  )
   assert process.returncode == 0, process.stderr
   return process.stdout
 
@@ -28,11 +29,25 @@ def hosts(count: int, module: str, *arguments: str, devices: int = 1) -> Iterato
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))
     port = free.getsockname()[1]
-  processes = [subprocess.Popen(
-      [sys.executable, '-m', module, *(argument.replace('{host}', str(host)) for argument in arguments),
-       f'--coordinator=127.0.0.1:{port}', f'--hosts={count}', f'--host={host}'],
-      cwd=ROOT, env=_environment(devices), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-      for host in range(count)]
+  processes = [
+    subprocess.Popen(
+      [
+        sys.executable,
+        '-m',
+        module,
+        *(argument.replace('{host}', str(host)) for argument in arguments),
+        f'--coordinator=127.0.0.1:{port}',
+        f'--hosts={count}',
+        f'--host={host}',
+      ],
+      cwd=ROOT,
+      env=_environment(devices),
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for host in range(count)
+  ]
   try:
     yield processes
   finally:
@@ -41,5 +56,9 @@ def hosts(count: int, module: str, *arguments: str, devices: int = 1) -> Iterato
 
 
 def _environment(devices: int) -> dict[str, str]:
-  return {**os.environ, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': os.pathsep.join([str(ROOT), *sys.path]),
-          'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
+  return {
+    **os.environ,
+    'JAX_PLATFORMS': 'cpu',
+    'PYTHONPATH': os.pathsep.join([str(ROOT), *sys.path]),
+    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+  }

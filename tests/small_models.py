@@ -2,14 +2,14 @@
 
 import dataclasses
 import json
-from pathlib import Path
 import re
+from pathlib import Path
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 
 from convert import names
 from ditsam_jax.models import config as models
@@ -23,8 +23,12 @@ GOLDEN = Path(__file__).parent / 'golden'
 def random_batch(size: int, seed: int = 0) -> dict[str, np.ndarray]:
   """A training batch for `small_config`."""
   rng = np.random.default_rng(seed)
-  return dict(image=rng.normal(size=(size, 64, 64, 3)).astype(np.float32), token_ids=rng.integers(1, 20, (size, 6)),
-              token_mask=np.ones((size, 6), np.int32), mask=rng.integers(0, 2, (size, 64, 64)).astype(np.uint8))
+  return dict(
+    image=rng.normal(size=(size, 64, 64, 3)).astype(np.float32),
+    token_ids=rng.integers(1, 20, (size, 6)),
+    token_mask=np.ones((size, 6), np.int32),
+    mask=rng.integers(0, 2, (size, 64, 64)).astype(np.uint8),
+  )
 
 
 def golden_arrays(name: str) -> dict[str, np.ndarray]:
@@ -37,23 +41,38 @@ def golden_config(name: str, image_size: int, **changes) -> models.DitSamConfig:
   """The config of a golden model (its NAME.json) at an input side; no dropout."""
   a = json.loads((GOLDEN / f'{name}.json').read_text())
   encoder = models.ImageEncoderConfig(
-      width=a['dim'], depth=a['depth'], heads=a['heads'], global_blocks=tuple(a['glob']),
-      pretrain_grid=a['img'] // 16, pretrain_window=a['window'])
-  decoder = models.MaskDecoderConfig(width=a['out'], depth=a['dec_depth'], heads=a['dec_heads'],
-                                     mlp_width=a['mlp_dim'])
-  text = models.TextEncoderConfig(vocab_size=a['vocab'], width=a['tdim'], depth=a['tlayers'], heads=a['theads'],
-                                  mlp_width=a['tinter'], max_positions=32, dropout=0.0)
+    width=a['dim'],
+    depth=a['depth'],
+    heads=a['heads'],
+    global_blocks=tuple(a['glob']),
+    pretrain_grid=a['img'] // 16,
+    pretrain_window=a['window'],
+  )
+  decoder = models.MaskDecoderConfig(width=a['out'], depth=a['dec_depth'], heads=a['dec_heads'], mlp_width=a['mlp_dim'])
+  text = models.TextEncoderConfig(
+    vocab_size=a['vocab'],
+    width=a['tdim'],
+    depth=a['tlayers'],
+    heads=a['theads'],
+    mlp_width=a['tinter'],
+    max_positions=32,
+    dropout=0.0,
+  )
   fusion = 'none' if a['variant'] == 'default_sam' else a['variant']
-  return models.DitSamConfig(encoder, decoder, text, fusion=fusion, fusion_dropout=0.0, image_size=image_size, **changes)
+  return models.DitSamConfig(
+    encoder, decoder, text, fusion=fusion, fusion_dropout=0.0, image_size=image_size, **changes
+  )
 
 
 def small_config(**changes) -> models.DitSamConfig:
   """An L-DIT of 64 x 64 images and 6 to 8 tokens that compiles in seconds."""
   config = models.DitSamConfig(
-      models.ImageEncoderConfig(width=24, depth=2, heads=2, global_blocks=(0, 1), pretrain_grid=4),
-      models.MaskDecoderConfig(width=16, heads=2, mlp_width=16, iou_hidden=16),
-      models.TextEncoderConfig(vocab_size=20, width=24, depth=1, heads=2, mlp_width=16, max_positions=8),
-      image_size=64, max_text_tokens=6)
+    models.ImageEncoderConfig(width=24, depth=2, heads=2, global_blocks=(0, 1), pretrain_grid=4),
+    models.MaskDecoderConfig(width=16, heads=2, mlp_width=16, iou_hidden=16),
+    models.TextEncoderConfig(vocab_size=20, width=24, depth=1, heads=2, mlp_width=16, max_positions=8),
+    image_size=64,
+    max_text_tokens=6,
+  )
   return dataclasses.replace(config, **changes)
 
 
@@ -72,8 +91,9 @@ def random_model(config: models.DitSamConfig, seed: int = 0) -> DitSam:
   return model
 
 
-def make_state(model: DitSam, optimizer: optax.GradientTransformation,
-               frozen: re.Pattern | None = None) -> tuple[Structure, TrainState]:
+def make_state(
+  model: DitSam, optimizer: optax.GradientTransformation, frozen: re.Pattern | None = None
+) -> tuple[Structure, TrainState]:
   """Structure and first train state of a model in training mode; `frozen` as of `Structure.trained`."""
   structure = Structure(model)
   weights = {name: variable[...] for name, variable in weights_of(model).items()}
@@ -83,6 +103,7 @@ def make_state(model: DitSam, optimizer: optax.GradientTransformation,
 def golden_model(name: str, image_size: int, **changes) -> DitSam:
   """A golden model with its weights, in evaluation mode; the release's weights. `changes` are of its config."""
   import torch
+
   checkpoint = torch.load(GOLDEN / f'{name}.pth', weights_only=True)
   model = random_model(golden_config(name, image_size, **changes))
   load_release(model, {key.removeprefix('module.'): tensor.numpy() for key, tensor in checkpoint['state_dict'].items()})

@@ -4,18 +4,24 @@ import importlib.util
 import json
 
 import jax
-from PIL import Image
 import pytest
+from PIL import Image
 
 from ditsam_jax import compile_report
 from ditsam_jax.analysis import chips
-from ditsam_jax.command_line import UserError
+from ditsam_jax.errors import UserError
 from tests.devices import run_on_devices
 
 SMALL = [
-    '--config.init_from=', '--config.model.image_encoder.depth=1', '--config.model.image_encoder.global_blocks=[0]',
-    '--config.model.text_encoder.depth=1', '--config.model.mask_decoder.depth=1', '--config.optimizer.name=adam',
-    '--config.data.batch_size=8', '--config.freeze=text_encoder,mask_decoder,prompt_encoder']
+  '--config.init_from=',
+  '--config.model.image_encoder.depth=1',
+  '--config.model.image_encoder.global_blocks=[0]',
+  '--config.model.text_encoder.depth=1',
+  '--config.model.mask_decoder.depth=1',
+  '--config.optimizer.name=adam',
+  '--config.data.batch_size=8',
+  '--config.freeze=text_encoder,mask_decoder,prompt_encoder',
+]
 
 # Processors of this machine in place of a slice's chips, and XLA's compiler for them, in a hurry.
 ON_PROCESSORS = """
@@ -31,9 +37,20 @@ assert compile_report.main(%r) == 0
 
 def test_the_real_step_in_table_json_and_picture(tmp_path):
   json_file, picture = tmp_path / 'new' / 'report.json', tmp_path / 'report.png'
-  printed = run_on_devices(ON_PROCESSORS % ([
-      '--config=configs/ldit.py:shapes', '--topology=v5e:2x2', '--compare=topology=v5e:2x4,mesh.data=2,mesh.fsdp=4',
-      f'--json={json_file}', f'--picture={picture}', *SMALL],), 8)
+  printed = run_on_devices(
+    ON_PROCESSORS
+    % (
+      [
+        '--config=configs/ldit.py:shapes',
+        '--topology=v5e:2x2',
+        '--compare=topology=v5e:2x4,mesh.data=2,mesh.fsdp=4',
+        f'--json={json_file}',
+        f'--picture={picture}',
+        *SMALL,
+      ],
+    ),
+    8,
+  )
   (report,) = json.loads(json_file.read_text())['reports'].values()
   assert report['chips'] == 8 and report['fits'] and not report['loops_of_unknown_length']
   assert report['collectives']['all-gather']['times'] > 10  # weights, over fsdp
@@ -45,16 +62,18 @@ def test_the_real_step_in_table_json_and_picture(tmp_path):
   assert Image.open(picture).width == 1200
 
 
-@pytest.mark.parametrize('arguments, said', [
+@pytest.mark.parametrize(
+  'arguments, said',
+  [
     (['--topology=v5e:3x3'], 'slices of v5e are 1x1, 2x2'),
     (['--topology=v5e:2x2', '--compare=topology=v4:2x2x1'], 'chip of v5e, v5p, v6e'),
     (['--topology=v5e:2x2', '--compare=mesh.fdsp=4'], "did you mean 'fsdp'"),
     (['--topology=v5e:2x2', '--config.mesh.fsdp=3'], 'there are 4'),
     (['--topology=v5e:1x1', '--config.accumulate=4', '--config.data.batch_size=6'], 'multiple of 4'),
-])
+  ],
+)
 def test_refusals(monkeypatch, arguments, said):
-  monkeypatch.setattr(chips, 'topology_devices',
-                      lambda topology: chips.parse_topology(topology)[1] * jax.devices()[:1])
+  monkeypatch.setattr(chips, 'topology_devices', lambda topology: chips.parse_topology(topology)[1] * jax.devices()[:1])
   with pytest.raises(UserError, match=said):
     compile_report.main(['--config=configs/ldit.py:shapes', *arguments])
 
@@ -70,7 +89,7 @@ import json, math, resource
 import jax
 from ditsam_jax.training import config as training_config
 from ditsam_jax.training.program import build
-from ditsam_jax.training.sharding import make_mesh
+from ditsam_jax.parallel.sharding import make_mesh
 config = training_config.load('configs/ldit_vith.py', ['mesh.fsdp=8', 'dtype=bfloat16', 'scan=True', 'remat=block'])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 program = build(config, training_config.model_config(config), make_mesh(config.mesh))

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ditsam_jax import saved_model
-from ditsam_jax.command_line import UserError
 from ditsam_jax.data import datasets
+from ditsam_jax.errors import UserError
 from ditsam_jax.evaluate import main
+from ditsam_jax.storage import saved_model
 from tests.small_models import random_model, small_config
 
 SCENES = {'image_size': 64, 'train': 1, 'val': 1, 'test': 6}
@@ -28,8 +28,12 @@ def run(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('run')
   config = small_config(max_text_tokens=8)
   config = dataclasses.replace(config, text_encoder=dataclasses.replace(config.text_encoder, vocab_size=128))
-  saved_model.save(workdir / 'model', random_model(config), vocabulary=datasets.vocabulary('shapes'),
-                   data={'dataset': 'shapes', 'scenes': SCENES})
+  saved_model.save(
+    workdir / 'model',
+    random_model(config),
+    vocabulary=datasets.vocabulary('shapes'),
+    data={'dataset': 'shapes', 'scenes': SCENES},
+  )
   return workdir
 
 
@@ -54,7 +58,7 @@ def test_table_figures_samples_and_picture_agree(run, data_dir, capsys):
   assert figures['release']['mIoU'] == pytest.approx(100 * mean, abs=1e-3)
   assert {row['kind'] for row in rows} == set(figures['kinds'])
   printed = capsys.readouterr().out
-  assert f"{figures['release']['mIoU']:.2f}" in printed and str(output / 'metrics.json') in printed
+  assert f'{figures["release"]["mIoU"]:.2f}' in printed and str(output / 'metrics.json') in printed
   assert Image.open(output / 'predictions.png').width > 1000
 
 
@@ -69,7 +73,8 @@ def test_several_splits_share_one_folder_and_one_file_of_figures(run, data_dir, 
   output = run / 'evaluation-val-test'
   each = ('predictions-{}.png', 'ranked-{}.png', 'samples-{}.csv')
   assert sorted(os.listdir(output)) == sorted(
-    ['metrics.json', *(name.format(split) for name in each for split in ('val', 'test'))])
+    ['metrics.json', *(name.format(split) for name in each for split in ('val', 'test'))]
+  )
   figures = json.loads((output / 'metrics.json').read_text())
   assert list(figures['splits']) == ['val', 'test'] and figures['dataset'] == 'shapes'
   for split, found in figures['splits'].items():
@@ -89,21 +94,24 @@ def test_a_shipped_models_results_go_to_runs(run, data_dir, tmp_path, monkeypatc
   assert (tmp_path / 'runs' / 'evaluation-little-test' / 'metrics.json').is_file()
 
 
-@pytest.mark.parametrize('arguments, told', [
-  (['--split=tset'], ['tset', 'train', 'val', 'test']),
-  (['--splits=val,tset,vla'], ["'tset', 'vla'", 'train', 'val', 'test']),
-  (['--splits=,'], ['--splits', 'val,test']),
-  (['--save-pictures=-1'], ['--save-pictures=-1', '0 to 100']),
-  (['--save-pictures=101'], ['--save-pictures=101', '0 to 100']),
-  (['--hosts=2'], ['--coordinator', '--host']),
-  (['--coordinator=here:1', '--hosts=2', '--host=2'], ['--host=2', 'below --hosts']),
-  (['--dataset=coco'], ['coco', 'shapes', 'refcoco']),
-  (['--dataset=refcoco'], ['refcoco', 'testA']),
-  (['--dataset=refcoco', '--split=testA'], ['refcoco', 'python -m ditsam_jax.prepare']),
-  (['--limit=0'], ['--limit=0', 'from 1']),
-  (['--batch-size=-2'], ['--batch-size=-2', 'from 1']),
-  (['--checkpoint=nowhere'], ['nowhere', 'workdir']),
-])
+@pytest.mark.parametrize(
+  'arguments, told',
+  [
+    (['--split=tset'], ['tset', 'train', 'val', 'test']),
+    (['--splits=val,tset,vla'], ["'tset', 'vla'", 'train', 'val', 'test']),
+    (['--splits=,'], ['--splits', 'val,test']),
+    (['--save-pictures=-1'], ['--save-pictures=-1', '0 to 100']),
+    (['--save-pictures=101'], ['--save-pictures=101', '0 to 100']),
+    (['--hosts=2'], ['--coordinator', '--host']),
+    (['--coordinator=here:1', '--hosts=2', '--host=2'], ['--host=2', 'below --hosts']),
+    (['--dataset=coco'], ['coco', 'shapes', 'refcoco']),
+    (['--dataset=refcoco'], ['refcoco', 'testA']),
+    (['--dataset=refcoco', '--split=testA'], ['refcoco', 'python -m ditsam_jax.prepare']),
+    (['--limit=0'], ['--limit=0', 'from 1']),
+    (['--batch-size=-2'], ['--batch-size=-2', 'from 1']),
+    (['--checkpoint=nowhere'], ['nowhere', 'workdir']),
+  ],
+)
 def test_bad_input_is_named_with_its_choices_and_leaves_nothing_behind(run, data_dir, arguments, told):
   before = sorted(os.listdir(run))
   with pytest.raises(UserError) as caught:
@@ -127,8 +135,12 @@ def test_a_model_without_a_text_encoder_is_refused(data_dir, tmp_path):
 def test_the_process_ends_with_status_2_and_one_line(tmp_path):
   done = subprocess.run(
     [sys.executable, '-m', 'ditsam_jax.evaluate', f'--checkpoint={tmp_path / "no_model"}'],
-    cwd=Path(__file__).parents[1], env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
-    capture_output=True, text=True, check=False)
+    cwd=Path(__file__).parents[1],
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
   assert done.returncode == 2 and done.stdout == ''
-  line, = done.stderr.splitlines()
+  (line,) = done.stderr.splitlines()
   assert line.startswith('error: ') and 'no_model' in line

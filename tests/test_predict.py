@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from ditsam_jax import predict
-from ditsam_jax.command_line import UserError
-from ditsam_jax.segmenter import Segmentation
+from ditsam_jax.errors import UserError
+from ditsam_jax.inference.segmenter import Segmentation
 
 
 class BrightSegmenter:
@@ -57,7 +57,7 @@ def test_writes_mask_and_overlay_and_says_so(tmp_path, image, capsys):
   mask = np.asarray(Image.open(output / 'scene.the-red-circle.mask.png'))
   assert mask.shape == (10, 20) and (mask[2:6, 5:15] == 255).all() and mask.sum() == 40 * 255
   assert Image.open(output / 'scene.the-red-circle.overlay.png').size == (20, 10)
-  line, = capsys.readouterr().out.splitlines()
+  (line,) = capsys.readouterr().out.splitlines()
   mask_file = output / 'scene.the-red-circle.mask.png'
   assert line == f"{image}: 'the red circle': 40 pixels (20.0 %), predicted IoU 0.88 -> {mask_file}"
 
@@ -88,7 +88,8 @@ def test_words_beyond_the_tokens_are_a_warning(tmp_path, image, capsys):
   assert predict.main(['--image', image, '--text=big red round thing', f'--output={tmp_path / "out"}']) == 0
   printed = capsys.readouterr()
   assert printed.err.splitlines() == [
-    "warning: text 'big red round thing': does not fit in 4 tokens; left out: 'round thing'"]
+    "warning: text 'big red round thing': does not fit in 4 tokens; left out: 'round thing'"
+  ]
   assert len(printed.out.splitlines()) == 1
 
 
@@ -154,8 +155,12 @@ def test_the_process_ends_with_status_2_and_one_line(tmp_path, image):
   command = [sys.executable, '-m', 'ditsam_jax.predict', '--image', image, '--text=red']
   run = subprocess.run(
     [*command, f'--checkpoint={tmp_path / "no_model"}', f'--output={tmp_path / "out"}'],
-    cwd=Path(__file__).parents[1], env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
-    capture_output=True, text=True, check=False)
+    cwd=Path(__file__).parents[1],
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
   assert run.returncode == 2 and run.stdout == ''
-  line, = run.stderr.splitlines()
+  (line,) = run.stderr.splitlines()
   assert line.startswith('error: ') and 'no_model' in line

@@ -5,14 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from ditsam_jax import saved_model
 from ditsam_jax.data.datasets import open_split, scenes_config
 from ditsam_jax.data.shapes.builder import described_scene
-from ditsam_jax.data.tokenization import Tokenizer
 from ditsam_jax.evaluation.evaluator import evaluate_split
 from ditsam_jax.evaluation.forward import forward_of
 from ditsam_jax.export import main as export
-from ditsam_jax.segmenter import Segmenter
+from ditsam_jax.inference.segmenter import Segmenter
+from ditsam_jax.storage import saved_model
+from ditsam_jax.tokenization import Tokenizer
 
 
 def test_shipped_models_are_small():
@@ -65,6 +65,7 @@ def test_export_halves_a_model_and_keeps_its_description(tmp_path):
 
 
 def test_a_model_without_text_says_so():
-  from ditsam_jax.command_line import UserError
+  from ditsam_jax.errors import UserError
+
   with pytest.raises(UserError, match='takes no text'):
     Segmenter('sam_shapes')

@@ -11,18 +11,30 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ditsam_jax import saved_model, train
-from ditsam_jax.command_line import UserError
+from ditsam_jax import train
+from ditsam_jax.errors import UserError
 from ditsam_jax.evaluation.evaluator import evaluate_split
+from ditsam_jax.storage import saved_model
 from ditsam_jax.train import main
 
 ROOT = Path(__file__).parent.parent
 SMALL = [
-    '--config.init_from=', '--config.data.scenes.train=12', '--config.data.scenes.val=4', '--config.data.scenes.test=4',
-    '--config.model.image_encoder.depth=1', '--config.model.image_encoder.global_blocks=[0]',
-    '--config.model.text_encoder.depth=1', '--config.data.batch_size=4', '--config.eval_batch_size=16',
-    '--config.eval_samples=8', '--config.total_steps=6', '--config.optimizer.warmup_steps=2', '--config.eval_every=0',
-    '--config.log_every=2', '--config.checkpoint_every=3', '--config.optimizer.name=adam',
+  '--config.init_from=',
+  '--config.data.scenes.train=12',
+  '--config.data.scenes.val=4',
+  '--config.data.scenes.test=4',
+  '--config.model.image_encoder.depth=1',
+  '--config.model.image_encoder.global_blocks=[0]',
+  '--config.model.text_encoder.depth=1',
+  '--config.data.batch_size=4',
+  '--config.eval_batch_size=16',
+  '--config.eval_samples=8',
+  '--config.total_steps=6',
+  '--config.optimizer.warmup_steps=2',
+  '--config.eval_every=0',
+  '--config.log_every=2',
+  '--config.checkpoint_every=3',
+  '--config.optimizer.name=adam',
 ]
 
 
@@ -32,7 +44,9 @@ def data_dir(tmp_path_factory):
 
 
 def run(data_dir, workdir, *more, config='configs/ldit.py:shapes'):
-  return main([f'--config={ROOT / config}', f'--workdir={workdir}', f'--config.data.data_dir={data_dir}', *SMALL, *more])
+  return main(
+    [f'--config={ROOT / config}', f'--workdir={workdir}', f'--config.data.data_dir={data_dir}', *SMALL, *more]
+  )
 
 
 @pytest.fixture(scope='module')
@@ -81,9 +95,20 @@ def test_stopped_run_goes_on_to_the_same_bits(data_dir, tmp_path, number, status
   assert run(data_dir, tmp_path / 'whole', *steps) == 0
   environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
   process = subprocess.Popen(
-      [sys.executable, '-m', 'ditsam_jax.train', f'--config={ROOT / "configs/ldit.py"}:shapes',
-       f'--workdir={tmp_path / "stopped"}', f'--config.data.data_dir={data_dir}', *SMALL, *steps],
-      env=environment, stderr=subprocess.PIPE, text=True)
+    [
+      sys.executable,
+      '-m',
+      'ditsam_jax.train',
+      f'--config={ROOT / "configs/ldit.py"}:shapes',
+      f'--workdir={tmp_path / "stopped"}',
+      f'--config.data.data_dir={data_dir}',
+      *SMALL,
+      *steps,
+    ],
+    env=environment,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
   log = tmp_path / 'stopped' / 'train_log.jsonl'
   deadline = time.time() + 120
   while not (log.exists() and log.read_text()) and time.time() < deadline:
@@ -109,6 +134,7 @@ def test_an_evaluation_that_sigterm_cut_off_is_made_up_for(data_dir, finished, t
   def evaluate(*args, **settings):
     signal.raise_signal(signal.SIGTERM)
     return evaluate_split(*args, **settings)
+
   with monkeypatch.context() as patch:
     patch.setattr(train, 'evaluate_split', evaluate)
     assert run(data_dir, tmp_path / 'run', '--config.eval_every=4') == 0
@@ -120,8 +146,13 @@ def test_an_evaluation_that_sigterm_cut_off_is_made_up_for(data_dir, finished, t
 
 def test_a_run_that_diverges_ends_with_its_batch(data_dir, tmp_path):
   with pytest.raises(UserError, match='not finite for 2 steps in a row'):
-    run(data_dir, tmp_path / 'run', '--config.optimizer.learning_rate=1e30', '--config.optimizer.warmup_start=1e30',
-        '--config.max_skipped=2')
+    run(
+      data_dir,
+      tmp_path / 'run',
+      '--config.optimizer.learning_rate=1e30',
+      '--config.optimizer.warmup_start=1e30',
+      '--config.max_skipped=2',
+    )
   (file,) = (tmp_path / 'run').glob('skipped_batch_*.npz')
   with np.load(file) as batch:
     assert batch['image'].shape == (4, 128, 128, 3) and np.isfinite(batch['image']).all()
@@ -135,7 +166,9 @@ def test_workdir_of_another_config_is_refused(data_dir, finished):
 
 def test_frozen_encoder_keeps_its_weights_and_projections_learn(data_dir, tmp_path):
   from flax import nnx
+
   from ditsam_jax.models.ditsam import DitSam
+
   run(data_dir, tmp_path / 'run', '--config.freeze=image_encoder', '--config.final_split=val')
   after = weights(tmp_path / 'run')
   start = saved_model.weights_of(DitSam(saved_model.read_config(tmp_path / 'run'), rngs=nnx.Rngs(0)))
@@ -146,13 +179,24 @@ def test_frozen_encoder_keeps_its_weights_and_projections_learn(data_dir, tmp_pa
 
 def test_pretraining_with_visual_prompts_makes_a_start_for_text(data_dir, tmp_path):
   small = [f for f in SMALL if 'text_encoder' not in f]
-  assert main([f'--config={ROOT / "configs/sam_pretrain.py"}', f'--workdir={tmp_path / "sam"}',
-               f'--config.data.data_dir={data_dir}', *small]) == 0
+  assert (
+    main(
+      [
+        f'--config={ROOT / "configs/sam_pretrain.py"}',
+        f'--workdir={tmp_path / "sam"}',
+        f'--config.data.data_dir={data_dir}',
+        *small,
+      ]
+    )
+    == 0
+  )
   assert not (tmp_path / 'sam' / 'model' / 'vocab.txt').exists()
   assert run(data_dir, tmp_path / 'text', f'--config.init_from={tmp_path / "sam"}', '--config.final_split=val') == 0
 
 
-@pytest.mark.parametrize('override, told', [
+@pytest.mark.parametrize(
+  'override, told',
+  [
     ('--config.optimizer.learning_rat=1', "did you mean 'learning_rate'"),
     ('--config.total_steps=many', 'config.total_steps'),
     ('--config.model.fusion=laywise', 'layer_wise'),
@@ -162,7 +206,8 @@ def test_pretraining_with_visual_prompts_makes_a_start_for_text(data_dir, tmp_pa
     ('--config.init_from=nowhere', 'nowhere'),
     ('--config.on_save_failure=ignore', "'continue' or 'stop'"),
     ('--config.max_skipped=0', 'config.max_skipped is 0'),
-])
+  ],
+)
 def test_wrong_fields_and_values_are_named(data_dir, tmp_path, override, told):
   with pytest.raises(UserError) as error:
     run(data_dir, tmp_path / 'run', override)

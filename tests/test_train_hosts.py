@@ -9,14 +9,26 @@ import pytest
 from tests.devices import hosts
 from tests.test_train import ROOT, SMALL, run
 
-STEPS = ['--config.total_steps=40', '--config.checkpoint_every=4', '--config.eval_every=20', '--config.log_every=1',
-         '--config.data.batch_size=8', '--config.final_split=val', '--config.model.mask_threshold=0.1',
-         '--config.model.mask_decoder.depth=1']
+STEPS = [
+  '--config.total_steps=40',
+  '--config.checkpoint_every=4',
+  '--config.eval_every=20',
+  '--config.log_every=1',
+  '--config.data.batch_size=8',
+  '--config.final_split=val',
+  '--config.model.mask_threshold=0.1',
+  '--config.model.mask_decoder.depth=1',
+]
 
 
 def arguments(data_dir, workdir):
-  return [f'--config={ROOT / "configs/ldit.py"}:shapes', f'--workdir={workdir}', f'--config.data.data_dir={data_dir}',
-          *SMALL, *STEPS]
+  return [
+    f'--config={ROOT / "configs/ldit.py"}:shapes',
+    f'--workdir={workdir}',
+    f'--config.data.data_dir={data_dir}',
+    *SMALL,
+    *STEPS,
+  ]
 
 
 def wait_for(path, seconds=240):
@@ -57,8 +69,9 @@ def test_two_hosts_one_dies_and_four_go_on_to_the_figures_of_one(alone, data_dir
     assert time.time() - died < 60
   assert both[0].returncode == 1
   assert 'host 1 of 2 has ended before its time' in told and 'Traceback' not in told
-  with hosts(4, 'ditsam_jax.train', *arguments(data_dir, workdir), '--config.mesh.data=2',
-             '--config.mesh.fsdp=2') as four:
+  with hosts(
+    4, 'ditsam_jax.train', *arguments(data_dir, workdir), '--config.mesh.data=2', '--config.mesh.fsdp=2'
+  ) as four:
     outputs = [host.communicate(timeout=300) for host in four]
   assert [host.returncode for host in four] == [0] * 4, outputs
   assert 'resumed at step' in outputs[0][1] and 'mIoU' in outputs[0][0]
@@ -66,7 +79,9 @@ def test_two_hosts_one_dies_and_four_go_on_to_the_figures_of_one(alone, data_dir
   expected = logged(alone)
   assert logged(workdir) == pytest.approx(expected, rel=1e-4, abs=1e-5) and expected['val/mIoU', 20] > 1
   ours, theirs = (json.loads((folder / 'metrics.json').read_text()) for folder in (workdir, alone))
-  assert ours['samples'] == theirs['samples'] and ours['release']['mIoU'] == pytest.approx(theirs['release']['mIoU'], abs=0.1)
+  assert ours['samples'] == theirs['samples'] and ours['release']['mIoU'] == pytest.approx(
+    theirs['release']['mIoU'], abs=0.1
+  )
 
 
 def test_a_host_that_is_taken_away_stops_all_in_order(data_dir, tmp_path):

@@ -11,24 +11,37 @@ _COLOURS = ('#2f6f9f', '#e0a030', '#7a9a4a')
 
 def bar_chart(heading: str, reports: dict[str, Report]) -> Image.Image:
   """HBM by what it holds, with the chip's capacity, and the estimated step by what it waits for."""
-  gib = 2 ** 30
-  memory = {name: [] if r.too_large else [r.memory.arguments / gib, r.memory.temporaries / gib,
-                                         (r.memory.program + r.memory.outputs) / gib] for name, r in reports.items()}
-  times = {name: [] if r.too_large else [1e3 * part for part in (r.time.compute, r.time.hbm, r.time.ici)]
-           for name, r in reports.items()}
+  gib = 2**30
+  memory = {
+    name: []
+    if r.too_large
+    else [r.memory.arguments / gib, r.memory.temporaries / gib, (r.memory.program + r.memory.outputs) / gib]
+    for name, r in reports.items()
+  }
+  times = {
+    name: [] if r.too_large else [1e3 * part for part in (r.time.compute, r.time.hbm, r.time.ici)]
+    for name, r in reports.items()
+  }
   capacities = {name: r.chip.hbm_bytes / gib for name, r in reports.items()}
   height = 2 * (len(reports) * _ROW + 80) + 3 * _MARGIN
   image = Image.new('RGB', (_WIDTH, height), 'white')
   draw = ImageDraw.Draw(image)
   draw.text((_MARGIN, _MARGIN), heading, _INK, ImageFont.load_default(size=18))
-  y = _bars(draw, 2 * _MARGIN + 12, 'HBM of a chip, GiB', ('state and batch', 'temporaries', 'program'), memory,
-            capacities)
+  y = _bars(
+    draw, 2 * _MARGIN + 12, 'HBM of a chip, GiB', ('state and batch', 'temporaries', 'program'), memory, capacities
+  )
   _bars(draw, y + _MARGIN, 'estimated step, ms (roofline)', ('compute', 'HBM', 'ICI'), times, {})
   return image
 
 
-def _bars(draw: ImageDraw.ImageDraw, y: int, title: str, parts: tuple[str, ...], rows: dict[str, list[float]],
-          marks: dict[str, float]) -> int:
+def _bars(
+  draw: ImageDraw.ImageDraw,
+  y: int,
+  title: str,
+  parts: tuple[str, ...],
+  rows: dict[str, list[float]],
+  marks: dict[str, float],
+) -> int:
   """Stacked bars from `y` on, with a line at each row's mark; returns where they end."""
   font, small = ImageFont.load_default(size=16), ImageFont.load_default(size=14)
   draw.text((_MARGIN, y), title, _INK, font)

@@ -11,18 +11,24 @@ import math
 import os
 from typing import Any
 
-from ditsam_jax.command_line import UserError
+from ditsam_jax.errors import UserError
 
 _SQUARE = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
 
 # libtpu without a TPU: not to ask the cloud's metadata server for one, nor lock it, nor complain that none answers.
-_NO_TPU = {'TPU_SKIP_MDS_QUERY': '1', 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1', 'TPU_WORKER_HOSTNAMES': 'localhost',
-           'TPU_ACCELERATOR_TYPE': 'v5litepod-4', 'TF_CPP_MIN_LOG_LEVEL': '2'}
+_NO_TPU = {
+  'TPU_SKIP_MDS_QUERY': '1',
+  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+  'TPU_WORKER_HOSTNAMES': 'localhost',
+  'TPU_ACCELERATOR_TYPE': 'v5litepod-4',
+  'TF_CPP_MIN_LOG_LEVEL': '2',
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
   """Published peaks of one chip."""
+
   name: str
   flops: float  # bf16, a second
   hbm_bytes: int
@@ -31,12 +37,21 @@ class Chip:
   slices: tuple[str, ...]  # topologies one can rent
 
 
-CHIPS = {chip.name: chip for chip in (
+CHIPS = {
+  chip.name: chip
+  for chip in (
     Chip('v5e', 197e12, 16 << 30, 819e9, 200e9, _SQUARE),
-    Chip('v5p', 459e12, 95 << 30, 2765e9, 600e9,
-         ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8', '8x8x8', '8x8x16', '8x16x16')),
+    Chip(
+      'v5p',
+      459e12,
+      95 << 30,
+      2765e9,
+      600e9,
+      ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8', '8x8x8', '8x8x16', '8x16x16'),
+    ),
     Chip('v6e', 918e12, 32 << 30, 1638e9, 400e9, _SQUARE),
-)}
+  )
+}
 
 
 def parse_topology(topology: str) -> tuple[Chip, int]:
@@ -45,8 +60,9 @@ def parse_topology(topology: str) -> tuple[Chip, int]:
   chip = CHIPS.get(name)
   if chip is None:
     known = ', '.join(f'{chip.name}:{chip.slices[3]}' for chip in CHIPS.values())
-    raise UserError(f'topology {topology!r} is unknown; expected CHIP:SLICE with a chip of {", ".join(CHIPS)}, such as '
-                    f'{known}')
+    raise UserError(
+      f'topology {topology!r} is unknown; expected CHIP:SLICE with a chip of {", ".join(CHIPS)}, such as {known}'
+    )
   if slice_ not in chip.slices:
     raise UserError(f'topology {topology!r} is unknown; slices of {name} are {", ".join(chip.slices)}')
   return chip, math.prod(map(int, slice_.split('x')))
@@ -60,5 +76,6 @@ def topology_devices(topology: str) -> list[Any]:
   for name, value in _NO_TPU.items():
     os.environ.setdefault(name, value)
   from jax.experimental import topologies
+
   bounds = {'chips_per_host_bounds': (1, 1, 1)} if topology.endswith(':1x1') else {}
   return list(topologies.get_topology_desc(topology, platform='tpu', **bounds).devices)

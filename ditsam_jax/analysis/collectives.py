@@ -21,6 +21,7 @@ _PASSING = ('bitcast', 'reshape', 'copy', 'transpose', 'convert')
 @dataclasses.dataclass(frozen=True)
 class Collective:
   """One collective of the program and what a chip sends for it."""
+
   kind: str  # one of KINDS
   chips: int  # that take part together
   sent: float  # bytes a chip sends each time
@@ -37,8 +38,13 @@ class Collective:
 
 def collectives(module: Module) -> list[Collective]:
   """Every collective of the program."""
-  started = {_channel(i) for computation in module.computations.values() if computation.calls(ASYNC_START)
-             for i in computation.instructions.values() if _kind(i)} - {None}
+  started = {
+    _channel(i)
+    for computation in module.computations.values()
+    if computation.calls(ASYNC_START)
+    for i in computation.instructions.values()
+    if _kind(i)
+  } - {None}
   found = []
   for name, times in module.executions.items():
     for instruction in module.computations[name].instructions.values():
@@ -46,8 +52,9 @@ def collectives(module: Module) -> list[Collective]:
   return found
 
 
-def _of(module: Module, computation: Computation, instruction: Instruction, times: int,
-        started: set[str]) -> list[Collective]:
+def _of(
+  module: Module, computation: Computation, instruction: Instruction, times: int, started: set[str]
+) -> list[Collective]:
   """The collectives that one scheduled instruction runs."""
   if _kind(instruction):
     overlapped = instruction.opcode.endswith('-start') or instruction.opcode.startswith('async')
@@ -66,17 +73,36 @@ def _of(module: Module, computation: Computation, instruction: Instruction, time
   return found
 
 
-def _collective(module: Module, computation: Computation, instruction: Instruction, kind: str, times: int,
-                overlapped: bool, fusion: Instruction | None = None) -> Collective:
+def _collective(
+  module: Module,
+  computation: Computation,
+  instruction: Instruction,
+  kind: str,
+  times: int,
+  overlapped: bool,
+  fusion: Instruction | None = None,
+) -> Collective:
   operands = [shape for name in instruction.operands for shape in computation.instructions[name].shapes]
   size = sum(shape.bytes for shape in operands)
   chips = _group_size(instruction.attributes, module)
   share = (chips - 1) / chips
-  sent = {'all-gather': size * (chips - 1), 'reduce-scatter': size * share, 'all-reduce': 2 * size * share,
-          'all-to-all': size * share, 'collective-permute': size}[kind]
+  sent = {
+    'all-gather': size * (chips - 1),
+    'reduce-scatter': size * share,
+    'all-reduce': 2 * size * share,
+    'all-to-all': size * share,
+    'collective-permute': size,
+  }[kind]
   op_name = instruction.op_name or (fusion.op_name if fusion else '')
-  return Collective(kind, chips, sent, times, overlapped, op_name,
-                    ' '.join(f'{shape.dtype}[{",".join(map(str, shape.dims))}]' for shape in operands))
+  return Collective(
+    kind,
+    chips,
+    sent,
+    times,
+    overlapped,
+    op_name,
+    ' '.join(f'{shape.dtype}[{",".join(map(str, shape.dims))}]' for shape in operands),
+  )
 
 
 def _kind(instruction: Instruction) -> str | None:
@@ -94,7 +120,8 @@ def _is_sliced(computation: Computation, all_reduce: Instruction) -> bool:
   """Whether every user takes a slice of the sum, so that it need not be known whole anywhere."""
   users = computation.users.get(all_reduce.name, [])
   return bool(users) and all(
-      user.opcode == 'dynamic-slice' or user.opcode in _PASSING and _is_sliced(computation, user) for user in users)
+    user.opcode == 'dynamic-slice' or user.opcode in _PASSING and _is_sliced(computation, user) for user in users
+  )
 
 
 def _group_size(attributes: str, module: Module) -> int:
@@ -105,7 +132,7 @@ def _group_size(attributes: str, module: Module) -> int:
   iota = re.search(r'replica_groups=\[(\d+),(\d+)\]', attributes)
   if iota:
     return int(iota.group(2))
-  mesh = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", attributes)
+  mesh = re.search(r'replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}', attributes)
   if mesh:
     sizes = {name: int(size) for name, size in re.findall(r"'?([\w]+)'?=(\d+)", mesh.group(1))}
     axes = re.findall(r"'?([a-zA-Z_]\w*)'?(?::\(\d+\)(\d+))?", mesh.group(2))

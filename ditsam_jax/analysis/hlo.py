@@ -5,8 +5,25 @@ import functools
 import math
 import re
 
-_DTYPE_BITS = {'pred': 8, 's4': 4, 'u4': 4, 's8': 8, 'u8': 8, 's16': 16, 'u16': 16, 's32': 32, 'u32': 32, 's64': 64,
-               'u64': 64, 'f16': 16, 'bf16': 16, 'f32': 32, 'f64': 64, 'c64': 64, 'c128': 128}
+_DTYPE_BITS = {
+  'pred': 8,
+  's4': 4,
+  'u4': 4,
+  's8': 8,
+  'u8': 8,
+  's16': 16,
+  'u16': 16,
+  's32': 32,
+  'u32': 32,
+  's64': 64,
+  'u64': 64,
+  'f16': 16,
+  'bf16': 16,
+  'f32': 32,
+  'f64': 64,
+  'c64': 64,
+  'c128': 128,
+}
 _LEAF = re.compile(r'([a-z]\w*)\[([\d,<= ]*)\](?:\{([^}]*)\})?')
 _HEADER = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\) -> .*\{$')
 _NAMED = re.compile(r'^\s+(ROOT )?%?([\w.\-]+) = ')
@@ -19,6 +36,7 @@ _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
 @dataclasses.dataclass(frozen=True, slots=True)
 class Shape:
   """One array. `memory_space` 0 is the device's main memory (HBM), others lie on the chip."""
+
   dtype: str
   dims: tuple[int, ...]
   memory_space: int
@@ -38,6 +56,7 @@ class Shape:
 @dataclasses.dataclass(frozen=True, slots=True)
 class Instruction:
   """One line of HLO; `shapes` are the leaves of its result, `attributes` what follows the operands."""
+
   name: str
   opcode: str
   shapes: tuple[Shape, ...]
@@ -80,8 +99,9 @@ class Computation:
 
   def calls(self, target: str) -> bool:
     """Whether one of the instructions is a custom call of this target."""
-    return any(i.opcode == 'custom-call' and f'custom_call_target="{target}"' in i.attributes
-               for i in self.instructions.values())
+    return any(
+      i.opcode == 'custom-call' and f'custom_call_target="{target}"' in i.attributes for i in self.instructions.values()
+    )
 
   @functools.cached_property
   def users(self) -> dict[str, list[Instruction]]:
@@ -115,7 +135,7 @@ class Module:
     if entry is None:
       raise ValueError('no ENTRY computation in this text; expected HLO as printed by compiled.as_text()')
     self.entry = entry
-    partitions = re.search(r'num_partitions=(\d+)', text[:text.find('\n')])
+    partitions = re.search(r'num_partitions=(\d+)', text[: text.find('\n')])
     self.partitions = int(partitions.group(1)) if partitions else 1
 
   @functools.cached_property
@@ -131,8 +151,12 @@ class Module:
   @functools.cached_property
   def endless(self) -> list[str]:
     """Loops whose trip count the text does not tell; they are counted once."""
-    return [i.name for name in self.executions for i in self.computations[name].instructions.values()
-            if i.opcode == 'while' and self.trip_count(self.computations[name], i) is None]
+    return [
+      i.name
+      for name in self.executions
+      for i in self.computations[name].instructions.values()
+      if i.opcode == 'while' and self.trip_count(self.computations[name], i) is None
+    ]
 
   def _count(self, computation: Computation, times: int, counts: dict[str, int]) -> None:
     counts[computation.name] = counts.get(computation.name, 0) + times
@@ -180,8 +204,10 @@ class Module:
   def _linear(self, computation, outside, name: str) -> tuple[int | None, int] | None:
     """(k, c) for a value that is `element k of the loop's state + c`, (None, c) for a constant, else None."""
     value = computation.instructions[name]
+
     def follow(operand):
       return self._linear(computation, outside, operand)
+
     if value.opcode == 'constant':
       return (None, int(value.arguments)) if re.fullmatch(r'-?\d+', value.arguments) else None
     if value.opcode in ('copy', 'bitcast', 'convert', 'reshape'):
@@ -217,9 +243,16 @@ def _instruction(line: str) -> Instruction | None:
   end = _closing(line, start) + 1 if line[start] == '(' else line.index(' ', start)
   opcode = _OPCODE.match(line, end)
   close = _closing(line, opcode.end() - 1)
-  arguments = line[opcode.end():close]
-  return Instruction(named.group(2), opcode.group(1), _shapes(line[start:end]), tuple(_OPERAND.findall(arguments)),
-                     arguments, line[close + 1:], bool(named.group(1)))
+  arguments = line[opcode.end() : close]
+  return Instruction(
+    named.group(2),
+    opcode.group(1),
+    _shapes(line[start:end]),
+    tuple(_OPERAND.findall(arguments)),
+    arguments,
+    line[close + 1 :],
+    bool(named.group(1)),
+  )
 
 
 @functools.lru_cache(1 << 16)
@@ -245,4 +278,4 @@ def _closing(text: str, start: int) -> int:
       depth -= 1
       if depth == 0:
         return place
-  raise ValueError(f'unbalanced parentheses in HLO: {text[start:start + 80]}')
+  raise ValueError(f'unbalanced parentheses in HLO: {text[start : start + 80]}')

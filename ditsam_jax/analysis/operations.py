@@ -12,14 +12,31 @@ import re
 
 from ditsam_jax.analysis.hlo import ASYNC_START, Computation, Instruction, Module, Shape
 
-_FREE = {'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'while', 'call', 'conditional', 'after-all',
-         'partition-id', 'replica-id', 'opt-barrier', 'async-start', 'async-update', 'domain', 'add-dependency'}
+_FREE = {
+  'parameter',
+  'constant',
+  'tuple',
+  'get-tuple-element',
+  'bitcast',
+  'while',
+  'call',
+  'conditional',
+  'after-all',
+  'partition-id',
+  'replica-id',
+  'opt-barrier',
+  'async-start',
+  'async-update',
+  'domain',
+  'add-dependency',
+}
 _SLICES = {'dynamic-slice', 'slice', 'gather'}
 
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
   """A scheduled instruction and what it costs each time it runs."""
+
   flops: int
   bytes: int  # read and written in main memory
   times: int  # runs in one call of the program
@@ -64,8 +81,9 @@ def _told(instruction: Instruction, field: str) -> int | None:
 
 def _fusion_flops(module: Module, name: str) -> int:
   inner = module.computations[name]
-  return sum(_flops(module, inner, i) for i in inner.instructions.values()
-             if i.opcode in ('fusion', 'dot', 'convolution'))
+  return sum(
+    _flops(module, inner, i) for i in inner.instructions.values() if i.opcode in ('fusion', 'dot', 'convolution')
+  )
 
 
 def _convolution_flops(instruction: Instruction, image: Shape, kernel: Shape) -> int:
@@ -77,12 +95,20 @@ def _convolution_flops(instruction: Instruction, image: Shape, kernel: Shape) ->
   out = instruction.shapes[0]
   pairs = 1
   for axis in range(sum(label.isdigit() for label in out_axes)):
+
     def field(name, default, axis=axis):
       return window[name].split('x')[axis] if name in window else default
+
     low = int(field('pad', '0_0').split('_')[0])
-    pairs *= _meetings(image.dims[image_axes.index(str(axis))], kernel.dims[kernel_axes.index(str(axis))],
-                       out.dims[out_axes.index(str(axis))], int(field('stride', 1)), low,
-                       int(field('lhs_dilate', 1)), int(field('rhs_dilate', 1)))
+    pairs *= _meetings(
+      image.dims[image_axes.index(str(axis))],
+      kernel.dims[kernel_axes.index(str(axis))],
+      out.dims[out_axes.index(str(axis))],
+      int(field('stride', 1)),
+      low,
+      int(field('lhs_dilate', 1)),
+      int(field('rhs_dilate', 1)),
+    )
   groups = re.search(r'batch_group_count=(\d+)', instruction.attributes)
   batch = image.dims[image_axes.index('b')] // (int(groups.group(1)) if groups else 1)
   return 2 * batch * kernel.dims[kernel_axes.index('i')] * kernel.dims[kernel_axes.index('o')] * pairs
@@ -110,7 +136,7 @@ def _bytes(module: Module, computation: Computation, instruction: Instruction) -
     return read + _written(module, inner, instruction.shapes)
   written = instruction.shapes
   if opcode.endswith('-start'):  # (destination, source, ...) of a copy, (sources, destinations, ...) of all others
-    written = written[:1] if opcode == 'copy-start' else written[len(operands):len(operands) + 1]
+    written = written[:1] if opcode == 'copy-start' else written[len(operands) : len(operands) + 1]
   if opcode in _SLICES or opcode in ('slice-start', 'dynamic-slice-start'):
     source = operands[0][0]
     read = 0 if source.memory_space else sum(shape.bytes for shape in written)
@@ -144,8 +170,11 @@ def _taken(module: Module, inner: Computation, name: str, whole: int) -> int:
       taken += _taken(module, inner, user.name, whole)
     elif user.opcode == 'fusion':
       nested = module.computations[user.called('calls')]
-      taken += sum(_taken(module, nested, parameter, whole) for parameter, place in nested.parameters.items()
-                   if user.operands[place] == name)
+      taken += sum(
+        _taken(module, nested, parameter, whole)
+        for parameter, place in nested.parameters.items()
+        if user.operands[place] == name
+      )
     elif user.opcode == 'tuple' or _passes_by(inner, user):
       continue
     else:

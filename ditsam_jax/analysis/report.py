@@ -16,6 +16,7 @@ from ditsam_jax.analysis.roofline import Roofline, roofline
 @dataclasses.dataclass(frozen=True)
 class Memory:
   """Bytes of HBM on one chip."""
+
   arguments: int  # train state and batch; what the step returns takes their place
   outputs: int  # that take no argument's place
   temporaries: int
@@ -30,6 +31,7 @@ class Memory:
 @dataclasses.dataclass(frozen=True)
 class Step:
   """What a run needs in every step, whatever the compiler makes of it."""
+
   batch_size: int  # over all chips
   model_flops: int  # of all chips together
   ideal_sent: float | None  # bytes a chip must send with fully sharded data parallelism; None for other meshes
@@ -38,6 +40,7 @@ class Step:
 @dataclasses.dataclass(frozen=True)
 class Report:
   """One compiled training step, per chip. Where it does not fit, `too_large` says so and the rest is None."""
+
   chip: Chip
   chips: int
   step: Step
@@ -57,8 +60,13 @@ class Report:
 
   def by_kind(self) -> dict[str, tuple[int, float]]:
     """How many collectives of each kind run in a step, and what a chip sends for them."""
-    return {kind: (sum(c.times for c in self.collectives if c.kind == kind),
-                   sum(c.bytes for c in self.collectives if c.kind == kind)) for kind in KINDS}
+    return {
+      kind: (
+        sum(c.times for c in self.collectives if c.kind == kind),
+        sum(c.bytes for c in self.collectives if c.kind == kind),
+      )
+      for kind in KINDS
+    }
 
   @property
   def samples_per_second(self) -> float:
@@ -72,20 +80,36 @@ class Report:
 
   def to_json(self) -> dict[str, Any]:
     """Plain containers; bytes, FLOPs and seconds per chip and step."""
-    out = {'chip': self.chip.name, 'chips': self.chips, 'batch_size': self.step.batch_size,
-           'model_flops': self.step.model_flops, 'compile_seconds': round(self.compile_seconds, 1),
-           'fits': not self.too_large}
+    out = {
+      'chip': self.chip.name,
+      'chips': self.chips,
+      'batch_size': self.step.batch_size,
+      'model_flops': self.step.model_flops,
+      'compile_seconds': round(self.compile_seconds, 1),
+      'fits': not self.too_large,
+    }
     if self.too_large:
       return out | {'too_large': self.too_large}
     kinds = {kind: {'times': times, 'bytes': round(sent)} for kind, (times, sent) in self.by_kind().items()}
     return out | {
-        'hbm': dataclasses.asdict(self.memory) | {'total': self.memory.total, 'capacity': self.chip.hbm_bytes},
-        'flops': self.flops, 'bytes_accessed': self.bytes, 'collectives': kinds, 'bytes_sent': round(self.sent),
-        'ideal_bytes_sent': self.step.ideal_sent and round(self.step.ideal_sent),
-        'largest_collectives': largest(self.collectives), 'loops_of_unknown_length': list(self.endless),
-        'estimate': {'step_seconds': self.time.step, 'compute_seconds': self.time.compute, 'hbm_seconds': self.time.hbm,
-                     'ici_seconds': self.time.ici, 'bound': self.time.parts[0][0],
-                     'samples_per_second': self.samples_per_second, 'mfu': self.mfu}}
+      'hbm': dataclasses.asdict(self.memory) | {'total': self.memory.total, 'capacity': self.chip.hbm_bytes},
+      'flops': self.flops,
+      'bytes_accessed': self.bytes,
+      'collectives': kinds,
+      'bytes_sent': round(self.sent),
+      'ideal_bytes_sent': self.step.ideal_sent and round(self.step.ideal_sent),
+      'largest_collectives': largest(self.collectives),
+      'loops_of_unknown_length': list(self.endless),
+      'estimate': {
+        'step_seconds': self.time.step,
+        'compute_seconds': self.time.compute,
+        'hbm_seconds': self.time.hbm,
+        'ici_seconds': self.time.ici,
+        'bound': self.time.parts[0][0],
+        'samples_per_second': self.samples_per_second,
+        'mfu': self.mfu,
+      },
+    }
 
 
 def fully_sharded_bytes(trained: int, frozen: int, *, data: int, fsdp: int) -> float:
@@ -114,9 +138,18 @@ def analyse(lowered: jax.stages.Lowered, chip: Chip, chips: int, step: Step, clo
   seconds = clock() - started
   module = Module(compiled.as_text())
   work, sent = operations(module), tuple(collectives(module))
-  return Report(chip, chips, step, seconds, memory=_memory(compiled), collectives=sent,
-                flops=sum(o.flops * o.times for o in work), bytes=sum(o.bytes * o.times for o in work),
-                time=roofline(chip, work, sent), endless=tuple(module.endless))
+  return Report(
+    chip,
+    chips,
+    step,
+    seconds,
+    memory=_memory(compiled),
+    collectives=sent,
+    flops=sum(o.flops * o.times for o in work),
+    bytes=sum(o.bytes * o.times for o in work),
+    time=roofline(chip, work, sent),
+    endless=tuple(module.endless),
+  )
 
 
 def largest(found: tuple[Collective, ...], count: int = 12) -> list[dict[str, Any]]:
@@ -125,17 +158,29 @@ def largest(found: tuple[Collective, ...], count: int = 12) -> list[dict[str, An
   for collective in found:
     key = collective.kind, collective.chips, re.sub(r'\d+', '*', collective.op_name)
     groups.setdefault(key, []).append(collective)
-  rows = [{'kind': kind, 'chips': chips, 'op_name': name, 'times': sum(c.times for c in group),
-           'bytes': round(sum(c.bytes for c in group)),
-           'overlapped_bytes': round(sum(c.bytes for c in group if c.overlapped)),
-           'example': max(group, key=lambda c: c.sent).shapes} for (kind, chips, name), group in groups.items()]
+  rows = [
+    {
+      'kind': kind,
+      'chips': chips,
+      'op_name': name,
+      'times': sum(c.times for c in group),
+      'bytes': round(sum(c.bytes for c in group)),
+      'overlapped_bytes': round(sum(c.bytes for c in group if c.overlapped)),
+      'example': max(group, key=lambda c: c.sent).shapes,
+    }
+    for (kind, chips, name), group in groups.items()
+  ]
   return sorted(rows, key=lambda row: -row['bytes'])[:count]
 
 
 def _memory(compiled: jax.stages.Compiled) -> Memory:
   stats = compiled.memory_analysis()
-  return Memory(stats.argument_size_in_bytes, stats.output_size_in_bytes - stats.alias_size_in_bytes,
-                stats.temp_size_in_bytes, stats.generated_code_size_in_bytes)
+  return Memory(
+    stats.argument_size_in_bytes,
+    stats.output_size_in_bytes - stats.alias_size_in_bytes,
+    stats.temp_size_in_bytes,
+    stats.generated_code_size_in_bytes,
+  )
 
 
 def _reason(message: str) -> str:

@@ -17,6 +17,7 @@ from ditsam_jax.analysis.operations import Operation
 @dataclasses.dataclass(frozen=True)
 class Roofline:
   """Seconds a step on one chip, by what they wait for; they add up to `step`."""
+
   compute: float  # operations whose FLOPs take longer
   hbm: float  # operations whose bytes take longer
   ici: float  # collectives that nothing hides

@@ -5,14 +5,15 @@ from collections.abc import Callable
 from ditsam_jax.analysis.collectives import KINDS
 from ditsam_jax.analysis.report import Report
 
-GIB = 2 ** 30
+GIB = 2**30
 
 
 def table(heading: str, reports: dict[str, Report]) -> str:
   """Lines to print; rows that no report has anything to say for are left out."""
   headings = [name.split(',') for name in reports]  # one field a line
-  rows = [('', [heading[i] if i < len(heading) else '' for heading in headings])
-          for i in range(max(map(len, headings)))]
+  rows = [
+    ('', [heading[i] if i < len(heading) else '' for heading in headings]) for i in range(max(map(len, headings)))
+  ]
   for label, cell in _ROWS:
     cells = [cell(report) for report in reports.values()]
     if any(cells):
@@ -23,13 +24,18 @@ def table(heading: str, reports: dict[str, Report]) -> str:
   for label, cells in rows:
     lines.append(f'{label:{left}}  ' + '  '.join(f'{cell:>{width}}' for cell, width in zip(cells, widths)))
   lines += [f'{name}: does not fit. {report.too_large}' for name, report in reports.items() if report.too_large]
-  lines += [f'{name}: loops of unknown length, counted once: {", ".join(report.endless)}'
-            for name, report in reports.items() if report.endless]
+  lines += [
+    f'{name}: loops of unknown length, counted once: {", ".join(report.endless)}'
+    for name, report in reports.items()
+    if report.endless
+  ]
   return '\n'.join(line.rstrip() for line in lines + ['', _NOTE])
 
 
-_NOTE = ('Memory, FLOPs and collectives are what the TPU compiler made. The time is an estimate, a roofline from '
-         'published\npeaks: nothing was run. A real step takes longer.')
+_NOTE = (
+  'Memory, FLOPs and collectives are what the TPU compiler made. The time is an estimate, a roofline from '
+  'published\npeaks: nothing was run. A real step takes longer.'
+)
 
 
 def _fitting(cell: Callable[[Report], str]) -> Callable[[Report], str]:
@@ -40,6 +46,7 @@ def _kind(kind: str) -> Callable[[Report], str]:
   def cell(report: Report) -> str:
     times, sent = report.by_kind()[kind]
     return f'{_amount(sent)} in {times}' if times else ''
+
   return cell
 
 
@@ -58,21 +65,23 @@ def _share(report: Report) -> str:
 
 
 _ROWS = [
-    ('chips', lambda r: f'{r.chips} {r.chip.name}'),
-    ('batch', lambda r: f'{r.step.batch_size}, {r.step.batch_size / r.chips:g} a chip'),
-    ('compiled in', lambda r: f'{r.compile_seconds:.0f} s'),
-    ('HBM: state and batch', _fitting(lambda r: f'{r.memory.arguments / GIB:.2f} GiB')),
-    ('HBM: temporaries', _fitting(lambda r: f'{r.memory.temporaries / GIB:.2f} GiB')),
-    ('HBM: program, outputs', _fitting(lambda r: f'{(r.memory.program + r.memory.outputs) / GIB:.2f} GiB')),
-    ('HBM: total', lambda r: 'does not fit' if r.too_large else
-     f'{r.memory.total / GIB:.2f} of {r.chip.hbm_bytes / GIB:.0f} GiB'),
-    ('FLOPs', _fitting(lambda r: f'{r.flops / 1e12:.3f} T')),
-    ('of them the model\'s', _fitting(lambda r: f'{r.step.model_flops / r.chips / 1e12:.3f} T')),
-    ('HBM: bytes accessed', _fitting(lambda r: _amount(r.bytes))),
-    *((f'sent: {kind}', _fitting(_kind(kind))) for kind in KINDS),
-    ('sent: in all, over FSDP\'s least', _fitting(_against_ideal)),
-    ('estimate: step time', _fitting(lambda r: f'{1e3 * r.time.step:.1f} ms')),
-    ('estimate: samples/s', _fitting(lambda r: f'{r.samples_per_second:.0f}')),
-    ('estimate: MFU', _fitting(lambda r: f'{100 * r.mfu:.0f} %')),
-    ('estimate: bound by', _fitting(_share)),
+  ('chips', lambda r: f'{r.chips} {r.chip.name}'),
+  ('batch', lambda r: f'{r.step.batch_size}, {r.step.batch_size / r.chips:g} a chip'),
+  ('compiled in', lambda r: f'{r.compile_seconds:.0f} s'),
+  ('HBM: state and batch', _fitting(lambda r: f'{r.memory.arguments / GIB:.2f} GiB')),
+  ('HBM: temporaries', _fitting(lambda r: f'{r.memory.temporaries / GIB:.2f} GiB')),
+  ('HBM: program, outputs', _fitting(lambda r: f'{(r.memory.program + r.memory.outputs) / GIB:.2f} GiB')),
+  (
+    'HBM: total',
+    lambda r: 'does not fit' if r.too_large else f'{r.memory.total / GIB:.2f} of {r.chip.hbm_bytes / GIB:.0f} GiB',
+  ),
+  ('FLOPs', _fitting(lambda r: f'{r.flops / 1e12:.3f} T')),
+  ("of them the model's", _fitting(lambda r: f'{r.step.model_flops / r.chips / 1e12:.3f} T')),
+  ('HBM: bytes accessed', _fitting(lambda r: _amount(r.bytes))),
+  *((f'sent: {kind}', _fitting(_kind(kind))) for kind in KINDS),
+  ("sent: in all, over FSDP's least", _fitting(_against_ideal)),
+  ('estimate: step time', _fitting(lambda r: f'{1e3 * r.time.step:.1f} ms')),
+  ('estimate: samples/s', _fitting(lambda r: f'{r.samples_per_second:.0f}')),
+  ('estimate: MFU', _fitting(lambda r: f'{100 * r.mfu:.0f} %')),
+  ('estimate: bound by', _fitting(_share)),
 ]

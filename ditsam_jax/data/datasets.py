@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ditsam_jax import saved_model
-from ditsam_jax.command_line import UserError
 from ditsam_jax.data import shapes
 from ditsam_jax.data.refcoco import catalogue
 from ditsam_jax.data.referring import ReferringSource
+from ditsam_jax.errors import UserError
+from ditsam_jax.storage import saved_model
 
 SHAPES = 'shapes'
 REFERRING = tuple(catalogue.SPLIT_BY)
@@ -38,13 +38,15 @@ def vocabulary(dataset: str, init_from: str = '') -> Path:
       return file
   lacking = f'config.init_from={init_from!r} has none' if init_from else 'config.init_from names no model'
   raise UserError(
-      f'data set {dataset!r} needs the vocabulary and weights of a text encoder, and {lacking}; convert a SAM with '
-      f'BERT (python convert/torch_to_flax.py --input=sam_vit_b_01ec64.pth --text-encoder=bert-base-uncased '
-      f'--fusion=layer_wise --output=models/start) and pass --config.init_from=models/start')
+    f'data set {dataset!r} needs the vocabulary and weights of a text encoder, and {lacking}; convert a SAM with '
+    f'BERT (python convert/torch_to_flax.py --input=sam_vit_b_01ec64.pth --text-encoder=bert-base-uncased '
+    f'--fusion=layer_wise --output=models/start) and pass --config.init_from=models/start'
+  )
 
 
-def open_split(dataset: str, data_dir: str | Path, split: str, *, scenes: Mapping[str, Any] | None = None,
-               in_memory: bool = False) -> ReferringSource:
+def open_split(
+  dataset: str, data_dir: str | Path, split: str, *, scenes: Mapping[str, Any] | None = None, in_memory: bool = False
+) -> ReferringSource:
   """Samples of one split; shapes are made on the first call.
 
   Args:
@@ -78,8 +80,9 @@ def _open_referring(dataset: str, data_dir: str | Path, split: str, in_memory: b
     return ReferringSource(theirs, 'validation' if split == 'val' else split, in_memory=in_memory)
   if not (folder / 'dataset_info.json').exists():
     raise UserError(
-        f'data set {name!r} ({split_by}) is not prepared in {str(data_dir)!r}; with the official refs and '
-        f"instances.json in ANNOTATIONS/{name}/ and COCO's train2014 images in IMAGES/ run: "
-        f'python -m ditsam_jax.prepare --dataset={name} --split-by={split_by} --annotations=ANNOTATIONS '
-        f'--images=IMAGES --data-dir={data_dir}')
+      f'data set {name!r} ({split_by}) is not prepared in {str(data_dir)!r}; with the official refs and '
+      f"instances.json in ANNOTATIONS/{name}/ and COCO's train2014 images in IMAGES/ run: "
+      f'python -m ditsam_jax.prepare --dataset={name} --split-by={split_by} --annotations=ANNOTATIONS '
+      f'--images=IMAGES --data-dir={data_dir}'
+    )
   return ReferringSource(folder, split, in_memory=in_memory)

@@ -12,22 +12,32 @@ import grain
 import numpy as np
 from absl import flags
 
-from ditsam_jax.command_line import UserError
 from ditsam_jax.data import augmentation as augment
 from ditsam_jax.data import prompts
-from ditsam_jax.data.augmentation import AugmentationConfig, Letterbox, Triple, Unplaced
+from ditsam_jax.data.augmentation import AugmentationConfig
 from ditsam_jax.data.prompts import PromptConfig
 from ditsam_jax.data.referring import ImageRecord, ReferringSample, ReferringSource
-from ditsam_jax.data.tokenization import Tokenizer
+from ditsam_jax.errors import UserError
+from ditsam_jax.geometry.letterbox import Letterbox, Triple, Unplaced
+from ditsam_jax.tokenization import Tokenizer
 
 Batch = dict[str, np.ndarray]
 Sample = dict[str, np.ndarray | Unplaced]  # a row of a batch to be
 
 
 def train_batches(
-    source: ReferringSource, tokenizer: Tokenizer, *, image_size: int, pixel_mean: Triple, pixel_std: Triple,
-    augmentation: AugmentationConfig, batch_size: int, seed: int, threads: int = 2, processes: int = 0,
-    rows: np.ndarray | None = None,
+  source: ReferringSource,
+  tokenizer: Tokenizer,
+  *,
+  image_size: int,
+  pixel_mean: Triple,
+  pixel_std: Triple,
+  augmentation: AugmentationConfig,
+  batch_size: int,
+  seed: int,
+  threads: int = 2,
+  processes: int = 0,
+  rows: np.ndarray | None = None,
 ) -> 'BatchStream':
   """Endless batches of objects, each with one of its expressions drawn at random, shuffled anew every epoch.
 
@@ -43,10 +53,19 @@ def train_batches(
 
 
 def prompt_batches(
-    source: ReferringSource, *, image_size: int, pixel_mean: Triple, pixel_std: Triple,
-    augmentation: AugmentationConfig, batch_size: int, seed: int, objects_per_image: int = 4,
-    prompt: PromptConfig = PromptConfig(), threads: int = 2, processes: int = 0,
-    rows: np.ndarray | None = None,
+  source: ReferringSource,
+  *,
+  image_size: int,
+  pixel_mean: Triple,
+  pixel_std: Triple,
+  augmentation: AugmentationConfig,
+  batch_size: int,
+  seed: int,
+  objects_per_image: int = 4,
+  prompt: PromptConfig = PromptConfig(),
+  threads: int = 2,
+  processes: int = 0,
+  rows: np.ndarray | None = None,
 ) -> 'BatchStream':
   """Endless batches of images, each with K = `objects_per_image` targets and a visual prompt for each.
 
@@ -63,15 +82,16 @@ def prompt_batches(
 @dataclasses.dataclass(frozen=True)
 class EvaluationSample:
   """What scoring needs to know of one (object, expression)."""
+
   image_id: int
   object_id: int
-  object_index: int                  # among the objects of the image
+  object_index: int  # among the objects of the image
   image_categories: tuple[str, ...]  # of all objects of the image
   expression: str
   kind: str
-  mask: np.ndarray                   # the ground truth, bool [h, w], at the image's own size
-  letterbox: Letterbox               # where the image lies in the square
-  position: int = 0                  # among all (object, expression) of the split
+  mask: np.ndarray  # the ground truth, bool [h, w], at the image's own size
+  letterbox: Letterbox  # where the image lies in the square
+  position: int = 0  # among all (object, expression) of the split
 
   @property
   def original_size(self) -> tuple[int, int]:
@@ -80,9 +100,17 @@ class EvaluationSample:
 
 
 def evaluation_batches(
-    source: ReferringSource, tokenizer: Tokenizer, *, image_size: int, pixel_mean: Triple, pixel_std: Triple,
-    batch_size: int, limit: int | None = None, positions: Sequence[int] | None = None, threads: int = 2,
-    shard: tuple[int, int] = (0, 1),
+  source: ReferringSource,
+  tokenizer: Tokenizer,
+  *,
+  image_size: int,
+  pixel_mean: Triple,
+  pixel_std: Triple,
+  batch_size: int,
+  limit: int | None = None,
+  positions: Sequence[int] | None = None,
+  threads: int = 2,
+  shard: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[Batch, list[EvaluationSample]]]:
   """Every (object, expression) once, in a fixed order: pairs of a batch and what is known of its rows.
 
@@ -104,6 +132,7 @@ def evaluation_batches(
 @dataclasses.dataclass(frozen=True)
 class TrainTransform(grain.transforms.RandomMap):
   """An object and a generator -> one row of a training batch, its image still to be placed."""
+
   tokenizer: Tokenizer
   image_size: int
   mean: Triple
@@ -116,8 +145,12 @@ class TrainTransform(grain.transforms.RandomMap):
     image = augment.color_jitter(image, self.config, rng)
     image, mask, text = augment.flip(image, mask, text, self.config, rng)
     ids, token_mask = self.tokenizer([text])
-    return {'image': Unplaced(image, self.image_size, self.mean, self.std),
-            'mask': augment.centre(mask, self.image_size)[0], 'token_ids': ids[0], 'token_mask': token_mask[0]}
+    return {
+      'image': Unplaced(image, self.image_size, self.mean, self.std),
+      'mask': augment.centre(mask, self.image_size)[0],
+      'token_ids': ids[0],
+      'token_mask': token_mask[0],
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,8 +239,13 @@ class _DealtOut(grain.MapDataset):
 
 
 def _endless_batches(
-    elements: grain.MapDataset, transform: grain.transforms.RandomMap, batch_size: int, seed: int,
-    threads: int, processes: int, rows: np.ndarray | None,
+  elements: grain.MapDataset,
+  transform: grain.transforms.RandomMap,
+  batch_size: int,
+  seed: int,
+  threads: int,
+  processes: int,
+  rows: np.ndarray | None,
 ) -> BatchStream:
   """One global order, shuffled anew every epoch; a sample's random numbers depend on its place in it alone."""
   samples = elements.seed(seed).shuffle().random_map(transform).repeat()
@@ -229,14 +267,17 @@ def _stacked(values: list[np.ndarray] | list[Unplaced]) -> np.ndarray:
 
 class _Row(NamedTuple):
   position: int  # among all (object, expression) of the split
-  index: int     # the object, in the source
-  which: int     # of its expressions
+  index: int  # the object, in the source
+  which: int  # of its expressions
   counts: bool
 
 
 def _evaluation_rows(
-    source: ReferringSource, limit: int | None, positions: Sequence[int] | None, batch_size: int,
-    shard: tuple[int, int],
+  source: ReferringSource,
+  limit: int | None,
+  positions: Sequence[int] | None,
+  batch_size: int,
+  shard: tuple[int, int],
 ) -> list[_Row]:
   """This host's rows in order, a whole number of batches, the same number on every host."""
   pairs = [(index, which) for index, number in enumerate(source.expression_counts) for which in range(number)]
@@ -246,8 +287,10 @@ def _evaluation_rows(
   elif limit is not None and limit < len(pairs):
     pairs = [pairs[step * len(pairs) // limit] for step in range(limit)]
   if not pairs:
-    raise UserError(f'split {source.split!r} of {source.directory} leaves no expression to evaluate '
-                    f'(limit {limit}); expected at least one')
+    raise UserError(
+      f'split {source.split!r} of {source.directory} leaves no expression to evaluate '
+      f'(limit {limit}); expected at least one'
+    )
   host, hosts = shard
   per_host = -(-len(pairs) // (hosts * batch_size)) * batch_size
   places = range(host * per_host, (host + 1) * per_host)
@@ -279,17 +322,36 @@ class _EvaluationTransform:
     return prepared
 
   def _object(
-      self, record: ImageRecord, square: np.ndarray, box: Letterbox, index: int, rows: list[_Row],
+    self,
+    record: ImageRecord,
+    square: np.ndarray,
+    box: Letterbox,
+    index: int,
+    rows: list[_Row],
   ) -> list[tuple[Batch, EvaluationSample]]:
     mask, expressions, kinds = record.mask(index), record.expressions(index), record.kinds(index)
     target, _ = augment.centre(augment.resize_mask(mask, self.image_size), self.image_size)
     ids, token_mask = self.tokenizer([expressions[row.which] for row in rows])
     prepared = []
     for row, row_ids, row_mask in zip(rows, ids, token_mask):
-      arrays = {'image': square, 'mask': target, 'token_ids': row_ids, 'token_mask': row_mask,
-                'valid': np.bool_(row.counts)}
-      info = EvaluationSample(record.image_id, record.object_ids[index], index, record.categories,
-                              expressions[row.which], kinds[row.which], mask, box, row.position)
+      arrays = {
+        'image': square,
+        'mask': target,
+        'token_ids': row_ids,
+        'token_mask': row_mask,
+        'valid': np.bool_(row.counts),
+      }
+      info = EvaluationSample(
+        record.image_id,
+        record.object_ids[index],
+        index,
+        record.categories,
+        expressions[row.which],
+        kinds[row.which],
+        mask,
+        box,
+        row.position,
+      )
       prepared.append((arrays, info))
     return prepared
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from ditsam_jax.command_line import UserError
+from ditsam_jax.errors import UserError
 
 KINDS = ('point', 'two_points', 'box', 'none')
 POINTS = 2  # slots a prompt has: a point and a second one, or the two corners of a box
@@ -14,10 +14,11 @@ PADDING, NEGATIVE, POSITIVE, TOP_LEFT, BOTTOM_RIGHT = -1, 0, 1, 2, 3  # SAM's la
 @dataclasses.dataclass(frozen=True)
 class PromptConfig:
   """How often each prompt is drawn; the four add up to 1."""
+
   point: float = 0.35
   two_points: float = 0.2
   box: float = 0.35
-  none: float = 0.1        # no prompt at all; the target is all objects together
+  none: float = 0.1  # no prompt at all; the target is all objects together
   box_jitter: float = 0.1  # each side of a box moves by up to this share of the box's length
 
   def __post_init__(self):
@@ -32,7 +33,10 @@ def draw_kind(config: PromptConfig, rng: np.random.Generator) -> str:
 
 
 def draw_prompt(
-    kind: str, mask: np.ndarray, config: PromptConfig, rng: np.random.Generator,
+  kind: str,
+  mask: np.ndarray,
+  config: PromptConfig,
+  rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
   """A prompt for `mask` [S, S]: points float32 [POINTS, 2] and labels int32 [POINTS].
 

@@ -14,17 +14,21 @@ def record_features(encoding_format: str = 'png') -> tfds.features.FeaturesDict:
 
   Images and masks must be given as file objects of encoded bytes: TFDS encodes arrays with TensorFlow only.
   """
-  features = tfds.features.FeaturesDict({
+  features = tfds.features.FeaturesDict(
+    {
       'image': tfds.features.Image(shape=(None, None, 3), encoding_format=encoding_format),
       'image_id': np.int64,
-      'objects': tfds.features.Sequence({
+      'objects': tfds.features.Sequence(
+        {
           'object_id': np.int64,
           'category': tfds.features.Text(),
           'mask': tfds.features.Image(shape=(None, None, 1), encoding_format='png'),  # visible pixels
           'expressions': tfds.features.Sequence(tfds.features.Text()),
           'kinds': tfds.features.Sequence(tfds.features.Text()),  # one an expression
-      }),
-  })
+        }
+      ),
+    }
+  )
   # While writing nested sequences, TFDS 4.9 looks up their TensorFlow dtype and hands it on as a plain dtype.
   # The NumPy dtype serves as well and spares the TensorFlow dependency.
   serialized_info = features.get_serialized_info

@@ -11,25 +11,27 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
-from ditsam_jax.command_line import UserError
+from ditsam_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class ReferringSample:
   """One object of one image and every sentence that refers to it."""
-  image: np.ndarray                   # uint8 [h, w, 3]
-  mask: np.ndarray                    # bool [h, w]
+
+  image: np.ndarray  # uint8 [h, w, 3]
+  mask: np.ndarray  # bool [h, w]
   expressions: tuple[str, ...]
-  kinds: tuple[str, ...]              # of each expression, '' where the data set knows none
+  kinds: tuple[str, ...]  # of each expression, '' where the data set knows none
   image_id: int
   object_id: int
   category: str
-  object_index: int                   # among the objects of the image
-  image_categories: tuple[str, ...]   # of all objects of the image
+  object_index: int  # among the objects of the image
+  image_categories: tuple[str, ...]  # of all objects of the image
 
 
 class _Names(NamedTuple):
   """What the features of a record are called."""
+
   image_id: str
   object_id: str
   category: str
@@ -100,15 +102,23 @@ class ImageRecord:
     """Object `index` with the image decoded."""
     categories = self.categories
     return ReferringSample(
-        self.image(), self.mask(index), self.expressions(index), self.kinds(index), self.image_id,
-        self.object_ids[index], categories[index], index, categories)
+      self.image(),
+      self.mask(index),
+      self.expressions(index),
+      self.kinds(index),
+      self.image_id,
+      self.object_ids[index],
+      categories[index],
+      index,
+      categories,
+    )
 
   def _row(self, name: str, index: int) -> tuple[str, ...]:
     # TFDS stores a sequence of sequences as all values in one list and the length of each inner sequence.
     lengths = self._features[f'{name}/ragged_row_lengths_0'].int64_list.value
     values = self._features[f'{name}/ragged_flat_values'].bytes_list.value
     start = sum(lengths[:index])
-    return tuple(value.decode() for value in values[start:start + lengths[index]])
+    return tuple(value.decode() for value in values[start : start + lengths[index]])
 
   def _once(self, key: int | None, decode: Callable[[], np.ndarray]) -> np.ndarray:
     pixels = self._kept.get(key) if self._kept else None
@@ -130,8 +140,7 @@ class ImageRecord:
   def _decode(self, encoded: bytes, flags: int, what: str) -> np.ndarray:
     pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
     if pixels is None:
-      raise UserError(f'the {what} of image {self.image_id} is no PNG or JPEG file; '
-                      'prepare the data set again')
+      raise UserError(f'the {what} of image {self.image_id} is no PNG or JPEG file; prepare the data set again')
     return pixels
 
 
@@ -177,8 +186,9 @@ class ReferringSource:
   def _index(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Image, object within the image, and number of expressions of every object that has one, int [n]."""
     counts = [self.image(index).expression_counts for index in range(self.num_images)]
-    rows = [(image, index, number)
-            for image, numbers in enumerate(counts) for index, number in enumerate(numbers) if number]
+    rows = [
+      (image, index, number) for image, numbers in enumerate(counts) for index, number in enumerate(numbers) if number
+    ]
     return tuple(np.array(rows, np.int64).reshape(-1, 3).T)
 
 
@@ -186,16 +196,20 @@ def _open(directory: str, split: str):
   try:
     builder = tfds.builder_from_directory(directory)
   except Exception as error:  # TFDS raises one thing for a missing folder, others for a foreign or broken one
-    raise UserError(f'{directory} is no prepared data set ({type(error).__name__}); expected a folder with '
-                    'dataset_info.json and features.json, prepare the data first') from error
+    raise UserError(
+      f'{directory} is no prepared data set ({type(error).__name__}); expected a folder with '
+      'dataset_info.json and features.json, prepare the data first'
+    ) from error
   if split not in builder.info.splits:
     splits = ', '.join(sorted(builder.info.splits))
     raise UserError(f'{directory} has no split {split!r}; choose one of {splits}')
   try:
     return builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
   except NotImplementedError as error:  # TFDS' default format can be read from front to back only
-    raise UserError(f'{directory} is stored as {builder.info.file_format.value}, expected array_record; add that: '
-                    f'tfds convert_format --out_file_format=array_record --dataset_version_dir={directory}') from error
+    raise UserError(
+      f'{directory} is stored as {builder.info.file_format.value}, expected array_record; add that: '
+      f'tfds convert_format --out_file_format=array_record --dataset_version_dir={directory}'
+    ) from error
 
 
 def _reopen(directory: str, split: str, in_memory: bool) -> ReferringSource:

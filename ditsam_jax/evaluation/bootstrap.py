@@ -39,5 +39,7 @@ def intervals(
   samples, iou, intersection, union = np.concatenate(drawn).T
   # Unions of 0: empty predictions of empty truths and nothing else, which are right.
   overall = np.divide(intersection, union, out=np.ones_like(union), where=union > 0)
-  return {name: tuple((100 * np.quantile(values, (0.025, 0.975))).tolist())
-          for name, values in (('mIoU', iou / samples), ('oIoU', overall))}
+  return {
+    name: tuple((100 * np.quantile(values, (0.025, 0.975))).tolist())
+    for name, values in (('mIoU', iou / samples), ('oIoU', overall))
+  }

@@ -7,11 +7,13 @@ from typing import NamedTuple, Protocol
 POSITION_WORDS = frozenset(
   'left right top bottom upper lower up down middle center centre corner side edge front back behind above below '
   'under beneath between beside next near nearest closer closest far farther farthest furthest leftmost rightmost '
-  'topmost first second third fourth last'.split())
+  'topmost first second third fourth last'.split()
+)
 
 
 class Asked(Protocol):
   """What a breakdown may look at."""
+
   expression: str
   target_pixels: int
   image_pixels: int
@@ -19,6 +21,7 @@ class Asked(Protocol):
 
 class Breakdown(NamedTuple):
   """A way to sort samples into groups; `label` returns one of `labels`, which are told in this order."""
+
   name: str
   labels: tuple[str, ...]
   label: Callable[[Asked], str]

@@ -9,23 +9,32 @@ import tqdm
 
 from ditsam_jax.data.pipeline import Batch, EvaluationSample, evaluation_batches
 from ditsam_jax.data.referring import ReferringSource
-from ditsam_jax.data.tokenization import Tokenizer
 from ditsam_jax.evaluation.forward import Forward
-from ditsam_jax.evaluation.hosts import gathered
 from ditsam_jax.evaluation.metrics import mask_iou
 from ditsam_jax.evaluation.oracles import chances
 from ditsam_jax.evaluation.pictures import Gallery, Shown, shown
-from ditsam_jax.evaluation.protocols import PROTOCOLS, fills_square, logit
+from ditsam_jax.evaluation.protocols import PROTOCOLS
 from ditsam_jax.evaluation.results import Results, Sample, Score
+from ditsam_jax.geometry.letterbox import fills_square, logit
 from ditsam_jax.models.config import DitSamConfig
+from ditsam_jax.parallel.distributed import gathered
+from ditsam_jax.tokenization import Tokenizer
 
 _Batches = Iterable[tuple[Batch, list[EvaluationSample]]]
 
 
 def evaluate_split(
-    forward: Forward, source: ReferringSource, tokenizer: Tokenizer, model_config: DitSamConfig, *,
-    batch_size: int = 64, limit: int | None = None, protocols: Sequence[str] = tuple(PROTOCOLS),
-    generalised: bool = False, gallery: Gallery | None = None, progress: bool = True,
+  forward: Forward,
+  source: ReferringSource,
+  tokenizer: Tokenizer,
+  model_config: DitSamConfig,
+  *,
+  batch_size: int = 64,
+  limit: int | None = None,
+  protocols: Sequence[str] = tuple(PROTOCOLS),
+  generalised: bool = False,
+  gallery: Gallery | None = None,
+  progress: bool = True,
 ) -> Results:
   """Scores `forward` on every (object, expression) of a split; hosts share the work, and all get all results.
 
@@ -45,19 +54,31 @@ def evaluate_split(
     UserError: nothing to evaluate.
   """
   host, hosts = jax.process_index(), jax.process_count()
-  batches = evaluation_batches(source, tokenizer, **_input(model_config), batch_size=batch_size, limit=limit,
-                               shard=(host, hosts))
+  batches = evaluation_batches(
+    source, tokenizer, **_input(model_config), batch_size=batch_size, limit=limit, shard=(host, hosts)
+  )
   total = int(sum(source.expression_counts))
   total = -(-(total if limit is None else min(limit, total)) // hosts)
-  with tqdm.tqdm(total=total, desc=f'evaluating {source.split}', unit=' samples', disable=not progress or host > 0,
-                 leave=False, mininterval=0.5) as bar:
+  with tqdm.tqdm(
+    total=total,
+    desc=f'evaluating {source.split}',
+    unit=' samples',
+    disable=not progress or host > 0,
+    leave=False,
+    mininterval=0.5,
+  ) as bar:
     scores = list(_scores(forward, batches, model_config.mask_threshold, protocols, gallery, bar.update))
   return Results.of(gathered(scores), protocols, generalised=generalised)
 
 
 def evaluate(
-    forward: Forward, batches: _Batches, *, threshold: float, protocols: Sequence[str] = tuple(PROTOCOLS),
-    gallery: Gallery | None = None, advance: Callable[[int], Any] = lambda count: None,
+  forward: Forward,
+  batches: _Batches,
+  *,
+  threshold: float,
+  protocols: Sequence[str] = tuple(PROTOCOLS),
+  gallery: Gallery | None = None,
+  advance: Callable[[int], Any] = lambda count: None,
 ) -> Results:
   """Scores `forward` on pairs of a batch and what is known of its rows, as from `evaluation_batches`.
 
@@ -67,22 +88,36 @@ def evaluate(
 
 
 def pictures_of(
-    forward: Forward, source: ReferringSource, tokenizer: Tokenizer, model_config: DitSamConfig, results: Results,
-    positions: Sequence[int], *, batch_size: int = 64,
+  forward: Forward,
+  source: ReferringSource,
+  tokenizer: Tokenizer,
+  model_config: DitSamConfig,
+  results: Results,
+  positions: Sequence[int],
+  *,
+  batch_size: int = 64,
 ) -> dict[int, Shown]:
   """Some samples of `results` to be shown, by their position in the split; the model sees them once more.
 
   Which ones are worth showing is known at the end only, when their images are gone.
   """
   ious = dict(zip((sample.position for sample in results.samples), results.iou()))
-  batches = evaluation_batches(source, tokenizer, **_input(model_config), batch_size=batch_size,
-                               positions=sorted(set(positions)))
+  batches = evaluation_batches(
+    source, tokenizer, **_input(model_config), batch_size=batch_size, positions=sorted(set(positions))
+  )
   pictures = {}
   for batch, infos, logits in _computed_ahead(forward, batches):
     for row in np.flatnonzero(batch['valid']):
       info, prediction = infos[row], logits[row] > logit(model_config.mask_threshold)
-      pictures[info.position] = shown(batch['image'][row], info, prediction, batch['mask'][row], ious[info.position],
-                                      model_config.pixel_mean, model_config.pixel_std)
+      pictures[info.position] = shown(
+        batch['image'][row],
+        info,
+        prediction,
+        batch['mask'][row],
+        ious[info.position],
+        model_config.pixel_mean,
+        model_config.pixel_std,
+      )
   return pictures
 
 
@@ -91,8 +126,12 @@ def _input(config: DitSamConfig) -> dict[str, Any]:
 
 
 def _scores(
-    forward: Forward, batches: _Batches, threshold: float, protocols: Sequence[str], gallery: Gallery | None,
-    advance: Callable[[int], Any],
+  forward: Forward,
+  batches: _Batches,
+  threshold: float,
+  protocols: Sequence[str],
+  gallery: Gallery | None,
+  advance: Callable[[int], Any],
 ) -> Iterator[Score]:
   for batch, infos, logits in _computed_ahead(forward, batches):
     valid = np.flatnonzero(batch['valid'])
@@ -101,8 +140,15 @@ def _scores(
     ious = mask_iou(overlaps[:, 0, 0], overlaps[:, 0, 1])
     for row in valid:
       info = infos[row]
-      sample = Sample(info.position, info.image_id, info.object_id, info.kind, info.expression,
-                      int(np.count_nonzero(info.mask)), info.mask.size)
+      sample = Sample(
+        info.position,
+        info.image_id,
+        info.object_id,
+        info.kind,
+        info.expression,
+        int(np.count_nonzero(info.mask)),
+        info.mask.size,
+      )
       # Only the sentences of shapes have a kind, and only their colours an oracle can read.
       guessed = chances(info.expression, info.image_categories, info.object_index) if info.kind else None
       yield Score(sample, overlaps[row].tolist(), guessed)
@@ -124,8 +170,12 @@ def _computed_ahead(forward: Forward, batches: _Batches) -> Iterator[tuple[Batch
 
 
 def _overlaps(
-    logits: np.ndarray, predictions: np.ndarray, targets: np.ndarray, infos: list[EvaluationSample],
-    threshold: float, protocols: Sequence[str],
+  logits: np.ndarray,
+  predictions: np.ndarray,
+  targets: np.ndarray,
+  infos: list[EvaluationSample],
+  threshold: float,
+  protocols: Sequence[str],
 ) -> np.ndarray:
   """Intersection and union in pixels, int64 [B, protocols, 2], of logits and bool or 0/1 masks [B, S, S]."""
   size = logits.shape[-1]

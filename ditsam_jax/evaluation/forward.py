@@ -39,10 +39,11 @@ def forward_of(model: DitSam, *, share_images: bool = True) -> Forward:
   def forward(batch: Batch) -> jax.Array:
     rows = len(batch['image'])
     share = -(-rows // (len(devices) * ROWS_AT_ONCE)) * ROWS_AT_ONCE
-    parts = ({name: array[start:start + share] for name, array in batch.items()} for start in range(0, rows, share))
+    parts = ({name: array[start : start + share] for name, array in batch.items()} for start in range(0, rows, share))
     # Nothing waits for a result, so the devices work at the same time.
     pieces = [piece for program, part in zip(programs, parts) for piece in program(part)]
     return jnp.concatenate([jax.device_put(piece, devices[0]) for piece in pieces])[:rows]
+
   return forward
 
 
@@ -71,7 +72,7 @@ class _RowByRow:
 
   def __call__(self, batch: Batch) -> Iterator[jax.Array]:
     for start in range(0, len(batch['image']), ROWS_AT_ONCE):
-      rows = [_filled(batch[name][start:start + ROWS_AT_ONCE], ROWS_AT_ONCE) for name in ('image', *_TEXT)]
+      rows = [_filled(batch[name][start : start + ROWS_AT_ONCE], ROWS_AT_ONCE) for name in ('image', *_TEXT)]
       yield _logits(self._graph, self._state, *jax.device_put(rows, self._device))
 
 
@@ -105,11 +106,11 @@ class _SharedImages:
     if self._kept is not None and np.array_equal(images[0], self._kept):
       firsts, slots = firsts[1:], slots - 1
     for start in range(0, len(firsts), IMAGES_AT_ONCE):
-      some = _filled(firsts[start:start + IMAGES_AT_ONCE], IMAGES_AT_ONCE)  # the filling's slots are read by no row
+      some = _filled(firsts[start : start + IMAGES_AT_ONCE], IMAGES_AT_ONCE)  # the filling's slots are read by no row
       pixels = jax.device_put(images[some], self._device)
       buffer = _encoded(self._graph, buffer, self._state, pixels, 1 + start)
     for start in range(0, len(images), ROWS_AT_ONCE):
-      rows = [_filled(array[start:start + ROWS_AT_ONCE], ROWS_AT_ONCE) for array in (slots, *map(batch.get, _TEXT))]
+      rows = [_filled(array[start : start + ROWS_AT_ONCE], ROWS_AT_ONCE) for array in (slots, *map(batch.get, _TEXT))]
       yield _decoded(self._graph, images.shape[1:3], self._state, buffer, *jax.device_put(rows, self._device))
     self._embeddings, self._kept = _kept_first(buffer, slots[-1]), images[-1].copy()
 
@@ -129,8 +130,9 @@ def _encoded(graph, buffer: jax.Array, state, images: jax.Array, slot: int) -> j
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _decoded(graph, image_size, state, buffer: jax.Array, slots: jax.Array, token_ids: jax.Array,
-             token_mask: jax.Array) -> jax.Array:
+def _decoded(
+  graph, image_size, state, buffer: jax.Array, slots: jax.Array, token_ids: jax.Array, token_mask: jax.Array
+) -> jax.Array:
   """Logits [R, S, S] of rows whose image embeddings lie in slots of the buffer."""
   model = _merged(graph, state)
   text = model.text_encoder(token_ids, token_mask)

@@ -47,6 +47,8 @@ def generalised_rates(intersection: np.ndarray, union: np.ndarray, target: np.nd
   if has_target.any():
     figures['T-acc'] = (~nothing[has_target]).mean()
     # As integers: a quotient that should be 0.7 may fall just below it.
-    figures |= {f'Pr@{x:.2f}': np.mean(10 * intersection[has_target] >= round(10 * x) * union[has_target])
-                for x in TARGET_THRESHOLDS}
+    figures |= {
+      f'Pr@{x:.2f}': np.mean(10 * intersection[has_target] >= round(10 * x) * union[has_target])
+      for x in TARGET_THRESHOLDS
+    }
   return {name: 100 * float(share) for name, share in figures.items()}

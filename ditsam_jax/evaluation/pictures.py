@@ -71,8 +71,10 @@ class Gallery:
 
   def offer(self, image: np.ndarray, info, prediction: np.ndarray, truth: np.ndarray, iou: float) -> None:
     """Shows one sample: normalised image f32 [S, S, 3], masks [S, S], `info` of the pipeline."""
+
     def make() -> Shown:
       return shown(image, info, prediction, truth, iou, self._mean, self._std)
+
     self._draw(self._draws, info.kind).offer(make)
     if iou <= FAILURE_IOU:
       self._draw(self._failures, info.kind).offer(make)
@@ -100,7 +102,12 @@ class Gallery:
 
 
 def shown(
-  image: np.ndarray, info, prediction: np.ndarray, truth: np.ndarray, iou: float, mean: Sequence[float],
+  image: np.ndarray,
+  info,
+  prediction: np.ndarray,
+  truth: np.ndarray,
+  iou: float,
+  mean: Sequence[float],
   std: Sequence[float],
 ) -> Shown:
   """A sample cut out of the model's square; arguments as of `Gallery.offer`, `mean` and `std` of the normalisation."""
@@ -109,8 +116,12 @@ def shown(
   pixels = np.clip((np.asarray(image[window], np.float32) * std + mean) * 255 + 0.5, 0, 255)
   # Copies: views would keep whole batches alive.
   return Shown(
-    pixels.astype(np.uint8), info.expression, info.kind,
-    np.array(prediction[window], bool), np.array(truth[window], bool), float(iou),
+    pixels.astype(np.uint8),
+    info.expression,
+    info.kind,
+    np.array(prediction[window], bool),
+    np.array(truth[window], bool),
+    float(iou),
   )
 
 
@@ -122,7 +133,7 @@ def worst_median_best(ious: np.ndarray, count: int) -> list[tuple[str, list[int]
   order = np.lexsort((np.random.default_rng(0).permutation(len(ious)), ious))
   count = min(count, len(order))
   middle = (len(order) - count) // 2
-  parts = (('Worst', order[:count]), ('Median', order[middle:middle + count]), ('Best', order[len(order) - count:]))
+  parts = (('Worst', order[:count]), ('Median', order[middle : middle + count]), ('Best', order[len(order) - count :]))
   return [(f'{name} {count} of {len(order):,} samples', part.tolist()) for name, part in parts]
 
 
@@ -224,9 +235,7 @@ def _card(sample: Shown) -> Image.Image:
     y += _TEXT_SIZE + 6
   y = size[1] - _PADDING - _TILE - _SMALL_SIZE - 10
   found, true = ('' if mask.any() else ' (empty)' for mask in (sample.prediction, sample.truth))
-  pixels, prediction, truth = (
-    _fitted(array) for array in (sample.image, sample.prediction, sample.truth)
-  )
+  pixels, prediction, truth = (_fitted(array) for array in (sample.image, sample.prediction, sample.truth))
   tiles = (
     (pixels, sample.kind or 'image'),
     (overlay(pixels, prediction, tint=_TINT), 'prediction' + found),

@@ -15,15 +15,30 @@ from ditsam_jax.evaluation.oracles import ORACLES
 
 # Columns of the tables; an interval belongs to the figure on its left, and gIoU and cIoU are mIoU and oIoU of samples
 # that may have no target.
-_COLUMNS = {'mIoU': 'mIoU', 'oIoU': 'oIoU',
-            'P@0.50': None, 'P@0.60': None, 'P@0.70': None, 'P@0.80': None, 'P@0.90': None}
-_GENERALISED_COLUMNS = {'gIoU': 'mIoU', 'cIoU': 'oIoU', 'N-acc': None, 'T-acc': None,
-                        'Pr@0.70': None, 'Pr@0.80': None, 'Pr@0.90': None}
+_COLUMNS = {
+  'mIoU': 'mIoU',
+  'oIoU': 'oIoU',
+  'P@0.50': None,
+  'P@0.60': None,
+  'P@0.70': None,
+  'P@0.80': None,
+  'P@0.90': None,
+}
+_GENERALISED_COLUMNS = {
+  'gIoU': 'mIoU',
+  'cIoU': 'oIoU',
+  'N-acc': None,
+  'T-acc': None,
+  'Pr@0.70': None,
+  'Pr@0.80': None,
+  'Pr@0.90': None,
+}
 _SAME_MASKS = 'release = standard protocol (the masks are the same)'
 
 
 class Sample(NamedTuple):
   """One (object, expression); pixels are those of the image's own size."""
+
   position: int  # in the split
   image_id: int
   object_id: int
@@ -35,6 +50,7 @@ class Sample(NamedTuple):
 
 class Score(NamedTuple):
   """What is found of one sample; plain values, as hosts exchange it."""
+
   sample: Sample
   overlaps: list[list[int]]  # intersection and union by protocol
   chances: tuple[float, float] | None  # of oracles.ORACLES; None for data sets other than shapes
@@ -50,6 +66,7 @@ class Results:
     chances: expected IoU of each of oracles.ORACLES, float64 [N, 2]; None for data sets other than shapes.
     generalised: expressions may name nothing, so gRefCOCO's metrics are told as well.
   """
+
   samples: list[Sample]
   overlaps: dict[str, np.ndarray]
   chances: np.ndarray | None
@@ -63,9 +80,12 @@ class Results:
     samples = [Sample(*sample) for sample, _, _ in scores]
     counts = np.array([overlaps for _, overlaps, _ in scores], np.int64).reshape(len(scores), -1, 2)
     chances = [chance for _, _, chance in scores]
-    return cls(samples, dict(zip(protocols, np.moveaxis(counts, 1, 0))),
-               None if None in chances else np.array(chances),
-               generalised or any(not sample.target_pixels for sample in samples))
+    return cls(
+      samples,
+      dict(zip(protocols, np.moveaxis(counts, 1, 0))),
+      None if None in chances else np.array(chances),
+      generalised or any(not sample.target_pixels for sample in samples),
+    )
 
   @property
   def protocols(self) -> list[str]:
@@ -113,15 +133,22 @@ class Results:
     return {
       **self._figures(self._of(None)),
       'kinds': {kind: self._figures(self._of(kind)) for kind in self.kinds},
-      'breakdowns': {name: {label: self._figures(rows) for label, rows in groups.items()}
-                     for name, groups in self.breakdowns().items()}}
+      'breakdowns': {
+        name: {label: self._figures(rows) for label, rows in groups.items()}
+        for name, groups in self.breakdowns().items()
+      },
+    }
 
   def to_csv(self) -> str:
     """A line a sample, with a header: `samples`, then IoU, intersection and union by each protocol."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
-    writer.writerow([*Sample._fields, *(f'{name}_{protocol}' for protocol in self.overlaps
-                                        for name in ('iou', 'intersection', 'union'))])
+    writer.writerow(
+      [
+        *Sample._fields,
+        *(f'{name}_{protocol}' for protocol in self.overlaps for name in ('iou', 'intersection', 'union')),
+      ]
+    )
     columns = []
     for protocol, overlaps in self.overlaps.items():
       columns += [[f'{iou:.6f}' for iou in self.iou(protocol)], *overlaps.T.tolist()]

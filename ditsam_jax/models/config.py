@@ -14,6 +14,7 @@ SCOPES = ('global', 'windowed')
 @dataclasses.dataclass(frozen=True)
 class ImageEncoderConfig:
   """SAM's ViT (arXiv 2304.02643, appendix A)."""
+
   width: int = 768
   depth: int = 12
   heads: int = 12
@@ -32,6 +33,7 @@ class ImageEncoderConfig:
 @dataclasses.dataclass(frozen=True)
 class MaskDecoderConfig:
   """SAM's prompt encoder and two-way mask decoder."""
+
   width: int = 256
   depth: int = 2
   heads: int = 8
@@ -43,6 +45,7 @@ class MaskDecoderConfig:
 @dataclasses.dataclass(frozen=True)
 class TextEncoderConfig:
   """BERT."""
+
   vocab_size: int = 30522
   width: int = 768
   depth: int = 12
@@ -55,6 +58,7 @@ class TextEncoderConfig:
 @dataclasses.dataclass(frozen=True)
 class DitSamConfig:
   """A whole model. `text_encoder=None` is SAM as Meta released it."""
+
   image_encoder: ImageEncoderConfig = ImageEncoderConfig()
   mask_decoder: MaskDecoderConfig = MaskDecoderConfig()
   text_encoder: TextEncoderConfig | None = TextEncoderConfig()
@@ -75,39 +79,54 @@ class DitSamConfig:
         if type(value) is int and value < 1:
           raise ValueError(f'model.{part}.{name} is {value}; expected a whole number from 1')
     if encoder.attention_scope not in SCOPES:
-      raise ValueError(f'model.image_encoder.attention_scope is {encoder.attention_scope!r}; choose one of '
-                       f'{", ".join(SCOPES)}')
+      raise ValueError(
+        f'model.image_encoder.attention_scope is {encoder.attention_scope!r}; choose one of {", ".join(SCOPES)}'
+      )
     if self.fusion not in FUSIONS:
       raise ValueError(f'model.fusion is {self.fusion!r}; choose one of {", ".join(FUSIONS)}')
     if self.attention not in IMPLEMENTATIONS:
       raise ValueError(f'model.attention is {self.attention!r}; choose one of {", ".join(IMPLEMENTATIONS)}')
     if self.image_size <= 0 or self.image_size % encoder.patch_size:
-      raise ValueError(f'model.image_size is {self.image_size}; it must be a multiple of the patch size '
-                       f'{encoder.patch_size}')
-    for name, width, heads in (('image_encoder', encoder.width, encoder.heads),
-                               ('mask_decoder', self.mask_decoder.width // 2, self.mask_decoder.heads),
-                               *([('text_encoder', self.text_encoder.width, self.text_encoder.heads)]
-                                 if self.text_encoder else [])):
+      raise ValueError(
+        f'model.image_size is {self.image_size}; it must be a multiple of the patch size {encoder.patch_size}'
+      )
+    for name, width, heads in (
+      ('image_encoder', encoder.width, encoder.heads),
+      ('mask_decoder', self.mask_decoder.width // 2, self.mask_decoder.heads),
+      *([('text_encoder', self.text_encoder.width, self.text_encoder.heads)] if self.text_encoder else []),
+    ):
       if heads <= 0 or width % heads:
-        raise ValueError(f'model.{name}: {heads} heads do not divide the attention width {width}; change '
-                         f'model.{name}.heads or model.{name}.width')
+        raise ValueError(
+          f'model.{name}: {heads} heads do not divide the attention width {width}; change '
+          f'model.{name}.heads or model.{name}.width'
+        )
     if self.text_encoder and self.max_text_tokens > self.text_encoder.max_positions:
-      raise ValueError(f'model.max_text_tokens is {self.max_text_tokens}; the text encoder has '
-                       f'{self.text_encoder.max_positions} positions')
+      raise ValueError(
+        f'model.max_text_tokens is {self.max_text_tokens}; the text encoder has '
+        f'{self.text_encoder.max_positions} positions'
+      )
     if self.mask_decoder.width % 8:
       raise ValueError(f'model.mask_decoder.width is {self.mask_decoder.width}; it must be a multiple of 8')
     if self.fusion == 'none':
       return
     if self.text_encoder is None:
-      raise ValueError(f'model.fusion is {self.fusion!r} but the model has no text encoder; set fusion to \'none\'')
+      raise ValueError(f"model.fusion is {self.fusion!r} but the model has no text encoder; set fusion to 'none'")
     if self.text_encoder.width != encoder.width and self.fusion != 'layer_wise_vith':
-      raise ValueError(f'model.fusion {self.fusion!r} needs text and image of one width, but they are '
-                       f'{self.text_encoder.width} and {encoder.width}; layer_wise_vith projects between widths')
+      raise ValueError(
+        f'model.fusion {self.fusion!r} needs text and image of one width, but they are '
+        f'{self.text_encoder.width} and {encoder.width}; layer_wise_vith projects between widths'
+      )
 
   @property
   def grid(self) -> int:
     """Image tokens a side."""
     return self.image_size // self.image_encoder.patch_size
+
+  @property
+  def heads(self) -> dict[str, int]:
+    """Attention heads by encoder."""
+    parts = {'image_encoder': self.image_encoder, 'text_encoder': self.text_encoder}
+    return {name: part.heads for name, part in parts.items() if part is not None}
 
   def to_dict(self) -> dict[str, Any]:
     """Plain containers, ready for JSON."""
@@ -169,20 +188,31 @@ def vit_h(**changes) -> DitSamConfig:
 def tiny(**changes) -> DitSamConfig:
   """A small model for the embedded data: 128 x 128 images, 64 tokens, all blocks global."""
   config = DitSamConfig(
-      image_encoder=ImageEncoderConfig(width=96, depth=6, heads=3, global_blocks=tuple(range(6)), pretrain_grid=8),
-      mask_decoder=MaskDecoderConfig(width=96, heads=4, mlp_width=192, iou_hidden=64),
-      text_encoder=TextEncoderConfig(vocab_size=128, width=96, depth=2, heads=3, mlp_width=384, max_positions=32,
-                                     dropout=0.0),
-      fusion_dropout=0.0, image_size=128, max_text_tokens=12, mask_threshold=0.5)
+    image_encoder=ImageEncoderConfig(width=96, depth=6, heads=3, global_blocks=tuple(range(6)), pretrain_grid=8),
+    mask_decoder=MaskDecoderConfig(width=96, heads=4, mlp_width=192, iou_hidden=64),
+    text_encoder=TextEncoderConfig(
+      vocab_size=128, width=96, depth=2, heads=3, mlp_width=384, max_positions=32, dropout=0.0
+    ),
+    fusion_dropout=0.0,
+    image_size=128,
+    max_text_tokens=12,
+    mask_threshold=0.5,
+  )
   return dataclasses.replace(config, **changes)
 
 
 def sam(config: DitSamConfig) -> DitSamConfig:
   """The plain SAM of the same size: no text encoder, official windows, input and output."""
   encoder = dataclasses.replace(config.image_encoder, attention_scope='windowed')
-  return dataclasses.replace(config, image_encoder=encoder, text_encoder=None, fusion='none',
-                             image_size=encoder.pretrain_grid * encoder.patch_size, mask_threshold=0.5,
-                             align_corners=False)
+  return dataclasses.replace(
+    config,
+    image_encoder=encoder,
+    text_encoder=None,
+    fusion='none',
+    image_size=encoder.pretrain_grid * encoder.patch_size,
+    mask_threshold=0.5,
+    align_corners=False,
+  )
 
 
 PRESETS = {'tiny': tiny, 'vit_b': vit_b, 'vit_l': vit_l, 'vit_h': vit_h}

@@ -2,9 +2,9 @@
 
 from typing import NamedTuple
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from ditsam_jax.models import layers
 from ditsam_jax.models.config import DitSamConfig
@@ -14,12 +14,19 @@ from ditsam_jax.models.prompt_encoder import PromptEncoder
 from ditsam_jax.models.text_encoder import TextEncoder
 from ditsam_jax.ops.resize import resize_masks
 
-_PROMPT_AXES = {'token_ids': ('B', 'T'), 'token_mask': ('B', 'T'), 'points': ('B', 'P', '2'), 'point_labels': ('B', 'P'),
-                'boxes': ('B', '4'), 'masks': ('B', '4h', '4w')}
+_PROMPT_AXES = {
+  'token_ids': ('B', 'T'),
+  'token_mask': ('B', 'T'),
+  'points': ('B', 'P', '2'),
+  'point_labels': ('B', 'P'),
+  'boxes': ('B', '4'),
+  'masks': ('B', '4h', '4w'),
+}
 
 
 class Output(NamedTuple):
   """What a forward pass gives. With multimask the first three have an axis of 3 masks behind the batch."""
+
   logits: jax.Array  # [B, S, S]
   low_res_logits: jax.Array  # [B, S/4, S/4] (four times the token grid)
   iou: jax.Array  # [B], predicted
@@ -42,10 +49,19 @@ class DitSam(nnx.Module):
         self.text_encoder = TextEncoder(config.text_encoder, rngs=rngs)
         self.text_proj = layers.Linear(config.text_encoder.width, config.mask_decoder.width, rngs=rngs)
 
-  def __call__(self, images: jax.Array, token_ids: jax.Array | None = None, token_mask: jax.Array | None = None, *,
-               points: jax.Array | None = None, point_labels: jax.Array | None = None,
-               boxes: jax.Array | None = None, masks: jax.Array | None = None, multimask: bool = False,
-               rngs: nnx.Rngs | None = None) -> Output:
+  def __call__(
+    self,
+    images: jax.Array,
+    token_ids: jax.Array | None = None,
+    token_mask: jax.Array | None = None,
+    *,
+    points: jax.Array | None = None,
+    point_labels: jax.Array | None = None,
+    boxes: jax.Array | None = None,
+    masks: jax.Array | None = None,
+    multimask: bool = False,
+    rngs: nnx.Rngs | None = None,
+  ) -> Output:
     """Segments one object an image.
 
     Args:
@@ -65,8 +81,17 @@ class DitSam(nnx.Module):
     Raises:
       ValueError: shapes or prompts that do not go together.
     """
-    self._check(images, {'token_ids': token_ids, 'token_mask': token_mask, 'points': points,
-                         'point_labels': point_labels, 'boxes': boxes, 'masks': masks})
+    self._check(
+      images,
+      {
+        'token_ids': token_ids,
+        'token_mask': token_mask,
+        'points': points,
+        'point_labels': point_labels,
+        'boxes': boxes,
+        'masks': masks,
+      },
+    )
     text = None if token_ids is None else self.text_encoder(token_ids, token_mask, rngs=rngs)
     embedding = self.image_encoder(images, text, rngs=rngs)
     sparse = self.prompt_encoder.sparse(points, point_labels, boxes, images.shape[1:3])
@@ -74,9 +99,16 @@ class DitSam(nnx.Module):
       sparse.append(self.text_proj(text))
     return self.decode(embedding, sparse, masks, images.shape[1:3], multimask, text)
 
-  def decode(self, embedding: jax.Array, sparse: list[jax.Array], masks: jax.Array | None,
-             image_size: tuple[int, int], multimask: bool = False, text: jax.Array | None = None,
-             sparse_mask: jax.Array | None = None) -> Output:
+  def decode(
+    self,
+    embedding: jax.Array,
+    sparse: list[jax.Array],
+    masks: jax.Array | None,
+    image_size: tuple[int, int],
+    multimask: bool = False,
+    text: jax.Array | None = None,
+    sparse_mask: jax.Array | None = None,
+  ) -> Output:
     """Masks from an image embedding [B, h, w, C] and a list of sparse tokens [B, *, C].
 
     `sparse_mask`, bool [B, P] over all sparse tokens, is False at filling that must not count; None if there is none.
@@ -102,7 +134,13 @@ class DitSam(nnx.Module):
     for one, other in (('token_ids', 'token_mask'), ('points', 'point_labels')):
       if (prompts[one] is None) != (prompts[other] is None):
         raise ValueError(f'{one} and {other} go together; only one of them was given')
-    sizes = {'B': images.shape[0], '2': 2, '4': 4, '4h': 4 * images.shape[1] // patch, '4w': 4 * images.shape[2] // patch}
+    sizes = {
+      'B': images.shape[0],
+      '2': 2,
+      '4': 4,
+      '4h': 4 * images.shape[1] // patch,
+      '4w': 4 * images.shape[2] // patch,
+    }
     for name, axes in _PROMPT_AXES.items():
       if prompts[name] is None:
         continue

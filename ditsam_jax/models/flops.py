@@ -18,8 +18,10 @@ def forward_flops(config: DitSamConfig, *, prompts: int = 1, prompt_tokens: int 
     prompt_tokens: sparse tokens of each; None for a sentence of `max_text_tokens`.
   """
   text = config.max_text_tokens if prompt_tokens is None else 0
-  parts = {'image_encoder': _image_encoder(config, text),
-           'mask_decoder': prompts * _mask_decoder(config, text if prompt_tokens is None else prompt_tokens)}
+  parts = {
+    'image_encoder': _image_encoder(config, text),
+    'mask_decoder': prompts * _mask_decoder(config, text if prompt_tokens is None else prompt_tokens),
+  }
   if text:
     parts['text_encoder'] = _text_encoder(config)
     parts['text_proj'] = 2 * text * config.text_encoder.width * config.mask_decoder.width
@@ -46,18 +48,18 @@ def _attention(queries: int, keys: int, width: int) -> int:
 
 
 def _image_encoder(config: DitSamConfig, text: int) -> int:
-  encoder, tokens, grid = config.image_encoder, config.grid ** 2, config.grid
+  encoder, tokens, grid = config.image_encoder, config.grid**2, config.grid
   width = encoder.width
-  flops = _linear(tokens, 3 * encoder.patch_size ** 2, width)
+  flops = _linear(tokens, 3 * encoder.patch_size**2, width)
   slots = text if config.fusion != 'none' else 0
   for block in range(encoder.depth):
     window = encoder.window(block)
     windows = (-(-grid // window)) ** 2 if window else 1
     side = window or grid
-    rows = slots + windows * side ** 2  # filled up to whole windows
+    rows = slots + windows * side**2  # filled up to whole windows
     flops += _linear(rows, width, 3 * width) + _linear(rows, width, width)
-    flops += windows * _attention(slots + side ** 2, slots + side ** 2, width)
-    flops += windows * 2 * (2 * side ** 3 * width)  # relative positions: every query with its rows and columns
+    flops += windows * _attention(slots + side**2, slots + side**2, width)
+    flops += windows * 2 * (2 * side**3 * width)  # relative positions: every query with its rows and columns
     flops += _linear(slots + tokens, width, encoder.mlp_ratio * width, width)
   out = config.mask_decoder.width
   return flops + _linear(tokens, width, out) + 9 * _linear(tokens, out, out)
@@ -82,13 +84,14 @@ def _text_encoder(config: DitSamConfig) -> int:
 
 
 def _mask_decoder(config: DitSamConfig, prompt_tokens: int) -> int:
-  decoder, image = config.mask_decoder, config.grid ** 2
+  decoder, image = config.mask_decoder, config.grid**2
   width, inner, tokens = decoder.width, decoder.width // 2, 1 + MASK_TOKENS + prompt_tokens
   # Queries and output of one side, keys and values of the other: two products each, either way round.
   look = 2 * (_linear(tokens, width, inner) + _linear(image, width, inner)) + _attention(tokens, image, inner)
   itself = 4 * _linear(tokens, width, width) + _attention(tokens, tokens, width)
   flops = decoder.depth * (itself + 2 * look + _linear(tokens, width, decoder.mlp_width, width)) + look
   flops += _linear(image, width, width) + _linear(4 * image, width // 4, width // 2)  # up-scaling, twice
-  flops += _linear(1, width, width, width, width // 8) + _linear(1, width, decoder.iou_hidden, decoder.iou_hidden,
-                                                                 MASK_TOKENS)
+  flops += _linear(1, width, width, width, width // 8) + _linear(
+    1, width, decoder.iou_hidden, decoder.iou_hidden, MASK_TOKENS
+  )
   return flops + 2 * 16 * image * width // 8

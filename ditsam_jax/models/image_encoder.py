@@ -1,19 +1,19 @@
 """SAM's ViT (arXiv 2304.02643), once, for every fusion."""
 
-from collections.abc import Callable
 import functools
+from collections.abc import Callable
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from ditsam_jax.models import layers
 from ditsam_jax.models.config import DitSamConfig, ImageEncoderConfig
 from ditsam_jax.models.instruction import make_instruction
-from ditsam_jax.models.partition import module_at_use
+from ditsam_jax.models.weights import module_at_use
 from ditsam_jax.ops.attention import attention, relative_terms
-from ditsam_jax.ops.partition import BATCH, TENSOR, axis_size, shard, shard_rows
 from ditsam_jax.ops.resize import resize_grid, resize_rows
+from ditsam_jax.parallel.activations import BATCH, TENSOR, axis_size, shard, shard_rows
 
 EPSILON = 1e-6
 
@@ -21,9 +21,9 @@ BLOCKS = 'image_encoder.blocks'
 
 # What the backward pass of a block finds saved, besides the block's input, and what it computes once more.
 REMAT = {
-    'none': jax.checkpoint_policies.everything_saveable,
-    'attention': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # linear layers saved, attention recomputed
-    'block': jax.checkpoint_policies.nothing_saveable,
+  'none': jax.checkpoint_policies.everything_saveable,
+  'attention': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # linear layers saved, attention recomputed
+  'block': jax.checkpoint_policies.nothing_saveable,
 }
 
 
@@ -79,10 +79,12 @@ class Attention(nnx.Module):
     batch, length, width = x.shape
     if axis_size(TENSOR) == 1:
       return self.qkv(x).reshape(batch, length, 3, self.heads, -1).transpose(2, 0, 3, 1, 4)
+
     # The columns are stored as [3, H, D]. Ordered by head first, a contiguous share of them is a share of the heads.
     def by_head(weight):
       weight = weight.reshape(*weight.shape[:-1], 3, self.heads, -1).swapaxes(-3, -2)
       return shard(weight, *[None] * (weight.ndim - 3), TENSOR, None, None).reshape(*weight.shape[:-3], -1)
+
     qkv = x.reshape(-1, width) @ by_head(self.qkv.kernel[...]) + by_head(self.qkv.bias[...])
     qkv = shard(qkv.reshape(batch, length, self.heads, 3, -1), BATCH, None, TENSOR, None, None)
     return qkv.transpose(3, 0, 2, 1, 4)
@@ -114,7 +116,7 @@ class Block(nnx.Module):
     (h, w), side = grid, self.window
     batch, length, width = x.shape
     rows, columns = -(-h // side), -(-w // side)
-    slots, x = x[:, :length - h * w], x[:, length - h * w:]
+    slots, x = x[:, : length - h * w], x[:, length - h * w :]
     x = jnp.pad(x.reshape(batch, h, w, width), ((0, 0), (0, rows * side - h), (0, columns * side - w), (0, 0)))
     x = x.reshape(batch, rows, side, columns, side, width).swapaxes(2, 3).reshape(batch, -1, side * side, width)
     slots, x = self.attn.in_windows(slots, x, side)
@@ -161,8 +163,7 @@ class ImageEncoder(nnx.Module):
     for block in self.blocks:
       block.attn.implementation = attention
 
-  def __call__(self, images: jax.Array, text: jax.Array | None = None, *,
-               rngs: nnx.Rngs | None = None) -> jax.Array:
+  def __call__(self, images: jax.Array, text: jax.Array | None = None, *, rngs: nnx.Rngs | None = None) -> jax.Array:
     """Image embedding.
 
     Args:
@@ -180,8 +181,11 @@ class ImageEncoder(nnx.Module):
     instruction = None if text is None else self.instruction
     features = None if instruction is None else instruction.features(text)
     if self.scan and self._alike(instruction):
-      slots = None if instruction is None else jnp.stack(
-          [instruction.slots(i, features, None, rngs) for i in range(len(self.blocks))])
+      slots = (
+        None
+        if instruction is None
+        else jnp.stack([instruction.slots(i, features, None, rngs) for i in range(len(self.blocks))])
+      )
       x = self._scanned(x, (h, w), slots)
     else:
       slots = None
@@ -202,6 +206,7 @@ class ImageEncoder(nnx.Module):
     def body(x, layer):
       weights, slots = layer
       return _run(nnx.merge(graph, weights), 0, grid, slots, x)[1], None
+
     return jax.lax.scan(self._rematerialised(body), x, (weights, slots))[0]
 
   def _rematerialised(self, function: Callable) -> Callable:
@@ -210,14 +215,15 @@ class ImageEncoder(nnx.Module):
     return jax.checkpoint(function, policy=REMAT[self.remat], prevent_cse=not self.scan)
 
 
-def _run(block: Block, index: int, grid: tuple[int, int], slots: jax.Array | None,
-         x: jax.Array) -> tuple[jax.Array | None, jax.Array]:
+def _run(
+  block: Block, index: int, grid: tuple[int, int], slots: jax.Array | None, x: jax.Array
+) -> tuple[jax.Array | None, jax.Array]:
   """A block over [text slots, image tokens]; both, apart again."""
   block = module_at_use(block, f'{BLOCKS}.{index}')
   if slots is None:
     return None, block(x, grid)
   x = block(jnp.concatenate([slots, x], axis=1), grid)
-  return x[:, :slots.shape[1]], x[:, slots.shape[1]:]
+  return x[:, : slots.shape[1]], x[:, slots.shape[1] :]
 
 
 def _weights(block: Block, grid: tuple[int, int]) -> nnx.State:

@@ -5,9 +5,9 @@ image; `slots(i, y, previous)` gives the slots [B, T, C] that block i starts wit
 slots after block i-1 (None at block 0).
 """
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from ditsam_jax.models import layers
 from ditsam_jax.models.config import DitSamConfig
@@ -22,6 +22,7 @@ def _zero_linear(width: int, rngs: nnx.Rngs) -> layers.Linear:
 
 class Instruction(nnx.Module):
   """Base: the features are used as they are."""
+
   travels = True  # whether slots(i) reads the slots after block i-1
 
   def features(self, y: jax.Array) -> jax.Array:
@@ -33,6 +34,7 @@ class Instruction(nnx.Module):
 
 class LayerWise(Instruction):
   """L-DIT: every block gets its own projection of the text."""
+
   travels = False
 
   def __init__(self, config: DitSamConfig, *, rngs: nnx.Rngs):
@@ -46,6 +48,7 @@ class LayerWise(Instruction):
 
 class EndToEnd(LayerWise):
   """E-DIT: the projected text enters at block 0 and travels on, projected again before every block."""
+
   travels = True
 
   def slots(self, i, y, previous, rngs):
@@ -82,6 +85,7 @@ class EndToEndTokens(Instruction):
 
 class LayerWiseTokens(Instruction):
   """L-DIT with learnt tokens added to the text instead of projections."""
+
   travels = False
 
   def __init__(self, config: DitSamConfig, *, rngs: nnx.Rngs):
@@ -115,13 +119,13 @@ class CrossAttend(nnx.Module):
     self.out_proj = layers.Linear(CROSS_WIDTH, width, rngs=rngs)
 
   def __call__(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
-    q, k, v = (layers.split_heads(x, CROSS_HEADS)
-               for x in (self.q_proj(queries), self.k_proj(keys), self.v_proj(keys)))
+    q, k, v = (layers.split_heads(x, CROSS_HEADS) for x in (self.q_proj(queries), self.k_proj(keys), self.v_proj(keys)))
     return self.out_proj(layers.merge_heads(layers.dot_product_attention(q, k, v)))
 
 
 class CrossAttention(LayerWise):
   """The projected text plus what it attends to in the slots that come out of the block before."""
+
   travels = True
 
   def __init__(self, config: DitSamConfig, *, rngs: nnx.Rngs):
@@ -137,8 +141,14 @@ class CrossAttention(LayerWise):
     return self.ln[i - 1](projected + self.dropout(self.cross[i - 1](y, previous), rngs=rngs))
 
 
-_FUSIONS = {'layer_wise': LayerWise, 'e2e': EndToEnd, 'layer_wise_vith': LayerWiseProjected,
-            'e2e_token': EndToEndTokens, 'token_layer_wise': LayerWiseTokens, 'cross_attention': CrossAttention}
+_FUSIONS = {
+  'layer_wise': LayerWise,
+  'e2e': EndToEnd,
+  'layer_wise_vith': LayerWiseProjected,
+  'e2e_token': EndToEndTokens,
+  'token_layer_wise': LayerWiseTokens,
+  'cross_attention': CrossAttention,
+}
 
 
 def make_instruction(config: DitSamConfig, *, rngs: nnx.Rngs) -> Instruction | None:

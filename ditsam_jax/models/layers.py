@@ -1,19 +1,19 @@
 """Layers that the encoders and the decoder share."""
 
-from collections.abc import Callable, Iterator
 import contextlib
 import functools
+from collections.abc import Callable, Iterator
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 
 def gelu(x: jax.Array) -> jax.Array:
   """Exact GELU, x [...], in PyTorch's form; on CPU half the cost of jax.nn.gelu's, which goes through erfc."""
   wide = at_least_f32(x)
-  return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5 ** 0.5))).astype(x.dtype)
+  return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
 class _CountingStream(nnx.RngStream):
@@ -174,8 +174,13 @@ def merge_heads(x: jax.Array) -> jax.Array:
   return x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1)
 
 
-def dot_product_attention(q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None,
-                          drop: Callable[[jax.Array], jax.Array] | None = None) -> jax.Array:
+def dot_product_attention(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  bias: jax.Array | None = None,
+  drop: Callable[[jax.Array], jax.Array] | None = None,
+) -> jax.Array:
   """Plain attention on [B, H, N, D], with `bias` added to the logits and `drop` applied to the probabilities."""
   logits = at_least_f32((q * q.shape[-1] ** -0.5) @ k.swapaxes(-1, -2))
   if bias is not None:

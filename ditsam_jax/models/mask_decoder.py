@@ -1,8 +1,8 @@
 """SAM's mask decoder: two-way transformer, up-scaling, hypernetworks."""
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from ditsam_jax.models import layers
 from ditsam_jax.models.config import MaskDecoderConfig
@@ -42,8 +42,14 @@ class TwoWayBlock(nnx.Module):
     self.cross_attn_image_to_token = Attention(width, heads, 2, rngs=rngs)
     self.norm4 = layers.LayerNorm(width, TRANSFORMER_EPSILON)
 
-  def __call__(self, tokens: jax.Array, image: jax.Array, token_pe: jax.Array, image_pe: jax.Array,
-               token_bias: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+  def __call__(
+    self,
+    tokens: jax.Array,
+    image: jax.Array,
+    token_pe: jax.Array,
+    image_pe: jax.Array,
+    token_bias: jax.Array | None = None,
+  ) -> tuple[jax.Array, jax.Array]:
     """tokens, token_pe: [B, M, C]; image, image_pe: [B or 1, h*w, C]; token_bias: [B, 1, 1, M], for tokens as keys."""
     if self.first:  # no positions and no residual in the first block
       tokens = self.self_attn(tokens, tokens, tokens, token_bias)
@@ -66,8 +72,9 @@ class TwoWayTransformer(nnx.Module):
     self.final_attn_token_to_image = Attention(config.width, config.heads, 2, rngs=rngs)
     self.norm_final_attn = layers.LayerNorm(config.width, TRANSFORMER_EPSILON)
 
-  def __call__(self, image: jax.Array, image_pe: jax.Array, tokens: jax.Array,
-               token_bias: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+  def __call__(
+    self, image: jax.Array, image_pe: jax.Array, tokens: jax.Array, token_bias: jax.Array | None = None
+  ) -> tuple[jax.Array, jax.Array]:
     token_pe = tokens
     for layer in self.layers:
       tokens, image = layer(tokens, image, token_pe, image_pe, token_bias)
@@ -88,11 +95,19 @@ class MaskDecoder(nnx.Module):
     self.upscale_norm = layers.LayerNorm(width // 4, UPSCALING_EPSILON)
     self.upscale2 = layers.UpConv2(width // 4, width // 8, rngs=rngs)
     self.output_hypernetworks_mlps = nnx.List(
-        layers.Mlp(width, width, width // 8, 3, rngs=rngs) for _ in range(MASK_TOKENS))
+      layers.Mlp(width, width, width // 8, 3, rngs=rngs) for _ in range(MASK_TOKENS)
+    )
     self.iou_prediction_head = layers.Mlp(width, config.iou_hidden, MASK_TOKENS, 3, rngs=rngs)
 
-  def __call__(self, image: jax.Array, image_pe: jax.Array, sparse: jax.Array, dense: jax.Array,
-               multimask: bool = False, sparse_mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+  def __call__(
+    self,
+    image: jax.Array,
+    image_pe: jax.Array,
+    sparse: jax.Array,
+    dense: jax.Array,
+    multimask: bool = False,
+    sparse_mask: jax.Array | None = None,
+  ) -> tuple[jax.Array, jax.Array]:
     """Masks for one prompt an image.
 
     Args:
@@ -113,8 +128,9 @@ class MaskDecoder(nnx.Module):
     bias = None if sparse_mask is None else _bias(sparse_mask, tokens.dtype)
     tokens, image = self.transformer(image, image_pe.reshape(1, h * w, width), tokens, bias)
     wanted = slice(1, MASK_TOKENS) if multimask else slice(0, 1)
-    hyper = jnp.stack([self.output_hypernetworks_mlps[i](tokens[:, 1 + i])
-                       for i in range(MASK_TOKENS)[wanted]], axis=1)  # [B, M, C/8]
+    hyper = jnp.stack(
+      [self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in range(MASK_TOKENS)[wanted]], axis=1
+    )  # [B, M, C/8]
     iou = self.iou_prediction_head(tokens[:, 0])[:, wanted]
     return self._masks(image, hyper, (h, w)), iou
 

@@ -1,9 +1,9 @@
 """SAM's prompt encoder: points, boxes and masks; DIT's text tokens join the sparse prompts."""
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from ditsam_jax.models import layers
 from ditsam_jax.models.config import MaskDecoderConfig
@@ -80,8 +80,9 @@ class PromptEncoder(nnx.Module):
     labels = jnp.broadcast_to(jnp.asarray([2, 3]), corners.shape[:2])
     return self.embed_points(corners, labels, image_size)
 
-  def sparse(self, points: jax.Array | None, labels: jax.Array | None, boxes: jax.Array | None,
-             image_size: tuple[int, int]) -> list[jax.Array]:
+  def sparse(
+    self, points: jax.Array | None, labels: jax.Array | None, boxes: jax.Array | None, image_size: tuple[int, int]
+  ) -> list[jax.Array]:
     """Sparse tokens of points and boxes, as a list to be joined; points without a box get SAM's padding point."""
     tokens = []
     if points is not None:

@@ -1,12 +1,12 @@
 """BERT (arXiv 1810.04805), as Hugging Face's BertModel computes it; last layer's states, no pooling."""
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
+from flax import nnx
 
 from ditsam_jax.models import layers
 from ditsam_jax.models.config import TextEncoderConfig
-from ditsam_jax.ops.partition import shard_rows
+from ditsam_jax.parallel.activations import shard_rows
 
 EPSILON = 1e-12
 PADDING = 0  # the id of [PAD]
@@ -22,6 +22,7 @@ class Embeddings(nnx.Module):
   def __init__(self, config: TextEncoderConfig, *, rngs: nnx.Rngs):
     def table(rows):
       return nnx.Embed(rows, config.width, embedding_init=nnx.initializers.normal(0.02), rngs=rngs)
+
     self.word_embeddings = table(config.vocab_size)
     self.position_embeddings = table(config.max_positions)
     self.token_type_embeddings = table(2)
@@ -56,6 +57,7 @@ class Layer(nnx.Module):
   def __call__(self, x: jax.Array, bias: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
     def drop(y):
       return self.dropout(y, rngs=rngs)
+
     q, k, v = (layers.split_heads(project(x), self.heads) for project in (self.query, self.key, self.value))
     attended = layers.merge_heads(layers.dot_product_attention(q, k, v, bias, drop))
     x = self.attention_norm(x + drop(self.attention_output(attended)))

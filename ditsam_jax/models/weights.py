@@ -2,8 +2,11 @@
 
 from typing import Any
 
-from flax import nnx
 import jax.numpy as jnp
+from flax import nnx
+
+from ditsam_jax.parallel.activations import FSDP, axis_size
+from ditsam_jax.parallel.weights import at_use
 
 
 def weights_of(model: nnx.Module) -> dict[str, nnx.Variable]:
@@ -35,3 +38,14 @@ def is_weight(path: tuple, value: Any) -> bool:
   """An NNX filter: what belongs into a checkpoint (parameters, buffers), not the random streams."""
   del path
   return isinstance(value, nnx.Variable) and not isinstance(value, nnx.RngState)
+
+
+def module_at_use(module: nnx.Module, path: str) -> nnx.Module:
+  """A copy of a module whose weights are gathered; `path` is where in the whole model it is."""
+  if axis_size(FSDP) == 1:
+    return module
+  graph, state, rest = nnx.split(module, is_weight, ...)
+  variables = {f'{path}.{dotted(key)}': (key, variable) for key, variable in nnx.to_flat_state(state)}
+  weights = at_use({name: variable[...] for name, (_, variable) in variables.items()})
+  state = nnx.from_flat_state([(key, variable.replace(weights[name])) for name, (key, variable) in variables.items()])
+  return nnx.merge(graph, state, rest)

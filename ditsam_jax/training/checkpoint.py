@@ -12,19 +12,20 @@ Older checkpoints go only after that. With several hosts the first one does all 
 import dataclasses
 import json
 import os
-from pathlib import Path
 import shutil
 import threading
+from pathlib import Path
 from typing import Any
 
 import grain
 import jax
-from jax.experimental import multihost_utils
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 
-from ditsam_jax import distributed
-from ditsam_jax.command_line import UserError, say
+from ditsam_jax.errors import UserError
+from ditsam_jax.parallel import distributed
+from ditsam_jax.terminal import say
 from ditsam_jax.training import manifest
 from ditsam_jax.training.step import TrainState
 from ditsam_jax.training.workdir import differences
@@ -35,6 +36,7 @@ _NONE, _NONE_WHOLE = -1, -2  # instead of the number of a checkpoint
 @dataclasses.dataclass
 class Progress:
   """What a run knows beside its state."""
+
   evaluated: int = 0  # step of the last evaluation on the validation split
   best_step: int | None = None  # of the highest score there, whose checkpoint is kept
   best_score: float | None = None
@@ -67,8 +69,10 @@ class Checkpoints:
     newest = _newest_whole(self._folder) if distributed.is_first() else _NONE
     newest = int(multihost_utils.broadcast_one_to_all(np.int32(newest)))
     if newest == _NONE_WHOLE:
-      raise UserError(f'no checkpoint in {self._folder} is whole, so this run cannot go on; choose another --workdir, '
-                      f'or delete that folder to begin again')
+      raise UserError(
+        f'no checkpoint in {self._folder} is whole, so this run cannot go on; choose another --workdir, '
+        f'or delete that folder to begin again'
+      )
     # Whole ones, as far as is known. Another host's view of the folder may be older than that of the first.
     self._steps = [step for step in _numbers(self._folder) if step < newest] + ([newest] if newest != _NONE else [])
     self._orbax = ocp.StandardCheckpointer()
@@ -102,8 +106,13 @@ class Checkpoints:
     step = int(state.step)
     if step in self._steps:
       return
-    run = {'step': step, 'random_state': {'seed': self._config.get('seed'), 'step': step},
-           'position': iterator.get_state(), 'progress': dataclasses.asdict(progress), 'config': self._config}
+    run = {
+      'step': step,
+      'random_state': {'seed': self._config.get('seed'), 'step': step},
+      'position': iterator.get_state(),
+      'progress': dataclasses.asdict(progress),
+      'config': self._config,
+    }
     self._writing = step
     folder = self._folder / f'{step}.writing'
     try:
@@ -159,8 +168,9 @@ class Checkpoints:
       restored = self._orbax.restore(folder / 'state', {name: _abstract(x) for name, x in _flatten(state).items()})
     except Exception as error:
       reason = str(error).strip().split('\n')[0][:200]
-      raise UserError(f'checkpoint {folder} cannot be read ({reason}); use the version that wrote it, or choose a new '
-                      f'--workdir') from error
+      raise UserError(
+        f'checkpoint {folder} cannot be read ({reason}); use the version that wrote it, or choose a new --workdir'
+      ) from error
     if changed := differences(run['config'], self._config):
       raise UserError(f'checkpoint {folder} is of another config ({"; ".join(changed[:4])}); choose another --workdir')
     iterator.set_state(run['position'])
@@ -184,7 +194,7 @@ class Checkpoints:
       _clear_leftovers(self._folder)
 
   def _prune(self, newest: int, best: int | None) -> None:
-    kept = {*(self._steps + [newest])[-self._keep:], best}
+    kept = {*(self._steps + [newest])[-self._keep :], best}
     for step in _numbers(self._folder):
       if step not in kept:
         _discard(self._folder / str(step))

@@ -13,8 +13,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ditsam_jax.command_line import UserError
 from ditsam_jax.data.shapes.scenes import ScenesConfig
+from ditsam_jax.errors import UserError
 from ditsam_jax.models import config as models
 from ditsam_jax.models.image_encoder import REMAT
 from ditsam_jax.ops.attention.choice import fastest, why_not
@@ -28,8 +28,10 @@ DATA_SETS = ('shapes', 'refcoco', 'refcoco+', 'refcocog', 'grefcoco')
 def recipe(data_set: str) -> ConfigDict:
   """The config of L-DIT on a data set. Raises UserError for an unknown one."""
   if data_set not in DATA_SETS:
-    raise UserError(f'config: data set {data_set!r} is unknown; choose one of {", ".join(DATA_SETS)} '
-                    f'(--config=configs/ldit.py:shapes)')
+    raise UserError(
+      f'config: data set {data_set!r} is unknown; choose one of {", ".join(DATA_SETS)} '
+      f'(--config=configs/ldit.py:shapes)'
+    )
   return _shapes() if data_set == 'shapes' else _release(data_set)
 
 
@@ -62,12 +64,15 @@ def _release(data_set: str) -> ConfigDict:
   data.threads = 8  # that read and augment, per process
   data.processes = 0  # worker processes; 0 reads in the main one
   data.in_memory = False  # keep decoded pixels; for small images that are visited many times
-  data.augmentation = ConfigDict(dict(
+  data.augmentation = ConfigDict(
+    dict(
       scale_steps=7,  # long side to one of S - 32 i, i < scale_steps
       scale_stride=32,
       jitter_probability=0.8,
       jitter_strength=0.4,  # brightness, contrast, saturation by factors in 1 -+ this
-      flip_probability=0.5))  # with 'left' and 'right' swapped in the text
+      flip_probability=0.5,
+    )
+  )  # with 'left' and 'right' swapped in the text
 
   config.optimizer = optimizer = ConfigDict()
   optimizer.name = 'adam'  # or 'muon': Muon for the transformers' matrices, Adam for the rest
@@ -83,7 +88,9 @@ def _release(data_set: str) -> ConfigDict:
   config.loss = ConfigDict(dict(bce=1.0, dice=0.0, iou=0.0))  # weights, see training/loss.py
   config.ema = 0.9997  # limit of the average's decay
 
-  config.mesh = ConfigDict(dict(data=-1, fsdp=-1, tensor=1))  # devices along each axis, -1: the rest; training/sharding.py
+  config.mesh = ConfigDict(
+    dict(data=-1, fsdp=-1, tensor=1)
+  )  # devices along each axis, -1: the rest; parallel/sharding.py
   config.dtype = 'float32'  # what the model computes in, or 'bfloat16'; parameters, moments and loss are f32
   config.accumulate = 1  # parts a batch is taken in, one after the other
   config.remat = 'none'  # what the backward pass recomputes of a block: 'none', 'attention' or all of the 'block'
@@ -149,7 +156,7 @@ def attention_for(model: models.DitSamConfig, platform: str, dtype) -> str:
   """
   encoder = model.image_encoder
   sides = {encoder.window(block) or model.grid for block in range(encoder.depth)}
-  shapes = [(dtype, encoder.width // encoder.heads, side ** 2 + model.max_text_tokens, 2 * side) for side in sides]
+  shapes = [(dtype, encoder.width // encoder.heads, side**2 + model.max_text_tokens, 2 * side) for side in sides]
   if model.attention == 'auto':
     return fastest(platform, *shapes)
   for problem in filter(None, (why_not(model.attention, platform, *shape) for shape in shapes)):
@@ -159,30 +166,53 @@ def attention_for(model: models.DitSamConfig, platform: str, dtype) -> str:
 
 def check(config: ConfigDict) -> None:
   """Raises UserError on the first value that cannot be, naming the field."""
+
   def expect(holds: bool, field: str, value: Any, expected: str):
     if not holds:
       raise UserError(f'config.{field} is {value!r}; expected {expected}')
+
   expect(config.task in ('text', 'prompts'), 'task', config.task, "'text' or 'prompts'")
-  expect(config.task == 'prompts' or config.model.text_encoder, 'model.text_encoder', config.model.text_encoder,
-         "a text encoder for task 'text'")
-  for field in ('total_steps', 'log_every', 'checkpoint_every', 'keep_checkpoints', 'eval_batch_size', 'eval_samples',
-                'accumulate', 'max_skipped'):
+  expect(
+    config.task == 'prompts' or config.model.text_encoder,
+    'model.text_encoder',
+    config.model.text_encoder,
+    "a text encoder for task 'text'",
+  )
+  for field in (
+    'total_steps',
+    'log_every',
+    'checkpoint_every',
+    'keep_checkpoints',
+    'eval_batch_size',
+    'eval_samples',
+    'accumulate',
+    'max_skipped',
+  ):
     expect(config[field] >= 1, field, config[field], 'a whole number from 1')
   expect(config.eval_every >= 0, 'eval_every', config.eval_every, 'a whole number from 0')
   expect(config.dtype in ('float32', 'bfloat16'), 'dtype', config.dtype, "'float32' or 'bfloat16'")
   expect(config.remat in REMAT, 'remat', config.remat, f'one of {", ".join(REMAT)}')
-  expect(config.on_save_failure in ('continue', 'stop'), 'on_save_failure', config.on_save_failure,
-         "'continue' or 'stop'")
+  expect(
+    config.on_save_failure in ('continue', 'stop'), 'on_save_failure', config.on_save_failure, "'continue' or 'stop'"
+  )
   expect(0 <= config.ema < 1, 'ema', config.ema, 'a number from 0 to below 1')
   for field in ('batch_size', 'objects_per_image', 'threads'):
     expect(config.data[field] >= 1, f'data.{field}', config.data[field], 'a whole number from 1')
   optimizer = config.optimizer
   expect(optimizer.name in ('adam', 'muon'), 'optimizer.name', optimizer.name, "'adam' or 'muon'")
   expect(optimizer.learning_rate > 0, 'optimizer.learning_rate', optimizer.learning_rate, 'a number above 0')
-  expect(0 <= optimizer.warmup_steps < config.total_steps, 'optimizer.warmup_steps', optimizer.warmup_steps,
-         f'0 to below total_steps ({config.total_steps})')
-  expect(config.final_split in ('train', 'val', 'test', 'testA', 'testB'), 'final_split', config.final_split,
-         'a split: val or test for shapes')
+  expect(
+    0 <= optimizer.warmup_steps < config.total_steps,
+    'optimizer.warmup_steps',
+    optimizer.warmup_steps,
+    f'0 to below total_steps ({config.total_steps})',
+  )
+  expect(
+    config.final_split in ('train', 'val', 'test', 'testA', 'testB'),
+    'final_split',
+    config.final_split,
+    'a split: val or test for shapes',
+  )
 
 
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:

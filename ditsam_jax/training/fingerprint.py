@@ -3,8 +3,8 @@
 import hashlib
 
 import jax
-from jax.experimental import multihost_utils
 import numpy as np
+from jax.experimental import multihost_utils
 
 
 def weights_sha256(**parts: dict[str, jax.Array]) -> str:

@@ -3,17 +3,17 @@
 import json
 import math
 import os
-from pathlib import Path
 import socket
 import struct
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
+import tqdm
 from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
-import tqdm
 
 
 class RunLog:
@@ -32,12 +32,20 @@ class RunLog:
   def __init__(self, workdir: Path, *, first_step: int, evaluated: int, total_steps: int):
     lines = workdir / 'train_log.jsonl'
     self._told = False
-    self._bar = tqdm.tqdm(total=total_steps, initial=first_step, desc='training', unit=' steps', mininterval=1.0,
-                          file=sys.stderr, dynamic_ncols=True)
+    self._bar = tqdm.tqdm(
+      total=total_steps,
+      initial=first_step,
+      desc='training',
+      unit=' steps',
+      mininterval=1.0,
+      file=sys.stderr,
+      dynamic_ncols=True,
+    )
     self._shown: dict[str, str] = {}
     self._lines = _Appended(lines)
-    self._events = _Appended(workdir / 'tensorboard' / f'events.out.tfevents.{time.time():.0f}.{socket.gethostname()}'
-                                                       f'.{os.getpid()}')
+    self._events = _Appended(
+      workdir / 'tensorboard' / f'events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}'
+    )
     self._write(_take_back, lines, first_step, evaluated)
     self._event(file_version='brain.Event:2')
     if first_step:  # TensorBoard forgets what was told of later steps

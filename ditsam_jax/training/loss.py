@@ -4,8 +4,15 @@ import jax
 import jax.numpy as jnp
 
 
-def mask_loss(logits: jax.Array, target: jax.Array, predicted_iou: jax.Array, *, bce: float = 1.0, dice: float = 0.0,
-              iou: float = 0.0) -> tuple[jax.Array, dict[str, jax.Array]]:
+def mask_loss(
+  logits: jax.Array,
+  target: jax.Array,
+  predicted_iou: jax.Array,
+  *,
+  bce: float = 1.0,
+  dice: float = 0.0,
+  iou: float = 0.0,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Weighted sum of the losses of REFERENCE's recipe (bce alone) and of SAM's (dice, predicted IoU).
 
   Args:

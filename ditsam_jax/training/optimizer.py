@@ -4,45 +4,54 @@ import re
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 import optax
 import optax.contrib
+from ml_collections import ConfigDict
 
-from ditsam_jax.command_line import UserError
+from ditsam_jax.errors import UserError
 
 # Names that stand for a part of the model in `freeze`; anything else is a regular expression over parameter paths.
 FREEZE_GROUPS = {
-    'image_encoder': r'image_encoder\.(?!instruction\.)',  # SAM's pre-trained part, not the text projections
-    'text_encoder': r'text_encoder\.',
-    'prompt_encoder': r'prompt_encoder\.',
-    'mask_decoder': r'mask_decoder\.',
+  'image_encoder': r'image_encoder\.(?!instruction\.)',  # SAM's pre-trained part, not the text projections
+  'text_encoder': r'text_encoder\.',
+  'prompt_encoder': r'prompt_encoder\.',
+  'mask_decoder': r'mask_decoder\.',
 }
 
 
 def schedule(peak: float, *, start: float, end: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
   """Linear warm-up from `start` to `peak`, then cosine to `end`; the first update uses the value at step 0."""
+
   def rate(step):
     step = jnp.asarray(step, jnp.float32)
     warm = start + (peak - start) * step / max(warmup_steps, 1)
     progress = jnp.clip((step - warmup_steps) / max(total_steps - warmup_steps, 1), 0.0, 1.0)
     cosine = end + 0.5 * (peak - end) * (1 + jnp.cos(jnp.pi * progress))
     return jnp.where(step < warmup_steps, warm, cosine)
+
   return rate
 
 
 def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
   """torch.nn.utils.clip_grad_norm_: the factor is limit / (norm + 1e-6), at most 1."""
+
   def update(updates, state, params=None):
     del params
     factor = jnp.minimum(1.0, limit / (optax.tree.norm(updates) + 1e-6))
     return jax.tree.map(lambda g: g * factor, updates), state
+
   return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def make_optimizer(config: ConfigDict, total_steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """Optimiser and its learning-rate schedule from `config.optimizer`."""
-  rate = schedule(config.learning_rate, start=config.warmup_start, end=config.min_learning_rate,
-                  warmup_steps=config.warmup_steps, total_steps=total_steps)
+  rate = schedule(
+    config.learning_rate,
+    start=config.warmup_start,
+    end=config.min_learning_rate,
+    warmup_steps=config.warmup_steps,
+    total_steps=total_steps,
+  )
   parts = [clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
   adam = optax.scale_by_adam(config.beta1, config.beta2, config.epsilon)
   parts.append(adam if config.name == 'adam' else _muon(adam))
@@ -56,12 +65,17 @@ def _muon(adam: optax.GradientTransformation) -> optax.GradientTransformation:
 
   Updates of a matrix are scaled to the root mean square that Adam's have (0.2), so one learning rate serves both.
   """
+
   def label(params):
     return {name: 'muon' if x.ndim == 2 and name.endswith('kernel') else 'adam' for name, x in params.items()}
+
   def matrices(params):
     return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(), params)
-  muon = optax.chain(optax.contrib.scale_by_muon(weight_dimension_numbers=matrices), optax.stateless(
-      lambda updates, _: jax.tree.map(lambda u: u * 0.2 * max(u.shape) ** 0.5, updates)))
+
+  muon = optax.chain(
+    optax.contrib.scale_by_muon(weight_dimension_numbers=matrices),
+    optax.stateless(lambda updates, _: jax.tree.map(lambda u: u * 0.2 * max(u.shape) ** 0.5, updates)),
+  )
   return optax.multi_transform({'muon': muon, 'adam': adam}, label)
 
 

@@ -7,28 +7,38 @@ import dataclasses
 import functools
 from typing import Any
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
-from ml_collections import ConfigDict
 import numpy as np
 import optax
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
-from ditsam_jax import saved_model
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.weights import weights_of
-from ditsam_jax.training import sharding
+from ditsam_jax.parallel import sharding
+from ditsam_jax.storage import saved_model
 from ditsam_jax.training.config import attention_for
 from ditsam_jax.training.optimizer import freeze_pattern, make_optimizer
-from ditsam_jax.training.step import (Batch, Structure, TrainState, Weights, averaged_model, fresh_state,
-                                      make_train_step, prompt_forward, text_forward)
+from ditsam_jax.training.step import (
+  Batch,
+  Structure,
+  TrainState,
+  Weights,
+  averaged_model,
+  fresh_state,
+  make_train_step,
+  prompt_forward,
+  text_forward,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
   """See the module."""
+
   mesh: Mesh
   structure: Structure
   state: TrainState  # shapes, types and shardings
@@ -45,8 +55,10 @@ class Program:
 
   def assemble(self, rows: dict[str, np.ndarray]) -> Batch:
     """The batch over all hosts, of the rows that this host brings (`sharding.rows_of_this_host`)."""
-    return {name: jax.make_array_from_process_local_data(self.batch[name].sharding, array, self.batch[name].shape)
-            for name, array in rows.items()}
+    return {
+      name: jax.make_array_from_process_local_data(self.batch[name].sharding, array, self.batch[name].shape)
+      for name, array in rows.items()
+    }
 
   def lower(self) -> jax.stages.Lowered:
     """The step, ready to be compiled, without any array."""
@@ -69,7 +81,9 @@ class Program:
     weights = saved_model.read_start(init_from, expected) if init_from else {}
     fresh = {name: array.sharding for name, array in expected.items() if name not in weights}
     if fresh:  # in one program: what is not asked for is never drawn
-      weights |= jax.jit(functools.partial(_fresh_weights, self._model, self._seed, tuple(fresh)), out_shardings=fresh)()
+      weights |= jax.jit(
+        functools.partial(_fresh_weights, self._model, self._seed, tuple(fresh)), out_shardings=fresh
+      )()
     make = functools.partial(fresh_state, trained=set(self.state.params), optimizer=self._optimizer)
     out_shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
     return jax.jit(make, out_shardings=out_shardings, donate_argnums=0)(weights), list(fresh)
@@ -89,22 +103,34 @@ def build(config: ConfigDict, model: DitSamConfig, mesh: Mesh) -> Program:
       model names cannot run there.
   """
   attention = attention_for(model, mesh.devices.flat[0].platform, jnp.dtype(config.dtype))
-  sharding.check_divides(mesh, model, config.data.batch_size, config.accumulate)
+  sharding.check_divides(mesh, model.heads, config.data.batch_size, config.accumulate)
   abstract = nnx.eval_shape(lambda: DitSam(model, rngs=nnx.Rngs(0)))
   saved_model.fill_streams(abstract)
   abstract.train()
   abstract.image_encoder.run_blocks_by(config.remat, config.scan, attention)
   structure = Structure(abstract)
-  weights = {name: jax.ShapeDtypeStruct(variable.shape, variable.dtype) for name, variable in weights_of(abstract).items()}
+  weights = {
+    name: jax.ShapeDtypeStruct(variable.shape, variable.dtype) for name, variable in weights_of(abstract).items()
+  }
   optimizer, rate = make_optimizer(config.optimizer, config.total_steps)
   trained = structure.trained(freeze_pattern(config.freeze))
   state = jax.eval_shape(functools.partial(fresh_state, trained=trained, optimizer=optimizer), weights)
   shardings = sharding.state_shardings(state, weights, mesh)
   step = make_train_step(
-      structure, optimizer, rate, text_forward if config.task == 'text' else prompt_forward,
-      loss_weights=config.loss.to_dict(), ema_limit=config.ema, seed=config.seed, dtype=jnp.dtype(config.dtype),
-      accumulate=config.accumulate, out_shardings=(shardings, sharding.replicated(mesh)))
-  state = jax.tree.map(lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state, shardings)
+    structure,
+    optimizer,
+    rate,
+    text_forward if config.task == 'text' else prompt_forward,
+    loss_weights=config.loss.to_dict(),
+    ema_limit=config.ema,
+    seed=config.seed,
+    dtype=jnp.dtype(config.dtype),
+    accumulate=config.accumulate,
+    out_shardings=(shardings, sharding.replicated(mesh)),
+  )
+  state = jax.tree.map(
+    lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state, shardings
+  )
   return Program(mesh, structure, state, _batch(config, model, mesh), step, optimizer, model, config.seed)
 
 
@@ -114,10 +140,17 @@ def _batch(config: ConfigDict, model: DitSamConfig, mesh: Mesh) -> Batch:
   count = config.data.objects_per_image
   shapes = {'image': ((size, size, 3), jnp.float32)}
   if config.task == 'text':
-    shapes |= {'mask': ((size, size), jnp.uint8), 'token_ids': ((tokens,), jnp.int32), 'token_mask': ((tokens,), jnp.int32)}
+    shapes |= {
+      'mask': ((size, size), jnp.uint8),
+      'token_ids': ((tokens,), jnp.int32),
+      'token_mask': ((tokens,), jnp.int32),
+    }
   else:
-    shapes |= {'points': ((count, 2, 2), jnp.float32), 'labels': ((count, 2), jnp.int32),
-               'masks': ((count, size, size), jnp.uint8)}
+    shapes |= {
+      'points': ((count, 2, 2), jnp.float32),
+      'labels': ((count, 2), jnp.int32),
+      'masks': ((count, size, size), jnp.uint8),
+    }
   place = sharding.rows_sharding(mesh)
   return {name: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=place) for name, (shape, dtype) in shapes.items()}
 

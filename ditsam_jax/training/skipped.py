@@ -6,9 +6,9 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from ditsam_jax import distributed
-from ditsam_jax.command_line import UserError
-from ditsam_jax.files import written_whole
+from ditsam_jax.errors import UserError
+from ditsam_jax.parallel import distributed
+from ditsam_jax.storage.files import written_whole
 
 
 class _Step(NamedTuple):
@@ -41,9 +41,11 @@ class SkippedUpdates:
       return
     in_a_row = int(step.in_a_row)
     if in_a_row >= self._limit:
-      raise UserError(f'loss or gradient were not finite for {in_a_row} steps in a row, up to step {step.number} '
-                      f'(config.max_skipped is {self._limit}); {self._save(step)}; train anew with a lower '
-                      f'config.optimizer.learning_rate, or mend the data')
+      raise UserError(
+        f'loss or gradient were not finite for {in_a_row} steps in a row, up to step {step.number} '
+        f'(config.max_skipped is {self._limit}); {self._save(step)}; train anew with a lower '
+        f'config.optimizer.learning_rate, or mend the data'
+      )
     if in_a_row == 1:
       distributed.tell(f'step {step.number}: loss or gradient are not finite; this update is left out')
 

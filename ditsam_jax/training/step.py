@@ -1,20 +1,20 @@
 """Train state and train step: pure functions of (state, batch)."""
 
-from collections.abc import Callable
 import functools
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 
-from ditsam_jax.command_line import UserError
+from ditsam_jax.errors import UserError
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.image_encoder import BLOCKS
-from ditsam_jax.models.partition import at_use
 from ditsam_jax.models.weights import dotted, is_position, is_weight
+from ditsam_jax.parallel.weights import at_use
 from ditsam_jax.training.loss import mask_loss
 from ditsam_jax.training.optimizer import FREEZE_GROUPS, ema_decay
 
@@ -24,6 +24,7 @@ Weights = dict[str, jax.Array]  # by dotted path: plain dicts cost the dispatch 
 
 class TrainState(NamedTuple):
   """Everything that a step changes, and the frozen weights."""
+
   step: jax.Array  # batches seen, int32 []
   params: Weights  # trained
   ema: Weights  # their moving average, used by evaluation
@@ -42,8 +43,9 @@ class Structure:
   def model(self, *weights: Weights) -> DitSam:
     """The model with these weights (together all of them)."""
     merged = {name: array for part in weights for name, array in part.items()}
-    state = nnx.from_flat_state([(path, variable.replace(merged[name]))
-                                 for name, (path, variable) in self._paths.items()])
+    state = nnx.from_flat_state(
+      [(path, variable.replace(merged[name])) for name, (path, variable) in self._paths.items()]
+    )
     return nnx.merge(self._graph, state, self._streams)
 
   def trained(self, frozen: re.Pattern | None = None) -> set[str]:
@@ -55,8 +57,10 @@ class Structure:
     names = {name for name, (_, variable) in self._paths.items() if isinstance(variable, nnx.Param)}
     trained = {name for name in names if not (frozen and frozen.match(name))}
     if frozen and trained == names:
-      raise UserError(f'config.freeze matches no parameter; name one of {", ".join(FREEZE_GROUPS)}, or a regular '
-                      f'expression over paths such as image_encoder.blocks.0.attn.qkv.kernel')
+      raise UserError(
+        f'config.freeze matches no parameter; name one of {", ".join(FREEZE_GROUPS)}, or a regular '
+        f'expression over paths such as image_encoder.blocks.0.attn.qkv.kernel'
+      )
     return trained
 
 
@@ -64,8 +68,14 @@ def fresh_state(weights: Weights, trained: set[str], optimizer: optax.GradientTr
   """The state before the first update; a pure function. The optimiser holds state for what is trained only."""
   params = {name: array for name, array in weights.items() if name in trained}
   rest = {name: array for name, array in weights.items() if name not in trained}
-  return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params), rest,
-                    jnp.zeros(2, jnp.int32))
+  return TrainState(
+    jnp.zeros((), jnp.int32),
+    params,
+    jax.tree.map(jnp.copy, params),
+    optimizer.init(params),
+    rest,
+    jnp.zeros(2, jnp.int32),
+  )
 
 
 def text_forward(model: DitSam, batch: Batch, loss_weights: dict[str, float], rngs: nnx.Rngs):
@@ -82,16 +92,27 @@ def prompt_forward(model: DitSam, batch: Batch, loss_weights: dict[str, float], 
   batch_size, count = batch['labels'].shape[:2]
   images = batch['image']
   embedding = jnp.repeat(model.image_encoder(images, rngs=rngs), count, axis=0)
-  flat = {name: batch[name].reshape(batch_size * count, *batch[name].shape[2:]) for name in ('points', 'labels', 'masks')}
+  flat = {
+    name: batch[name].reshape(batch_size * count, *batch[name].shape[2:]) for name in ('points', 'labels', 'masks')
+  }
   sparse = model.prompt_encoder.embed_points(flat['points'], flat['labels'], images.shape[1:3])
   out = model.decode(embedding, [sparse], None, images.shape[1:3])
   return mask_loss(out.logits, flat['masks'], out.iou, **loss_weights)
 
 
-def make_train_step(structure: Structure, optimizer: optax.GradientTransformation, rate: optax.Schedule,
-                    forward: Callable, *, loss_weights: dict[str, float], ema_limit: float, seed: int,
-                    dtype: jnp.dtype | None = None, accumulate: int = 1,
-                    out_shardings: Any = None) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+def make_train_step(
+  structure: Structure,
+  optimizer: optax.GradientTransformation,
+  rate: optax.Schedule,
+  forward: Callable,
+  *,
+  loss_weights: dict[str, float],
+  ema_limit: float,
+  seed: int,
+  dtype: jnp.dtype | None = None,
+  accumulate: int = 1,
+  out_shardings: Any = None,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
   """The jitted update. The random streams of step n depend on (seed, n) alone, so a resumed run repeats them.
 
   Args:
@@ -105,6 +126,7 @@ def make_train_step(structure: Structure, optimizer: optax.GradientTransformatio
     accumulate: parts a batch is taken in, one after the other; their mean gradient is that of the batch.
     out_shardings: of the state and the metrics; None leaves them to XLA.
   """
+
   def loss_function(params: Weights, frozen: Weights, batch: Batch, key: jax.Array):
     weights = params | frozen
     if dtype is not None:
@@ -112,7 +134,9 @@ def make_train_step(structure: Structure, optimizer: optax.GradientTransformatio
     # Blocks gather their own weights, one at a time.
     blocks = {name: array for name, array in weights.items() if name.startswith(f'{BLOCKS}.')}
     weights = blocks | at_use({name: array for name, array in weights.items() if name not in blocks})
-    return forward(structure.model(weights), batch, loss_weights, nnx.Rngs(dropout=key))  # NNX counts in this trace only
+    return forward(
+      structure.model(weights), batch, loss_weights, nnx.Rngs(dropout=key)
+    )  # NNX counts in this trace only
 
   def gradient(*args):
     grads, metrics = jax.grad(loss_function, has_aux=True)(*args)
@@ -135,6 +159,7 @@ def make_train_step(structure: Structure, optimizer: optax.GradientTransformatio
       decay = ema_decay(updates_done, ema_limit)
       ema = jax.tree.map(lambda average, new: average * decay + new * (1 - decay), state.ema, params)
       return state._replace(params=params, ema=ema, opt_state=opt_state)
+
     metrics |= {'learning_rate': rate(updates_done), 'grad_norm': optax.tree.norm(grads)}
     state = update_if_finite(update, state, grads, metrics['loss'], metrics['grad_norm'])
     metrics |= {'skipped': state.skipped[0], 'skipped_in_a_row': state.skipped[1]}
@@ -150,17 +175,24 @@ def _dealt(array: jax.Array, parts: int) -> jax.Array:
 
 def _mean_over_parts(gradient: Callable, parts: Batch, key: jax.Array, count: int):
   """Mean gradients and metrics of `gradient(part, key)` over the first axis of `parts`, with memory for one part."""
+
   def add(sums, part):
     index, batch = part
     return jax.tree.map(jnp.add, sums, gradient(batch, jax.random.fold_in(key, index))), None
+
   one = {name: jax.ShapeDtypeStruct(array.shape[1:], array.dtype) for name, array in parts.items()}
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(gradient, one, key))
   sums, _ = jax.lax.scan(add, zeros, (jnp.arange(count), parts))
   return jax.tree.map(lambda total: total / count, sums)
 
 
-def update_if_finite(update: Callable[[TrainState, Weights], TrainState], state: TrainState, grads: Weights,
-                     loss: jax.Array, grad_norm: jax.Array) -> TrainState:
+def update_if_finite(
+  update: Callable[[TrainState, Weights], TrainState],
+  state: TrainState,
+  grads: Weights,
+  loss: jax.Array,
+  grad_norm: jax.Array,
+) -> TrainState:
   """The state after `update(state, grads)`, or left as it was where loss or gradient are not finite; one step on.
 
   A branch takes no memory. Choosing element by element took two more copies of the parameters on CPUs.

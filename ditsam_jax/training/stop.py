@@ -1,9 +1,9 @@
 """Stopping at the end of a step: for preemption (SIGTERM) and for people (Ctrl-C)."""
 
-from collections.abc import Callable
 import os
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -33,7 +33,7 @@ class StopSignal:
 
   def __enter__(self) -> 'StopSignal':
     # Of several hosts JAX takes SIGTERM, to agree on the step with the others.
-    for number in (signal.SIGINT, signal.SIGTERM)[:1 if jax.process_count() > 1 else 2]:
+    for number in (signal.SIGINT, signal.SIGTERM)[: 1 if jax.process_count() > 1 else 2]:
       self._before[number] = signal.signal(number, self._ask)
     return self
 
@@ -53,10 +53,12 @@ class StopSignal:
 
   def interruptible(self, function: Callable) -> Callable:
     """The function, which raises Stopped instead of beginning when a stop is asked for."""
+
     def call(*arguments):
       if self.asked:
         raise Stopped
       return function(*arguments)
+
     return call
 
   def _ask(self, number, frame):
@@ -71,6 +73,9 @@ class StopSignal:
       os.kill(os.getpid(), signal.SIGTERM)
     else:
       self.number = number
-    told = ('stopping after this step; press Ctrl-C again to stop at once and lose what is not saved'
-            if number == signal.SIGINT else 'asked to stop (SIGTERM): saving after this step')
+    told = (
+      'stopping after this step; press Ctrl-C again to stop at once and lose what is not saved'
+      if number == signal.SIGINT
+      else 'asked to stop (SIGTERM): saving after this step'
+    )
     os.write(sys.__stderr__.fileno(), f'{told}\n'.encode())  # `print` cannot be interrupted by another `print`

@@ -3,22 +3,36 @@
 import fcntl
 import json
 import os
-from pathlib import Path
 import re
 import shutil
 import socket
+from pathlib import Path
 from typing import Any
 
 import jax
 
-from ditsam_jax.command_line import UserError, say
-from ditsam_jax.files import UNFINISHED, write_json
+from ditsam_jax.errors import UserError
+from ditsam_jax.storage.files import UNFINISHED, write_json
+from ditsam_jax.terminal import say
 
 # Where things are, how fast they go, what is kept and told: fields that may change from one command to the next.
-FREE = ('config.data.data_dir', 'config.data.threads', 'config.data.processes', 'config.data.in_memory',
-        'config.log_every', 'config.checkpoint_every', 'config.keep_checkpoints', 'config.keep_best',
-        'config.on_save_failure', 'config.max_skipped', 'config.eval_batch_size', 'config.mesh', 'config.remat',
-        'config.scan', 'config.model.attention')
+FREE = (
+  'config.data.data_dir',
+  'config.data.threads',
+  'config.data.processes',
+  'config.data.in_memory',
+  'config.log_every',
+  'config.checkpoint_every',
+  'config.keep_checkpoints',
+  'config.keep_best',
+  'config.on_save_failure',
+  'config.max_skipped',
+  'config.eval_batch_size',
+  'config.mesh',
+  'config.remat',
+  'config.scan',
+  'config.model.attention',
+)
 
 # Of models, JSON, pictures and batches that are written under another name and renamed.
 _UNFINISHED = re.compile(r'\.(model|best)\.(writing|retired)-\d+|' + UNFINISHED)
@@ -54,8 +68,10 @@ class Workdir:
       if file.exists():
         changed = differences(json.loads(file.read_text()), config)
         if changed:
-          raise UserError(f'workdir {str(self.path)!r} holds a run of another config ({"; ".join(changed[:4])}); '
-                          f'choose another --workdir or delete this one')
+          raise UserError(
+            f'workdir {str(self.path)!r} holds a run of another config ({"; ".join(changed[:4])}); '
+            f'choose another --workdir or delete this one'
+          )
       if jax.process_index() == 0:
         write_json(file, config)
     except (OSError, ValueError) as error:
@@ -67,8 +83,10 @@ class Workdir:
       fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system when the process ends
     except BlockingIOError as error:
       owner = os.read(self._lock, 200).decode(errors='replace').strip()
-      raise UserError(f'workdir {str(self.path)!r} is in use by {owner or "another process"}; wait for it, end it, or '
-                      f'choose another --workdir') from error
+      raise UserError(
+        f'workdir {str(self.path)!r} is in use by {owner or "another process"}; wait for it, end it, or '
+        f'choose another --workdir'
+      ) from error
     except OSError as error:  # a file system without locks
       say(f'{self.path} cannot be locked ({error.strerror}); take care that one process alone trains there')
       return
@@ -90,6 +108,9 @@ def differences(old: Any, new: Any, trail: str = 'config') -> list[str]:
   if trail in FREE:
     return []
   if isinstance(old, dict) and isinstance(new, dict):
-    return [line for name in sorted(set(old) | set(new))
-            for line in differences(old.get(name), new.get(name), f'{trail}.{name}')]
+    return [
+      line
+      for name in sorted(set(old) | set(new))
+      for line in differences(old.get(name), new.get(name), f'{trail}.{name}')
+    ]
   return [] if old == new else [f'{trail} was {old!r}, is {new!r}']

@@ -52,13 +52,16 @@ def explicit():
 SHARD = 256 * 32 * 4  # bytes of a quarter of f32[1024, 32]
 
 
-@pytest.mark.parametrize('kind, chips, sent', [
+@pytest.mark.parametrize(
+  'kind, chips, sent',
+  [
     ('all-gather', 4, 3 * SHARD),  # its own shard to three others
     ('reduce-scatter', 4, 3 / 4 * SHARD),
     ('all-reduce', 8, 2 * 7 / 8 * SHARD),
     ('all-to-all', 4, 3 / 4 * SHARD),
     ('collective-permute', 8, SHARD),
-])
+  ],
+)
 def test_each_kind_sends_what_its_shapes_say(explicit, kind, chips, sent):
   assert explicit[kind] == [[kind, chips, sent, 1]]
 
@@ -131,15 +134,28 @@ def test_the_parts_of_an_asynchronous_collective_are_one_and_hidden_reduce_scatt
   found = {c.kind: c for c in collectives(Module(ASYNCHRONOUS))}
   assert len(collectives(Module(ASYNCHRONOUS))) == 3
   gather, scatter, permute = (found[kind] for kind in ('all-gather', 'reduce-scatter', 'collective-permute'))
-  assert (gather.bytes, gather.chips, gather.overlapped, gather.op_name) == (3 * 16 * 8 * 2, 4, True, 'jit(step)/gather')
+  assert (gather.bytes, gather.chips, gather.overlapped, gather.op_name) == (
+    3 * 16 * 8 * 2,
+    4,
+    True,
+    'jit(step)/gather',
+  )
   assert (scatter.bytes, scatter.chips, scatter.overlapped) == (64 * 8 * 4 / 2, 2, False)
   assert (permute.bytes, permute.overlapped) == (32 * 4, True)
 
 
-@pytest.mark.parametrize('groups, chips', [
-    ('{{0,1,2,3},{4,5,6,7}}', 4), ('[4,2]<=[8]', 2), ('[2,4]<=[4,2]T(1,0)', 4), ('{}', 8),
-    ("mesh['a'=2,'b'=4] {'b'}", 4), ("mesh['a'=2,'b'=4] {'a','b'}", 8), ("mesh['a'=8] {'a':(2)4}", 4),
-])
+@pytest.mark.parametrize(
+  'groups, chips',
+  [
+    ('{{0,1,2,3},{4,5,6,7}}', 4),
+    ('[4,2]<=[8]', 2),
+    ('[2,4]<=[4,2]T(1,0)', 4),
+    ('{}', 8),
+    ("mesh['a'=2,'b'=4] {'b'}", 4),
+    ("mesh['a'=2,'b'=4] {'a','b'}", 8),
+    ("mesh['a'=8] {'a':(2)4}", 4),
+  ],
+)
 def test_the_notations_of_groups(groups, chips):
   text = f"""HloModule step, num_partitions=8
 

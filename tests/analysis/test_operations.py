@@ -24,17 +24,21 @@ def test_products_count_two_flops_for_each_pair():
 @pytest.mark.parametrize('stride, padding', [(1, 1), (2, 1), (3, 0)])
 def test_convolutions_count_what_meets_no_padding(stride, padding):
   def convolution(x, kernel):
-    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), [(padding, padding)] * 2,
-                                        dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+    return jax.lax.conv_general_dilated(
+      x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
+    )
+
   flops, _ = work(convolution, (2, 9, 9, 4), (3, 3, 4, 6))
-  places = [(o, k) for o in range((9 + 2 * padding - 3) // stride + 1) for k in range(3)
-            if 0 <= o * stride + k - padding < 9]
+  places = [
+    (o, k) for o in range((9 + 2 * padding - 3) // stride + 1) for k in range(3) if 0 <= o * stride + k - padding < 9
+  ]
   assert flops == 2 * 2 * 4 * 6 * len(places) ** 2
 
 
 def test_loops_count_by_their_trips_where_xla_counts_them_once():
   def layers(x, weights):
     return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0]
+
   flops, _ = work(layers, (64, 128), (7, 128, 128))
   assert flops == 7 * 2 * 64 * 128 * 128
 
@@ -49,7 +53,9 @@ def test_slices_and_updates_in_place_move_their_own_size():
     def body(i, out):
       row = jax.lax.dynamic_slice_in_dim(rows, i, 1)
       return jax.lax.dynamic_update_slice_in_dim(out, row * 2, 2 * i, 0)
+
     return jax.lax.fori_loop(0, 50, body, jnp.zeros((100, 4096)))
+
   _, moved = work(write, (50, 4096))
   row = 4 * 4096
   assert moved == pytest.approx(100 * row + 50 * 2 * row, rel=0.01)  # zeros written, then 50 rows read and written

@@ -11,13 +11,12 @@ from ditsam_jax.analysis.operations import Operation
 from ditsam_jax.analysis.report import Memory, Report, Step, analyse, fully_sharded_bytes, largest
 from ditsam_jax.analysis.roofline import roofline
 from ditsam_jax.analysis.table import table
-from ditsam_jax.command_line import UserError
+from ditsam_jax.errors import UserError
 
 V5E = CHIPS['v5e']
 # 20 ms of FLOPs, 5 ms of bytes
 PRODUCT = Operation(flops=int(197e12 * 0.010), bytes=int(819e9 * 0.002), times=2, overlapped=False, op_name='dot')
-SOFTMAX = Operation(flops=0, bytes=int(819e9 * 0.005), times=1, overlapped=False,
-                    op_name='exp')
+SOFTMAX = Operation(flops=0, bytes=int(819e9 * 0.005), times=1, overlapped=False, op_name='exp')
 
 
 def collective(seconds, overlapped, kind='all-gather', op_name='layers/3/dot'):
@@ -36,9 +35,15 @@ def test_copies_beside_other_work_cost_only_what_the_memory_cannot_give(seconds,
   assert roofline(V5E, [PRODUCT, SOFTMAX, copy], []).hbm == pytest.approx(hbm)
 
 
-@pytest.mark.parametrize('found, waiting', [
-    ([(0.010, True)], 0), ([(0.010, False)], 0.010), ([(0.040, True)], 0.015), ([(0.020, True), (0.010, False)], 0.010),
-])
+@pytest.mark.parametrize(
+  'found, waiting',
+  [
+    ([(0.010, True)], 0),
+    ([(0.010, False)], 0.010),
+    ([(0.040, True)], 0.015),
+    ([(0.020, True), (0.010, False)], 0.010),
+  ],
+)
 def test_collectives_cost_what_other_work_does_not_hide(found, waiting):
   time = roofline(V5E, [PRODUCT, SOFTMAX], [collective(*c) for c in found])
   assert time.ici == pytest.approx(waiting)
@@ -74,11 +79,14 @@ def test_the_table_has_a_column_a_report_and_calls_an_estimate_an_estimate():
 
 
 def test_what_does_not_fit_is_a_result_in_the_compilers_words():
-  said = 'Ran out of memory on HBM, the total memory required for HLO temporaries (38.58G) exceeds available HBM (15.75G).'
+  said = (
+    'Ran out of memory on HBM, the total memory required for HLO temporaries (38.58G) exceeds available HBM (15.75G).'
+  )
 
   class TooLarge:
     def compile(self):
       raise jax.errors.JaxRuntimeError(f'RESOURCE_EXHAUSTED: {said}\nmore')
+
   found = analyse(TooLarge(), V5E, 4, Step(32, 1, 1.0), time.monotonic)
   assert found.too_large == said and not found.to_json()['fits']
 
@@ -87,7 +95,9 @@ def test_the_largest_collectives_are_those_of_all_layers_together():
   found = tuple(collective(seconds, True, op_name=f'layers/{i}/dot') for i, seconds in enumerate((0.001, 0.002)))
   rows = largest(found + (collective(0.0005, False, 'all-reduce'),))
   assert [(row['kind'], row['times'], row['op_name']) for row in rows] == [
-      ('all-gather', 2, 'layers/*/dot'), ('all-reduce', 1, 'layers/*/dot')]
+    ('all-gather', 2, 'layers/*/dot'),
+    ('all-reduce', 1, 'layers/*/dot'),
+  ]
   assert rows[0]['bytes'] == rows[0]['overlapped_bytes'] == pytest.approx(0.003 * 200e9)
 
 

@@ -5,9 +5,9 @@ import pytest
 torch = pytest.importorskip('torch')
 
 from convert import flax_to_torch, torch_to_flax
-from ditsam_jax import saved_model
-from ditsam_jax.command_line import UserError
+from ditsam_jax.errors import UserError
 from ditsam_jax.models.weights import weights_of
+from ditsam_jax.storage import saved_model
 from tests.convert import torch_models
 from tests.small_models import GOLDEN, random_model
 
@@ -22,7 +22,9 @@ def assert_same_bits(ours, theirs):
   assert ours.keys() == theirs.keys()
   for name, tensor in theirs.items():
     assert ours[name].dtype == tensor.dtype, name
-    assert torch.equal(ours[name].reshape(-1).view(torch.uint8), tensor.contiguous().reshape(-1).view(torch.uint8)), name
+    assert torch.equal(ours[name].reshape(-1).view(torch.uint8), tensor.contiguous().reshape(-1).view(torch.uint8)), (
+      name
+    )
 
 
 @pytest.mark.parametrize('name, fusion', [('ldit', 'layer_wise'), ('edit', 'e2e'), ('sam_text', 'none')])
@@ -40,8 +42,10 @@ def test_so_do_the_other_fusions(tmp_path, fusion):
   torch_models.save_release(tensors, tmp_path / 'best.pth')
   back = there_and_back(tmp_path, tmp_path / 'best.pth', *torch_models.TEXT_FLAGS)['state_dict']
   unused = {f'module.{name}' for name in flax_to_torch.unused_tensors(torch_models.text_config(fusion))}
-  assert_same_bits({name: tensor for name, tensor in back.items() if name not in unused},
-                   {f'module.{name}': tensor for name, tensor in tensors.items()})
+  assert_same_bits(
+    {name: tensor for name, tensor in back.items() if name not in unused},
+    {f'module.{name}': tensor for name, tensor in tensors.items()},
+  )
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16, torch.float64])
@@ -61,8 +65,10 @@ def test_a_model_trained_here_has_all_that_the_release_loads(tmp_path):
   assert content.keys() == golden.keys()
 
   def without_numbers(names):  # the golden model has other depths
-    return {''.join('#' if character.isdigit() else character for character in name.removeprefix('module.'))
-            for name in names}
+    return {
+      ''.join('#' if character.isdigit() else character for character in name.removeprefix('module.')) for name in names
+    }
+
   assert without_numbers(content['state_dict']) == without_numbers(golden['state_dict'])
 
 

@@ -1,10 +1,10 @@
 """The loss's gradient for every parameter is torch autograd's."""
 
-from flax import nnx
 import jax
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 torch = pytest.importorskip('torch')
 
@@ -22,12 +22,16 @@ def torch_gradients(name: str, batch: dict) -> dict[str, np.ndarray]:
   state = torch.load(GOLDEN / f'{name}.pth', weights_only=True)['state_dict']
   state = {key.removeprefix('module.'): tensor for key, tensor in state.items()}
   peer.load_state_dict({key: state[key] for key in peer.state_dict()})
-  out = peer(torch.from_numpy(batch['image']), torch.from_numpy(batch['token_ids']),
-             torch.from_numpy(batch['token_mask']))
-  torch.nn.functional.binary_cross_entropy_with_logits(out['logits'], torch.from_numpy(batch['mask'][:, 0]).float()
-                                                       ).backward()
-  return {key: (parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)).numpy()
-          for key, parameter in peer.named_parameters()}
+  out = peer(
+    torch.from_numpy(batch['image']), torch.from_numpy(batch['token_ids']), torch.from_numpy(batch['token_mask'])
+  )
+  torch.nn.functional.binary_cross_entropy_with_logits(
+    out['logits'], torch.from_numpy(batch['mask'][:, 0]).float()
+  ).backward()
+  return {
+    key: (parameter.grad if parameter.grad is not None else torch.zeros_like(parameter)).numpy()
+    for key, parameter in peer.named_parameters()
+  }
 
 
 def our_gradients(name: str, batch: dict) -> dict[str, np.ndarray]:

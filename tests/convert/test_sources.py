@@ -9,8 +9,8 @@ import pytest
 torch = pytest.importorskip('torch')
 
 from convert import torch_to_flax
-from ditsam_jax import saved_model
-from ditsam_jax.command_line import UserError
+from ditsam_jax.errors import UserError
+from ditsam_jax.storage import saved_model
 from tests.convert import torch_models
 from tests.small_models import GOLDEN
 
@@ -44,10 +44,16 @@ def test_a_pickle_that_wants_more_is_refused_and_not_run(tmp_path, monkeypatch):
   assert not (tmp_path / 'executed').exists()
 
 
-@pytest.mark.parametrize('name, content, message', [
-    ('empty.pth', b'', 'is empty'), ('text.pth', b'<html>not found</html>', 'no PyTorch checkpoint'),
-    ('half.pth', 'half', 'truncated'), ('empty.safetensors', b'', 'is empty'),
-    ('text.safetensors', b'<html>not found</html>', 'no safetensors file')])
+@pytest.mark.parametrize(
+  'name, content, message',
+  [
+    ('empty.pth', b'', 'is empty'),
+    ('text.pth', b'<html>not found</html>', 'no PyTorch checkpoint'),
+    ('half.pth', 'half', 'truncated'),
+    ('empty.safetensors', b'', 'is empty'),
+    ('text.safetensors', b'<html>not found</html>', 'no safetensors file'),
+  ],
+)
 def test_files_that_are_no_checkpoints(tmp_path, name, content, message):
   if content == 'half':
     whole = (GOLDEN / 'ldit.pth').read_bytes()
@@ -59,8 +65,13 @@ def test_files_that_are_no_checkpoints(tmp_path, name, content, message):
 
 def test_other_things_than_tensors(tmp_path):
   for content, message in (
-      ({}, 'nothing'), ([1], 'list'), ({'a': 1}, 'more than tensors'), ({'a': torch.zeros(2)}, 'no known model'),
-      (torch.zeros(3), 'Tensor'), ({'state_dict': {'a': torch.zeros(1)}, 'ema': {'a': torch.zeros(1)}}, 'under ema')):
+    ({}, 'nothing'),
+    ([1], 'list'),
+    ({'a': 1}, 'more than tensors'),
+    ({'a': torch.zeros(2)}, 'no known model'),
+    (torch.zeros(3), 'Tensor'),
+    ({'state_dict': {'a': torch.zeros(1)}, 'ema': {'a': torch.zeros(1)}}, 'under ema'),
+  ):
     torch.save(content, tmp_path / 'other.pth')
     assert message in refusal(tmp_path, tmp_path / 'other.pth')
   assert 'does not exist' in refusal(tmp_path, tmp_path / 'absent.pth')
@@ -83,9 +94,15 @@ def test_all_problems_in_one_report(tmp_path, ldit, capsys):
   assert 'text_proj.bias holds int64, expected one of float32, float16, bfloat16, float64' in listed
 
 
-@pytest.mark.parametrize('tensor', [
-    torch.zeros(32).to_sparse(), torch.zeros(32, device='meta'), torch.zeros(32, dtype=torch.complex64),
-    torch.zeros(32).to(torch.float8_e4m3fn)])
+@pytest.mark.parametrize(
+  'tensor',
+  [
+    torch.zeros(32).to_sparse(),
+    torch.zeros(32, device='meta'),
+    torch.zeros(32, dtype=torch.complex64),
+    torch.zeros(32).to(torch.float8_e4m3fn),
+  ],
+)
 def test_tensors_that_are_no_plain_arrays(tmp_path, ldit, tensor, capsys):
   ldit['state_dict']['module.text_proj.bias'] = tensor
   torch.save(ldit, tmp_path / 'odd.pth')
@@ -93,12 +110,16 @@ def test_tensors_that_are_no_plain_arrays(tmp_path, ldit, tensor, capsys):
   assert 'text_proj.bias holds' in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('name, shape, message', [
+@pytest.mark.parametrize(
+  'name, shape, message',
+  [
     ('visual_encoder.pos_embed', (8,), r'pos_embed is (8,), expected 4 axes'),
     ('visual_encoder.pos_embed', (1, 8, 7, 48), 'pos_embed is 8 by 7'),
     ('visual_encoder.patch_embed.proj.weight', (), 'patch_embed.proj.weight is (), expected 4 axes'),
     ('visual_encoder.blocks.0.attn.rel_pos_w', (7, 12), 'rel_pos_h and rel_pos_w is 5 by 7'),
-    ('visual_encoder.blocks.0.mlp.lin1.weight', (3, 48), 'mlp_ratio is 0')])
+    ('visual_encoder.blocks.0.mlp.lin1.weight', (3, 48), 'mlp_ratio is 0'),
+  ],
+)
 def test_shapes_that_tell_no_architecture(tmp_path, ldit, name, shape, message):
   ldit['state_dict'][f'module.{name}'] = torch.ones(shape)
   torch.save(ldit, tmp_path / 'odd.pth')
@@ -159,11 +180,15 @@ def test_folders_that_are_incomplete(tmp_path):
   folder.mkdir()
   assert 'pytorch_model.bin' in refusal(tmp_path, folder)
   index = folder / 'model.safetensors.index.json'
-  for content, message in (('{', 'no index'), (json.dumps({'weight_map': {'a': 'one.safetensors'}}), 'not beside it'),
-                           (json.dumps({'weight_map': {'a': '../secret.safetensors'}}), 'not beside it')):
+  for content, message in (
+    ('{', 'no index'),
+    (json.dumps({'weight_map': {'a': 'one.safetensors'}}), 'not beside it'),
+    (json.dumps({'weight_map': {'a': '../secret.safetensors'}}), 'not beside it'),
+  ):
     index.write_text(content)
     assert message in refusal(tmp_path, folder)
   from safetensors.torch import save_file
+
   save_file({'b': torch.zeros(1)}, folder / 'one.safetensors')
   index.write_text(json.dumps({'weight_map': {'a': 'one.safetensors'}}))
   assert '1 tensors that no file holds (a)' in refusal(tmp_path, folder)
@@ -193,14 +218,22 @@ def test_verify_refuses_what_is_no_number(tmp_path, capsys):
   tensors = torch_models.save_meta(torch_models.random_peer(torch_models.SAM), tmp_path / 'sam.pth')
   tensors['image_encoder.neck.0.weight'][:] = torch.nan
   torch.save(tensors, tmp_path / 'sam.pth')
-  assert 'does not compute what PyTorch does' in refusal(tmp_path, tmp_path / 'sam.pth', '--decoder-heads=4', '--verify')
+  assert 'does not compute what PyTorch does' in refusal(
+    tmp_path, tmp_path / 'sam.pth', '--decoder-heads=4', '--verify'
+  )
 
 
 def test_hugging_faces_config_tells_what_shapes_do_not(tmp_path):
   torch_models.save_meta(torch_models.random_peer(torch_models.SAM), tmp_path / 'sam.pth')
   torch_models.bert().save_pretrained(tmp_path / 'bert')
-  arguments = [f'--input={tmp_path / "sam.pth"}', f'--text-encoder={tmp_path / "bert"}', '--fusion=e2e',
-               '--decoder-heads=4', '--image-size=64', f'--output={tmp_path / "model"}']
+  arguments = [
+    f'--input={tmp_path / "sam.pth"}',
+    f'--text-encoder={tmp_path / "bert"}',
+    '--fusion=e2e',
+    '--decoder-heads=4',
+    '--image-size=64',
+    f'--output={tmp_path / "model"}',
+  ]
   assert torch_to_flax.main(arguments) == 0
   assert saved_model.read_config(tmp_path / 'model').text_encoder.heads == 3
   config = json.loads((tmp_path / 'bert' / 'config.json').read_text())

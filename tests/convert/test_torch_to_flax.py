@@ -11,11 +11,11 @@ import pytest
 
 torch = pytest.importorskip('torch')
 
+import ditsam_jax
 from convert import torch_to_flax
 from convert.torch_peer import random_inputs, relative_differences, run_ours, run_peer
-import ditsam_jax
-from ditsam_jax import saved_model
 from ditsam_jax.models.weights import weights_of
+from ditsam_jax.storage import saved_model
 from tests.convert import torch_models
 from tests.small_models import GOLDEN, golden_arrays
 
@@ -40,12 +40,20 @@ def largest_difference(directory, peer) -> float:
 @pytest.mark.parametrize('name, fusion', [('ldit', 'layer_wise'), ('edit', 'e2e'), ('sam_text', None)])
 def test_the_releases_checkpoints_give_its_numbers(tmp_path, name, fusion):
   flags = [f'--fusion={fusion}'] if fusion else []
-  convert(f'--input={GOLDEN / f"{name}.pth"}', f'--output={tmp_path / "model"}', '--decoder-heads=4', '--text-heads=4',
-          '--image-size=128', *flags)
+  convert(
+    f'--input={GOLDEN / f"{name}.pth"}',
+    f'--output={tmp_path / "model"}',
+    '--decoder-heads=4',
+    '--text-heads=4',
+    '--image-size=128',
+    *flags,
+  )
   model = ditsam_jax.load(tmp_path / 'model')
   golden = {key.removeprefix('128/'): value for key, value in golden_arrays(name).items() if key.startswith('128/')}
-  ours = run_ours(model, dict(images=np.moveaxis(golden['image'], 1, -1), token_ids=golden['token_ids'],
-                              token_mask=golden['token_mask']))
+  ours = run_ours(
+    model,
+    dict(images=np.moveaxis(golden['image'], 1, -1), token_ids=golden['token_ids'], token_mask=golden['token_mask']),
+  )
   error = np.abs(ours['logits'] - golden['logits'][:, 0]).max() / np.abs(golden['logits']).max()
   assert error <= 2e-5
   assert model.config.image_encoder.global_blocks == (1, 3)
@@ -86,10 +94,13 @@ def test_hugging_faces_sam(tmp_path, layout):
   inputs = random_inputs(model.config)
   ours = run_ours(model, inputs)
   with torch.no_grad():
-    out = theirs(pixel_values=torch.from_numpy(inputs['images']).permute(0, 3, 1, 2), multimask_output=False,
-                 input_points=torch.from_numpy(inputs['points'])[:, None],
-                 input_labels=torch.from_numpy(inputs['point_labels'])[:, None],
-                 input_boxes=torch.from_numpy(inputs['boxes'])[:, None])
+    out = theirs(
+      pixel_values=torch.from_numpy(inputs['images']).permute(0, 3, 1, 2),
+      multimask_output=False,
+      input_points=torch.from_numpy(inputs['points'])[:, None],
+      input_labels=torch.from_numpy(inputs['point_labels'])[:, None],
+      input_boxes=torch.from_numpy(inputs['boxes'])[:, None],
+    )
   theirs = {'low_res_logits': out.pred_masks[:, 0, 0].numpy(), 'iou': out.iou_scores[:, 0, 0].numpy()}
   assert max(relative_differences(ours, theirs).values()) <= 2e-5
 
@@ -104,12 +115,21 @@ def test_a_sam_and_a_bert_make_a_start_for_training(tmp_path, spelling, capsys):
     text.save_pretrained(folder)
   else:  # names of TensorFlow's weights, in a file with the pre-training's heads
     folder.mkdir()
-    tensors = {'bert.' + name.replace('LayerNorm.weight', 'LayerNorm.gamma').replace('LayerNorm.bias', 'LayerNorm.beta'):
-               tensor for name, tensor in text.state_dict().items() if 'position_ids' not in name}
+    tensors = {
+      'bert.' + name.replace('LayerNorm.weight', 'LayerNorm.gamma').replace('LayerNorm.bias', 'LayerNorm.beta'): tensor
+      for name, tensor in text.state_dict().items()
+      if 'position_ids' not in name
+    }
     torch.save(tensors | {'cls.predictions.bias': torch.zeros(30)}, folder / 'pytorch_model.bin')
   (folder / 'vocab.txt').write_text('\n'.join(['[PAD]', '[UNK]', '[CLS]', '[SEP]', *map(str, range(26))]) + '\n')
-  convert(f'--input={tmp_path / "sam.pth"}', f'--text-encoder={folder}', '--fusion=layer_wise',
-          f'--output={tmp_path / "model"}', *torch_models.TEXT_FLAGS, '--verify')
+  convert(
+    f'--input={tmp_path / "sam.pth"}',
+    f'--text-encoder={folder}',
+    '--fusion=layer_wise',
+    f'--output={tmp_path / "model"}',
+    *torch_models.TEXT_FLAGS,
+    '--verify',
+  )
   printed = capsys.readouterr().out
   assert 'fresh: text_proj (a plain SAM has no text prompts)' in printed
   assert 'fresh: image_encoder.instruction (the fusion is new)' in printed
@@ -150,11 +170,16 @@ def test_half_precision_files_keep_their_type_on_disk_and_load_as_f32(tmp_path, 
 
 def test_the_script_runs_from_any_folder_and_without_the_library_installed(tmp_path):
   script = torch_to_flax.__file__
-  run = subprocess.run([sys.executable, script, f'--input={GOLDEN / "ldit.pth"}', '--output=model', '--decoder-heads=4',
-                        '--text-heads=4'], cwd=tmp_path, capture_output=True, text=True)
+  run = subprocess.run(
+    [sys.executable, script, f'--input={GOLDEN / "ldit.pth"}', '--output=model', '--decoder-heads=4', '--text-heads=4'],
+    cwd=tmp_path,
+    capture_output=True,
+    text=True,
+  )
   assert run.returncode == 2
-  assert run.stderr.splitlines()[-1] == ('error: these tensors fit the fusions layer_wise and e2e alike, in names and '
-                                         'shapes: say which it is with --fusion')
+  assert run.stderr.splitlines()[-1] == (
+    'error: these tensors fit the fusions layer_wise and e2e alike, in names and shapes: say which it is with --fusion'
+  )
   assert list(tmp_path.iterdir()) == []
 
 

@@ -10,10 +10,16 @@ from ditsam_jax.models.config import DitSamConfig, ImageEncoderConfig, MaskDecod
 
 TEXT = TextEncoderConfig(vocab_size=30, width=24, depth=2, heads=3, mlp_width=40, max_positions=32)
 SAM = DitSamConfig(
-    ImageEncoderConfig(width=24, depth=3, heads=2, global_blocks=(1,), pretrain_grid=5, pretrain_window=3,
-                       attention_scope='windowed'),
-    MaskDecoderConfig(width=32, heads=4, mlp_width=48, iou_hidden=40), None, fusion='none', image_size=80,
-    mask_threshold=0.5, align_corners=False)
+  ImageEncoderConfig(
+    width=24, depth=3, heads=2, global_blocks=(1,), pretrain_grid=5, pretrain_window=3, attention_scope='windowed'
+  ),
+  MaskDecoderConfig(width=32, heads=4, mlp_width=48, iou_hidden=40),
+  None,
+  fusion='none',
+  image_size=80,
+  mask_threshold=0.5,
+  align_corners=False,
+)
 SAM_FLAGS = ['--decoder-heads=4']
 TEXT_FLAGS = ['--decoder-heads=4', '--text-heads=3', '--image-size=64']
 
@@ -36,7 +42,9 @@ def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
       if tensor.ndim == 1:
         tensor.copy_((1.0 if name.endswith('weight') else 0.0) + 0.3 * noise)  # norms and biases
       else:
-        embedding = tensor.shape[0] == 1 or any(part in name for part in ('_token.', 'tokens', 'gaussian', 'positional'))
+        embedding = tensor.shape[0] == 1 or any(
+          part in name for part in ('_token.', 'tokens', 'gaussian', 'positional')
+        )
         tensor.copy_(noise * (1.0 if embedding else tensor[0].numel() ** -0.5))
   return module.eval()
 
@@ -53,41 +61,82 @@ def weights_of_peer(peer: Peer) -> dict[str, torch.Tensor]:
 
 def save_meta(peer: Peer, path: Path) -> dict[str, torch.Tensor]:
   """Writes a plain SAM as Meta does; returns what was written."""
-  tensors = {name.replace('visual_encoder.', 'image_encoder.'): tensor for name, tensor in weights_of_peer(peer).items()}
+  tensors = {
+    name.replace('visual_encoder.', 'image_encoder.'): tensor for name, tensor in weights_of_peer(peer).items()
+  }
   torch.save(tensors, path)
   return tensors
 
 
 def save_release(tensors: dict[str, torch.Tensor], path: Path, prefix: str = 'module.') -> None:
   """Writes a training checkpoint as the release does."""
-  torch.save({'epoch': 7, 'state_dict': {prefix + name: tensor for name, tensor in tensors.items()}, 'optimizer': {},
-              'scheduler': {}, 'lr': 1e-5}, path)
+  torch.save(
+    {
+      'epoch': 7,
+      'state_dict': {prefix + name: tensor for name, tensor in tensors.items()},
+      'optimizer': {},
+      'scheduler': {},
+      'lr': 1e-5,
+    },
+    path,
+  )
 
 
 def hugging_face_sam(config: DitSamConfig = SAM, seed: int = 0) -> torch.nn.Module:
   """transformers.SamModel of a plain SAM's config."""
   from transformers import SamConfig, SamMaskDecoderConfig, SamModel, SamPromptEncoderConfig, SamVisionConfig
+
   encoder, decoder = config.image_encoder, config.mask_decoder
   vision = SamVisionConfig(
-      hidden_size=encoder.width, output_channels=decoder.width, num_hidden_layers=encoder.depth,
-      num_attention_heads=encoder.heads, image_size=config.image_size, patch_size=encoder.patch_size,
-      window_size=encoder.pretrain_window, global_attn_indexes=list(encoder.global_blocks),
-      mlp_dim=encoder.mlp_ratio * encoder.width, num_pos_feats=decoder.width // 2)
-  prompts = SamPromptEncoderConfig(hidden_size=decoder.width, image_size=config.image_size,
-                                   patch_size=encoder.patch_size, mask_input_channels=decoder.mask_channels)
-  masks = SamMaskDecoderConfig(hidden_size=decoder.width, mlp_dim=decoder.mlp_width, num_hidden_layers=decoder.depth,
-                               num_attention_heads=decoder.heads, iou_head_hidden_dim=decoder.iou_hidden)
-  model = SamModel(SamConfig(vision_config=vision.to_dict(), prompt_encoder_config=prompts.to_dict(),
-                             mask_decoder_config=masks.to_dict()))
+    hidden_size=encoder.width,
+    output_channels=decoder.width,
+    num_hidden_layers=encoder.depth,
+    num_attention_heads=encoder.heads,
+    image_size=config.image_size,
+    patch_size=encoder.patch_size,
+    window_size=encoder.pretrain_window,
+    global_attn_indexes=list(encoder.global_blocks),
+    mlp_dim=encoder.mlp_ratio * encoder.width,
+    num_pos_feats=decoder.width // 2,
+  )
+  prompts = SamPromptEncoderConfig(
+    hidden_size=decoder.width,
+    image_size=config.image_size,
+    patch_size=encoder.patch_size,
+    mask_input_channels=decoder.mask_channels,
+  )
+  masks = SamMaskDecoderConfig(
+    hidden_size=decoder.width,
+    mlp_dim=decoder.mlp_width,
+    num_hidden_layers=decoder.depth,
+    num_attention_heads=decoder.heads,
+    iou_head_hidden_dim=decoder.iou_hidden,
+  )
+  model = SamModel(
+    SamConfig(
+      vision_config=vision.to_dict(), prompt_encoder_config=prompts.to_dict(), mask_decoder_config=masks.to_dict()
+    )
+  )
   return randomise(model, seed)
 
 
 def bert(seed: int = 0) -> torch.nn.Module:
   """transformers.BertModel, pooler included."""
   from transformers import BertConfig, BertModel
-  return randomise(BertModel(BertConfig(
-      vocab_size=TEXT.vocab_size, hidden_size=TEXT.width, num_hidden_layers=TEXT.depth, num_attention_heads=TEXT.heads,
-      intermediate_size=TEXT.mlp_width, max_position_embeddings=TEXT.max_positions)), seed)
+
+  return randomise(
+    BertModel(
+      BertConfig(
+        vocab_size=TEXT.vocab_size,
+        hidden_size=TEXT.width,
+        num_hidden_layers=TEXT.depth,
+        num_attention_heads=TEXT.heads,
+        intermediate_size=TEXT.mlp_width,
+        max_position_embeddings=TEXT.max_positions,
+      )
+    ),
+    seed,
+  )
 
 
 def as_numpy(tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:

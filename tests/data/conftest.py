@@ -45,11 +45,12 @@ def _make_images(count: int, seed: int) -> list[StoredImage]:
     for index in range(1 + number % 4):
       top, left = rng.integers(0, height - 12), rng.integers(0, width - 12)
       mask = np.zeros((height, width), bool)
-      mask[top:top + rng.integers(6, 12), left:left + rng.integers(6, 12)] = True
-      colours = [] if index == 1 else _WORDS[2:3 + (number + index) % 3]
+      mask[top : top + rng.integers(6, 12), left : left + rng.integers(6, 12)] = True
+      colours = [] if index == 1 else _WORDS[2 : 3 + (number + index) % 3]
       texts = [f'{colour} box on the left' for colour in colours]
-      objects.append(StoredObject(1000 * number + index, f'{_WORDS[2 + index]} box', mask, texts,
-                                  ['attribute'] * len(texts)))
+      objects.append(
+        StoredObject(1000 * number + index, f'{_WORDS[2 + index]} box', mask, texts, ['attribute'] * len(texts))
+      )
     images.append(StoredImage(image, 10 * number + 7, objects))
   return images
 
@@ -59,6 +60,7 @@ _IMAGES = {'train': _make_images(24, seed=0), 'val': _make_images(5, seed=1)}
 
 class TinyBoxes(tfds.core.GeneratorBasedBuilder):
   """Writes what `_make_images` makes."""
+
   VERSION = tfds.core.Version('1.0.0')
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -69,10 +71,14 @@ class TinyBoxes(tfds.core.GeneratorBasedBuilder):
 
   def _generate_examples(self, images):
     for key, stored in enumerate(images):
-      yield key, {
-          'image': _png(stored.image[..., ::-1]), 'image_id': stored.image_id,
-          'objects': [{**one._asdict(), 'mask': _png(one.mask.astype(np.uint8) * 255)}
-                      for one in stored.objects]}
+      yield (
+        key,
+        {
+          'image': _png(stored.image[..., ::-1]),
+          'image_id': stored.image_id,
+          'objects': [{**one._asdict(), 'mask': _png(one.mask.astype(np.uint8) * 255)} for one in stored.objects],
+        },
+      )
 
 
 def _png(pixels: np.ndarray) -> io.BytesIO:

@@ -17,6 +17,7 @@ CATEGORIES = {1: 'person', 18: 'dog', 62: 'chair'}
 @dataclasses.dataclass
 class Downloads:
   """What lies in `root`: annotations/NAME/ with refs and instances.json, train2014/; tests change and rewrite it."""
+
   root: Path
   name: str = 'refcoco'
   split_by: str = 'unc'
@@ -46,22 +47,48 @@ class Downloads:
     if exif:
       tags[0x0112] = exif
     picture.save(self.image_file(image_id), quality=95, exif=tags)
-    self.images.append({'id': image_id, 'file_name': self.image_file(image_id).name, 'height': height,
-                        'width': width, 'license': 1, 'flickr_url': ''})
+    self.images.append(
+      {
+        'id': image_id,
+        'file_name': self.image_file(image_id).name,
+        'height': height,
+        'width': width,
+        'license': 1,
+        'flickr_url': '',
+      }
+    )
 
   def add_annotation(self, ann_id: int, image_id: int, segmentation, mask: np.ndarray, category: int = 1) -> None:
-    self.annotations.append({'id': ann_id, 'image_id': image_id, 'category_id': category, 'area': float(mask.sum()),
-                             'bbox': [0.0, 0.0, 1.0, 1.0], 'iscrowd': int(isinstance(segmentation, dict)),
-                             'segmentation': segmentation})
+    self.annotations.append(
+      {
+        'id': ann_id,
+        'image_id': image_id,
+        'category_id': category,
+        'area': float(mask.sum()),
+        'bbox': [0.0, 0.0, 1.0, 1.0],
+        'iscrowd': int(isinstance(segmentation, dict)),
+        'segmentation': segmentation,
+      }
+    )
     self.masks[ann_id] = mask
 
   def add_ref(self, ref_id: int, image_id: int, ann_id, split: str, sentences: list[str]) -> None:
     suffix = f'_{ann_id}.jpg' if isinstance(ann_id, int) else '.jpg'
-    self.refs.append({
-        'ref_id': ref_id, 'ann_id': ann_id, 'image_id': image_id, 'category_id': 1, 'split': split,
-        'file_name': self.image_file(image_id).name.replace('.jpg', suffix), 'sent_ids': list(range(len(sentences))),
-        'sentences': [{'sent_id': 100 * ref_id + i, 'sent': text, 'raw': text.upper(), 'tokens': text.split()}
-                      for i, text in enumerate(sentences)]})
+    self.refs.append(
+      {
+        'ref_id': ref_id,
+        'ann_id': ann_id,
+        'image_id': image_id,
+        'category_id': 1,
+        'split': split,
+        'file_name': self.image_file(image_id).name.replace('.jpg', suffix),
+        'sent_ids': list(range(len(sentences))),
+        'sentences': [
+          {'sent_id': 100 * ref_id + i, 'sent': text, 'raw': text.upper(), 'tokens': text.split()}
+          for i, text in enumerate(sentences)
+        ],
+      }
+    )
 
   def write(self) -> 'Downloads':
     """The annotation files, anew."""
@@ -70,15 +97,29 @@ class Downloads:
       (self.folder / f'grefs({self.split_by}).json').write_text(json.dumps(self.refs))
     else:
       (self.folder / f'refs({self.split_by}).p').write_bytes(as_python_2(self.refs))
-    (self.folder / 'instances.json').write_text(json.dumps({
-        'info': {}, 'licenses': [], 'images': self.images, 'annotations': self.annotations,
-        'categories': [{'id': i, 'name': name, 'supercategory': ''} for i, name in CATEGORIES.items()]}))
+    (self.folder / 'instances.json').write_text(
+      json.dumps(
+        {
+          'info': {},
+          'licenses': [],
+          'images': self.images,
+          'annotations': self.annotations,
+          'categories': [{'id': i, 'name': name, 'supercategory': ''} for i, name in CATEGORIES.items()],
+        }
+      )
+    )
     return self
 
   def arguments(self, data_dir: Path, *more: str) -> list[str]:
     """Of the prepare command."""
-    return [f'--dataset={self.name}', f'--split-by={self.split_by}', f'--annotations={self.root / "annotations"}',
-            f'--images={self.image_dir}', f'--data-dir={data_dir}', *more]
+    return [
+      f'--dataset={self.name}',
+      f'--split-by={self.split_by}',
+      f'--annotations={self.root / "annotations"}',
+      f'--images={self.image_dir}',
+      f'--data-dir={data_dir}',
+      *more,
+    ]
 
 
 def as_python_2(value, protocol: int = 2) -> bytes:
@@ -156,6 +197,6 @@ def make(root: Path, name: str = 'refcoco', split_by: str = 'unc') -> Downloads:
     made.add_annotation(10 * number + 4, image_id, compressed(one ^ blob), one ^ blob, category=62)
     split = ('train', 'train', 'train', 'val', 'testA')[number]
     for k in range(1, 5):
-      texts = ['the first box', 'caf\xe9 on the left'][:1 + (k + number) % 2]
+      texts = ['the first box', 'caf\xe9 on the left'][: 1 + (k + number) % 2]
       made.add_ref(100 + 10 * number + k, image_id, 10 * number + k, split, texts)
   return made

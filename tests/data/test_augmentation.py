@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
-from ditsam_jax.command_line import UserError
 from ditsam_jax.data import augmentation as augment
 from ditsam_jax.data.augmentation import AugmentationConfig
+from ditsam_jax.errors import UserError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ALWAYS = AugmentationConfig(jitter_probability=1, flip_probability=1)
@@ -72,8 +72,7 @@ def test_any_image_fits_its_square(height, width, size):
 @pytest.mark.parametrize('shape', [(1, 500), (500, 1), (1, 1)])
 def test_an_image_one_pixel_thin_is_letterboxed(shape):
   square, box = augment.letterbox(np.full((*shape, 3), 255, np.uint8), 64, MEAN, STD)
-  np.testing.assert_allclose(square[box.window], np.broadcast_to((1 - np.array(MEAN)) / STD,
-                                                                 (*box[2:], 3)), rtol=1e-6)
+  np.testing.assert_allclose(square[box.window], np.broadcast_to((1 - np.array(MEAN)) / STD, (*box[2:], 3)), rtol=1e-6)
 
 
 def test_random_scale_draws_all_seven_sizes_and_no_other():
@@ -132,14 +131,15 @@ def test_probabilities_are_those_of_the_recipe():
 def test_flip_mirrors_image_mask_and_words_together():
   image, mask = picture(), np.zeros((40, 60), np.uint8)
   mask[3, 7] = 1
-  mirrored, mirrored_mask, text = augment.flip(image, mask, 'the man on the left', ALWAYS,
-                                               np.random.default_rng(0))
+  mirrored, mirrored_mask, text = augment.flip(image, mask, 'the man on the left', ALWAYS, np.random.default_rng(0))
   np.testing.assert_array_equal(mirrored[:, 0], image[:, 59])
   assert mirrored_mask[3, 52] == 1 and mirrored_mask.sum() == 1
   assert text == 'the man on the right'
 
 
-@pytest.mark.parametrize('text, swapped', [
+@pytest.mark.parametrize(
+  'text, swapped',
+  [
     ('left of the right cup', 'right of the left cup'),
     ('second from left, right side', 'second from right, left side'),
     ('the leftmost dog', 'the rightmost dog'),
@@ -147,7 +147,8 @@ def test_flip_mirrors_image_mask_and_words_together():
     ('Left!', 'right!'),
     ('bright leftover upright', 'bright leftover upright'),
     ('no sides here', 'no sides here'),
-])
+  ],
+)
 def test_sides_are_swapped_as_words(text, swapped):
   assert augment.swap_sides(text) == swapped
 

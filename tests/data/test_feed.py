@@ -6,7 +6,7 @@ import pytest
 from benchmarks import photographs, torch_feed
 from ditsam_jax.data import pipeline
 from ditsam_jax.data.augmentation import AugmentationConfig
-from ditsam_jax.data.tokenization import read_vocabulary
+from ditsam_jax.tokenization import read_vocabulary
 
 SIZE, TOKENS = 512, 20
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -17,8 +17,12 @@ def loaders(tmp_path_factory):
   root = tmp_path_factory.mktemp('photographs')
   photographs.write(root, 3)
   source, tokenizer = photographs.open_prepared(root, 'train', TOKENS)
-  plain = {train: torch_feed.PlainDataset(root, 'train', read_vocabulary(tokenizer.vocabulary_file), SIZE, TOKENS,
-                                          MEAN, STD, train) for train in (True, False)}
+  plain = {
+    train: torch_feed.PlainDataset(
+      root, 'train', read_vocabulary(tokenizer.vocabulary_file), SIZE, TOKENS, MEAN, STD, train
+    )
+    for train in (True, False)
+  }
   return source, tokenizer, plain
 
 
@@ -43,10 +47,14 @@ def test_a_training_sample_is_that_of_a_plain_loader_with_the_same_luck(loaders)
 
 def test_an_evaluation_sample_is_that_of_a_plain_loader(loaders):
   source, tokenizer, plain = loaders
-  batches = pipeline.evaluation_batches(source, tokenizer, image_size=SIZE, pixel_mean=MEAN, pixel_std=STD,
-                                        batch_size=8)
-  rows = [{name: array[row] for name, array in batch.items()} for batch, _ in batches
-          for row in np.flatnonzero(batch['valid'])]
+  batches = pipeline.evaluation_batches(
+    source, tokenizer, image_size=SIZE, pixel_mean=MEAN, pixel_std=STD, batch_size=8
+  )
+  rows = [
+    {name: array[row] for name, array in batch.items()}
+    for batch, _ in batches
+    for row in np.flatnonzero(batch['valid'])
+  ]
   assert len(rows) == len(plain[False]) > len(source)
   for index, row in enumerate(rows):
     assert_alike(row, plain[False][index])

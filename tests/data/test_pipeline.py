@@ -6,13 +6,13 @@ import itertools
 import numpy as np
 import pytest
 
-from ditsam_jax.command_line import UserError
 from ditsam_jax.data import augmentation as augment
 from ditsam_jax.data import pipeline
 from ditsam_jax.data.augmentation import AugmentationConfig
 from ditsam_jax.data.prompts import PromptConfig
 from ditsam_jax.data.referring import ReferringSource
-from ditsam_jax.data.tokenization import Tokenizer
+from ditsam_jax.errors import UserError
+from ditsam_jax.tokenization import Tokenizer
 
 SIZE = 64
 INPUT = dict(image_size=SIZE, pixel_mean=(0.5, 0.4, 0.3), pixel_std=(0.2, 0.3, 0.25))
@@ -32,8 +32,9 @@ def tokenizer(vocabulary_file):
 
 
 def train(source, tokenizer, augmentation=PLAIN, *, batch_size=5, seed=3, **options):
-  return pipeline.train_batches(source, tokenizer, **INPUT, augmentation=augmentation, batch_size=batch_size,
-                                seed=seed, **options)
+  return pipeline.train_batches(
+    source, tokenizer, **INPUT, augmentation=augmentation, batch_size=batch_size, seed=seed, **options
+  )
 
 
 def first(batches, count):
@@ -56,8 +57,9 @@ def squares(source, index, mirrored):
   """Image and mask of `source[index]` in the square, made the plain way."""
   sample = source[index]
   step = -1 if mirrored else 1
-  image, _ = augment.letterbox(np.ascontiguousarray(sample.image[:, ::step]), SIZE, INPUT['pixel_mean'],
-                               INPUT['pixel_std'])
+  image, _ = augment.letterbox(
+    np.ascontiguousarray(sample.image[:, ::step]), SIZE, INPUT['pixel_mean'], INPUT['pixel_std']
+  )
   mask, _ = augment.centre(sample.mask[:, ::step].astype(np.uint8), SIZE)
   return image, mask
 
@@ -65,14 +67,20 @@ def squares(source, index, mirrored):
 def test_a_batch_has_the_promised_shapes_and_types(source, tokenizer):
   [batch] = first(train(source, tokenizer, EVERYTHING), 1)
   assert {name: (array.shape, array.dtype.name) for name, array in batch.items()} == {
-      'image': ((5, 64, 64, 3), 'float32'), 'mask': ((5, 64, 64), 'uint8'),
-      'token_ids': ((5, 8), 'int32'), 'token_mask': ((5, 8), 'int32')}
+    'image': ((5, 64, 64, 3), 'float32'),
+    'mask': ((5, 64, 64), 'uint8'),
+    'token_ids': ((5, 8), 'int32'),
+    'token_mask': ((5, 8), 'int32'),
+  }
   assert set(np.unique(batch['mask'])) == {0, 1}
 
 
 def test_image_mask_and_expression_belong_together_mirrored_or_not(source, tokenizer):
-  known = {squares(source, index, mirrored)[1].tobytes(): (index, mirrored)
-           for index in range(len(source)) for mirrored in (False, True)}
+  known = {
+    squares(source, index, mirrored)[1].tobytes(): (index, mirrored)
+    for index in range(len(source))
+    for mirrored in (False, True)
+  }
   turned = collections.Counter()
   for batch in first(train(source, tokenizer, FLIPS), 20):
     for image, mask, ids in zip(batch['image'], batch['mask'], batch['token_ids']):
@@ -89,7 +97,7 @@ def test_an_epoch_visits_every_object_once_and_the_next_in_another_order(source,
   every = sorted(squares(source, index, False)[1].tobytes() for index in range(len(source)))
   assert len(set(every)) == len(every)
   visits = masks_of(first(train(source, tokenizer, batch_size=1), 2 * len(source)))
-  one, two = visits[:len(source)], visits[len(source):]
+  one, two = visits[: len(source)], visits[len(source) :]
   assert sorted(one) == every and sorted(two) == every
   assert one != two
 
@@ -111,15 +119,19 @@ def test_a_run_goes_on_with_other_hosts_threads_and_processes(source, tokenizer)
   for options in (dict(rows=np.array([1, 5]), threads=0), dict(rows=np.array([2, 3]), processes=2)):
     other = train(source, tokenizer, EVERYTHING, batch_size=6, **options)
     other.set_state(stream.get_state())
-    assert_equal(first(other, 5), [{name: array[options['rows']] for name, array in batch.items()}
-                                   for batch in whole[9:]])
+    assert_equal(
+      first(other, 5), [{name: array[options['rows']] for name, array in batch.items()} for batch in whole[9:]]
+    )
 
 
 def test_every_expression_gets_its_turn(source, tokenizer):
   texts = {text for index in range(len(source)) for text in source[index].expressions}
   wanted = {tuple(row) for row in tokenizer(sorted(texts))[0].tolist()}
-  seen = {tuple(row) for batch in first(train(source, tokenizer, batch_size=len(source)), 10)
-          for row in batch['token_ids'].tolist()}
+  seen = {
+    tuple(row)
+    for batch in first(train(source, tokenizer, batch_size=len(source)), 10)
+    for row in batch['token_ids'].tolist()
+  }
   assert seen == wanted
 
 
@@ -146,6 +158,7 @@ def test_a_restored_iterator_goes_on_with_the_very_same_batches(source, tokenize
     if kind == 'train':
       return train(source, tokenizer, EVERYTHING)
     return pipeline.prompt_batches(source, **INPUT, augmentation=EVERYTHING, batch_size=3, seed=5)
+
   interrupted = iter(batches())
   for _ in range(17):  # past the end of an epoch
     next(interrupted)
@@ -157,8 +170,9 @@ def test_a_restored_iterator_goes_on_with_the_very_same_batches(source, tokenize
 
 
 def prompt_batches(source, prompt, *, count):
-  batches = pipeline.prompt_batches(source, **INPUT, augmentation=FLIPS, batch_size=4, seed=1, prompt=prompt,
-                                    objects_per_image=3)
+  batches = pipeline.prompt_batches(
+    source, **INPUT, augmentation=FLIPS, batch_size=4, seed=1, prompt=prompt, objects_per_image=3
+  )
   return first(batches, count)
 
 
@@ -166,8 +180,9 @@ def all_masks(source, image_square):
   """The masks of the image that `image_square` shows, as it is or mirrored, [n, S, S]."""
   for number, step in itertools.product(range(source.num_images), (1, -1)):
     record = source.image(number)
-    square, _ = augment.letterbox(np.ascontiguousarray(record.image()[:, ::step]), SIZE, INPUT['pixel_mean'],
-                                  INPUT['pixel_std'])
+    square, _ = augment.letterbox(
+      np.ascontiguousarray(record.image()[:, ::step]), SIZE, INPUT['pixel_mean'], INPUT['pixel_std']
+    )
     if np.array_equal(square, image_square):
       masks = [record.mask(index)[:, ::step].astype(np.uint8) for index in range(record.num_objects)]
       return np.stack([augment.centre(mask, SIZE)[0] for mask in masks])
@@ -213,10 +228,15 @@ def counted(batches):
 
 def test_evaluation_sees_every_expression_once_in_stored_order(tiny, source, tokenizer):
   batches = evaluate(source, tokenizer)
-  expected = [(image.image_id, one.object_id, index, text, kind) for image in tiny.images['train']
-              for index, one in enumerate(image.objects) for text, kind in zip(one.expressions, one.kinds)]
-  assert [(info.image_id, info.object_id, info.object_index, info.expression, info.kind)
-          for info in counted(batches)] == expected
+  expected = [
+    (image.image_id, one.object_id, index, text, kind)
+    for image in tiny.images['train']
+    for index, one in enumerate(image.objects)
+    for text, kind in zip(one.expressions, one.kinds)
+  ]
+  assert [
+    (info.image_id, info.object_id, info.object_index, info.expression, info.kind) for info in counted(batches)
+  ] == expected
   assert all(batch['image'].shape[0] == len(infos) == 7 for batch, infos in batches)
   assert len(batches) == -(-len(expected) // 7)
   assert all(batch['valid'].all() for batch, _ in batches[:-1])

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from ditsam_jax.command_line import UserError
 from ditsam_jax.data.prompts import PromptConfig, draw_kind, draw_prompt
+from ditsam_jax.errors import UserError
 
 CONFIG = PromptConfig()
 
 
 def box_mask(top, left, bottom, right, size=64):
   mask = np.zeros((size, size), np.uint8)
-  mask[top:bottom + 1, left:right + 1] = 1
+  mask[top : bottom + 1, left : right + 1] = 1
   return mask
 
 
@@ -56,8 +56,7 @@ def test_a_mask_that_fills_the_square_has_no_negative_point():
 
 
 def test_a_box_without_jitter_touches_the_outermost_pixels():
-  points, labels = draw_prompt('box', box_mask(10, 20, 30, 25), PromptConfig(box_jitter=0),
-                               np.random.default_rng(0))
+  points, labels = draw_prompt('box', box_mask(10, 20, 30, 25), PromptConfig(box_jitter=0), np.random.default_rng(0))
   assert labels.tolist() == [2, 3]
   assert points.tolist() == [[20, 10], [25, 30]]
 

@@ -9,9 +9,9 @@ from hypothesis import given, settings, strategies
 from hypothesis.extra import numpy as arrays
 from pycocotools import mask as coco_mask
 
-from ditsam_jax.command_line import UserError
 from ditsam_jax.data.refcoco import problems
 from ditsam_jax.data.refcoco.annotations import Annotation, ImageInfo, MaskError, draw, read_instances
+from ditsam_jax.errors import UserError
 from tests.data.refcoco_downloads import compressed, disc, rectangle, run_lengths
 
 
@@ -60,24 +60,33 @@ def test_long_runs_survive_compression():
   assert coco_mask.area(compressed(mask)) == mask.sum()
 
 
-@pytest.mark.parametrize('segmentation, kind', [
-    (None, problems.NO_MASK), ([], problems.NO_MASK), (polygons([]), problems.NO_MASK), ({}, problems.NO_MASK),
+@pytest.mark.parametrize(
+  'segmentation, kind',
+  [
+    (None, problems.NO_MASK),
+    ([], problems.NO_MASK),
+    (polygons([]), problems.NO_MASK),
+    ({}, problems.NO_MASK),
     (polygons([1, 1, 5, 5]), problems.NO_MASK),  # two points: pycocotools alone would draw a box
     (polygons([3, 3, 3, 3, 3, 3]), problems.NO_MASK),
     ({'size': [10, 12], 'counts': [120]}, problems.NO_MASK),
-    (polygons([1, 1, 5, 5, 9]), problems.MALFORMED_MASK), (polygons([1, 1, 5, np.nan, 3, 3]), problems.MALFORMED_MASK),
+    (polygons([1, 1, 5, 5, 9]), problems.MALFORMED_MASK),
+    (polygons([1, 1, 5, np.nan, 3, 3]), problems.MALFORMED_MASK),
     (polygons([1, 1, 5, np.inf, 3, 3]), problems.MALFORMED_MASK),
     ({'size': [10, 12], 'counts': [5, 5]}, problems.MALFORMED_MASK),
     ({'size': [10, 12], 'counts': [5, -5, 120]}, problems.MALFORMED_MASK),
-    ({'size': [10, 12], 'counts': ['a']}, problems.MALFORMED_MASK), ({'counts': [120]}, problems.MALFORMED_MASK),
+    ({'size': [10, 12], 'counts': ['a']}, problems.MALFORMED_MASK),
+    ({'counts': [120]}, problems.MALFORMED_MASK),
     ({'size': [10, 12], 'counts': 'PPPP\x07'}, problems.MALFORMED_MASK),
     ({'size': [10, 12], 'counts': 'oooooooooooooooo'}, problems.MALFORMED_MASK),
     ({'size': [10, 12], 'counts': 'caf\xe9'}, problems.MALFORMED_MASK),
     ({'size': [12, 10], 'counts': [20, 100]}, problems.LARGE_MASK),
     ({'size': [20, 24], 'counts': [20, 460]}, problems.LARGE_MASK),
-    (polygons([1, 1, 17.5, 1, 5, 5]), problems.LARGE_MASK), (polygons([1, 1, 1e12, 1, 5, 5]), problems.LARGE_MASK),
+    (polygons([1, 1, 17.5, 1, 5, 5]), problems.LARGE_MASK),
+    (polygons([1, 1, 1e12, 1, 5, 5]), problems.LARGE_MASK),
     (polygons([-6, 1, 6, 1, 5, 5]), problems.LARGE_MASK),
-])
+  ],
+)
 def test_masks_that_cannot_be_drawn_say_why(segmentation, kind):
   with pytest.raises(MaskError) as error:
     draw(segmentation, 10, 12)
@@ -91,12 +100,15 @@ def test_a_polygon_may_touch_the_border():
 
 
 CONTENT = {
-    'images': [{'id': 1, 'file_name': 'a.jpg', 'height': 5, 'width': 6}, {'id': 2, 'file_name': 'b.jpg'}],
-    'annotations': [{'id': 3, 'image_id': 1, 'category_id': 4, 'segmentation': [[1, 2, 3, 4, 5, 6]]},
-                    {'id': 4, 'image_id': 1, 'category_id': 4, 'segmentation': [[0] * 6]},
-                    {'id': 5, 'image_id': 1, 'category_id': 4},
-                    {'id': 6, 'image_id': 1, 'category_id': 4, 'segmentation': [['x']]}],
-    'categories': [{'id': 4, 'name': 'cat'}]}
+  'images': [{'id': 1, 'file_name': 'a.jpg', 'height': 5, 'width': 6}, {'id': 2, 'file_name': 'b.jpg'}],
+  'annotations': [
+    {'id': 3, 'image_id': 1, 'category_id': 4, 'segmentation': [[1, 2, 3, 4, 5, 6]]},
+    {'id': 4, 'image_id': 1, 'category_id': 4, 'segmentation': [[0] * 6]},
+    {'id': 5, 'image_id': 1, 'category_id': 4},
+    {'id': 6, 'image_id': 1, 'category_id': 4, 'segmentation': [['x']]},
+  ],
+  'categories': [{'id': 4, 'name': 'cat'}],
+}
 
 
 def test_only_what_is_asked_for_is_kept(tmp_path):
@@ -110,8 +122,16 @@ def test_only_what_is_asked_for_is_kept(tmp_path):
     draw(read_instances(file, {1}, {6}).annotations[6].segmentation, 5, 6)
 
 
-@pytest.mark.parametrize('content', ['', '{}', '[1]', '{"images": [{}], "annotations": [], "categories": []}',
-                                     '{"images": [], "annotations": [3], "categories": []}'])
+@pytest.mark.parametrize(
+  'content',
+  [
+    '',
+    '{}',
+    '[1]',
+    '{"images": [{}], "annotations": [], "categories": []}',
+    '{"images": [], "annotations": [3], "categories": []}',
+  ],
+)
 def test_other_files_are_named(tmp_path, content):
   file = tmp_path / 'instances.json'
   file.write_text(content)

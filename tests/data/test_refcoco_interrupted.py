@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 import pytest
 
-from ditsam_jax.command_line import UserError
 from ditsam_jax.data import datasets
 from ditsam_jax.data.refcoco import builder, catalogue, images
+from ditsam_jax.errors import UserError
 from tests.data.refcoco_downloads import make, rectangle
 
 ROOT = Path(__file__).parents[2]
@@ -34,8 +34,9 @@ def slow_down(downloads):
   for number in range(200):
     image_id = 700000 + number
     downloads.image_file(image_id).write_bytes(big)
-    downloads.images.append({'id': image_id, 'file_name': downloads.image_file(image_id).name, 'height': 1000,
-                             'width': 1000})
+    downloads.images.append(
+      {'id': image_id, 'file_name': downloads.image_file(image_id).name, 'height': 1000, 'width': 1000}
+    )
     downloads.add_annotation(7000 + number, image_id, *rectangle(1000, 1000, 1, 1, 5, 5))
     downloads.annotations[-1]['segmentation'] = [downloads.annotations[-1]['segmentation']]
     downloads.add_ref(7000 + number, image_id, 7000 + number, 'train', ['it'])
@@ -47,8 +48,11 @@ def test_interrupted_leaves_no_data_set_and_no_process_and_the_next_run_makes_it
   slow_down(downloads)
   data_dir = tmp_path / 'data'
   process = subprocess.Popen(
-      [sys.executable, '-m', 'ditsam_jax.prepare', *downloads.arguments(data_dir, '--processes=2')],
-      env={**os.environ, 'PYTHONPATH': str(ROOT)}, stderr=subprocess.PIPE, start_new_session=True)
+    [sys.executable, '-m', 'ditsam_jax.prepare', *downloads.arguments(data_dir, '--processes=2')],
+    env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    stderr=subprocess.PIPE,
+    start_new_session=True,
+  )
   errors = b''
   while not re.search(rb' [1-9][0-9]*/205', errors):  # the bar says that workers have worked
     errors += os.read(process.stderr.fileno(), 1000) or pytest.fail(errors.decode())
@@ -92,8 +96,12 @@ def test_memory_holds_a_few_images_ahead_whatever_their_number(monkeypatch):
   asked, given = [], []
 
   class Pool:
-    def __init__(self, *_): pass
-    def shutdown(self, **_): pass
+    def __init__(self, *_):
+      pass
+
+    def shutdown(self, **_):
+      pass
+
     def submit(self, function, image):
       asked.append(image)
       return type('Future', (), {'result': lambda self: image})()
@@ -120,8 +128,13 @@ if __name__ == '__main__':
   command_line.run(lambda: builder.prepare('refcoco', 'unc', {str(downloads.folder)!r}, {str(downloads.image_dir)!r},
                                            {str(tmp_path / 'data')!r}, processes=2))
 """)
-  done = subprocess.run([sys.executable, str(script)], env={**os.environ, 'PYTHONPATH': str(ROOT)},
-                        capture_output=True, text=True, timeout=60)
+  done = subprocess.run(
+    [sys.executable, str(script)],
+    env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    capture_output=True,
+    text=True,
+    timeout=60,
+  )
   assert done.returncode == 2 and 'a worker process ended early' in done.stderr.splitlines()[-1]
   assert 'Traceback' not in done.stderr
   assert not [path for path in (tmp_path / 'data').rglob('*') if path.is_file()]

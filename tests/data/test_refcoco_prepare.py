@@ -6,11 +6,11 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from ditsam_jax import prepare
-from ditsam_jax.command_line import UserError
 from ditsam_jax.data import datasets
 from ditsam_jax.data.refcoco import builder, catalogue, problems
 from ditsam_jax.data.refcoco.catalogue import Counts
 from ditsam_jax.data.referring import ReferringSource
+from ditsam_jax.errors import UserError
 from tests.data.refcoco_downloads import make, rectangle
 
 
@@ -30,8 +30,15 @@ def prepared(tmp_path_factory):
 def run_prepare(downloads, data_dir, **settings):
   """The library call; returns its result and what it said."""
   said = []
-  done = builder.prepare(downloads.name, downloads.split_by, downloads.root / 'annotations', downloads.image_dir,
-                         data_dir, say=said.append, **settings)
+  done = builder.prepare(
+    downloads.name,
+    downloads.split_by,
+    downloads.root / 'annotations',
+    downloads.image_dir,
+    data_dir,
+    say=said.append,
+    **settings,
+  )
   return done, said
 
 
@@ -40,8 +47,11 @@ def nothing_written(data_dir):
 
 
 def objects_of(data_dir, splits=('train', 'val', 'testA')):
-  return {one.object_id: one for split in splits for one in (
-      source[i] for source in [datasets.open_split('refcoco', data_dir, split)] for i in range(len(source)))}
+  return {
+    one.object_id: one
+    for split in splits
+    for one in (source[i] for source in [datasets.open_split('refcoco', data_dir, split)] for i in range(len(source)))
+  }
 
 
 # ---------------------------------------------------------------------------------------------------- what is written
@@ -109,8 +119,10 @@ def test_records_do_not_depend_on_worker_processes_nor_on_shards(prepared, downl
   done, _ = run_prepare(downloads, downloads.root / 'data', processes=2)
   assert len(list(done.directory.glob('refcoco-train*'))) == 2
   for split in ('train', 'val', 'testA'):
-    records = [[source.image(i)._features for i in range(source.num_images)] for source in (
-        datasets.open_split('refcoco', folder, split) for folder in (data_dir, downloads.root / 'data'))]
+    records = [
+      [source.image(i)._features for i in range(source.num_images)]
+      for source in (datasets.open_split('refcoco', folder, split) for folder in (data_dir, downloads.root / 'data'))
+    ]
     assert records[0] == records[1]
 
 
@@ -135,8 +147,13 @@ def test_the_command_prints_counts_and_what_is_missing(downloads, tmp_path, caps
   assert prepare.main(downloads.arguments(tmp_path / 'data')) == 0
   out, err = capsys.readouterr()
   rows = [line.split() for line in out.splitlines()]
-  assert rows[:5] == [['split', 'images', 'objects', 'expressions'], ['train', '3', '12', '18'], ['val', '1', '4', '6'],
-                      ['testA', '1', '4', '6'], ['all', '5', '20', '30']]
+  assert rows[:5] == [
+    ['split', 'images', 'objects', 'expressions'],
+    ['train', '3', '12', '18'],
+    ['val', '1', '4', '6'],
+    ['testA', '1', '4', '6'],
+    ['all', '5', '20', '30'],
+  ]
   assert 'not complete' in out and 'testB: 0 of 750 images' in out and 'in all: 30 of 142,209 expressions' in out
   assert 'images/s' in out and 'masks/s' in out and '5/5' in err
   assert prepare.main(downloads.arguments(tmp_path / 'data')) == 0  # again: the same, from what was written
@@ -161,8 +178,11 @@ def test_what_grefcocos_authors_gave_out_is_complete_and_otherwise_its_size_is_t
   released = Counts(19_994, 60_000, 259_859, 70_000, 30_000)
   assert catalogue.compare('grefcoco', 'unc', splits, released) == []
   *different, note = catalogue.compare('grefcoco', 'unc', splits, released._replace(expressions=259_858))
-  assert different == ['in all: 259,858 of 278,232 expressions', 'in all: 70,000 of 80,022 multi-target expressions',
-                       'in all: 30,000 of 32,202 no-target expressions']
+  assert different == [
+    'in all: 259,858 of 278,232 expressions',
+    'in all: 70,000 of 80,022 multi-target expressions',
+    'in all: 30,000 of 32,202 no-target expressions',
+  ]
   assert '259,859' in note
 
 
@@ -244,9 +264,25 @@ def large_mask(made):
   return problems.LARGE_MASK, 'annotation 1 of ref 101', 1
 
 
-@pytest.mark.parametrize('fault', [
-    break_file, cut_file, other_format, empty_file, resized, unknown_image, unknown_annotation, other_image,
-    unknown_category, unknown_split, no_mask, malformed_mask, large_mask], ids=lambda fault: fault.__name__)
+@pytest.mark.parametrize(
+  'fault',
+  [
+    break_file,
+    cut_file,
+    other_format,
+    empty_file,
+    resized,
+    unknown_image,
+    unknown_annotation,
+    other_image,
+    unknown_category,
+    unknown_split,
+    no_mask,
+    malformed_mask,
+    large_mask,
+  ],
+  ids=lambda fault: fault.__name__,
+)
 def test_a_fault_is_named_and_stops_or_is_left_out(downloads, tmp_path, fault):
   kind, example, refs = fault(downloads)
   downloads.write()
@@ -272,8 +308,10 @@ def test_all_faults_are_told_at_once_with_counts_and_first_examples(downloads, t
   with pytest.raises(UserError, match=r'8 problems'):
     prepare.main(downloads.arguments(tmp_path / 'data'))
   lines = capsys.readouterr().err.replace('\r', '\n').splitlines()
-  assert f'6 {problems.UNKNOWN_ANNOTATION}: ref 101 (annotation 9001), ref 102 (annotation 9002), ' \
-         'ref 103 (annotation 9003), ...' in lines
+  assert (
+    f'6 {problems.UNKNOWN_ANNOTATION}: ref 101 (annotation 9001), ref 102 (annotation 9002), '
+    'ref 103 (annotation 9003), ...' in lines
+  )
   assert f'1 {problems.MISSING_FILE}: COCO_train2014_000000581004.jpg' in lines
   assert any(line.startswith(f'1 {problems.NO_MASK}: annotation 21 of ref 121') for line in lines)
 
@@ -312,9 +350,14 @@ def test_nothing_usable_is_never_a_data_set(downloads, tmp_path):
   assert nothing_written(tmp_path / 'data')
 
 
-@pytest.mark.parametrize('flags, told', [
-    (['--dataset=refclef'], 'refclef'), (['--dataset=refcocog', '--split-by=unc'], 'umd or google'),
-    (['--dataset=refcoco', '--processes=-1'], '--processes=-1')])
+@pytest.mark.parametrize(
+  'flags, told',
+  [
+    (['--dataset=refclef'], 'refclef'),
+    (['--dataset=refcocog', '--split-by=unc'], 'umd or google'),
+    (['--dataset=refcoco', '--processes=-1'], '--processes=-1'),
+  ],
+)
 def test_wrong_flags_are_named(flags, told):
   with pytest.raises(UserError, match=told):
     prepare.main([*flags, '--annotations=a', '--images=b'])

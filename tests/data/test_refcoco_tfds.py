@@ -8,10 +8,10 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from ditsam_jax.command_line import UserError
 from ditsam_jax.data import datasets
-from ditsam_jax.data.tokenization import Tokenizer
 from ditsam_jax.data.pipeline import evaluation_batches
+from ditsam_jax.errors import UserError
+from ditsam_jax.tokenization import Tokenizer
 from tests.data.refcoco_downloads import make
 
 
@@ -21,16 +21,21 @@ def _box_features():
 
 def _features():
   """Those of tensorflow_datasets/datasets/ref_coco, version 1.1.0."""
-  features = tfds.features.FeaturesDict({
+  features = tfds.features.FeaturesDict(
+    {
       'image': tfds.features.Image(encoding_format='jpeg'),
       'image/id': np.int64,
-      'objects': tfds.features.Sequence(_box_features() | {
+      'objects': tfds.features.Sequence(
+        _box_features()
+        | {
           'gt_box_index': np.int64,
           'mask': tfds.features.Image(encoding_format='png'),
           'refexp': tfds.features.Sequence({'refexp_id': np.int64, 'raw': tfds.features.Text()}),
-      }),
+        }
+      ),
       'coco_annotations': tfds.features.Sequence(_box_features()),
-  })
+    }
+  )
   serialized_info = features.get_serialized_info
 
   def with_numpy_dtypes():  # as in records.py: nested sequences without TensorFlow
@@ -51,6 +56,7 @@ with tfds.core.registered.skip_registration():
 
   class RefCoco(tfds.core.GeneratorBasedBuilder):
     """Writes downloads as TFDS does: masks as 1-bit PNG, the split 'validation'."""
+
     VERSION = tfds.core.Version('1.1.0')
     name = 'ref_coco'
 
@@ -67,17 +73,33 @@ with tfds.core.registered.skip_registration():
     def _generate_examples(self, split):
       made, zero = self._downloads, tfds.features.BBox(0.0, 0.0, 1.0, 1.0)
       for image_id in dict.fromkeys(ref['image_id'] for ref in made.refs if ref['split'] == split):
-        boxes = [{'id': ref['ann_id'], 'area': 1, 'bbox': zero, 'label': 18}
-                 for ref in made.refs if ref['image_id'] == image_id]
+        boxes = [
+          {'id': ref['ann_id'], 'area': 1, 'bbox': zero, 'label': 18}
+          for ref in made.refs
+          if ref['image_id'] == image_id
+        ]
         objects = []
         for index, (box, ref) in enumerate(zip(boxes, (r for r in made.refs if r['image_id'] == image_id))):
           mask = io.BytesIO()
           Image.fromarray(made.masks[ref['ann_id']]).save(mask, format='png')
           mask.seek(0)
-          objects.append(box | {'gt_box_index': index, 'mask': mask, 'refexp': [
-              {'refexp_id': sentence['sent_id'], 'raw': sentence['raw']} for sentence in ref['sentences']]})
-        yield image_id, {'image': io.BytesIO(made.image_file(image_id).read_bytes()), 'image/id': image_id,
-                         'objects': objects, 'coco_annotations': boxes}
+          objects.append(
+            box
+            | {
+              'gt_box_index': index,
+              'mask': mask,
+              'refexp': [{'refexp_id': sentence['sent_id'], 'raw': sentence['raw']} for sentence in ref['sentences']],
+            }
+          )
+        yield (
+          image_id,
+          {
+            'image': io.BytesIO(made.image_file(image_id).read_bytes()),
+            'image/id': image_id,
+            'objects': objects,
+            'coco_annotations': boxes,
+          },
+        )
 
 
 @pytest.fixture(scope='module')
@@ -104,8 +126,11 @@ def test_their_records_give_the_same_samples(theirs, split, number):
 
 def test_the_pipeline_takes_them(theirs, vocabulary_file):
   source = datasets.open_split('refcoco', theirs[1], 'val')
-  batches = list(evaluation_batches(source, Tokenizer(vocabulary_file, 6), image_size=32, pixel_mean=(0.5,) * 3,
-                                    pixel_std=(0.5,) * 3, batch_size=4))
+  batches = list(
+    evaluation_batches(
+      source, Tokenizer(vocabulary_file, 6), image_size=32, pixel_mean=(0.5,) * 3, pixel_std=(0.5,) * 3, batch_size=4
+    )
+  )
   assert sum(int(batch['valid'].sum()) for batch, _ in batches) == 6
 
 

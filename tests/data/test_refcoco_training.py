@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ditsam_jax import prepare, saved_model, train
-from ditsam_jax.command_line import UserError
+from ditsam_jax import prepare, train
 from ditsam_jax.data import datasets
+from ditsam_jax.errors import UserError
+from ditsam_jax.storage import saved_model
 from ditsam_jax.training import config as training_config
 from tests.data.refcoco_downloads import make
 from tests.small_models import random_model, small_config
@@ -26,14 +27,27 @@ def data_dir(tmp_path_factory):
 def test_three_steps_from_a_converted_model(data_dir, vocabulary_file, tmp_path):
   model = small_config()
   model = dataclasses.replace(
-      model, text_encoder=dataclasses.replace(model.text_encoder, vocab_size=40),
-      image_encoder=dataclasses.replace(model.image_encoder, depth=1, global_blocks=(0,)),
-      mask_decoder=dataclasses.replace(model.mask_decoder, depth=1))
+    model,
+    text_encoder=dataclasses.replace(model.text_encoder, vocab_size=40),
+    image_encoder=dataclasses.replace(model.image_encoder, depth=1, global_blocks=(0,)),
+    mask_decoder=dataclasses.replace(model.mask_decoder, depth=1),
+  )
   start = saved_model.save(tmp_path / 'start', random_model(model), vocabulary=vocabulary_file)
-  config = training_config.load(str(CONFIG), [
-      f'data.data_dir={data_dir}', f'init_from={start}', 'data.batch_size=4', 'data.augmentation.scale_steps=2',
-      'data.threads=1', 'eval_batch_size=4', 'total_steps=3', 'optimizer.warmup_steps=1', 'log_every=1',
-      'freeze=image_encoder,text_encoder'])  # a smaller program compiles sooner
+  config = training_config.load(
+    str(CONFIG),
+    [
+      f'data.data_dir={data_dir}',
+      f'init_from={start}',
+      'data.batch_size=4',
+      'data.augmentation.scale_steps=2',
+      'data.threads=1',
+      'eval_batch_size=4',
+      'total_steps=3',
+      'optimizer.warmup_steps=1',
+      'log_every=1',
+      'freeze=image_encoder,text_encoder',
+    ],
+  )  # a smaller program compiles sooner
   config.model = training_config.as_config_dict(model)
   summary = train.train(config, tmp_path / 'run')
   assert summary['steps'] == 3 and summary['split'] == 'val'
@@ -43,9 +57,15 @@ def test_three_steps_from_a_converted_model(data_dir, vocabulary_file, tmp_path)
   assert saved_model.data_config(tmp_path / 'run') == {'dataset': 'refcoco'}
 
 
-@pytest.mark.parametrize('choice, asked', [
-    ('refcoco', '--dataset=refcoco --split-by=unc'), ('refcoco+', r'--dataset=refcoco\+ --split-by=unc'),
-    ('refcocog', '--dataset=refcocog --split-by=umd'), ('grefcoco', '--dataset=grefcoco --split-by=unc')])
+@pytest.mark.parametrize(
+  'choice, asked',
+  [
+    ('refcoco', '--dataset=refcoco --split-by=unc'),
+    ('refcoco+', r'--dataset=refcoco\+ --split-by=unc'),
+    ('refcocog', '--dataset=refcocog --split-by=umd'),
+    ('grefcoco', '--dataset=grefcoco --split-by=unc'),
+  ],
+)
 def test_without_data_it_says_the_command_that_prepares_them(tmp_path, choice, asked):
   with pytest.raises(UserError, match=f'python -m ditsam_jax.prepare {asked} .*--data-dir={tmp_path}') as error:
     train.main([f'--config={CONFIG}:{choice}', f'--workdir={tmp_path / "run"}', f'--config.data.data_dir={tmp_path}'])
@@ -55,8 +75,14 @@ def test_without_data_it_says_the_command_that_prepares_them(tmp_path, choice, a
 @pytest.mark.parametrize('start', ['', 'sam_shapes'])
 def test_without_a_text_encoder_it_says_the_command_that_converts_one(data_dir, tmp_path, start):
   with pytest.raises(UserError, match='python convert/torch_to_flax.py .*--config.init_from=models/start'):
-    train.main([f'--config={CONFIG}', f'--workdir={tmp_path / "run"}', f'--config.data.data_dir={data_dir}',
-                f'--config.init_from={start}'])
+    train.main(
+      [
+        f'--config={CONFIG}',
+        f'--workdir={tmp_path / "run"}',
+        f'--config.data.data_dir={data_dir}',
+        f'--config.init_from={start}',
+      ]
+    )
   assert not (tmp_path / 'run').exists()
 
 

@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from ditsam_jax.command_line import UserError
 from ditsam_jax.data.referring import ImageRecord, ReferringSource
+from ditsam_jax.errors import UserError
 
 
 @pytest.mark.parametrize('in_memory', [False, True])
 def test_every_object_with_an_expression_comes_back_as_stored(tiny, in_memory):
   source = ReferringSource(tiny.directory, 'train', in_memory=in_memory)
-  stored = [(image, index, one) for image in tiny.images['train']
-            for index, one in enumerate(image.objects) if one.expressions]
+  stored = [
+    (image, index, one) for image in tiny.images['train'] for index, one in enumerate(image.objects) if one.expressions
+  ]
   assert len(source) == len(stored)
   for _ in range(2):  # the second time from memory, where it is kept
     for sample, (image, index, one) in zip((source[i] for i in range(len(source))), stored):
@@ -69,6 +70,7 @@ def test_what_cannot_be_opened_is_named(tiny, tmp_path):
 
 def test_pixels_that_are_no_picture_are_named():
   from tensorflow_datasets.proto import tf_example_pb2
+
   example = tf_example_pb2.Example()
   example.features.feature['image_id'].int64_list.value.append(31)
   example.features.feature['image'].bytes_list.value.append(b'nothing')

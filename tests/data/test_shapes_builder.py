@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from ditsam_jax.command_line import UserError
 from ditsam_jax.data import shapes
 from ditsam_jax.data.shapes import builder
+from ditsam_jax.errors import UserError
 
 SCENES = shapes.ScenesConfig(train=20, val=3, test=4)
 
@@ -25,10 +25,15 @@ def data_dir(tmp_path_factory):
 def decoded(record):
   """Plain values of a record, so that two can be compared."""
   objects = record['objects']
-  return (record['image_id'], record['image'].tobytes(), list(objects['object_id']),
-          [m.tobytes() for m in objects['mask']], [c.decode() for c in objects['category']],
-          [[e.decode() for e in es] for es in objects['expressions']],
-          [[k.decode() for k in ks] for ks in objects['kinds']])
+  return (
+    record['image_id'],
+    record['image'].tobytes(),
+    list(objects['object_id']),
+    [m.tobytes() for m in objects['mask']],
+    [c.decode() for c in objects['category']],
+    [[e.decode() for e in es] for es in objects['expressions']],
+    [[k.decode() for k in ks] for ks in objects['kinds']],
+  )
 
 
 @pytest.mark.parametrize('split', ['train', 'val', 'test'])
@@ -42,8 +47,9 @@ def test_records_hold_the_very_pictures_masks_and_expressions(data_dir, split):
     objects = record['objects']
     np.testing.assert_array_equal(np.stack(objects['mask'])[..., 0], scene.masks * 255)
     assert [c.decode() for c in objects['category']] == [s.category for s in scene.shapes]
-    assert [[(e.decode(), k.decode()) for e, k in zip(es, ks)]
-            for es, ks in zip(objects['expressions'], objects['kinds'])] == expressions
+    assert [
+      [(e.decode(), k.decode()) for e, k in zip(es, ks)] for es, ks in zip(objects['expressions'], objects['kinds'])
+    ] == expressions
 
 
 def test_ids_are_unique_over_the_splits(data_dir):

@@ -21,11 +21,11 @@ KIND = 'circle|square|triangle|star|cross'
 RANK = 'first|second|third|fourth'
 NOUN = rf'(?:(?:{SIZE}) )?(?:(?:{COLOUR}) )?(?:{KIND}|shape)'
 GRAMMAR = {
-    'attribute': rf'the (?P<noun>{NOUN})',
-    'relation': rf'the (?P<noun>{NOUN}) (?P<where>left of|right of|above|below) the (?P<anchor>{NOUN})',
-    'order': rf'the (?P<rank>{RANK}) (?P<noun>{NOUN}) from the (?P<end>left|right|top|bottom)',
-    'comparison': rf'the (?P<most>largest|smallest) (?P<noun>{NOUN})',
-    'negation': rf'the (?P<noun>{NOUN}) that is not (?P<not>{SIZE}|{COLOUR}|a (?:{KIND}))',
+  'attribute': rf'the (?P<noun>{NOUN})',
+  'relation': rf'the (?P<noun>{NOUN}) (?P<where>left of|right of|above|below) the (?P<anchor>{NOUN})',
+  'order': rf'the (?P<rank>{RANK}) (?P<noun>{NOUN}) from the (?P<end>left|right|top|bottom)',
+  'comparison': rf'the (?P<most>largest|smallest) (?P<noun>{NOUN})',
+  'negation': rf'the (?P<noun>{NOUN}) that is not (?P<not>{SIZE}|{COLOUR}|a (?:{KIND}))',
 }
 
 
@@ -37,24 +37,26 @@ def named(noun, scene):
 
 def meaning(expression, scene):
   """(kind, the shapes meant), from what the words say in English."""
-  kind, match = next((kind, match) for kind, pattern in GRAMMAR.items()
-                     if (match := re.fullmatch(pattern, expression)))
+  kind, match = next((kind, match) for kind, pattern in GRAMMAR.items() if (match := re.fullmatch(pattern, expression)))
   candidates = named(match['noun'], scene)
   if kind == 'relation':
     [anchor] = named(match['anchor'], scene)
     side = {
-        'left of': lambda s: s.x < anchor.x,
-        'right of': lambda s: s.x > anchor.x,
-        'above': lambda s: s.y < anchor.y,
-        'below': lambda s: s.y > anchor.y,
+      'left of': lambda s: s.x < anchor.x,
+      'right of': lambda s: s.x > anchor.x,
+      'above': lambda s: s.y < anchor.y,
+      'below': lambda s: s.y > anchor.y,
     }[match['where']]
     candidates = [s for s in candidates if s is not anchor and side(s)]
   elif kind == 'order':
     distance_from_end = {
-        'left': lambda s: s.x, 'right': lambda s: -s.x, 'top': lambda s: s.y, 'bottom': lambda s: -s.y,
+      'left': lambda s: s.x,
+      'right': lambda s: -s.x,
+      'top': lambda s: s.y,
+      'bottom': lambda s: -s.y,
     }[match['end']]
     rank = RANK.split('|').index(match['rank'])
-    candidates = sorted(candidates, key=distance_from_end)[rank:rank + 1]
+    candidates = sorted(candidates, key=distance_from_end)[rank : rank + 1]
   elif kind == 'comparison':
     extreme = max if match['most'] == 'largest' else min
     by_radius = extreme(candidates, key=lambda s: s.radius)
@@ -87,10 +89,12 @@ def test_every_expression_means_its_target_alone():
 def test_no_expression_hangs_on_small_differences():
   rng = np.random.default_rng(0)
   for scene, target, text, kind in all_expressions():
-    nudged = [dataclasses.replace(s, x=s.x + dx * CONFIG.image_size, y=s.y + dy * CONFIG.image_size,
-                                  radius=s.radius * scale)
-              for s, (dx, dy), scale in zip(scene.shapes, rng.uniform(-0.029, 0.029, (len(scene.shapes), 2)),
-                                            rng.uniform(0.94, 1.06, len(scene.shapes)))]
+    nudged = [
+      dataclasses.replace(s, x=s.x + dx * CONFIG.image_size, y=s.y + dy * CONFIG.image_size, radius=s.radius * scale)
+      for s, (dx, dy), scale in zip(
+        scene.shapes, rng.uniform(-0.029, 0.029, (len(scene.shapes), 2)), rng.uniform(0.94, 1.06, len(scene.shapes))
+      )
+    ]
     assert meaning(text, nudged) == (kind, [nudged[scene.shapes.index(target)]]), text
 
 
@@ -135,7 +139,9 @@ def test_guessing_is_hard_even_with_perfect_masks():
   assert np.mean(colours_only) < 0.40
 
 
-@pytest.mark.parametrize('expression, left', [
+@pytest.mark.parametrize(
+  'expression, left',
+  [
     ('the red circle', [0, 3]),
     ('the star that is not red', [1, 2]),
     ('the red star that is not small', [0, 3]),
@@ -144,7 +150,8 @@ def test_guessing_is_hard_even_with_perfect_masks():
     ('the blue shape above the small red circle', [2]),
     ('the second green shape from the right', [1]),
     ('the small shape that is not a circle', [0, 1, 2, 3]),
-])
+  ],
+)
 def test_colour_words_about_the_target_decide_what_a_colour_oracle_keeps(expression, left):
   categories = ['small red circle', 'large green star', 'small blue star', 'large red star']
   assert shapes.colour_candidates(expression, categories) == left
@@ -158,12 +165,14 @@ def test_two_equal_shapes_side_by_side_are_told_apart_by_order_and_nothing_else(
   nouns = [''.join(words) for words in itertools.product(('', 'small '), ('', 'red '), ('star', 'shape'))]
   for own, (near, far) in zip(texts, (('left', 'right'), ('right', 'left'))):
     assert own
-    assert own <= {f'the {rank} {noun} from the {side}' for noun in nouns
-                   for rank, side in (('first', near), ('second', far))}
+    assert own <= {
+      f'the {rank} {noun} from the {side}' for noun in nouns for rank, side in (('first', near), ('second', far))
+    }
 
 
 def test_the_tokenizer_knows_every_word_and_spells_the_others():
   from transformers import BertTokenizerFast
+
   tokenizer = BertTokenizerFast(str(VOCABULARY))
   lengths = set()
   for *_, text, _ in all_expressions():

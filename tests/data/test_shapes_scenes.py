@@ -5,8 +5,8 @@ import functools
 import numpy as np
 import pytest
 
-from ditsam_jax.command_line import UserError
 from ditsam_jax.data.shapes.scenes import COLOURS, ScenesConfig, make_scene, scene_rng
+from ditsam_jax.errors import UserError
 
 CONFIG = ScenesConfig()
 
@@ -35,11 +35,11 @@ def full_area(shape):
   """Area before occlusion from the circumradius R, by the textbook; px^2."""
   r = shape.reach
   return {
-      'circle': np.pi * r ** 2,
-      'square': 2 * r ** 2,
-      'triangle': 3 * np.sqrt(3) / 4 * r ** 2,
-      'star': 5 * r * 0.46 * r * np.sin(np.pi / 5),  # ten triangles between an outer and an inner corner
-      'cross': 4 * (2 * 0.36 - 0.36 ** 2) * r ** 2 / (1 + 0.36 ** 2),  # two bars less their common square
+    'circle': np.pi * r**2,
+    'square': 2 * r**2,
+    'triangle': 3 * np.sqrt(3) / 4 * r**2,
+    'star': 5 * r * 0.46 * r * np.sin(np.pi / 5),  # ten triangles between an outer and an inner corner
+    'cross': 4 * (2 * 0.36 - 0.36**2) * r**2 / (1 + 0.36**2),  # two bars less their common square
   }[shape.kind]
 
 
@@ -81,7 +81,7 @@ def test_masks_of_circles_and_squares_follow_their_outline():
       if shape.kind not in ('circle', 'square'):
         continue
       inside = signed_distance(shape, CONFIG.image_size)
-      in_front = scene.masks[i + 1:].any(axis=0)
+      in_front = scene.masks[i + 1 :].any(axis=0)
       assert not scene.masks[i][inside < -0.6].any()
       assert scene.masks[i][(inside > 0.6) & ~in_front].all()
       seen += 1
@@ -131,11 +131,20 @@ def test_scenes_scale_with_the_image_size():
   assert all(0.07 * 256 < s.radius < 0.18 * 256 for s in scene.shapes)
 
 
-@pytest.mark.parametrize('change', [
-    {'image_size': 8}, {'min_shapes': 9}, {'colours': ('red', 'pink')}, {'kinds_per_scene': (3, 2)},
-    {'large_radius': (0.1, 0.2)}, {'max_occlusion': 1.5}, {'seed': -1}, {'val': 0},
+@pytest.mark.parametrize(
+  'change',
+  [
+    {'image_size': 8},
+    {'min_shapes': 9},
+    {'colours': ('red', 'pink')},
+    {'kinds_per_scene': (3, 2)},
+    {'large_radius': (0.1, 0.2)},
+    {'max_occlusion': 1.5},
+    {'seed': -1},
+    {'val': 0},
     {'expressions_per_object': 0},
-])
+  ],
+)
 def test_impossible_settings_are_named(change):
   [(name, value)] = change.items()
   with pytest.raises(UserError) as error:

@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 import tokenizers
 
-from ditsam_jax.command_line import UserError
-from ditsam_jax.data import tokenization
-from ditsam_jax.data.tokenization import Tokenizer
+from ditsam_jax import tokenization
+from ditsam_jax.errors import UserError
+from ditsam_jax.tokenization import Tokenizer
 
-SENTENCES = ['the red box', 'Boxes, on the LEFT', 'a purple box', 'third box on the right of the green box',
-             '']
+SENTENCES = ['the red box', 'Boxes, on the LEFT', 'a purple box', 'third box on the right of the green box', '']
 
 
 def test_a_sentence_by_hand(tmp_path):
@@ -42,20 +41,24 @@ def test_no_sentence_gives_no_row(vocabulary_file):
   assert ids.shape == mask.shape == (0, 8)
 
 
-@pytest.mark.parametrize('text, cut', [
-    ('the red box', ''),                              # 3 pieces in room for 3
+@pytest.mark.parametrize(
+  'text, cut',
+  [
+    ('the red box', ''),  # 3 pieces in room for 3
     ('the red box on the Left', 'on the Left'),
-    ('the red boxes', 'boxes'),                       # 'box' would fit, 'boxes' does not
+    ('the red boxes', 'boxes'),  # 'box' would fit, 'boxes' does not
     ('the  red,  box  on', 'box  on'),
     ('', ''),
-])
+  ],
+)
 def test_cut_is_the_words_that_do_not_fit(vocabulary_file, text, cut):
   assert Tokenizer(vocabulary_file, 5).cut(text) == cut
 
 
 def test_many_threads_get_the_answers_of_one(vocabulary_file):
-  texts = [f'{a} {b} box on {c}' for a in 'a the red'.split() for b in 'green blue'.split()
-           for c in 'left right'.split()] * 20
+  texts = [
+    f'{a} {b} box on {c}' for a in 'a the red'.split() for b in 'green blue'.split() for c in 'left right'.split()
+  ] * 20
   expected = Tokenizer(vocabulary_file, 8)(texts)[0]
   shared = Tokenizer(vocabulary_file, 8)
   with ThreadPoolExecutor(8) as pool:
@@ -69,6 +72,7 @@ def test_every_sentence_is_tokenised_once_however_many_threads_ask(vocabulary_fi
   def noted(vocabulary):
     bert = plain(vocabulary)
     return lambda text, **options: asked.append(text) or bert(text, **options)
+
   monkeypatch.setattr(tokenization, '_bert_tokenizer', noted)
   tokenizer = Tokenizer(vocabulary_file, 8)
   with ThreadPoolExecutor(8) as pool:
@@ -81,13 +85,16 @@ def test_a_copy_in_another_process_gives_the_same_ids(vocabulary_file):
   np.testing.assert_array_equal(pickle.loads(pickle.dumps(tokenizer))(SENTENCES), tokenizer(SENTENCES))
 
 
-@pytest.mark.parametrize('content, message', [
+@pytest.mark.parametrize(
+  'content, message',
+  [
     (None, 'cannot read the vocabulary'),
     (b'', r'lacks \[PAD\], \[UNK\], \[CLS\], \[SEP\]'),
     (b'[PAD]\n[UNK]\n[SEP]\nred\n', r'lacks \[CLS\]'),
     (b'[PAD]\n[UNK]\n[CLS]\n[SEP]\nred\nred\n', "'red' twice"),
     (b'\xff\xfe\x00', 'not UTF-8'),
-])
+  ],
+)
 def test_a_bad_vocabulary_is_named(tmp_path, content, message):
   file = tmp_path / 'vocab.txt'
   if content is not None:
@@ -103,5 +110,5 @@ def test_too_few_tokens_for_a_word_are_refused(vocabulary_file):
 
 
 def test_importing_the_module_leaves_the_slow_library_alone():
-  code = 'import sys, ditsam_jax.data.tokenization; sys.exit("transformers" in sys.modules)'
+  code = 'import sys, ditsam_jax.tokenization; sys.exit("transformers" in sys.modules)'
   assert subprocess.run([sys.executable, '-c', code]).returncode == 0

@@ -22,7 +22,7 @@ def test_as_wide_as_the_central_limit_says():
   low, high = intervals(ids, overlaps)['mIoU']
   iou = overlaps[:, 0] / 10
   assert (low + high) / 2 == pytest.approx(iou.mean(), abs=0.1)
-  assert high - low == pytest.approx(2 * 1.96 * iou.std() / 2000 ** 0.5, rel=0.1)
+  assert high - low == pytest.approx(2 * 1.96 * iou.std() / 2000**0.5, rel=0.1)
 
 
 def test_images_are_drawn_not_samples():
@@ -53,7 +53,9 @@ def test_as_a_plain_loop_over_the_drawn_images():
 def test_nothing_one_image_and_nothing_to_find():
   assert intervals(np.zeros(0), np.zeros((0, 2), int)) == {}
   assert intervals(np.array([4, 4]), np.array([[1, 2], [1, 4]])) == {
-    'mIoU': pytest.approx((37.5, 37.5)), 'oIoU': pytest.approx((100 / 3, 100 / 3))}
+    'mIoU': pytest.approx((37.5, 37.5)),
+    'oIoU': pytest.approx((100 / 3, 100 / 3)),
+  }
   assert intervals(np.array([4, 5]), np.zeros((2, 2), int))['oIoU'] == (100, 100)
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from ditsam_jax.data import datasets
-from ditsam_jax.data.augmentation import Letterbox
 from ditsam_jax.data.pipeline import EvaluationSample
-from ditsam_jax.data.tokenization import Tokenizer
 from ditsam_jax.evaluation.evaluator import evaluate, evaluate_split, pictures_of
 from ditsam_jax.evaluation.pictures import Gallery
+from ditsam_jax.geometry.letterbox import Letterbox
+from ditsam_jax.tokenization import Tokenizer
 from tests.small_models import small_config
 
 GOLDEN = Path(__file__).parents[1] / 'golden' / 'metrics.npz'
@@ -119,8 +119,7 @@ def test_samples_of_any_size_share_a_batch():
   sizes = (16, 16), (8, 16), (40, 40)
   infos = [info_of(rng.random(size) > 0.5, box) for size, box in zip(sizes, boxes)]
   together = evaluate(first_channel, [batch_of(logits, infos)], threshold=0.35)
-  alone = [evaluate(first_channel, [batch_of(logits[i:i + 1], infos[i:i + 1])], threshold=0.35)
-           for i in range(3)]
+  alone = [evaluate(first_channel, [batch_of(logits[i : i + 1], infos[i : i + 1])], threshold=0.35) for i in range(3)]
   for protocol in ('release', 'standard'):
     expected = [result.overlaps[protocol][0] for result in alone]
     np.testing.assert_array_equal(together.overlaps[protocol], expected)
@@ -204,8 +203,9 @@ def test_a_sheet_shows_the_very_samples_asked_for(split, tokenizer):
   config = small_config(image_size=64, max_text_tokens=8)
   results = evaluate_split(perfect, split, tokenizer, config, batch_size=16, limit=30, progress=False)
   chosen = [results.samples[place] for place in (29, 3, 17)]
-  pictures = pictures_of(perfect, split, tokenizer, config, results, [sample.position for sample in chosen],
-                         batch_size=16)
+  pictures = pictures_of(
+    perfect, split, tokenizer, config, results, [sample.position for sample in chosen], batch_size=16
+  )
   for sample in chosen:
     picture = pictures[sample.position]
     assert picture.expression == sample.expression and picture.iou == 1

@@ -41,8 +41,12 @@ def rows_of(config, image_of_row, seed=0, images=None):
   if images is None:
     images = rng.normal(0, 1, (10, config.image_size, config.image_size, 3)).astype(np.float32)
   ids = rng.integers(5, 20, (len(image_of_row), config.max_text_tokens)).astype(np.int32)
-  return {'image': images[image_of_row], 'image_index': np.array(image_of_row, np.int32), 'token_ids': ids,
-          'token_mask': np.ones_like(ids)}
+  return {
+    'image': images[image_of_row],
+    'image_index': np.array(image_of_row, np.int32),
+    'token_ids': ids,
+    'token_mask': np.ones_like(ids),
+  }
 
 
 @pytest.fixture(scope='module')
@@ -77,7 +81,7 @@ def test_the_batch_size_changes_no_bit(baseline, share_images):
   batch = rows_of(model.config, np.repeat(range(10), 2))
   expected = forward(batch)
   for size in (1, 5, 8, 17):
-    parts = [{name: array[start:start + size] for name, array in batch.items()} for start in range(0, 20, size)]
+    parts = [{name: array[start : start + size] for name, array in batch.items()} for start in range(0, 20, size)]
     np.testing.assert_array_equal(np.concatenate([forward(part) for part in parts]), expected)
 
 

@@ -33,9 +33,17 @@ def test_grefcocos_metrics_by_hand():
   # Three without a target: called nothing twice, 8 pixels once.
   intersection, union = np.array([7, 9, 0, 0, 0, 0, 0]), np.array([10, 10, 10, 15, 0, 0, 8])
   figures = generalised_rates(intersection, union, np.array([10, 10, 10, 10, 0, 0, 0]))
-  assert figures == pytest.approx({
-    'gIoU': 100 * (0.7 + 0.9 + 0 + 0 + 1 + 1 + 0) / 7, 'cIoU': 100 * 16 / 53, 'N-acc': 200 / 3, 'T-acc': 75,
-    'Pr@0.70': 50, 'Pr@0.80': 25, 'Pr@0.90': 25})
+  assert figures == pytest.approx(
+    {
+      'gIoU': 100 * (0.7 + 0.9 + 0 + 0 + 1 + 1 + 0) / 7,
+      'cIoU': 100 * 16 / 53,
+      'N-acc': 200 / 3,
+      'T-acc': 75,
+      'Pr@0.70': 50,
+      'Pr@0.80': 25,
+      'Pr@0.90': 25,
+    }
+  )
 
 
 @pytest.mark.parametrize('tenths', [7, 8, 9])

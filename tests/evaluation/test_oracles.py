@@ -8,14 +8,17 @@ from ditsam_jax.evaluation.oracles import chances
 OBJECTS = ('small red circle', 'large red star', 'small red star', 'large blue star', 'small green cross')
 
 
-@pytest.mark.parametrize('expression, target, candidates', [
-  ('the small red circle', 0, 3),
-  ('the blue star', 3, 1),
-  ('the largest star', 1, 5),
-  ('the star right of the green cross', 1, 5),
-  ('the red star left of the blue star', 2, 3),
-  ('the large star that is not red', 3, 2),
-])
+@pytest.mark.parametrize(
+  'expression, target, candidates',
+  [
+    ('the small red circle', 0, 3),
+    ('the blue star', 3, 1),
+    ('the largest star', 1, 5),
+    ('the star right of the green cross', 1, 5),
+    ('the red star left of the blue star', 2, 3),
+    ('the large star that is not red', 3, 2),
+  ],
+)
 def test_a_guess_among_the_objects_and_among_those_of_fitting_colour(expression, target, candidates):
   assert chances(expression, OBJECTS, target) == pytest.approx((1 / 5, 1 / candidates))
 

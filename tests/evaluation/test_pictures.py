@@ -6,9 +6,16 @@ import numpy as np
 import pytest
 from PIL import ImageFont
 
-from ditsam_jax.data.augmentation import Letterbox, normalise
-from ditsam_jax.evaluation.pictures import (PREDICTION_COLOUR, Gallery, Shown, overlay, prediction_panel,
-                                            worst_median_best, wrap)
+from ditsam_jax.evaluation.pictures import (
+  PREDICTION_COLOUR,
+  Gallery,
+  Shown,
+  overlay,
+  prediction_panel,
+  worst_median_best,
+  wrap,
+)
+from ditsam_jax.geometry.letterbox import Letterbox, normalise
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -71,8 +78,10 @@ def names(samples):
 def test_kinds_are_drawn_evenly_however_rare():
   def kind(i):
     return 'rare' if i % 100 == 7 else 'order' if i % 2 else 'attribute'
+
   def iou(i):
     return 0.2 if i % 10 == 7 else 0.9
+
   (_, drawn), (title, failures) = offered(Gallery(MEAN, STD), 1000, iou, kind)
   assert [shown.kind for shown in drawn] == ['attribute'] * 2 + ['order'] * 2 + ['rare'] * 2
   assert [shown.kind for shown in failures] == ['order', 'rare'] * 3
@@ -117,6 +126,7 @@ def test_the_sheet_grows_by_rows_and_shows_wide_and_tall_images():
   def shown(height, width):
     image = np.full((height, width, 3), 250, np.uint8)
     return Shown(image, 'word ' * 60, 'order', disc(height, width, 5), np.zeros((height, width), bool), 0.7)
+
   two = prediction_panel([('title', [shown(20, 300), shown(300, 20)])])
   three = prediction_panel([('title', [shown(1, 1), shown(300, 20), shown(64, 64)])])
   assert two.width == three.width and two.height < three.height

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from ditsam_jax.command_line import UserError
-from ditsam_jax.data.augmentation import Letterbox
-from ditsam_jax.evaluation.protocols import fills_square, logit, release_mask, standard_mask
+from ditsam_jax.errors import UserError
+from ditsam_jax.evaluation.protocols import release_mask, standard_mask
+from ditsam_jax.geometry.letterbox import Letterbox, fills_square, logit
 
 
 def test_release_grows_a_pixel_where_standard_does_not():
@@ -38,8 +39,7 @@ def test_without_resizing_both_are_the_sigmoid_above_the_threshold(side, thresho
   np.testing.assert_array_equal(standard_mask(logits, box, (side, side), threshold), expected)
 
 
-@pytest.mark.parametrize(
-  'box, size', [((0, 0, 8, 6), (8, 6)), ((0, 1, 8, 6), (16, 12)), ((0, 0, 8, 8), (16, 16))])
+@pytest.mark.parametrize('box, size', [((0, 0, 8, 6), (8, 6)), ((0, 1, 8, 6), (16, 12)), ((0, 0, 8, 8), (16, 16))])
 def test_scaled_or_padded_images_do_not_fill_the_square(box, size):
   assert not fills_square(Letterbox(*box), size, 8)
 

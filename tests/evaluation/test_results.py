@@ -32,8 +32,9 @@ def test_any_order_and_the_way_over_json_give_the_same_bits():
 def test_counts_are_exact_where_floats_are_not():
   huge = 2**53
   sample = Sample(0, 1, 1, '', 'a', 1, 1)
-  results = Results.of([Score(sample._replace(position=i), [[1 + (i == 0) * huge, huge + 1]], None) for i in range(3)],
-                       ['release'])
+  results = Results.of(
+    [Score(sample._replace(position=i), [[1 + (i == 0) * huge, huge + 1]], None) for i in range(3)], ['release']
+  )
   assert results.overlaps['release'].sum(0).tolist() == [huge + 3, 3 * huge + 3]
 
 

@@ -1,12 +1,12 @@
 """Remakes sam.npz, bert.npz and resize.npz: what PyTorch, segment-anything and transformers compute at toy size.
 
-  pip install --editable '.[test]'
-  python tests/golden/make_fixtures.py
+pip install --editable '.[test]'
+python tests/golden/make_fixtures.py
 """
 
+import sys
 from functools import partial
 from pathlib import Path
-import sys
 
 import numpy as np
 import torch
@@ -29,8 +29,10 @@ def main():
 
 
 def save(name: str, arrays: dict[str, np.ndarray]) -> None:
-  np.savez(FOLDER / f'{name}.npz', **{
-      key: value.astype(np.float32) if value.dtype == np.float64 else value for key, value in arrays.items()})
+  np.savez(
+    FOLDER / f'{name}.npz',
+    **{key: value.astype(np.float32) if value.dtype == np.float64 else value for key, value in arrays.items()},
+  )
 
 
 def randomise(module: torch.nn.Module) -> dict[str, np.ndarray]:
@@ -51,15 +53,28 @@ def randomise(module: torch.nn.Module) -> dict[str, np.ndarray]:
 def sam_arrays() -> dict[str, np.ndarray]:
   modeling = segment_anything_modeling()
   encoder = modeling.ImageEncoderViT(
-      img_size=IMAGE, embed_dim=24, depth=3, num_heads=2, mlp_ratio=4, out_chans=WIDTH, use_rel_pos=True,
-      norm_layer=partial(torch.nn.LayerNorm, eps=1e-6), window_size=3, global_attn_indexes=(1,))
+    img_size=IMAGE,
+    embed_dim=24,
+    depth=3,
+    num_heads=2,
+    mlp_ratio=4,
+    out_chans=WIDTH,
+    use_rel_pos=True,
+    norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+    window_size=3,
+    global_attn_indexes=(1,),
+  )
   prompts = modeling.PromptEncoder(WIDTH, (GRID, GRID), (IMAGE, IMAGE), mask_in_chans=16)
   decoder = modeling.MaskDecoder(
-      transformer_dim=WIDTH, iou_head_hidden_dim=40,
-      transformer=modeling.TwoWayTransformer(depth=2, embedding_dim=WIDTH, mlp_dim=48, num_heads=4))
-  arrays = {f'weights/{part}.{name}': value for part, module in (
-      ('image_encoder', encoder), ('prompt_encoder', prompts), ('mask_decoder', decoder))
-      for name, value in randomise(module).items()}
+    transformer_dim=WIDTH,
+    iou_head_hidden_dim=40,
+    transformer=modeling.TwoWayTransformer(depth=2, embedding_dim=WIDTH, mlp_dim=48, num_heads=4),
+  )
+  arrays = {
+    f'weights/{part}.{name}': value
+    for part, module in (('image_encoder', encoder), ('prompt_encoder', prompts), ('mask_decoder', decoder))
+    for name, value in randomise(module).items()
+  }
 
   prompts.float()  # it casts to f32 itself
   image = torch.randn(2, 3, IMAGE, IMAGE).double()
@@ -68,27 +83,47 @@ def sam_arrays() -> dict[str, np.ndarray]:
   boxes = torch.tensor([[3.0, 5.5, 40.0, 77.0], [10.0, 0.0, 79.0, 30.0]])
   masks = torch.randn(2, 1, 4 * GRID, 4 * GRID)
   embedding, dense_pe = encoder(image), prompts.get_dense_pe().double()
-  arrays |= {name: value.numpy() for name, value in dict(
-      image=image, points=points, labels=labels, boxes=boxes, masks=masks, embedding=embedding,
-      dense_pe=dense_pe).items()}
-  cases = dict(points=((points, labels), None, None), boxes=(None, boxes, None), masks=(None, None, masks),
-               all=((points, labels), boxes, masks))
+  arrays |= {
+    name: value.numpy()
+    for name, value in dict(
+      image=image, points=points, labels=labels, boxes=boxes, masks=masks, embedding=embedding, dense_pe=dense_pe
+    ).items()
+  }
+  cases = dict(
+    points=((points, labels), None, None),
+    boxes=(None, boxes, None),
+    masks=(None, None, masks),
+    all=((points, labels), boxes, masks),
+  )
   for name, case in cases.items():
     sparse, dense = (x.double() for x in prompts(*case))
     arrays[f'{name}/sparse'], arrays[f'{name}/dense'] = sparse.numpy(), dense.numpy()
     for multimask in (False, True):
       # The decoder repeats one image embedding for every prompt; here every prompt has its own image.
-      outputs = [decoder(embedding[i:i + 1], dense_pe, sparse[i:i + 1], dense[i:i + 1], multimask) for i in range(2)]
+      outputs = [
+        decoder(embedding[i : i + 1], dense_pe, sparse[i : i + 1], dense[i : i + 1], multimask) for i in range(2)
+      ]
       kind = 'multi' if multimask else 'single'
       arrays[f'{name}/{kind}/logits'], arrays[f'{name}/{kind}/iou'] = (
-          torch.cat(parts).numpy() for parts in zip(*outputs))
+        torch.cat(parts).numpy() for parts in zip(*outputs)
+      )
   return arrays
 
 
 def bert_arrays() -> dict[str, np.ndarray]:
   from transformers import BertConfig, BertModel
-  model = BertModel(BertConfig(vocab_size=30, hidden_size=24, num_hidden_layers=2, num_attention_heads=3,
-                               intermediate_size=40, max_position_embeddings=16), add_pooling_layer=False).eval()
+
+  model = BertModel(
+    BertConfig(
+      vocab_size=30,
+      hidden_size=24,
+      num_hidden_layers=2,
+      num_attention_heads=3,
+      intermediate_size=40,
+      max_position_embeddings=16,
+    ),
+    add_pooling_layer=False,
+  ).eval()
   arrays = {f'weights/{name}': value for name, value in randomise(model).items() if 'position_ids' not in name}
   token_ids = torch.randint(1, 30, (3, 9))
   token_mask = torch.tensor([[1] * 9, [1] * 5 + [0] * 4, [1] + [0] * 8])
@@ -97,8 +132,13 @@ def bert_arrays() -> dict[str, np.ndarray]:
   with torch.enable_grad():
     probe = torch.randn_like(states)
     (model(token_ids, attention_mask=token_mask).last_hidden_state * probe).sum().backward()
-  return arrays | dict(token_ids=token_ids.numpy(), token_mask=token_mask.numpy(), states=states.numpy(),
-                       probe=probe.numpy(), word_gradient=model.embeddings.word_embeddings.weight.grad.numpy())
+  return arrays | dict(
+    token_ids=token_ids.numpy(),
+    token_mask=token_mask.numpy(),
+    states=states.numpy(),
+    probe=probe.numpy(),
+    word_gradient=model.embeddings.word_embeddings.weight.grad.numpy(),
+  )
 
 
 def resize_arrays() -> dict[str, np.ndarray]:

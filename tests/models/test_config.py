@@ -9,13 +9,16 @@ from ditsam_jax.models import config as models
 from ditsam_jax.models.config import DitSamConfig, ImageEncoderConfig, MaskDecoderConfig, TextEncoderConfig
 
 
-@pytest.mark.parametrize('config', [*(preset() for preset in models.PRESETS.values()), models.sam(models.vit_b()),
-                                    models.vit_b(fusion='e2e')])
+@pytest.mark.parametrize(
+  'config', [*(preset() for preset in models.PRESETS.values()), models.sam(models.vit_b()), models.vit_b(fusion='e2e')]
+)
 def test_json_round_trip(config):
   assert DitSamConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
-@pytest.mark.parametrize('field, values, told', [
+@pytest.mark.parametrize(
+  'field, values, told',
+  [
     ('fusion', dict(fusion='layerwise'), 'layerwise.*choose one of none, layer_wise'),
     ('attention', dict(attention='fast'), 'fast.*choose one of auto, reference, xla'),
     ('image_size', dict(image_size=500), '500.*multiple of the patch size 16'),
@@ -26,9 +29,14 @@ def test_json_round_trip(config):
     ('text_encoder', dict(text_encoder=TextEncoderConfig(heads=5)), '5 heads.*768'),
     ('mask_decoder.width', dict(mask_decoder=MaskDecoderConfig(width=12, heads=2)), '12.*multiple of 8'),
     ('fusion', dict(text_encoder=None), 'no text encoder'),
-    ('image_encoder.attention_scope', dict(image_encoder=ImageEncoderConfig(attention_scope='local')), 'local.*windowed'),
+    (
+      'image_encoder.attention_scope',
+      dict(image_encoder=ImageEncoderConfig(attention_scope='local')),
+      'local.*windowed',
+    ),
     ('fusion', dict(text_encoder=TextEncoderConfig(width=384)), '384 and 768.*layer_wise_vith'),
-])
+  ],
+)
 def test_impossible_values_are_named(field, values, told):
   with pytest.raises(ValueError, match=rf'model\.{field}.*{told}|model\.{field}: {told}'):
     DitSamConfig(**values)
@@ -42,9 +50,18 @@ def test_unknown_fields_are_named(path):
     DitSamConfig.from_dict(fields)
 
 
-@pytest.mark.parametrize('path, field, value', [
-    ('image_encoder', 'depth', 'two'), ('image_encoder', 'global_blocks', [1, 'x']), ('', 'image_size', 512.0),
-    ('', 'align_corners', 1), ('', 'pixel_mean', 0.5), ('', 'image_encoder', 3), ('', 'mask_decoder', None)])
+@pytest.mark.parametrize(
+  'path, field, value',
+  [
+    ('image_encoder', 'depth', 'two'),
+    ('image_encoder', 'global_blocks', [1, 'x']),
+    ('', 'image_size', 512.0),
+    ('', 'align_corners', 1),
+    ('', 'pixel_mean', 0.5),
+    ('', 'image_encoder', 3),
+    ('', 'mask_decoder', None),
+  ],
+)
 def test_values_of_a_wrong_type_are_named(path, field, value):
   fields = json.loads(json.dumps(models.vit_b().to_dict()))
   (fields[path] if path else fields)[field] = value

@@ -2,10 +2,10 @@
 
 import dataclasses
 
-from flax import nnx
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from ditsam_jax.models import config as models
 from ditsam_jax.models.ditsam import DitSam
@@ -25,8 +25,11 @@ def model():
 @pytest.fixture(scope='module')
 def batch():
   rng = np.random.default_rng(0)
-  return dict(images=rng.normal(size=(2, SIDE, SIDE, 3)).astype(np.float32),
-              token_ids=rng.integers(1, 20, (2, TOKENS)), token_mask=np.asarray([[1] * 6, [1] * 4 + [0] * 2]))
+  return dict(
+    images=rng.normal(size=(2, SIDE, SIDE, 3)).astype(np.float32),
+    token_ids=rng.integers(1, 20, (2, TOKENS)),
+    token_mask=np.asarray([[1] * 6, [1] * 4 + [0] * 2]),
+  )
 
 
 PROMPTS = dict(points=np.asarray([[[10.0, 20.0]], [[30.0, 40.0]]], np.float32), point_labels=np.asarray([[1], [0]]))
@@ -34,8 +37,9 @@ BOXES = np.asarray([[4.0, 5.0, 30.0, 40.0], [0.0, 0.0, 63.0, 20.0]], np.float32)
 MASKS = np.random.default_rng(1).normal(size=(2, SIDE // 4, SIDE // 4)).astype(np.float32)
 
 
-@pytest.mark.parametrize('preset, parameters', [
-    (models.vit_b, 93_735_472), (models.vit_l, 312_342_832), (models.vit_h, 641_090_608)])
+@pytest.mark.parametrize(
+  'preset, parameters', [(models.vit_b, 93_735_472), (models.vit_l, 312_342_832), (models.vit_h, 641_090_608)]
+)
 def test_plain_sam_has_as_many_parameters_as_metas(preset, parameters):
   model = nnx.eval_shape(lambda: DitSam(models.sam(preset()), rngs=nnx.Rngs(0)))
   trained = [v for v in weights_of(model).values() if isinstance(v, nnx.Param)]
@@ -43,8 +47,9 @@ def test_plain_sam_has_as_many_parameters_as_metas(preset, parameters):
 
 
 def test_l_dit_adds_one_projection_a_block_bert_and_the_prompt_projection():
-  count = lambda config: sum(np.prod(v.shape) for v in weights_of(
-      nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))).values())
+  count = lambda config: sum(
+    np.prod(v.shape) for v in weights_of(nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))).values()
+  )
   bert = 109_482_240 - 590_592  # bert-base-uncased without its pooler
   added = 12 * (768 * 768 + 768) + bert + 768 * 256 + 256
   assert count(models.vit_b()) - count(models.sam(models.vit_b())) == added
@@ -63,8 +68,9 @@ def test_images_need_not_be_square(model, batch):
   assert out.logits.shape == (2, 32, SIDE) and np.isfinite(out.logits).all()
 
 
-@pytest.mark.parametrize('visual', [PROMPTS, {'boxes': BOXES}, {'masks': MASKS},
-                                    {**PROMPTS, 'boxes': BOXES, 'masks': MASKS}])
+@pytest.mark.parametrize(
+  'visual', [PROMPTS, {'boxes': BOXES}, {'masks': MASKS}, {**PROMPTS, 'boxes': BOXES, 'masks': MASKS}]
+)
 def test_visual_prompts_go_with_text_and_without(model, batch, visual):
   both, text = model(**batch, **visual), model(**batch)
   alone = model(batch['images'], **visual)
@@ -77,8 +83,11 @@ def test_sparse_prompts_are_points_then_boxes_then_text(model, batch):
   """In the decoder's input, put together by hand."""
   out = model(**batch, **PROMPTS, boxes=BOXES)
   encoder = model.prompt_encoder
-  sparse = [encoder.embed_points(PROMPTS['points'], PROMPTS['point_labels'], (SIDE, SIDE)),
-            encoder.embed_boxes(BOXES, (SIDE, SIDE)), model.text_proj(out.text_features)]
+  sparse = [
+    encoder.embed_points(PROMPTS['points'], PROMPTS['point_labels'], (SIDE, SIDE)),
+    encoder.embed_boxes(BOXES, (SIDE, SIDE)),
+    model.text_proj(out.text_features),
+  ]
   again = model.decode(out.image_embedding, sparse, None, (SIDE, SIDE))
   np.testing.assert_allclose(again.logits, out.logits, atol=1e-5)
 
@@ -100,7 +109,9 @@ def test_dropout_depends_on_the_key_given_and_on_nothing_else(batch):
   np.testing.assert_array_equal(forward(model, 0), forward(model, 1))
 
 
-@pytest.mark.parametrize('wrong, told', [
+@pytest.mark.parametrize(
+  'wrong, told',
+  [
     (dict(images=np.zeros((2, 60, 64, 3))), r'\(2, 60, 64, 3\).*multiples of 16'),
     (dict(images=np.zeros((2, 3, 64, 64))), r'\(2, 3, 64, 64\).*\[B, H, W, 3\]'),
     (dict(images=np.zeros((64, 64, 3))), r'\(64, 64, 3\)'),
@@ -115,7 +126,9 @@ def test_dropout_depends_on_the_key_given_and_on_nothing_else(batch):
     (dict(PROMPTS, point_labels=np.ones((2, 3), int)), r'point_labels is \(2, 3\).*P = 1'),
     (dict(boxes=BOXES[:, :3]), r'boxes is \(2, 3\)'),
     (dict(boxes=BOXES[:1]), r'boxes is \(1, 4\).*B = 2'),
-    (dict(masks=MASKS[:, :8]), r'masks is \(2, 8, 16\).*4h = 16')])
+    (dict(masks=MASKS[:, :8]), r'masks is \(2, 8, 16\).*4h = 16'),
+  ],
+)
 def test_prompts_that_do_not_go_together_are_named(model, batch, wrong, told):
   with pytest.raises(ValueError, match=told):
     model(**{**batch, **wrong})

@@ -2,10 +2,10 @@
 
 import dataclasses
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import pytest
+from flax import nnx
 
 from ditsam_jax.models import config as models
 from ditsam_jax.models.ditsam import DitSam
@@ -24,9 +24,11 @@ def counted_by_xla(config, prompts):
   return forward.lower(weights, shapes).cost_analysis()['flops']
 
 
-@pytest.mark.parametrize('config', [
-    models.vit_b(), models.vit_b(fusion='none'), models.vit_b(fusion='cross_attention'), models.vit_h()],
-                         ids=['vit_b', 'text baseline', 'cross_attention', 'vit_h'])
+@pytest.mark.parametrize(
+  'config',
+  [models.vit_b(), models.vit_b(fusion='none'), models.vit_b(fusion='cross_attention'), models.vit_h()],
+  ids=['vit_b', 'text baseline', 'cross_attention', 'vit_h'],
+)
 def test_with_a_sentence(config):
   tokens = (config.max_text_tokens,), jnp.int32
   expected = counted_by_xla(config, {'token_ids': tokens, 'token_mask': tokens})

@@ -5,10 +5,10 @@ y: text features, s: the slots after block i-1. The blocks themselves are held t
 
 import dataclasses
 
-from flax import nnx
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from ditsam_jax.models.config import FUSIONS, DitSamConfig, ImageEncoderConfig, MaskDecoderConfig, TextEncoderConfig
 from ditsam_jax.models.instruction import make_instruction
@@ -22,10 +22,14 @@ WITH_SLOTS = [fusion for fusion in FUSIONS if fusion != 'none']
 def small_config(fusion):
   text_width = TEXT_WIDTH if fusion == 'layer_wise_vith' else WIDTH
   return DitSamConfig(
-      ImageEncoderConfig(width=WIDTH, depth=DEPTH, heads=2, global_blocks=(1,), pretrain_grid=4, pretrain_window=2),
-      MaskDecoderConfig(width=16, heads=2, mlp_width=16, iou_hidden=16),
-      TextEncoderConfig(vocab_size=10, width=text_width, depth=1, heads=2, mlp_width=16, max_positions=20, dropout=0.0),
-      fusion=fusion, fusion_dropout=0.0, image_size=16 * GRID, max_text_tokens=TOKENS)
+    ImageEncoderConfig(width=WIDTH, depth=DEPTH, heads=2, global_blocks=(1,), pretrain_grid=4, pretrain_window=2),
+    MaskDecoderConfig(width=16, heads=2, mlp_width=16, iou_hidden=16),
+    TextEncoderConfig(vocab_size=10, width=text_width, depth=1, heads=2, mlp_width=16, max_positions=20, dropout=0.0),
+    fusion=fusion,
+    fusion_dropout=0.0,
+    image_size=16 * GRID,
+    max_text_tokens=TOKENS,
+  )
 
 
 class Rules:
@@ -80,8 +84,9 @@ def test_the_slots_follow_the_rules(fusion):
   rng = np.random.default_rng(1)
   images = rng.normal(size=(2, 16 * GRID, 16 * GRID, 3)).astype(np.float32)
   text = rng.normal(size=(2, TOKENS, TEXT_WIDTH if fusion == 'layer_wise_vith' else WIDTH)).astype(np.float32)
-  rule = getattr(Rules({name: np.asarray(variable[...]) for name, variable in weights_of(encoder.instruction).items()}),
-                 fusion)
+  rule = getattr(
+    Rules({name: np.asarray(variable[...]) for name, variable in weights_of(encoder.instruction).items()}), fusion
+  )
 
   @nnx.jit
   def block(encoder_block, slots, image):
@@ -128,8 +133,9 @@ def test_learnt_tokens_start_as_in_the_release():
   limit = np.sqrt(6 / (fan_in + fan_out))
   assert tokens.shape == (11, 20, WIDTH)
   assert 0.98 * limit < np.abs(tokens).max() <= limit
-  normal = np.asarray(make_instruction(dataclasses.replace(config, fusion='token_layer_wise'),
-                                       rngs=nnx.Rngs(0)).tokens[...])
+  normal = np.asarray(
+    make_instruction(dataclasses.replace(config, fusion='token_layer_wise'), rngs=nnx.Rngs(0)).tokens[...]
+  )
   assert normal.shape == (12, 20, WIDTH)
   assert abs(normal.mean()) < 0.1 and abs(normal.std() - 1) < 0.05
 
@@ -141,8 +147,10 @@ def test_dropout_follows_projections_in_training_only(fusion):
   instruction.train()
   text = np.random.default_rng(0).normal(size=(1, TOKENS, config.text_encoder.width)).astype(np.float32)
   features = instruction.features(text)
+
   def first(seed):
     return np.asarray(instruction.slots(0, features, None, nnx.Rngs(dropout=seed)))
+
   dropped = first(0) == 0
   assert 0.2 < dropped.mean() < 0.8
   np.testing.assert_array_equal(first(0), first(0))

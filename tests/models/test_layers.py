@@ -2,10 +2,10 @@
 
 import math
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from ditsam_jax.models import layers, weights
 from ditsam_jax.models.ditsam import DitSam
@@ -29,7 +29,7 @@ def test_layer_norm_of_bf16_takes_its_statistics_in_f32():
   expected = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-6)
   normed = layers.LayerNorm(256, 1e-6)(x)
   assert normed.dtype == jnp.bfloat16
-  np.testing.assert_allclose(np.asarray(normed, np.float64), expected, rtol=2 ** -8, atol=2 ** -8)
+  np.testing.assert_allclose(np.asarray(normed, np.float64), expected, rtol=2**-8, atol=2**-8)
 
 
 def test_gradients_of_layer_norm_are_its_slopes():
@@ -40,12 +40,13 @@ def test_gradients_of_layer_norm_are_its_slopes():
 
   def value(x, scale, bias):
     centred = x - x.mean(-1, keepdims=True)
-    return (probe * (centred / np.sqrt((centred ** 2).mean(-1, keepdims=True) + 0.1) * scale + bias)).sum()
+    return (probe * (centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 0.1) * scale + bias)).sum()
 
   def loss(x, scale, bias):
     norm = layers.LayerNorm(5, 0.1)
     norm.scale[...], norm.bias[...] = scale, bias
     return (probe * norm(x)).sum()
+
   given = [np.asarray(array, np.float32) for array in (x, scale, bias)]
   for i, gradient in enumerate(jax.grad(loss, argnums=(0, 1, 2))(*given)):
     slopes = np.zeros_like(given[i], np.float64)
@@ -61,7 +62,7 @@ def test_gradients_of_layer_norm_are_its_slopes():
 
 def test_gelu_is_exact_and_keeps_the_type():
   x = jnp.linspace(-4, 4, 101)
-  expected = [0.5 * v * (1 + math.erf(v / 2 ** 0.5)) for v in np.asarray(x, np.float64)]
+  expected = [0.5 * v * (1 + math.erf(v / 2**0.5)) for v in np.asarray(x, np.float64)]
   np.testing.assert_allclose(layers.gelu(x), expected, atol=1e-6)
   assert layers.gelu(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
@@ -74,6 +75,7 @@ def test_a_model_with_bf16_weights_computes_in_bf16():
     model = DitSam(small_config(), rngs=nnx.Rngs(0))
     weights.cast(model, jnp.bfloat16)
     return model(batch['image'], batch['token_ids'], batch['token_mask'])
+
   out = jax.eval_shape(forward)
   assert out.text_features.dtype == out.image_embedding.dtype == jnp.bfloat16
   assert out.logits.dtype == out.iou.dtype == jnp.float32

@@ -1,18 +1,23 @@
 """Plain SAM agrees with Meta's segment-anything, windows and visual prompts included (tests/golden/make_fixtures.py)."""
 
-from flax import nnx
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from ditsam_jax.models.config import DitSamConfig, ImageEncoderConfig, MaskDecoderConfig
 from tests.small_models import golden_arrays, load_release, random_model
 
 IMAGE = 80  # a grid of 5 x 5: windows of 3 need padding
 CONFIG = DitSamConfig(
-    ImageEncoderConfig(width=24, depth=3, heads=2, global_blocks=(1,), pretrain_grid=5, pretrain_window=3,
-                       attention_scope='windowed'),
-    MaskDecoderConfig(width=32, heads=4, mlp_width=48, iou_hidden=40), None, fusion='none', image_size=IMAGE)
+  ImageEncoderConfig(
+    width=24, depth=3, heads=2, global_blocks=(1,), pretrain_grid=5, pretrain_window=3, attention_scope='windowed'
+  ),
+  MaskDecoderConfig(width=32, heads=4, mlp_width=48, iou_hidden=40),
+  None,
+  fusion='none',
+  image_size=IMAGE,
+)
 
 
 @pytest.fixture(scope='module')
@@ -23,8 +28,11 @@ def sam():
 @pytest.fixture(scope='module')
 def model(sam):
   model = random_model(CONFIG)
-  tensors = {name.removeprefix('weights/').replace('image_encoder.', 'visual_encoder.'): value
-             for name, value in sam.items() if name.startswith('weights/')}
+  tensors = {
+    name.removeprefix('weights/').replace('image_encoder.', 'visual_encoder.'): value
+    for name, value in sam.items()
+    if name.startswith('weights/')
+  }
   assert not load_release(model, tensors)
   model.eval()
   return model
@@ -47,13 +55,17 @@ def test_windowed_image_embedding(model, sam):
 
 
 def test_dense_positional_encoding(model, sam):
-  np.testing.assert_allclose(np.moveaxis(model.prompt_encoder.pe_layer.grid(5, 5), -1, 0), sam['dense_pe'][0], atol=1e-5)
+  np.testing.assert_allclose(
+    np.moveaxis(model.prompt_encoder.pe_layer.grid(5, 5), -1, 0), sam['dense_pe'][0], atol=1e-5
+  )
 
 
 @pytest.mark.parametrize('case', ['points', 'boxes', 'masks', 'all'])
 def test_prompt_tokens(model, sam, case):
   given = prompts(sam, case)
-  tokens = model.prompt_encoder.sparse(given.get('points'), given.get('point_labels'), given.get('boxes'), (IMAGE, IMAGE))
+  tokens = model.prompt_encoder.sparse(
+    given.get('points'), given.get('point_labels'), given.get('boxes'), (IMAGE, IMAGE)
+  )
   expected = sam[f'{case}/sparse']
   assert sum(part.shape[1] for part in tokens) == expected.shape[1]
   if tokens:
@@ -62,8 +74,10 @@ def test_prompt_tokens(model, sam, case):
   np.testing.assert_allclose(np.moveaxis(dense, -1, 1), np.broadcast_to(sam[f'{case}/dense'], (2, 32, 5, 5)), atol=1e-5)
 
 
-@pytest.mark.parametrize('case, multimask', [
-    ('points', False), ('boxes', True), ('masks', False), ('masks', True), ('all', False), ('all', True)])
+@pytest.mark.parametrize(
+  'case, multimask',
+  [('points', False), ('boxes', True), ('masks', False), ('masks', True), ('all', False), ('all', True)],
+)
 def test_masks_and_predicted_iou(model, sam, case, multimask):
   forward = nnx.jit(lambda model, images, given: model(images, **given, multimask=multimask))
   out = forward(model, np.moveaxis(sam['image'], 1, -1), prompts(sam, case))

@@ -1,9 +1,9 @@
 """The text encoder agrees with transformers.BertModel, padding included (tests/golden/make_fixtures.py)."""
 
-from flax import nnx
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from ditsam_jax.models.config import TextEncoderConfig
 from ditsam_jax.models.text_encoder import TextEncoder
@@ -20,8 +20,9 @@ def bert():
 @pytest.fixture(scope='module')
 def encoder(bert):
   encoder = TextEncoder(CONFIG, rngs=nnx.Rngs(0))
-  tensors = {name.replace('weights/', 'lang_encoder.bert.'): value for name, value in bert.items()
-             if name.startswith('weights/')}
+  tensors = {
+    name.replace('weights/', 'lang_encoder.bert.'): value for name, value in bert.items() if name.startswith('weights/')
+  }
   assert not load_release(encoder, tensors, prefix='text_encoder.')
   encoder.eval()
   return encoder
@@ -34,8 +35,10 @@ def test_states_of_padded_sentences(encoder, bert):
 
 def test_gradient_of_the_word_table(encoder, bert):
   """Also where BertModel gives none: the row of [PAD]."""
+
   def loss(encoder):
     return (encoder(bert['token_ids'], bert['token_mask']) * bert['probe']).sum()
+
   gradient = nnx.grad(loss)(encoder).embeddings.word_embeddings.embedding[...]
   np.testing.assert_allclose(gradient, bert['word_gradient'], atol=1e-3)
 

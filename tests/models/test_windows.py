@@ -2,10 +2,10 @@
 
 import dataclasses
 
-from flax import nnx
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from ditsam_jax.models.config import DitSamConfig, ImageEncoderConfig
 from ditsam_jax.models.image_encoder import Block
@@ -13,8 +13,9 @@ from ditsam_jax.models.weights import weights_of
 from tests.small_models import random_batch, random_model, small_config
 
 GRID, SIDE, SLOTS, WIDTH = (3, 5), 2, 4, 24  # windows of 2 need padding in both directions
-ENCODER = ImageEncoderConfig(width=WIDTH, depth=1, heads=2, global_blocks=(), pretrain_grid=4, pretrain_window=SIDE,
-                             attention_scope='windowed')
+ENCODER = ImageEncoderConfig(
+  width=WIDTH, depth=1, heads=2, global_blocks=(), pretrain_grid=4, pretrain_window=SIDE, attention_scope='windowed'
+)
 
 
 @pytest.fixture(scope='module')
@@ -34,10 +35,10 @@ def test_each_window_attends_to_itself_and_all_slots_which_get_the_mean(block):
   attended, slots = np.zeros_like(image), []
   for row in range(0, 4, SIDE):
     for column in range(0, 6, SIDE):
-      window = image[:, row:row + SIDE, column:column + SIDE].reshape(2, SIDE * SIDE, WIDTH)
+      window = image[:, row : row + SIDE, column : column + SIDE].reshape(2, SIDE * SIDE, WIDTH)
       out = block.attn(jnp.concatenate([normed[:, :SLOTS], window], axis=1), (SIDE, SIDE))
       slots.append(out[:, :SLOTS])
-      attended[:, row:row + SIDE, column:column + SIDE] = out[:, SLOTS:].reshape(2, SIDE, SIDE, WIDTH)
+      attended[:, row : row + SIDE, column : column + SIDE] = out[:, SLOTS:].reshape(2, SIDE, SIDE, WIDTH)
   attended = np.concatenate([np.mean(slots, axis=0), attended[:, :3, :5].reshape(2, 15, WIDTH)], axis=1)
   expected = jnp.asarray(x + attended)
   expected = expected + block.mlp(block.norm2(expected))

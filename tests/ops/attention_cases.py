@@ -5,9 +5,9 @@ from typing import NamedTuple
 from unittest import mock
 
 import jax
-from jax.experimental.pallas import tpu as pltpu
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.pallas import tpu as pltpu
 
 from ditsam_jax.ops.attention import attention, cudnn, relative_terms
 
@@ -16,6 +16,7 @@ NAMES = ('reference', 'xla', 'pallas_tpu', 'pallas_gpu', 'cudnn')
 
 class Case(NamedTuple):
   """What decides a program."""
+
   grid: tuple[int, int]
   prefix: int = 0
   width: int = 8
@@ -31,7 +32,7 @@ class Case(NamedTuple):
     """(q, k, v and both tables), the gradient of the output, the key mask; `size` scales q."""
     rng = np.random.default_rng(self.length)
     q, k, v, probe = rng.normal(size=(4, self.batch, self.heads, self.length, self.width))
-    tables = [rng.normal(size=(2 * side - 1, self.width)) / self.width ** 0.5 for side in self.grid]
+    tables = [rng.normal(size=(2 * side - 1, self.width)) / self.width**0.5 for side in self.grid]
     mask = None
     if self.masked:
       mask = rng.random((self.batch, self.length)) < 0.6
@@ -52,15 +53,19 @@ def on_cpu(name: str, interpret: bool | pltpu.InterpretParams = True):
     yield
 
 
-def value_and_gradients(name: str, case: Case, arrays, probe, mask,
-                        interpret: bool | pltpu.InterpretParams = True) -> list[np.ndarray]:
+def value_and_gradients(
+  name: str, case: Case, arrays, probe, mask, interpret: bool | pltpu.InterpretParams = True
+) -> list[np.ndarray]:
   """Output, and gradients of q, k, v and both tables."""
+
   def forward(q, k, v, table_h, table_w):
     terms = relative_terms(q, table_h, table_w, case.grid, case.prefix)
     return attention(q, k, v, *terms, grid=case.grid, prefix=case.prefix, key_mask=mask, implementation=name)
+
   def both(arrays, probe):
     out, backward = jax.vjp(forward, *arrays)
     return out, *backward(probe)
+
   with on_cpu(name, interpret):
     return [np.asarray(x, np.float64) for x in jax.jit(both)(arrays, probe)]
 
@@ -68,11 +73,13 @@ def value_and_gradients(name: str, case: Case, arrays, probe, mask,
 def exactly(case: Case, arrays, probe, mask) -> list[np.ndarray]:
   """The same in float64, with the gradients worked out on paper; nothing of it is compiled."""
   q, k, v, table_h, table_w, probe = (np.asarray(x, np.float64) for x in (*arrays, probe))
-  (h, w), prefix, scale = case.grid, case.prefix, case.width ** -0.5
+  (h, w), prefix, scale = case.grid, case.prefix, case.width**-0.5
   image = q[:, :, prefix:].reshape(*q.shape[:2], h, w, case.width)
   rows, columns = (np.arange(side)[:, None] - np.arange(side) + side - 1 for side in (h, w))  # of the tables
-  bias = (np.einsum('bnhwd,hkd->bnhwk', image, table_h[rows])[..., :, None]
-          + np.einsum('bnhwd,wkd->bnhwk', image, table_w[columns])[..., None, :])
+  bias = (
+    np.einsum('bnhwd,hkd->bnhwk', image, table_h[rows])[..., :, None]
+    + np.einsum('bnhwd,wkd->bnhwk', image, table_w[columns])[..., None, :]
+  )
   logits = scale * q @ k.swapaxes(-1, -2)
   logits[:, :, prefix:, prefix:] += bias.reshape(*q.shape[:2], h * w, h * w)
   if mask is not None:
@@ -83,8 +90,9 @@ def exactly(case: Case, arrays, probe, mask) -> list[np.ndarray]:
   dlogits = weights * (dweights - (weights * dweights).sum(-1, keepdims=True))
   dbias = dlogits[:, :, prefix:, prefix:].reshape(*q.shape[:2], h, w, h, w)
   dq = scale * dlogits @ k
-  dimage = (np.einsum('bnhwk,hkd->bnhwd', dbias.sum(-1), table_h[rows])
-            + np.einsum('bnhwk,wkd->bnhwd', dbias.sum(-2), table_w[columns]))
+  dimage = np.einsum('bnhwk,hkd->bnhwd', dbias.sum(-1), table_h[rows]) + np.einsum(
+    'bnhwk,wkd->bnhwd', dbias.sum(-2), table_w[columns]
+  )
   dq[:, :, prefix:] += dimage.reshape(*q.shape[:2], h * w, case.width)
   dtable_h, dtable_w = np.zeros_like(table_h), np.zeros_like(table_w)
   np.add.at(dtable_h, rows, np.einsum('bnhwk,bnhwd->hkd', dbias.sum(-1), image))

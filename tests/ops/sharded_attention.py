@@ -3,8 +3,8 @@
 import json
 
 import jax
-from jax.sharding import NamedSharding, PartitionSpec
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from ditsam_jax.ops.attention import attention
 from tests.ops.attention_cases import on_cpu
@@ -27,15 +27,26 @@ def main():
           together = program(*arrays)
           text = program.lower(*arrays).compile().as_text()
       errors = [float(np.abs(np.asarray(one) - np.asarray(other)).max()) for one, other in zip(alone, together)]
-      print(json.dumps(dict(name=name, batch=batch, error=max(errors), gathers=text.count('all-gather('),
-                            sharding=str(together[0].sharding.spec))))
+      print(
+        json.dumps(
+          dict(
+            name=name,
+            batch=batch,
+            error=max(errors),
+            gathers=text.count('all-gather('),
+            sharding=str(together[0].sharding.spec),
+          )
+        )
+      )
 
 
 def inputs(batch: int, heads: int) -> list[np.ndarray]:
   tokens = GRID[0] * GRID[1]
   rng = np.random.default_rng(batch)
-  arrays = [rng.normal(size=(batch, heads, *shape)).astype(np.float32) for shape in (
-      *((PREFIX + tokens, WIDTH),) * 4, *((tokens, side) for side in GRID))]
+  arrays = [
+    rng.normal(size=(batch, heads, *shape)).astype(np.float32)
+    for shape in (*((PREFIX + tokens, WIDTH),) * 4, *((tokens, side) for side in GRID))
+  ]
   mask = rng.random((batch, PREFIX + tokens)) < 0.7
   mask[:, 0] = True
   return [*arrays, mask]
@@ -43,8 +54,9 @@ def inputs(batch: int, heads: int) -> list[np.ndarray]:
 
 def gradients(name: str, dout, q, k, v, rel_h, rel_w, mask):
   """Output, and gradients of all arrays."""
+
   def forward(*arrays):
     return attention(*arrays, grid=GRID, prefix=PREFIX, key_mask=mask, implementation=name)
+
   out, backward = jax.vjp(forward, q, k, v, rel_h, rel_w)
   return out, *backward(dout)
-

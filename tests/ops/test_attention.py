@@ -2,17 +2,23 @@
 
 import functools
 
-from hypothesis import given, settings, strategies as st
 import jax
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ditsam_jax.ops.attention import IMPLEMENTATIONS, attention, relative_terms
 from tests.ops.attention_cases import NAMES, Case, exactly, on_cpu, value_and_gradients
 
 SMALL = Case((3, 5), prefix=5, width=4, batch=2)  # not square: rows and columns must not be mixed up
-TYPES = {'reference': ('float32', 'bfloat16'), 'xla': ('float32', 'bfloat16'), 'pallas_tpu': ('float32', 'bfloat16'),
-         'pallas_gpu': ('float32', 'bfloat16', 'float16'), 'cudnn': ('bfloat16', 'float16')}
+TYPES = {
+  'reference': ('float32', 'bfloat16'),
+  'xla': ('float32', 'bfloat16'),
+  'pallas_tpu': ('float32', 'bfloat16'),
+  'pallas_gpu': ('float32', 'bfloat16', 'float16'),
+  'cudnn': ('bfloat16', 'float16'),
+}
 TOLERANCE = {'float32': 1e-5, 'float16': 5e-3, 'bfloat16': 3e-2}  # of an array's largest value
 
 
@@ -50,34 +56,61 @@ def test_what_the_tests_compare_with_is_the_definition_and_its_slopes(case):
   rng, step = np.random.default_rng(1), 1e-5
   for index, gradient in enumerate(gradients):
     direction = rng.normal(size=gradient.shape)
-    high, low = ((define(*[x + (sign * step * direction if i == index else 0) for i, x in enumerate(arrays)])
-                  * probe).sum() for sign in (1, -1))
+    high, low = (
+      (define(*[x + (sign * step * direction if i == index else 0) for i, x in enumerate(arrays)]) * probe).sum()
+      for sign in (1, -1)
+    )
     np.testing.assert_allclose((gradient * direction).sum(), (high - low) / (2 * step), rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize('index, case', list(enumerate([
-    Case((4, 4), width=64), Case((14, 14), prefix=20, width=80), Case((14, 14), width=32, masked=True),
-    Case((8, 3), prefix=64, width=16, batch=2, masked=True)])), ids=str)
+@pytest.mark.parametrize(
+  'index, case',
+  list(
+    enumerate(
+      [
+        Case((4, 4), width=64),
+        Case((14, 14), prefix=20, width=80),
+        Case((14, 14), width=32, masked=True),
+        Case((8, 3), prefix=64, width=16, batch=2, masked=True),
+      ]
+    )
+  ),
+  ids=str,
+)
 @pytest.mark.parametrize('name', NAMES)
 def test_models_heads_and_windows(name, index, case):
   """Each in one of the types."""
   check(name, TYPES[name][index % len(TYPES[name])], case)
 
 
-@pytest.mark.parametrize('name, case', [
+@pytest.mark.parametrize(
+  'name, case',
+  [
     ('xla', Case((26, 33), prefix=3, heads=2)),  # two heads at a time, their queries in two turns
     ('xla', Case((23, 21), prefix=2, heads=3, batch=3, masked=True)),  # three of nine heads at a time
     ('pallas_gpu', Case((9, 14), prefix=5, batch=2, masked=True)),  # three blocks each way
     ('pallas_tpu', Case((27, 31), prefix=5, heads=1)),  # two blocks each way, the second one not full
-    ('pallas_tpu', Case((32, 31), prefix=32, heads=1, masked=True))], ids=str)  # two full blocks
+    ('pallas_tpu', Case((32, 31), prefix=32, heads=1, masked=True)),
+  ],
+  ids=str,
+)  # two full blocks
 def test_long_sequences_in_parts(name, case):
   check(name, 'float32', case)
 
 
 @settings(max_examples=5, deadline=None, derandomize=True)
-@given(case=st.builds(Case, grid=st.tuples(st.integers(1, 7), st.integers(1, 7)), prefix=st.integers(0, 9),
-                      width=st.sampled_from((3, 8, 20)), batch=st.integers(1, 2), heads=st.integers(1, 3),
-                      masked=st.booleans()), data=st.data())
+@given(
+  case=st.builds(
+    Case,
+    grid=st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    prefix=st.integers(0, 9),
+    width=st.sampled_from((3, 8, 20)),
+    batch=st.integers(1, 2),
+    heads=st.integers(1, 3),
+    masked=st.booleans(),
+  ),
+  data=st.data(),
+)
 @pytest.mark.parametrize('name', NAMES)
 def test_any_small_shape(name, case, data):
   check(name, data.draw(st.sampled_from(TYPES[name])), case)
@@ -114,11 +147,15 @@ def test_on_cpu_auto_is_xla():
   np.testing.assert_array_equal(call('auto'), call('xla'))
 
 
-@pytest.mark.parametrize('changes, told', [
+@pytest.mark.parametrize(
+  'changes, told',
+  [
     (dict(grid=(5, 5)), r'q is \(2, 2, 20, 4\); expected \(2, 2, 30, 4\) for a 5 x 5 grid and a prefix of 5'),
     (dict(grid=(5, 3)), r'rel_h is \(2, 2, 15, 3\); expected \(2, 2, 15, 5\)'),
     (dict(rel_w=None), 'rel_h and rel_w go together'),
-    (dict(key_mask=np.ones((2, 3), bool)), r'key_mask is \(2, 3\); expected \(2, 20\)')])
+    (dict(key_mask=np.ones((2, 3), bool)), r'key_mask is \(2, 3\); expected \(2, 20\)'),
+  ],
+)
 def test_shapes_that_do_not_go_together_are_named(changes, told):
   with pytest.raises(ValueError, match=told):
     call(**changes)

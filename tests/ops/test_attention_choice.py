@@ -14,7 +14,9 @@ VIT_B_512, VIT_H_1024 = (64, 1044, 64), (80, 4116, 128)  # channels of a head, t
 AMPERE, HOPPER = (8, 0), (9, 0)
 
 
-@pytest.mark.parametrize('name, platform, dtype, shape, told', [
+@pytest.mark.parametrize(
+  'name, platform, dtype, shape, told',
+  [
     ('pallas_tpu', 'cpu', 'float32', VIT_B_512, 'it runs on tpu, this is cpu'),
     ('cudnn', 'tpu', 'bfloat16', VIT_B_512, 'it runs on cuda, this is tpu'),
     ('cudnn', 'gpu', 'float32', VIT_B_512, 'it takes bfloat16 and float16, these are float32'),
@@ -24,18 +26,29 @@ AMPERE, HOPPER = (8, 0), (9, 0)
     ('pallas_gpu', 'gpu', 'bfloat16', (64, 16404, 256), '128 for relative positions, these are 64 and 256'),
     ('pallas_gpu', 'gpu', 'bfloat16', VIT_H_1024, None),
     ('fast', 'cpu', 'float32', VIT_B_512, 'choose one of auto, reference'),
-    *((name, platform, 'float32', VIT_H_1024, None) for name in ('auto', 'reference', 'xla')
-      for platform in ('cpu', 'gpu', 'tpu')),
-    ('pallas_tpu', 'tpu', 'float32', VIT_H_1024, None), ('pallas_tpu', None, 'bfloat16', VIT_B_512, None)])
+    *(
+      (name, platform, 'float32', VIT_H_1024, None)
+      for name in ('auto', 'reference', 'xla')
+      for platform in ('cpu', 'gpu', 'tpu')
+    ),
+    ('pallas_tpu', 'tpu', 'float32', VIT_H_1024, None),
+    ('pallas_tpu', None, 'bfloat16', VIT_B_512, None),
+  ],
+)
 def test_why_an_implementation_cannot(name, platform, dtype, shape, told):
   reason = why_not(name, platform, dtype, *shape)
   assert reason is None if told is None else told in reason
 
 
-@pytest.mark.parametrize('capability, shape, told', [
-    (AMPERE, VIT_B_512, None), (HOPPER, VIT_H_1024, None),
+@pytest.mark.parametrize(
+  'capability, shape, told',
+  [
+    (AMPERE, VIT_B_512, None),
+    (HOPPER, VIT_H_1024, None),
     (AMPERE, VIT_H_1024, '80 channels and 128 for relative positions; on a GPU of compute capability 8.0 it takes 128'),
-    (None, VIT_B_512, r'JAX sees no CUDA GPU; install jax\[cuda12\]')])
+    (None, VIT_B_512, r'JAX sees no CUDA GPU; install jax\[cuda12\]'),
+  ],
+)
 def test_cudnn_depends_on_the_gpu(capability, shape, told):
   with mock.patch.object(cudnn, 'compute_capability', lambda: capability):
     reason = why_not('cudnn', 'gpu', 'bfloat16', *shape)
@@ -46,11 +59,15 @@ def lowered(platform: str, dtype, grid=(27, 27), capability=HOPPER, name='auto')
   """The program of forward and backward for a platform, written out on this one."""
   tokens = grid[0] * grid[1]
   arrays = [jax.ShapeDtypeStruct((2, 2, tokens, last), dtype) for last in (64, 64, 64, *grid)]
+
   def loss(*arrays):
     return attention(*arrays, grid=grid, implementation=name).astype(jnp.float32).sum()
-  with mock.patch.object(cudnn, 'compute_capability', lambda: capability), \
-       mock.patch('jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version', lambda: 91000), \
-       mock.patch('jax._src.cudnn.fused_attention_stablehlo.check_compute_capability', lambda _: capability == HOPPER):
+
+  with (
+    mock.patch.object(cudnn, 'compute_capability', lambda: capability),
+    mock.patch('jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version', lambda: 91000),
+    mock.patch('jax._src.cudnn.fused_attention_stablehlo.check_compute_capability', lambda _: capability == HOPPER),
+  ):
     jax.clear_caches()
     traced = jax.jit(jax.grad(loss, argnums=range(5))).trace(*arrays)
     return traced.lower(lowering_platforms=(platform,)).as_text()
@@ -71,8 +88,10 @@ def test_our_own_kernels_for_an_nvidia_gpu_are_triton_programs():
   assert text.count('xla.gpu.triton') == 3 and 'x729x729x' not in text
 
 
-@pytest.mark.parametrize('platform, dtype, capability', [('cuda', jnp.float32, HOPPER), ('cuda', jnp.bfloat16, None),
-                                                         ('cpu', jnp.bfloat16, HOPPER)])
+@pytest.mark.parametrize(
+  'platform, dtype, capability',
+  [('cuda', jnp.float32, HOPPER), ('cuda', jnp.bfloat16, None), ('cpu', jnp.bfloat16, HOPPER)],
+)
 def test_where_no_kernel_can_it_is_xla(platform, dtype, capability):
   text = lowered(platform, dtype, capability=capability)
   assert 'custom_call' not in text and 'x729x729x' in text

@@ -2,13 +2,13 @@
 
 import importlib.util
 import json
-from pathlib import Path
 import subprocess
 import sys
+from pathlib import Path
 
-from jax.experimental.pallas import tpu as pltpu
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 
 from ditsam_jax.ops.attention import pallas_tpu
 from tests.ops.attention_cases import Case, exactly, value_and_gradients
@@ -18,8 +18,20 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='needs libtpu: pip install libtpu')
 def test_forward_and_backward_compile_without_an_array_of_all_pairs():
-  done = subprocess.run([sys.executable, ROOT / 'benchmarks' / 'compile_attention.py', '--shapes', 'vit_b-512',
-                         '--dtypes', 'bfloat16', '--implementations', 'auto'], capture_output=True, text=True)
+  done = subprocess.run(
+    [
+      sys.executable,
+      ROOT / 'benchmarks' / 'compile_attention.py',
+      '--shapes',
+      'vit_b-512',
+      '--dtypes',
+      'bfloat16',
+      '--implementations',
+      'auto',
+    ],
+    capture_output=True,
+    text=True,
+  )
   assert done.returncode == 0, done.stderr
   rows = [json.loads(line) for line in done.stdout.splitlines()]
   assert [row['chip'] for row in rows] == ['v5e', 'v5p', 'v6e']

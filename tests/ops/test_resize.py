@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ditsam_jax.ops.resize import resize_grid, resize_matrix, resize_masks, resize_rows
+from ditsam_jax.ops.resize import resize_grid, resize_masks, resize_matrix, resize_rows
 from tests.small_models import golden_arrays
 
 SIZES = [(1, 1), (4, 7), (9, 14), (20, 31)]  # of a plane of 9 x 14

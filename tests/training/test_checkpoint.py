@@ -2,11 +2,11 @@
 
 import json
 import os
-from pathlib import Path
 import resource
 import shutil
 import signal
 import subprocess
+from pathlib import Path
 
 import grain
 import jax
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ditsam_jax.command_line import UserError
+from ditsam_jax.errors import UserError
 from ditsam_jax.training import manifest
 from ditsam_jax.training.checkpoint import Checkpoints, Progress
 from ditsam_jax.training.step import TrainState
@@ -129,7 +129,11 @@ def test_the_last_ones_and_the_best_stay(tmp_path):
 def test_the_first_of_equally_good_scores_is_the_best():
   progress = Progress()
   assert [progress.improved(step, score) for step, score in [(1, 3.0), (2, 3.0), (3, 5.0), (4, float('nan'))]] == [
-      True, False, True, False]
+    True,
+    False,
+    True,
+    False,
+  ]
   assert (progress.best_step, progress.best_score) == (3, 5.0)
 
 
@@ -154,14 +158,18 @@ def change_position(checkpoint):
   (checkpoint / 'run.json').write_text(text.replace('"step": 2', '"step": 3'))
 
 
-@pytest.mark.parametrize('damage, told', [
+@pytest.mark.parametrize(
+  'damage, told',
+  [
     (flip, 'has changed: its checksum is another'),
     (truncate, 'bytes instead of'),
     (lambda checkpoint: shutil.rmtree(checkpoint / 'state'), 'is missing'),
     (lambda checkpoint: (checkpoint / manifest.NAME).unlink(), 'manifest.json is missing'),
     (lambda checkpoint: (checkpoint / manifest.NAME).write_text('{"files": {'), 'cannot be read'),
     (change_position, 'run.json has changed'),
-], ids=['flipped bit', 'truncated', 'deleted', 'no manifest', 'half a manifest', 'other position'])
+  ],
+  ids=['flipped bit', 'truncated', 'deleted', 'no manifest', 'half a manifest', 'other position'],
+)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, capfd, damage, told):
   save_steps(tmp_path, 1, 2)
   damage(tmp_path / 'checkpoints' / '2')

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ditsam_jax.command_line import UserError
+from ditsam_jax.errors import UserError
 from ditsam_jax.models import config as models
 from ditsam_jax.training.config import attention_for, load, model_config
 
@@ -26,9 +26,18 @@ def test_the_release_recipe():
   assert model_config(config) == models.vit_b()
   optimizer = config.optimizer
   assert (optimizer.name, optimizer.learning_rate, optimizer.beta1, optimizer.beta2, optimizer.epsilon) == (
-      'adam', 1e-4, 0.9, 0.98, 1e-9)
+    'adam',
+    1e-4,
+    0.9,
+    0.98,
+    1e-9,
+  )
   assert (optimizer.warmup_start, optimizer.min_learning_rate, optimizer.weight_decay, optimizer.clip_norm) == (
-      1e-7, 1e-6, 0.0, 0.15)
+    1e-7,
+    1e-6,
+    0.0,
+    0.15,
+  )
   assert config.data.batch_size == 64 and config.ema == 0.9997
   assert config.loss.to_dict() == dict(bce=1.0, dice=0.0, iou=0.0)
   assert (optimizer.warmup_steps, config.total_steps) == (3 * 663, 40 * 663)  # 42,404 objects by 64
@@ -44,20 +53,35 @@ def test_every_config_file_describes_a_model(file, data_set):
   assert model_config(config).text_encoder is not None or config.task == 'prompts'
 
 
-@pytest.mark.parametrize('file, epochs', [
-    ('sam_text', 25), ('sam_text_add_2', 25), ('sam_text_add_4', 25), ('ldit_frozen_text', 25), ('cross_attention', 25),
-    ('ldit_vith', 25), ('edit', 40), ('ldit_token', 40), ('edit_token', 40)])
+@pytest.mark.parametrize(
+  'file, epochs',
+  [
+    ('sam_text', 25),
+    ('sam_text_add_2', 25),
+    ('sam_text_add_4', 25),
+    ('ldit_frozen_text', 25),
+    ('cross_attention', 25),
+    ('ldit_vith', 25),
+    ('edit', 40),
+    ('ldit_token', 40),
+    ('edit_token', 40),
+  ],
+)
 def test_the_releases_epochs(file, epochs):
   assert load(f'{CONFIGS / file}.py:refcocog', []).total_steps == epochs * 660  # 42,226 objects by 64
 
 
-@pytest.mark.parametrize('override, field, value', [
+@pytest.mark.parametrize(
+  'override, field, value',
+  [
     ('total_steps=3000', 'total_steps', 3000),
     ('optimizer.learning_rate=1e-3', 'optimizer.learning_rate', 1e-3),
     ('optimizer.learning_rate=1', 'optimizer.learning_rate', 1.0),
     ('data.data_dir=/some/where=else', 'data.data_dir', '/some/where=else'),
     ('init_from=', 'init_from', ''),
-    ('model.image_encoder.global_blocks=[1, 2]', 'model.image_encoder.global_blocks', [1, 2])])
+    ('model.image_encoder.global_blocks=[1, 2]', 'model.image_encoder.global_blocks', [1, 2]),
+  ],
+)
 def test_changes_arrive(override, field, value):
   node = load(LDIT, [override])
   for name in field.split('.'):
@@ -70,7 +94,9 @@ def test_a_group_can_be_taken_away():
   assert model_config(config).text_encoder is None
 
 
-@pytest.mark.parametrize('override, told', [
+@pytest.mark.parametrize(
+  'override, told',
+  [
     ('optimizer.learnin_rate=1', ['config.optimizer', "'learnin_rate'", "'learning_rate'", 'warmup_steps']),
     ('optimiser.learning_rate=1', ['config', "'optimiser'", "'optimizer'"]),
     ('total_steps.more=1', ['config.total_steps', "'more'"]),
@@ -89,7 +115,9 @@ def test_a_group_can_be_taken_away():
     ('model.fusion=layer', ['model.fusion', 'layer', 'layer_wise']),
     ('model.image_size=100', ['model.image_size', '100', '16']),
     ('model.attention=fast', ['model.attention', "'fast'", 'auto, reference, xla, cudnn, pallas_tpu, pallas_gpu']),
-    ('model.text_encoder=None', ['config.model.text_encoder', 'text encoder'])])
+    ('model.text_encoder=None', ['config.model.text_encoder', 'text encoder']),
+  ],
+)
 def test_impossible_changes_are_refused(override, told):
   message = refusal(LDIT, override)
   assert all(part in message for part in told), message

@@ -16,8 +16,18 @@ def test_it_is_the_sha256_of_names_types_shapes_and_bytes():
 
 def test_every_change_changes_it_and_the_order_of_insertion_does_not():
   a, b = jnp.arange(4.0), jnp.ones(2)
-  prints = [weights_sha256(params=params) for params in (
-      {'a': a, 'b': b}, {'a': a, 'c': b}, {'a': a.reshape(2, 2), 'b': b}, {'a': a.astype(jnp.float16), 'b': b},
-      {'a': jnp.nextafter(a, 9.0), 'b': b}, {'a': a}, {'a': -a, 'b': b}, {'a': a.at[0].set(-0.0), 'b': b})]
+  prints = [
+    weights_sha256(params=params)
+    for params in (
+      {'a': a, 'b': b},
+      {'a': a, 'c': b},
+      {'a': a.reshape(2, 2), 'b': b},
+      {'a': a.astype(jnp.float16), 'b': b},
+      {'a': jnp.nextafter(a, 9.0), 'b': b},
+      {'a': a},
+      {'a': -a, 'b': b},
+      {'a': a.at[0].set(-0.0), 'b': b},
+    )
+  ]
   assert len(set(prints)) == len(prints)
   assert weights_sha256(params={'b': b, 'a': a}) == prints[0]

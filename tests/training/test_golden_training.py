@@ -17,8 +17,7 @@ EPOCHS = 4  # of which the first warms up
 
 def train(name: str, dtype: type, attention: str = 'auto'):
   """Trains a golden model on the golden batches; returns the golden numbers, ours, and the averaged model's logits."""
-  golden = {key.removeprefix('train/'): value for key, value in golden_arrays(name).items()
-            if key.startswith('train/')}
+  golden = {key.removeprefix('train/'): value for key, value in golden_arrays(name).items() if key.startswith('train/')}
   steps = len(golden['loss'])
   config = recipe('refcoco')
   config.optimizer.update(name='adam', learning_rate=1e-3, warmup_steps=steps // EPOCHS)
@@ -28,13 +27,21 @@ def train(name: str, dtype: type, attention: str = 'auto'):
     variable.set_value(variable[...].astype(dtype))
   model.train()
   structure, state = make_state(model, optimizer)
-  train_step = make_train_step(structure, optimizer, rate, text_forward, loss_weights=config.loss.to_dict(),
-                               ema_limit=config.ema, seed=0)
+  train_step = make_train_step(
+    structure, optimizer, rate, text_forward, loss_weights=config.loss.to_dict(), ema_limit=config.ema, seed=0
+  )
   images = jnp.asarray(np.moveaxis(golden['image'], 2, -1), dtype)
   metrics = []
   for i in range(steps):
-    state, values = train_step(state, dict(image=images[i], token_ids=golden['token_ids'][i],
-                                           token_mask=golden['token_mask'][i], mask=golden['mask'][i, :, 0]))
+    state, values = train_step(
+      state,
+      dict(
+        image=images[i],
+        token_ids=golden['token_ids'][i],
+        token_mask=golden['token_mask'][i],
+        mask=golden['mask'][i, :, 0],
+      ),
+    )
     metrics.append({key: float(value) for key, value in values.items()})
 
   def logits(weights):

@@ -38,8 +38,11 @@ def test_an_evaluation_that_is_done_again_is_told_once(tmp_path):
   with RunLog(tmp_path, first_step=3, evaluated=0, total_steps=9) as run_log:
     run_log.scalars(3, {'mIoU': 30.0}, 'val')
   assert [json.loads(line) for line in lines(tmp_path).splitlines()] == [
-      {'step': 1, 'train/loss': 1.0}, {'step': 2, 'train/loss': 0.5}, {'step': 3, 'train/loss': 1 / 3},
-      {'step': 3, 'val/mIoU': 30.0}]
+    {'step': 1, 'train/loss': 1.0},
+    {'step': 2, 'train/loss': 0.5},
+    {'step': 3, 'train/loss': 1 / 3},
+    {'step': 3, 'val/mIoU': 30.0},
+  ]
 
 
 def test_what_is_not_finite_is_null(tmp_path):
@@ -55,11 +58,11 @@ def events(workdir):
     data = file.read_bytes()
     while data:
       length = int.from_bytes(data[:8], 'little')
-      record = data[12:12 + length]
+      record = data[12 : 12 + length]
       assert int.from_bytes(data[8:12], 'little') == masked_crc32c(data[:8])
-      assert int.from_bytes(data[12 + length:16 + length], 'little') == masked_crc32c(record)
+      assert int.from_bytes(data[12 + length : 16 + length], 'little') == masked_crc32c(record)
       found.append(Event.FromString(record))
-      data = data[16 + length:]
+      data = data[16 + length :]
   return found
 
 

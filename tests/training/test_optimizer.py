@@ -9,13 +9,27 @@ import pytest
 
 from ditsam_jax.training.config import recipe
 from ditsam_jax.training.optimizer import (
-    FREEZE_GROUPS, clip_by_global_norm, ema_decay, freeze_pattern, make_optimizer, schedule)
+  FREEZE_GROUPS,
+  clip_by_global_norm,
+  ema_decay,
+  freeze_pattern,
+  make_optimizer,
+  schedule,
+)
 
 
 def test_schedule_warms_up_linearly_and_ends_by_a_cosine():
   rate = schedule(1e-3, start=1e-7, end=1e-6, warmup_steps=4, total_steps=12)
-  expected = {0: 1e-7, 1: 1e-7 + (1e-3 - 1e-7) / 4, 3: 1e-7 + 0.75 * (1e-3 - 1e-7), 4: 1e-3,
-              6: 1e-6 + 0.5 * (1e-3 - 1e-6) * (1 + math.cos(math.pi / 4)), 8: (1e-3 + 1e-6) / 2, 12: 1e-6, 20: 1e-6}
+  expected = {
+    0: 1e-7,
+    1: 1e-7 + (1e-3 - 1e-7) / 4,
+    3: 1e-7 + 0.75 * (1e-3 - 1e-7),
+    4: 1e-3,
+    6: 1e-6 + 0.5 * (1e-3 - 1e-6) * (1 + math.cos(math.pi / 4)),
+    8: (1e-3 + 1e-6) / 2,
+    12: 1e-6,
+    20: 1e-6,
+  }
   for step, value in expected.items():
     assert float(rate(step)) == pytest.approx(value, abs=1e-9), step
 
@@ -24,9 +38,13 @@ def test_without_warm_up_the_first_update_has_the_full_rate():
   assert float(schedule(1e-3, start=1e-7, end=0.0, warmup_steps=0, total_steps=10)(0)) == pytest.approx(1e-3)
 
 
-@pytest.mark.parametrize('gradients, factor', [
+@pytest.mark.parametrize(
+  'gradients, factor',
+  [
     ({'a': [3.0], 'b': [0.0, 4.0]}, 0.5 / (5 + 1e-6)),  # the norm is taken over all of them together
-    ({'a': [0.3], 'b': [0.0, 0.0]}, 1.0)])
+    ({'a': [0.3], 'b': [0.0, 0.0]}, 1.0),
+  ],
+)
 def test_clipping_is_by_the_whole_norm(gradients, factor):
   clip = clip_by_global_norm(0.5)
   gradients = {name: jnp.asarray(g) for name, g in gradients.items()}
@@ -49,8 +67,8 @@ def test_adam_by_hand():
   state = optimizer.init(params)
   weight, m, v = 1.0, 0.0, 0.0
   for n, gradient in enumerate((0.1, -0.05), start=1):
-    m, v = 0.9 * m + 0.1 * gradient, 0.98 * v + 0.02 * gradient ** 2
-    weight -= 0.1 * (m / (1 - 0.9 ** n)) / (math.sqrt(v / (1 - 0.98 ** n)) + 1e-9)
+    m, v = 0.9 * m + 0.1 * gradient, 0.98 * v + 0.02 * gradient**2
+    weight -= 0.1 * (m / (1 - 0.9**n)) / (math.sqrt(v / (1 - 0.98**n)) + 1e-9)
     updates, state = optimizer.update({'kernel': jnp.asarray([gradient])}, state, params)
     params = optax.apply_updates(params, updates)
     assert float(params['kernel'][0]) == pytest.approx(weight, rel=1e-6)
@@ -85,8 +103,16 @@ def test_freezing_nothing_and_several():
   assert freeze_pattern('') is None and freeze_pattern(' , ') is None
   pattern = freeze_pattern('text_encoder, image_encoder,mask_decoder.iou_token')
   assert set(FREEZE_GROUPS) >= {'text_encoder', 'image_encoder'}
-  frozen = ['text_encoder.layers.0.query.kernel', 'image_encoder.blocks.1.norm1.scale', 'image_encoder.pos_embed',
-            'mask_decoder.iou_token']
-  trained = ['text_proj.kernel', 'image_encoder.instruction.probs.0.kernel', 'mask_decoder.mask_tokens',
-             'prompt_encoder.no_mask_embed']
+  frozen = [
+    'text_encoder.layers.0.query.kernel',
+    'image_encoder.blocks.1.norm1.scale',
+    'image_encoder.pos_embed',
+    'mask_decoder.iou_token',
+  ]
+  trained = [
+    'text_proj.kernel',
+    'image_encoder.instruction.probs.0.kernel',
+    'mask_decoder.mask_tokens',
+    'prompt_encoder.no_mask_embed',
+  ]
   assert all(pattern.match(name) for name in frozen) and not any(pattern.match(name) for name in trained)

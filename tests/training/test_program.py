@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ditsam_jax import saved_model
+from ditsam_jax.storage import saved_model
+from tests.parallel.test_sharding import small_program
 from tests.small_models import random_batch, random_model, small_config
-from tests.training.test_sharding import small_program
 
 ALONE = (1, 1, 1)
 
@@ -24,8 +24,10 @@ def test_frozen_parts_cost_no_backward_pass_where_none_is_needed():
   model = random_model(small_config(fusion='none'))
   model.eval()
   batch = random_batch(8)
-  encoders = (jax.jit(model.image_encoder).lower(batch['image']),
-              jax.jit(model.text_encoder).lower(batch['token_ids'], batch['token_mask']))
+  encoders = (
+    jax.jit(model.image_encoder).lower(batch['image']),
+    jax.jit(model.text_encoder).lower(batch['token_ids'], batch['token_mask']),
+  )
   forward = sum(lowered.cost_analysis()['flops'] for lowered in encoders)
   saved = flops(fusion='none') - flops(fusion='none', freeze='image_encoder,text_encoder')
   assert saved > 1.5 * forward  # not quite twice: nobody wants the gradients of pixels and words
@@ -39,8 +41,11 @@ def test_rematerialisation_computes_more():
 
 def product_types(program):
   """How many matrix products of which types a program has before XLA sees it."""
-  lines = [line for line in program.lower().as_text().splitlines()
-           if 'dot_general' in line and not is_row_by_row(line) or 'convolution' in line]
+  lines = [
+    line
+    for line in program.lower().as_text().splitlines()
+    if 'dot_general' in line and not is_row_by_row(line) or 'convolution' in line
+  ]
   pairs = (re.search(r': \(tensor<([^>]*)>, tensor<([^>]*)>\)', line).groups() for line in lines)
   return collections.Counter(tuple(shape.split('x')[-1] for shape in pair) for pair in pairs)
 
@@ -68,7 +73,9 @@ def test_bfloat16_keeps_the_state_in_f32_and_the_loss_near(tmp_path):
     program = small_program(ALONE, dropout=0.0, dtype=dtype)
     state, _ = program.initial_state(start)
     state, metrics = program.step(state, program.assemble(random_batch(8)))
-    assert {x.dtype for x in jax.tree.leaves((state.params, state.ema, state.opt_state)) if x.ndim} == {jnp.dtype('float32')}
+    assert {x.dtype for x in jax.tree.leaves((state.params, state.ema, state.opt_state)) if x.ndim} == {
+      jnp.dtype('float32')
+    }
     found[dtype] = float(metrics['loss']), {name: np.asarray(x) for name, x in state.params.items()}
   (loss, params), (rounded, others) = found['float32'], found['bfloat16']
   assert loss != rounded and rounded == pytest.approx(loss, rel=0.02)

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from ditsam_jax.command_line import UserError
+from ditsam_jax.errors import UserError
 from ditsam_jax.training.skipped import SkippedUpdates
 from ditsam_jax.training.step import TrainState, update_if_finite
 from tests.small_models import random_batch
@@ -44,12 +44,17 @@ def test_a_batch_with_nan_changes_nothing_but_the_counts_and_training_goes_on():
   # Two updates were done: the average's decay and the optimiser's count know of no third step.
   decay = np.float32(2 / 11)
   np.testing.assert_allclose(
-      last[".ema['text_proj.kernel']"], before[".ema['text_proj.kernel']"] * decay
-      + last[".params['text_proj.kernel']"] * (1 - decay), rtol=1e-5, atol=1e-7)
+    last[".ema['text_proj.kernel']"],
+    before[".ema['text_proj.kernel']"] * decay + last[".params['text_proj.kernel']"] * (1 - decay),
+    rtol=1e-5,
+    atol=1e-7,
+  )
 
 
-@pytest.mark.parametrize('loss, norm, kept', [
-    (1.0, 2.0, True), (np.nan, 2.0, False), (1.0, np.nan, False), (np.inf, 2.0, False), (1.0, np.inf, False)])
+@pytest.mark.parametrize(
+  'loss, norm, kept',
+  [(1.0, 2.0, True), (np.nan, 2.0, False), (1.0, np.nan, False), (np.inf, 2.0, False), (1.0, np.inf, False)],
+)
 def test_loss_and_gradient_must_both_be_finite(loss, norm, kept):
   old = TrainState(jnp.int32(4), {'w': jnp.ones(2)}, {'w': jnp.ones(2)}, {'m': jnp.ones(2)}, {}, jnp.asarray([3, 2]))
   new = old._replace(params={'w': jnp.full(2, np.nan)}, ema={'w': jnp.zeros(2)}, opt_state={'m': jnp.full(2, 0.5)})
@@ -59,7 +64,9 @@ def test_loss_and_gradient_must_both_be_finite(loss, norm, kept):
   def step(old, loss, norm):
     def update(state, grads):
       return state._replace(params=new.params, ema=new.ema, opt_state={'m': grads['w']})
+
     return update_if_finite(update, old, grads, loss, norm)
+
   state = step(old, loss, norm)
   assert int(state.step) == 5 and state.skipped.tolist() == ([3, 0] if kept else [4, 3])
   for part in ('params', 'ema', 'opt_state'):
@@ -75,7 +82,8 @@ def test_leaving_out_takes_no_copy_of_the_state():
   def temporaries(choose):
     def step(state, x):
       loss, grads = jax.value_and_grad(
-          lambda params: jnp.sum(functools.reduce(lambda h, w: jnp.tanh(h @ w), params.values(), x)))(state.params)
+        lambda params: jnp.sum(functools.reduce(lambda h, w: jnp.tanh(h @ w), params.values(), x))
+      )(state.params)
       norm = optax.tree.norm(grads)
 
       def update(state, grads):
@@ -83,9 +91,12 @@ def test_leaving_out_takes_no_copy_of_the_state():
         params = jax.tree.map(lambda p, m: p - 0.1 * m, state.params, moments)
         ema = jax.tree.map(lambda e, p: 0.9 * e + 0.1 * p, state.ema, params)
         return state._replace(params=params, ema=ema, opt_state=moments)
+
       return update_if_finite(update, state, grads, loss, norm) if choose else update(state, grads)
+
     compiled = jax.jit(step, donate_argnums=0).lower(state, jnp.ones((4, 256))).compile()
     return compiled.memory_analysis().temp_size_in_bytes
+
   assert temporaries(True) <= temporaries(False) + size / 10
 
 

@@ -35,8 +35,14 @@ def structure_and_state(freeze=''):
 @functools.cache
 def train_step(freeze='', seed=0):
   """Tests share the compiled step."""
-  return make_train_step(structure_and_state(freeze)[0], *make_optimizer_and_rate(), text_forward, loss_weights=LOSS,
-                         ema_limit=0.9997, seed=seed)
+  return make_train_step(
+    structure_and_state(freeze)[0],
+    *make_optimizer_and_rate(),
+    text_forward,
+    loss_weights=LOSS,
+    ema_limit=0.9997,
+    seed=seed,
+  )
 
 
 def to_numpy(weights):
@@ -83,6 +89,7 @@ def test_dropout_of_a_step_depends_on_seed_and_number_alone():
   def loss(seed, step):
     state = structure_and_state()[1]._replace(step=jnp.asarray(step, jnp.int32))
     return float(train_step(seed=seed)(state, random_batch(2))[1]['loss'])
+
   assert loss(0, 3) == loss(0, 3)
   assert len({loss(0, 3), loss(0, 4), loss(1, 3)}) == 3
 
@@ -92,8 +99,12 @@ def test_prompts_of_an_image_share_its_embedding_and_nothing_else():
   model = random_model(small_config())
   model.eval()
   rng = np.random.default_rng(0)
-  batch = dict(image=random_batch(2)['image'], points=rng.uniform(0, 64, (2, 3, 2, 2)).astype(np.float32),
-               labels=np.asarray([[[1, -1], [2, 3], [0, 1]]] * 2), masks=rng.integers(0, 2, (2, 3, 64, 64), np.uint8))
+  batch = dict(
+    image=random_batch(2)['image'],
+    points=rng.uniform(0, 64, (2, 3, 2, 2)).astype(np.float32),
+    labels=np.asarray([[[1, -1], [2, 3], [0, 1]]] * 2),
+    masks=rng.integers(0, 2, (2, 3, 64, 64), np.uint8),
+  )
   loss, _ = jax.jit(lambda batch: prompt_forward(model, batch, LOSS, None))(batch)
 
   @jax.jit
@@ -103,8 +114,11 @@ def test_prompts_of_an_image_share_its_embedding_and_nothing_else():
     out = model.decode(embedding, [sparse], None, (64, 64))
     return out.logits[0], out.iou[0]
 
-  outputs = [one(batch['image'][i:i + 1], batch['points'][i, k:k + 1], batch['labels'][i, k:k + 1])
-             for i in range(2) for k in range(3)]
+  outputs = [
+    one(batch['image'][i : i + 1], batch['points'][i, k : k + 1], batch['labels'][i, k : k + 1])
+    for i in range(2)
+    for k in range(3)
+  ]
   logits, iou = (jnp.stack(part) for part in zip(*outputs))
   expected, _ = mask_loss(logits, batch['masks'].reshape(6, 64, 64), iou, **LOSS)
   assert float(loss) == pytest.approx(float(expected), rel=1e-5)

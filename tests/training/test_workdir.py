@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ditsam_jax.command_line import UserError
+from ditsam_jax.errors import UserError
 from ditsam_jax.training.config import recipe
 from ditsam_jax.training.workdir import FREE, Workdir, differences
 
@@ -63,8 +63,9 @@ with Workdir(Path(sys.argv[1])) as workdir:
 
 
 def test_a_second_process_is_refused_until_the_first_is_gone_however_it_went(tmp_path):
-  process = subprocess.Popen([sys.executable, '-c', HOLDER, tmp_path], stdout=subprocess.PIPE, text=True,
-                             cwd=Path(__file__).parents[2])
+  process = subprocess.Popen(
+    [sys.executable, '-c', HOLDER, tmp_path], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+  )
   try:
     assert process.stdout.readline() == 'claimed\n'
     with pytest.raises(UserError, match=f'in use by process {process.pid} on '):

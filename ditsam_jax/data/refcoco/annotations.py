@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from ditsam_jax.command_line import UserError
 from ditsam_jax.data.refcoco import problems
+from ditsam_jax.errors import UserError
 
 _SLACK = 5.0  # pixels by which a polygon may leave its image: some annotators overshoot the border, and are cut there
 
@@ -26,6 +26,7 @@ class MaskError(ValueError):
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImageInfo:
   """What instances.json knows of an image."""
+
   file_name: str
   height: int
   width: int
@@ -34,6 +35,7 @@ class ImageInfo:
 @dataclasses.dataclass(frozen=True, slots=True)
 class Annotation:
   """One object. Its segmentation: float64 [2 n] polygons, a dict of run lengths, or None."""
+
   image_id: int
   category_id: int
   segmentation: list[np.ndarray] | dict[str, Any] | None
@@ -42,6 +44,7 @@ class Annotation:
 @dataclasses.dataclass(frozen=True)
 class Instances:
   """The part of an instances.json that was asked for."""
+
   images: dict[int, ImageInfo]
   annotations: dict[int, Annotation]
   categories: dict[int, str]
@@ -53,6 +56,7 @@ def read_instances(file: Path, image_ids: Collection[int], annotation_ids: Colle
   What is not asked for is dropped while parsing, and polygons become arrays: as Python numbers they would take
   a gigabyte.
   """
+
   def compact(item: dict[str, Any]) -> Any:
     if 'segmentation' not in item:
       return item
@@ -62,17 +66,25 @@ def read_instances(file: Path, image_ids: Collection[int], annotation_ids: Colle
 
   try:
     content = json.loads(file.read_text(encoding='utf-8'), object_hook=compact)
-    images = {item['id']: ImageInfo(str(item['file_name']), int(item['height']), int(item['width']))
-              for item in content['images'] if item['id'] in image_ids}
-    annotations = {item['id']: Annotation(item['image_id'], item['category_id'], item.get('segmentation'))
-                   for item in content['annotations'] if item is not None and item['id'] in annotation_ids}
+    images = {
+      item['id']: ImageInfo(str(item['file_name']), int(item['height']), int(item['width']))
+      for item in content['images']
+      if item['id'] in image_ids
+    }
+    annotations = {
+      item['id']: Annotation(item['image_id'], item['category_id'], item.get('segmentation'))
+      for item in content['annotations']
+      if item is not None and item['id'] in annotation_ids
+    }
     return Instances(images, annotations, {item['id']: str(item['name']) for item in content['categories']})
   except OSError as error:
-    raise UserError(f'{file} cannot be read ({error.strerror or error}); expected the instances.json that comes '
-                    f'with the refs') from error
+    raise UserError(
+      f'{file} cannot be read ({error.strerror or error}); expected the instances.json that comes with the refs'
+    ) from error
   except (KeyError, TypeError) as error:
-    raise UserError(f'{file} is not as COCO writes it (at {error}); expected images, annotations and categories '
-                    f'with their ids') from error
+    raise UserError(
+      f'{file} is not as COCO writes it (at {error}); expected images, annotations and categories with their ids'
+    ) from error
   except (ValueError, RecursionError) as error:
     raise UserError(f'{file} is damaged or no JSON ({error}); get a whole copy') from error
 

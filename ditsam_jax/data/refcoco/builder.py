@@ -18,7 +18,6 @@ from typing import Any
 import tensorflow_datasets as tfds
 import tqdm
 
-from ditsam_jax.command_line import UserError
 from ditsam_jax.data.records import quiet_tfds, record_features
 from ditsam_jax.data.refcoco import catalogue
 from ditsam_jax.data.refcoco.annotations import read_instances
@@ -27,6 +26,7 @@ from ditsam_jax.data.refcoco.images import EncodedImage, encode_all
 from ditsam_jax.data.refcoco.plan import PlannedImage, plan
 from ditsam_jax.data.refcoco.problems import Problems
 from ditsam_jax.data.refcoco.refs import read_refs, refs_file
+from ditsam_jax.errors import UserError
 
 _SHARD = 400  # images: TFDS holds the examples of one shard in memory, about 60 MB
 _FEW_IMAGES = 300  # read faster than worker processes start
@@ -36,12 +36,13 @@ _MOST_WORKERS = 16  # one process writes what all of them read
 @dataclasses.dataclass(frozen=True)
 class Prepared:
   """What is in a prepared data set."""
+
   directory: Path
   splits: dict[str, Counts]
   whole: Counts
   left_out: dict[str, int]  # problems by kind, left out with skip_bad
-  seconds: float | None     # None: it had been prepared before
-  masks: int                # drawn in that time
+  seconds: float | None  # None: it had been prepared before
+  masks: int  # drawn in that time
 
 
 class _Refused(Exception):
@@ -71,14 +72,22 @@ with tfds.core.registered.skip_registration():
       super().__init__(config=config, file_format='array_record', **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
-      return tfds.core.DatasetInfo(builder=self, description=self.__doc__, features=record_features('jpeg'),
-                                   disable_shuffling=True, metadata=tfds.core.MetadataDict())
+      return tfds.core.DatasetInfo(
+        builder=self,
+        description=self.__doc__,
+        features=record_features('jpeg'),
+        disable_shuffling=True,
+        metadata=tfds.core.MetadataDict(),
+      )
 
     def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, list[Callable[[], Iterator]]]:
       del dl_manager
       stream = _Stream(self.encoded)
-      return {split: [lambda split=split: stream.take(split, _SHARD)] * -(-len(images) // _SHARD)
-              for split, images in self._planned.items() if images}
+      return {
+        split: [lambda split=split: stream.take(split, _SHARD)] * -(-len(images) // _SHARD)
+        for split, images in self._planned.items()
+        if images
+      }
 
     def _download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
       super()._download_and_prepare(*args, **kwargs)
@@ -104,9 +113,16 @@ class _Stream:
 
 
 def _record(encoded: EncodedImage) -> dict[str, Any]:
-  objects = [{'object_id': one.ref_id, 'category': one.category, 'mask': io.BytesIO(mask),
-              'expressions': list(one.expressions), 'kinds': [''] * len(one.expressions)}
-             for one, mask in encoded.objects]
+  objects = [
+    {
+      'object_id': one.ref_id,
+      'category': one.category,
+      'mask': io.BytesIO(mask),
+      'expressions': list(one.expressions),
+      'kinds': [''] * len(one.expressions),
+    }
+    for one, mask in encoded.objects
+  ]
   return {'image': io.BytesIO(encoded.image), 'image_id': encoded.planned.image_id, 'objects': objects}
 
 
@@ -132,9 +148,17 @@ class _Tally:
     return summed._replace(images=len(self._images))
 
 
-def prepare(dataset: str, split_by: str, annotations_dir: str | os.PathLike, images_dir: str | os.PathLike,
-            data_dir: str | os.PathLike, *, skip_bad: bool = False, processes: int | None = None,
-            say: Callable[[str], None] = lambda text: None) -> Prepared:
+def prepare(
+  dataset: str,
+  split_by: str,
+  annotations_dir: str | os.PathLike,
+  images_dir: str | os.PathLike,
+  data_dir: str | os.PathLike,
+  *,
+  skip_bad: bool = False,
+  processes: int | None = None,
+  say: Callable[[str], None] = lambda text: None,
+) -> Prepared:
   """Reads the official files and writes the data set into `catalogue.folder(data_dir, dataset, split_by)`.
 
   The folder gets its name when it is whole, so an interrupted preparation is never taken for one; what such a
@@ -161,8 +185,11 @@ def prepare(dataset: str, split_by: str, annotations_dir: str | os.PathLike, ima
   started, found, tally = time.monotonic(), Problems(), _Tally()
   say(f'reading the refs and instances.json of {annotations_dir}')
   refs = read_refs(refs_file(annotations_dir, split_by))
-  instances = read_instances(annotations_dir / 'instances.json', {ref.image_id for ref in refs},
-                             {one for ref in refs for one in ref.annotation_ids})
+  instances = read_instances(
+    annotations_dir / 'instances.json',
+    {ref.image_id for ref in refs},
+    {one for ref in refs for one in ref.annotation_ids},
+  )
   images = plan(refs, instances, images_dir, catalogue.SPLITS[dataset, split_by], found)
   del refs, instances
   total = sum(map(len, images.values()))
@@ -172,21 +199,31 @@ def prepare(dataset: str, split_by: str, annotations_dir: str | os.PathLike, ima
   workers = 0 if total < _FEW_IMAGES and processes is None else workers
   try:
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with (_only_one(directory), quiet_tfds(), tempfile.TemporaryDirectory() as unused,
-          contextlib.closing(_encoded(images, workers, found, tally, skip_bad)) as encoded):
+    with (
+      _only_one(directory),
+      quiet_tfds(),
+      tempfile.TemporaryDirectory() as unused,
+      contextlib.closing(_encoded(images, workers, found, tally, skip_bad)) as encoded,
+    ):
       builder = RefCoco(dataset, split_by, images, data_dir=os.fspath(data_dir))
       builder.encoded = encoded
-      builder.at_end = lambda: {'splits': {name: counts._asdict() for name, counts in tally.splits.items()},
-                                'whole': tally.whole()._asdict(), 'left_out': found.counts}
+      builder.at_end = lambda: {
+        'splits': {name: counts._asdict() for name, counts in tally.splits.items()},
+        'whole': tally.whole()._asdict(),
+        'left_out': found.counts,
+      }
       builder.download_and_prepare(download_dir=unused)
   except _Refused as refused:
     raise _refusal(found, say, f'{dataset} ({split_by}): {refused}') from None
   except OSError as error:
-    raise UserError(f'data folder {data_dir}: {error.strerror or error}; expected a folder with room to write the '
-                    f'data set to') from error
+    raise UserError(
+      f'data folder {data_dir}: {error.strerror or error}; expected a folder with room to write the data set to'
+    ) from error
   except concurrent.futures.BrokenExecutor as error:
-    raise UserError(f'a worker process ended early ({error}); with less memory take fewer --processes, and call this '
-                    f"function under if __name__ == '__main__'") from error
+    raise UserError(
+      f'a worker process ended early ({error}); with less memory take fewer --processes, and call this '
+      f"function under if __name__ == '__main__'"
+    ) from error
   for line in found.report():
     say(f'left out: {line}')
   return Prepared(directory, tally.splits, tally.whole(), found.counts, time.monotonic() - started, tally.masks)
@@ -196,8 +233,10 @@ def prepare(dataset: str, split_by: str, annotations_dir: str | os.PathLike, ima
 def _interrupts_noticed() -> Iterator[Callable[[], None]]:
   """A function that raises KeyboardInterrupt once Ctrl-C was pressed: Python drops one that comes inside a destructor."""
   came = []
-  if signal.getsignal(signal.SIGINT) is not signal.default_int_handler or \
-      threading.current_thread() is not threading.main_thread():  # whoever else listens knows better
+  if (
+    signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    or threading.current_thread() is not threading.main_thread()
+  ):  # whoever else listens knows better
     yield lambda: None
     return
 
@@ -208,6 +247,7 @@ def _interrupts_noticed() -> Iterator[Callable[[], None]]:
   def check():
     if came:
       raise KeyboardInterrupt
+
   signal.signal(signal.SIGINT, note)
   try:
     yield check
@@ -215,12 +255,15 @@ def _interrupts_noticed() -> Iterator[Callable[[], None]]:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _encoded(images: dict[str, list[PlannedImage]], workers: int, found: Problems, tally: _Tally,
-             skip_bad: bool) -> Iterator[tuple[str, EncodedImage]]:
+def _encoded(
+  images: dict[str, list[PlannedImage]], workers: int, found: Problems, tally: _Tally, skip_bad: bool
+) -> Iterator[tuple[str, EncodedImage]]:
   """All images of all splits, with a progress bar. Raises _Refused at the end if any must not be written."""
   order = [(split, image) for split, some in images.items() for image in some]
-  with (tqdm.tqdm(total=len(order), desc='preparing', unit=' images', mininterval=1.0) as bar,
-        _interrupts_noticed() as check):
+  with (
+    tqdm.tqdm(total=len(order), desc='preparing', unit=' images', mininterval=1.0) as bar,
+    _interrupts_noticed() as check,
+  ):
     for (split, _), encoded in zip(order, encode_all((image for _, image in order), workers)):
       for problem in encoded.problems:
         found.add(*problem)
@@ -240,8 +283,10 @@ def _encoded(images: dict[str, list[PlannedImage]], workers: int, found: Problem
 def _refusal(found: Problems, say: Callable[[str], None], reason: str) -> UserError:
   for line in found.report():
     say(line)
-  return UserError(f'{reason} ({len(found):,} problems); nothing was written. Mend them, or leave out what they '
-                   f'concern with --skip-bad')
+  return UserError(
+    f'{reason} ({len(found):,} problems); nothing was written. Mend them, or leave out what they '
+    f'concern with --skip-bad'
+  )
 
 
 def _prepared_before(directory: Path) -> Prepared:
@@ -250,8 +295,9 @@ def _prepared_before(directory: Path) -> Prepared:
     splits = {name: Counts(**counts) for name, counts in metadata['splits'].items()}
     return Prepared(directory, splits, Counts(**metadata['whole']), metadata['left_out'], None, 0)
   except Exception as error:  # TFDS raises many kinds for a foreign or broken folder
-    raise UserError(f'{directory} is there, and was not written by this command ({type(error).__name__}); move it '
-                    f'away') from error
+    raise UserError(
+      f'{directory} is there, and was not written by this command ({type(error).__name__}); move it away'
+    ) from error
 
 
 def _annotations_folder(given: str | os.PathLike, dataset: str) -> Path:

@@ -4,15 +4,16 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from ditsam_jax.command_line import UserError
+from ditsam_jax.errors import UserError
 
 VERSION = '1.0.0'
 
 
 class Counts(NamedTuple):
   """How much a data set or a split holds."""
+
   images: int = 0
-  objects: int = 0       # refs; in gRefCOCO a ref stands for none, one or several objects
+  objects: int = 0  # refs; in gRefCOCO a ref stands for none, one or several objects
   expressions: int = 0
   multi_target: int = 0  # of the expressions, gRefCOCO only
   no_target: int = 0
@@ -20,29 +21,29 @@ class Counts(NamedTuple):
 
 # Names, and by whom they were split; the first is what papers report.
 SPLIT_BY = {
-    'refcoco': ('unc', 'google'),
-    'refcoco+': ('unc',),
-    'refcocog': ('umd', 'google'),
-    'grefcoco': ('unc',),
+  'refcoco': ('unc', 'google'),
+  'refcoco+': ('unc',),
+  'refcocog': ('umd', 'google'),
+  'grefcoco': ('unc',),
 }
 
 # Images and objects of every split, from the catalogue of TensorFlow Datasets (ref_coco); of gRefCOCO's no such
 # numbers were published.
 SPLITS = {
-    ('refcoco', 'unc'): {'train': (16994, 42404), 'val': (1500, 3811), 'testA': (750, 1975), 'testB': (750, 1810)},
-    ('refcoco', 'google'): {'train': (19213, 40000), 'val': (4559, 5000), 'test': (4527, 5000)},
-    ('refcoco+', 'unc'): {'train': (16992, 42278), 'val': (1500, 3805), 'testA': (750, 1975), 'testB': (750, 1798)},
-    ('refcocog', 'umd'): {'train': (21899, 42226), 'val': (1300, 2573), 'test': (2600, 5023)},
-    ('refcocog', 'google'): {'train': (24698, 44822), 'val': (4650, 5000)},
-    ('grefcoco', 'unc'): {'train': None, 'val': None, 'testA': None, 'testB': None},
+  ('refcoco', 'unc'): {'train': (16994, 42404), 'val': (1500, 3811), 'testA': (750, 1975), 'testB': (750, 1810)},
+  ('refcoco', 'google'): {'train': (19213, 40000), 'val': (4559, 5000), 'test': (4527, 5000)},
+  ('refcoco+', 'unc'): {'train': (16992, 42278), 'val': (1500, 3805), 'testA': (750, 1975), 'testB': (750, 1798)},
+  ('refcocog', 'umd'): {'train': (21899, 42226), 'val': (1300, 2573), 'test': (2600, 5023)},
+  ('refcocog', 'google'): {'train': (24698, 44822), 'val': (4650, 5000)},
+  ('grefcoco', 'unc'): {'train': None, 'val': None, 'testA': None, 'testB': None},
 }
 
 # The whole data set. An image that the google partitions have in two splits counts once.
 PUBLISHED = {
-    'refcoco': Counts(19_994, 50_000, 142_209),
-    'refcoco+': Counts(19_992, 49_856, 141_564),
-    'refcocog': Counts(25_799, 49_822, 95_010),
-    'grefcoco': Counts(19_994, 0, 278_232, 80_022, 32_202),
+  'refcoco': Counts(19_994, 50_000, 142_209),
+  'refcoco+': Counts(19_992, 49_856, 141_564),
+  'refcocog': Counts(25_799, 49_822, 95_010),
+  'grefcoco': Counts(19_994, 0, 278_232, 80_022, 32_202),
 }
 # RefCOCO's authors print 142,209; the splits that others print (120,624, 10,834, 5,657, 5,095) make one more. Of what
 # gRefCOCO's paper counts its authors keep some 6 % for challenges, and do not say
@@ -86,8 +87,11 @@ def compare(dataset: str, split_by: str, splits: dict[str, Counts], whole: Count
     if expected is None:
       differences += [] if found.images else [f'{split}: no images']
       continue
-    differences += [f'{split}: {found[i]:,} of {number:,} {Counts._fields[i]}'
-                    for i, number in enumerate(expected) if found[i] != number]
+    differences += [
+      f'{split}: {found[i]:,} of {number:,} {Counts._fields[i]}'
+      for i, number in enumerate(expected)
+      if found[i] != number
+    ]
   alike = whole.expressions == ALSO_COMPLETE.get(dataset)
   for name, found, expected in zip(Counts._fields, whole, PUBLISHED[dataset]):
     of_expressions = name not in ('images', 'objects')
@@ -95,6 +99,8 @@ def compare(dataset: str, split_by: str, splits: dict[str, Counts], whole: Count
       kind = f'{name.replace("_", "-")} expressions' if name.endswith('target') else name
       differences.append(f'in all: {found:,} of {expected:,} {kind}')
   if dataset == 'grefcoco' and differences and not alike:
-    differences.append("these are the paper's numbers; the grefs(unc).json that its authors gave out in 2024 had "
-                       f'{ALSO_COMPLETE[dataset]:,} expressions, the rest being kept for challenges')
+    differences.append(
+      "these are the paper's numbers; the grefs(unc).json that its authors gave out in 2024 had "
+      f'{ALSO_COMPLETE[dataset]:,} expressions, the rest being kept for challenges'
+    )
   return differences

@@ -28,6 +28,7 @@ _AHEAD = 4  # images a process may be ahead of the writer: bounds memory
 @dataclasses.dataclass(frozen=True, slots=True)
 class EncodedImage:
   """The file's bytes as they are, and a PNG mask for each object that could be drawn. No bytes: left out."""
+
   planned: PlannedImage
   image: bytes
   objects: tuple[tuple[PlannedObject, bytes], ...]
@@ -59,8 +60,7 @@ def encode_all(images: Iterable[PlannedImage], processes: int) -> Iterator[Encod
   try:
     images = iter(images)
     with _interrupts_held():
-      waiting = collections.deque(pool.submit(encode, image)
-                                  for image in itertools.islice(images, _AHEAD * processes))
+      waiting = collections.deque(pool.submit(encode, image) for image in itertools.islice(images, _AHEAD * processes))
     while waiting:
       done = waiting.popleft().result()
       waiting.extend(pool.submit(encode, image) for image in itertools.islice(images, 1))

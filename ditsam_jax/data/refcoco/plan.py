@@ -14,6 +14,7 @@ from ditsam_jax.data.refcoco.refs import Ref
 @dataclasses.dataclass(frozen=True, slots=True)
 class PlannedObject:
   """One ref with its masks to be drawn: one, several (their union is the target) or none."""
+
   ref_id: int
   category: str
   expressions: tuple[str, ...]
@@ -24,6 +25,7 @@ class PlannedObject:
 @dataclasses.dataclass(frozen=True, slots=True)
 class PlannedImage:
   """One record to be: what a worker process is sent."""
+
   file: str
   image_id: int
   height: int
@@ -31,8 +33,9 @@ class PlannedImage:
   objects: tuple[PlannedObject, ...]
 
 
-def plan(refs: list[Ref], instances: Instances, images_dir: Path, splits: Mapping[str, Any],
-         found: Problems) -> dict[str, list[PlannedImage]]:
+def plan(
+  refs: list[Ref], instances: Instances, images_dir: Path, splits: Mapping[str, Any], found: Problems
+) -> dict[str, list[PlannedImage]]:
   """The images of each split in the order in which the refs first name them, each with its refs in their order.
 
   Adds what is wrong to `found` and leaves it out. Masks are not looked at yet, nor are the images.
@@ -81,5 +84,10 @@ def _object(ref: Ref, instances: Instances, found: Problems) -> PlannedObject | 
   if len(annotations) < len(ref.annotation_ids):
     return None
   names = dict.fromkeys(instances.categories[annotation.category_id] for annotation in annotations)
-  return PlannedObject(ref.ref_id, ', '.join(names), ref.expressions, ref.annotation_ids,
-                       tuple(annotation.segmentation for annotation in annotations))
+  return PlannedObject(
+    ref.ref_id,
+    ', '.join(names),
+    ref.expressions,
+    ref.annotation_ids,
+    tuple(annotation.segmentation for annotation in annotations),
+  )

@@ -34,5 +34,7 @@ class Problems:
 
   def report(self) -> list[str]:
     """A line a kind."""
-    return [f'{number:,} {kind}: {", ".join(self._examples[kind])}{", ..." if number > _EXAMPLES else ""}'
-            for kind, number in self.counts.items()]
+    return [
+      f'{number:,} {kind}: {", ".join(self._examples[kind])}{", ..." if number > _EXAMPLES else ""}'
+      for kind, number in self.counts.items()
+    ]

@@ -6,12 +6,13 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-from ditsam_jax.command_line import UserError
+from ditsam_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ref:
   """What some sentences refer to, in one image."""
+
   ref_id: int
   image_id: int
   annotation_ids: tuple[int, ...]  # one; in gRefCOCO none or several as well
@@ -26,8 +27,10 @@ def refs_file(folder: Path, split_by: str) -> Path:
     if file.is_file():
       return file
   there = ', '.join(sorted(path.name for path in folder.glob('*refs(*'))) or 'none'
-  raise UserError(f'{folder} has no {candidates[0].name} and no {candidates[1].name} (refs there: {there}); '
-                  f'expected the official download, unpacked')
+  raise UserError(
+    f'{folder} has no {candidates[0].name} and no {candidates[1].name} (refs there: {there}); '
+    f'expected the official download, unpacked'
+  )
 
 
 def read_refs(file: Path) -> list[Ref]:
@@ -64,12 +67,16 @@ class _PlainUnpickler(pickle.Unpickler):
       return {'set': set, 'frozenset': frozenset}[name]
     if (module, name) == ('_codecs', 'encode'):
       return _latin_1_bytes  # how Python 3 writes bytes for Python 2
-    raise UserError(f'{self._name} asks for {module}.{name}, which may run code; official refs hold lists, dicts, '
-                    f'strings and numbers only, so get the file from its authors again')
+    raise UserError(
+      f'{self._name} asks for {module}.{name}, which may run code; official refs hold lists, dicts, '
+      f'strings and numbers only, so get the file from its authors again'
+    )
 
   def persistent_load(self, pid: Any) -> Any:
-    raise UserError(f'{self._name} asks for the outside object {pid!r}; official refs hold lists, dicts, strings and '
-                    f'numbers only, so get the file from its authors again')
+    raise UserError(
+      f'{self._name} asks for the outside object {pid!r}; official refs hold lists, dicts, strings and '
+      f'numbers only, so get the file from its authors again'
+    )
 
 
 def _latin_1_bytes(text: str, encoding: str = 'latin1') -> bytes:
@@ -93,12 +100,19 @@ def _ref(item: Any, where: str) -> Ref:
     annotations = item['ann_id']
     annotations = annotations if isinstance(annotations, list | tuple) else [annotations]
     sentences = tuple(_text(sentence['sent']) for sentence in item['sentences'])
-    return Ref(_whole(item['ref_id']), _whole(item['image_id']),
-               tuple(_whole(one) for one in annotations if one != -1), _text(item['split']), sentences)
+    return Ref(
+      _whole(item['ref_id']),
+      _whole(item['image_id']),
+      tuple(_whole(one) for one in annotations if one != -1),
+      _text(item['split']),
+      sentences,
+    )
   except (KeyError, TypeError, ValueError, IndexError) as error:
     reason = f'no {error}' if isinstance(error, KeyError) else error
-    raise UserError(f'{where} is not as in the official files ({reason}); expected ref_id, image_id, ann_id, split '
-                    f'and sentences with sent') from error
+    raise UserError(
+      f'{where} is not as in the official files ({reason}); expected ref_id, image_id, ann_id, split '
+      f'and sentences with sent'
+    ) from error
 
 
 def _whole(value: Any) -> int:

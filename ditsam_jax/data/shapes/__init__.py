@@ -4,5 +4,13 @@ from ditsam_jax.data.shapes.builder import Shapes, prepare
 from ditsam_jax.data.shapes.expressions import EXPRESSION_KINDS, MAX_TOKENS, colour_candidates, random_chance
 from ditsam_jax.data.shapes.scenes import SPLITS, ScenesConfig
 
-__all__ = ['EXPRESSION_KINDS', 'MAX_TOKENS', 'SPLITS', 'ScenesConfig', 'Shapes', 'colour_candidates', 'prepare',
-           'random_chance']
+__all__ = [
+  'EXPRESSION_KINDS',
+  'MAX_TOKENS',
+  'SPLITS',
+  'ScenesConfig',
+  'Shapes',
+  'colour_candidates',
+  'prepare',
+  'random_chance',
+]

@@ -18,17 +18,16 @@ import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 
-from ditsam_jax.command_line import UserError
 from ditsam_jax.data.records import quiet_tfds, record_features
 from ditsam_jax.data.shapes.expressions import describe
 from ditsam_jax.data.shapes.scenes import SPLITS, Scene, ScenesConfig, make_scene, scene_rng
+from ditsam_jax.errors import UserError
 
 _SPLIT_STRIDE = 1_000_000  # image ids of different splits never meet
 _OBJECT_STRIDE = 100
 _SCENE_TRIES = 100
 # JPEG takes a third of PNG's bytes and decoding time here. Full colour resolution keeps edges sharp.
-_IMAGE_OPTIONS = (cv2.IMWRITE_JPEG_QUALITY, 95,
-                  cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
+_IMAGE_OPTIONS = (cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
 # Trying all of PNG's filters would take four times as long.
 _MASK_OPTIONS = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE)
 _FEW_SCENES = 1000  # made faster than worker processes start
@@ -58,8 +57,9 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
     super().__init__(config=ShapesConfig(scenes), file_format='array_record', **kwargs)
 
   def _info(self) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(builder=self, description=self.__doc__, features=record_features('jpeg'),
-                                 disable_shuffling=True)
+    return tfds.core.DatasetInfo(
+      builder=self, description=self.__doc__, features=record_features('jpeg'), disable_shuffling=True
+    )
 
   def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, dict]]]:
     del dl_manager
@@ -84,8 +84,7 @@ def _records(config: ScenesConfig, split: str, workers: int) -> Iterator[dict[st
     pool.shutdown(wait=False, cancel_futures=True)
 
 
-def described_scene(config: ScenesConfig, split: str,
-                    index: int) -> tuple[Scene, list[list[tuple[str, str]]]]:
+def described_scene(config: ScenesConfig, split: str, index: int) -> tuple[Scene, list[list[tuple[str, str]]]]:
   """Scene `index` of `split` and, for each of its shapes, at least one (expression, kind)."""
   rng = scene_rng(config, split, index)
   for _ in range(_SCENE_TRIES):
@@ -93,8 +92,10 @@ def described_scene(config: ScenesConfig, split: str,
     expressions = describe(scene.shapes, config.image_size, config.expressions_per_object, rng)
     if all(expressions):
       return scene, expressions
-  raise UserError(f'scenes: in none of {_SCENE_TRIES} scenes of up to {config.max_shapes} shapes had every '
-                  'shape an expression; take fewer shapes, or more kinds_per_scene and colours_per_scene.')
+  raise UserError(
+    f'scenes: in none of {_SCENE_TRIES} scenes of up to {config.max_shapes} shapes had every '
+    'shape an expression; take fewer shapes, or more kinds_per_scene and colours_per_scene.'
+  )
 
 
 def make_record(config: ScenesConfig, split: str, index: int) -> dict[str, Any]:
@@ -102,14 +103,14 @@ def make_record(config: ScenesConfig, split: str, index: int) -> dict[str, Any]:
   scene, expressions = described_scene(config, split, index)
   image_id = SPLITS.index(split) * _SPLIT_STRIDE + index
   objects = [
-      {
-          'object_id': image_id * _OBJECT_STRIDE + i,
-          'category': shape.category,
-          'mask': _encoded('.png', mask.view(np.uint8) * 255, _MASK_OPTIONS),
-          'expressions': [text for text, _ in described],
-          'kinds': [kind for _, kind in described],
-      }
-      for i, (shape, mask, described) in enumerate(zip(scene.shapes, scene.masks, expressions))
+    {
+      'object_id': image_id * _OBJECT_STRIDE + i,
+      'category': shape.category,
+      'mask': _encoded('.png', mask.view(np.uint8) * 255, _MASK_OPTIONS),
+      'expressions': [text for text, _ in described],
+      'kinds': [kind for _, kind in described],
+    }
+    for i, (shape, mask, described) in enumerate(zip(scene.shapes, scene.masks, expressions))
   ]
   image = _encoded('.jpg', scene.image[..., ::-1], _IMAGE_OPTIONS)
   return {'image': image, 'image_id': image_id, 'objects': objects}
@@ -120,8 +121,7 @@ def _encoded(extension: str, image: np.ndarray, options: tuple[int, ...]) -> io.
   return io.BytesIO(cv2.imencode(extension, image, options)[1].tobytes())
 
 
-def prepare(data_dir: str | os.PathLike, scenes: ScenesConfig = ScenesConfig(),
-            workers: int | None = None) -> Shapes:
+def prepare(data_dir: str | os.PathLike, scenes: ScenesConfig = ScenesConfig(), workers: int | None = None) -> Shapes:
   """The builder of the data set under `data_dir`, made first if it is not there yet.
 
   The folder gets its name when it is whole, so an interrupted preparation is never taken for one.
@@ -136,11 +136,15 @@ def prepare(data_dir: str | os.PathLike, scenes: ScenesConfig = ScenesConfig(),
       builder = Shapes(scenes=scenes, workers=workers, data_dir=os.fspath(data_dir))
       _make(builder)
   except OSError as error:
-    raise UserError(f'data folder {data_dir}: {error.strerror or error}; expected a folder to write the data '
-                    'set to, choose another one.') from error
+    raise UserError(
+      f'data folder {data_dir}: {error.strerror or error}; expected a folder to write the data '
+      'set to, choose another one.'
+    ) from error
   except concurrent.futures.BrokenExecutor as error:
-    raise UserError(f'shapes: a worker process ended early ({error}); call prepare under '
-                    "if __name__ == '__main__', or with workers=0.") from error
+    raise UserError(
+      f'shapes: a worker process ended early ({error}); call prepare under '
+      "if __name__ == '__main__', or with workers=0."
+    ) from error
   return builder
 
 
@@ -149,8 +153,10 @@ def _make(builder: Shapes) -> None:
     return
   total = sum(getattr(builder.builder_config.scenes, split) for split in SPLITS)
   try:
-    with (tempfile.TemporaryDirectory() as unused,
-          tqdm.tqdm(total=total, desc='making shapes', unit=' scenes', mininterval=1.0) as bar):
+    with (
+      tempfile.TemporaryDirectory() as unused,
+      tqdm.tqdm(total=total, desc='making shapes', unit=' scenes', mininterval=1.0) as bar,
+    ):
       builder.on_record = bar.update
       builder.download_and_prepare(download_dir=unused)
   except OSError:

@@ -33,13 +33,15 @@ _SUBSETS = tuple(subset for n in range(4) for subset in itertools.combinations(_
 @dataclasses.dataclass(frozen=True)
 class _Group:
   """All objects of a scene that a noun fits."""
+
   noun: str  # 'small red circle', or 'shape' where the kind is left out
   properties: tuple[str, ...]  # that the noun names
   members: list[int]
 
 
-def describe(shapes: Sequence[Shape], side: float, per_object: int,
-             rng: np.random.Generator) -> list[list[tuple[str, str]]]:
+def describe(
+  shapes: Sequence[Shape], side: float, per_object: int, rng: np.random.Generator
+) -> list[list[tuple[str, str]]]:
   """Up to `per_object` different (expression, kind) for each shape; `side`: image side in px.
 
   Kinds are chosen so that they are as equally frequent over the scene as its objects allow.
@@ -51,8 +53,7 @@ def describe(shapes: Sequence[Shape], side: float, per_object: int,
     # Objects with the least to choose from come first; the others make up for what they lack.
     for target in sorted(range(len(shapes)), key=lambda t: sum(map(bool, choices[t].values()))):
       most = 1 + _LARGEST_SHARE * used.total()
-      left = [kind for kind in EXPRESSION_KINDS
-              if choices[target][kind] and (used[kind] < most or not chosen[target])]
+      left = [kind for kind in EXPRESSION_KINDS if choices[target][kind] and (used[kind] < most or not chosen[target])]
       if left:
         kind = min(left, key=lambda kind: used[kind])
         chosen[target].append((choices[target][kind].pop(), kind))
@@ -65,11 +66,11 @@ def _candidates(shapes: Sequence[Shape], side: float, rng: np.random.Generator) 
   singles, crowds = _groups(shapes)
   positions = [(shape.x / side, shape.y / side) for shape in shapes]
   found = {
-      'attribute': [(group.members[0], f'the {group.noun}') for group in singles],
-      'relation': _relations(crowds, singles, positions),
-      'order': _orders(crowds, positions),
-      'comparison': _comparisons(crowds, shapes),
-      'negation': _negations(crowds, shapes),
+    'attribute': [(group.members[0], f'the {group.noun}') for group in singles],
+    'relation': _relations(crowds, singles, positions),
+    'order': _orders(crowds, positions),
+    'comparison': _comparisons(crowds, shapes),
+    'negation': _negations(crowds, shapes),
   }
   choices = [{kind: [] for kind in EXPRESSION_KINDS} for _ in shapes]
   for kind, pairs in found.items():
@@ -93,8 +94,9 @@ def _groups(shapes: Sequence[Shape]) -> tuple[list[_Group], list[_Group]]:
   return [g for g in groups if len(g.members) == 1], [g for g in groups if len(g.members) > 1]
 
 
-def _relations(crowds: list[_Group], anchors: list[_Group],
-               positions: list[tuple[float, float]]) -> Iterator[tuple[int, str]]:
+def _relations(
+  crowds: list[_Group], anchors: list[_Group], positions: list[tuple[float, float]]
+) -> Iterator[tuple[int, str]]:
   by_anchor = collections.defaultdict(list)
   for anchor in anchors:
     by_anchor[anchor.members[0]].append(anchor.noun)
@@ -107,8 +109,10 @@ def _relations(crowds: list[_Group], anchors: list[_Group],
         offsets = [positions[i][axis] - positions[anchor][axis] for i in members]
         if min(map(abs, offsets)) < RELATION_MARGIN:
           continue
-        for relation, fitting in ((nearer, [i for i, d in zip(members, offsets) if d < 0]),
-                                  (farther, [i for i, d in zip(members, offsets) if d > 0])):
+        for relation, fitting in (
+          (nearer, [i for i, d in zip(members, offsets) if d < 0]),
+          (farther, [i for i, d in zip(members, offsets) if d > 0]),
+        ):
           if len(fitting) == 1:
             for noun in anchor_nouns:
               yield fitting[0], f'the {crowd.noun} {relation} the {noun}'
@@ -134,8 +138,10 @@ def _comparisons(crowds: list[_Group], shapes: Sequence[Shape]) -> Iterator[tupl
     for superlative, sign in (('largest', 1), ('smallest', -1)):
       first, *others = sorted((shapes[i] for i in crowd.members), key=lambda shape: -sign * shape.radius)
       # Among kinds that differ, the eye may go by extent or by area: they have to agree.
-      if all((first.radius / other.radius) ** sign >= RADIUS_RATIO and
-             (first.area / other.area) ** sign >= AREA_RATIO for other in others):
+      if all(
+        (first.radius / other.radius) ** sign >= RADIUS_RATIO and (first.area / other.area) ** sign >= AREA_RATIO
+        for other in others
+      ):
         yield shapes.index(first), f'the {superlative} {crowd.noun}'
 
 
@@ -167,8 +173,11 @@ def colour_candidates(expression: str, categories: Sequence[str]) -> list[int]:
   target = re.split(r' (?:left of|right of|above|below) ', expression)[0]
   asked, _, excluded = target.partition(' that is not ')
   wanted, unwanted = _colours(asked), _colours(excluded)
-  return [i for i, category in enumerate(categories)
-          if (not wanted or wanted & _colours(category)) and not unwanted & _colours(category)]
+  return [
+    i
+    for i, category in enumerate(categories)
+    if (not wanted or wanted & _colours(category)) and not unwanted & _colours(category)
+  ]
 
 
 def _colours(text: str) -> set[str]:
@@ -177,8 +186,26 @@ def _colours(text: str) -> set[str]:
 
 def vocabulary() -> list[str]:
   """Lines of vocab.txt: the grammar's words, then characters, so that any other word can be spelt."""
-  words = ['the', 'shape', *KINDS, *COLOURS, *SIZES, 'smallest', 'largest', 'left', 'right', 'of', 'above',
-           'below', *_ORDINALS, 'from', 'top', 'bottom', 'that', 'is', 'not']
+  words = [
+    'the',
+    'shape',
+    *KINDS,
+    *COLOURS,
+    *SIZES,
+    'smallest',
+    'largest',
+    'left',
+    'right',
+    'of',
+    'above',
+    'below',
+    *_ORDINALS,
+    'from',
+    'top',
+    'bottom',
+    'that',
+    'is',
+    'not',
+  ]
   characters = [*'abcdefghijklmnopqrstuvwxyz', *'0123456789']
-  return ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *words, *characters, *(f'##{c}' for c in characters),
-          *".,'-?!"]
+  return ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *words, *characters, *(f'##{c}' for c in characters), *".,'-?!"]

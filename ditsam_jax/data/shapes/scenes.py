@@ -7,17 +7,17 @@ import math
 import cv2
 import numpy as np
 
-from ditsam_jax.command_line import UserError
+from ditsam_jax.errors import UserError
 
 SPLITS = ('train', 'val', 'test')
 SIZES = ('small', 'large')
 COLOURS = {
-    'red': (214, 44, 48),
-    'green': (46, 166, 66),
-    'blue': (46, 92, 216),
-    'yellow': (236, 214, 52),
-    'purple': (146, 62, 184),
-    'orange': (242, 134, 30),
+  'red': (214, 44, 48),
+  'green': (46, 166, 66),
+  'blue': (46, 92, 216),
+  'yellow': (236, 214, 52),
+  'purple': (146, 62, 184),
+  'orange': (242, 134, 30),
 }
 KINDS = ('circle', 'square', 'triangle', 'star', 'cross')
 
@@ -35,6 +35,7 @@ _Coverage = tuple[tuple[slice, slice], np.ndarray]  # see _rasterise
 @dataclasses.dataclass(frozen=True)
 class ScenesConfig:
   """What scenes look like. Lengths are fractions of the image side. Raises UserError on impossible values."""
+
   image_size: int = 128
   min_shapes: int = 4
   max_shapes: int = 8
@@ -68,8 +69,11 @@ class ScenesConfig:
     for name in ('small_radius', 'large_radius'):
       low, high = getattr(self, name)
       check(name, 0 < low <= high < 0.3, 'two rising fractions of the image side, below 0.3')
-    check('large_radius', self.large_radius[0] >= 1.2 * self.small_radius[1],
-          'a lower end at least 1.2 times the upper end of small_radius')
+    check(
+      'large_radius',
+      self.large_radius[0] >= 1.2 * self.small_radius[1],
+      'a lower end at least 1.2 times the upper end of small_radius',
+    )
     for name in ('large_share', 'max_occlusion'):
       check(name, 0 <= getattr(self, name) < 1, 'a share from 0 to below 1')
     for name in ('background_texture', 'distractors', 'grain'):
@@ -88,6 +92,7 @@ def _check(config: ScenesConfig, name: str, holds: bool, expected: str) -> None:
 @dataclasses.dataclass(frozen=True)
 class Shape:
   """One object. Position and nominal radius in pixels (pixel i spans i to i + 1), angle in radians."""
+
   kind: str
   colour: str
   size: str
@@ -108,12 +113,13 @@ class Shape:
   @property
   def area(self) -> float:
     """Area before occlusion, px^2."""
-    return self.radius ** 2 * _unit_area(self.kind)
+    return self.radius**2 * _unit_area(self.kind)
 
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
   """A picture (RGB uint8 [S, S, 3]), its shapes from back to front, their visible pixels (bool [n, S, S])."""
+
   image: np.ndarray
   shapes: tuple[Shape, ...]
   masks: np.ndarray
@@ -131,9 +137,11 @@ def make_scene(config: ScenesConfig, rng: np.random.Generator) -> Scene:
     if placed is not None:
       shapes, coverages, masks = placed
       return Scene(_paint(shapes, coverages, config, rng), shapes, masks)
-  raise UserError(f'scenes: {config.min_shapes} to {config.max_shapes} shapes of radius up to '
-                  f'{config.large_radius[1]} of the image do not fit; take fewer or smaller shapes, '
-                  f'or a max_occlusion above {config.max_occlusion}.')
+  raise UserError(
+    f'scenes: {config.min_shapes} to {config.max_shapes} shapes of radius up to '
+    f'{config.large_radius[1]} of the image do not fit; take fewer or smaller shapes, '
+    f'or a max_occlusion above {config.max_occlusion}.'
+  )
 
 
 @functools.cache
@@ -170,8 +178,8 @@ def _unit_area(kind: str) -> float:
 
 def _draw_shapes(config: ScenesConfig, rng: np.random.Generator) -> list[Shape]:
   """Shapes without a place yet, from a small palette of this scene's own."""
-  kinds = rng.permutation(config.kinds)[:rng.integers(*config.kinds_per_scene, endpoint=True)].tolist()
-  colours = rng.permutation(config.colours)[:rng.integers(*config.colours_per_scene, endpoint=True)].tolist()
+  kinds = rng.permutation(config.kinds)[: rng.integers(*config.kinds_per_scene, endpoint=True)].tolist()
+  colours = rng.permutation(config.colours)[: rng.integers(*config.colours_per_scene, endpoint=True)].tolist()
   count = int(rng.integers(config.min_shapes, config.max_shapes, endpoint=True))
   kind_ids = rng.integers(len(kinds), size=count).tolist()
   colour_ids = rng.integers(len(colours), size=count).tolist()
@@ -185,8 +193,9 @@ def _draw_shapes(config: ScenesConfig, rng: np.random.Generator) -> list[Shape]:
   return shapes
 
 
-def _place(shapes: list[Shape], config: ScenesConfig,
-           rng: np.random.Generator) -> tuple[tuple[Shape, ...], list[_Coverage], np.ndarray] | None:
+def _place(
+  shapes: list[Shape], config: ScenesConfig, rng: np.random.Generator
+) -> tuple[tuple[Shape, ...], list[_Coverage], np.ndarray] | None:
   """Gives each shape a place, back to front: shapes, coverages, visible masks. None if one finds no place."""
   side = config.image_size
   placed, coverages, masks, least_visible = [], [], [], []
@@ -231,8 +240,9 @@ def _rasterise(shape: Shape, scale: float = 1.0) -> _Coverage:
   return (slice(top, top + height), slice(left, left + width)), coverage
 
 
-def _paint(shapes: tuple[Shape, ...], coverages: list[_Coverage], config: ScenesConfig,
-           rng: np.random.Generator) -> np.ndarray:
+def _paint(
+  shapes: tuple[Shape, ...], coverages: list[_Coverage], config: ScenesConfig, rng: np.random.Generator
+) -> np.ndarray:
   image = _background(config, rng)
   for shape, (box, coverage) in zip(shapes, coverages):
     _paint_shape(image, shape, box, coverage, rng)
@@ -271,8 +281,9 @@ def _blobs(side: int, rng: np.random.Generator) -> np.ndarray:
   return cv2.resize(patches, (side, side), interpolation=cv2.INTER_LINEAR)
 
 
-def _paint_shape(image: np.ndarray, shape: Shape, box: tuple[slice, slice], coverage: np.ndarray,
-                 rng: np.random.Generator) -> None:
+def _paint_shape(
+  image: np.ndarray, shape: Shape, box: tuple[slice, slice], coverage: np.ndarray, rng: np.random.Generator
+) -> None:
   """Blends one shape in: its colour slightly varied, a slope of brightness, and a darker rim."""
   red, green, blue, turn, slope = rng.random(5).tolist()
   colour = np.array(COLOURS[shape.colour], np.float32) + (20 * red - 10, 20 * green - 10, 20 * blue - 10)
@@ -280,7 +291,8 @@ def _paint_shape(image: np.ndarray, shape: Shape, box: tuple[slice, slice], cove
   slope_x, slope_y = slope * math.cos(2 * math.pi * turn), slope * math.sin(2 * math.pi * turn)
   rows, columns = box
   light = ((np.arange(rows.start, rows.stop) - shape.y) * slope_y)[:, None] + (
-      1 + (np.arange(columns.start, columns.stop) - shape.x) * slope_x)
+    1 + (np.arange(columns.start, columns.stop) - shape.x) * slope_x
+  )
   # A darker rim keeps two overlapping shapes of one colour apart.
   light *= _RIM + (1 - _RIM) / 255 * _rasterise(shape, scale=0.86)[1]
   patch = image[box]

@@ -15,8 +15,9 @@ from ditsam_jax.ops.attention.choice import IMPLEMENTATIONS
 __all__ = ['IMPLEMENTATIONS', 'attention', 'relative_terms']
 
 
-def relative_terms(q: jax.Array, table_h: jax.Array, table_w: jax.Array, grid: tuple[int, int],
-                   prefix: int) -> tuple[jax.Array, jax.Array]:
+def relative_terms(
+  q: jax.Array, table_h: jax.Array, table_w: jax.Array, grid: tuple[int, int], prefix: int
+) -> tuple[jax.Array, jax.Array]:
   """What each image query adds to the logits of every key row and every key column.
 
   Args:
@@ -37,9 +38,18 @@ def relative_terms(q: jax.Array, table_h: jax.Array, table_w: jax.Array, grid: t
   return rows.reshape(batch, heads, h * w, h), columns.reshape(batch, heads, h * w, w)
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, rel_h: jax.Array | None = None,
-              rel_w: jax.Array | None = None, *, grid: tuple[int, int], prefix: int = 0,
-              key_mask: jax.Array | None = None, implementation: str = 'auto') -> jax.Array:
+def attention(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  rel_h: jax.Array | None = None,
+  rel_w: jax.Array | None = None,
+  *,
+  grid: tuple[int, int],
+  prefix: int = 0,
+  key_mask: jax.Array | None = None,
+  implementation: str = 'auto',
+) -> jax.Array:
   """Softmax attention with relative-position terms on the image-to-image logits.
 
   Args:
@@ -70,12 +80,19 @@ def _check(q, k, v, rel_h, rel_w, grid, prefix, key_mask):
   batch, heads, _, width = q.shape
   tokens = grid[0] * grid[1]
   length = prefix + tokens
-  expected = {'q': (q, (batch, heads, length, width)), 'k': (k, (batch, heads, length, width)),
-              'v': (v, (batch, heads, length, width)), 'rel_h': (rel_h, (batch, heads, tokens, grid[0])),
-              'rel_w': (rel_w, (batch, heads, tokens, grid[1])), 'key_mask': (key_mask, (batch, length))}
+  expected = {
+    'q': (q, (batch, heads, length, width)),
+    'k': (k, (batch, heads, length, width)),
+    'v': (v, (batch, heads, length, width)),
+    'rel_h': (rel_h, (batch, heads, tokens, grid[0])),
+    'rel_w': (rel_w, (batch, heads, tokens, grid[1])),
+    'key_mask': (key_mask, (batch, length)),
+  }
   for name, (array, shape) in expected.items():
     if array is not None and array.shape != shape:
-      raise ValueError(f'attention: {name} is {array.shape}; expected {shape} for a {grid[0]} x {grid[1]} grid and a '
-                       f'prefix of {prefix}')
+      raise ValueError(
+        f'attention: {name} is {array.shape}; expected {shape} for a {grid[0]} x {grid[1]} grid and a '
+        f'prefix of {prefix}'
+      )
   if (rel_h is None) != (rel_w is None):
     raise ValueError('attention: rel_h and rel_w go together; only one of them was given')

@@ -12,8 +12,14 @@ import numpy as np
 HIDDEN = -1e30  # logit of what lies behind the last key; finite, since inf - inf is not a number
 
 
-def extra_channels(q: jax.Array, rel_h: jax.Array | None, rel_w: jax.Array | None, grid: tuple[int, int], prefix: int,
-                   key_mask: jax.Array | None) -> tuple[jax.Array | None, jax.Array | None]:
+def extra_channels(
+  q: jax.Array,
+  rel_h: jax.Array | None,
+  rel_w: jax.Array | None,
+  grid: tuple[int, int],
+  prefix: int,
+  key_mask: jax.Array | None,
+) -> tuple[jax.Array | None, jax.Array | None]:
   """Channels to append to scaled queries and to keys, in q's type; (None, None) if there are none.
 
   Args:
@@ -38,14 +44,16 @@ def extra_channels(q: jax.Array, rel_h: jax.Array | None, rel_w: jax.Array | Non
   return jnp.concatenate(ours, -1), jnp.concatenate(theirs, -1)
 
 
-def appended(q: jax.Array, k: jax.Array, queries: jax.Array | None,
-             keys: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+def appended(
+  q: jax.Array, k: jax.Array, queries: jax.Array | None, keys: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
   """Scaled queries and keys with their extra channels: their product is the logits."""
   q = q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype)
   if queries is None:
     return q, k
-  return jnp.concatenate([q, queries], -1), jnp.concatenate([k, jnp.broadcast_to(keys, (*k.shape[:3],
-                                                                                        keys.shape[-1]))], -1)
+  return jnp.concatenate([q, queries], -1), jnp.concatenate(
+    [k, jnp.broadcast_to(keys, (*k.shape[:3], keys.shape[-1]))], -1
+  )
 
 
 def or_zeros(queries: jax.Array | None, keys: jax.Array | None, q: jax.Array) -> tuple[jax.Array, jax.Array]:

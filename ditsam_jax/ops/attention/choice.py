@@ -1,7 +1,7 @@
 """Which implementation of attention runs: by the platform that the program is compiled for, the type and the shape."""
 
-from collections.abc import Callable
 import functools
+from collections.abc import Callable
 
 import jax
 
@@ -45,8 +45,18 @@ def fastest(platform: str, *shapes: tuple) -> str:
 
 
 @functools.partial(jax.jit, static_argnames=('grid', 'prefix', 'implementation'))  # traced once, not for every block
-def compute(q: jax.Array, k: jax.Array, v: jax.Array, rel_h: jax.Array | None, rel_w: jax.Array | None,
-            key_mask: jax.Array | None, *, grid: tuple[int, int], prefix: int, implementation: str) -> jax.Array:
+def compute(
+  q: jax.Array,
+  k: jax.Array,
+  v: jax.Array,
+  rel_h: jax.Array | None,
+  rel_w: jax.Array | None,
+  key_mask: jax.Array | None,
+  *,
+  grid: tuple[int, int],
+  prefix: int,
+  implementation: str,
+) -> jax.Array:
   """Attention by the implementation of that name; arguments and errors as of `ditsam_jax.ops.attention.attention`."""
   channels = (sum(grid) if rel_h is not None else 0) + (key_mask is not None)
   shape = q.dtype, q.shape[3], q.shape[2], channels
@@ -63,8 +73,11 @@ def _best(*shape) -> Callable[..., jax.Array]:
 
   The platform is known when the program is lowered, maybe for a machine other than this one, so all are prepared.
   """
-  fastest = {platform: _MODULES[name].attention for platform, name in FASTEST.items()
-             if why_not(name, platform, *shape) is None}
+  fastest = {
+    platform: _MODULES[name].attention for platform, name in FASTEST.items() if why_not(name, platform, *shape) is None
+  }
+
   def run(*arrays):
     return jax.lax.platform_dependent(*arrays, default=xla.attention, **fastest)
+
   return run

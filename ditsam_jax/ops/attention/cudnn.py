@@ -15,8 +15,7 @@ MULTIPLE = 8  # of channels
 HOPPER = (9, 0)
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array | None,
-              keys: jax.Array | None) -> jax.Array:
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array | None, keys: jax.Array | None) -> jax.Array:
   """q, k, v: [B, H, N, D], q not scaled; queries [B, H, N, R] and keys [B or 1, 1, N, R] as of `extra_channels`."""
   batch, _, length, width = v.shape
   q, k = appended(q, k, queries, keys)
@@ -24,8 +23,9 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array | Non
   odd, channels = length % 2, _padded(q.shape[-1])
   q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, odd), (0, channels - x.shape[-1]))).swapaxes(1, 2) for x in (q, k, v))
   lengths = jnp.full((batch,), length, jnp.int32) if odd else None
-  out = jax.nn.dot_product_attention(q, k, v, scale=1.0, query_seq_lengths=lengths, key_value_seq_lengths=lengths,
-                                     implementation='cudnn')
+  out = jax.nn.dot_product_attention(
+    q, k, v, scale=1.0, query_seq_lengths=lengths, key_value_seq_lengths=lengths, implementation='cudnn'
+  )
   return out[:, :length, :, :width].swapaxes(1, 2)
 
 
@@ -38,8 +38,10 @@ def why_not(dtype, width: int, length: int, channels: int) -> str | None:
     return 'JAX sees no CUDA GPU; install jax[cuda12] or jax[cuda13]'
   limit = 256 if capability >= HOPPER else 128
   if _padded(width + channels) > limit:
-    return (f'a head has {width} channels and {channels} for relative positions; on a GPU of compute capability '
-            f'{".".join(map(str, capability))} it takes {limit} together')
+    return (
+      f'a head has {width} channels and {channels} for relative positions; on a GPU of compute capability '
+      f'{".".join(map(str, capability))} it takes {limit} together'
+    )
   return None
 
 

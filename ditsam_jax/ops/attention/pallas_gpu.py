@@ -11,9 +11,9 @@ with zeros to whole blocks and to channels in powers of two, as Triton wants the
 import functools
 
 import jax
+import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
-import jax.numpy as jnp
 
 from ditsam_jax.ops.attention.channels import HIDDEN, or_zeros
 
@@ -23,11 +23,10 @@ FEWEST = 16  # channels of a product on tensor cores
 MOST = 128  # channels of a head, or for relative positions: more do not fit a block's shared memory
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array | None,
-              keys: jax.Array | None) -> jax.Array:
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array | None, keys: jax.Array | None) -> jax.Array:
   """q, k, v: [B, H, N, D], q not scaled; queries [B, H, N, R] and keys [B or 1, 1, N, R] as of `extra_channels`."""
   *_, length, width = q.shape
-  scaled = q * jnp.asarray(width ** -0.5, q.dtype)
+  scaled = q * jnp.asarray(width**-0.5, q.dtype)
   return _attention(length, *map(_filled_up, (scaled, k, v, *or_zeros(queries, keys, q))))[:, :, :length, :width]
 
 
@@ -69,6 +68,7 @@ _attention.defvjp(_attention_forward, _attention_backward)
 
 # ------------------------------------------------------------------------------------------------------------ kernels
 # Blocks: q, dout [bq, D]; k, v [bk, D]; x [bq, R]; y [bk, R]; logits, weights and their gradients [bq, bk].
+
 
 def _dot(a: jax.Array, b: jax.Array, turned: str = '') -> jax.Array:
   """f32 product of matrices, with 'a' or 'b' transposed."""
@@ -141,6 +141,7 @@ def _keys_kernel(q_ref, k_ref, v_ref, x_ref, y_ref, dout_ref, logsumexp_ref, del
 
 # -------------------------------------------------------------------------------------------------------------- calls
 
+
 def _block(x) -> pl.BlockSpec:
   """The block of a program in [B, H, N, C] or [B, H, N]."""
   return pl.BlockSpec((1, 1, BLOCK, *x.shape[3:]), lambda b, h, i: (b, h, i, *(0,) * (x.ndim - 3)))
@@ -148,9 +149,11 @@ def _block(x) -> pl.BlockSpec:
 
 def _all(x) -> pl.BlockSpec:
   """All tokens of a head; one head is that of all heads, and one image that of all images."""
+
   def index(b, h, i):
     del i
     return (b if x.shape[0] > 1 else 0, h if x.shape[1] > 1 else 0, *(0,) * (x.ndim - 2))
+
   return pl.BlockSpec((1, 1, *x.shape[2:]), index)
 
 
@@ -163,9 +166,14 @@ def _call(kernel, length: int, arrays, specs, like, name: str):
   """One program for every block of every head; outputs are like `like`."""
   q = arrays[0]
   return pl.pallas_call(
-      functools.partial(kernel, length=length), grid=(*q.shape[:2], q.shape[2] // BLOCK), in_specs=specs,
-      out_specs=[_block(x) for x in like], out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in like],
-      compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2), name=name)(*arrays)
+    functools.partial(kernel, length=length),
+    grid=(*q.shape[:2], q.shape[2] // BLOCK),
+    in_specs=specs,
+    out_specs=[_block(x) for x in like],
+    out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in like],
+    compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=2),
+    name=name,
+  )(*arrays)
 
 
 def _forward(length, q, k, v, x, y):
@@ -178,10 +186,20 @@ def _forward(length, q, k, v, x, y):
 def _backward(length, q, k, v, x, y, dout, logsumexp, delta):
   """Gradients of q, k, v and x."""
   arrays = q, k, v, x, y, dout, logsumexp, delta
-  dq, dx = _call(_queries_kernel, length, arrays, [
-      _block(q), _all(k), _all(v), _block(x), _all(y), _block(dout), _block(logsumexp), _block(delta)], (q, x),
-      'attention_queries')
-  dk, dv = _call(_keys_kernel, length, arrays, [
-      _all(q), _block(k), _block(v), _all(x), _shared(y), _all(dout), _all(logsumexp), _all(delta)], (k, v),
-      'attention_keys')
+  dq, dx = _call(
+    _queries_kernel,
+    length,
+    arrays,
+    [_block(q), _all(k), _all(v), _block(x), _all(y), _block(dout), _block(logsumexp), _block(delta)],
+    (q, x),
+    'attention_queries',
+  )
+  dk, dv = _call(
+    _keys_kernel,
+    length,
+    arrays,
+    [_all(q), _block(k), _block(v), _all(x), _shared(y), _all(dout), _all(logsumexp), _all(delta)],
+    (k, v),
+    'attention_keys',
+  )
   return dq, dk, dv, dx

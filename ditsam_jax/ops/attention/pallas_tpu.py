@@ -20,21 +20,20 @@ import functools
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-import jax.numpy as jnp
 
 from ditsam_jax.ops.attention.channels import HIDDEN, or_zeros
 
 LANES = 128
 LARGEST_BLOCK = {'bfloat16': 768, 'float32': 512}  # queries, keys; five f32 [768, 768] at once take 11 MiB of VMEM
-STEP = 256 ** 2  # logits that could be computed in the time a step of the grid takes to begin (0.35 us)
+STEP = 256**2  # logits that could be computed in the time a step of the grid takes to begin (0.35 us)
 LONGEST = 8192  # tokens; 64 x 64 with 64 text slots are 4160
-VMEM_LIMIT = 64 * 2 ** 20  # of 128 MiB on v5e and v6e, and all that v5p has
+VMEM_LIMIT = 64 * 2**20  # of 128 MiB on v5e and v6e, and all that v5p has
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array | None,
-              keys: jax.Array | None) -> jax.Array:
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array | None, keys: jax.Array | None) -> jax.Array:
   """q, k, v: [B, H, N, D], q not scaled; queries [B, H, N, R] and keys [B or 1, 1, N, R] as of `extra_channels`."""
   return _transpose(_attention(*map(_transpose, (q, k, v, *or_zeros(queries, keys, q)))))
 
@@ -54,6 +53,7 @@ def _transpose(x: jax.Array) -> jax.Array:
 
 class _Blocks(NamedTuple):
   """How N tokens are cut: blocks of `size`, the last one may reach past the end."""
+
   length: int
   size: int
 
@@ -65,7 +65,7 @@ class _Blocks(NamedTuple):
 def _blocks(length: int, dtype) -> _Blocks:
   """The cut with the least work: logits in whole blocks, and the steps."""
   sizes = range(LANES, LARGEST_BLOCK[jnp.dtype(dtype).name] + 1, LANES)
-  return _Blocks(length, min(sizes, key=lambda size: pl.cdiv(length, size) ** 2 * (size ** 2 + STEP)))
+  return _Blocks(length, min(sizes, key=lambda size: pl.cdiv(length, size) ** 2 * (size**2 + STEP)))
 
 
 @jax.custom_vjp
@@ -88,6 +88,7 @@ _attention.defvjp(_attention_forward, _attention_backward)
 
 # ------------------------------------------------------------------------------------------------------------ kernels
 # Blocks: q, dout, out [D, bq]; k, v [D, bk]; x [R, bq]; y [R, bk]; logits, weights and their gradients [bk, bq].
+
 
 def _dot(a: jax.Array, b: jax.Array, over: str) -> jax.Array:
   """f32 product of matrices over 'rows' (both first axes), 'columns' (both last) or 'inner' (as a @ b).
@@ -146,8 +147,27 @@ def _forward_kernel(q_ref, k_ref, v_ref, x_ref, y_ref, out_ref, logsumexp_ref, m
     logsumexp_ref[0, 0] = maximum[...] + jnp.log(total[...])
 
 
-def _backward_kernel(q_ref, k_ref, v_ref, x_ref, y_ref, out_ref, logsumexp_ref, dout_ref,
-                     dq_ref, dk_ref, dv_ref, dx_ref, dq, dk, dv, dx, delta, *, blocks):
+def _backward_kernel(
+  q_ref,
+  k_ref,
+  v_ref,
+  x_ref,
+  y_ref,
+  out_ref,
+  logsumexp_ref,
+  dout_ref,
+  dq_ref,
+  dk_ref,
+  dv_ref,
+  dx_ref,
+  dq,
+  dk,
+  dv,
+  dx,
+  delta,
+  *,
+  blocks,
+):
   i, j, last = pl.program_id(2), pl.program_id(3), blocks.count - 1  # blocks of queries and of keys
 
   @pl.when(j == 0)
@@ -202,26 +222,32 @@ def _at_the_edge(add, at_edge, blocks: _Blocks):
 
 # -------------------------------------------------------------------------------------------------------------- calls
 
+
 def _parameters(*semantics: str) -> pltpu.CompilerParams:
   return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=VMEM_LIMIT)
 
 
-def _cost(products: int, channel_products: int, q, x, blocks: _Blocks, rows: list[jax.Array],
-          columns: list[jax.Array]) -> pl.CostEstimate:
+def _cost(
+  products: int, channel_products: int, q, x, blocks: _Blocks, rows: list[jax.Array], columns: list[jax.Array]
+) -> pl.CostEstimate:
   """What XLA schedules by: [N, N] products with D and with R channels; keys are read once for every query block."""
   batch, heads, width, length = q.shape
-  pairs = batch * heads * length ** 2
+  pairs = batch * heads * length**2
   moved = sum(array.size * array.dtype.itemsize for array in rows + blocks.count * columns)
-  return pl.CostEstimate(flops=2 * pairs * (products * width + channel_products * x.shape[2]), transcendentals=pairs,
-                         bytes_accessed=moved)
+  return pl.CostEstimate(
+    flops=2 * pairs * (products * width + channel_products * x.shape[2]), transcendentals=pairs, bytes_accessed=moved
+  )
 
 
 def _specs(q, x, y, size: int):
   """Blocks of what belongs to queries (of so many rows), to keys, and of the keys' channels."""
+
   def of_queries(rows):
     return pl.BlockSpec((1, 1, rows, size), lambda b, h, i, j: (b, h, 0, i))
+
   def of_keys(rows):
     return pl.BlockSpec((1, 1, rows, size), lambda b, h, i, j: (b, h, 0, j))
+
   codes = pl.BlockSpec((1, 1, x.shape[2], size), lambda b, h, i, j: (b if y.shape[0] > 1 else 0, 0, 0, j))
   return of_queries, of_keys, codes
 
@@ -233,15 +259,16 @@ def _forward(q, k, v, x, y):
   size = blocks.size
   of_queries, of_keys, codes = _specs(q, x, y, size)
   return pl.pallas_call(
-      functools.partial(_forward_kernel, blocks=blocks),
-      grid=(batch, heads, blocks.count, blocks.count),
-      in_specs=[of_queries(width), of_keys(width), of_keys(width), of_queries(x.shape[2]), codes],
-      out_specs=[of_queries(width), of_queries(1)],
-      out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((batch, heads, 1, length), jnp.float32)],
-      scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in ((1, size), (1, size), (width, size))],
-      compiler_params=_parameters('parallel', 'parallel', 'parallel', 'arbitrary'),
-      cost_estimate=_cost(2, 1, q, x, blocks, [q, x, q], [k, v, y]),
-      name='attention_forward')(q, k, v, x, y)
+    functools.partial(_forward_kernel, blocks=blocks),
+    grid=(batch, heads, blocks.count, blocks.count),
+    in_specs=[of_queries(width), of_keys(width), of_keys(width), of_queries(x.shape[2]), codes],
+    out_specs=[of_queries(width), of_queries(1)],
+    out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype), jax.ShapeDtypeStruct((batch, heads, 1, length), jnp.float32)],
+    scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in ((1, size), (1, size), (width, size))],
+    compiler_params=_parameters('parallel', 'parallel', 'parallel', 'arbitrary'),
+    cost_estimate=_cost(2, 1, q, x, blocks, [q, x, q], [k, v, y]),
+    name='attention_forward',
+  )(q, k, v, x, y)
 
 
 def _backward(q, k, v, x, y, out, logsumexp, dout):
@@ -253,14 +280,31 @@ def _backward(q, k, v, x, y, out, logsumexp, dout):
   # Keys' gradients are complete in the last round over the keys; until then the block that is written does not move.
   written = pl.BlockSpec((1, 1, width, size), lambda b, h, i, j: (b, h, 0, jnp.where(i == last, j, 0)))
   return pl.pallas_call(
-      functools.partial(_backward_kernel, blocks=blocks),
-      grid=(batch, heads, blocks.count, blocks.count),
-      in_specs=[of_queries(width), of_keys(width), of_keys(width), of_queries(channels), codes, of_queries(width),
-                of_queries(1), of_queries(width)],
-      out_specs=[of_queries(width), written, written, of_queries(channels)],
-      out_shape=[jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (q, k, v, x)],
-      scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in (
-          (width, size), (blocks.count, width, size), (blocks.count, width, size), (channels, size), (1, size))],
-      compiler_params=_parameters('parallel', 'parallel', 'arbitrary', 'arbitrary'),
-      cost_estimate=_cost(5, 2, q, x, blocks, [q, x, out, dout, q, k, v, x], [k, v, y]),
-      name='attention_backward')(q, k, v, x, y, out, logsumexp, dout)
+    functools.partial(_backward_kernel, blocks=blocks),
+    grid=(batch, heads, blocks.count, blocks.count),
+    in_specs=[
+      of_queries(width),
+      of_keys(width),
+      of_keys(width),
+      of_queries(channels),
+      codes,
+      of_queries(width),
+      of_queries(1),
+      of_queries(width),
+    ],
+    out_specs=[of_queries(width), written, written, of_queries(channels)],
+    out_shape=[jax.ShapeDtypeStruct(array.shape, array.dtype) for array in (q, k, v, x)],
+    scratch_shapes=[
+      pltpu.VMEM(shape, jnp.float32)
+      for shape in (
+        (width, size),
+        (blocks.count, width, size),
+        (blocks.count, width, size),
+        (channels, size),
+        (1, size),
+      )
+    ],
+    compiler_params=_parameters('parallel', 'parallel', 'arbitrary', 'arbitrary'),
+    cost_estimate=_cost(5, 2, q, x, blocks, [q, x, out, dout, q, k, v, x], [k, v, y]),
+    name='attention_backward',
+  )(q, k, v, x, y, out, logsumexp, dout)

@@ -1,12 +1,12 @@
 """Attention under a mesh: each device computes its own part of the batch and of the heads."""
 
-from collections.abc import Callable
 import math
+from collections.abc import Callable
 
 import jax
 from jax.sharding import PartitionSpec
 
-from ditsam_jax.ops.partition import BATCH, TENSOR
+from ditsam_jax.parallel.activations import BATCH, TENSOR
 
 
 def per_shard(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -15,16 +15,20 @@ def per_shard(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
   The compiler cannot cut a kernel or a loop over heads, it would gather whole arrays on every device. An axis of the
   mesh that does not divide batch or heads is left out: its devices then compute the same.
   """
+
   def run(q, k, v, queries, keys):
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1 or mesh.manual_axes:  # in a shard_map already, arrays are a device's own
       return function(q, k, v, queries, keys)
-    batch, heads = (_dividing(axes, dict(mesh.shape), size)
-                    for axes, size in ((BATCH, q.shape[0]), ((TENSOR,), q.shape[1])))
+    batch, heads = (
+      _dividing(axes, dict(mesh.shape), size) for axes, size in ((BATCH, q.shape[0]), ((TENSOR,), q.shape[1]))
+    )
     own = PartitionSpec(batch, heads)
     of_keys = PartitionSpec(batch if keys is not None and keys.shape[0] > 1 else None)
-    return jax.shard_map(function, in_specs=(own, own, own, own, of_keys), out_specs=own,
-                         check_vma=False)(q, k, v, queries, keys)
+    return jax.shard_map(function, in_specs=(own, own, own, own, of_keys), out_specs=own, check_vma=False)(
+      q, k, v, queries, keys
+    )
+
   return run
 
 

@@ -14,19 +14,18 @@ import jax.numpy as jnp
 
 from ditsam_jax.ops.attention.channels import appended
 
-ON_CPU = 10 * 2 ** 20  # bytes of f32 logits at a time: two heads at 512 x 512
-SMALL = 5 * 2 ** 20  # bytes of all logits that are kept instead of computed again
-ELSEWHERE = 256 * 2 ** 20  # enough to fill an accelerator
+ON_CPU = 10 * 2**20  # bytes of f32 logits at a time: two heads at 512 x 512
+SMALL = 5 * 2**20  # bytes of all logits that are kept instead of computed again
+ELSEWHERE = 256 * 2**20  # enough to fill an accelerator
 HEADS = 2  # at least so many at a time where their number is even: one for each of two cores
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array | None,
-              keys: jax.Array | None) -> jax.Array:
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array | None, keys: jax.Array | None) -> jax.Array:
   """q, k, v: [B, H, N, D], q not scaled; queries [B, H, N, R] and keys [B or 1, 1, N, R] as of `extra_channels`."""
   batch, heads, length, width = q.shape
   q, k = appended(q, k, queries, keys)
   q, k, v = (x.reshape(batch * heads, length, x.shape[-1]) for x in (q, k, v))
-  if 4 * batch * heads * length ** 2 <= SMALL:
+  if 4 * batch * heads * length**2 <= SMALL:
     weights, total, _ = _softmax(q, k)
     out = (_product(weights, v, 'gnm,gmd->gnd') / total).astype(v.dtype)
   else:
@@ -60,13 +59,17 @@ def _forward(q, k, v):
 
 def _per_platform(function):
   """`function` with as many bytes at a time as suit the platform that the program is compiled for."""
+
   def run(*arrays):
-    return jax.lax.platform_dependent(*arrays, cpu=functools.partial(function, limit=ON_CPU),
-                                      default=functools.partial(function, limit=ELSEWHERE))
+    return jax.lax.platform_dependent(
+      *arrays, cpu=functools.partial(function, limit=ON_CPU), default=functools.partial(function, limit=ELSEWHERE)
+    )
+
   return run
 
 
 # ---------------------------------------------------------------------------------------------- [G, N, C], some heads
+
 
 def _product(a: jax.Array, b: jax.Array, axes: str) -> jax.Array:
   """Einsum whose sums and result are f32 at least."""
@@ -83,13 +86,16 @@ def _softmax(q, k):
 
 def _forward_in_turns(q, k, v, *, limit):
   heads, queries = _turn(*q.shape[:2], limit)
+
   def turn(q, k, v):
     weights, total, maximum = _softmax(q, k)
     return (_product(weights, v, 'gnm,gmd->gnd') / total).astype(v.dtype), maximum + jnp.log(total)
+
   def some_heads(arrays):
     q, k, v = arrays
     out, logsumexp = jax.lax.map(lambda chunk: turn(chunk, k, v), _chunks(q, queries))
     return _whole(out, q), _whole(logsumexp, q)
+
   out, logsumexp = jax.lax.map(some_heads, tuple(_groups(x, heads) for x in (q, k, v)))
   return out.reshape(v.shape), logsumexp.reshape(*q.shape[:2], 1)
 
@@ -97,19 +103,27 @@ def _forward_in_turns(q, k, v, *, limit):
 def _backward_in_turns(q, k, v, out, logsumexp, dout, *, width, limit):
   heads, queries = _turn(*q.shape[:2], limit)
   delta = _product(dout, out, 'gnd,gnd->gn')[..., None]
+
   def turn(q, delta, logsumexp, dout, k, v):
     weights = jnp.exp(_product(q, k, 'gnc,gmc->gnm') - logsumexp)
     dlogits = weights * (_product(dout, v, 'gnd,gmd->gnm') - delta)
-    return (_product(dlogits, k, 'gnm,gmc->gnc').astype(q.dtype), _product(dlogits, q[..., :width], 'gnm,gnc->gmc'),
-            _product(weights, dout, 'gnm,gnd->gmd'))
+    return (
+      _product(dlogits, k, 'gnm,gmc->gnc').astype(q.dtype),
+      _product(dlogits, q[..., :width], 'gnm,gnc->gmc'),
+      _product(weights, dout, 'gnm,gnd->gmd'),
+    )
+
   def some_heads(arrays):
     q, k, v, *others = arrays
+
     def step(sums, chunk):
       dq, dk, dv = turn(*chunk, k, v)
       return (sums[0] + dk, sums[1] + dv), dq
+
     zeros = tuple(jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)) for x in (k[..., :width], v))
     (dk, dv), dq = jax.lax.scan(step, zeros, tuple(_chunks(x, queries) for x in (q, *others)))
     return _whole(dq, q), dk.astype(k.dtype), dv.astype(v.dtype)
+
   arrays = q, k, v, delta, logsumexp, dout
   dq, dk, dv = jax.lax.map(some_heads, tuple(_groups(x, heads) for x in arrays))
   dk = jnp.pad(dk.reshape(*k.shape[:2], width), ((0, 0), (0, 0), (0, k.shape[2] - width)))
@@ -118,9 +132,9 @@ def _backward_in_turns(q, k, v, out, logsumexp, dout, *, width, limit):
 
 def _turn(heads: int, length: int, limit: int) -> tuple[int, int]:
   """How many of all heads, and of the queries, one turn takes for `limit` bytes of f32 logits."""
-  most = max(HEADS, limit // (4 * length ** 2))
+  most = max(HEADS, limit // (4 * length**2))
   some = max(divisor for divisor in range(1, min(most, heads) + 1) if heads % divisor == 0)
-  turns = -(-4 * some * length ** 2 // limit)
+  turns = -(-4 * some * length**2 // limit)
   return some, -(-length // turns)
 
 
@@ -138,4 +152,4 @@ def _chunks(x: jax.Array, queries: int) -> jax.Array:
 def _whole(x: jax.Array, like: jax.Array) -> jax.Array:
   """The inverse of `_chunks` for an array as long as `like`."""
   x = x.swapaxes(0, 1)
-  return x.reshape(x.shape[0], -1, x.shape[3])[:, :like.shape[1]]
+  return x.reshape(x.shape[0], -1, x.shape[3])[:, : like.shape[1]]

@@ -1,14 +1,17 @@
 """Several hosts as one run."""
 
 import argparse
-from collections.abc import Callable
+import json
 import os
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
-from ditsam_jax.command_line import UserError, say
+from ditsam_jax.errors import UserError
+from ditsam_jax.terminal import say
 
 T = TypeVar('T')
 
@@ -36,8 +39,10 @@ def initialise(options: argparse.Namespace) -> None:
     _join()
   elif told != (None, None, None):
     if None in told or not options.hosts.isdecimal() or not 0 <= options.host < int(options.hosts):
-      raise UserError(f'--coordinator={options.coordinator} --hosts={options.hosts} --host={options.host}: expected all '
-                      f"three, --host from 0 to below --hosts, or none of them, or --hosts=pod alone")
+      raise UserError(
+        f'--coordinator={options.coordinator} --hosts={options.hosts} --host={options.host}: expected all '
+        f'three, --host from 0 to below --hosts, or none of them, or --hosts=pod alone'
+      )
     _join(coordinator_address=options.coordinator, num_processes=int(options.hosts), process_id=options.host)
 
 
@@ -59,6 +64,23 @@ def first_alone_first(function: Callable[[], T], name: str) -> T:
   return made if is_first() else function()
 
 
+def gathered(rows: list[Any]) -> list[Any]:
+  """The rows of all hosts, in the order of the hosts, on every host; rows are what JSON can hold.
+
+  All hosts must call it, and each may bring another number of rows. Integers of any size and floats come back
+  as they were.
+  """
+  if jax.process_count() == 1:
+    return rows
+  told = np.frombuffer(json.dumps(rows).encode(), np.uint8)
+  # Arrays of one size are all that can be exchanged.
+  sizes = multihost_utils.process_allgather(np.array([told.size], np.int32)).ravel()
+  padded = np.zeros(sizes.max(), np.uint8)
+  padded[: told.size] = told
+  everything = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
+  return [row for size, part in zip(sizes, everything) for row in json.loads(part[:size].tobytes())]
+
+
 def _announced() -> int:
   """Processes that the environment tells of."""
   return max(int(os.environ.get(name, '1')) for name in _COUNTS)
@@ -69,5 +91,7 @@ def _join(**arguments) -> None:
     jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=HEARTBEAT)
   except (RuntimeError, ValueError) as error:
     reason = str(error).strip().split('\n')[0][:200]
-    raise UserError(f'the hosts of this run did not meet ({reason}); start the same command on all of them, with one '
-                    f'--coordinator that all can reach') from error
+    raise UserError(
+      f'the hosts of this run did not meet ({reason}); start the same command on all of them, with one '
+      f'--coordinator that all can reach'
+    ) from error

@@ -11,14 +11,13 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
-from ditsam_jax import saved_model
-from ditsam_jax.command_line import UserError
-from ditsam_jax.data.augmentation import Letterbox, letterbox
-from ditsam_jax.data.tokenization import Tokenizer
+from ditsam_jax.errors import UserError
 from ditsam_jax.evaluation.pictures import overlay
-from ditsam_jax.evaluation.protocols import logit, own_size_logits
-from ditsam_jax.image_files import read_image
+from ditsam_jax.geometry.letterbox import Letterbox, letterbox, logit, own_size_logits
 from ditsam_jax.models.ditsam import DitSam
+from ditsam_jax.storage import saved_model
+from ditsam_jax.storage.image_files import read_image
+from ditsam_jax.tokenization import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

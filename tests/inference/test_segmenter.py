@@ -15,11 +15,12 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from ditsam_jax.command_line import UserError
-from ditsam_jax.data.tokenization import Tokenizer
-from ditsam_jax.evaluation.protocols import Letterbox, standard_mask
+from ditsam_jax.errors import UserError
+from ditsam_jax.evaluation.protocols import standard_mask
+from ditsam_jax.geometry.letterbox import Letterbox
+from ditsam_jax.inference.segmenter import Segmenter
 from ditsam_jax.models.config import sam, tiny
-from ditsam_jax.segmenter import Segmenter
+from ditsam_jax.tokenization import Tokenizer
 
 COLOURS = {'red': (255, 0, 0), 'green': (0, 255, 0), 'blue': (0, 0, 255)}
 WORDS = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *COLOURS, 'the', 'square']

@@ -12,16 +12,15 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
-from ditsam_jax import saved_model
-from ditsam_jax.command_line import UserError
-from ditsam_jax.data.augmentation import Letterbox, letterbox, normalise
 from ditsam_jax.data.prompts import BOTTOM_RIGHT, NEGATIVE, PADDING, POSITIVE, TOP_LEFT
-from ditsam_jax.data.tokenization import Tokenizer
-from ditsam_jax.evaluation.protocols import logit, own_size_logits
-from ditsam_jax.image_files import read_image
+from ditsam_jax.errors import UserError
+from ditsam_jax.geometry.letterbox import Letterbox, letterbox, logit, normalise, own_size_logits
+from ditsam_jax.inference.segmenter import check_text
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
-from ditsam_jax.segmenter import check_text
+from ditsam_jax.storage import saved_model
+from ditsam_jax.storage.image_files import read_image
+from ditsam_jax.tokenization import Tokenizer
 
 ABSENT = -2  # label of a filling token, which nothing attends to; SAM's padding (-1) is a token that counts
 FEWEST_TOKENS = 8  # tokens cost next to nothing beside the image's, programs cost seconds
@@ -63,6 +62,7 @@ class _Picture:
 
 class _Programs(NamedTuple):
   """The parts of the model, compiled each for itself."""
+
   read: Callable  # token ids and mask -> text features
   look: Callable  # square, text features or None -> image embedding
   decode: Callable  # image embedding and prompts -> logits in the square, IoU, low-resolution logits
@@ -134,8 +134,16 @@ class SamPredictor:
       self._embedding(picture)
     self._picture = picture
 
-  def predict(self, *, points: Any = None, labels: Any = None, box: Any = None, mask: Any = None,
-              text: str | None = None, multimask: bool = False) -> Prediction:
+  def predict(
+    self,
+    *,
+    points: Any = None,
+    labels: Any = None,
+    box: Any = None,
+    mask: Any = None,
+    text: str | None = None,
+    multimask: bool = False,
+  ) -> Prediction:
     """Segments what the prompts mean together; None leaves a prompt out, and all may be left out.
 
     Args:
@@ -163,8 +171,9 @@ class SamPredictor:
       self._check_text(text)
       _, features, embedding = self._sentence(picture, text)
     tokens = _in_square(tokens, picture)
-    outputs = self._programs.decode(embedding, tokens[None], token_labels[None], mask, features,
-                                    multimask=bool(multimask))
+    outputs = self._programs.decode(
+      embedding, tokens[None], token_labels[None], mask, features, multimask=bool(multimask)
+    )
     squares, iou, low_res_logits = (np.array(output, np.float32) for output in outputs)
     logits = np.stack([own_size_logits(square, picture.box, picture.size) for square in squares])
     return Prediction(logits > self._threshold, logits, iou, low_res_logits)
@@ -246,13 +255,13 @@ def _in_square(points: np.ndarray, picture: _Picture) -> np.ndarray:
 
 def _tokens(points: np.ndarray, labels: np.ndarray, corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """Points [P, 2] and corners [0 or 2, 2] as one list, [N, 2] and labels [N], filled up to N = 8, 16, 32, ..."""
-  corner_labels = (TOP_LEFT, BOTTOM_RIGHT)[:len(corners)]
+  corner_labels = (TOP_LEFT, BOTTOM_RIGHT)[: len(corners)]
   padding = (PADDING,) if len(points) and not len(corners) else ()  # what SAM adds to points without a box
   known = [*labels, *padding, *corner_labels]
   count = max(FEWEST_TOKENS, 1 << (len(known) - 1).bit_length())
   filled = np.zeros((count, 2))
-  filled[:len(points)] = points
-  filled[len(points) + len(padding):len(known)] = corners
+  filled[: len(points)] = points
+  filled[len(points) + len(padding) : len(known)] = corners
   return filled, np.array(known + [ABSENT] * (count - len(known)), np.int32)
 
 

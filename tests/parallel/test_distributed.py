@@ -5,8 +5,8 @@ import argparse
 import jax
 import pytest
 
-from ditsam_jax import distributed
-from ditsam_jax.command_line import UserError
+from ditsam_jax.errors import UserError
+from ditsam_jax.parallel import distributed
 
 
 @pytest.fixture
@@ -49,9 +49,16 @@ def test_a_pod_is_joined_when_it_is_said_to_be_one(joined):
   assert len(joined) == 1
 
 
-@pytest.mark.parametrize('flags', [['--hosts=4'], ['--coordinator=first:1', '--hosts=2'], ['--hosts=pod', '--host=0'],
-                                   ['--coordinator=first:1', '--hosts=2', '--host=2'],
-                                   ['--coordinator=first:1', '--hosts=two', '--host=0']])
+@pytest.mark.parametrize(
+  'flags',
+  [
+    ['--hosts=4'],
+    ['--coordinator=first:1', '--hosts=2'],
+    ['--hosts=pod', '--host=0'],
+    ['--coordinator=first:1', '--hosts=2', '--host=2'],
+    ['--coordinator=first:1', '--hosts=two', '--host=0'],
+  ],
+)
 def test_flags_that_do_not_go_together_are_refused(joined, flags):
   with pytest.raises(UserError, match='expected all three'):
     initialise(*flags)
@@ -61,6 +68,7 @@ def test_flags_that_do_not_go_together_are_refused(joined, flags):
 def test_hosts_that_do_not_meet_get_one_line(joined, monkeypatch):
   def never(**arguments):
     raise RuntimeError('DEADLINE_EXCEEDED: nobody came\nand much more')
+
   monkeypatch.setattr(jax.distributed, 'initialize', never)
   with pytest.raises(UserError, match=r'did not meet \(DEADLINE_EXCEEDED: nobody came\); start the same command'):
     initialise('--coordinator=first:1', '--hosts=2', '--host=0')

@@ -1,50 +1,56 @@
 """Clicks, boxes and masks mean what they mean to Meta's SamPredictor; sentences what they mean to our Segmenter."""
 
 import dataclasses
-from functools import partial
 import importlib.util
+from functools import partial
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 import pytest
+from flax import nnx
+from PIL import Image
 
-from ditsam_jax import SamPredictor, saved_model
-from ditsam_jax.command_line import UserError
-from ditsam_jax.data.augmentation import letterbox
+from ditsam_jax import SamPredictor
 from ditsam_jax.data.datasets import scenes_config
 from ditsam_jax.data.shapes.builder import described_scene
-from ditsam_jax.data.tokenization import Tokenizer
-from ditsam_jax.models.config import (
-    IMAGENET_MEAN, IMAGENET_STD, DitSamConfig, ImageEncoderConfig, MaskDecoderConfig)
+from ditsam_jax.errors import UserError
+from ditsam_jax.geometry.letterbox import letterbox
+from ditsam_jax.inference.segmenter import Segmenter
+from ditsam_jax.models.config import IMAGENET_MEAN, IMAGENET_STD, DitSamConfig, ImageEncoderConfig, MaskDecoderConfig
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.image_encoder import ImageEncoder
-from ditsam_jax.segmenter import Segmenter
+from ditsam_jax.storage import saved_model
+from ditsam_jax.tokenization import Tokenizer
 from tests.small_models import load_release, random_model, small_config
 
 SIDE, GRID, WIDTH = 80, 5, 32  # windows of 3 in a grid of 5 need padding
 CONFIG = DitSamConfig(
-    ImageEncoderConfig(width=24, depth=3, heads=2, global_blocks=(1,), pretrain_grid=GRID, pretrain_window=3,
-                       attention_scope='windowed'),
-    MaskDecoderConfig(width=WIDTH, heads=4, mlp_width=48, iou_hidden=40), None, fusion='none', image_size=SIDE,
-    mask_threshold=0.5, align_corners=False)
+  ImageEncoderConfig(
+    width=24, depth=3, heads=2, global_blocks=(1,), pretrain_grid=GRID, pretrain_window=3, attention_scope='windowed'
+  ),
+  MaskDecoderConfig(width=WIDTH, heads=4, mlp_width=48, iou_hidden=40),
+  None,
+  fusion='none',
+  image_size=SIDE,
+  mask_threshold=0.5,
+  align_corners=False,
+)
 WORDS = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'the', 'red', 'blue', 'circle', 'square', 'large', 'small']
 
 # Points and boxes as shares of the image's sides.
 PROMPTS = {
-    'nothing': {},
-    'a positive point': dict(points=[[0.3, 0.6]], labels=[1]),
-    'a negative point': dict(points=[[0.7, 0.2]], labels=[0]),
-    'mixed points': dict(points=[[0.3, 0.6], [0.71, 0.23], [0.5, 0.5]], labels=[1, 0, 1]),
-    'six points': dict(points=[[0.1 * i, 0.9 - 0.1 * i] for i in range(6)], labels=[1, 1, 0, 0, 1, 0]),
-    'points outside': dict(points=[[-0.3, 0.5], [1.2, 1.4]], labels=[1, 0]),
-    'a box': dict(box=[0.2, 0.1, 0.8, 0.65]),
-    'points with a box': dict(points=[[0.4, 0.4], [0.9, 0.9]], labels=[1, 0], box=[0.2, 0.1, 0.8, 0.65]),
-    'a mask': dict(mask=5),
-    'a mask with points': dict(mask=6, points=[[0.5, 0.2]], labels=[0]),
-    'everything': dict(mask=7, points=[[0.4, 0.4]], labels=[1], box=[0.1, 0.2, 0.7, 0.9]),
+  'nothing': {},
+  'a positive point': dict(points=[[0.3, 0.6]], labels=[1]),
+  'a negative point': dict(points=[[0.7, 0.2]], labels=[0]),
+  'mixed points': dict(points=[[0.3, 0.6], [0.71, 0.23], [0.5, 0.5]], labels=[1, 0, 1]),
+  'six points': dict(points=[[0.1 * i, 0.9 - 0.1 * i] for i in range(6)], labels=[1, 1, 0, 0, 1, 0]),
+  'points outside': dict(points=[[-0.3, 0.5], [1.2, 1.4]], labels=[1, 0]),
+  'a box': dict(box=[0.2, 0.1, 0.8, 0.65]),
+  'points with a box': dict(points=[[0.4, 0.4], [0.9, 0.9]], labels=[1, 0], box=[0.2, 0.1, 0.8, 0.65]),
+  'a mask': dict(mask=5),
+  'a mask with points': dict(mask=6, points=[[0.5, 0.2]], labels=[0]),
+  'everything': dict(mask=7, points=[[0.4, 0.4]], labels=[1], box=[0.1, 0.2, 0.7, 0.9]),
 }
 SIZES = [(80, 80), (60, 100), (100, 60), (31, 47), (47, 30), (53, 200), (411, 230)]
 
@@ -90,6 +96,7 @@ class MetaPredictor:
 
   def set_image(self, image):
     import torch
+
     scale = SIDE / max(image.shape[:2])
     self.size, self.input_size = image.shape[:2], tuple(int(length * scale + 0.5) for length in image.shape[:2])
     resized = np.array(Image.fromarray(image).resize(self.input_size[::-1], Image.Resampling.BILINEAR))
@@ -100,6 +107,7 @@ class MetaPredictor:
   def predict(self, points=None, labels=None, box=None, mask=None, multimask=False):
     """Logits [M, h, w], IoU [M], low-resolution logits [M, S/4, S/4]."""
     import torch
+
     with torch.no_grad():
       if points is not None:
         points = self._coordinates(points), torch.as_tensor(labels, dtype=torch.int)[None]
@@ -115,6 +123,7 @@ class MetaPredictor:
 
   def _coordinates(self, points):
     import torch
+
     (new_h, new_w), (old_h, old_w) = self.input_size, self.size
     return torch.as_tensor(points.astype(float) * (new_w / old_w, new_h / old_h), dtype=torch.float)[None]
 
@@ -126,17 +135,30 @@ def peers():
   if importlib.util.find_spec('segment_anything') is None:
     pytest.skip('segment_anything is not installed')
   from convert.torch_peer import segment_anything_modeling
+
   modeling = segment_anything_modeling()
   threads = torch.get_num_threads()
   torch.set_num_threads(1)  # at this size threads only wait for each other
   sam = modeling.Sam(
-      modeling.ImageEncoderViT(
-          img_size=SIDE, embed_dim=24, depth=3, num_heads=2, mlp_ratio=4, out_chans=WIDTH, use_rel_pos=True,
-          norm_layer=partial(torch.nn.LayerNorm, eps=1e-6), window_size=3, global_attn_indexes=(1,)),
-      modeling.PromptEncoder(WIDTH, (GRID, GRID), (SIDE, SIDE), mask_in_chans=16),
-      modeling.MaskDecoder(
-          transformer_dim=WIDTH, iou_head_hidden_dim=40,
-          transformer=modeling.TwoWayTransformer(depth=2, embedding_dim=WIDTH, mlp_dim=48, num_heads=4)))
+    modeling.ImageEncoderViT(
+      img_size=SIDE,
+      embed_dim=24,
+      depth=3,
+      num_heads=2,
+      mlp_ratio=4,
+      out_chans=WIDTH,
+      use_rel_pos=True,
+      norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+      window_size=3,
+      global_attn_indexes=(1,),
+    ),
+    modeling.PromptEncoder(WIDTH, (GRID, GRID), (SIDE, SIDE), mask_in_chans=16),
+    modeling.MaskDecoder(
+      transformer_dim=WIDTH,
+      iou_head_hidden_dim=40,
+      transformer=modeling.TwoWayTransformer(depth=2, embedding_dim=WIDTH, mlp_dim=48, num_heads=4),
+    ),
+  )
   generator = torch.Generator().manual_seed(0)
   with torch.no_grad():  # random everywhere, for zeros and ones would hide mistakes
     for name, tensor in sam.state_dict().items():
@@ -146,8 +168,10 @@ def peers():
       tensor.copy_(centre + scale * torch.randn(tensor.shape, generator=generator))
   sam.eval()
   model = random_model(CONFIG)
-  assert not load_release(model, {name.replace('image_encoder.', 'visual_encoder.'): tensor.numpy()
-                                  for name, tensor in sam.state_dict().items()})
+  assert not load_release(
+    model,
+    {name.replace('image_encoder.', 'visual_encoder.'): tensor.numpy() for name, tensor in sam.state_dict().items()},
+  )
   model.eval()
   yield SamPredictor.from_model(model), MetaPredictor(sam)
   torch.set_num_threads(threads)
@@ -182,12 +206,13 @@ def test_refining_an_earlier_mask_is_metas(peers):
   second = ours.predict(**clicks, mask=first.low_res_logits[best])
   expected = meta.predict(**clicks, mask=meta_first[2][best])
   assert relative_error(second.logits, expected[0]) <= 1e-4
-  same = ours.predict(**clicks, mask=first.low_res_logits[best:best + 1])
+  same = ours.predict(**clicks, mask=first.low_res_logits[best : best + 1])
   np.testing.assert_array_equal(same.logits, second.logits)
 
 
 class CountingDecoder(DitSam):
   """Notes for how many sparse tokens its decoder is traced."""
+
   traces = []
 
   def decode(self, embedding, sparse, *args, **kwargs):
@@ -197,6 +222,7 @@ class CountingDecoder(DitSam):
 
 class CountingEncoder(ImageEncoder):
   """Counts how often it runs, compiled or not."""
+
   runs = []
 
   def __call__(self, *args, **kwargs):
@@ -325,9 +351,16 @@ def test_sentences_go_with_points_and_boxes(reader, tokenizer):
   predictor.set_image(image)
   result = predictor.predict(**prompt, text=text)
   forward = nnx.jit(lambda model, images, ids, mask, prompts: model(images, ids, mask, **prompts))
-  expected = forward(model, letterbox(image, 64, IMAGENET_MEAN, IMAGENET_STD)[0][None], *tokenizer([text]), dict(
-      points=jnp.asarray(prompt['points'] * scale + corner, jnp.float32)[None], point_labels=prompt['labels'][None],
-      boxes=jnp.asarray(prompt['box'] * np.tile(scale, 2) + np.tile(corner, 2), jnp.float32)[None]))
+  expected = forward(
+    model,
+    letterbox(image, 64, IMAGENET_MEAN, IMAGENET_STD)[0][None],
+    *tokenizer([text]),
+    dict(
+      points=jnp.asarray(prompt['points'] * scale + corner, jnp.float32)[None],
+      point_labels=prompt['labels'][None],
+      boxes=jnp.asarray(prompt['box'] * np.tile(scale, 2) + np.tile(corner, 2), jnp.float32)[None],
+    ),
+  )
   assert relative_error(result.low_res_logits, np.asarray(expected.low_res_logits)) <= 1e-4
   assert relative_error(result.iou, np.asarray(expected.iou)) <= 1e-4
 
@@ -361,7 +394,9 @@ def test_the_shipped_sam_follows_boxes_and_clicks():
 POINT = dict(points=[[1, 2]], labels=[1])
 
 
-@pytest.mark.parametrize('prompt, told', [
+@pytest.mark.parametrize(
+  'prompt, told',
+  [
     (dict(points=[[1, 2]]), 'points without labels'),
     (dict(labels=[1]), 'labels without points'),
     (dict(points=[1, 2], labels=[1]), r'points have shape \(2,\).*\[P, 2\]'),
@@ -384,7 +419,9 @@ POINT = dict(points=[[1, 2]], labels=[1])
     (dict(POINT, mask=np.zeros((80, 80))), r'mask has shape \(80, 80\): expected \(20, 20\)'),
     (dict(mask=np.zeros((3, 20, 20))), r'mask has shape \(3, 20, 20\)'),
     (dict(mask=np.full((20, 20), np.nan)), 'mask: NaN'),
-    (dict(POINT, text='the red circle'), "'the red circle': this model has no text encoder")])
+    (dict(POINT, text='the red circle'), "'the red circle': this model has no text encoder"),
+  ],
+)
 def test_prompts_that_are_no_prompts(plain, prompt, told):
   plain.set_image(picture((9, 7)))
   with pytest.raises(UserError, match=told) as error:

@@ -7,23 +7,21 @@ gradient is summed into shares again. An axis that does not divide its dimension
 import functools
 import re
 
-from flax import nnx
 import jax
-from jax.sharding import PartitionSpec
 import numpy as np
+from jax.sharding import PartitionSpec
 
-from ditsam_jax.models.weights import dotted, is_weight
-from ditsam_jax.ops.partition import AXES, FSDP, TENSOR, axis_size
+from ditsam_jax.parallel.activations import AXES, FSDP, TENSOR, axis_size
 
 RULES = (
-    (r'.*\.(qkv|lin1)\.kernel', (FSDP, TENSOR)),
-    (r'.*\.(proj|lin2)\.kernel', (TENSOR, FSDP)),
-    (r'.*\.lin1\.bias', (TENSOR,)),
-    (r'text_encoder\.layers\.\d+\.(query|key|value|intermediate)\.kernel', (FSDP, TENSOR)),
-    (r'text_encoder\.layers\.\d+\.(query|key|value|intermediate)\.bias', (TENSOR,)),
-    (r'text_encoder\.layers\.\d+\.(attention_output|output)\.kernel', (TENSOR, FSDP)),
-    (r'.*_embeddings\.embedding', (None, FSDP)),
-    (r'.*(scale|bias|rel_pos_[hw]|gaussian_matrix|_tokens?|no_mask_embed)', ()),  # small: a copy everywhere
+  (r'.*\.(qkv|lin1)\.kernel', (FSDP, TENSOR)),
+  (r'.*\.(proj|lin2)\.kernel', (TENSOR, FSDP)),
+  (r'.*\.lin1\.bias', (TENSOR,)),
+  (r'text_encoder\.layers\.\d+\.(query|key|value|intermediate)\.kernel', (FSDP, TENSOR)),
+  (r'text_encoder\.layers\.\d+\.(query|key|value|intermediate)\.bias', (TENSOR,)),
+  (r'text_encoder\.layers\.\d+\.(attention_output|output)\.kernel', (TENSOR, FSDP)),
+  (r'.*_embeddings\.embedding', (None, FSDP)),
+  (r'.*(scale|bias|rel_pos_[hw]|gaussian_matrix|_tokens?|no_mask_embed)', ()),  # small: a copy everywhere
 )
 
 
@@ -44,17 +42,6 @@ def at_use(weights: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return weights
   sizes = {axis: axis_size(axis) for axis in AXES}
   return {name: _gathered(weight, spec_at_rest(name, weight.shape, sizes)) for name, weight in weights.items()}
-
-
-def module_at_use(module: nnx.Module, path: str) -> nnx.Module:
-  """A copy of a module whose weights are gathered; `path` is where in the whole model it is."""
-  if axis_size(FSDP) == 1:
-    return module
-  graph, state, rest = nnx.split(module, is_weight, ...)
-  variables = {f'{path}.{dotted(key)}': (key, variable) for key, variable in nnx.to_flat_state(state)}
-  weights = at_use({name: variable[...] for name, (_, variable) in variables.items()})
-  state = nnx.from_flat_state([(key, variable.replace(weights[name])) for name, (key, variable) in variables.items()])
-  return nnx.merge(graph, state, rest)
 
 
 def _gathered(weight: jax.Array, at_rest: PartitionSpec) -> jax.Array:

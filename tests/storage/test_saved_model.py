@@ -4,17 +4,17 @@ import json
 import os
 import shutil
 
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
-from ditsam_jax import saved_model
-from ditsam_jax.command_line import UserError
+from ditsam_jax.errors import UserError
 from ditsam_jax.models import config as models
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.weights import weights_of
+from ditsam_jax.storage import saved_model
 from tests.small_models import random_model, small_config
 
 DATA = {'dataset': 'shapes', 'scenes': {'train': 3}}
@@ -117,12 +117,16 @@ def test_a_damaged_description(copy, text):
   assert 'model.json' in refusal(copy)
 
 
-@pytest.mark.parametrize('change, told', [
+@pytest.mark.parametrize(
+  'change, told',
+  [
     (lambda d: d.update(format=99), '99'),
     (lambda d: d['model'].update(fusion='other'), 'other'),
     (lambda d: d['model'].update(colour='red'), 'colour'),
     (lambda d: d['model'].update(image_encoder=3), 'model.json'),
-    (lambda d: d.pop('model'), 'model')])
+    (lambda d: d.pop('model'), 'model'),
+  ],
+)
 def test_a_description_that_cannot_be(copy, change, told):
   description = json.loads((copy / 'model.json').read_text())
   change(description)
@@ -130,9 +134,14 @@ def test_a_description_that_cannot_be(copy, change, told):
   assert told in refusal(copy)
 
 
-@pytest.mark.parametrize('field, value, told', [
+@pytest.mark.parametrize(
+  'field, value, told',
+  [
     ('width', 48, 'attn.qkv.kernel is (24, 72), expected (48, 144)'),
-    ('depth', 1, 'image_encoder.blocks.1'), ('depth', 3, 'image_encoder.blocks.2')])
+    ('depth', 1, 'image_encoder.blocks.1'),
+    ('depth', 3, 'image_encoder.blocks.2'),
+  ],
+)
 def test_weights_of_another_model_are_named(copy, field, value, told):
   description = json.loads((copy / 'model.json').read_text())
   description['model']['image_encoder'][field] = value
@@ -151,7 +160,7 @@ def test_truncated_weights(copy):
   """Every data file cut in half: an unfinished copy."""
   for file in (copy / 'weights').rglob('*'):
     if file.is_file() and file.parent.name == 'd':
-      file.write_bytes(file.read_bytes()[:file.stat().st_size // 2])
+      file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
   assert 'weights' in refusal(copy)
 
 
@@ -164,8 +173,10 @@ def test_a_target_that_cannot_be_written(model, tmp_path):
 def expected_weights(config):
   """Shapes of a model's weights, all on the one device."""
   place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  return {name: jax.ShapeDtypeStruct(variable.shape, np.float32, sharding=place)
-          for name, variable in weights_of(nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))).items()}
+  return {
+    name: jax.ShapeDtypeStruct(variable.shape, np.float32, sharding=place)
+    for name, variable in weights_of(nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))).items()
+  }
 
 
 def test_a_plain_sam_gives_its_parts_and_nothing_of_the_text(tmp_path):
@@ -175,7 +186,9 @@ def test_a_plain_sam_gives_its_parts_and_nothing_of_the_text(tmp_path):
   start = saved_model.read_start(tmp_path / 'sam', expected)
   given = {name: np.asarray(variable[...], np.float16) for name, variable in weights_of(sam).items()}
   assert {name.split('.')[0] for name in set(expected) - set(start) if 'instruction' not in name} == {
-      'text_encoder', 'text_proj'}
+    'text_encoder',
+    'text_proj',
+  }
   assert set(start) == set(given)
   for name, array in start.items():
     assert array.dtype == np.float32
@@ -183,8 +196,9 @@ def test_a_plain_sam_gives_its_parts_and_nothing_of_the_text(tmp_path):
 
 
 def test_a_start_of_another_size_is_refused(saved):
-  wide = small_config(image_encoder=models.ImageEncoderConfig(width=48, depth=2, heads=2, pretrain_grid=4),
-                      fusion='layer_wise_vith')
+  wide = small_config(
+    image_encoder=models.ImageEncoderConfig(width=48, depth=2, heads=2, pretrain_grid=4), fusion='layer_wise_vith'
+  )
   message = refusal(saved, lambda folder: saved_model.read_start(folder, expected_weights(wide)))
   assert 'init_from' in message and '(24, 72) there and (48, 144) here' in message
 
@@ -197,6 +211,7 @@ def test_an_interrupted_exchange_leaves_the_earlier_model(model, tmp_path, monke
     if '.writing-' in str(source):
       raise KeyboardInterrupt
     replace(source, target)
+
   monkeypatch.setattr(os, 'replace', interrupted)
   with pytest.raises(KeyboardInterrupt):
     saved_model.save(folder, model, notes={'new': True})

@@ -8,22 +8,22 @@
 A training run's workdir holds such a folder as `model/`, and names it as well.
 """
 
-from collections.abc import Iterator
 import contextlib
 import dataclasses
 import json
 import os
-from pathlib import Path
 import shutil
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from absl import logging
-from flax import nnx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
+from flax import nnx
 
-from ditsam_jax.command_line import UserError
+from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.weights import dotted, is_weight, weights_of
@@ -57,13 +57,19 @@ def resolve(name_or_dir: str | os.PathLike) -> Path:
     return SHIPPED / given
   shipped = ', '.join(shipped_names())
   if not path.exists():
-    raise UserError(f'checkpoint {given!r} does not exist; give a model\'s folder, a training run\'s workdir, or a '
-                    f'shipped model ({shipped})')
+    raise UserError(
+      f"checkpoint {given!r} does not exist; give a model's folder, a training run's workdir, or a "
+      f'shipped model ({shipped})'
+    )
   if (path / 'checkpoints').is_dir():
-    raise UserError(f'{given!r} is a training run that has not written its model yet; let it finish, or stop it with '
-                    f'Ctrl-C, and it is written')
-  raise UserError(f'{given!r} is no ditsam_jax model: it has no model.json; give a model\'s folder, a training run\'s '
-                  f'workdir, or a shipped model ({shipped})')
+    raise UserError(
+      f'{given!r} is a training run that has not written its model yet; let it finish, or stop it with '
+      f'Ctrl-C, and it is written'
+    )
+  raise UserError(
+    f"{given!r} is no ditsam_jax model: it has no model.json; give a model's folder, a training run's "
+    f'workdir, or a shipped model ({shipped})'
+  )
 
 
 def read_description(name_or_dir: str | os.PathLike) -> dict[str, Any]:
@@ -132,12 +138,17 @@ def check_weights(config: DitSamConfig, weights: dict[str, Any], name: str) -> D
   """The abstract model of a config. Raises UserError unless the weights by dotted path are all of it and of its shapes."""
   model = nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))
   expected = {path: variable.shape for path, variable in weights_of(model).items()}
-  problems = [f'{path} is {weights[path].shape}, expected {shape}' if path in weights else f'{path} is missing'
-              for path, shape in expected.items() if path not in weights or weights[path].shape != shape]
+  problems = [
+    f'{path} is {weights[path].shape}, expected {shape}' if path in weights else f'{path} is missing'
+    for path, shape in expected.items()
+    if path not in weights or weights[path].shape != shape
+  ]
   problems += [f'{path} is unknown' for path in weights if path not in expected]
   if problems:
-    raise UserError(f'{name!r}: weights do not fit model.json: {"; ".join(problems[:5])}'
-                    f'{f" and {len(problems) - 5} more" if len(problems) > 5 else ""}; copy the model again')
+    raise UserError(
+      f'{name!r}: weights do not fit model.json: {"; ".join(problems[:5])}'
+      f'{f" and {len(problems) - 5} more" if len(problems) > 5 else ""}; copy the model again'
+    )
   return model
 
 
@@ -160,20 +171,24 @@ def read_leftovers(name_or_dir: str | os.PathLike) -> dict[str, np.ndarray]:
 def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
   """Of all stored arrays, by name."""
   import orbax.checkpoint as ocp  # slow to import
+
   with _explained(folder), ocp.PyTreeCheckpointer() as checkpointer:
-    return {name: tuple(array.shape)
-            for name, array in checkpointer.metadata(folder.absolute()).item_metadata.tree.items()}
+    return {
+      name: tuple(array.shape) for name, array in checkpointer.metadata(folder.absolute()).item_metadata.tree.items()
+    }
 
 
 def _read_arrays(folder: Path, places: dict[str, jax.ShapeDtypeStruct] | None = None) -> dict[str, Any]:
   """All stored arrays, in NumPy, in their own types; or those in `places`, with the types and shardings given there."""
   import orbax.checkpoint as ocp
+
   def where(name: str) -> ocp.RestoreArgs:
     if places is None:
       return ocp.RestoreArgs(restore_type=np.ndarray)
     if name not in places:
       return ocp.RestoreArgs(restore_type=None)
     return ocp.ArrayRestoreArgs(sharding=places[name].sharding, dtype=places[name].dtype)
+
   names = _shapes(folder)
   with _explained(folder), ocp.PyTreeCheckpointer() as checkpointer:
     wanted = {name: ocp.PLACEHOLDER if places and name not in places else 0 for name in names}
@@ -195,9 +210,11 @@ def _write_arrays(folder: Path, arrays: dict[str, Any]) -> None:
   """Orbax, without copies of the arrays: they may be views of a mapped file that is larger than memory should get."""
   import orbax.checkpoint as ocp
   from orbax.checkpoint import type_handlers
+
   arrays = {name: np.asarray(array) for name, array in arrays.items()}
   in_place = type_handlers.create_type_handler_registry(
-      (np.ndarray, type_handlers.NumpyHandler(deepcopy_host_arrays=False)), (jax.Array, type_handlers.ArrayHandler()))
+    (np.ndarray, type_handlers.NumpyHandler(deepcopy_host_arrays=False)), (jax.Array, type_handlers.ArrayHandler())
+  )
   # OCDBT puts all arrays into a few files, and holds them in memory until it has.
   few_files = sum(array.nbytes for array in arrays.values()) < LARGE
   handler = ocp.PyTreeCheckpointHandler(type_handler_registry=in_place, use_ocdbt=few_files)
@@ -215,8 +232,15 @@ def _write_arrays(folder: Path, arrays: dict[str, Any]) -> None:
   _forget_where(folder)
 
 
-def save(directory: str | os.PathLike, model: DitSam, *, vocabulary: Path | None = None,
-         data: dict[str, Any] | None = None, notes: dict[str, Any] | None = None, dtype=jnp.float32) -> Path:
+def save(
+  directory: str | os.PathLike,
+  model: DitSam,
+  *,
+  vocabulary: Path | None = None,
+  data: dict[str, Any] | None = None,
+  notes: dict[str, Any] | None = None,
+  dtype=jnp.float32,
+) -> Path:
   """Writes a model whole or not at all; an earlier one at that place is replaced.
 
   Args:
@@ -231,9 +255,16 @@ def save(directory: str | os.PathLike, model: DitSam, *, vocabulary: Path | None
   return write(directory, model.config, weights, vocabulary=vocabulary, data=data, notes=notes)
 
 
-def write(directory: str | os.PathLike, config: DitSamConfig, weights: dict[str, Any], *,
-          vocabulary: Path | None = None, data: dict[str, Any] | None = None, notes: dict[str, Any] | None = None,
-          leftovers: dict[str, Any] | None = None) -> Path:
+def write(
+  directory: str | os.PathLike,
+  config: DitSamConfig,
+  weights: dict[str, Any],
+  *,
+  vocabulary: Path | None = None,
+  data: dict[str, Any] | None = None,
+  notes: dict[str, Any] | None = None,
+  leftovers: dict[str, Any] | None = None,
+) -> Path:
   """`save` for weights by dotted path, each in the type it is to be stored in; see there.
 
   Args:
@@ -255,8 +286,9 @@ def write(directory: str | os.PathLike, config: DitSamConfig, weights: dict[str,
       _write_arrays(temporary / 'leftovers', leftovers)
     _replace(temporary, directory)
   except OSError as error:
-    raise UserError(f'the model cannot be written to {directory}: {error.strerror or error}; choose another place, or '
-                    f'make room') from error
+    raise UserError(
+      f'the model cannot be written to {directory}: {error.strerror or error}; choose another place, or make room'
+    ) from error
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
   return directory
@@ -270,12 +302,17 @@ def read_start(name_or_dir: str | os.PathLike, expected: dict[str, jax.ShapeDtyp
   """
   folder = resolve(name_or_dir) / 'weights'
   shapes = _shapes(folder)
-  wrong = [f'{name} is {shapes[name]} there and {array.shape} here' for name, array in expected.items()
-           if shapes.get(name, array.shape) != array.shape]
+  wrong = [
+    f'{name} is {shapes[name]} there and {array.shape} here'
+    for name, array in expected.items()
+    if shapes.get(name, array.shape) != array.shape
+  ]
   found = {name: array for name, array in expected.items() if name in shapes}
   if wrong or not found:
-    raise UserError(f'init_from {str(name_or_dir)!r} does not fit config.model: '
-                    f'{"; ".join(wrong[:4]) or "no weight has the same name"}; make their sizes equal')
+    raise UserError(
+      f'init_from {str(name_or_dir)!r} does not fit config.model: '
+      f'{"; ".join(wrong[:4]) or "no weight has the same name"}; make their sizes equal'
+    )
   return _read_arrays(folder, found)
 
 
@@ -297,8 +334,10 @@ def _forget_where(weights: Path) -> None:
 
 def _check_target(directory: Path) -> None:
   """Raises UserError unless a model may be put there: nothing, an empty folder or an earlier model."""
+
   def refuse(reason: str):
     raise UserError(f'the model cannot be written to {directory}: {reason}; choose another place')
+
   if not directory.name or directory.exists() and not directory.is_dir():
     refuse('this is no name for a folder' if not directory.name else 'a file of that name is there')
   if directory.is_dir() and any(directory.iterdir()):

@@ -5,11 +5,11 @@ import json
 
 import pytest
 
-from ditsam_jax import saved_model
 from ditsam_jax.data import datasets
 from ditsam_jax.evaluate import main
-from ditsam_jax.evaluation.hosts import gathered
 from ditsam_jax.models.config import ImageEncoderConfig
+from ditsam_jax.parallel.distributed import gathered
+from ditsam_jax.storage import saved_model
 from tests.devices import hosts
 from tests.small_models import random_model, small_config
 
@@ -32,20 +32,34 @@ def place(tmp_path_factory):
   text_encoder = dataclasses.replace(config.text_encoder, vocab_size=128)
   decoder = dataclasses.replace(config.mask_decoder, depth=1)  # compiles in half the time
   config = dataclasses.replace(config, mask_decoder=decoder, text_encoder=text_encoder)
-  saved_model.save(folder / 'model', random_model(config), vocabulary=datasets.vocabulary('shapes'),
-                   data={'dataset': 'shapes', 'scenes': SCENES})
+  saved_model.save(
+    folder / 'model',
+    random_model(config),
+    vocabulary=datasets.vocabulary('shapes'),
+    data={'dataset': 'shapes', 'scenes': SCENES},
+  )
   datasets.open_split('shapes', folder / 'data', 'val', scenes=SCENES)  # once, not by each host
   return folder
 
 
 def arguments(place, output, *more):
-  return [f'--checkpoint={place / "model"}', f'--data-dir={place / "data"}', '--splits=val,test', '--limit=75',
-          f'--output={output}', *more]
+  return [
+    f'--checkpoint={place / "model"}',
+    f'--data-dir={place / "data"}',
+    '--splits=val,test',
+    '--limit=75',
+    f'--output={output}',
+    *more,
+  ]
 
 
 def test_two_hosts_of_two_devices_write_what_one_of_one_writes(place, tmp_path):
-  with hosts(2, 'ditsam_jax.evaluate', *arguments(place, tmp_path / 'host{host}', '--batch-size=8',
-                                                  '--save-pictures=2'), devices=2) as both:
+  with hosts(
+    2,
+    'ditsam_jax.evaluate',
+    *arguments(place, tmp_path / 'host{host}', '--batch-size=8', '--save-pictures=2'),
+    devices=2,
+  ) as both:
     alone = tmp_path / 'alone'
     main(arguments(place, alone, '--batch-size=5'))
     (told, _), (silent, _) = told_by = [host.communicate(timeout=300) for host in both]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ditsam_jax.command_line import UserError
+from ditsam_jax.errors import UserError
 
 _PAD, _UNKNOWN, _START, _END = '[PAD]', '[UNK]', '[CLS]', '[SEP]'
 
@@ -49,7 +49,7 @@ class Tokenizer:
     if len(words) <= room:
       return ''
     first_piece = words.index(words[room])
-    return text[pieces['offset_mapping'][first_piece][0]:].strip()
+    return text[pieces['offset_mapping'][first_piece][0] :].strip()
 
   def _row(self, text: str) -> tuple[np.ndarray, np.ndarray]:
     known = self._known.get(text)
@@ -67,8 +67,7 @@ def read_vocabulary(file: Path) -> dict[str, int]:
   try:
     pieces = file.read_text(encoding='utf-8').split('\n')
   except OSError as error:
-    raise UserError(f'cannot read the vocabulary {file}: {error.strerror}; '
-                    'expected a BERT vocab.txt') from error
+    raise UserError(f'cannot read the vocabulary {file}: {error.strerror}; expected a BERT vocab.txt') from error
   except UnicodeDecodeError as error:
     raise UserError(f'the vocabulary {file} is not UTF-8 text; expected a BERT vocab.txt') from error
   pieces = [piece.rstrip('\r') for piece in pieces]
@@ -77,8 +76,9 @@ def read_vocabulary(file: Path) -> dict[str, int]:
   vocabulary = {piece: index for index, piece in enumerate(pieces)}
   missing = [special for special in (_PAD, _UNKNOWN, _START, _END) if special not in vocabulary]
   if missing:
-    raise UserError(f'the vocabulary {file} lacks {", ".join(missing)}; expected a BERT vocab.txt, '
-                    'one word piece a line')
+    raise UserError(
+      f'the vocabulary {file} lacks {", ".join(missing)}; expected a BERT vocab.txt, one word piece a line'
+    )
   if len(vocabulary) != len(pieces):
     twice = next(piece for index, piece in enumerate(pieces) if vocabulary[piece] != index)
     raise UserError(f'the vocabulary {file} holds {twice!r} twice; expected each word piece once')
@@ -87,5 +87,6 @@ def read_vocabulary(file: Path) -> dict[str, int]:
 
 def _bert_tokenizer(vocabulary: dict[str, int]):
   from transformers import BertTokenizerFast  # takes over a second to import, so only when sentences are read
+
   # As a dictionary: transformers 5 ignores `vocab_file=` and answers [UNK] to every word.
   return BertTokenizerFast(vocab=vocabulary, do_lower_case=True)

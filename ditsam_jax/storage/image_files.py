@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from ditsam_jax.command_line import UserError
-from ditsam_jax.files import written_whole
+from ditsam_jax.errors import UserError
+from ditsam_jax.storage.files import written_whole
 
 # What people's pictures come in. Pillow's other readers stay shut: some start programs (EPS).
 FORMATS = ('PNG', 'JPEG', 'WEBP', 'GIF', 'BMP', 'DIB', 'TIFF', 'PPM', 'ICO', 'JPEG2000', 'AVIF')

@@ -11,10 +11,10 @@ import socket
 import threading
 
 import jax
-from jax.experimental import multihost_utils
 import numpy as np
+from jax.experimental import multihost_utils
 
-from ditsam_jax.command_line import say
+from ditsam_jax.terminal import say
 
 _BYE = b'bye'
 _PROBE = {'TCP_KEEPIDLE': 10, 'TCP_KEEPINTVL': 5, 'TCP_KEEPCNT': 4}  # seconds, seconds, times: half a minute
@@ -65,8 +65,8 @@ class Watch:
           peer, _ = server.accept()
           peer.settimeout(_PATIENCE)
           greeting = peer.recv(len(token) + 8)
-          if greeting[:len(token)] == token:
-            self._peers[int(greeting[len(token):])] = _probed(peer)
+          if greeting[: len(token)] == token:
+            self._peers[int(greeting[len(token) :])] = _probed(peer)
       except OSError:  # JAX's own heartbeats remain
         say('not all hosts can be watched; if one dies, the others will take longer to end')
 
@@ -95,8 +95,10 @@ class Watch:
           connection.sendall(str(dead).encode())
         except OSError:
           pass
-    say(f'\nhost {dead} of {self._count} has ended before its time, so host {self._index} ends too; what was saved is '
-        f'whole: start the same command on all hosts, and it goes on from there')
+    say(
+      f'\nhost {dead} of {self._count} has ended before its time, so host {self._index} ends too; what was saved is '
+      f'whole: start the same command on all hosts, and it goes on from there'
+    )
     os._exit(1)  # other threads may wait for the dead host for ever
 
 

@@ -4,17 +4,17 @@ import dataclasses
 import json
 
 import jax
-from jax.sharding import AbstractMesh, AxisType, PartitionSpec
-from ml_collections import ConfigDict
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
+from ml_collections import ConfigDict
 
-from ditsam_jax import saved_model
-from ditsam_jax.command_line import UserError
+from ditsam_jax.errors import UserError
 from ditsam_jax.models import config as models
-from ditsam_jax.models.partition import spec_at_rest
-from ditsam_jax.ops.partition import AXES
-from ditsam_jax.training import sharding
+from ditsam_jax.parallel import sharding
+from ditsam_jax.parallel.activations import AXES
+from ditsam_jax.parallel.weights import spec_at_rest
+from ditsam_jax.storage import saved_model
 from ditsam_jax.training.config import recipe
 from ditsam_jax.training.program import build
 from tests.devices import run_on_devices
@@ -46,7 +46,7 @@ def losses(start, program, steps=10):
 ON_EIGHT = """
 import json, sys
 import jax
-from tests.training.test_sharding import losses, small_program
+from tests.parallel.test_sharding import losses, small_program
 start = %r
 one, four = jax.devices()[:1], jax.devices()[:4]
 print(json.dumps({
@@ -73,14 +73,17 @@ def abstract_mesh(*sizes):
   return AbstractMesh(sizes, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-@pytest.mark.parametrize('name, shape, spec', [
+@pytest.mark.parametrize(
+  'name, shape, spec',
+  [
     ('image_encoder.blocks.3.attn.qkv.kernel', (1280, 3840), ('fsdp', 'tensor')),
     ('image_encoder.blocks.3.mlp.lin2.kernel', (5120, 1280), ('tensor', 'fsdp')),
     ('image_encoder.neck.conv2.kernel', (3, 3, 256, 256), (None, None, 'fsdp')),
     ('text_encoder.embeddings.word_embeddings.embedding', (30522, 768), (None, 'fsdp')),
     ('text_encoder.embeddings.token_type_embeddings.embedding', (2, 769), (None, None)),  # 769 does not divide
     ('image_encoder.blocks.0.norm1.scale', (1280,), ()),
-])
+  ],
+)
 def test_a_weight_lies_where_the_rules_say(name, shape, spec):
   assert spec_at_rest(name, shape, dict(data=2, fsdp=4, tensor=2)) == PartitionSpec(*spec)
 
@@ -96,11 +99,21 @@ def test_moments_and_average_lie_with_their_parameter_and_nothing_large_is_copie
   assert copied < 0.01 * sum(leaf.size for _, leaf in leaves)
 
 
-@pytest.mark.parametrize('sizes, devices, told', [
-    ((-1, 1, 1), 8, (8, 1, 1)), ((2, -1, 2), 8, (2, 2, 2)), ((1, 1, 8), 8, (1, 1, 8)),
-    ((3, -1, 1), 8, 'makes 3 devices, there are 8'), ((2, 2, 1), 8, 'makes 4 devices, there are 8'),
-    ((-1, -1, 1), 8, (1, 8, 1)), ((-1, -1, 2), 64, (2, 16, 2)), ((-1, -1, 1), 24, (2, 12, 1)),
-    ((-1, 1, -1), 8, 'for one, or for data and fsdp'), ((0, -1, 1), 8, 'whole numbers from 1')])
+@pytest.mark.parametrize(
+  'sizes, devices, told',
+  [
+    ((-1, 1, 1), 8, (8, 1, 1)),
+    ((2, -1, 2), 8, (2, 2, 2)),
+    ((1, 1, 8), 8, (1, 1, 8)),
+    ((3, -1, 1), 8, 'makes 3 devices, there are 8'),
+    ((2, 2, 1), 8, 'makes 4 devices, there are 8'),
+    ((-1, -1, 1), 8, (1, 8, 1)),
+    ((-1, -1, 2), 64, (2, 16, 2)),
+    ((-1, -1, 1), 24, (2, 12, 1)),
+    ((-1, 1, -1), 8, 'for one, or for data and fsdp'),
+    ((0, -1, 1), 8, 'whole numbers from 1'),
+  ],
+)
 def test_sizes_of_the_mesh(sizes, devices, told):
   config = ConfigDict(dict(zip(AXES, sizes)))
   devices = np.array(jax.devices() * devices)
@@ -113,8 +126,8 @@ def test_sizes_of_the_mesh(sizes, devices, told):
 
 def test_what_does_not_divide_is_refused_with_numbers_that_would():
   with pytest.raises(UserError, match='batch_size is 20; expected a multiple of 8 .*such as 16 or 24'):
-    sharding.check_divides(abstract_mesh(2, 4, 1), models.vit_b(), 20)
+    sharding.check_divides(abstract_mesh(2, 4, 1), models.vit_b().heads, 20)
   with pytest.raises(UserError, match='batch_size is 8; expected a multiple of 16 .*accumulate 2.*such as 16'):
-    sharding.check_divides(abstract_mesh(2, 4, 1), models.vit_b(), 8, accumulate=2)
+    sharding.check_divides(abstract_mesh(2, 4, 1), models.vit_b().heads, 8, accumulate=2)
   with pytest.raises(UserError, match='mesh.tensor is 8, and the heads are 16 .*12 .*expected one of 1, 2, 4'):
-    sharding.check_divides(abstract_mesh(1, 1, 8), models.vit_h(), 64)
+    sharding.check_divides(abstract_mesh(1, 1, 8), models.vit_h().heads, 64)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ditsam_jax.files import write_text, written_whole
+from ditsam_jax.storage.files import write_text, written_whole
 
 
 def test_a_file_that_cannot_be_written_is_named_and_leaves_the_old_one(tmp_path, monkeypatch):
@@ -14,6 +14,7 @@ def test_a_file_that_cannot_be_written_is_named_and_leaves_the_old_one(tmp_path,
   def full(path, text):
     path.write_bytes(text.encode()[:2])
     raise OSError(28, 'No space left on device')
+
   monkeypatch.setattr(Path, 'write_text', full)
   with pytest.raises(OSError) as error:
     write_text(file, 'new')

@@ -1,12 +1,12 @@
 """Files that appear under their name only once they are whole."""
 
-from collections.abc import Iterator
 import contextlib
 import json
 import os
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-import uuid
 
 UNFINISHED = r'\.writing-[0-9a-f]{32}'  # names of what a killed process leaves
 

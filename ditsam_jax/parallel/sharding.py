@@ -1,23 +1,23 @@
 """The mesh of a run, and where the arrays of its train state and its batches lie on it.
 
-The optimiser's moments and the moving average lie where their parameter does, see models/partition.py.
+The optimiser's moments and the moving average lie where their parameter does, see parallel/weights.py.
 """
 
 import math
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
-import numpy as np
 
-from ditsam_jax.command_line import UserError
-from ditsam_jax.models.config import DitSamConfig
-from ditsam_jax.models.partition import spec_at_rest
-from ditsam_jax.ops.partition import AXES, BATCH, DATA, FSDP, TENSOR
+from ditsam_jax.errors import UserError
+from ditsam_jax.parallel.activations import AXES, BATCH, DATA, FSDP, TENSOR
+from ditsam_jax.parallel.weights import spec_at_rest
 
-
-MOST_FSDP = 16  # of all devices, where nothing is said: of 64, shares of a width of 768 are no whole tiles of a TPU any more
+MOST_FSDP = (
+  16  # of all devices, where nothing is said: of 64, shares of a width of 768 are no whole tiles of a TPU any more
+)
 
 
 def make_mesh(config: ConfigDict, devices: list[jax.Device] | np.ndarray | None = None) -> Mesh:
@@ -39,12 +39,15 @@ def make_mesh(config: ConfigDict, devices: list[jax.Device] | np.ndarray | None 
   told = ' '.join(f'--config.mesh.{axis}={size}' for axis, size in zip(AXES, sizes))
   both = sizes[:2] == [-1, -1] and sizes[2] != -1
   if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1 and not both:
-    raise UserError(f'{told}: expected whole numbers from 1, and -1 (the rest of the devices) for one, or for data and '
-                    f'fsdp')
+    raise UserError(
+      f'{told}: expected whole numbers from 1, and -1 (the rest of the devices) for one, or for data and fsdp'
+    )
   fixed = math.prod(size for size in sizes if size != -1)
   if count % fixed or -1 not in sizes and fixed != count:
-    raise UserError(f'{told}: makes {fixed} devices, there are {count}; expected sizes whose product '
-                    f'{"divides" if -1 in sizes else "is"} {count}')
+    raise UserError(
+      f'{told}: makes {fixed} devices, there are {count}; expected sizes whose product '
+      f'{"divides" if -1 in sizes else "is"} {count}'
+    )
   rest = count // fixed
   if both:
     sizes[1] = max(size for size in range(1, MOST_FSDP + 1) if rest % size == 0)
@@ -55,23 +58,25 @@ def make_mesh(config: ConfigDict, devices: list[jax.Device] | np.ndarray | None 
   return Mesh(devices.reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def check_divides(mesh: Mesh, model: DitSamConfig, batch_size: int, accumulate: int = 1) -> None:
-  """Raises UserError, with numbers that would do, where the mesh does not divide the batch or the heads."""
+def check_divides(mesh: Mesh, heads: dict[str, int], batch_size: int, accumulate: int = 1) -> None:
+  """Raises UserError, with numbers that would do, where the mesh does not divide the batch or the heads (by encoder)."""
   unit = mesh.shape[DATA] * mesh.shape[FSDP] * accumulate
   if batch_size % unit:
     below, above = batch_size // unit * unit, -(-batch_size // unit) * unit
     parts = f'data {mesh.shape[DATA]} x fsdp {mesh.shape[FSDP]}'
     parts += f' x accumulate {accumulate}' if accumulate > 1 else ''
-    raise UserError(f'config.data.batch_size is {batch_size}; expected a multiple of {unit} ({parts}), such as '
-                    f'{" or ".join(str(size) for size in (below, above) if size)}')
-  parts = {'image_encoder': model.image_encoder, 'text_encoder': model.text_encoder}
-  heads = {name: part.heads for name, part in parts.items() if part is not None}
+    raise UserError(
+      f'config.data.batch_size is {batch_size}; expected a multiple of {unit} ({parts}), such as '
+      f'{" or ".join(str(size) for size in (below, above) if size)}'
+    )
   if any(number % mesh.shape[TENSOR] for number in heads.values()):
     common = math.gcd(*heads.values())
     fitting = [size for size in range(1, common + 1) if common % size == 0]
-    raise UserError(f'config.mesh.tensor is {mesh.shape[TENSOR]}, and the heads are '
-                    f'{", ".join(f"{number} ({name})" for name, number in heads.items())}; expected one of '
-                    f'{", ".join(map(str, fitting))}')
+    raise UserError(
+      f'config.mesh.tensor is {mesh.shape[TENSOR]}, and the heads are '
+      f'{", ".join(f"{number} ({name})" for name, number in heads.items())}; expected one of '
+      f'{", ".join(map(str, fitting))}'
+    )
 
 
 def rows_sharding(mesh: Mesh) -> NamedSharding:
@@ -86,12 +91,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def state_shardings(state: Any, weights: dict[str, Any], mesh: Mesh) -> Any:
   """Of every leaf of a train state (arrays or their shapes): by the weight whose name and shape it has, else copied."""
+
   def of(path, leaf):
     for key in reversed(path):
       name = getattr(key, 'key', None)
       if name in weights and leaf.shape == weights[name].shape:
         return NamedSharding(mesh, spec_at_rest(name, leaf.shape, mesh.shape))
     return replicated(mesh)
+
   return jax.tree_util.tree_map_with_path(of, state)
 
 

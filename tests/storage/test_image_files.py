@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ditsam_jax.command_line import UserError
-from ditsam_jax.image_files import read_image, write_png
+from ditsam_jax.errors import UserError
+from ditsam_jax.storage.image_files import read_image, write_png
 
 RED, BLUE, WHITE = [255, 0, 0], [0, 0, 255], [255, 255, 255]
 
@@ -35,9 +35,21 @@ def test_colours_and_layout_of_a_png(tmp_path):
   assert (read_image(image) == pixels).all()
 
 
-@pytest.mark.parametrize('mode, value', [
-    ('1', 1), ('L', 255), ('LA', (255, 255)), ('RGB', (255, 255, 255)), ('RGBA', (255, 255, 255, 255)),
-    ('CMYK', (0, 0, 0, 0)), ('YCbCr', (255, 128, 128)), ('I;16', 65535), ('I', 65535), ('F', 1.0)])
+@pytest.mark.parametrize(
+  'mode, value',
+  [
+    ('1', 1),
+    ('L', 255),
+    ('LA', (255, 255)),
+    ('RGB', (255, 255, 255)),
+    ('RGBA', (255, 255, 255, 255)),
+    ('CMYK', (0, 0, 0, 0)),
+    ('YCbCr', (255, 128, 128)),
+    ('I;16', 65535),
+    ('I', 65535),
+    ('F', 1.0),
+  ],
+)
 def test_white_is_white_in_every_mode(mode, value):
   assert read_image(Image.new(mode, (2, 1), value)).tolist() == [[WHITE, WHITE]]
 
@@ -105,10 +117,22 @@ def test_the_result_is_a_copy():
   assert pixels.max() == 0
 
 
-@pytest.mark.parametrize('array', [
-    np.zeros((0, 5, 3), np.uint8), np.zeros((3, 4, 4, 3), np.uint8), np.zeros((3, 8, 8), np.uint8),
-    np.full((2, 2), np.nan), np.full((2, 2), 255.0), np.full((2, 2), -1), np.full((2, 2), 300),
-    np.array([['a']]), np.zeros(4), np.ones((2, 2), complex)], ids=str)
+@pytest.mark.parametrize(
+  'array',
+  [
+    np.zeros((0, 5, 3), np.uint8),
+    np.zeros((3, 4, 4, 3), np.uint8),
+    np.zeros((3, 8, 8), np.uint8),
+    np.full((2, 2), np.nan),
+    np.full((2, 2), 255.0),
+    np.full((2, 2), -1),
+    np.full((2, 2), 300),
+    np.array([['a']]),
+    np.zeros(4),
+    np.ones((2, 2), complex),
+  ],
+  ids=str,
+)
 def test_arrays_that_are_no_image(array):
   with pytest.raises(UserError, match='image array'):
     read_image(array)

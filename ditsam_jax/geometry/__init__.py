@@ -1,0 +1,1 @@
+"""Coordinates and masks, without a model."""

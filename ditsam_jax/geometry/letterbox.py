@@ -1,0 +1,129 @@
+"""An image of any size in the model's square, and the way back to its own size.
+
+Numbers and rounding are those of the DIT release.
+"""
+
+import dataclasses
+import functools
+import math
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from ditsam_jax.errors import UserError
+
+Triple = tuple[float, float, float]
+
+
+class Letterbox(NamedTuple):
+  """Where the resized image lies in the square, in pixels."""
+
+  top: int
+  left: int
+  height: int
+  width: int
+
+  @property
+  def window(self) -> tuple[slice, slice]:
+    """The rows and columns of the square that hold the image."""
+    return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
+
+
+def resized_shape(height: int, width: int, long_side: int) -> tuple[int, int]:
+  """Height and width with the longer one at `long_side`, the ratio kept, no side below one pixel."""
+  scale = long_side / max(height, width)
+  return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def resize(image: np.ndarray, long_side: int) -> np.ndarray:
+  """`image` uint8 [h, w, 3] with its long side at `long_side`, bilinear."""
+  return _resize(image, long_side, cv2.INTER_LINEAR)
+
+
+def resize_mask(mask: np.ndarray, long_side: int) -> np.ndarray:
+  """`mask` bool [h, w] or [h, w, n] as uint8 0/1 with its long side at `long_side`, nearest neighbour."""
+  return _resize(mask.astype(np.uint8), long_side, cv2.INTER_NEAREST)
+
+
+def normalise(image: np.ndarray, mean: Triple, std: Triple) -> np.ndarray:
+  """(image / 255 - mean) / std in float32, of `image` uint8 [h, w, 3]; mean and std on the 0..1 scale."""
+  return cv2.LUT(image, _normalised_levels(tuple(mean), tuple(std)))
+
+
+def centre(array: np.ndarray, size: int) -> tuple[np.ndarray, Letterbox]:
+  """`array` [h, w, ...], no side above `size`, amid a `size` square of zeros, and where it lies."""
+  box = _centred(*array.shape[:2], size)
+  if array.shape[:2] == (size, size):
+    return array, box
+  square = np.zeros((size, size, *array.shape[2:]), array.dtype)
+  square[box.window] = array
+  return square, box
+
+
+def letterbox(image: np.ndarray, size: int, mean: Triple, std: Triple) -> tuple[np.ndarray, Letterbox]:
+  """`image` uint8 [h, w, 3], resized, normalised and centred as evaluation does: float32 [size, size, 3].
+
+  The padding is zero after normalisation. Also returns where the image lies, (top, left, height, width).
+  """
+  return centre(normalise(resize(image, size), mean, std), size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unplaced:
+  """`image` uint8 [h, w, 3] on its way into a square: it is normalised straight into its batch, once.
+
+  A square of its own for every sample, copied into the batch after, takes several times as long.
+  """
+
+  image: np.ndarray
+  size: int
+  mean: Triple
+  std: Triple
+
+  def place(self, square: np.ndarray) -> None:
+    """Writes what `centre(normalise(image))` is into `square`, float32 [size, size, 3] of zeros."""
+    box = _centred(*self.image.shape[:2], self.size)
+    cv2.LUT(self.image, _normalised_levels(tuple(self.mean), tuple(self.std)), square[box.window])
+
+
+def logit(threshold: float) -> float:
+  """The logit at which the sigmoid is `threshold`. Raises `UserError` unless it is inside (0, 1)."""
+  if not 0 < threshold < 1:
+    raise UserError(f'mask threshold {threshold} is not between 0 and 1; give a probability such as 0.35')
+  return math.log(threshold / (1 - threshold))
+
+
+def own_size_logits(logits: np.ndarray, letterbox: Letterbox, size: tuple[int, int]) -> np.ndarray:
+  """f32 [h, w] of logits [S, S]: the image's part, resized to its own size."""
+  return to_own_size(logits[letterbox.window].astype(np.float32), size)
+
+
+def fills_square(letterbox: Letterbox, size: tuple[int, int], square: int) -> bool:
+  """Whether the image was neither scaled nor padded: the protocols then agree and nothing is resized."""
+  return tuple(letterbox) == (0, 0, square, square) and tuple(size) == (square, square)
+
+
+def to_own_size(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """f32 [h, w] of the image's part [h', w'] of a square, bilinear."""
+  height, width = size
+  return cv2.resize(np.ascontiguousarray(values), (width, height), interpolation=cv2.INTER_LINEAR)
+
+
+def _resize(array: np.ndarray, long_side: int, interpolation: int) -> np.ndarray:
+  height, width = resized_shape(*array.shape[:2], long_side)
+  if (height, width) == array.shape[:2]:
+    return array
+  return cv2.resize(array, (width, height), interpolation=interpolation)
+
+
+def _centred(height: int, width: int, size: int) -> Letterbox:
+  # The release's rounding, half a pixel less a tenth: an odd margin gives its extra row to the bottom.
+  return Letterbox(round((size - height) / 2 - 0.1), round((size - width) / 2 - 0.1), height, width)
+
+
+@functools.cache
+def _normalised_levels(mean: Triple, std: Triple) -> np.ndarray:
+  """Float32 [1, 256, 3], what each 8-bit level becomes: a table is six times as fast as the arithmetic."""
+  levels = np.arange(256)[:, None] / 255
+  return ((levels - np.array(mean)) / np.array(std)).astype(np.float32)[None]

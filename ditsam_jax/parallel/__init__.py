@@ -1,0 +1,1 @@
+"""Meshes, where weights and activations lie on them, and several hosts."""

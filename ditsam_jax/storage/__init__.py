@@ -1,0 +1,1 @@
+"""Saved models, pictures, files that appear only when they are complete."""
