@@ -30,7 +30,7 @@ from ditsam_jax.data import augmentation as augment
 from ditsam_jax.data import pipeline
 from ditsam_jax.data.augmentation import AugmentationConfig
 from ditsam_jax.data.referring import ReferringSource
-from ditsam_jax.geometry.letterbox import Unplaced
+from ditsam_jax.geometry.letterbox import Unplaced, centre
 from ditsam_jax.tokenization import Tokenizer, read_vocabulary
 
 try:
@@ -134,7 +134,7 @@ def steps(source: ReferringSource, tokenizer: Tokenizer, samples: int) -> None:
     image, mask, text = timed('flip', augment.flip, image, mask, text, RECIPE, rng)
     tokens.append(timed('tokenise (cached after the first time)', tokenizer, [text])[0][0])
     images.append(Unplaced(image, SIZE, MEAN, STD))
-    masks.append(timed('centre the mask', augment.centre, mask, SIZE)[0])
+    masks.append(timed('centre the mask', centre, mask, SIZE)[0])
     if len(images) == BATCH:
       timed('normalise and centre, into the batch', into_batch, images)
       timed('stack masks and tokens', lambda: (np.stack(masks), np.stack(tokens)))

@@ -18,7 +18,7 @@ from ditsam_jax.data.augmentation import AugmentationConfig
 from ditsam_jax.data.prompts import PromptConfig
 from ditsam_jax.data.referring import ImageRecord, ReferringSample, ReferringSource
 from ditsam_jax.errors import UserError
-from ditsam_jax.geometry.letterbox import Letterbox, Triple, Unplaced
+from ditsam_jax.geometry.letterbox import Letterbox, Triple, Unplaced, centre, letterbox, resize_mask
 from ditsam_jax.tokenization import Tokenizer
 
 Batch = dict[str, np.ndarray]
@@ -147,7 +147,7 @@ class TrainTransform(grain.transforms.RandomMap):
     ids, token_mask = self.tokenizer([text])
     return {
       'image': Unplaced(image, self.image_size, self.mean, self.std),
-      'mask': augment.centre(mask, self.image_size)[0],
+      'mask': centre(mask, self.image_size)[0],
       'token_ids': ids[0],
       'token_mask': token_mask[0],
     }
@@ -168,7 +168,7 @@ class _PromptTransform(grain.transforms.RandomMap):
     image = augment.color_jitter(image, self.config, rng)
     image, masks, _ = augment.flip(image, masks, '', self.config, rng)
     masks = masks.reshape(*image.shape[:2], -1)  # OpenCV drops the last axis of a single mask
-    masks, _ = augment.centre(masks, self.image_size)
+    masks, _ = centre(masks, self.image_size)
     masks = np.ascontiguousarray(np.moveaxis(masks, -1, 0))
     targets = [self._target(masks, index, rng) for index in self._objects(record.num_objects, rng)]
     return {'image': Unplaced(image, self.image_size, self.mean, self.std), **_stack(targets)}
@@ -313,7 +313,7 @@ class _EvaluationTransform:
   def __call__(self, visit: tuple[int, list[_Row]]) -> list[tuple[Batch, EvaluationSample]]:
     image, rows = visit
     record = self.source.image(image)
-    square, box = augment.letterbox(record.image(), self.image_size, self.mean, self.std)
+    square, box = letterbox(record.image(), self.image_size, self.mean, self.std)
     prepared = []
     for index, run in itertools.groupby(rows, lambda row: row.index):
       prepared += self._object(record, square, box, self.source.place(index)[1], list(run))
@@ -330,7 +330,7 @@ class _EvaluationTransform:
     rows: list[_Row],
   ) -> list[tuple[Batch, EvaluationSample]]:
     mask, expressions, kinds = record.mask(index), record.expressions(index), record.kinds(index)
-    target, _ = augment.centre(augment.resize_mask(mask, self.image_size), self.image_size)
+    target, _ = centre(resize_mask(mask, self.image_size), self.image_size)
     ids, token_mask = self.tokenizer([expressions[row.which] for row in rows])
     prepared = []
     for row, row_ids, row_mask in zip(rows, ids, token_mask):

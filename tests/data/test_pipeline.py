@@ -6,12 +6,12 @@ import itertools
 import numpy as np
 import pytest
 
-from ditsam_jax.data import augmentation as augment
 from ditsam_jax.data import pipeline
 from ditsam_jax.data.augmentation import AugmentationConfig
 from ditsam_jax.data.prompts import PromptConfig
 from ditsam_jax.data.referring import ReferringSource
 from ditsam_jax.errors import UserError
+from ditsam_jax.geometry.letterbox import centre, letterbox
 from ditsam_jax.tokenization import Tokenizer
 
 SIZE = 64
@@ -57,10 +57,8 @@ def squares(source, index, mirrored):
   """Image and mask of `source[index]` in the square, made the plain way."""
   sample = source[index]
   step = -1 if mirrored else 1
-  image, _ = augment.letterbox(
-    np.ascontiguousarray(sample.image[:, ::step]), SIZE, INPUT['pixel_mean'], INPUT['pixel_std']
-  )
-  mask, _ = augment.centre(sample.mask[:, ::step].astype(np.uint8), SIZE)
+  image, _ = letterbox(np.ascontiguousarray(sample.image[:, ::step]), SIZE, INPUT['pixel_mean'], INPUT['pixel_std'])
+  mask, _ = centre(sample.mask[:, ::step].astype(np.uint8), SIZE)
   return image, mask
 
 
@@ -180,12 +178,12 @@ def all_masks(source, image_square):
   """The masks of the image that `image_square` shows, as it is or mirrored, [n, S, S]."""
   for number, step in itertools.product(range(source.num_images), (1, -1)):
     record = source.image(number)
-    square, _ = augment.letterbox(
+    square, _ = letterbox(
       np.ascontiguousarray(record.image()[:, ::step]), SIZE, INPUT['pixel_mean'], INPUT['pixel_std']
     )
     if np.array_equal(square, image_square):
       masks = [record.mask(index)[:, ::step].astype(np.uint8) for index in range(record.num_objects)]
-      return np.stack([augment.centre(mask, SIZE)[0] for mask in masks])
+      return np.stack([centre(mask, SIZE)[0] for mask in masks])
   raise AssertionError('no such image')
 
 
@@ -252,7 +250,7 @@ def test_evaluation_rows_hold_image_mask_and_text_of_their_sample(tiny, source, 
       assert info.image_categories == tuple(other.category for other in image.objects)
       assert info.original_size == image.image.shape[:2]
       np.testing.assert_array_equal(info.mask, one.mask)
-      square, box = augment.letterbox(image.image, SIZE, INPUT['pixel_mean'], INPUT['pixel_std'])
+      square, box = letterbox(image.image, SIZE, INPUT['pixel_mean'], INPUT['pixel_std'])
       assert info.letterbox == box
       np.testing.assert_array_equal(batch['image'][row], square)
       np.testing.assert_array_equal(batch['mask'][row][box.window], one.mask)  # the long side is 64 already
