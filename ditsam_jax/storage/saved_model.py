@@ -27,11 +27,12 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.weights import dotted, is_weight, weights_of
+from ditsam_jax.storage.paths import local, local_path
 
 FORMAT = 1
 CONTENTS = ('model.json', 'vocab.txt', 'weights', 'leftovers')
 LARGE = 2**28  # bytes of weights from which every array gets a file of its own
-SHIPPED = Path(__file__).parent / 'pretrained'
+SHIPPED = Path(__file__).parents[1] / 'pretrained'
 
 
 def shipped_names() -> list[str]:
@@ -45,7 +46,7 @@ def resolve(name_or_dir: str | os.PathLike) -> Path:
   Raises:
     UserError: nothing of that kind is there.
   """
-  given = str(name_or_dir)
+  given = local(str(name_or_dir))
   try:
     path = Path(given).expanduser()
   except RuntimeError as error:  # ~somebody who is not there
@@ -270,7 +271,7 @@ def write(
   Args:
     leftovers: arrays that no parameter holds, kept so that a way back to their source is complete.
   """
-  directory = Path(directory).absolute()
+  directory = local_path(str(directory)).absolute()
   temporary = directory.parent / f'.{directory.name}.writing-{os.getpid()}'
   try:
     _check_target(directory)
@@ -298,10 +299,21 @@ def read_start(name_or_dir: str | os.PathLike, expected: dict[str, jax.ShapeDtyp
   """Those of the expected weights (by dotted path, with shardings) that a saved model has, each read where it belongs.
 
   Raises:
-    UserError: a weight of the same name has another shape, or nothing fits at all.
+    UserError: as `check_start`.
   """
-  folder = resolve(name_or_dir) / 'weights'
-  shapes = _shapes(folder)
+  return _read_arrays(resolve(name_or_dir) / 'weights', check_start(name_or_dir, expected))
+
+
+def check_start(
+  name_or_dir: str | os.PathLike, expected: dict[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Those of the expected weights that a saved model has, of which no value is read.
+
+  Raises:
+    UserError: the model is missing or damaged, a weight of the same name has another shape, or nothing fits at all.
+  """
+  read_config(name_or_dir)
+  shapes = _shapes(resolve(name_or_dir) / 'weights')
   wrong = [
     f'{name} is {shapes[name]} there and {array.shape} here'
     for name, array in expected.items()
@@ -313,7 +325,7 @@ def read_start(name_or_dir: str | os.PathLike, expected: dict[str, jax.ShapeDtyp
       f'init_from {str(name_or_dir)!r} does not fit config.model: '
       f'{"; ".join(wrong[:4]) or "no weight has the same name"}; make their sizes equal'
     )
-  return _read_arrays(folder, found)
+  return found
 
 
 def fill_streams(model: DitSam) -> None:

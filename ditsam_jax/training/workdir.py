@@ -32,7 +32,10 @@ FREE = (
   'config.remat',
   'config.scan',
   'config.model.attention',
+  'config.optimizer.warmup_share',  # warmup_steps is what counts
 )
+
+_RESULTS = ('model', 'best', 'metrics.json')
 
 # Of models, JSON, pictures and batches that are written under another name and renamed.
 _UNFINISHED = re.compile(r'\.(model|best)\.(writing|retired)-\d+|' + UNFINISHED)
@@ -53,8 +56,18 @@ class Workdir:
       os.close(self._lock)
       self._lock = None
 
+  @property
+  def begun(self) -> bool:
+    """Whether a run has left something there that another config must not continue or replace."""
+    if any((self.path / name).exists() for name in _RESULTS):
+      return True
+    checkpoints = self.path / 'checkpoints'
+    return checkpoints.is_dir() and any(path.name.isdecimal() for path in checkpoints.iterdir())
+
   def claim(self, config: dict[str, Any]) -> None:
     """Makes the folder and notes the config (plain containers) in it, or checks that it is this run's.
+
+    A run that failed before it left anything to go on from does not bind its folder to its config.
 
     Raises:
       UserError: another process trains there, or it holds a run of another config, or cannot be written.
@@ -65,7 +78,7 @@ class Workdir:
       if jax.process_index() == 0:  # the locks of some network file systems hold for one host at a time
         self._take_lock()
         self._clear_leftovers()
-      if file.exists():
+      if file.exists() and self.begun:
         changed = differences(json.loads(file.read_text()), config)
         if changed:
           raise UserError(

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from ditsam_jax import prepare, train
+from ditsam_jax.config import files, recipes
 from ditsam_jax.data import datasets
 from ditsam_jax.errors import UserError
 from ditsam_jax.storage import saved_model
-from ditsam_jax.training import config as training_config
 from tests.data.refcoco_downloads import make
 from tests.small_models import random_model, small_config
 
@@ -33,7 +33,7 @@ def test_three_steps_from_a_converted_model(data_dir, vocabulary_file, tmp_path)
     mask_decoder=dataclasses.replace(model.mask_decoder, depth=1),
   )
   start = saved_model.save(tmp_path / 'start', random_model(model), vocabulary=vocabulary_file)
-  config = training_config.load(
+  config = files.load(
     str(CONFIG),
     [
       f'data.data_dir={data_dir}',
@@ -48,7 +48,7 @@ def test_three_steps_from_a_converted_model(data_dir, vocabulary_file, tmp_path)
       'freeze=image_encoder,text_encoder',
     ],
   )  # a smaller program compiles sooner
-  config.model = training_config.as_config_dict(model)
+  config.model = recipes.as_config_dict(model)
   summary = train.train(config, tmp_path / 'run')
   assert summary['steps'] == 3 and summary['split'] == 'val'
   losses = [json.loads(line) for line in (tmp_path / 'run' / 'train_log.jsonl').read_text().splitlines()]
