@@ -8,7 +8,6 @@ import ast
 import dataclasses
 import difflib
 import functools
-import math
 import typing
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -79,8 +78,8 @@ class Real(Kind):
     return f'a number from {self.least:g} to {"below " if self.below else ""}{self.most:g}'
 
   def accepts(self, value: Any) -> bool:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-      return False
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+      return False  # NaN is in no range, infinity outside of all
     return (self.least < value if self.above else self.least <= value) and (
       value < self.most if self.below else value <= self.most
     )
@@ -109,7 +108,7 @@ class Choice(Kind):
 
   @property
   def expected(self) -> str:
-    return f'one of {", ".join(self.choices)}'
+    return ' or '.join(map(repr, self.choices)) if len(self.choices) == 2 else f'one of {", ".join(self.choices)}'
 
   def accepts(self, value: Any) -> bool:
     return type(value) is str and value in self.choices
@@ -291,7 +290,7 @@ def check(config: Any, path: str) -> None:
 
 def did_you_mean(name: Any, names: Any) -> str:
   """'did you mean ...? ' where one of the names is near, else ''."""
-  near = difflib.get_close_matches(str(name)[:_SHOWN], list(names), n=1)
+  near = difflib.get_close_matches(name[:_SHOWN], list(names), n=1) if isinstance(name, str) else []
   return f'did you mean {near[0]!r}? ' if near else ''
 
 

@@ -91,10 +91,11 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
   # --------------------------------------------------------------------- what can be refused before any long work
   mesh = sharding.make_mesh(config.mesh)
   model_config = checks.check(config).model
+  datasets.check_data(config.data.dataset, config.data.data_dir, _splits(config))
   vocabulary = datasets.vocabulary(config.data.dataset, config.init_from) if config.task == 'text' else None
   starts = bool(config.init_from) and not claimed.begun
   if starts:
-    saved_model.read_config(config.init_from)
+    _check_start(config.init_from)
 
   # ------------------------------------------------------------------------------------ data, lengths, train step
   data = functools.cache(lambda: distributed.first_alone_first(lambda: _open(config, 'train'), 'data'))
@@ -258,6 +259,19 @@ def _open(config: ConfigDict, split: str) -> ReferringSource:
   return datasets.open_split(
     data.dataset, data.data_dir, split, scenes=data.get('scenes'), in_memory=data.in_memory and split == 'train'
   )
+
+
+def _check_start(init_from: str) -> None:
+  try:
+    saved_model.read_config(init_from)
+  except UserError as error:
+    raise UserError(f'config.init_from: {error}') from error
+
+
+def _splits(config: ConfigDict) -> set[str]:
+  """What a run reads."""
+  evaluated = {config.final_split} | ({'val'} if config.eval_every != 0 else set())
+  return {'train'} | (evaluated if config.task == 'text' else set())
 
 
 def _samples(source: ReferringSource, task: str) -> int:

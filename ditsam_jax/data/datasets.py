@@ -3,14 +3,13 @@
 A new data set is a new `DataSet` in DATA_SETS (data/declaration.py says what it declares) and a reader.
 """
 
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ditsam_jax.data import shapes
-from ditsam_jax.data.declaration import Counts, DataSet, Partition, named
+from ditsam_jax.data.declaration import Counts, DataSet, Partition, Reader, named
 from ditsam_jax.data.refcoco import catalogue
 from ditsam_jax.data.referring import ReferringSource
 from ditsam_jax.errors import UserError
@@ -44,8 +43,8 @@ SHAPES = DataSet(
   'shapes',
   'coloured shapes, made here on first use',
   (Partition('', dict.fromkeys(shapes.SPLITS)),),
-  _open_shapes,
-  lambda data_set, partition, data_dir: None,  # its folder depends on the scenes; opening makes it
+  # Made on opening, in a folder that depends on the scenes; how many objects they hold is known then.
+  Reader(_open_shapes, lambda *_: None, lambda *_: None),
   vocabulary=Path(shapes.__file__).parent / 'vocab.txt',
   small=True,
 )
@@ -65,6 +64,13 @@ def check_split(dataset: str, split: str) -> None:
   if split not in partition.splits:
     whose = f'{data_set.name} ({partition.name})' if partition.name else data_set.name
     raise UserError(f'split {split!r} is unknown; {whose} has {", ".join(partition.splits)}')
+
+
+def check_data(dataset: str, data_dir: str | os.PathLike, splits: Iterable[str]) -> None:
+  """Raises UserError where data is not there and has to be prepared first, or lacks a split; reads none of it."""
+  data_set, partition = find(dataset)
+  for split in splits:
+    data_set.reader.check(data_set, partition, data_dir, split)
 
 
 def vocabulary(dataset: str, init_from: str = '') -> Path:
@@ -106,19 +112,10 @@ def open_split(
   check_split(dataset, split)
   data_set, partition = find(dataset)
   settings = {'scenes': scenes} if data_set.small else {}
-  return data_set.open(data_set, partition, data_dir, split, in_memory=in_memory, **settings)
+  return data_set.reader.open(data_set, partition, data_dir, split, in_memory=in_memory, **settings)
 
 
 def size(dataset: str, data_dir: str | os.PathLike, split: str) -> Counts | None:
   """How much a split holds, without reading its samples: by the prepared data, else as published; None if unknown."""
   data_set, partition = find(dataset)
-  where = data_set.prepared(data_set, partition, data_dir)
-  if where:
-    try:
-      return Counts(**json.loads((where / 'metadata.json').read_text())['splits'][split])
-    except (OSError, ValueError, KeyError, TypeError):  # TFDS' own preparation does not count
-      pass
-  published = partition.splits.get(split)
-  if published is None and data_set.as_large_as:
-    return size(data_set.as_large_as, os.devnull, split)
-  return Counts(*published) if published else None
+  return data_set.reader.size(data_set, partition, data_dir, split)

@@ -30,6 +30,16 @@ class Partition:
   splits: Mapping[str, tuple[int, int] | None]  # name -> published images and objects, None where nobody says
 
 
+class Reader(NamedTuple):
+  """How the samples of a data set are reached; all three take (data set, partition, data_dir, split)."""
+
+  open: Callable[..., Any]  # and in_memory=, scenes= where it is small -> a ReferringSource; raises UserError
+  check: Callable[
+    ..., None
+  ]  # raises UserError where the data is not there and is not made on opening; reads none of it
+  size: Callable[..., Counts | None]  # of the data that is there, else as published, None if unknown; reads none of it
+
+
 @dataclasses.dataclass(frozen=True)
 class DataSet:
   """See the module."""
@@ -37,11 +47,9 @@ class DataSet:
   name: str  # what users write
   title: str
   partitions: tuple[Partition, ...]  # the first is what papers report, and the default
-  open: Callable[..., Any]  # (data set, partition, data_dir, split, scenes=, in_memory=) -> a ReferringSource
-  prepared: Callable[..., Path | None]  # (data set, partition, data_dir) -> the folder with its data, if it is there
+  reader: Reader
   whole: Counts = Counts()  # published sizes of all splits together; zeros where nobody says
   also_complete: int = 0  # expressions that a complete download may have instead, 0 for none
-  as_large_as: str = ''  # the data set whose sizes stand in for splits that nobody published
   note: str = ''  # told where the sizes differ from those published
   generalised: bool = False  # an expression may mean several objects, or none
   vocabulary: Path | None = None  # that its sentences are read with; None: that of the model training starts from

@@ -192,7 +192,12 @@ class ReferringSource:
     return tuple(np.array(rows, np.int64).reshape(-1, 3).T)
 
 
-def _open(directory: str, split: str):
+def check_split(directory: str | Path, split: str) -> None:
+  """Raises UserError unless a folder is a prepared data set with a split; no record is read."""
+  _builder(str(directory), split)
+
+
+def _builder(directory: str, split: str):
   try:
     builder = tfds.builder_from_directory(directory)
   except Exception as error:  # TFDS raises one thing for a missing folder, others for a foreign or broken one
@@ -203,6 +208,11 @@ def _open(directory: str, split: str):
   if split not in builder.info.splits:
     splits = ', '.join(sorted(builder.info.splits))
     raise UserError(f'{directory} has no split {split!r}; choose one of {splits}')
+  return builder
+
+
+def _open(directory: str, split: str):
+  builder = _builder(directory, split)
   try:
     return builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
   except NotImplementedError as error:  # TFDS' default format can be read from front to back only

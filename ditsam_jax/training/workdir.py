@@ -13,6 +13,7 @@ import jax
 
 from ditsam_jax.errors import UserError
 from ditsam_jax.storage.files import UNFINISHED, write_json
+from ditsam_jax.storage.paths import local_path
 from ditsam_jax.terminal import say
 
 # Where things are, how fast they go, what is kept and told: fields that may change from one command to the next.
@@ -45,7 +46,7 @@ class Workdir:
   """A folder that can be claimed; the claim ends with the context, or with the process, however that ends."""
 
   def __init__(self, path: Path):
-    self.path = path
+    self.path = local_path(str(path))
     self._lock: int | None = None
 
   def __enter__(self) -> 'Workdir':

@@ -110,7 +110,7 @@ BROKEN = [
   (
     'bare',
     'from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict()\n',
-    ['config.task is missing', 'text, prompts'],
+    ['config.task is missing', "'text' or 'prompts'"],
   ),
   (
     'unknown',

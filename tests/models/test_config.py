@@ -69,6 +69,7 @@ def test_unknown_fields_are_named(path):
     ('', 'fusion_dropout', -1),
     ('', 'fusion', None),
     ('', 'image_size', 10**400),
+    ('', 'mask_threshold', 10**400),
     ('image_encoder', 'width', 1_000_000),
     ('image_encoder', 'depth', 1_000_000),
     ('image_encoder', 'mlp_ratio', True),
