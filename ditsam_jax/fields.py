@@ -285,7 +285,7 @@ def check(config: Any, path: str) -> None:
     elif isinstance(value, field.group):
       check(value, where)
     elif value is not None or not field.none:
-      raise ValueError(f'{where} is {shown(value)}; expected a {field.group.__name__}')
+      raise ValueError(f'{where} is {shown(value)}; expected an instance of {field.group.__name__}')
 
 
 def did_you_mean(name: Any, names: Any) -> str:

@@ -140,7 +140,7 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
             log.scalars(step, _curves(results), 'val')
             log.panel(step, np.asarray(gallery.panel()))
             progress.evaluated = step
-            if config.keep_best and progress.improved(step, results.miou):
+            if progress.improved(step, results.miou):
               _save_best(workdir, config, model, progress, describe)
               worth_saving = True
           del model  # the next steps need its room

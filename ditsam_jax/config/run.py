@@ -175,9 +175,8 @@ class RunConfig:
   eval_batch_size: int = declared(64, Whole(1, 65_536), 'Samples at once in evaluations, on each host')
   final_split: str = declared('val', Text('a split of the data set'), 'Split evaluated whole at the end')
   checkpoint_every: int | None = declared(None, OrNone(_STEPS, 'an epoch'), 'Updates between checkpoints')
-  keep_checkpoints: int = declared(2, Whole(1, 100_000), 'Checkpoints kept, the last ones')
-  keep_best: bool = declared(
-    True, Flag(), 'Keep the checkpoint of the highest validation mIoU too, and its averaged weights in best/'
+  keep_checkpoints: int = declared(
+    2, Whole(1, 100_000), 'Checkpoints kept, the last ones; that of the highest validation mIoU is kept besides'
   )
   on_save_failure: str = declared(
     'continue', Choice(('continue', 'stop')), 'What to do when a checkpoint cannot be written, on a full disk, say'

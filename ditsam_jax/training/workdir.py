@@ -25,7 +25,6 @@ FREE = (
   'config.log_every',
   'config.checkpoint_every',
   'config.keep_checkpoints',
-  'config.keep_best',
   'config.on_save_failure',
   'config.max_skipped',
   'config.eval_batch_size',
@@ -35,6 +34,7 @@ FREE = (
   'config.model.attention',
   'config.optimizer.warmup_share',  # warmup_steps is what counts
 )
+FORMER = ('config.keep_best',)  # fields that runs of earlier versions have noted, without a say in their results
 
 _RESULTS = ('model', 'best', 'metrics.json')
 
@@ -119,7 +119,7 @@ class Workdir:
 
 def differences(old: Any, new: Any, trail: str = 'config') -> list[str]:
   """Fields that differ between two configs as plain containers, but for those that are FREE to change."""
-  if trail in FREE:
+  if trail in FREE or trail in FORMER:
     return []
   if isinstance(old, dict) and isinstance(new, dict):
     return [
