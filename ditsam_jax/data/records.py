@@ -2,11 +2,15 @@
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
+
+from ditsam_jax.errors import UserError
+from ditsam_jax.terminal import listed
 
 
 def record_features(encoding_format: str = 'png') -> tfds.features.FeaturesDict:
@@ -41,6 +45,15 @@ def record_features(encoding_format: str = 'png') -> tfds.features.FeaturesDict:
 
   features.get_serialized_info = with_numpy_dtypes
   return features
+
+
+def check_shards(directory: Path, splits: Mapping[str, tfds.core.SplitInfo]) -> None:
+  """Raises UserError where a prepared data set has lost files."""
+  for split, info in splits.items():
+    files = [Path(directory) / name for name in info.filenames]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+      raise UserError(f'{directory} lacks {listed(missing)}; delete the folder and prepare the data set again')
 
 
 @contextlib.contextmanager

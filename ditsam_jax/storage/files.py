@@ -1,5 +1,6 @@
 """Files that appear under their name only once they are whole; bytes and JSON in, from regular files only."""
 
+import collections
 import contextlib
 import errno
 import json
@@ -50,26 +51,29 @@ def write_json(path: Path, data: Any) -> None:
   write_text(path, json.dumps(data, indent=1) + '\n')
 
 
-def open_regular(path: str | os.PathLike, *, most_bytes: int) -> BinaryIO:
+def open_regular(path: str | os.PathLike, *, most_bytes: int, name: str = '') -> BinaryIO:
   """Opens a regular file for reading, never waiting for a pipe or reading a device.
 
   Raises:
-    UserError: no such file, a folder, a pipe, a device, not readable, larger than `most_bytes`.
+    UserError: no such file, a folder, a pipe, a device, not readable, larger than `most_bytes`; it starts with `name`,
+      by default the path.
   """
-  name = printable(os.fspath(path))
+  name = name or printable(os.fspath(path))
   try:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+  except FileNotFoundError as error:
+    raise UserError(f'{name}: no such file') from error
   except (OSError, ValueError) as error:  # ValueError: a name that no file can have
     if getattr(error, 'errno', None) == errno.ENXIO:
-      raise UserError(f'{name} is a pipe or a socket; expected a file') from error
-    raise UserError(f'{name} cannot be read ({_reason(error)}); check the path') from error
+      raise UserError(f'{name}: a pipe or a socket, expected a file') from error
+    raise UserError(f'{name}: cannot be read ({_reason(error)}); check the path') from error
   try:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
-      kind = 'a folder' if stat.S_ISDIR(status.st_mode) else 'a pipe or a device'
-      raise UserError(f'{name} is {kind}; expected a file')
+      kind = 'a folder' if stat.S_ISDIR(status.st_mode) else 'a device or a pipe'
+      raise UserError(f'{name}: {kind}, expected a file')
     if status.st_size > most_bytes:
-      raise UserError(f'{name} has {status.st_size:,} bytes; expected at most {most_bytes:,}')
+      raise UserError(f'{name}: {status.st_size:,} bytes, expected at most {most_bytes:,}')
     return os.fdopen(descriptor, 'rb')
   except BaseException:
     os.close(descriptor)
@@ -82,7 +86,7 @@ def read_bytes(path: str | os.PathLike, *, most_bytes: int) -> bytes:
     with open_regular(path, most_bytes=most_bytes) as file:
       return file.read(most_bytes)
   except OSError as error:
-    raise UserError(f'{printable(os.fspath(path))} cannot be read ({_reason(error)})') from error
+    raise UserError(f'{printable(os.fspath(path))}: cannot be read ({_reason(error)})') from error
 
 
 def read_json(
@@ -106,20 +110,21 @@ def read_json(
       is no Unicode, NaN or numbers out of range.
   """
   name = printable(os.fspath(path))
-  data = read_bytes(path, most_bytes=most_bytes)
 
   def unique(pairs: list[tuple[str, Any]]) -> Any:
     item = dict(pairs)
     if len(item) < len(pairs):
-      keys = [key for key, _ in pairs]
-      twice = next(key for index, key in enumerate(keys) if key in keys[:index])
+      twice = next(key for key, number in collections.Counter(key for key, _ in pairs).items() if number > 1)
       raise ValueError(f'an object has the key {twice!r} twice')
     return hook(item) if hook else item
 
   checks = {'parse_constant': _no_number, 'parse_float': _finite} if finite else {}
   try:
-    content = json.loads(data.decode('utf-8'), object_pairs_hook=unique, **checks)
-    if _SURROGATE.search(data):  # half a character: it can be neither printed nor stored
+    data = read_bytes(path, most_bytes=most_bytes)
+    suspicious = _SURROGATE.search(data) is not None
+    data = data.decode('utf-8')
+    content = json.loads(data, object_pairs_hook=unique, **checks)
+    if suspicious:  # half a character: it can be neither printed nor stored
       json.dumps(content, ensure_ascii=False, default=str).encode('utf-8')
     return content
   except UnicodeDecodeError as error:

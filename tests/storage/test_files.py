@@ -89,14 +89,14 @@ def test_only_regular_files_of_a_bearable_size_are_read(tmp_path):
   with socket.socket(socket.AF_UNIX) as unix:
     unix.bind(str(tmp_path / 'socket'))
   for path, told in [
-    (tmp_path / 'pipe', 'a pipe or a device'),
+    (tmp_path / 'pipe', 'a device or a pipe'),
     (tmp_path / 'socket', 'a pipe or a socket'),
-    ('/dev/zero', 'a pipe or a device'),
+    ('/dev/zero', 'a device or a pipe'),
     (tmp_path, 'a folder'),
-    (tmp_path / 'none', 'No such file'),
-    (tmp_path / 'x\n\x1b[31m', 'No such file'),
+    (tmp_path / 'none', 'no such file'),
+    (tmp_path / 'x\n\x1b[31m', 'no such file'),
     (tmp_path / ('x' * 5000), 'too long'),
     ('nul\0', 'null'),
-    (tmp_path / 'large', 'has 101 bytes; expected at most 100'),
+    (tmp_path / 'large', '101 bytes, expected at most 100'),
   ]:
     assert told in refusal(read_json, path, most_bytes=100)
