@@ -15,7 +15,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 import tqdm
 
-from ditsam_jax.data.records import check_shards, quiet_tfds, record_features
+from ditsam_jax.data.records import check_shards, quiet_tfds, record_features, writing_to
 from ditsam_jax.data.refcoco import catalogue
 from ditsam_jax.data.refcoco.annotations import read_instances
 from ditsam_jax.data.refcoco.catalogue import Counts
@@ -204,27 +204,24 @@ def prepare(
   workers = min(os.cpu_count() or 1, _MOST_WORKERS) if processes is None else processes
   workers = 0 if total < _FEW_IMAGES and processes is None else workers
   try:
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with (
-      _only_one(directory),
-      quiet_tfds(),
-      tempfile.TemporaryDirectory() as unused,
-      contextlib.closing(_encoded(images, workers, found, tally, skip_bad)) as encoded,
-    ):
-      builder = RefCoco(dataset, split_by, images, data_dir=os.fspath(data_dir))
-      builder.encoded = encoded
-      builder.at_end = lambda: {
-        'splits': {name: counts._asdict() for name, counts in tally.splits.items()},
-        'whole': tally.whole()._asdict(),
-        'left_out': found.counts,
-      }
-      builder.download_and_prepare(download_dir=unused)
+    with writing_to(data_dir):
+      directory.parent.mkdir(parents=True, exist_ok=True)
+      with (
+        _only_one(directory),
+        quiet_tfds(),
+        tempfile.TemporaryDirectory() as unused,
+        contextlib.closing(_encoded(images, workers, found, tally, skip_bad)) as encoded,
+      ):
+        builder = RefCoco(dataset, split_by, images, data_dir=os.fspath(data_dir))
+        builder.encoded = encoded
+        builder.at_end = lambda: {
+          'splits': {name: counts._asdict() for name, counts in tally.splits.items()},
+          'whole': tally.whole()._asdict(),
+          'left_out': found.counts,
+        }
+        builder.download_and_prepare(download_dir=unused)
   except _Refused as refused:
     raise _refusal(found, say, f'{dataset} ({split_by}): {refused}') from None
-  except OSError as error:
-    raise UserError(
-      f'data folder {data_dir}: {error.strerror or error}; expected a folder with room to write the data set to'
-    ) from error
   for line in found.report():
     say(f'left out: {line}')
   return Prepared(directory, tally.splits, tally.whole(), found.counts, time.monotonic() - started, tally.masks)
