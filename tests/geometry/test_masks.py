@@ -52,6 +52,7 @@ def test_a_large_mask_keeps_its_long_runs():
     ({'size': [48, 64], 'counts': [48 * 64, False]}, 'bool'),
     ({'size': [48, 64], 'counts': [48 * 64, 'a']}, 'str'),
     ({'size': [48, 64], 'counts': [[48 * 64]]}, 'list'),
+    ({'size': [48, 64], 'counts': [48 * 64, None]}, 'NoneType'),
     ({'size': [48, 64], 'counts': None}, 'NoneType'),
     ({'size': [48, 64], 'counts': 7}, 'int'),
     ({'size': [48, 64], 'counts': ''}, 'no characters'),
