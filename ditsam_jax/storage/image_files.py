@@ -1,8 +1,8 @@
 """Images in: any picture becomes uint8 RGB [h, w, 3]. Images out: PNG files that are whole or absent.
 
 Memory while reading: Pillow keeps 1 to 4 bytes a pixel, and what leaves takes 3 more; both are converted a tile at a
-time. So the peak is 2 to 3 times the result for most files. Pillow's decoders of WebP, JPEG 2000 and AVIF hold several
-copies of their own, and reach 4 to 7 times.
+time. So the peak is 1.5 to 3 times the result for most files, 4 times for progressive JPEG and for TIFF in one strip.
+Pillow's decoders of WebP, JPEG 2000 and AVIF hold copies of their own, and reach 8 times. Metadata have a limit as well.
 """
 
 import io
@@ -26,7 +26,8 @@ FORMATS = ('PNG', 'JPEG', 'WEBP', 'GIF', 'BMP', 'DIB', 'TIFF', 'PPM', 'ICO', 'JP
 
 _MOST_FILE = 2**36  # bytes; what is read of them is bounded below
 _MOST_METADATA = 2**26  # bytes that a decoder may read beside pixels: text, profiles, tags, thumbnails
-_MOST_READS = 20_000  # of a header: Pillow takes quadratic time for comments in many pieces
+_MOST_JPEG_METADATA = 2**24  # which Pillow joins piece by piece, in quadratic time
+_MOST_READS = 20_000  # of a header, for the same reason: GIF's comments
 _MOST_BYTES_A_PIXEL = 16
 _TILE = 2**18  # pixels converted at once
 
@@ -86,7 +87,8 @@ class _Metered(io.BufferedReader):
   def __init__(self, file: io.BufferedReader, name: str):
     super().__init__(file.detach())
     self._name, self._size = name, os.fstat(self.fileno()).st_size
-    self.allow(_MOST_METADATA, _MOST_READS)
+    self._most = _MOST_JPEG_METADATA if self.peek(2).startswith(b'\xff\xd8') else _MOST_METADATA
+    self.allow(self._most, _MOST_READS)
 
   def allow(self, read: int, calls: float = float('inf')) -> None:
     """How many bytes may be read from now on, in how many calls."""
@@ -100,7 +102,7 @@ class _Metered(io.BufferedReader):
     self._calls -= 1
     if self._left < 0 or self._calls < 0:
       raise UserError(
-        f'{self._name}: more metadata than {_MOST_METADATA // 2**20} MiB, or in more than {_MOST_READS:,} pieces; '
+        f'{self._name}: more metadata than {self._most // 2**20} MiB, or in more than {_MOST_READS:,} pieces; '
         f'save it without, or as PNG'
       )
     return data
