@@ -9,6 +9,7 @@ import numpy as np
 from ditsam_jax.errors import UserError
 
 _PAD, _UNKNOWN, _START, _END = '[PAD]', '[UNK]', '[CLS]', '[SEP]'
+MAX_TEXT_BYTES = 10_000  # of one sentence: more is no sentence, and reading it would take long
 
 
 class Tokenizer:
