@@ -2,7 +2,6 @@
 
 import sys
 from collections.abc import Iterable
-from typing import Any
 
 
 def say(text: str) -> None:
@@ -10,17 +9,16 @@ def say(text: str) -> None:
   print(text, file=sys.stderr, flush=True)
 
 
-def printable(name: Any, most: int = 200) -> str:
-  """A name from a file on one line, control and other unprintable characters escaped; cut beyond `most` characters."""
+def printable(name: object, most: int = 200) -> str:
+  """`name` as it may be printed: control characters, surrogates and line breaks escaped, the middle of long ones cut."""
   text = str(name)
-  text = text if len(text) <= most else text[: most - 3] + '...'
-  return ''.join(
-    character if character.isprintable() else character.encode('unicode_escape').decode() for character in text
-  )
+  if len(text) > most:
+    text = f'{text[: most // 2]}...{text[-most // 4 :]}'
+  return ''.join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
-def listed(items: Iterable[Any], most: int = 5) -> str:
-  """Items on one line, names escaped; beyond `most` of them only their number is given."""
-  names = [printable(item) for item in items]
-  more = len(names) - most
-  return ', '.join(names[:most]) + (f' and {more} more' if more > 0 else '')
+def listed(items: Iterable[object], most: int = 5) -> str:
+  """'a, b, c and 7 more', each printable."""
+  items = list(items)
+  more = f' and {len(items) - most:,} more' if len(items) > most else ''
+  return ', '.join(map(printable, items[:most])) + more

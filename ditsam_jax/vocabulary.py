@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from ditsam_jax.errors import UserError
-from ditsam_jax.storage.reading import read_json, read_text
+from ditsam_jax.storage.files import read_bytes, read_json
 from ditsam_jax.terminal import listed, printable
 
 PAD, UNKNOWN, START, END, MASK = '[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'
 SPECIAL = (PAD, UNKNOWN, START, END)
 LONGEST_WORD = 100  # characters, BERT's limit
+MOST_BYTES = 2**26  # of a vocabulary; the largest tokenizer.json in use has a quarter
 
 # What a tokenizer.json may say, for the ids to be those that BERT's lower-casing tokenizer gives.
 _EXPECTED: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -64,7 +65,7 @@ def check_settings(folder: Path) -> None:
   file = folder / 'tokenizer_config.json'
   if not file.exists():
     return
-  content = read_json(file)
+  content = read_json(file, most_bytes=MOST_BYTES)
   _expect(file, content if isinstance(content, dict) else {}, _EXPECTED_CONFIG, required=False)
 
 
@@ -81,7 +82,9 @@ def check_lower_case(vocabulary: Iterable[str], file: Path) -> None:
 
 def _from_text(file: Path) -> list[str]:
   try:
-    pieces = [piece.rstrip('\r') for piece in read_text(file).split('\n')]
+    pieces = [piece.rstrip('\r') for piece in read_bytes(file, most_bytes=MOST_BYTES).decode().split('\n')]
+  except UnicodeDecodeError as error:
+    raise UserError(f'the vocabulary {printable(file)} is not UTF-8 text; expected a BERT vocab.txt') from error
   except UserError as error:
     raise UserError(f'cannot read the vocabulary: {error}; expected a BERT vocab.txt') from error
   while pieces and not pieces[-1]:
@@ -91,7 +94,7 @@ def _from_text(file: Path) -> list[str]:
 
 def _from_json(file: Path) -> list[str]:
   """The pieces of a tokenizer.json in the order of their ids."""
-  content = read_json(file)
+  content = read_json(file, most_bytes=MOST_BYTES)
   if not isinstance(content, dict):
     raise UserError(f'{printable(file)} is no tokenizer.json; expected one as Hugging Face writes it, or a vocab.txt')
   for part, expected in _EXPECTED.items():
