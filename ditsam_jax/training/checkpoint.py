@@ -232,8 +232,8 @@ class Checkpoints:
     last = 'no checkpoint is there yet' if self.latest_step is None else f'that of step {self.latest_step} is whole'
     failed = f'the checkpoint of step {self._writing} could not be written to {self._folder} ({reason}); {last}'
     if self._on_failure == 'stop':
-      raise UserError(f'{failed}; make room and run the same command, it goes on from there') from error
-    distributed.tell(f'{failed}; training goes on, make room before it ends')
+      raise UserError(f'{failed}; make room, and rerun the command to resume from there') from error
+    distributed.tell(f'warning: {failed}; training continues, make room before it ends')
 
 
 def _newest_whole(folder: Path, below: int | None = None) -> int:
