@@ -288,6 +288,13 @@ def _reason(error: BaseException | None) -> str:
   if error is None:
     return 'on another host'
   text = str(getattr(error, 'strerror', None) or error).strip() or type(error).__name__
+  for known in (
+    'No space left on device',
+    'File too large',
+    'Disk quota exceeded',
+  ):  # in the midst of TensorStore's own
+    if known in text:
+      return known
   return printable(text.split('\n')[0])
 
 
