@@ -12,6 +12,9 @@ from pathlib import Path
 
 if not __package__:  # run as a script: `convert` is a part of the repository beside it
   sys.path[0] = str(Path(__file__).resolve().parents[1])
+  from ditsam_jax import command_line
+
+  command_line.begin()
 
 import jax
 import numpy as np

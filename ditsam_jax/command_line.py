@@ -1,8 +1,10 @@
 """What every command shares: bad input becomes one clear line and exit status 2; signals end it in one line."""
 
+import logging
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -32,6 +34,7 @@ def begin() -> None:
   if not _shows_all():
     for name, value in _QUIET.items():
       os.environ.setdefault(name, value)
+    _silence_python()
 
 
 def fail(message: str) -> NoReturn:
@@ -48,6 +51,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
   begin()
   _keep_what_is_compiled()
   _take_any_text()
+  if not _shows_all():
+    _silence_python()  # again: libraries set filters of their own when they are imported
   error, status = None, 0
   try:
     interruption.work_begins()
@@ -79,10 +84,10 @@ def _explain(error: BaseException) -> NoReturn:
       os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
       sys.exit(141)
     case PermissionError(filename=str() | bytes() | os.PathLike() as name):
-      fail(f'{os.fsdecode(name)}: {error.strerror}; choose another place, or change its permissions')
+      fail(f'{printable(os.fsdecode(name))}: {error.strerror}; choose another place, or change its permissions')
     case OSError(errno=int()):  # of the system; without a number it is a library's own
       name = error.filename if error.filename2 is None else error.filename2
-      where = f'{os.fsdecode(name)}: ' if isinstance(name, str | bytes | os.PathLike) else ''
+      where = f'{printable(os.fsdecode(name))}: ' if isinstance(name, str | bytes | os.PathLike) else ''
       fail(f'{where}{error.strerror or error}')
     case MemoryError():
       fail(f'there is not enough memory{f" ({error})" if str(error) else ""}; use smaller images, batches or models')
@@ -97,6 +102,12 @@ def _explain(error: BaseException) -> NoReturn:
 
 def _shows_all() -> bool:
   return os.environ.get(TRACEBACK, '') not in ('', '0')
+
+
+def _silence_python() -> None:
+  """What users should know this package prints itself, in one line."""
+  warnings.simplefilter('ignore')
+  logging.disable(logging.CRITICAL)
 
 
 def _take_any_text() -> None:

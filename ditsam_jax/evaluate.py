@@ -31,6 +31,7 @@ from ditsam_jax.parallel.watch import Watch
 from ditsam_jax.storage import saved_model
 from ditsam_jax.storage.files import write_json, write_text
 from ditsam_jax.storage.image_files import write_png
+from ditsam_jax.terminal import say
 from ditsam_jax.tokenization import Tokenizer
 
 _MOST_PICTURES = 100  # of each of the three sections: more would make a sheet that few programs open
@@ -138,25 +139,30 @@ class _Output:
     if self._several:
       figures = {**{name: about[name] for name in ('checkpoint', 'dataset')}, 'splits': self._figures}
     try:
-      write_json(self._file('metrics.json'), figures)
-      write_text(self._file(self._named(split, 'samples', 'csv')), results.to_csv())
+      for name, write, content in (
+        ('metrics.json', write_json, figures),
+        (self._named(split, 'samples', 'csv'), write_text, results.to_csv()),
+      ):
+        write(self._folder / name, content)
+        self._written[self._folder / name] = None
     except OSError as error:
       raise UserError(
         f'results cannot be written to {str(self._folder)!r} ({error.strerror or error}); choose another --output'
       ) from error
 
   def write_picture(self, split: str, name: str, picture) -> None:
-    """A picture of a split."""
-    write_png(self._file(self._named(split, name, 'png')), picture)
+    """A picture of a split. One that cannot be written is a warning: the figures are there."""
+    file = self._folder / self._named(split, name, 'png')
+    try:
+      write_png(file, picture)
+      self._written[file] = None
+    except UserError as error:
+      say(f'warning: {error}')
 
   def say_what_was_written(self) -> None:
     """One line, on the first host."""
     if self._written:
       print('written:', ', '.join(map(str, self._written)))
-
-  def _file(self, name: str) -> Path:
-    self._written[self._folder / name] = None
-    return self._folder / name
 
   def _named(self, split: str, name: str, ending: str) -> str:
     return f'{name}-{split}.{ending}' if self._several else f'{name}.{ending}'

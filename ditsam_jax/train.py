@@ -115,7 +115,7 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
       f'{_count(state.params)} parameters trained, {_count(state.frozen)} frozen; {len(source)} objects '
       f'in {source.num_images} images; {_devices(mesh)}'
     )
-    step = int(state.step)
+    step, began = int(state.step), None
     stop.steps_begin()
     with _log(workdir, step, progress, config) as log:
       while True:
@@ -132,14 +132,20 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
               _save_best(workdir, config, model, progress, describe)
               worth_saving = True
           del model  # the next steps need its room
-        ends = stop.agreed(step) or step == config.total_steps
+        ends = stop.agreed() or step == config.total_steps
         if worth_saving or ends:
           skipped.look()
           checkpoints.save(state, iterator, progress)
         if ends:
           break
         arrays = next(iterator)
+        if first := began is None:
+          began = time.monotonic()
+          log.say('compiling the training step ...')
         state, metrics = program.step(state, program.assemble(arrays))
+        if first:
+          jax.block_until_ready(metrics)
+          log.say(f'compiled, and the first step done, in {time.monotonic() - began:.1f} s')
         step += 1
         skipped.watch(step, arrays, metrics)
         checkpoints.check()
@@ -149,16 +155,22 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
   trained = time.time()
   if stop.asked and checkpoints.latest_step != step:
     raise UserError(
-      f'stopped at step {step} of {config.total_steps}, which is not saved (see above); the same command '
-      f'goes on from step {checkpoints.latest_step or 0}'
+      f'stopped at step {step} of {config.total_steps}, which is not saved (see above); rerun the command to resume '
+      f'from step {checkpoints.latest_step or 0}'
     )
   # Whoever takes the machine away does not wait for more; and of several hosts one alone knows of a Ctrl-C.
   if stop.number == signal.SIGTERM or stop.asked and jax.process_count() > 1:
     return _stopped(step, config)
   model = program.averaged_model(state)
+  unsaved = None
   if distributed.is_first():
-    saved_model.save(workdir / 'model', model, **describe, notes={'steps': step})
+    try:
+      saved_model.save(workdir / 'model', model, **describe, notes={'steps': step})
+    except UserError as error:  # the checkpoint is there, and the figures are still to come
+      unsaved = error
   if stop.asked:
+    if unsaved:
+      raise unsaved
     return _stopped(step, config)
 
   # --------------------------------------------------------------------------------------------------------- results
@@ -178,18 +190,24 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
   summary['seconds'] = {'training': round(trained - started, 1), 'evaluation': round(time.time() - trained, 1)}
   if not distributed.is_first():
     return summary
-  written = [workdir / 'metrics.json', workdir / 'model']
   if evaluation:
     print(results.table())
-    written.append(workdir / 'predictions.png')
-    write_png(written[-1], gallery.panel(_headline(config, results)))
   write_json(workdir / 'metrics.json', summary)
+  written = [workdir / 'metrics.json', workdir / 'model']
+  if unsaved:
+    raise UserError(f'{unsaved}; {written[0]} is written, rerun the command for the model') from unsaved
+  if evaluation:
+    try:  # after the figures, which a picture must not cost
+      write_png(workdir / 'predictions.png', gallery.panel(_headline(config, results)))
+      written.append(workdir / 'predictions.png')
+    except UserError as error:
+      distributed.tell(f'warning: {error}')
   print('written:', ', '.join(map(str, written)))
   return summary
 
 
 def _stopped(step: int, config: ConfigDict) -> None:
-  distributed.tell(f'stopped at step {step} of {config.total_steps}, all saved; the same command goes on from there')
+  distributed.tell(f'stopped at step {step} of {config.total_steps}, all saved; rerun the command to resume')
 
 
 def _save_best(workdir: Path, config: ConfigDict, model: DitSam, progress: Progress, describe: dict[str, Any]) -> None:
@@ -203,7 +221,7 @@ def _save_best(workdir: Path, config: ConfigDict, model: DitSam, progress: Progr
   except UserError as error:
     if config.on_save_failure == 'stop':
       raise
-    distributed.tell(f'{error}; training goes on')
+    distributed.tell(f'warning: {error}; training continues')
 
 
 class _Evaluation:

@@ -62,6 +62,16 @@ def test_table_figures_samples_and_picture_agree(run, data_dir, capsys):
   assert Image.open(output / 'predictions.png').width > 1000
 
 
+def test_a_picture_that_cannot_be_written_costs_no_figures(run, data_dir, tmp_path, capfd):
+  (tmp_path / 'predictions.png').mkdir()
+  assert evaluated(run, data_dir, '--limit=5', '--save-pictures=1', f'--output={tmp_path}') == 0
+  assert sorted(os.listdir(tmp_path)) == ['metrics.json', 'predictions.png', 'ranked.png', 'samples.csv']
+  output, errors = capfd.readouterr()
+  (warning,) = [line for line in errors.splitlines() if 'warning' in line]
+  assert 'predictions.png' in warning
+  assert 'predictions.png' not in output and f'{tmp_path / "ranked.png"}' in output
+
+
 def test_limit_output_and_split(run, data_dir, tmp_path):
   assert evaluated(run, data_dir, '--limit=5', '--split=val', f'--output={tmp_path / "new" / "place"}') == 0
   figures = json.loads((tmp_path / 'new' / 'place' / 'metrics.json').read_text())

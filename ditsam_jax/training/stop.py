@@ -26,6 +26,7 @@ class StopSignal:
     self.number: int | None = None  # of the signal
     self._told: int | None = None  # the signal, before all hosts know
     self._stepping = False
+    self._questions = 0
     self._meanwhile = contextlib.ExitStack()
 
   @property
@@ -41,9 +42,10 @@ class StopSignal:
   def __exit__(self, *exception):
     self._meanwhile.close()
 
-  def agreed(self, step: int) -> bool:
-    """Whether to stop at this step; to be asked after every step, and the same on all hosts once one was signalled."""
-    if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+  def agreed(self) -> bool:
+    """Whether to stop here. All hosts must ask equally often, and all get the same answer at the same question."""
+    self._questions += 1  # JAX fixes the number of the question at which all hosts hear of a signal
+    if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(self._questions):
       self.number = self._told or signal.SIGTERM
     return self.asked
 
@@ -52,10 +54,10 @@ class StopSignal:
     self._stepping = True
 
   def interruptible(self, function: Callable) -> Callable:
-    """The function, which raises Stopped instead of beginning when a stop is asked for."""
+    """The function, which raises Stopped instead of beginning when a stop is asked for; see `agreed`."""
 
     def call(*arguments):
-      if self.asked:
+      if self.agreed():
         raise Stopped
       return function(*arguments)
 
