@@ -1,6 +1,6 @@
 """Models on disk: a folder that is all one needs to rebuild one.
 
-  model.json   the model's config, what data it was made with, free notes
+  model.json   the model's config; what of it is fresh or assumed; what data it was made with; free notes
   vocab.txt    the tokeniser's vocabulary, for models with a text encoder
   weights/     Orbax, one array a parameter, named by its dotted path
   leftovers/   likewise, for converted models: tensors that the PyTorch code carries along and never uses
@@ -8,102 +8,135 @@
 A training run's workdir holds such a folder as `model/`, and names it as well.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from flax import nnx
 
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.weights import dotted, is_weight, weights_of
+from ditsam_jax.storage import arrays
+from ditsam_jax.storage.files import read_json
+from ditsam_jax.storage.places import resolve
+from ditsam_jax.terminal import listed, printable, say
+from ditsam_jax.vocabulary import fingerprint, read_vocabulary
 
 FORMAT = 1
 CONTENTS = ('model.json', 'vocab.txt', 'weights', 'leftovers')
-LARGE = 2**28  # bytes of weights from which every array gets a file of its own
-SHIPPED = Path(__file__).parents[1] / 'pretrained'
-
-
-def shipped_names() -> list[str]:
-  """Names of the models that come with the library."""
-  return sorted(path.parent.name for path in SHIPPED.glob('*/model.json'))
-
-
-def resolve(name_or_dir: str | os.PathLike) -> Path:
-  """The folder of a shipped model's name, of a model's own folder or of a training run's workdir.
-
-  Raises:
-    UserError: nothing of that kind is there.
-  """
-  given = str(name_or_dir)
-  try:
-    path = Path(given).expanduser()
-  except RuntimeError as error:  # ~somebody who is not there
-    raise UserError(f'checkpoint {given!r}: {error}') from error
-  for candidate in (path, path / 'model'):
-    if (candidate / 'model.json').is_file():
-      return candidate
-  if given in shipped_names():
-    return SHIPPED / given
-  shipped = ', '.join(shipped_names())
-  if not path.exists():
-    raise UserError(
-      f"checkpoint {given!r} does not exist; give a model's folder, a training run's workdir, or a "
-      f'shipped model ({shipped})'
-    )
-  if (path / 'checkpoints').is_dir():
-    raise UserError(
-      f'{given!r} is a training run that has not written its model yet; let it finish, or stop it with '
-      f'Ctrl-C, and it is written'
-    )
-  raise UserError(
-    f"{given!r} is no ditsam_jax model: it has no model.json; give a model's folder, a training run's "
-    f'workdir, or a shipped model ({shipped})'
-  )
+_FIELDS = {'model': dict, 'data': dict, 'notes': dict, 'fresh': list, 'assumed': list, 'vocabulary': dict}
 
 
 def read_description(name_or_dir: str | os.PathLike) -> dict[str, Any]:
-  """model.json as plain containers: 'model', 'data', 'notes'. Raises UserError where it cannot be read."""
+  """model.json as plain containers.
+
+  Returns:
+    'model', 'data', 'notes'; 'fresh' and 'assumed', lists of names; 'vocabulary', its number of words and their
+    fingerprint, {} where it has none.
+
+  Raises:
+    UserError: it cannot be read, or is no model's.
+  """
   file = resolve(name_or_dir) / 'model.json'
-  try:
-    description = json.loads(file.read_text())
-    version = description['format']
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    raise UserError(f'{file} is damaged or no ditsam_jax model ({error}); copy the model again') from error
-  if version != FORMAT:
-    raise UserError(f'{file} has format {version}, this version reads {FORMAT}; use the version that wrote it')
+  content = read_json(file)
+  if not isinstance(content, dict) or 'format' not in content or 'model' not in content:
+    raise UserError(
+      f'{printable(file)} is damaged or no ditsam_jax model (no format and model in it); copy the model again'
+    )
+  if type(content['format']) is not int or content['format'] != FORMAT:
+    raise UserError(
+      f'{printable(file)} has format {printable(content["format"])}, this version reads {FORMAT}; '
+      f'use the version that wrote it'
+    )
+  description = {name: kind() for name, kind in _FIELDS.items()} | content
+  for name, kind in _FIELDS.items():
+    if not isinstance(description[name], kind):
+      raise UserError(
+        f'{printable(file)}: {name} is {printable(json.dumps(description[name]))}, '
+        f'expected {"a list" if kind is list else "fields by name"}; copy the model again'
+      )
   return description
 
 
 def read_config(name_or_dir: str | os.PathLike) -> DitSamConfig:
   """The model's config."""
+  fields = read_description(name_or_dir)['model']
   try:
-    return DitSamConfig.from_dict(read_description(name_or_dir)['model'])
-  except (ValueError, TypeError, KeyError) as error:
-    raise UserError(f'{resolve(name_or_dir) / "model.json"}: {error}') from error
+    return DitSamConfig.from_dict(fields)
+  except (ValueError, TypeError, KeyError, OverflowError, UserError) as error:
+    raise UserError(f'{printable(resolve(name_or_dir) / "model.json")}: {printable(error, 500)}') from error
 
 
 def data_config(name_or_dir: str | os.PathLike) -> dict[str, Any]:
   """What the model was trained on: {'dataset': ..., 'scenes': ...}."""
-  return read_description(name_or_dir).get('data', {})
+  return read_description(name_or_dir)['data']
+
+
+def fresh_parts(name_or_dir: str | os.PathLike) -> list[str]:
+  """Parts of the model that hold initial values and were never trained: ['image_encoder.instruction', 'text_proj']."""
+  return [str(part) for part in read_description(name_or_dir)['fresh']]
+
+
+def warn_if_fresh(name_or_dir: str | os.PathLike) -> None:
+  """One line on stderr for a model with parts that were never trained."""
+  parts = fresh_parts(name_or_dir)
+  if parts:
+    say(
+      f'warning: {printable(name_or_dir)}: {listed(parts)} {"is" if len(parts) == 1 else "are"} untrained; '
+      f'expect meaningless masks until it is trained (--config.init_from of ditsam_jax.train)'
+    )
+
+
+def parts_of(names: Iterable[str]) -> list[str]:
+  """The parts of a model that some parameters, by dotted path, belong to: as of `fresh_parts`, sorted."""
+  return sorted({'.'.join(name.split('.')[: 2 if name.startswith('image_encoder') else 1]) for name in names})
 
 
 def vocabulary_file(name_or_dir: str | os.PathLike) -> Path:
-  """The tokeniser's vocabulary. Raises UserError for a model that takes no text."""
-  file = resolve(name_or_dir) / 'vocab.txt'
-  if not file.is_file():
-    raise UserError(f'{str(name_or_dir)!r} has no vocab.txt: it takes no text; use a text-prompted model (shapes, say)')
+  """The tokeniser's vocabulary: vocab.txt, or Hugging Face's tokenizer.json where that is missing.
+
+  Raises:
+    UserError: the model takes no text; there is no vocabulary, or another model's.
+  """
+  name, folder, config = f"'{printable(name_or_dir)}'", resolve(name_or_dir), read_config(name_or_dir)
+  if config.text_encoder is None:
+    raise UserError(f'{name} has no vocab.txt: it takes no text; use a text-prompted model (shapes, say)')
+  file = next((file for file in (folder / 'vocab.txt', folder / 'tokenizer.json') if file.exists()), None)
+  if file is None:
+    raise UserError(f'{name} has no vocab.txt, which its sentences are read with; copy it into {printable(folder)}')
+  pieces = list(read_vocabulary(file))
+  recorded, rows = read_description(name_or_dir)['vocabulary'], config.text_encoder.vocab_size
+  expected = recorded.get('words', rows)
+  if len(pieces) != expected or len(pieces) > rows:
+    raise UserError(
+      f'{printable(file)} has {len(pieces)} word pieces and the model {expected} (embeddings: {rows}); '
+      f'it is of another model, copy the one that belongs here'
+    )
+  if recorded.get('sha256', fingerprint(pieces)) != fingerprint(pieces):
+    raise UserError(
+      f'{printable(file)} has {len(pieces)} word pieces as the model was saved with, but others; '
+      f'copy the one that belongs here'
+    )
   return file
+
+
+def check_words(words: int, config: DitSamConfig, file: Path) -> None:
+  """Raises UserError where a vocabulary has more word pieces than the text encoder embeds."""
+  rows = config.text_encoder.vocab_size if config.text_encoder else 0
+  if words > rows:
+    raise UserError(
+      f'{printable(file)} has {words} word pieces, the text encoder {rows}; give its own vocabulary, '
+      f'or set model.text_encoder.vocab_size'
+    )
 
 
 def load(name_or_dir: str | os.PathLike) -> DitSam:
@@ -122,7 +155,7 @@ def build(config: DitSamConfig, weights: dict[str, Any], name: str) -> DitSam:
   """A model of given weights by dotted path, in evaluation mode, in f32.
 
   Raises:
-    UserError: weights that are missing, unknown or of another shape; `name` says whose they are.
+    UserError: weights that are missing, unknown, of another shape or no usable numbers; `name` says whose they are.
   """
   model = check_weights(config, weights, name)
   state = nnx.state(model, is_weight)
@@ -135,20 +168,14 @@ def build(config: DitSamConfig, weights: dict[str, Any], name: str) -> DitSam:
 
 
 def check_weights(config: DitSamConfig, weights: dict[str, Any], name: str) -> DitSam:
-  """The abstract model of a config. Raises UserError unless the weights by dotted path are all of it and of its shapes."""
+  """The abstract model of a config.
+
+  Raises:
+    UserError: the weights by dotted path are not all of it and of its shapes, or are no usable numbers.
+  """
   model = nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))
-  expected = {path: variable.shape for path, variable in weights_of(model).items()}
-  problems = [
-    f'{path} is {weights[path].shape}, expected {shape}' if path in weights else f'{path} is missing'
-    for path, shape in expected.items()
-    if path not in weights or weights[path].shape != shape
-  ]
-  problems += [f'{path} is unknown' for path in weights if path not in expected]
-  if problems:
-    raise UserError(
-      f'{name!r}: weights do not fit model.json: {"; ".join(problems[:5])}'
-      f'{f" and {len(problems) - 5} more" if len(problems) > 5 else ""}; copy the model again'
-    )
+  _refuse(arrays.differences(weights, weights_of(model)), name, 'weights do not fit model.json')
+  _refuse(arrays.unusable(weights.items()), name, 'weights cannot be computed with')
   return model
 
 
@@ -158,78 +185,27 @@ def size(directory: str | os.PathLike) -> int:
 
 
 def read_weights(name_or_dir: str | os.PathLike) -> dict[str, np.ndarray]:
-  """All weights by dotted path, in the type they are stored in."""
-  return _read_arrays(resolve(name_or_dir) / 'weights')
+  """All weights by dotted path, in the type they are stored in.
+
+  Raises:
+    UserError: missing, damaged, or larger than the config says, which is noticed before they are read.
+  """
+  folder, config = resolve(name_or_dir) / 'weights', read_config(name_or_dir)
+  model = nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))
+  stored = arrays.shapes_and_types(folder)
+  problems = arrays.differences(stored, weights_of(model)) or [
+    f'{name} is {array.dtype}, expected floating-point numbers'
+    for name, array in stored.items()
+    if not jnp.issubdtype(array.dtype, jnp.floating)
+  ]
+  _refuse(problems, name_or_dir, 'weights do not fit model.json')
+  return arrays.read(folder)
 
 
 def read_leftovers(name_or_dir: str | os.PathLike) -> dict[str, np.ndarray]:
   """What a converted model carries along for the way back, by the source's names; often nothing."""
   folder = resolve(name_or_dir) / 'leftovers'
-  return _read_arrays(folder) if folder.exists() else {}
-
-
-def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-  """Of all stored arrays, by name."""
-  import orbax.checkpoint as ocp  # slow to import
-
-  with _explained(folder), ocp.PyTreeCheckpointer() as checkpointer:
-    return {
-      name: tuple(array.shape) for name, array in checkpointer.metadata(folder.absolute()).item_metadata.tree.items()
-    }
-
-
-def _read_arrays(folder: Path, places: dict[str, jax.ShapeDtypeStruct] | None = None) -> dict[str, Any]:
-  """All stored arrays, in NumPy, in their own types; or those in `places`, with the types and shardings given there."""
-  import orbax.checkpoint as ocp
-
-  def where(name: str) -> ocp.RestoreArgs:
-    if places is None:
-      return ocp.RestoreArgs(restore_type=np.ndarray)
-    if name not in places:
-      return ocp.RestoreArgs(restore_type=None)
-    return ocp.ArrayRestoreArgs(sharding=places[name].sharding, dtype=places[name].dtype)
-
-  names = _shapes(folder)
-  with _explained(folder), ocp.PyTreeCheckpointer() as checkpointer:
-    wanted = {name: ocp.PLACEHOLDER if places and name not in places else 0 for name in names}
-    restored = checkpointer.restore(folder.absolute(), item=wanted, restore_args={name: where(name) for name in names})
-  return {name: array for name, array in restored.items() if places is None or name in places}
-
-
-@contextlib.contextmanager
-def _explained(folder: Path) -> Iterator[None]:
-  """Orbax and TensorStore raise many kinds for damaged files; makes one of them."""
-  try:
-    yield
-  except Exception as error:
-    reason = str(error).strip().split('\n')[0][:200]
-    raise UserError(f'{folder} is missing or damaged ({reason}); copy the model again') from error
-
-
-def _write_arrays(folder: Path, arrays: dict[str, Any]) -> None:
-  """Orbax, without copies of the arrays: they may be views of a mapped file that is larger than memory should get."""
-  import orbax.checkpoint as ocp
-  from orbax.checkpoint import type_handlers
-
-  arrays = {name: np.asarray(array) for name, array in arrays.items()}
-  in_place = type_handlers.create_type_handler_registry(
-    (np.ndarray, type_handlers.NumpyHandler(deepcopy_host_arrays=False)), (jax.Array, type_handlers.ArrayHandler())
-  )
-  # OCDBT puts all arrays into a few files, and holds them in memory until it has.
-  few_files = sum(array.nbytes for array in arrays.values()) < LARGE
-  handler = ocp.PyTreeCheckpointHandler(type_handler_registry=in_place, use_ocdbt=few_files)
-  verbosity = logging.get_verbosity()
-  logging.set_verbosity(logging.ERROR)  # Orbax warns that it does not merge OCDBT files where none are wanted
-  try:
-    # Of several hosts this one alone writes, and must not wait for the others.
-    alone = ocp.options.MultiprocessingOptions(primary_host=jax.process_index(), active_processes={jax.process_index()})
-    with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
-      checkpointer.save(folder, arrays)
-  except Exception as error:  # TensorStore raises ValueError where the disk is full
-    raise OSError(None, str(error).strip().split('\n')[0][:200]) from error
-  finally:
-    logging.set_verbosity(verbosity)
-  _forget_where(folder)
+  return arrays.read(folder) if folder.exists() else {}
 
 
 def save(
@@ -239,6 +215,8 @@ def save(
   vocabulary: Path | None = None,
   data: dict[str, Any] | None = None,
   notes: dict[str, Any] | None = None,
+  fresh: Sequence[str] = (),
+  assumed: Sequence[str] = (),
   dtype=jnp.float32,
 ) -> Path:
   """Writes a model whole or not at all; an earlier one at that place is replaced.
@@ -249,10 +227,22 @@ def save(
     vocabulary: the tokeniser's file, for models that take text.
     data: what it was trained on, plain containers.
     notes: anything worth keeping (scores, steps), plain containers.
+    fresh: parts that were never trained, see `parts_of`.
+    assumed: fields of the config that nobody stated and its source does not tell.
     dtype: type the weights are stored in; f16 halves the size of a shipped model.
+
+  Raises:
+    UserError: it cannot be written, or would hold weights that are no usable numbers (too large for f16, say).
   """
   weights = {name: variable[...].astype(dtype) for name, variable in weights_of(model).items()}
-  return write(directory, model.config, weights, vocabulary=vocabulary, data=data, notes=notes)
+  _refuse(arrays.unusable(weights.items()), directory, f'weights stored as {jnp.dtype(dtype)}', 'choose another dtype')
+  pieces = None
+  if vocabulary is not None:
+    pieces = list(read_vocabulary(vocabulary))
+    check_words(len(pieces), model.config, vocabulary)
+  return write(
+    directory, model.config, weights, vocabulary=pieces, data=data, notes=notes, fresh=fresh, assumed=assumed
+  )
 
 
 def write(
@@ -260,34 +250,41 @@ def write(
   config: DitSamConfig,
   weights: dict[str, Any],
   *,
-  vocabulary: Path | None = None,
+  vocabulary: Sequence[str] | None = None,
   data: dict[str, Any] | None = None,
   notes: dict[str, Any] | None = None,
+  fresh: Sequence[str] = (),
+  assumed: Sequence[str] = (),
   leftovers: dict[str, Any] | None = None,
 ) -> Path:
   """`save` for weights by dotted path, each in the type it is to be stored in; see there.
 
   Args:
+    vocabulary: the word pieces, in the order of their ids.
     leftovers: arrays that no parameter holds, kept so that a way back to their source is complete.
   """
   directory = Path(directory).absolute()
   temporary = directory.parent / f'.{directory.name}.writing-{os.getpid()}'
+  config = dataclasses.replace(config, attention='auto')  # how to compute is no property of the weights
+  description: dict[str, Any] = {'format': FORMAT, 'model': config.to_dict()}
+  if vocabulary is not None:
+    description['vocabulary'] = {'words': len(vocabulary), 'sha256': fingerprint(vocabulary)}
+  description |= {'fresh': list(fresh), 'assumed': list(assumed), 'data': data or {}, 'notes': notes or {}}
   try:
     _check_target(directory)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    config = dataclasses.replace(config, attention='auto')  # how to compute is no property of the weights
-    description = {'format': FORMAT, 'model': config.to_dict(), 'data': data or {}, 'notes': notes or {}}
     (temporary / 'model.json').write_text(json.dumps(description, indent=1) + '\n')
     if vocabulary is not None:
-      shutil.copyfile(vocabulary, temporary / 'vocab.txt')
-    _write_arrays(temporary / 'weights', weights)
+      (temporary / 'vocab.txt').write_text('\n'.join(vocabulary) + '\n', encoding='utf-8')
+    arrays.write(temporary / 'weights', weights)
     if leftovers:
-      _write_arrays(temporary / 'leftovers', leftovers)
+      arrays.write(temporary / 'leftovers', leftovers)
     _replace(temporary, directory)
-  except OSError as error:
+  except (OSError, ValueError) as error:  # ValueError: a name that no folder can have
+    reason = getattr(error, 'strerror', None) or error
     raise UserError(
-      f'the model cannot be written to {directory}: {error.strerror or error}; choose another place, or make room'
+      f'the model cannot be written to {printable(directory)}: {reason}; choose another place, or make room'
     ) from error
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
@@ -298,22 +295,24 @@ def read_start(name_or_dir: str | os.PathLike, expected: dict[str, jax.ShapeDtyp
   """Those of the expected weights (by dotted path, with shardings) that a saved model has, each read where it belongs.
 
   Raises:
-    UserError: a weight of the same name has another shape, or nothing fits at all.
+    UserError: a weight of the same name has another shape, nothing fits at all, or values are no usable numbers.
   """
   folder = resolve(name_or_dir) / 'weights'
-  shapes = _shapes(folder)
+  stored = arrays.shapes_and_types(folder)
+  name = f"init_from '{printable(name_or_dir)}'"
   wrong = [
-    f'{name} is {shapes[name]} there and {array.shape} here'
+    f'{name} is {stored[name].shape} there and {array.shape} here'
     for name, array in expected.items()
-    if shapes.get(name, array.shape) != array.shape
+    if name in stored and stored[name].shape != array.shape
   ]
-  found = {name: array for name, array in expected.items() if name in shapes}
+  found = {name: array for name, array in expected.items() if name in stored}
   if wrong or not found:
     raise UserError(
-      f'init_from {str(name_or_dir)!r} does not fit config.model: '
-      f'{"; ".join(wrong[:4]) or "no weight has the same name"}; make their sizes equal'
+      f'{name} does not fit config.model: {listed(wrong, 4) or "no weight has the same name"}; make their sizes equal'
     )
-  return _read_arrays(folder, found)
+  weights = arrays.read(folder, found)
+  _refuse(arrays.unusable(weights.items()), name_or_dir, 'weights cannot be computed with')
+  return weights
 
 
 def fill_streams(model: DitSam) -> None:
@@ -325,26 +324,24 @@ def fill_streams(model: DitSam) -> None:
   nnx.update(model, abstract)
 
 
-def _forget_where(weights: Path) -> None:
-  """Removes what Orbax notes of the place and the devices of saving: no use to whoever loads, 3 % of a tiny model."""
-  for name in ('_sharding', 'commit_success.txt'):
-    (weights / name).unlink(missing_ok=True)
-  shutil.rmtree(weights / 'array_metadatas', ignore_errors=True)
+def _refuse(problems: list[str], name: str | os.PathLike, what: str, advice: str = 'copy the model again') -> None:
+  if problems:
+    raise UserError(f"'{printable(name)}': {what}: {listed(problems)}; {advice}")
 
 
 def _check_target(directory: Path) -> None:
   """Raises UserError unless a model may be put there: nothing, an empty folder or an earlier model."""
 
   def refuse(reason: str):
-    raise UserError(f'the model cannot be written to {directory}: {reason}; choose another place')
+    raise UserError(f'the model cannot be written to {printable(directory)}: {reason}; choose another place')
 
   if not directory.name or directory.exists() and not directory.is_dir():
     refuse('this is no name for a folder' if not directory.name else 'a file of that name is there')
   if directory.is_dir() and any(directory.iterdir()):
     try:
-      if not {'format', 'model', 'data', 'notes'} <= set(json.loads((directory / 'model.json').read_text())):
+      if not {'format', 'model', 'data', 'notes'} <= set(read_json(directory / 'model.json')):
         refuse('the folder holds something else')
-    except (OSError, ValueError, TypeError):
+    except (UserError, TypeError):
       refuse('the folder holds something else')
 
 
