@@ -12,7 +12,7 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,118 +25,24 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.weights import dotted, is_weight, weights_of
-from ditsam_jax.storage import arrays
+from ditsam_jax.storage import arrays, checksums
+from ditsam_jax.storage.description import (
+  FORMAT,
+  check_words,
+  read_config,
+  read_description,
+)
+from ditsam_jax.storage.description import data_config as data_config
+from ditsam_jax.storage.description import fresh_parts as fresh_parts
+from ditsam_jax.storage.description import parts_of as parts_of
+from ditsam_jax.storage.description import vocabulary_file as vocabulary_file
+from ditsam_jax.storage.description import warn_if_fresh as warn_if_fresh
 from ditsam_jax.storage.files import read_json
 from ditsam_jax.storage.places import resolve
-from ditsam_jax.terminal import listed, printable, say
+from ditsam_jax.terminal import listed, printable
 from ditsam_jax.vocabulary import fingerprint, read_vocabulary
 
-FORMAT = 1
 CONTENTS = ('model.json', 'vocab.txt', 'weights', 'leftovers')
-_FIELDS = {'model': dict, 'data': dict, 'notes': dict, 'fresh': list, 'assumed': list, 'vocabulary': dict}
-
-
-def read_description(name_or_dir: str | os.PathLike) -> dict[str, Any]:
-  """model.json as plain containers.
-
-  Returns:
-    'model', 'data', 'notes'; 'fresh' and 'assumed', lists of names; 'vocabulary', its number of words and their
-    fingerprint, {} where it has none.
-
-  Raises:
-    UserError: it cannot be read, or is no model's.
-  """
-  file = resolve(name_or_dir) / 'model.json'
-  content = read_json(file)
-  if not isinstance(content, dict) or 'format' not in content or 'model' not in content:
-    raise UserError(
-      f'{printable(file)} is damaged or no ditsam_jax model (no format and model in it); copy the model again'
-    )
-  if type(content['format']) is not int or content['format'] != FORMAT:
-    raise UserError(
-      f'{printable(file)} has format {printable(content["format"])}, this version reads {FORMAT}; '
-      f'use the version that wrote it'
-    )
-  description = {name: kind() for name, kind in _FIELDS.items()} | content
-  for name, kind in _FIELDS.items():
-    if not isinstance(description[name], kind):
-      raise UserError(
-        f'{printable(file)}: {name} is {printable(json.dumps(description[name]))}, '
-        f'expected {"a list" if kind is list else "fields by name"}; copy the model again'
-      )
-  return description
-
-
-def read_config(name_or_dir: str | os.PathLike) -> DitSamConfig:
-  """The model's config."""
-  fields = read_description(name_or_dir)['model']
-  try:
-    return DitSamConfig.from_dict(fields)
-  except (ValueError, TypeError, KeyError, OverflowError, UserError) as error:
-    raise UserError(f'{printable(resolve(name_or_dir) / "model.json")}: {printable(error, 500)}') from error
-
-
-def data_config(name_or_dir: str | os.PathLike) -> dict[str, Any]:
-  """What the model was trained on: {'dataset': ..., 'scenes': ...}."""
-  return read_description(name_or_dir)['data']
-
-
-def fresh_parts(name_or_dir: str | os.PathLike) -> list[str]:
-  """Parts of the model that hold initial values and were never trained: ['image_encoder.instruction', 'text_proj']."""
-  return [str(part) for part in read_description(name_or_dir)['fresh']]
-
-
-def warn_if_fresh(name_or_dir: str | os.PathLike) -> None:
-  """One line on stderr for a model with parts that were never trained."""
-  parts = fresh_parts(name_or_dir)
-  if parts:
-    say(
-      f'warning: {printable(name_or_dir)}: {listed(parts)} {"is" if len(parts) == 1 else "are"} untrained; '
-      f'expect meaningless masks until it is trained (--config.init_from of ditsam_jax.train)'
-    )
-
-
-def parts_of(names: Iterable[str]) -> list[str]:
-  """The parts of a model that some parameters, by dotted path, belong to: as of `fresh_parts`, sorted."""
-  return sorted({'.'.join(name.split('.')[: 2 if name.startswith('image_encoder') else 1]) for name in names})
-
-
-def vocabulary_file(name_or_dir: str | os.PathLike) -> Path:
-  """The tokeniser's vocabulary: vocab.txt, or Hugging Face's tokenizer.json where that is missing.
-
-  Raises:
-    UserError: the model takes no text; there is no vocabulary, or another model's.
-  """
-  name, folder, config = f"'{printable(name_or_dir)}'", resolve(name_or_dir), read_config(name_or_dir)
-  if config.text_encoder is None:
-    raise UserError(f'{name} has no vocab.txt: it takes no text; use a text-prompted model (shapes, say)')
-  file = next((file for file in (folder / 'vocab.txt', folder / 'tokenizer.json') if file.exists()), None)
-  if file is None:
-    raise UserError(f'{name} has no vocab.txt, which its sentences are read with; copy it into {printable(folder)}')
-  pieces = list(read_vocabulary(file))
-  recorded, rows = read_description(name_or_dir)['vocabulary'], config.text_encoder.vocab_size
-  expected = recorded.get('words', rows)
-  if len(pieces) != expected or len(pieces) > rows:
-    raise UserError(
-      f'{printable(file)} has {len(pieces)} word pieces and the model {expected} (embeddings: {rows}); '
-      f'it is of another model, copy the one that belongs here'
-    )
-  if recorded.get('sha256', fingerprint(pieces)) != fingerprint(pieces):
-    raise UserError(
-      f'{printable(file)} has {len(pieces)} word pieces as the model was saved with, but others; '
-      f'copy the one that belongs here'
-    )
-  return file
-
-
-def check_words(words: int, config: DitSamConfig, file: Path) -> None:
-  """Raises UserError where a vocabulary has more word pieces than the text encoder embeds."""
-  rows = config.text_encoder.vocab_size if config.text_encoder else 0
-  if words > rows:
-    raise UserError(
-      f'{printable(file)} has {words} word pieces, the text encoder {rows}; give its own vocabulary, '
-      f'or set model.text_encoder.vocab_size'
-    )
 
 
 def load(name_or_dir: str | os.PathLike) -> DitSam:
@@ -190,7 +96,7 @@ def read_weights(name_or_dir: str | os.PathLike) -> dict[str, np.ndarray]:
   Raises:
     UserError: missing, damaged, or larger than the config says, which is noticed before they are read.
   """
-  folder, config = resolve(name_or_dir) / 'weights', read_config(name_or_dir)
+  folder, config = _whole(name_or_dir, 'weights'), read_config(name_or_dir)
   model = nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))
   stored = arrays.shapes_and_types(folder)
   problems = arrays.differences(stored, weights_of(model)) or [
@@ -204,8 +110,16 @@ def read_weights(name_or_dir: str | os.PathLike) -> dict[str, np.ndarray]:
 
 def read_leftovers(name_or_dir: str | os.PathLike) -> dict[str, np.ndarray]:
   """What a converted model carries along for the way back, by the source's names; often nothing."""
-  folder = resolve(name_or_dir) / 'leftovers'
+  folder = _whole(name_or_dir, 'leftovers')
   return arrays.read(folder) if folder.exists() else {}
+
+
+def _whole(name_or_dir: str | os.PathLike, part: str) -> Path:
+  """The folder of weights or leftovers, every file of it as it was saved. Raises UserError where one is not."""
+  folder = resolve(name_or_dir)
+  files = read_description(name_or_dir)['files']
+  checksums.check(folder, {name: entry for name, entry in files.items() if name.startswith(f'{part}/')})
+  return folder / part
 
 
 def save(
@@ -274,12 +188,13 @@ def write(
     _check_target(directory)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    (temporary / 'model.json').write_text(json.dumps(description, indent=1) + '\n')
     if vocabulary is not None:
       (temporary / 'vocab.txt').write_text('\n'.join(vocabulary) + '\n', encoding='utf-8')
     arrays.write(temporary / 'weights', weights)
     if leftovers:
       arrays.write(temporary / 'leftovers', leftovers)
+    description['files'] = checksums.of(temporary)
+    (temporary / 'model.json').write_text(json.dumps(description, indent=1) + '\n')
     _replace(temporary, directory)
   except (OSError, ValueError) as error:  # ValueError: a name that no folder can have
     reason = getattr(error, 'strerror', None) or error
@@ -295,10 +210,24 @@ def read_start(name_or_dir: str | os.PathLike, expected: dict[str, jax.ShapeDtyp
   """Those of the expected weights (by dotted path, with shardings) that a saved model has, each read where it belongs.
 
   Raises:
-    UserError: a weight of the same name has another shape, nothing fits at all, or values are no usable numbers.
+    UserError: as `check_start`; files are damaged, values are no usable numbers.
   """
-  folder = resolve(name_or_dir) / 'weights'
-  stored = arrays.shapes_and_types(folder)
+  found = check_start(name_or_dir, expected)
+  weights = arrays.read(_whole(name_or_dir, 'weights'), found)
+  _refuse(arrays.unusable(weights.items()), name_or_dir, 'weights cannot be computed with')
+  return weights
+
+
+def check_start(
+  name_or_dir: str | os.PathLike, expected: dict[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Those of the expected weights that a saved model has, of which no value is read.
+
+  Raises:
+    UserError: the model is missing or damaged, a weight of the same name has another shape, or nothing fits at all.
+  """
+  read_config(name_or_dir)
+  stored = arrays.shapes_and_types(resolve(name_or_dir) / 'weights')
   name = f"init_from '{printable(name_or_dir)}'"
   wrong = [
     f'{name} is {stored[name].shape} there and {array.shape} here'
@@ -310,9 +239,7 @@ def read_start(name_or_dir: str | os.PathLike, expected: dict[str, jax.ShapeDtyp
     raise UserError(
       f'{name} does not fit config.model: {listed(wrong, 4) or "no weight has the same name"}; make their sizes equal'
     )
-  weights = arrays.read(folder, found)
-  _refuse(arrays.unusable(weights.items()), name_or_dir, 'weights cannot be computed with')
-  return weights
+  return found
 
 
 def fill_streams(model: DitSam) -> None:
