@@ -7,6 +7,7 @@ fusion, sizes, thresholds, the vocabulary): torch_to_flax.py finds it there and 
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 if not __package__:  # run as a script: `convert` is a part of the repository beside it
@@ -134,9 +135,16 @@ def write(path: Path, content: dict, beside: str) -> None:
       unfinished_text.write_text(beside, encoding='utf-8')
       with unfinished.open('wb') as file:
         torch.save(content, file)
-  except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-    reason = getattr(error, 'strerror', None) or str(error).split('\n')[0]
+  except (OSError, RuntimeError, ValueError) as error:  # torch.save hides the system's error behind a RuntimeError
+    reason = next((one.strerror for one in _chain(error) if isinstance(one, OSError)), None) or str(error)
     raise UserError(f'cannot write {printable(path)}: {printable(reason)}; choose another output') from error
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+  """An exception, and those during whose handling it was raised."""
+  while error is not None:
+    yield error
+    error = error.__cause__ or error.__context__
 
 
 if __name__ == '__main__':

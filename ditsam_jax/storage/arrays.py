@@ -2,9 +2,11 @@
 
 import contextlib
 import os
+import re
 import shutil
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -134,16 +136,36 @@ def _explained(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Orbax logs warnings that say nothing to people: that it does not merge OCDBT files where none are wanted, say."""
-  verbosity = logging.get_verbosity()
-  logging.set_verbosity(logging.ERROR)
+  """Nothing of Orbax's and TensorStore's own on stderr: what fails is raised as well, and then said in one line."""
+  verbosity, sys.unraisablehook = logging.get_verbosity(), _without_closed_loops(sys.unraisablehook)
+  logging.set_verbosity(logging.FATAL)
   try:
     yield
   finally:
     logging.set_verbosity(verbosity)
 
 
+def _without_closed_loops(hook: Callable) -> Callable:
+  """`hook`, not called for what TensorStore's threads tell an event loop that has ended with an error.
+
+  They do so long after that error was raised, so this stays.
+  """
+  if getattr(hook, 'passes_closed_loops', None) is False:
+    return hook
+
+  def filtered(unraisable) -> None:
+    if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == 'Event loop is closed'):
+      hook(unraisable)
+
+  filtered.passes_closed_loops = False  # pyright: ignore[reportFunctionMemberAccess]
+  return filtered
+
+
 def _reason(error: Exception) -> str:
+  """One line; TensorStore buries the system's error in several."""
+  code = re.search(r"os_error_code='(\d+)'", str(error))
+  if code:
+    return os.strerror(int(code[1]))
   lines = str(error).strip().split('\n')
   return printable(lines[0] or type(error).__name__)
 
