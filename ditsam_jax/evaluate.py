@@ -28,7 +28,7 @@ from ditsam_jax.evaluation.results import Results
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.parallel import distributed
 from ditsam_jax.parallel.watch import Watch
-from ditsam_jax.storage import saved_model
+from ditsam_jax.storage import places, saved_model
 from ditsam_jax.storage.files import write_json, write_text
 from ditsam_jax.storage.image_files import write_png
 from ditsam_jax.terminal import say
@@ -47,6 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
   sources = _open(dataset, options, trained_on)
   output = _Output(options)
   model = saved_model.load(options.checkpoint)
+  saved_model.warn_if_fresh(options.checkpoint)
   tokenizer = Tokenizer(vocabulary, model.config.max_text_tokens)
   forward = forward_of(model)
   with Watch():
@@ -172,7 +173,7 @@ def _folder(options: argparse.Namespace) -> Path:
   if options.output:
     return Path(options.output)
   splits = '-'.join(options.splits)
-  if saved_model.resolve(options.checkpoint).parent == saved_model.SHIPPED:
+  if places.is_shipped(options.checkpoint):
     return Path('runs') / f'evaluation-{options.checkpoint}-{splits}'
   return Path(options.checkpoint).expanduser() / f'evaluation-{splits}'
 

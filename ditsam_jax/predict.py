@@ -20,6 +20,7 @@ from tqdm import tqdm
 from ditsam_jax import command_line
 from ditsam_jax.errors import UserError
 from ditsam_jax.inference.segmenter import Segmentation, Segmenter, check_text
+from ditsam_jax.storage import saved_model
 from ditsam_jax.storage.image_files import read_image, write_png
 
 _NAME_BYTES = 80  # for the image's name and for the text; file systems allow 255 in all
@@ -34,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
   texts = [text for text in texts if predictions.readable(text)]
   if texts:
     total = len(images) * len(texts)
+    saved_model.warn_if_fresh(options.checkpoint)
     segmenter = Segmenter(options.checkpoint, batch_size=min(options.batch_size, total))
     predictions.run(segmenter, texts)
   return 2 if predictions.failed else 0

@@ -30,6 +30,7 @@ from ditsam_jax.evaluation.pictures import Gallery
 from ditsam_jax.evaluation.results import Results
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
+from ditsam_jax.models.weights import is_position
 from ditsam_jax.parallel import distributed, sharding
 from ditsam_jax.parallel.watch import Watch
 from ditsam_jax.storage import saved_model
@@ -42,6 +43,7 @@ from ditsam_jax.training.fingerprint import weights_sha256
 from ditsam_jax.training.logging import RunLog, SilentLog
 from ditsam_jax.training.program import build
 from ditsam_jax.training.skipped import SkippedUpdates
+from ditsam_jax.training.step import TrainState
 from ditsam_jax.training.stop import Stopped, StopSignal
 from ditsam_jax.training.workdir import Workdir
 
@@ -95,6 +97,8 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
   plain = json.loads(config.to_json())
   claimed.claim(plain)
   tokenizer = Tokenizer(vocabulary, model_config.max_text_tokens)
+  if config.task == 'text':
+    saved_model.check_words(len(tokenizer.vocabulary), model_config, vocabulary)
   iterator = _training_batches(
     config, model_config, source, tokenizer, sharding.rows_of_this_host(mesh, config.data.batch_size)
   )
@@ -106,8 +110,9 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
   with Checkpoints(workdir, config.keep_checkpoints, plain, config.on_save_failure) as checkpoints:
     if checkpoints.latest_step is None:
       state, fresh = program.initial_state(config.init_from)
+      progress.fresh = _fresh_at_start(fresh, config.init_from)
       if config.init_from:
-        distributed.tell(f'weights from {config.init_from!r}; fresh: {_parts(fresh) or "none"}')
+        distributed.tell(f'weights from {config.init_from!r}; fresh: {", ".join(progress.fresh) or "none"}')
     else:
       state, progress = checkpoints.restore(program.state, iterator)
       distributed.tell(f'resumed at step {int(state.step)} of {config.total_steps}')
@@ -129,7 +134,7 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
             log.panel(step, np.asarray(gallery.panel()))
             progress.evaluated = step
             if config.keep_best and progress.improved(step, results.miou):
-              _save_best(workdir, config, model, progress, describe)
+              _save_best(workdir, config, model, progress, describe | {'fresh': _untrained(progress, state, step)})
               worth_saving = True
           del model  # the next steps need its room
         ends = stop.agreed() or step == config.total_steps
@@ -165,7 +170,9 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
   unsaved = None
   if distributed.is_first():
     try:
-      saved_model.save(workdir / 'model', model, **describe, notes={'steps': step})
+      saved_model.save(
+        workdir / 'model', model, **describe, fresh=_untrained(progress, state, step), notes={'steps': step}
+      )
     except UserError as error:  # the checkpoint is there, and the figures are still to come
       unsaved = error
   if stop.asked:
@@ -312,11 +319,15 @@ def _count(weights: dict[str, jax.Array]) -> int:
   return sum(array.size for array in weights.values())
 
 
-def _parts(names: list[str]) -> str:
-  """Which parts of the model some parameters belong to."""
-  return ', '.join(
-    sorted({'.'.join(name.split('.')[: 2 if name.startswith('image_encoder') else 1]) for name in names})
-  )
+def _fresh_at_start(fresh: list[str], init_from: str) -> list[str]:
+  """Parts of the model that begin with initial values: what `init_from` lacks, and what is untrained there too."""
+  lacking = [name for name in fresh if not is_position(name)]  # those are drawn once and never trained
+  return sorted({*saved_model.parts_of(lacking), *(saved_model.fresh_parts(init_from) if init_from else ())})
+
+
+def _untrained(progress: Progress, state: TrainState, step: int) -> list[str]:
+  """Of the parts that were fresh at the start those that still are: no parameter of theirs is trained."""
+  return [part for part in progress.fresh if step == 0 or not any(name.startswith(f'{part}.') for name in state.params)]
 
 
 if __name__ == '__main__':

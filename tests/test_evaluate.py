@@ -16,7 +16,7 @@ from PIL import Image
 from ditsam_jax.data import datasets
 from ditsam_jax.errors import UserError
 from ditsam_jax.evaluate import main
-from ditsam_jax.storage import saved_model
+from ditsam_jax.storage import places, saved_model
 from tests.small_models import random_model, small_config
 
 SCENES = {'image_size': 64, 'train': 1, 'val': 1, 'test': 6}
@@ -98,7 +98,7 @@ def test_several_splits_share_one_folder_and_one_file_of_figures(run, data_dir, 
 
 def test_a_shipped_models_results_go_to_runs(run, data_dir, tmp_path, monkeypatch):
   shutil.copytree(run / 'model', tmp_path / 'shipped' / 'little')
-  monkeypatch.setattr(saved_model, 'SHIPPED', tmp_path / 'shipped')
+  monkeypatch.setattr(places, 'SHIPPED', tmp_path / 'shipped')
   monkeypatch.chdir(tmp_path)
   assert evaluated('little', data_dir, '--limit=3') == 0
   assert (tmp_path / 'runs' / 'evaluation-little-test' / 'metrics.json').is_file()

@@ -45,6 +45,7 @@ class Progress:
   evaluated: int = 0  # step of the last evaluation on the validation split
   best_step: int | None = None  # of the highest score there, whose checkpoint is kept
   best_score: float | None = None
+  fresh: list[str] = dataclasses.field(default_factory=list)  # parts that held initial values at the start
 
   def improved(self, step: int, score: float) -> bool:
     """Whether this score is the highest so far, which is noted; of equal ones the first stays."""
