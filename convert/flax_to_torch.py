@@ -24,6 +24,7 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.storage import saved_model
 from ditsam_jax.storage.files import written_whole
+from ditsam_jax.storage.paths import local, local_path
 from ditsam_jax.terminal import printable
 from ditsam_jax.vocabulary import read_vocabulary
 
@@ -44,8 +45,10 @@ def main(arguments: list[str] | None = None) -> int:
   parser = argparse.ArgumentParser(
     prog='python convert/flax_to_torch.py', description=__doc__.split('\n')[0], allow_abbrev=False
   )
-  parser.add_argument('--input', required=True, help="a model's folder, a training run's workdir or a shipped model")
-  parser.add_argument('--output', required=True, type=Path, help='the .pth file; an earlier one is replaced')
+  parser.add_argument(
+    '--input', required=True, type=local, help="a model's folder, a training run's workdir or a shipped model"
+  )
+  parser.add_argument('--output', required=True, type=local_path, help='the .pth file; an earlier one is replaced')
   options = parser.parse_args(arguments)
   config = saved_model.read_config(options.input)
   check_output(options.output, saved_model.resolve(options.input))

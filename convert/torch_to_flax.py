@@ -25,6 +25,7 @@ from ditsam_jax import command_line
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import FUSIONS, DitSamConfig
 from ditsam_jax.storage import saved_model
+from ditsam_jax.storage.paths import local_path
 from ditsam_jax.terminal import printable, say
 
 try:
@@ -221,19 +222,25 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     prog='python convert/torch_to_flax.py', description=__doc__.split('\n')[0], allow_abbrev=False
   )
-  parser.add_argument('--input', required=True, type=Path, help='a PyTorch file, or a folder as Hugging Face writes it')
-  parser.add_argument('--output', required=True, type=Path, help='the folder to be; an earlier model there is replaced')
-  parser.add_argument('--fusion', choices=FUSIONS, help='where the tensors cannot tell (layer_wise or e2e), or are new')
-  parser.add_argument('--text-encoder', type=Path, metavar='FILE_OR_DIR', help='a BERT, to be joined with a plain SAM')
   parser.add_argument(
-    '--vocab', type=Path, metavar='FILE', help='vocab.txt or tokenizer.json, to predict from sentences'
+    '--input', required=True, type=local_path, help='a PyTorch file, or a folder as Hugging Face writes it'
+  )
+  parser.add_argument(
+    '--output', required=True, type=local_path, help='the folder to be; an earlier model there is replaced'
+  )
+  parser.add_argument('--fusion', choices=FUSIONS, help='where the tensors cannot tell (layer_wise or e2e), or are new')
+  parser.add_argument(
+    '--text-encoder', type=local_path, metavar='FILE_OR_DIR', help='a BERT, to be joined with a plain SAM'
+  )
+  parser.add_argument(
+    '--vocab', type=local_path, metavar='FILE', help='vocab.txt or tokenizer.json, to predict from sentences'
   )
   parser.add_argument('--image-size', type=_positive, help="default: 512, the release's; for a plain SAM its own")
   parser.add_argument('--decoder-heads', type=_positive, help="of the mask decoder; needed for sizes other than SAM's")
   parser.add_argument('--text-heads', type=_positive, help='of BERT; needed for sizes other than base and large')
   parser.add_argument(
     '--config',
-    type=Path,
+    type=local_path,
     metavar='JSON',
     help='what flax_to_torch.py wrote of the model, where the weights were trained on since (default: INPUT.json, '
     'for the weights it was written with)',

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from ditsam_jax import command_line
-from ditsam_jax.data import datasets, shapes
+from ditsam_jax.data import datasets
 from ditsam_jax.data.referring import ReferringSource
 from ditsam_jax.errors import UserError
 from ditsam_jax.evaluation.evaluator import evaluate_split, pictures_of
@@ -31,6 +31,7 @@ from ditsam_jax.parallel.watch import Watch
 from ditsam_jax.storage import places, saved_model
 from ditsam_jax.storage.files import write_json, write_text
 from ditsam_jax.storage.image_files import write_png
+from ditsam_jax.storage.paths import local
 from ditsam_jax.terminal import say
 from ditsam_jax.tokenization import Tokenizer
 
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
   distributed.initialise(options)
   vocabulary = saved_model.vocabulary_file(options.checkpoint)
   trained_on = saved_model.data_config(options.checkpoint)
-  dataset = options.dataset or trained_on.get('dataset', datasets.SHAPES)
+  dataset = options.dataset or trained_on.get('dataset', datasets.SHAPES.name)
   sources = _open(dataset, options, trained_on)
   output = _Output(options)
   model = saved_model.load(options.checkpoint)
@@ -85,7 +86,7 @@ def _evaluate(
     batch_size=options.batch_size,
     limit=options.limit,
     protocols=PROTOCOLS if options.protocol == 'both' else [options.protocol],
-    generalised=about['dataset'] == 'grefcoco',
+    generalised=datasets.find(about['dataset'])[0].generalised,
     gallery=gallery,
   )
   about['seconds'] = round(time.time() - started, 1)
@@ -106,8 +107,8 @@ def _evaluate(
 
 def _open(dataset: str, options: argparse.Namespace, trained_on: dict[str, Any]) -> dict[str, ReferringSource]:
   """All splits, before any work: a wrong name at the end of the list should not wait for hours."""
-  if dataset == datasets.SHAPES and (unknown := [split for split in options.splits if split not in shapes.SPLITS]):
-    raise UserError(f'split {", ".join(map(repr, unknown))} is unknown; {dataset} has {", ".join(shapes.SPLITS)}')
+  for split in options.splits:
+    datasets.check_split(dataset, split)
   # A model of shapes is scored on scenes like those it was trained on.
   scenes = trained_on.get('scenes') if dataset == trained_on.get('dataset') else None
   return {split: datasets.open_split(dataset, options.data_dir, split, scenes=scenes) for split in options.splits}
@@ -188,6 +189,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   parser.add_argument(
     '--checkpoint',
     required=True,
+    type=local,
     metavar='DIR',
     help="a training run's workdir, a model's folder, or 'shapes', which comes along",
   )
@@ -208,6 +210,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   parser.add_argument(
     '--data-dir',
     default='data',
+    type=local,
     metavar='DIR',
     help='where prepared data sets live; shapes are made there (default: %(default)s)',
   )
@@ -224,6 +227,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   )
   parser.add_argument(
     '--output',
+    type=local,
     metavar='DIR',
     help="default: evaluation-SPLITS in the checkpoint's folder, runs/evaluation-NAME-SPLITS "
     'for a model that comes along',

@@ -22,6 +22,7 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.inference.segmenter import Segmentation, Segmenter, check_text
 from ditsam_jax.storage import saved_model
 from ditsam_jax.storage.image_files import read_image, write_png
+from ditsam_jax.storage.paths import local
 
 _NAME_BYTES = 80  # for the image's name and for the text; file systems allow 255 in all
 
@@ -156,12 +157,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument('--image', nargs='+', action='extend', required=True, metavar='FILE', help='images')
+  parser.add_argument('--image', nargs='+', action='extend', required=True, type=local, metavar='FILE', help='images')
   parser.add_argument('--text', action='append', required=True, help='what to segment; may be given several times')
   parser.add_argument(
-    '--checkpoint', default='shapes', help="folder of a saved model, or 'shapes', the one that comes along"
+    '--checkpoint', default='shapes', type=local, help="folder of a saved model, or 'shapes', the one that comes along"
   )
-  parser.add_argument('--output', default='runs/predictions', help='folder for the results (%(default)s)')
+  parser.add_argument('--output', default='runs/predictions', type=local, help='folder for the results (%(default)s)')
   parser.add_argument('--batch-size', type=int, default=8, help='images at once (%(default)s)')
   return parser.parse_args(arguments)
 

@@ -11,6 +11,7 @@ import argparse
 from ditsam_jax import command_line
 from ditsam_jax.data.refcoco import catalogue
 from ditsam_jax.limits import MAX_PROCESSES
+from ditsam_jax.storage.paths import local
 from ditsam_jax.terminal import say
 
 
@@ -63,6 +64,13 @@ def _table(done) -> str:
   )
 
 
+def _partitions() -> str:
+  return '; '.join(
+    f'{name}: {", ".join(partition.name for partition in data_set.partitions)}'
+    for name, data_set in catalogue.FAMILY.items()
+  )
+
+
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     prog='python -m ditsam_jax.prepare',
@@ -70,19 +78,18 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  parser.add_argument('--dataset', required=True, help=', '.join(catalogue.SPLIT_BY))
-  parser.add_argument(
-    '--split-by', default='', metavar='WHO', help='unc, google or umd (default: unc, for refcocog umd)'
-  )
+  parser.add_argument('--dataset', required=True, help=', '.join(catalogue.FAMILY))
+  parser.add_argument('--split-by', default='', metavar='WHO', help=f'{_partitions()} (default: the first)')
   parser.add_argument(
     '--annotations',
     required=True,
+    type=local,
     metavar='DIR',
     help='holds a folder of the name of the data set, with refs and instances.json, or is it',
   )
-  parser.add_argument('--images', required=True, metavar='DIR', help='holds COCO_train2014_*.jpg')
+  parser.add_argument('--images', required=True, type=local, metavar='DIR', help='holds COCO_train2014_*.jpg')
   parser.add_argument(
-    '--data-dir', default='data', metavar='DIR', help='where prepared data sets live (default: %(default)s)'
+    '--data-dir', default='data', type=local, metavar='DIR', help='where prepared data sets live (default: %(default)s)'
   )
   parser.add_argument('--skip-bad', action='store_true', help='leave out what is wrong and write the rest')
   parser.add_argument(

@@ -6,6 +6,7 @@ model (`model/`), the best one on the validation split (`best/`), `metrics.json`
 """
 
 import argparse
+import functools
 import json
 import signal
 import sys
@@ -19,6 +20,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ditsam_jax import command_line
+from ditsam_jax.config import changes, checks, files, lengths
 from ditsam_jax.data import datasets
 from ditsam_jax.data.augmentation import AugmentationConfig
 from ditsam_jax.data.pipeline import BatchStream, prompt_batches, train_batches
@@ -36,8 +38,8 @@ from ditsam_jax.parallel.watch import Watch
 from ditsam_jax.storage import saved_model
 from ditsam_jax.storage.files import write_json
 from ditsam_jax.storage.image_files import write_png
+from ditsam_jax.storage.paths import local
 from ditsam_jax.tokenization import Tokenizer
-from ditsam_jax.training import config as training_config
 from ditsam_jax.training.checkpoint import Checkpoints, Progress
 from ditsam_jax.training.fingerprint import weights_sha256
 from ditsam_jax.training.logging import RunLog, SilentLog
@@ -57,15 +59,17 @@ def main(arguments: list[str] | None = None) -> int:
     epilog='--config.any.field=value changes a field of the config',
     allow_abbrev=False,
   )
-  parser.add_argument('--config', required=True, metavar='FILE[:DATA]', help='configs/ldit.py:shapes, for example')
-  parser.add_argument('--workdir', default='', help='where everything is written (default: runs/<config>-<data>)')
+  parser.add_argument('--config', required=True, metavar='NAME[:DATA]', help=files.HELP)
+  parser.add_argument(
+    '--workdir', default='', type=local, help='where everything is written (default: runs/<config>-<data>)'
+  )
   distributed.add_flags(parser)
-  overrides, rest = training_config.split_arguments(arguments)
+  overrides, rest = changes.split_arguments(arguments)
   options = parser.parse_args(rest)
-  config = training_config.load(options.config, overrides)
+  config = files.load(options.config, overrides)
   distributed.initialise(options)
-  name = Path(options.config.partition(':')[0]).stem
-  train(config, Path(options.workdir or f'runs/{name}-{config.data.dataset}'))
+  default = f'runs/{files.short_name(options.config)}-{config.data.dataset.replace("/", "-")}'
+  train(config, Path(options.workdir or default))
   return 0
 
 
@@ -86,18 +90,26 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
 
 def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal) -> dict[str, Any] | None:
   started = time.time()
-  # ---------------------------------------------------------------------------------------- mesh, model, train step
+  # --------------------------------------------------------------------- what can be refused before any long work
   mesh = sharding.make_mesh(config.mesh)
-  model_config = training_config.model_config(config)
-  program = build(config, model_config, mesh)
+  model_config = checks.check(config).model
+  datasets.check_data(config.data.dataset, config.data.data_dir, _splits(config))
+  vocabulary = datasets.vocabulary(config.data.dataset, config.init_from) if config.task == 'text' else None
+  starts = bool(config.init_from) and not claimed.begun
+  if starts:
+    _check_start(config.init_from)
 
-  # --------------------------------------------------------------------------------------------------------- data
-  source = distributed.first_alone_first(lambda: _open(config, 'train'), 'data')
-  vocabulary = datasets.vocabulary(config.data.dataset, config.init_from)
+  # ------------------------------------------------------------------------------------ data, lengths, train step
+  data = functools.cache(lambda: distributed.first_alone_first(lambda: _open(config, 'train'), 'data'))
+  config = lengths.resolve(config, lambda: _samples(data(), config.task))
+  program = build(config, model_config, mesh)
+  if starts:
+    saved_model.check_start(config.init_from, program.state.params | program.state.frozen)
+  source = data()
   plain = json.loads(config.to_json())
   claimed.claim(plain)
-  tokenizer = Tokenizer(vocabulary, model_config.max_text_tokens)
-  if config.task == 'text':
+  tokenizer = Tokenizer(vocabulary, model_config.max_text_tokens) if vocabulary else None
+  if tokenizer:
     saved_model.check_words(len(tokenizer.vocabulary), model_config, vocabulary)
   iterator = _training_batches(
     config, model_config, source, tokenizer, sharding.rows_of_this_host(mesh, config.data.batch_size)
@@ -106,7 +118,7 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
   # --------------------------------------------------------------------------------------------------------- loop
   evaluation = _Evaluation(config, tokenizer, stop) if config.task == 'text' else None
   progress, skipped = Progress(), SkippedUpdates(workdir, config.max_skipped)
-  describe = dict(vocabulary=vocabulary if config.task == 'text' else None, data=_about_data(config))
+  describe = dict(vocabulary=vocabulary, data=_about_data(config))
   with Checkpoints(workdir, config.keep_checkpoints, plain, config.on_save_failure) as checkpoints:
     if checkpoints.latest_step is None:
       state, fresh = program.initial_state(config.init_from)
@@ -133,7 +145,7 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
             log.scalars(step, _curves(results), 'val')
             log.panel(step, np.asarray(gallery.panel()))
             progress.evaluated = step
-            if config.keep_best and progress.improved(step, results.miou):
+            if progress.improved(step, results.miou):
               _save_best(workdir, config, model, progress, describe | {'fresh': _untrained(progress, state, step)})
               worth_saving = True
           del model  # the next steps need its room
@@ -252,7 +264,7 @@ class _Evaluation:
         model.config,
         batch_size=config.eval_batch_size,
         limit=limit,
-        generalised=config.data.dataset == 'grefcoco',
+        generalised=datasets.find(config.data.dataset)[0].generalised,
         gallery=gallery,
         progress=limit is None,
       )
@@ -274,8 +286,26 @@ def _open(config: ConfigDict, split: str) -> ReferringSource:
   )
 
 
+def _check_start(init_from: str) -> None:
+  try:
+    saved_model.read_config(init_from)
+  except UserError as error:
+    raise UserError(f'config.init_from: {error}') from error
+
+
+def _splits(config: ConfigDict) -> set[str]:
+  """What a run reads."""
+  evaluated = {config.final_split} | ({'val'} if config.eval_every != 0 else set())
+  return {'train'} | (evaluated if config.task == 'text' else set())
+
+
+def _samples(source: ReferringSource, task: str) -> int:
+  """How many of the training split make an epoch."""
+  return len(source) if task == 'text' else source.num_images
+
+
 def _training_batches(
-  config: ConfigDict, model: DitSamConfig, source: ReferringSource, tokenizer: Tokenizer, rows: np.ndarray
+  config: ConfigDict, model: DitSamConfig, source: ReferringSource, tokenizer: Tokenizer | None, rows: np.ndarray
 ) -> BatchStream:
   data = config.data
   settings = dict(
@@ -297,7 +327,7 @@ def _training_batches(
 def _about_data(config: ConfigDict) -> dict[str, Any]:
   """What a saved model tells of its data: enough to make the same samples again, no paths."""
   data = json.loads(config.data.to_json())
-  return {name: data[name] for name in ('dataset', 'scenes') if name in data}
+  return {name: data[name] for name in ('dataset', 'scenes') if data[name] is not None}
 
 
 def _headline(config: ConfigDict, results: Results) -> str:

@@ -247,3 +247,56 @@ def test_refcoco_says_what_it_needs(tmp_path):
   with pytest.raises(UserError, match='instances.json'):
     main([f'--config={ROOT / "configs/ldit.py"}', f'--workdir={tmp_path / "run"}'])
   assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+  'arguments, told',
+  [
+    (['--config.final_split=testA'], "config.final_split is 'testA'.*shapes has train, val, test"),
+    (['--config.final_split=tset'], "config.final_split is 'tset'.*shapes has train, val, test"),
+    (['--config.init_from=nowhere'], "config.init_from: checkpoint 'nowhere' does not exist"),
+    (['--config.init_from=DAMAGED'], 'config.init_from: .*model.json is damaged'),
+    (['--config.init_from=TRUNCATED'], 'weights is missing or damaged'),
+    (['--config.init_from=sam_shapes', '--config.model.mask_decoder.width=48'], 'does not fit config.model'),
+    (['--config.freeze=everything'], 'matches no parameter'),
+    (['--config.mesh.data=3'], 'makes 3 devices'),
+  ],
+)
+def test_what_cannot_end_well_is_refused_before_data_is_made(tmp_path, arguments, told):
+  (tmp_path / 'damaged').mkdir()
+  (tmp_path / 'damaged' / 'model.json').write_text('{')
+  shutil.copytree(saved_model.resolve('sam_shapes'), tmp_path / 'truncated')
+  for file in (tmp_path / 'truncated' / 'weights').iterdir():
+    file.unlink() if file.is_file() else shutil.rmtree(file)
+  arguments = [text.replace('DAMAGED', str(tmp_path / 'damaged')) for text in arguments]
+  arguments = [text.replace('TRUNCATED', str(tmp_path / 'truncated')) for text in arguments]
+  with pytest.raises(UserError, match=told):
+    run(tmp_path / 'data', tmp_path / 'run', *arguments)
+  assert not (tmp_path / 'data').exists() and not (tmp_path / 'run').exists()
+
+
+def test_a_run_that_failed_before_its_first_step_leaves_its_workdir_to_another_config(data_dir, tmp_path, monkeypatch):
+  with monkeypatch.context() as patch, pytest.raises(OSError, match='no such luck'):
+    patch.setattr(train, '_log', lambda *_: (_ for _ in ()).throw(OSError('no such luck')))
+    run(data_dir, tmp_path / 'run')
+  assert (tmp_path / 'run' / 'config.json').exists()
+  assert run(data_dir, tmp_path / 'run', '--config.seed=1') == 0
+  assert json.loads((tmp_path / 'run' / 'config.json').read_text())['seed'] == 1
+
+
+def test_a_name_trains_and_lengths_are_noted_in_numbers(data_dir, tmp_path):
+  """An epoch of 12 scenes; the same lengths given in steps resume the run."""
+  arguments = [f'--config.data.data_dir={data_dir}', f'--workdir={tmp_path / "run"}', '--config=ldit:shapes']
+  arguments += [text for text in SMALL if 'steps' not in text and 'checkpoint_every' not in text]
+  arguments += ['--config.checkpoint_every=None', '--config.data.batch_size=16']
+  assert main([*arguments, '--config.epochs=1', '--config.final_split=val']) == 0
+  noted = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  epoch = noted['checkpoint_every']
+  assert noted['total_steps'] == epoch > 1 and noted['epochs'] is None
+  assert noted['optimizer']['warmup_steps'] == round(0.1 * epoch)
+  steps = [f'--config.total_steps={epoch}', '--config.optimizer.warmup_share=0.5']
+  assert (
+    main([*arguments, *steps, f'--config.optimizer.warmup_steps={round(0.1 * epoch)}', '--config.final_split=val']) == 0
+  )
+  with pytest.raises(UserError, match='config.total_steps was'):
+    main([*arguments, '--config.epochs=2', '--config.final_split=val'])

@@ -220,7 +220,12 @@ class ReferringSource:
       raise UserError(damaged(self.directory, f'record {index} of {self.split}: {printable(error, 150)}')) from error
 
 
-def _open(directory: str, split: str):
+def check_split(directory: str | Path, split: str) -> None:
+  """Raises UserError unless a folder is a prepared data set with a split; no record is read."""
+  _builder(str(directory), split)
+
+
+def _builder(directory: str, split: str):
   for name in ('dataset_info.json', 'features.json'):  # TFDS would wait for a pipe
     if Path(directory, name).exists() and not Path(directory, name).is_file():
       raise UserError(damaged(directory, f'{name} is no file'))
@@ -234,6 +239,11 @@ def _open(directory: str, split: str):
   if split not in builder.info.splits:
     splits = listed(sorted(builder.info.splits))
     raise UserError(f'{directory} has no split {split!r}; choose one of {splits}')
+  return builder
+
+
+def _open(directory: str, split: str):
+  builder = _builder(directory, split)
   if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
     check_shards(directory, {split: builder.info.splits[split]})
   try:

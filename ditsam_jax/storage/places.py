@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from ditsam_jax.errors import UserError
+from ditsam_jax.storage.paths import local
 from ditsam_jax.terminal import printable
 
 SHIPPED = Path(__file__).parents[1] / 'pretrained'
@@ -25,7 +26,7 @@ def resolve(name_or_dir: str | os.PathLike) -> Path:
   Raises:
     UserError: nothing of that kind is there.
   """
-  given = str(name_or_dir)
+  given = local(str(name_or_dir))
   name = f"'{printable(given)}'"
   try:
     path = Path(given).expanduser()

@@ -38,6 +38,7 @@ from ditsam_jax.storage.description import parts_of as parts_of
 from ditsam_jax.storage.description import vocabulary_file as vocabulary_file
 from ditsam_jax.storage.description import warn_if_fresh as warn_if_fresh
 from ditsam_jax.storage.files import read_json
+from ditsam_jax.storage.paths import local_path
 from ditsam_jax.storage.places import resolve
 from ditsam_jax.terminal import listed, printable
 from ditsam_jax.vocabulary import fingerprint, read_vocabulary
@@ -177,7 +178,7 @@ def write(
     vocabulary: the word pieces, in the order of their ids.
     leftovers: arrays that no parameter holds, kept so that a way back to their source is complete.
   """
-  directory = Path(directory).absolute()
+  directory = local_path(str(directory)).absolute()
   temporary = directory.parent / f'.{directory.name}.writing-{os.getpid()}'
   config = dataclasses.replace(config, attention='auto')  # how to compute is no property of the weights
   description: dict[str, Any] = {'format': FORMAT, 'model': config.to_dict()}

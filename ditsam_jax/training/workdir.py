@@ -13,6 +13,7 @@ import jax
 from ditsam_jax.errors import UserError
 from ditsam_jax.parallel import distributed
 from ditsam_jax.storage.files import UNFINISHED, read_json, write_json
+from ditsam_jax.storage.paths import local_path
 from ditsam_jax.terminal import printable, say
 
 # Where things are, how fast they go, what is kept and told: fields that may change from one command to the next.
@@ -24,7 +25,6 @@ FREE = (
   'config.log_every',
   'config.checkpoint_every',
   'config.keep_checkpoints',
-  'config.keep_best',
   'config.on_save_failure',
   'config.max_skipped',
   'config.eval_batch_size',
@@ -32,7 +32,11 @@ FREE = (
   'config.remat',
   'config.scan',
   'config.model.attention',
+  'config.optimizer.warmup_share',  # warmup_steps is what counts
 )
+FORMER = ('config.keep_best',)  # fields that runs of earlier versions have noted, without a say in their results
+
+_RESULTS = ('model', 'best', 'metrics.json')
 
 # Of models, JSON, pictures and batches that are written under another name and renamed.
 _UNFINISHED = re.compile(r'\.(model|best)\.(writing|retired)-\d+|' + UNFINISHED)
@@ -42,7 +46,7 @@ class Workdir:
   """A folder that can be claimed; the claim ends with the context, or with the process, however that ends."""
 
   def __init__(self, path: Path):
-    self.path = path
+    self.path = local_path(str(path))
     self._lock: int | None = None
 
   def __enter__(self) -> 'Workdir':
@@ -53,8 +57,18 @@ class Workdir:
       os.close(self._lock)
       self._lock = None
 
+  @property
+  def begun(self) -> bool:
+    """Whether a run has left something there that another config must not continue or replace."""
+    if any((self.path / name).exists() for name in _RESULTS):
+      return True
+    checkpoints = self.path / 'checkpoints'
+    return checkpoints.is_dir() and any(path.name.isdecimal() for path in checkpoints.iterdir())
+
   def claim(self, config: dict[str, Any]) -> None:
     """Makes the folder and notes the config (plain containers) in it, or checks that it is this run's.
+
+    A run that failed before it left anything to go on from does not bind its folder to its config.
 
     Raises:
       UserError: another process trains there, or it holds a run of another config, or cannot be written.
@@ -68,7 +82,7 @@ class Workdir:
       self.path.mkdir(parents=True, exist_ok=True)
       self._take_lock()
       self._clear_leftovers()
-      if self._holds_a_run() and os.path.lexists(file):
+      if self.begun and os.path.lexists(file):
         changed = differences(read_json(file, finite=False), config)
         if changed:
           raise UserError(
@@ -79,13 +93,6 @@ class Workdir:
     except (OSError, ValueError) as error:
       reason = getattr(error, 'strerror', None) or error
       raise UserError(f'workdir {str(self.path)!r} cannot be used: {reason}; choose another --workdir') from error
-
-  def _holds_a_run(self) -> bool:
-    """Whether anything was trained here. A run that failed before its first checkpoint leaves its config behind."""
-    checkpoints = self.path / 'checkpoints'
-    if any((self.path / name).exists() for name in ('model', 'best', 'metrics.json')):
-      return True
-    return checkpoints.is_dir() and any(path.name.isdecimal() for path in checkpoints.iterdir())
 
   def _take_lock(self) -> None:
     self._lock = os.open(self.path / '.lock', os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666)
@@ -115,7 +122,7 @@ class Workdir:
 
 def differences(old: Any, new: Any, trail: str = 'config') -> list[str]:
   """Fields that differ between two configs as plain containers, but for those that are FREE to change."""
-  if trail in FREE:
+  if trail in FREE or trail in FORMER:
     return []
   if isinstance(old, dict) and isinstance(new, dict):
     return [

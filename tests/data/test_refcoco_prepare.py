@@ -161,11 +161,12 @@ def test_the_command_prints_counts_and_what_is_missing(downloads, tmp_path, caps
   assert 'left as it is' in again and 'written' not in again and again.splitlines()[:5] == out.splitlines()[:5]
 
 
-@pytest.mark.parametrize('name', catalogue.SPLIT_BY)
+@pytest.mark.parametrize('name', catalogue.FAMILY)
 def test_published_sizes_are_complete_and_one_less_is_not(name):
-  for split_by in catalogue.SPLIT_BY[name]:
-    splits = {split: Counts(*(sizes or (1, 1))) for split, sizes in catalogue.SPLITS[name, split_by].items()}
-    whole = catalogue.PUBLISHED[name]
+  for partition in catalogue.FAMILY[name].partitions:
+    split_by = partition.name
+    splits = {split: Counts(*(sizes or (1, 1))) for split, sizes in partition.splits.items()}
+    whole = catalogue.FAMILY[name].whole
     assert catalogue.compare(name, split_by, splits, whole) == []
     assert catalogue.compare(name, split_by, splits, whole._replace(expressions=whole.expressions - 1))
     assert catalogue.compare(name, split_by, splits | {'val': Counts()}, whole)
@@ -174,7 +175,7 @@ def test_published_sizes_are_complete_and_one_less_is_not(name):
 
 
 def test_what_grefcocos_authors_gave_out_is_complete_and_otherwise_its_size_is_told():
-  splits = {split: Counts(1, 1) for split in catalogue.SPLITS['grefcoco', 'unc']}
+  splits = {split: Counts(1, 1) for split in catalogue.FAMILY['grefcoco'].partition().splits}
   released = Counts(19_994, 60_000, 259_859, 70_000, 30_000)
   assert catalogue.compare('grefcoco', 'unc', splits, released) == []
   *different, note = catalogue.compare('grefcoco', 'unc', splits, released._replace(expressions=259_858))

@@ -1,6 +1,5 @@
 """A workdir belongs to one config and, while it runs, to one process."""
 
-import functools
 import json
 import os
 import signal
@@ -10,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from ditsam_jax.config.run import RunConfig
 from ditsam_jax.errors import UserError
-from ditsam_jax.training.config import recipe
+from ditsam_jax.fields import find
 from ditsam_jax.training.workdir import FREE, Workdir, differences
 
 CONFIG = {'seed': 0, 'total_steps': 10, 'log_every': 5, 'data': {'threads': 1, 'batch_size': 4}}
@@ -62,13 +62,29 @@ def test_fields_that_change_the_result_are_named_and_others_may_change(tmp_path)
   assert json.loads((tmp_path / 'run' / 'config.json').read_text()) == faster
 
 
+@pytest.mark.parametrize('left', ['', 'checkpoints/5.writing', 'tensorboard', 'train_log.jsonl'])
+def test_a_run_with_nothing_to_resume_does_not_bind_its_folder(tmp_path, left):
+  claim(tmp_path / 'run')
+  (tmp_path / 'run' / left).mkdir(parents=True, exist_ok=True)
+  claim(tmp_path / 'run', {**CONFIG, 'seed': 1})
+  assert json.loads((tmp_path / 'run' / 'config.json').read_text())['seed'] == 1
+
+
+@pytest.mark.parametrize('left', ['checkpoints/5', 'model', 'best'])
+def test_what_a_run_has_left_binds_its_folder(tmp_path, left):
+  claim(tmp_path / 'run')
+  (tmp_path / 'run' / left).mkdir(parents=True)
+  with pytest.raises(UserError, match='config.seed was 0, is 1'):
+    claim(tmp_path / 'run', {**CONFIG, 'seed': 1})
+
+
 def test_a_new_field_is_a_difference():
   assert differences(CONFIG, {**CONFIG, 'ema': 0.5}) == ['config.ema was None, is 0.5']
 
 
 def test_free_fields_are_fields():
   for field in FREE:
-    assert functools.reduce(lambda node, name: node[name], field.split('.')[1:], recipe('refcoco')) is not None
+    assert find(RunConfig, field.removeprefix('config.'), 'config')
 
 
 def test_what_killed_processes_had_not_finished_goes_and_nothing_else(tmp_path):
@@ -84,7 +100,6 @@ def test_what_killed_processes_had_not_finished_goes_and_nothing_else(tmp_path):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from ditsam_jax.training.config import recipe
 from ditsam_jax.training.workdir import Workdir
 with Workdir(Path(sys.argv[1])) as workdir:
   workdir.claim({})

@@ -165,7 +165,7 @@ def prepare(
   one left behind is removed.
 
   Args:
-    dataset, split_by: see catalogue.SPLIT_BY.
+    dataset, split_by: see catalogue.FAMILY.
     annotations_dir: holds the data set's folder with refs and instances.json, or is that folder.
     images_dir: holds COCO's train2014 images, or the folder train2014 with them.
     data_dir: where prepared data sets live.
@@ -194,9 +194,8 @@ def prepare(
     {ref.image_id for ref in refs},
     {one for ref in refs for one in ref.annotation_ids},
   )
-  images = plan(
-    refs, instances, images_dir, catalogue.SPLITS[dataset, split_by], found, may_lack_target=dataset == 'grefcoco'
-  )
+  splits = catalogue.FAMILY[dataset].partition(split_by).splits
+  images = plan(refs, instances, images_dir, splits, found, may_lack_target=dataset == 'grefcoco')
   del refs, instances
   total = sum(map(len, images.values()))
   if not total:
@@ -279,7 +278,7 @@ def _annotations_folder(given: str | os.PathLike, dataset: str) -> Path:
   if not given.is_dir():
     raise UserError(f'--annotations={given} is no folder; expected the one that holds {dataset}/ as downloaded')
   own = given.resolve().name
-  if own != dataset and own in catalogue.SPLIT_BY:
+  if own != dataset and own in catalogue.FAMILY:
     raise UserError(f'--annotations={given} is the folder of {own}, not of {dataset}; give the one above it')
   return given
 
