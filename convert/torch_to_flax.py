@@ -21,8 +21,9 @@ from convert import names
 from convert.architecture import read_architecture
 from ditsam_jax import command_line
 from ditsam_jax.errors import UserError
-from ditsam_jax.models.config import FUSIONS, DitSamConfig
+from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
+from ditsam_jax.models.instruction import FUSIONS
 from ditsam_jax.models.weights import weights_of
 from ditsam_jax.storage import saved_model
 from ditsam_jax.terminal import say

@@ -3,11 +3,10 @@
 import dataclasses
 from typing import Any
 
-from ditsam_jax.ops.attention import IMPLEMENTATIONS
+from ditsam_jax.models.instruction import FUSIONS, Sizes
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-FUSIONS = ('none', 'layer_wise', 'e2e', 'layer_wise_vith', 'e2e_token', 'token_layer_wise', 'cross_attention')
 SCOPES = ('global', 'windowed')
 
 
@@ -62,7 +61,7 @@ class DitSamConfig:
   image_encoder: ImageEncoderConfig = ImageEncoderConfig()
   mask_decoder: MaskDecoderConfig = MaskDecoderConfig()
   text_encoder: TextEncoderConfig | None = TextEncoderConfig()
-  fusion: str = 'layer_wise'  # one of FUSIONS
+  fusion: str = 'layer_wise'  # one of FUSIONS, see models/instruction.py
   fusion_dropout: float = 0.1  # after each projection of the text, in training
   image_size: int = 512  # side of the square the model is used at
   pixel_mean: tuple[float, ...] = IMAGENET_MEAN  # of pixels on 0..1
@@ -70,7 +69,6 @@ class DitSamConfig:
   max_text_tokens: int = 20
   mask_threshold: float = 0.35  # on the sigmoid
   align_corners: bool = True  # how logits are upsampled to the image: with aligned corners in DIT, without in SAM
-  attention: str = 'auto'  # how the encoder's attention is computed, see ops/attention; saved models hold 'auto'
 
   def __post_init__(self):
     encoder = self.image_encoder
@@ -84,8 +82,6 @@ class DitSamConfig:
       )
     if self.fusion not in FUSIONS:
       raise ValueError(f'model.fusion is {self.fusion!r}; choose one of {", ".join(FUSIONS)}')
-    if self.attention not in IMPLEMENTATIONS:
-      raise ValueError(f'model.attention is {self.attention!r}; choose one of {", ".join(IMPLEMENTATIONS)}')
     if self.image_size <= 0 or self.image_size % encoder.patch_size:
       raise ValueError(
         f'model.image_size is {self.image_size}; it must be a multiple of the patch size {encoder.patch_size}'
@@ -107,20 +103,19 @@ class DitSamConfig:
       )
     if self.mask_decoder.width % 8:
       raise ValueError(f'model.mask_decoder.width is {self.mask_decoder.width}; it must be a multiple of 8')
-    if self.fusion == 'none':
-      return
-    if self.text_encoder is None:
-      raise ValueError(f"model.fusion is {self.fusion!r} but the model has no text encoder; set fusion to 'none'")
-    if self.text_encoder.width != encoder.width and self.fusion != 'layer_wise_vith':
-      raise ValueError(
-        f'model.fusion {self.fusion!r} needs text and image of one width, but they are '
-        f'{self.text_encoder.width} and {encoder.width}; layer_wise_vith projects between widths'
-      )
+    FUSIONS[self.fusion].check(self.fusion_sizes)
 
   @property
   def grid(self) -> int:
     """Image tokens a side."""
     return self.image_size // self.image_encoder.patch_size
+
+  @property
+  def fusion_sizes(self) -> Sizes:
+    """What the fusion knows of the model."""
+    encoder, text = self.image_encoder, self.text_encoder
+    text_width = text.width if text else None
+    return Sizes(encoder.width, encoder.depth, text_width, self.max_text_tokens, self.fusion_dropout)
 
   @property
   def heads(self) -> dict[str, int]:
@@ -135,6 +130,8 @@ class DitSamConfig:
   @classmethod
   def from_dict(cls, fields: dict[str, Any]) -> 'DitSamConfig':
     """The inverse of `to_dict`, also of its JSON form. Raises ValueError on unknown fields."""
+    if isinstance(fields, dict) and fields.get('attention') == 'auto':  # in models saved before it became a setting
+      fields = {name: value for name, value in fields.items() if name != 'attention'}
     return _build(cls, fields, 'model')
 
 

@@ -9,7 +9,6 @@ A training run's workdir holds such a folder as `model/`, and names it as well.
 """
 
 import contextlib
-import dataclasses
 import json
 import os
 import shutil
@@ -276,7 +275,6 @@ def write(
     _check_target(directory)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    config = dataclasses.replace(config, attention='auto')  # how to compute is no property of the weights
     description = {'format': FORMAT, 'model': config.to_dict(), 'data': data or {}, 'notes': notes or {}}
     (temporary / 'model.json').write_text(json.dumps(description, indent=1) + '\n')
     if vocabulary is not None:

@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 from ditsam_jax.data.shapes.scenes import ScenesConfig
 from ditsam_jax.errors import UserError
 from ditsam_jax.models import config as models
-from ditsam_jax.models.image_encoder import REMAT
-from ditsam_jax.ops.attention.choice import fastest, why_not
+from ditsam_jax.models.execution import REMAT
+from ditsam_jax.ops.attention.choice import IMPLEMENTATIONS, fastest, why_not
 
 # Objects with expressions in the training splits, which make the release's epochs (gRefCOCO's are not published: as
 # RefCOCO's).
@@ -95,6 +95,7 @@ def _release(data_set: str) -> ConfigDict:
   config.accumulate = 1  # parts a batch is taken in, one after the other
   config.remat = 'none'  # what the backward pass recomputes of a block: 'none', 'attention' or all of the 'block'
   config.scan = True  # compile one block and loop over it, where all are alike: L-DIT and the text baseline
+  config.attention = 'auto'  # how attention is computed, see ops/attention; 'auto' takes the fastest that can
 
   config.log_every = 50  # steps
   config.eval_every = epoch  # steps; 0 evaluates at the end only
@@ -148,20 +149,20 @@ def model_config(config: ConfigDict) -> models.DitSamConfig:
     raise UserError(f'config: {error}') from error
 
 
-def attention_for(model: models.DitSamConfig, platform: str, dtype) -> str:
+def attention_for(name: str, model: models.DitSamConfig, platform: str, dtype) -> str:
   """The implementation of attention that all blocks take on a platform ('cpu', 'tpu', 'gpu') on arrays of a type.
 
   Raises:
-    UserError: `config.model.attention` names one that cannot.
+    UserError: `name`, the value of config.attention, is one that cannot.
   """
   encoder = model.image_encoder
   sides = {encoder.window(block) or model.grid for block in range(encoder.depth)}
   shapes = [(dtype, encoder.width // encoder.heads, side**2 + model.max_text_tokens, 2 * side) for side in sides]
-  if model.attention == 'auto':
+  if name == 'auto':
     return fastest(platform, *shapes)
-  for problem in filter(None, (why_not(model.attention, platform, *shape) for shape in shapes)):
-    raise UserError(f"config.model.attention is {model.attention!r}: {problem}; 'auto' takes the best there is")
-  return model.attention
+  for problem in filter(None, (why_not(name, platform, *shape) for shape in shapes)):
+    raise UserError(f"config.attention is {name!r}: {problem}; 'auto' takes the best there is")
+  return name
 
 
 def check(config: ConfigDict) -> None:
@@ -191,6 +192,7 @@ def check(config: ConfigDict) -> None:
     expect(config[field] >= 1, field, config[field], 'a whole number from 1')
   expect(config.eval_every >= 0, 'eval_every', config.eval_every, 'a whole number from 0')
   expect(config.dtype in ('float32', 'bfloat16'), 'dtype', config.dtype, "'float32' or 'bfloat16'")
+  expect(config.attention in IMPLEMENTATIONS, 'attention', config.attention, f'one of {", ".join(IMPLEMENTATIONS)}')
   expect(config.remat in REMAT, 'remat', config.remat, f'one of {", ".join(REMAT)}')
   expect(
     config.on_save_failure in ('continue', 'stop'), 'on_save_failure', config.on_save_failure, "'continue' or 'stop'"

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
+from ditsam_jax.models.execution import Execution
 from ditsam_jax.models.weights import weights_of
 from ditsam_jax.parallel import sharding
 from ditsam_jax.storage import saved_model
@@ -99,15 +100,14 @@ def build(config: ConfigDict, model: DitSamConfig, mesh: Mesh) -> Program:
   """The program of a config on a mesh, whose devices need not be there.
 
   Raises:
-    UserError: the mesh does not divide the batch or the heads; `config.freeze` matches nothing; the attention that the
-      model names cannot run there.
+    UserError: the mesh does not divide the batch or the heads; `config.freeze` matches nothing; `config.attention`
+      cannot run there.
   """
-  attention = attention_for(model, mesh.devices.flat[0].platform, jnp.dtype(config.dtype))
+  attention = attention_for(config.attention, model, mesh.devices.flat[0].platform, jnp.dtype(config.dtype))
   sharding.check_divides(mesh, model.heads, config.data.batch_size, config.accumulate)
   abstract = nnx.eval_shape(lambda: DitSam(model, rngs=nnx.Rngs(0)))
   saved_model.fill_streams(abstract)
   abstract.train()
-  abstract.image_encoder.run_blocks_by(config.remat, config.scan, attention)
   structure = Structure(abstract)
   weights = {
     name: jax.ShapeDtypeStruct(variable.shape, variable.dtype) for name, variable in weights_of(abstract).items()
@@ -124,6 +124,7 @@ def build(config: ConfigDict, model: DitSamConfig, mesh: Mesh) -> Program:
     loss_weights=config.loss.to_dict(),
     ema_limit=config.ema,
     seed=config.seed,
+    execution=Execution(config.remat, config.scan, attention),
     dtype=jnp.dtype(config.dtype),
     accumulate=config.accumulate,
     out_shardings=(shardings, sharding.replicated(mesh)),

@@ -31,7 +31,8 @@ FREE = (
   'config.mesh',
   'config.remat',
   'config.scan',
-  'config.model.attention',
+  'config.attention',
+  'config.model.attention',  # where runs of earlier versions have it
 )
 
 # Of models, JSON, pictures and batches that are written under another name and renamed.

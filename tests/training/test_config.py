@@ -114,7 +114,7 @@ def test_a_group_can_be_taken_away():
     ('final_split=testC', ['config.final_split', 'testC']),
     ('model.fusion=layer', ['model.fusion', 'layer', 'layer_wise']),
     ('model.image_size=100', ['model.image_size', '100', '16']),
-    ('model.attention=fast', ['model.attention', "'fast'", 'auto, reference, xla, cudnn, pallas_tpu, pallas_gpu']),
+    ('attention=fast', ['config.attention', "'fast'", 'auto, reference, xla, cudnn, pallas_tpu, pallas_gpu']),
     ('model.text_encoder=None', ['config.model.text_encoder', 'text encoder']),
   ],
 )
@@ -124,10 +124,11 @@ def test_impossible_changes_are_refused(override, told):
 
 
 def test_an_attention_that_cannot_run_here_is_refused():
-  model = model_config(load(LDIT, ['model.attention=pallas_tpu']))
-  assert attention_for(model, 'tpu', 'float32') == 'pallas_tpu'
-  with pytest.raises(UserError, match="config.model.attention is 'pallas_tpu': it runs on tpu, this is cpu; 'auto'"):
-    attention_for(model, 'cpu', 'float32')
+  config = load(LDIT, ['attention=pallas_tpu'])
+  model = model_config(config)
+  assert attention_for(config.attention, model, 'tpu', 'float32') == 'pallas_tpu'
+  with pytest.raises(UserError, match="config.attention is 'pallas_tpu': it runs on tpu, this is cpu; 'auto'"):
+    attention_for(config.attention, model, 'cpu', 'float32')
 
 
 def test_a_missing_file_is_named_with_those_there():

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ditsam_jax.models.execution import Execution
 from ditsam_jax.models.weights import weights_of
 from ditsam_jax.training.config import recipe
 from ditsam_jax.training.loss import mask_loss
@@ -105,7 +106,7 @@ def test_prompts_of_an_image_share_its_embedding_and_nothing_else():
     labels=np.asarray([[[1, -1], [2, 3], [0, 1]]] * 2),
     masks=rng.integers(0, 2, (2, 3, 64, 64), np.uint8),
   )
-  loss, _ = jax.jit(lambda batch: prompt_forward(model, batch, LOSS, None))(batch)
+  loss, _ = jax.jit(lambda batch: prompt_forward(model, batch, LOSS, None, Execution()))(batch)
 
   @jax.jit
   def one(image, points, labels):
