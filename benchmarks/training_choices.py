@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.model import jitted_forward, peak_of_process, timed
+from benchmarks.measuring import jitted_forward, peak_of_process, timed
 from ditsam_jax.models.config import PRESETS
 from ditsam_jax.models.weights import cast
 from ditsam_jax.parallel import sharding

@@ -120,7 +120,7 @@ def _text_encoder(shapes: Shapes, heads: int | None) -> TextEncoderConfig:
 
 def _fusion(shapes: Shapes, asked: str | None, text: TextEncoderConfig | None) -> str:
   """The fusion that the tensors are of; `asked` decides where several have the same."""
-  possible = _possible_fusions(shapes)
+  possible = possible_fusions(shapes)
   if text is None:
     if asked not in (None, 'none'):
       raise UserError(f'--fusion={asked} needs a text encoder, and this is a plain SAM: give --text-encoder')
@@ -143,7 +143,7 @@ def _new_fusion(asked: str | None) -> str:
   return asked
 
 
-def _possible_fusions(shapes: Shapes) -> tuple[str, ...]:
+def possible_fusions(shapes: Shapes) -> tuple[str, ...]:
   """The fusions whose tensors these are; if some are missing or too many, those that come closest."""
   names = {fusion: {f'visual_encoder.{tensor.source}' for tensor in FUSIONS[fusion].tensors} for fusion in FUSIONS}
   known = set().union(*names.values())

@@ -7,6 +7,7 @@ section 3) is written out here. Parameters have the release's names.
 import importlib.util
 import sys
 import types
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -52,10 +53,29 @@ def segment_anything_modeling() -> types.ModuleType:
       sys.modules['segment_anything'] = before
 
 
-class Peer(torch.nn.Module):
-  """DIT-SAM or plain SAM in PyTorch; `load_state_dict` takes tensors by the release's names."""
+def attend(attention: torch.nn.Module, x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+  """One of SAM's attention modules over [slots, image]; relative positions between image tokens only."""
+  add_decomposed_rel_pos = sys.modules['segment_anything.modeling'].image_encoder.add_decomposed_rel_pos
+  batch, length, width = x.shape
+  prefix, heads = length - grid[0] * grid[1], attention.num_heads
+  qkv = attention.qkv(x).reshape(batch, length, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
+  q, k, v = qkv.flatten(1, 2)  # each [B * H, N, D]
+  logits = (q * attention.scale) @ k.transpose(-2, -1)
+  image = add_decomposed_rel_pos(
+    logits[:, prefix:, prefix:].contiguous(), q[:, prefix:], attention.rel_pos_h, attention.rel_pos_w, grid, grid
+  )
+  logits = torch.cat([logits[:, :prefix], torch.cat([logits[:, prefix:, :prefix], image], dim=2)], dim=1)
+  out = (logits.softmax(-1) @ v).unflatten(0, (batch, heads)).transpose(1, 2).flatten(2)
+  return attention.proj(out)
 
-  def __init__(self, config: DitSamConfig):
+
+class Peer(torch.nn.Module):
+  """DIT-SAM or plain SAM in PyTorch; `load_state_dict` takes tensors by the release's names.
+
+  `attend(attention, x, grid)` computes a block's attention, see `attend`.
+  """
+
+  def __init__(self, config: DitSamConfig, attend: Callable = attend):
     super().__init__()
     if config.fusion not in SLOTS:
       raise UserError(
@@ -63,7 +83,7 @@ class Peer(torch.nn.Module):
       )
     modeling = segment_anything_modeling()
     encoder, decoder, text = config.image_encoder, config.mask_decoder, config.text_encoder
-    self.config = config
+    self.config, self._attend = config, attend
     self.visual_encoder = modeling.ImageEncoderViT(
       img_size=encoder.pretrain_grid * encoder.patch_size,
       patch_size=encoder.patch_size,
@@ -166,7 +186,7 @@ class Peer(torch.nn.Module):
       if slots_of is not None:
         slots = slots_of(_Weights(encoder), i, text, slots)
       x = torch.cat([slots, x], dim=1)
-      x = x + _attend(block.attn, block.norm1(x), (h, w))
+      x = x + self._attend(block.attn, block.norm1(x), (h, w))
       x = x + block.mlp(block.norm2(x))
       slots, x = x[:, : slots.shape[1]], x[:, slots.shape[1] :]
     return encoder.neck(x.reshape(batch, h, w, width).permute(0, 3, 1, 2))
@@ -225,22 +245,6 @@ def _add_fusion(encoder: torch.nn.Module, config: DitSamConfig) -> None:
           owner.add_module(module, torch.nn.Module())
         owner = getattr(owner, module)
       owner.register_parameter(last, torch.nn.Parameter(0.02 * torch.randn(part.shape)))
-
-
-def _attend(attention: torch.nn.Module, x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-  """One of SAM's attention modules over [slots, image]; relative positions between image tokens only."""
-  add_decomposed_rel_pos = sys.modules['segment_anything.modeling'].image_encoder.add_decomposed_rel_pos
-  batch, length, width = x.shape
-  prefix, heads = length - grid[0] * grid[1], attention.num_heads
-  qkv = attention.qkv(x).reshape(batch, length, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
-  q, k, v = qkv.flatten(1, 2)  # each [B * H, N, D]
-  logits = (q * attention.scale) @ k.transpose(-2, -1)
-  image = add_decomposed_rel_pos(
-    logits[:, prefix:, prefix:].contiguous(), q[:, prefix:], attention.rel_pos_h, attention.rel_pos_w, grid, grid
-  )
-  logits = torch.cat([logits[:, :prefix], torch.cat([logits[:, prefix:, :prefix], image], dim=2)], dim=1)
-  out = (logits.softmax(-1) @ v).unflatten(0, (batch, heads)).transpose(1, 2).flatten(2)
-  return attention.proj(out)
 
 
 def random_inputs(config: DitSamConfig, batch: int = 1, seed: int = 0) -> dict[str, np.ndarray]:
