@@ -9,6 +9,7 @@ import numpy as np
 from ditsam_jax.errors import UserError
 
 _PAD, _UNKNOWN, _START, _END = '[PAD]', '[UNK]', '[CLS]', '[SEP]'
+MAX_TEXT_BYTES = 10_000  # of one sentence: more is no sentence, and reading it would take long
 
 
 class Tokenizer:
@@ -50,6 +51,13 @@ class Tokenizer:
       return ''
     first_piece = words.index(words[room])
     return text[pieces['offset_mapping'][first_piece][0] :].strip()
+
+  def unknown(self, text: str) -> tuple[str, ...]:
+    """The words of `text` that the vocabulary lacks, which are read as [UNK]; each once, in their order."""
+    with self._lock:
+      pieces = self._bert(text, add_special_tokens=False, return_offsets_mapping=True)
+    spans = zip(pieces['input_ids'], pieces['offset_mapping'])
+    return tuple(dict.fromkeys(text[start:end] for piece, (start, end) in spans if piece == self.vocabulary[_UNKNOWN]))
 
   def _row(self, text: str) -> tuple[np.ndarray, np.ndarray]:
     known = self._known.get(text)

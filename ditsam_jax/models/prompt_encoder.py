@@ -9,6 +9,7 @@ from ditsam_jax.models import layers
 from ditsam_jax.models.config import MaskDecoderConfig
 
 EPSILON = 1e-6
+PADDING, NEGATIVE, POSITIVE, TOP_LEFT, BOTTOM_RIGHT = -1, 0, 1, 2, 3  # SAM's labels of points
 
 
 class Buffer(nnx.Variable):

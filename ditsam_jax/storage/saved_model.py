@@ -31,7 +31,7 @@ from ditsam_jax.models.weights import dotted, is_weight, weights_of
 FORMAT = 1
 CONTENTS = ('model.json', 'vocab.txt', 'weights', 'leftovers')
 LARGE = 2**28  # bytes of weights from which every array gets a file of its own
-SHIPPED = Path(__file__).parent / 'pretrained'
+SHIPPED = Path(__file__).parents[1] / 'pretrained'
 
 
 def shipped_names() -> list[str]:
