@@ -19,7 +19,9 @@ from tqdm import tqdm
 
 from ditsam_jax import command_line
 from ditsam_jax.errors import UserError
-from ditsam_jax.inference.segmenter import Segmentation, Segmenter, check_text
+from ditsam_jax.inference.prompts import check_text
+from ditsam_jax.inference.results import Prediction
+from ditsam_jax.inference.segmenter import Segmenter
 from ditsam_jax.storage.image_files import read_image, write_png
 
 _NAME_BYTES = 80  # for the image's name and for the text; file systems allow 255 in all
@@ -81,7 +83,7 @@ class _Predictions:
         waiting.append(image)
         yield pixels, text
 
-  def _finish(self, image: str, result: Segmentation) -> None:
+  def _finish(self, image: str, result: Prediction) -> None:
     mask_file, overlay_file = self._names.of(image, result.text)
     try:
       write_png(mask_file, result.mask)
