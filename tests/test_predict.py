@@ -13,7 +13,8 @@ from PIL import Image
 
 from ditsam_jax import predict
 from ditsam_jax.errors import UserError
-from ditsam_jax.inference.segmenter import Segmentation
+from ditsam_jax.inference.prompts import Prompt
+from ditsam_jax.inference.results import Prediction
 
 
 class BrightSegmenter:
@@ -29,7 +30,8 @@ class BrightSegmenter:
   def stream(self, pairs):
     for image, text in pairs:
       mask = image[..., 0] > 127
-      yield Segmentation(text, self.tokenizer.cut(text), 0.876, image, mask, np.where(mask, 9.0, -9.0))
+      logits = np.where(mask, 9.0, -9.0)[None]
+      yield Prediction(Prompt(text), image, mask[None], np.array([0.876]), logits, logits, self.tokenizer.cut(text))
 
 
 @pytest.fixture(autouse=True)
