@@ -6,11 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ditsam_jax.errors import UserError
+from ditsam_jax.terminal import printable
 
 
 def fail(message: str) -> None:
   """Ends the process with status 2 after one line on stderr."""
-  print(f'error: {" ".join(str(message).split())}', file=sys.stderr)
+  print(f'error: {printable(" ".join(str(message).split()), longest=2000)}', file=sys.stderr)
   sys.exit(2)
 
 
