@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 from ditsam_jax.errors import UserError
 from ditsam_jax.storage.files import written_whole
@@ -45,8 +45,10 @@ def read_image(source: str | os.PathLike | Image.Image | Any) -> np.ndarray:
   raise UserError(f'an image of type {type(source).__name__}: expected a path, a PIL image or an array')
 
 
-def write_png(path: str | os.PathLike, image: np.ndarray | Image.Image) -> None:
-  """Writes uint8 [h, w] or [h, w, 3] as PNG; bool becomes 0/255.
+def write_png(
+  path: str | os.PathLike, image: np.ndarray | Image.Image, *, notes: dict[str, str] | None = None
+) -> None:
+  """Writes uint8 [h, w] or [h, w, 3] as PNG, with `notes` as its texts; bool becomes 0/255.
 
   The file appears under its name only once it is whole; missing folders are made.
 
@@ -57,10 +59,13 @@ def write_png(path: str | os.PathLike, image: np.ndarray | Image.Image) -> None:
   if not isinstance(image, Image.Image):
     image = np.asarray(image)
     image = Image.fromarray(image.astype(np.uint8) * 255 if image.dtype == bool else image)
+  texts = PngImagePlugin.PngInfo()
+  for name, text in (notes or {}).items():
+    texts.add_text(name, text)
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as unfinished:
-      image.save(unfinished, format='PNG', compress_level=4)
+      image.save(unfinished, format='PNG', compress_level=4, pnginfo=texts)
   except (OSError, ValueError) as error:  # ValueError: a name that no file can have
     reason = getattr(error, 'strerror', None) or error
     raise UserError(f'cannot write {str(path)!r}: {reason}; choose another output') from error
