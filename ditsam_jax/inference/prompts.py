@@ -7,13 +7,14 @@ import numpy as np
 
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
-from ditsam_jax.models.prompt_encoder import NEGATIVE, POSITIVE
+from ditsam_jax.models.prompt_encoder import ABSENT, BOTTOM_RIGHT, NEGATIVE, PADDING, POSITIVE, TOP_LEFT
 from ditsam_jax.tokenization import MAX_TEXT_BYTES
 
 MOST_POINTS = 1000
 FURTHEST = 1e8  # pixels from the image's corner; no image that can be read is longer
 LARGEST_LOGIT = 1e6  # of a mask prompt; beyond it its norm overflows
 
+_FEWEST_TOKENS = 8
 _TEXT_EXPECTED = "expected words that name an object, such as 'the red circle'"
 
 
@@ -73,6 +74,33 @@ def checked(prompt: Prompt, config: DitSamConfig) -> Prompt:
   return Prompt(
     prompt.text, points, labels, _checked_box(prompt.box), _checked_mask(prompt.mask, config), bool(prompt.multimask)
   )
+
+
+def point_tokens(prompt: Prompt, scale: np.ndarray, offset: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+  """A checked prompt's points and corners as the decoder gets them; None where the sentence is all there is.
+
+  They are filled up to 8, 16, 32, ... tokens, which the attention does not see: tokens cost next to nothing beside the
+  image's, programs cost seconds.
+
+  Args:
+    prompt: points and box in pixels of the image.
+    scale, offset: f64 [2], from there to pixels of the model's square.
+
+  Returns:
+    (x, y) f32 [N, 2] and SAM's labels int32 [N].
+  """
+  points = np.zeros((0, 2)) if prompt.points is None else prompt.points
+  labels = [] if prompt.labels is None else prompt.labels
+  corners = np.zeros((0, 2)) if prompt.box is None else prompt.box.reshape(2, 2)
+  if prompt.text is not None and not len(points) and not len(corners):
+    return None
+  padding = (PADDING,) if len(points) and not len(corners) else ()  # what SAM adds to points without a box
+  known = [*labels, *padding, *(TOP_LEFT, BOTTOM_RIGHT)[: len(corners)]]
+  count = max(_FEWEST_TOKENS, 1 << (len(known) - 1).bit_length())
+  filled = np.zeros((count, 2))
+  filled[: len(points)] = points
+  filled[len(points) + len(padding) : len(known)] = corners
+  return (filled * scale + offset).astype(np.float32), np.array(known + [ABSENT] * (count - len(known)), np.int32)
 
 
 def check_text(text: str) -> None:
