@@ -41,12 +41,12 @@ def main(arguments: list[str] | None = None) -> int:
   """Runs the command; returns 0 if every request gave its result, otherwise 2."""
   options = _parse(arguments)
   distributed.initialise(options)
-  host, hosts = distributed.host(), distributed.hosts()
   config = saved_model.read_config(options.checkpoint)
   how = made_by(saved_model.resolve(options.checkpoint), options.dtype, options.multimask)
   names = FileNames(Path(options.output)) if options.pictures else None
   job = Job(_source(options, config), names)
   output = Output(names and names.of, how)
+  host, hosts = distributed.place()
   with contextlib.ExitStack() as opened:
     lines = None
     if options.json:
@@ -55,21 +55,20 @@ def main(arguments: list[str] | None = None) -> int:
     if options.pictures:
       _make_folder(options.output)
       job.skip_pictured(output, redo=lines is not None)
-    wanted = np.count_nonzero(~job.repeated)
-    _say_what_is_left_out(len(job) - wanted, wanted - np.count_nonzero(job.todo))
+    _say_what_is_left_out(job)
+    at_once = min(options.batch_size, job.count)  # of the whole job: however it is cut, results have the same bits
     job.share(host, hosts)
     with Watch():
-      failed = _run(job, output, lines, options) if job.todo.any() else False
+      failed = job.left > 0 and _run(job, output, lines, options, at_once)
       distributed.wait_for_all('predicted')
   return 2 if failed else 0
 
 
-def _run(job: Job, output: Output, lines: JsonLines | None, options: argparse.Namespace) -> bool:
+def _run(job: Job, output: Output, lines: JsonLines | None, options: argparse.Namespace, at_once: int) -> bool:
   """Does what is left to do; whether any of it failed."""
-  total = int(np.count_nonzero(job.todo))
-  segmenter = Segmenter(options.checkpoint, batch_size=min(options.batch_size, total), dtype=options.dtype)
+  segmenter = Segmenter(options.checkpoint, batch_size=at_once, dtype=options.dtype)
   waiting: collections.deque[Request] = collections.deque()
-  with Progress(total) as progress:
+  with Progress(job.left) as progress:
     remarks = Remarks(progress)
 
     def fail(request: Request, error: UserError) -> None:
@@ -128,7 +127,9 @@ def _outside(request: Request, image: np.ndarray) -> UserError | None:
 
 def _source(options: argparse.Namespace, config: DitSamConfig) -> Source:
   if options.prompts is not None:
-    return PromptFile(os.path.expanduser(options.prompts), config, images_dir=options.images_dir, multimask=options.multimask)
+    return PromptFile(
+      os.path.expanduser(options.prompts), config, images_dir=options.images_dir, multimask=options.multimask
+    )
   prompts = prompts_of(options.text, options.point, options.box, config, multimask=options.multimask)
   return Combinations(ImagePaths(options.image, lambda path: is_result(path, Path(options.output))), prompts)
 
@@ -144,9 +145,10 @@ def _make_folder(name: str) -> None:
     raise UserError(f'--output={printable(name)}: cannot be written to; choose another folder')
 
 
-def _say_what_is_left_out(repeated: int, done: int) -> None:
+def _say_what_is_left_out(job: Job) -> None:
+  repeated, done = len(job) - job.count, job.count - job.left
   if repeated:
-    distributed.tell(f'{repeated:,} request{"s say" if repeated > 1 else " says"} the same as others; done once')
+    distributed.tell(f'{repeated:,} request{"s repeat" if repeated > 1 else " repeats"} others; each is done once')
   if done:
     distributed.tell(f'{done:,} result{"s are" if done > 1 else " is"} there already')
 

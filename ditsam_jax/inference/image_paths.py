@@ -66,7 +66,9 @@ def _of_folder(name: str, folder: str, is_result) -> tuple[str, str]:
   names = [file for file in names if not is_result(os.path.join(folder, file))]
   if not names:
     deeper = os.path.join(printable(name), '**', '*')
-    raise UserError(f"--image={printable(name)}: no image files in this folder; for its subfolders too, give '{deeper}'")
+    raise UserError(
+      f"--image={printable(name)}: no image files in this folder; for its subfolders too, give '{deeper}'"
+    )
   return folder, ''.join(file + _END for file in names)
 
 

@@ -63,6 +63,16 @@ class Job:
   def __len__(self) -> int:
     return len(self._keys)
 
+  @property
+  def count(self) -> int:
+    """How many results there will be."""
+    return len(self) - int(np.count_nonzero(self.repeated))
+
+  @property
+  def left(self) -> int:
+    """How many of them are left to do here."""
+    return int(np.count_nonzero(self.todo))
+
   def requests(self) -> Iterator[Request]:
     """Those left to do, in order. Raises UserError where they are no longer those that were checked."""
     for request in self._source.chosen(self.todo):

@@ -99,7 +99,9 @@ class Combinations:
 class PromptFile:
   """The requests of a file of JSON lines, read line by line each time it is gone through."""
 
-  def __init__(self, file: str, config: DitSamConfig, *, images_dir: str | None = None, multimask: bool = False) -> None:
+  def __init__(
+    self, file: str, config: DitSamConfig, *, images_dir: str | None = None, multimask: bool = False
+  ) -> None:
     self._file, self._config, self._multimask = file, config, multimask
     self._folder = os.path.dirname(file) if images_dir is None else images_dir
 

@@ -45,9 +45,7 @@ def read_image(source: str | os.PathLike | Image.Image | Any) -> np.ndarray:
   raise UserError(f'an image of type {type(source).__name__}: expected a path, a PIL image or an array')
 
 
-def write_png(
-  path: str | os.PathLike, image: np.ndarray | Image.Image, *, notes: dict[str, str] | None = None
-) -> None:
+def write_png(path: str | os.PathLike, image: np.ndarray | Image.Image, *, notes: dict[str, str] | None = None) -> None:
   """Writes uint8 [h, w] or [h, w, 3] as PNG, with `notes` as its texts; bool becomes 0/255.
 
   The file appears under its name only once it is whole; missing folders are made.
