@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-_BACKGROUND, _INK = (16, 20, 27), (255, 255, 255)
+_BACKGROUND, _INK, _ACCENT = (16, 20, 27), (255, 255, 255), (255, 214, 110)
 _SMALLEST, _LARGEST = 8, 160  # pixels of the font
 _SHARE = 0.3  # of the picture's height that a caption may take
 # Pillow's own font has ASCII and a few signs more. These are looked for where systems keep fonts.
@@ -42,32 +42,30 @@ def caption(size: tuple[int, int], text: str, figures: Sequence[str]) -> np.ndar
   margin = max(1, points // 3)
   room = width - 2 * margin
   most = max(1, int((_SHARE * height - margin) // line_height))
-  figure = next((figure for figure in figures if font.getlength(figure) <= room), figures[-1])
-  lines = _lines(text, figure, font, room, most)
+  figure = next((figure for figure in figures if font.getlength(figure) <= room), None)
+  if figure is None:
+    return None
+  lines = _lines(text, font, room, font.getlength(figure) + points, most)
   rows = len(lines) * line_height + margin
-  if not lines or rows > height:
+  if rows > height:
     return None
   strip = Image.new('RGB', (width, rows), _BACKGROUND)
   pen = ImageDraw.Draw(strip)
   for number, line in enumerate(lines):
     pen.text((margin, margin // 2 + number * line_height), line, _INK, font)
+  # On its own at the right: beside Arabic or Hebrew it would come first.
+  pen.text((width - margin, margin // 2 + (len(lines) - 1) * line_height), figure, _ACCENT, font, anchor='ra')
   return np.asarray(strip)
 
 
-def _lines(text: str, figure: str, font, room: float, most: int) -> list[str]:
-  """At most `most` lines no wider than `room`; the figure ends the last."""
-  whole = f'{text}  {figure}' if text else figure
-  if font.getlength(whole) <= room:
-    return [whole]
-  if font.getlength(figure) > room:
-    return [short] if (short := _shortened(figure, font, room)) else []
+def _lines(text: str, font, room: float, taken: float, most: int) -> list[str]:
+  """At most `most` lines no wider than `room`, the last of them no wider than `room - taken`."""
   lines, rest = [], text
-  while len(lines) < most - 1 and rest and font.getlength(f'{rest}  {figure}') > room:
+  while len(lines) < most - 1 and font.getlength(rest) > room - taken:
     line = _broken(rest, font, room)
     lines.append(line.strip())
     rest = rest[len(line) :].strip()
-  last = _shortened(rest, font, room - font.getlength(f'  {figure}'))
-  return [*lines, f'{last}  {figure}' if last else figure]
+  return [*lines, _shortened(rest, font, room - taken)]
 
 
 def _broken(text: str, font, room: float) -> str:

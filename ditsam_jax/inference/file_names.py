@@ -1,10 +1,12 @@
 """Names of the files of results: readable, never two results in one file, never an input's own."""
 
+import functools
 import os
 import re
 import unicodedata
 from array import array
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,6 +14,7 @@ from ditsam_jax.inference.prompts import Prompt
 from ditsam_jax.inference.requests import Request, digest
 
 MASK, OVERLAY = '.mask.png', '.overlay.png'
+_NO_WORD = re.compile(r'\W+')
 _NAME_BYTES = 80  # of the image's name, and of the prompt's; file systems allow 255 in all
 
 
@@ -26,18 +29,19 @@ class FileNames:
   def __init__(self, folder: Path) -> None:
     self._folder = folder
     self._root = os.path.realpath(folder)
+    self._inside = self._root.rstrip(os.sep) + os.sep
     self._images, self._stems, self._longer, self._prompts = (array('Q') for _ in range(4))
     self._inputs = array('Q')  # images in the folder of the results
 
   def see(self, request: Request) -> None:
     """Notes a request; to be called once for each, in order."""
-    path = os.path.abspath(request.image)
-    self._images.append(image := digest(path))
-    self._stems.append(digest(_stem(path)))
-    self._longer.append(digest(_longer(path)))
-    self._prompts.append(digest(f'{image} {_prompt_name(request)}'))
-    if (real := _real(path)).startswith(self._root.rstrip(os.sep) + os.sep):
-      self._inputs.append(digest(real.casefold()))
+    image = _image(request.image)
+    self._images.append(image.key)
+    self._stems.append(image.stem_key)
+    self._longer.append(image.longer_key)
+    self._prompts.append(digest(f'{image.key} {_prompt_name(request)}'))
+    if image.folder == self._root or image.folder.startswith(self._inside):
+      self._inputs.append(digest(os.path.join(image.folder, image.file).casefold()))
 
   def settle(self, repeated: np.ndarray) -> np.ndarray:
     """Fixes the names; `repeated`: which requests say the same as an earlier one. Returns the images' digests [N]."""
@@ -55,16 +59,15 @@ class FileNames:
 
   def of(self, request: Request) -> Path:
     """The path of a request's files, without MASK or OVERLAY."""
-    path = os.path.abspath(request.image)
-    image, stem, longer, prompt = digest(path), _stem(path), _longer(path), _prompt_name(request)
+    image, prompt = _image(request.image), _prompt_name(request)
     number = f'.{request.number + 1}'
-    ending = number if digest(f'{image} {prompt}') in self._shared_prompts else ''
-    if digest(stem) not in self._shared_stems:
-      name = f'{_slug(Path(path).stem)}.{prompt}'
-    elif digest(longer) not in self._shared_longer:
-      name = f'{longer}/{prompt}'
+    ending = number if digest(f'{image.key} {prompt}') in self._shared_prompts else ''
+    if image.stem_key not in self._shared_stems:
+      name = f'{image.stem}.{prompt}'
+    elif image.longer_key not in self._shared_longer:
+      name = f'{image.longer}/{prompt}'
     else:
-      name = f'{longer}-{image % 16**8:08x}/{prompt}'
+      name = f'{image.longer}-{image.key % 16**8:08x}/{prompt}'
     file = self._folder / (name + ending)
     if not ending and self._taken and any(self._key(file, kind) in self._taken for kind in (MASK, OVERLAY)):
       file = self._folder / (name + number)
@@ -76,8 +79,32 @@ class FileNames:
 
 def is_result(path: str, folder: Path) -> bool:
   """Whether a file lies in the folder of the results and is named like one."""
-  in_folder = _real(os.path.abspath(path)).startswith(os.path.realpath(folder) + os.sep)
-  return path.endswith((MASK, OVERLAY)) and in_folder
+  if not path.endswith((MASK, OVERLAY)):
+    return False
+  root = os.path.realpath(folder)
+  return os.path.commonpath([root, os.path.realpath(os.path.dirname(path) or '.')]) == root
+
+
+class _Image(NamedTuple):
+  """What names are made of, of one image."""
+
+  folder: str  # with links followed
+  file: str
+  stem: str
+  longer: str
+  key: int
+  stem_key: int
+  longer_key: int
+
+
+@functools.lru_cache(256)
+def _image(path: str) -> _Image:
+  path = os.path.abspath(path)
+  folder, file = os.path.split(path)
+  stem = _slug(os.path.splitext(file)[0])
+  longer = _slug(f'{os.path.basename(folder)}-{file}'.casefold())
+  # Some file systems do not tell capitals from small letters.
+  return _Image(_real(folder), file, stem, longer, digest(path), digest(stem.casefold()), digest(longer))
 
 
 def _shared(names: np.ndarray, images: np.ndarray) -> set[int]:
@@ -87,26 +114,9 @@ def _shared(names: np.ndarray, images: np.ndarray) -> set[int]:
   return set(found[counts > 1].tolist())
 
 
-_folders: dict[str, str] = {}
-
-
-def _real(path: str) -> str:
-  """The path with its folder's links followed; the folder is looked up once."""
-  folder, name = os.path.split(path)
-  if folder not in _folders:
-    if len(_folders) > 1000:
-      _folders.clear()
-    _folders[folder] = os.path.realpath(folder)
-  return os.path.join(_folders[folder], name)
-
-
-def _stem(path: str) -> str:
-  # Some file systems do not tell capitals from small letters.
-  return _slug(Path(path).stem).casefold()
-
-
-def _longer(path: str) -> str:
-  return _slug('-'.join(Path(path).parts[-2:]).casefold())
+@functools.lru_cache(256)
+def _real(folder: str) -> str:
+  return os.path.realpath(folder)
 
 
 def _prompt_name(request: Request) -> str:
@@ -125,6 +135,7 @@ def _spoken(prompt: Prompt) -> str:
 
 def _slug(text: str) -> str:
   """Letters, digits and dashes of `text`, in any script, at most `_NAME_BYTES` bytes of UTF-8."""
-  text = unicodedata.normalize('NFC', text.encode('utf-8', 'ignore').decode('utf-8'))
-  words = re.sub(r'[^\w]+', '-', text).strip('-')
+  if not text.isascii():
+    text = unicodedata.normalize('NFC', text.encode('utf-8', 'ignore').decode('utf-8'))
+  words = _NO_WORD.sub('-', text).strip('-')
   return words.encode('utf-8')[:_NAME_BYTES].decode('utf-8', 'ignore').strip('-') or 'unnamed'

@@ -53,7 +53,10 @@ class Progress:
     """'200 results in 12 s (16.7 a second)'."""
     seconds = time.monotonic() - self._started
     failed = f', {self.failed:,} failed' if self.failed else ''
-    return f'{self.done:,} result{"" if self.done == 1 else "s"} in {_duration(seconds)} ({_rate(self.done, seconds)}){failed}'
+    if not self.done:
+      return f'no results{failed}'
+    results = f'{self.done:,} result{"" if self.done == 1 else "s"}'
+    return f'{results} in {_duration(seconds)} ({_rate(self.done, seconds)}){failed}'
 
   def _line(self, now: float) -> str:
     gone, seconds = self.done + self.failed, now - self._started
@@ -73,7 +76,7 @@ class Remarks:
 
   def __init__(self, progress: Progress) -> None:
     self._progress = progress
-    self._empty = self._words_unknown = self._words_cut = 0
+    self._empty = self._words_unknown = self._words_cut = self._counted = 0
     self._said: set[object] = set()
     self._failures: list[str] = []
 
@@ -90,8 +93,11 @@ class Remarks:
 
   def failure(self, message: str) -> None:
     """Of one request; the first are listed at the end."""
-    if len(self._failures) < _MOST:
+    if message in self._failures[-1:]:  # the same image, with another prompt
+      self._counted += 1
+    elif len(self._failures) < _MOST:
       self._failures.append(message)
+      self._counted += 1
 
   def at_the_end(self) -> list[str]:
     """Lines: counts, then what failed."""
@@ -107,7 +113,7 @@ class Remarks:
     ]
     lines = [f'{self._progress.summary()}{": " if counts else ""}{", ".join(counts)}'] if done != 1 or counts else []
     lines += [f'error: {failure}' for failure in self._failures]
-    if (more := self._progress.failed - len(self._failures)) > 0:
+    if (more := self._progress.failed - self._counted) > 0:
       lines.append(f'error: and {more:,} more failed; rerun the command to try them again')
     return lines
 

@@ -54,11 +54,11 @@ def digest(text: str) -> int:
 
 def described(prompt: Prompt) -> dict[str, Any]:
   """A checked prompt as JSON: what is given of text, points, labels and box."""
-  parts = {'text': prompt.text}
+  parts: dict[str, Any] = {} if prompt.text is None else {'text': prompt.text}
   for name in ('points', 'labels', 'box'):
-    array = getattr(prompt, name)
-    parts[name] = None if array is None else _whole(array.tolist())
-  return {name: part for name, part in parts.items() if part is not None}
+    if (array := getattr(prompt, name)) is not None:
+      parts[name] = _whole(array.tolist())
+  return parts
 
 
 def in_words(prompt: Prompt) -> str:
@@ -138,7 +138,7 @@ class PromptFile:
 
   def _request(self, place: str, line: bytes, number: int) -> Request:
     try:
-      row = json.loads(line.decode('utf-8'), object_pairs_hook=_each_once, parse_constant=_no_number)
+      row = _decoder().decode(line.decode('utf-8'))
       _check_row(row)
       parts = {key: row[key] for key in ('text', 'points', 'labels', 'box') if row.get(key) is not None}
       if not parts:
@@ -188,6 +188,11 @@ def _numbers(values: list) -> bool:
 
 def _shown(value: Any) -> str:
   return printable(json.dumps(value, ensure_ascii=False), 60)
+
+
+@functools.cache
+def _decoder() -> json.JSONDecoder:
+  return json.JSONDecoder(object_pairs_hook=_each_once, parse_constant=_no_number)
 
 
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
