@@ -233,7 +233,7 @@ class SamPredictor:
     given = {'point_coords': point_coords, 'point_labels': point_labels, 'boxes': boxes, 'mask_input': mask_input}
     given['text'] = text
     counts = {name: _count(name, value) for name, value in given.items() if value is not None}
-    if len(set(counts.values())) != 1:
+    if len(set(counts.values())) != 1 or not max(counts.values()):
       told = ', '.join(f'{count} {name}' for name, count in counts.items()) or 'no prompts'
       raise UserError(f'{told}: expected as many of each, from 1')
     rows = zip(*([None] * max(counts.values()) if value is None else value for value in given.values()))
@@ -265,7 +265,8 @@ class SamPredictor:
     framed = self._image()
     most = _BATCH.get(self.device.platform, _BATCH_ELSEWHERE)
     at_once = 1 if len(prompts) == 1 else 8 if len(prompts) <= 8 else most
-    return self._segmenter.predict(framed, [self._segmenter.prompt(prompt) for prompt in prompts], at_once=at_once)
+    checked = [self._segmenter.prompt(prompt, may_be_empty=True) for prompt in prompts]
+    return self._segmenter.predict(framed, checked, at_once=at_once)
 
 
 def _prompt(points, labels, box, mask, multimask, text) -> Prompt:

@@ -113,16 +113,16 @@ class Segmenter:
     Raises:
       UserError: an image cannot be read, a prompt is none, or two lists differ in length.
     """
-    prompts = _prompts(text, points, labels, box, mask, multimask)
-    if not isinstance(image, list | tuple):
-      return self.look(image)(prompts)
-    images = list(image)
-    prompts = prompts if isinstance(prompts, list) else [prompts]
+    several = isinstance(image, list | tuple), isinstance(text, list | tuple)
+    images = list(image) if several[0] else [image]
+    prompts = [self.prompt(asked) for asked in _prompts(text, points, labels, box, mask, multimask)]
     if len(images) != len(prompts) and 1 not in (len(images), len(prompts)):
       raise UserError(f'{len(images)} images with {len(prompts)} prompts: expected as many, or one of either')
-    if len(images) == 1 and len(prompts) != 1:
-      return self.look(images[0])(prompts)
-    return self.many(zip(images, prompts * len(images) if len(prompts) == 1 else prompts))
+    if len(images) == 1:
+      found = self.predict(frame(read_image(images[0]), self.config), prompts)
+    else:
+      found = self.many(zip(images, prompts * len(images) if len(prompts) == 1 else prompts))
+    return found if any(several) else found[0]
 
   def look(self, image: Any) -> 'View':
     """The image, ready for any number of prompts: it is read and encoded once.
@@ -146,7 +146,7 @@ class Segmenter:
     other with the same image object or path share its encoding, where sentences leave that alone.
 
     Raises:
-      UserError: at the place of a pair that has something wrong, like `__call__`.
+      UserError: something is wrong with a pair, see `__call__`; after the results of all pairs before it.
     """
     return self._stream(requests, self.batch_size)
 
@@ -155,19 +155,26 @@ class Segmenter:
     size = at_once * len(self.engine.devices)
     with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
       prepared = self._prepared(requests, pool, ahead=size)
+      batch, failure = [None], None
       try:
-        while batch := list(itertools.islice(prepared, size)):
-          waiting.append((batch, self._begun(batch, at_once)))
+        while batch and failure is None:
+          batch, failure = _some(prepared, size)
+          if batch:
+            waiting.append((batch, self._begun(batch, at_once)))
           if len(waiting) > _AHEAD:
             yield from self._finished(*waiting.popleft())
         while waiting:
           yield from self._finished(*waiting.popleft())
       finally:
         pool.shutdown(wait=False, cancel_futures=True)
+    if failure is not None:
+      raise failure
 
-  def prompt(self, asked: Asked) -> Prompt:
-    """A prompt for this model, checked. Raises UserError; see `prompts.checked`."""
+  def prompt(self, asked: Asked, *, may_be_empty: bool = False) -> Prompt:
+    """A prompt for this model, checked. Raises UserError, also where it asks for nothing unless that is allowed."""
     prompt = checked(Prompt(asked) if isinstance(asked, str) else asked, self.config)
+    if prompt.is_empty and not may_be_empty:
+      raise UserError('a prompt that asks for nothing: expected a text, points, a box or a mask')
     if prompt.text is not None and self.tokenizer is None:
       raise UserError(f'text {prompt.text!r}: there is no tokenizer; give from_model one')
     return prompt
@@ -179,14 +186,10 @@ class Segmenter:
     return list(self._finished(batch, self._begun(batch, at_once, one_image=True)))
 
   def _prepared(self, requests, pool, ahead: int) -> Iterator[tuple[Framed, Prompt]]:
-    """Reads images in other threads; requests are taken in this one."""
+    """Images that were read in other threads, and prompts that were checked; an error comes at its place."""
     under_way = collections.deque()
-    last_image, last = None, None
-    for image, asked in requests:
-      prompt = self._asking(self.prompt(asked))
-      if last is None or not _same(image, last_image):
-        last_image, last = image, pool.submit(lambda image: frame(read_image(image), self.config), image)
-      under_way.append((last, prompt))
+    for item in self._under_way(requests, pool):
+      under_way.append(item)
       if len(under_way) > ahead:
         future, prompt = under_way.popleft()
         yield future.result(), prompt
@@ -194,11 +197,18 @@ class Segmenter:
       future, prompt = under_way.popleft()
       yield future.result(), prompt
 
-  @staticmethod
-  def _asking(prompt: Prompt) -> Prompt:
-    if prompt.is_empty:
-      raise UserError('a prompt that asks for nothing: expected a text, points, a box or a mask')
-    return prompt
+  def _under_way(self, requests, pool) -> Iterator[tuple[concurrent.futures.Future, Prompt | None]]:
+    last_image, last = None, None
+    try:
+      for image, asked in requests:  # in this thread: requests are the caller's
+        prompt = self.prompt(asked)
+        if last is None or not _same(image, last_image):
+          last_image, last = image, pool.submit(lambda image: frame(read_image(image), self.config), image)
+        yield last, prompt
+    except Exception as error:
+      failed = concurrent.futures.Future()
+      failed.set_exception(error)
+      yield failed, None
 
   def _begun(self, batch: list[tuple[Framed, Prompt]], at_once: int, one_image: bool = False) -> list[Piece]:
     return self.engine.run([self._row(*request) for request in batch], at_once, one_image=one_image)
@@ -257,12 +267,9 @@ class View:
     multimask: bool = False,
   ) -> Prediction | list[Prediction]:
     """A Prediction for a prompt, a list of them for a list; see `Segmenter.__call__`."""
-    asked = _prompts(text, points, labels, box, mask, multimask)
-    several = isinstance(asked, list)
-    segmenter = self._segmenter
-    prompts = [segmenter._asking(segmenter.prompt(prompt)) for prompt in (asked if several else [asked])]
-    found = segmenter.predict(self.framed, prompts)
-    return found if several else found[0]
+    prompts = [self._segmenter.prompt(asked) for asked in _prompts(text, points, labels, box, mask, multimask)]
+    found = self._segmenter.predict(self.framed, prompts)
+    return found if isinstance(text, list | tuple) else found[0]
 
   def __repr__(self) -> str:
     height, width = self.framed.size
@@ -279,8 +286,8 @@ def load_with_tokenizer(checkpoint: str | os.PathLike) -> tuple[DitSam, Tokenize
   return model, Tokenizer(saved_model.vocabulary_file(checkpoint), model.config.max_text_tokens)
 
 
-def _prompts(text, points, labels, box, mask, multimask) -> Prompt | list[Prompt]:
-  """One prompt, or a list where `text` is one."""
+def _prompts(text, points, labels, box, mask, multimask) -> list[Prompt]:
+  """As many as `text` has items, one if it is no list."""
   others = {'points': points, 'labels': labels, 'box': box, 'mask': mask, 'multimask': multimask}
   given = [name for name, value in others.items() if value is not None and value is not False]
 
@@ -292,11 +299,21 @@ def _prompts(text, points, labels, box, mask, multimask) -> Prompt | list[Prompt
     return asked
 
   if not isinstance(text, list | tuple):
-    return one(text)
+    return [one(text)]
   for asked in text:
     if not isinstance(asked, Prompt):
       check_text(asked)
   return [one(asked) for asked in text]
+
+
+def _some(items: Iterator, size: int) -> tuple[list, Exception | None]:
+  """At most so many of the next items, and the error that ended them: results before it are not to be lost."""
+  some = []
+  try:
+    some.extend(itertools.islice(items, size))
+  except Exception as error:
+    return some, error
+  return some, None
 
 
 def _same(image: Any, other: Any) -> bool:
