@@ -19,7 +19,6 @@ import numpy as np
 
 from ditsam_jax import command_line
 from ditsam_jax.errors import UserError
-<<<<<<< HEAD
 from ditsam_jax.inference.background import images_ahead, in_order
 from ditsam_jax.inference.file_names import FileNames, is_result
 from ditsam_jax.inference.image_paths import ImagePaths
@@ -36,14 +35,6 @@ from ditsam_jax.parallel import distributed
 from ditsam_jax.parallel.watch import Watch
 from ditsam_jax.storage import saved_model
 from ditsam_jax.terminal import printable, say
-=======
-from ditsam_jax.inference.prompts import check_text
-from ditsam_jax.inference.results import Prediction
-from ditsam_jax.inference.segmenter import Segmenter
-from ditsam_jax.storage.image_files import read_image, write_png
-
-_NAME_BYTES = 80  # for the image's name and for the text; file systems allow 255 in all
->>>>>>> wt-engine
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -100,7 +91,6 @@ def _run(job: Job, output: Output, lines: JsonLines | None, options: argparse.Na
       for prediction in segmenter.stream(asked()):
         yield waiting.popleft(), prediction
 
-<<<<<<< HEAD
     with contextlib.closing(in_order(lambda item: output.write(*item), found(), _size)) as results:
       for (request, _), written in results:
         if isinstance(written, UserError):
@@ -115,41 +105,6 @@ def _run(job: Job, output: Output, lines: JsonLines | None, options: argparse.Na
   for line in remarks.at_the_end():
     say(line)
   return progress.failed > 0
-=======
-  def _pairs(self, texts: list[str], waiting: collections.deque) -> Iterator[tuple[np.ndarray, str]]:
-    """Reads the images; `waiting` gets the names of those on their way through the model, in order."""
-    for image in self._images:
-      try:
-        pixels = read_image(image)
-      except UserError as error:
-        self._fail(error)
-        self._progress.update(len(texts))
-        continue
-      for text in texts:
-        waiting.append(image)
-        yield pixels, text
-
-  def _finish(self, image: str, result: Prediction) -> None:
-    mask_file, overlay_file = self._names.of(image, result.text)
-    try:
-      write_png(mask_file, result.mask)
-      write_png(overlay_file, result.overlay())
-    except UserError as error:
-      self._fail(error)
-      return
-    share = 100 * result.area / result.mask.size
-    figures = f'{result.area} pixels ({share:.1f} %), predicted IoU {result.iou:.2f}'
-    self._say(f'{image}: {result.text!r}: {figures} -> {mask_file}', sys.stdout)
-
-  def _fail(self, error: UserError) -> None:
-    self.failed = True
-    self._say(f'error: {error}', sys.stderr)
-
-  def _say(self, line: str, stream) -> None:
-    # Names of files may hold line breaks, and bytes that are no text.
-    line = ' '.join(line.split()).encode('utf-8', 'replace').decode('utf-8')
-    self._progress.write(line, file=stream)
->>>>>>> wt-engine
 
 
 def _size(item: tuple[Request, Prediction]) -> int:
