@@ -3,6 +3,7 @@
 import functools
 import unicodedata
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -94,9 +95,9 @@ def _longest(text: str, font, room: float) -> int:
   return low
 
 
-def _fitting(text: str, points: int) -> tuple[ImageFont.FreeTypeFont, str]:
+def _fitting(text: str, points: int) -> tuple[Any, str]:
   """The first font that has all characters, else the one that has most; and the text in what it has."""
-  best, fewest = None, None
+  best, fewest = None, set()
   for name in ('', *_FONTS):
     font = _font(name, points)
     if font is None:
@@ -104,7 +105,7 @@ def _fitting(text: str, points: int) -> tuple[ImageFont.FreeTypeFont, str]:
     missing = _missing(name, text)
     if not missing:
       return font, text
-    if fewest is None or len(missing) < len(fewest):
+    if best is None or len(missing) < len(fewest):
       best, fewest = font, missing
   return best, ''.join(_replaced(character, fewest) for character in text)
 
@@ -126,13 +127,16 @@ def _missing(name: str, text: str) -> set[str]:
 def _has(name: str, character: str) -> bool:
   if not character.isprintable():
     return False
-  font = _font(name, 20)
-  drawn, none = font.getmask(character), font.getmask('\uffff')
-  return drawn.size != none.size or bytes(drawn) != bytes(none)
+  return _drawn(name, character) != _drawn(name, '\uffff')
+
+
+def _drawn(name: str, character: str) -> tuple[tuple[int, int], bytes]:
+  mask: Any = _font(name, 20).getmask(character)
+  return mask.size, bytes(mask)
 
 
 @functools.lru_cache(64)
-def _font(name: str, points: int) -> ImageFont.FreeTypeFont | None:
+def _font(name: str, points: int) -> Any:
   if not name:
     return ImageFont.load_default(size=points)
   try:

@@ -43,8 +43,8 @@ class FileNames:
     if image.folder == self._root or image.folder.startswith(self._inside):
       self._inputs.append(digest(os.path.join(image.folder, image.file).casefold()))
 
-  def settle(self, repeated: np.ndarray) -> np.ndarray:
-    """Fixes the names; `repeated`: which requests say the same as an earlier one. Returns the images' digests [N]."""
+  def settle(self, repeated: np.ndarray) -> None:
+    """Fixes the names; `repeated`: bool [N], which requests say the same as an earlier one."""
     images, stems, longer, prompts = (
       np.frombuffer(part, np.uint64) if part else np.zeros(0, np.uint64)
       for part in (self._images, self._stems, self._longer, self._prompts)
@@ -54,8 +54,7 @@ class FileNames:
     names, counts = np.unique(prompts[~repeated], return_counts=True)
     self._shared_prompts = set(names[counts > 1].tolist())
     self._taken = set(self._inputs)
-    self._images = self._stems = self._longer = self._prompts = None
-    return images
+    self._images, self._stems, self._longer, self._prompts = (array('Q') for _ in range(4))
 
   def of(self, request: Request) -> Path:
     """The path of a request's files, without MASK or OVERLAY."""

@@ -90,7 +90,7 @@ class Job:
     done = np.isin(self._keys, lines.keys)
     changed = self._owners[np.isin(self._ids, lines.ids) & ~done[self._owners]]
     if len(changed):
-      request = self._at(changed[0])
+      request = self._at(int(changed[0]))
       raise UserError(
         f'{request.place}: id {json.dumps(request.id)} is done, with another image or prompt, in {lines.path}; choose '
         f'another --json'
@@ -108,7 +108,7 @@ class Job:
       return
     _, first, inverse = np.unique(self._ids, return_index=True, return_inverse=True)
     again = np.flatnonzero(first[inverse] != np.arange(len(self._ids)))[0]
-    one, other = self._at(self._owners[first[inverse[again]]]), self._at(self._owners[again])
+    one, other = self._at(int(self._owners[first[inverse[again]]])), self._at(int(self._owners[again]))
     line = one.place.rsplit(' ', 1)[1]
     raise UserError(f'{other.place}: id {json.dumps(other.id)} is that of line {line}; give each line its own')
 

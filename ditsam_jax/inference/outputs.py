@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from ditsam_jax.errors import UserError
@@ -17,7 +18,7 @@ from ditsam_jax.inference.file_names import MASK, OVERLAY
 from ditsam_jax.inference.json_lines import differing
 from ditsam_jax.inference.requests import Request, described, in_words
 from ditsam_jax.inference.results import Prediction
-from ditsam_jax.storage.image_files import write_png
+from ditsam_jax.storage.image_files import write_photo_png, write_png
 from ditsam_jax.terminal import printable
 
 _NOTES = 'ditsam_jax'  # the PNG text that says which request a mask belongs to
@@ -72,6 +73,8 @@ class Output:
     Raises:
       UserError: other pictures are there.
     """
+    if self._file_of is None:
+      return False
     stem = self._file_of(request)
     mask_file = Path(f'{stem}{MASK}')
     notes = self._check_free(mask_file, f'{request.key():016x}')
@@ -95,7 +98,7 @@ class Output:
 
   def _write_pictures(self, stem: Path, prediction: Prediction, notes: dict[str, Any]) -> None:
     try:
-      write_png(f'{stem}{OVERLAY}', prediction.overlay())
+      write_photo_png(f'{stem}{OVERLAY}', np.asarray(prediction.overlay()))
       write_png(f'{stem}{MASK}', prediction.mask, notes={_NOTES: json.dumps(notes)})  # last: with it, both are there
     except UserError as error:
       if getattr(error.__cause__, 'errno', None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):

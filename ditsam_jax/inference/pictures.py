@@ -43,11 +43,11 @@ def draw(image: np.ndarray, masks: np.ndarray, prompt: Prompt, scores: np.ndarra
   return pixels
 
 
-def _hidden(mask: np.ndarray, prompt: Prompt, top: int, bottom: int) -> float:
+def _hidden(mask: np.ndarray, prompt: Prompt, top: int, bottom: int) -> int:
   """What a caption over these rows would hide: pixels of the mask, and points."""
-  count = np.count_nonzero(mask)
+  count = int(np.count_nonzero(mask))
   if prompt.points is not None:
-    count += mask.size * np.count_nonzero((prompt.points[:, 1] >= top) & (prompt.points[:, 1] < bottom))
+    count += mask.size * int(np.count_nonzero((prompt.points[:, 1] >= top) & (prompt.points[:, 1] < bottom)))
   return count
 
 

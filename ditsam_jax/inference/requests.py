@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from ditsam_jax.errors import UserError
 from ditsam_jax.inference.prompts import Prompt, checked
 from ditsam_jax.models.config import DitSamConfig
@@ -91,7 +93,7 @@ class Combinations:
         yield Request(image, image, prompt, None, number, '')
         number += 1
 
-  def chosen(self, todo: Sequence[bool]) -> Iterator[Request]:
+  def chosen(self, todo: np.ndarray) -> Iterator[Request]:
     """Those whose place in `todo` is true."""
     return (request for request in self if todo[request.number])
 
@@ -108,7 +110,7 @@ class PromptFile:
   def __iter__(self) -> Iterator[Request]:
     return self.chosen(None)
 
-  def chosen(self, todo: Sequence[bool] | None) -> Iterator[Request]:
+  def chosen(self, todo: np.ndarray | None) -> Iterator[Request]:
     """Those whose place in `todo` is true; None for all. Raises UserError, which names the line."""
     number = 0
     for place, line in self._lines():
