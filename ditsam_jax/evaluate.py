@@ -26,6 +26,7 @@ from ditsam_jax.evaluation.pictures import Gallery, prediction_panel, worst_medi
 from ditsam_jax.evaluation.protocols import PROTOCOLS
 from ditsam_jax.evaluation.results import Results
 from ditsam_jax.models.config import DitSamConfig
+from ditsam_jax.models.weights import DTYPES
 from ditsam_jax.parallel import distributed
 from ditsam_jax.parallel.watch import Watch
 from ditsam_jax.storage import saved_model
@@ -47,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
   output = _Output(options)
   model = saved_model.load(options.checkpoint)
   tokenizer = Tokenizer(vocabulary, model.config.max_text_tokens)
-  forward = forward_of(model)
+  forward = forward_of(model, dtype=options.dtype)
   with Watch():
     for split, source in sources.items():
       _evaluate(
@@ -57,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
         model.config,
         options,
         output,
-        {'checkpoint': options.checkpoint, 'dataset': dataset, 'split': split},
+        {'checkpoint': options.checkpoint, 'dataset': dataset, 'split': split, 'dtype': forward.dtype},
       )
   output.say_what_was_written()
   return 0
@@ -136,7 +137,7 @@ class _Output:
     self._figures[split] = about | results.to_json()
     figures = self._figures[split]
     if self._several:
-      figures = {**{name: about[name] for name in ('checkpoint', 'dataset')}, 'splits': self._figures}
+      figures = {**{name: about[name] for name in ('checkpoint', 'dataset', 'dtype')}, 'splits': self._figures}
     try:
       write_json(self._file('metrics.json'), figures)
       write_text(self._file(self._named(split, 'samples', 'csv')), results.to_csv())
@@ -206,6 +207,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   )
   parser.add_argument(
     '--batch-size', type=int, default=64, metavar='N', help='samples at once, on each host (default: %(default)s)'
+  )
+  parser.add_argument(
+    '--dtype',
+    default='auto',
+    choices=DTYPES,
+    help='what the model computes in; auto is bfloat16 on TPUs and GPUs, float32 on CPUs (default: %(default)s)',
   )
   parser.add_argument('--limit', type=int, metavar='N', help='so many samples, evenly spread, instead of all')
   parser.add_argument(

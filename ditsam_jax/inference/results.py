@@ -74,12 +74,12 @@ class Prediction:
 
   @functools.cached_property
   def boxes(self) -> list[list[int] | None]:
-    """[x0, y0, x1, y1] around each mask, None around an empty one."""
-    return [bounding_box(mask) for mask in self.masks]
+    """[x0, y0, x1, y1] around each mask, without x1 and y1 themselves; None around an empty one."""
+    return [box and list(box) for box in map(bounding_box, self.masks)]
 
   @property
   def box(self) -> list[int] | None:
-    """[x0, y0, x1, y1] around the best mask, None if it is empty."""
+    """[x0, y0, x1, y1] around the best mask, without x1 and y1 themselves; None if it is empty."""
     return self.boxes[self.best]
 
   @property

@@ -220,7 +220,7 @@ class Segmenter:
 
   def _read_anew(self, text: str) -> _Read:
     ids, token_mask = self.tokenizer([text])
-    return _Read(Sentence(ids[0], token_mask[0]), self.tokenizer.cut(text), self.tokenizer.unknown(text))
+    return _Read(Sentence(ids[0], token_mask[0]), self.tokenizer.cut(text), tuple(self.tokenizer.unknown(text)))
 
   def _finished(self, batch: list[tuple[Framed, Prompt]], pieces: list[Piece]) -> Iterator[Prediction]:
     found = {place: (piece, i) for piece in pieces for i, place in enumerate(piece.rows)}

@@ -26,7 +26,7 @@ from flax import nnx
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
-from ditsam_jax.models.weights import dotted, is_weight, weights_of
+from ditsam_jax.models.weights import cast, dotted, dtype_named, is_weight, weights_of
 
 FORMAT = 1
 CONTENTS = ('model.json', 'vocab.txt', 'weights', 'leftovers')
@@ -106,16 +106,21 @@ def vocabulary_file(name_or_dir: str | os.PathLike) -> Path:
   return file
 
 
-def load(name_or_dir: str | os.PathLike) -> DitSam:
-  """Rebuilds a model, in evaluation mode, weights in f32.
+def load(name_or_dir: str | os.PathLike, *, dtype: str = 'float32') -> DitSam:
+  """Rebuilds a model, in evaluation mode.
 
   Args:
     name_or_dir: a shipped model's name ('shapes'), a model's folder or a training run's workdir.
+    dtype: of the weights, and with them of what the model computes: 'float32', 'bfloat16', or 'auto': bfloat16 on TPUs
+      and GPUs, float32 on CPUs.
 
   Raises:
-    UserError: missing, foreign or damaged.
+    UserError: missing, foreign or damaged; no such type.
   """
-  return build(read_config(name_or_dir), read_weights(name_or_dir), str(name_or_dir))
+  chosen = dtype_named(dtype, jax.default_backend())
+  model = build(read_config(name_or_dir), read_weights(name_or_dir), str(name_or_dir))
+  cast(model, chosen)
+  return model
 
 
 def build(config: DitSamConfig, weights: dict[str, Any], name: str) -> DitSam:
