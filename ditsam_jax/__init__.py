@@ -2,22 +2,34 @@
 
 import ditsam_jax
 segmenter = ditsam_jax.Segmenter('shapes')
-result = segmenter('scene.png', 'the small red circle')  # .mask, .probability, .iou, .overlay()
+result = segmenter('scene.png', 'the small red circle')  # .mask, .score, .box, .rle(), .overlay()
 
 config = ditsam_jax.presets.vit_b(fusion='e2e')
 model = ditsam_jax.DitSam(config, rngs=nnx.Rngs(0))
 """
 
 import importlib
+import sys
+
+if sys.argv[:1] == ['-m'] and sys.orig_argv[-len(sys.argv)].removeprefix('-m').startswith('ditsam_jax.'):
+  # A command (python -m ditsam_jax.train) imports this before itself: what it imports can be interrupted in one line.
+  from ditsam_jax import command_line
+
+  command_line.begin()
 
 # Loaded when first asked for: `import ditsam_jax` is light.
 _WHERE = {
   'DitSam': 'ditsam_jax.models.ditsam',
   'DitSamConfig': 'ditsam_jax.models.config',
+  'ImageEncoderConfig': 'ditsam_jax.models.config',
+  'MaskDecoderConfig': 'ditsam_jax.models.config',
   'Output': 'ditsam_jax.models.ditsam',
+  'Prediction': 'ditsam_jax.inference.results',
+  'Prompt': 'ditsam_jax.inference.prompts',
   'SamPredictor': 'ditsam_jax.inference.sam_predictor',
-  'Segmentation': 'ditsam_jax.inference.segmenter',
   'Segmenter': 'ditsam_jax.inference.segmenter',
+  'TextEncoderConfig': 'ditsam_jax.models.config',
+  'Tokenizer': 'ditsam_jax.tokenization',
   'UserError': 'ditsam_jax.errors',
   'load': 'ditsam_jax.storage.saved_model',
   'save': 'ditsam_jax.storage.saved_model',

@@ -26,12 +26,14 @@ from ditsam_jax.evaluation.pictures import Gallery, prediction_panel, worst_medi
 from ditsam_jax.evaluation.protocols import PROTOCOLS
 from ditsam_jax.evaluation.results import Results
 from ditsam_jax.models.config import DitSamConfig
+from ditsam_jax.models.weights import DTYPES
 from ditsam_jax.parallel import distributed
 from ditsam_jax.parallel.watch import Watch
-from ditsam_jax.storage import saved_model
+from ditsam_jax.storage import places, saved_model
 from ditsam_jax.storage.files import write_json, write_text
 from ditsam_jax.storage.image_files import write_png
 from ditsam_jax.storage.paths import local
+from ditsam_jax.terminal import say
 from ditsam_jax.tokenization import Tokenizer
 
 _MOST_PICTURES = 100  # of each of the three sections: more would make a sheet that few programs open
@@ -47,8 +49,9 @@ def main(arguments: list[str] | None = None) -> int:
   sources = _open(dataset, options, trained_on)
   output = _Output(options)
   model = saved_model.load(options.checkpoint)
+  saved_model.warn_if_fresh(options.checkpoint)
   tokenizer = Tokenizer(vocabulary, model.config.max_text_tokens)
-  forward = forward_of(model)
+  forward = forward_of(model, dtype=options.dtype)
   with Watch():
     for split, source in sources.items():
       _evaluate(
@@ -58,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
         model.config,
         options,
         output,
-        {'checkpoint': options.checkpoint, 'dataset': dataset, 'split': split},
+        {'checkpoint': options.checkpoint, 'dataset': dataset, 'split': split, 'dtype': forward.dtype},
       )
   output.say_what_was_written()
   return 0
@@ -136,27 +139,32 @@ class _Output:
     self._figures[split] = about | results.to_json()
     figures = self._figures[split]
     if self._several:
-      figures = {**{name: about[name] for name in ('checkpoint', 'dataset')}, 'splits': self._figures}
+      figures = {**{name: about[name] for name in ('checkpoint', 'dataset', 'dtype')}, 'splits': self._figures}
     try:
-      write_json(self._file('metrics.json'), figures)
-      write_text(self._file(self._named(split, 'samples', 'csv')), results.to_csv())
+      for name, write, content in (
+        ('metrics.json', write_json, figures),
+        (self._named(split, 'samples', 'csv'), write_text, results.to_csv()),
+      ):
+        write(self._folder / name, content)
+        self._written[self._folder / name] = None
     except OSError as error:
       raise UserError(
         f'results cannot be written to {str(self._folder)!r} ({error.strerror or error}); choose another --output'
       ) from error
 
   def write_picture(self, split: str, name: str, picture) -> None:
-    """A picture of a split."""
-    write_png(self._file(self._named(split, name, 'png')), picture)
+    """A picture of a split. One that cannot be written is a warning: the figures are there."""
+    file = self._folder / self._named(split, name, 'png')
+    try:
+      write_png(file, picture)
+      self._written[file] = None
+    except UserError as error:
+      say(f'warning: {error}')
 
   def say_what_was_written(self) -> None:
     """One line, on the first host."""
     if self._written:
       print('written:', ', '.join(map(str, self._written)))
-
-  def _file(self, name: str) -> Path:
-    self._written[self._folder / name] = None
-    return self._folder / name
 
   def _named(self, split: str, name: str, ending: str) -> str:
     return f'{name}-{split}.{ending}' if self._several else f'{name}.{ending}'
@@ -166,7 +174,7 @@ def _folder(options: argparse.Namespace) -> Path:
   if options.output:
     return Path(options.output)
   splits = '-'.join(options.splits)
-  if saved_model.resolve(options.checkpoint).parent == saved_model.SHIPPED:
+  if places.is_shipped(options.checkpoint):
     return Path('runs') / f'evaluation-{options.checkpoint}-{splits}'
   return Path(options.checkpoint).expanduser() / f'evaluation-{splits}'
 
@@ -208,6 +216,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   )
   parser.add_argument(
     '--batch-size', type=int, default=64, metavar='N', help='samples at once, on each host (default: %(default)s)'
+  )
+  parser.add_argument(
+    '--dtype',
+    default='auto',
+    choices=DTYPES,
+    help='what the model computes in; auto is bfloat16 on TPUs and GPUs, float32 on CPUs (default: %(default)s)',
   )
   parser.add_argument('--limit', type=int, metavar='N', help='so many samples, evenly spread, instead of all')
   parser.add_argument(

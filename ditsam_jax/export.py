@@ -28,6 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
     vocabulary=vocabulary,
     data=description['data'],
     notes=description['notes'] | {'dtype': options.dtype},
+    fresh=description['fresh'],
+    assumed=description['assumed'],
     dtype=jnp.dtype(options.dtype),
   )
   print(f'{options.output}: {saved_model.size(options.output) / 1e6:.2f} MB')

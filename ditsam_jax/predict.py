@@ -1,168 +1,243 @@
-"""Segments what sentences name in image files.
+"""Segments what prompts mean in image files: words, points, boxes, or all together.
 
-  python -m ditsam_jax.predict --image photo.jpg --text='the red circle' --output=runs/predictions
+  python -m ditsam_jax.predict --image photo.jpg --text='the red circle'
+  python -m ditsam_jax.predict --image photos --point=120,80 --point=40,60,0 --json=results.jsonl
+  python -m ditsam_jax.predict --prompts=prompts.jsonl --json=results.jsonl --no-pictures
 
-Every image is taken with every text. Each result is two PNG files at the image's own size (the mask as 0/255,
-and the image with the mask laid over it) and one line on the screen.
+Each result is two PNG files at the image's own size (the mask as 0/255, and the image with the mask over it), and a
+line: on the screen, or of JSON with --json. Rerun the command to resume: what is done is left out.
 """
 
 import argparse
 import collections
+import contextlib
 import os
-import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from ditsam_jax import command_line
 from ditsam_jax.errors import UserError
-from ditsam_jax.inference.segmenter import Segmentation, Segmenter, check_text
-from ditsam_jax.storage.image_files import read_image, write_png
+from ditsam_jax.inference.background import images_ahead, in_order
+from ditsam_jax.inference.file_names import FileNames, is_result
+from ditsam_jax.inference.image_paths import ImagePaths
+from ditsam_jax.inference.job import Job, Source
+from ditsam_jax.inference.json_lines import JsonLines
+from ditsam_jax.inference.outputs import Output, OutputLost, made_by
+from ditsam_jax.inference.progress import Progress, Remarks
+from ditsam_jax.inference.prompts import Prompt
+from ditsam_jax.inference.requests import Combinations, PromptFile, Request, prompts_of
+from ditsam_jax.inference.results import Prediction
+from ditsam_jax.inference.segmenter import Segmenter
+from ditsam_jax.models.config import DitSamConfig
+from ditsam_jax.parallel import distributed
+from ditsam_jax.parallel.watch import Watch
+from ditsam_jax.storage import saved_model
 from ditsam_jax.storage.paths import local
-
-_NAME_BYTES = 80  # for the image's name and for the text; file systems allow 255 in all
+from ditsam_jax.terminal import printable, say
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """Runs the command; returns 0 if every image with every text gave its files, otherwise 2."""
+  """Runs the command; returns 0 if every request gave its result, otherwise 2."""
   options = _parse(arguments)
-  images, texts = list(dict.fromkeys(options.image)), list(dict.fromkeys(options.text))
-  output = _output_folder(options.output)
-  predictions = _Predictions(images, output)
-  texts = [text for text in texts if predictions.readable(text)]
-  if texts:
-    total = len(images) * len(texts)
-    segmenter = Segmenter(options.checkpoint, batch_size=min(options.batch_size, total))
-    predictions.run(segmenter, texts)
-  return 2 if predictions.failed else 0
+  distributed.initialise(options)
+  config = saved_model.read_config(options.checkpoint)
+  how = made_by(saved_model.resolve(options.checkpoint), options.dtype, options.multimask)
+  names = FileNames(Path(options.output)) if options.pictures else None
+  job = Job(_source(options, config), names)
+  output = Output(names and names.of, how)
+  host, hosts = distributed.place()
+  with contextlib.ExitStack() as opened:
+    lines = None
+    if options.json:
+      lines = opened.enter_context(JsonLines(Path(options.json), how, options.pictures, host, hosts))
+      job.skip_done(lines)
+    if options.pictures:
+      _make_folder(options.output)
+      job.skip_pictured(output, redo=lines is not None)
+    _say_what_is_left_out(job)
+    at_once = min(options.batch_size, job.count)  # of the whole job: however it is cut, results have the same bits
+    job.share(host, hosts)
+    with Watch():
+      failed = job.left > 0 and _run(job, output, lines, options, at_once)
+      distributed.wait_for_all('predicted')
+  return 2 if failed else 0
 
 
-class _Predictions:
-  """Goes through images and texts; whatever fails is told in a line, and the rest goes on."""
+def _run(job: Job, output: Output, lines: JsonLines | None, options: argparse.Namespace, at_once: int) -> bool:
+  """Does what is left to do; whether any of it failed."""
+  segmenter = Segmenter(options.checkpoint, batch_size=at_once, dtype=options.dtype)
+  waiting: collections.deque[Request] = collections.deque()
+  with Progress(job.left) as progress:
+    remarks = Remarks(progress)
 
-  def __init__(self, images: list[str], output: Path) -> None:
-    self.failed = False
-    self._images = images
-    self._names = _FileNames(output, images)
-    self._progress = tqdm(disable=True)
+    def fail(request: Request, error: UserError) -> None:
+      if isinstance(error, OutputLost):
+        raise error
+      remarks.failure(f'{request}: {error}' if request.place else str(error))
+      progress.step(failed=True)
 
-  def readable(self, text: str) -> bool:
-    try:
-      check_text(text)
-    except UserError as error:
-      self._fail(error)
-      return False
-    return True
+    def asked() -> Iterator[tuple[np.ndarray, Prompt]]:
+      for request, image in images_ahead(job.requests()):
+        if isinstance(image, UserError):
+          fail(request, image)
+        elif problem := _outside(request, image):
+          fail(request, problem)
+        else:
+          waiting.append(request)
+          yield image, request.prompt
 
-  def run(self, segmenter: Segmenter, texts: list[str]) -> None:
-    for text in texts:
-      if cut := segmenter.tokenizer.cut(text):
-        room = segmenter.config.max_text_tokens
-        self._say(f'warning: text {text!r}: does not fit in {room} tokens; left out: {cut!r}', sys.stderr)
-    total = len(self._images) * len(texts)
-    waiting = collections.deque()
-    with tqdm(total=total, unit='mask', disable=total <= segmenter.batch_size) as self._progress:
-      for result in segmenter.stream(self._pairs(texts, waiting)):
-        self._finish(waiting.popleft(), result)
-        self._progress.update()
+    def found() -> Iterator[tuple[Request, Prediction]]:
+      for prediction in segmenter.stream(asked()):
+        yield waiting.popleft(), prediction
 
-  def _pairs(self, texts: list[str], waiting: collections.deque) -> Iterator[tuple[np.ndarray, str]]:
-    """Reads the images; `waiting` gets the names of those on their way through the model, in order."""
-    for image in self._images:
-      try:
-        pixels = read_image(image)
-      except UserError as error:
-        self._fail(error)
-        self._progress.update(len(texts))
-        continue
-      for text in texts:
-        waiting.append(image)
-        yield pixels, text
-
-  def _finish(self, image: str, result: Segmentation) -> None:
-    mask_file, overlay_file = self._names.of(image, result.text)
-    try:
-      write_png(mask_file, result.mask)
-      write_png(overlay_file, result.overlay())
-    except UserError as error:
-      self._fail(error)
-      return
-    share = 100 * result.area / result.mask.size
-    figures = f'{result.area} pixels ({share:.1f} %), predicted IoU {result.iou:.2f}'
-    self._say(f'{image}: {result.text!r}: {figures} -> {mask_file}', sys.stdout)
-
-  def _fail(self, error: UserError) -> None:
-    self.failed = True
-    self._say(f'error: {error}', sys.stderr)
-
-  def _say(self, line: str, stream) -> None:
-    # Names of files may hold line breaks, and bytes that are no text.
-    line = ' '.join(line.split()).encode('utf-8', 'replace').decode('utf-8')
-    self._progress.write(line, file=stream)
+    with contextlib.closing(in_order(lambda item: output.write(*item), found(), _size)) as results:
+      for (request, _), written in results:
+        if isinstance(written, UserError):
+          fail(request, written)
+          continue
+        if lines is None:
+          progress.show(written.summary)
+        else:
+          lines.append(written.json_line)
+        remarks.result(request.prompt.text, written.unknown, written.cut, written.is_empty)
+        progress.step()
+  for line in remarks.at_the_end():
+    say(line)
+  return progress.failed > 0
 
 
-class _FileNames:
-  """Names for results, told apart even where images or texts shorten to the same one."""
-
-  def __init__(self, folder: Path, images: list[str]) -> None:
-    self._folder = folder
-    # Results must not overwrite the images that they come from.
-    self._taken = {_key(Path(image)) for image in images}
-
-  def of(self, image: str, text: str) -> tuple[Path, Path]:
-    """Files for the mask and for the overlay."""
-    name = f'{_slug(Path(image).stem)}.{_slug(text)}'
-    number = 1
-    while True:
-      stem = name if number == 1 else f'{name}-{number}'
-      files = self._folder / f'{stem}.mask.png', self._folder / f'{stem}.overlay.png'
-      keys = {_key(file) for file in files}
-      if not keys & self._taken:
-        self._taken |= keys
-        return files
-      number += 1
+def _size(item: tuple[Request, Prediction]) -> int:
+  prediction = item[1]
+  return prediction.image.nbytes + prediction.masks.nbytes + prediction.logits.nbytes
 
 
-def _key(path: Path) -> str:
-  # Some file systems do not tell capitals from small letters.
-  return os.path.realpath(path).casefold()
+def _outside(request: Request, image: np.ndarray) -> UserError | None:
+  """An error where a point, or the whole box, lies outside of the image."""
+  height, width = image.shape[:2]
+  points, box = request.prompt.points, request.prompt.box
+  size = f'lies outside of the image, {width} x {height} pixels'
+  name = f'image {printable(request.name)}'
+  if points is not None and len(outside := points[((points < 0) | (points > (width, height))).any(1)]):
+    return UserError(f'{name}: point {outside[0][0]:g},{outside[0][1]:g} {size}')
+  if box is not None and (box[2] < 0 or box[3] < 0 or box[0] > width or box[1] > height):
+    return UserError(f'{name}: box {",".join(f"{number:g}" for number in box)} {size}')
+  return None
 
 
-def _slug(text: str) -> str:
-  """Letters, digits and dashes of `text`, in any script, at most `_NAME_BYTES` bytes of UTF-8."""
-  words = re.sub(r'[^\w]+', '-', text.encode('utf-8', 'ignore').decode('utf-8')).strip('-')
-  return words.encode('utf-8')[:_NAME_BYTES].decode('utf-8', 'ignore').strip('-') or 'unnamed'
+def _source(options: argparse.Namespace, config: DitSamConfig) -> Source:
+  if options.prompts is not None:
+    return PromptFile(
+      os.path.expanduser(options.prompts), config, images_dir=options.images_dir, multimask=options.multimask
+    )
+  prompts = prompts_of(options.text, options.point, options.box, config, multimask=options.multimask)
+  return Combinations(ImagePaths(options.image, lambda path: is_result(path, Path(options.output))), prompts)
 
 
-def _output_folder(name: str) -> Path:
+def _make_folder(name: str) -> None:
   folder = Path(name)
   try:
     folder.mkdir(parents=True, exist_ok=True)
   except (OSError, ValueError) as error:
     reason = getattr(error, 'strerror', None) or error
-    raise UserError(f'--output={name}: cannot be made ({reason}); choose another folder') from error
+    raise UserError(f'--output={printable(name)}: cannot be made ({reason}); choose another folder') from error
   if not os.access(folder, os.W_OK):
-    raise UserError(f'--output={name}: cannot be written to; choose another folder')
-  return folder
+    raise UserError(f'--output={printable(name)}: cannot be written to; choose another folder')
+
+
+def _say_what_is_left_out(job: Job) -> None:
+  repeated, done = len(job) - job.count, job.count - job.left
+  if repeated:
+    distributed.tell(f'{repeated:,} request{"s repeat" if repeated > 1 else " repeats"} others; each is done once')
+  if done:
+    distributed.tell(f'{done:,} result{"s are" if done > 1 else " is"} there already')
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
+  parser = _Parser(
     prog='python -m ditsam_jax.predict',
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
   )
-  parser.add_argument('--image', nargs='+', action='extend', required=True, type=local, metavar='FILE', help='images')
-  parser.add_argument('--text', action='append', required=True, help='what to segment; may be given several times')
-  parser.add_argument(
-    '--checkpoint', default='shapes', type=local, help="folder of a saved model, or 'shapes', the one that comes along"
+  what = parser.add_argument_group('what to segment')
+  what.add_argument(
+    '--image',
+    nargs='+',
+    action='extend',
+    type=local,
+    metavar='PATH',
+    help="files, folders, or globs such as 'photos/**/*.jpg'",
   )
-  parser.add_argument('--output', default='runs/predictions', type=local, help='folder for the results (%(default)s)')
-  parser.add_argument('--batch-size', type=int, default=8, help='images at once (%(default)s)')
-  return parser.parse_args(arguments)
+  what.add_argument('--text', action='append', default=[], help='words; may be given several times, each a prompt')
+  what.add_argument(
+    '--point', action='append', default=[], metavar='X,Y[,0]', help='on the object, with ,0 off it; several make one'
+  )
+  what.add_argument('--box', action='append', default=[], metavar='X0,Y0,X1,Y1', help='around the object, in pixels')
+  what.add_argument(
+    '--prompts',
+    type=local,
+    metavar='FILE',
+    help='JSON lines instead of the above: image, and any of text, points, labels, box, id',
+  )
+  what.add_argument(
+    '--images-dir', type=local, metavar='DIR', help="folder of the images that FILE names (default: FILE's own)"
+  )
+  how = parser.add_argument_group('how')
+  how.add_argument(
+    '--checkpoint',
+    default='shapes',
+    type=local,
+    metavar='DIR',
+    help="a saved model, or 'shapes', which comes along (the default)",
+  )
+  how.add_argument(
+    '--dtype', default='auto', choices=('auto', 'float32', 'bfloat16'), help='auto: bfloat16 on TPU and GPU'
+  )
+  how.add_argument('--batch-size', type=int, default=8, metavar='N', help='images at once (%(default)s)')
+  how.add_argument('--multimask', action='store_true', help='three candidates for ambiguous prompts; --json has all')
+  where = parser.add_argument_group('results')
+  where.add_argument(
+    '--output', default='runs/predictions', type=local, metavar='DIR', help='folder of the pictures (%(default)s)'
+  )
+  where.add_argument('--json', type=local, metavar='FILE', help='JSON lines: run lengths, boxes, scores, ...')
+  where.add_argument('--no-pictures', dest='pictures', action='store_false', help='JSON alone, for large jobs')
+  distributed.add_flags(parser)
+  options = parser.parse_args(arguments)
+  _check(options)
+  return options
+
+
+class _Parser(argparse.ArgumentParser):
+  """Says what is wrong in one line, without the usage before it."""
+
+  def error(self, message: str):
+    self.exit(2, f'error: {printable(message, 500)}; --help lists the options\n')
+
+
+def _check(options: argparse.Namespace) -> None:
+  """Raises UserError for options that do not go together."""
+  if options.prompts is not None:
+    given = [f'--{name}' for name in ('image', 'text', 'point', 'box') if getattr(options, name)]
+    if given:
+      raise UserError(f'--prompts with {", ".join(given)}: expected either; the file holds images and prompts')
+    if options.json and os.path.realpath(options.json) == os.path.realpath(options.prompts):
+      raise UserError(f'--json={printable(options.json)}: the file of the prompts; name another')
+  else:
+    if not options.image:
+      raise UserError('no images; give --image, or --prompts')
+    if options.images_dir is not None:
+      raise UserError('--images-dir without --prompts: it is where the images of a file of prompts are')
+  if options.images_dir is not None and not os.path.isdir(options.images_dir):
+    raise UserError(f'--images-dir={printable(options.images_dir)}: no such folder')
+  if len(options.box) > 1:
+    raise UserError('--box given twice: expected one; for one result a box, use --prompts')
+  options.box = options.box[0] if options.box else None
+  if options.batch_size < 1:
+    raise UserError(f'--batch-size={options.batch_size}: expected a whole number from 1')
+  if not options.pictures and not options.json:
+    raise UserError('--no-pictures without --json: nothing would be written; add --json=FILE')
 
 
 if __name__ == '__main__':

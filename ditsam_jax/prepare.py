@@ -10,7 +10,7 @@ import argparse
 
 from ditsam_jax import command_line
 from ditsam_jax.data.refcoco import catalogue
-from ditsam_jax.errors import UserError
+from ditsam_jax.limits import MAX_PROCESSES
 from ditsam_jax.storage.paths import local
 from ditsam_jax.terminal import say
 
@@ -31,8 +31,6 @@ def main(arguments: list[str] | None = None) -> int:
     processes=options.processes,
     say=say,
   )
-  if done.seconds is None:
-    say(f'{done.directory} had been prepared before, and is left as it is; delete it to prepare it again')
   print(_table(done))
   differences = catalogue.compare(dataset, split_by, done.splits, done.whole)
   if differences:
@@ -45,7 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
     print(
       f'{done.seconds:.0f} s: {done.whole.images / done.seconds:.0f} images/s, {done.masks / done.seconds:.0f} masks/s'
     )
-  print('written:', done.directory)
+  if done.seconds is None:
+    print(f'left as it is: {done.directory} was prepared before; delete it to prepare it again')
+  else:
+    print('written:', done.directory)
   return 0
 
 
@@ -95,12 +96,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     '--processes',
     type=int,
     metavar='N',
-    help='that read images and draw masks (default: one a core, at most 16; 0: the main one)',
+    help=f'that read images and draw masks, at most {MAX_PROCESSES} (default: one a core, at most 16; 0: the main one)',
   )
-  options = parser.parse_args(arguments)
-  if options.processes is not None and options.processes < 0:
-    raise UserError(f'--processes={options.processes}: expected a whole number from 0')
-  return options
+  return parser.parse_args(arguments)
 
 
 if __name__ == '__main__':

@@ -32,6 +32,7 @@ from ditsam_jax.evaluation.pictures import Gallery
 from ditsam_jax.evaluation.results import Results
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
+from ditsam_jax.models.weights import is_position
 from ditsam_jax.parallel import distributed, sharding
 from ditsam_jax.parallel.watch import Watch
 from ditsam_jax.storage import saved_model
@@ -44,6 +45,7 @@ from ditsam_jax.training.fingerprint import weights_sha256
 from ditsam_jax.training.logging import RunLog, SilentLog
 from ditsam_jax.training.program import build
 from ditsam_jax.training.skipped import SkippedUpdates
+from ditsam_jax.training.step import TrainState
 from ditsam_jax.training.stop import Stopped, StopSignal
 from ditsam_jax.training.workdir import Workdir
 
@@ -107,6 +109,8 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
   plain = json.loads(config.to_json())
   claimed.claim(plain)
   tokenizer = Tokenizer(vocabulary, model_config.max_text_tokens) if vocabulary else None
+  if tokenizer:
+    saved_model.check_words(len(tokenizer.vocabulary), model_config, vocabulary)
   iterator = _training_batches(
     config, model_config, source, tokenizer, sharding.rows_of_this_host(mesh, config.data.batch_size)
   )
@@ -118,8 +122,9 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
   with Checkpoints(workdir, config.keep_checkpoints, plain, config.on_save_failure) as checkpoints:
     if checkpoints.latest_step is None:
       state, fresh = program.initial_state(config.init_from)
+      progress.fresh = _fresh_at_start(fresh, config.init_from)
       if config.init_from:
-        distributed.tell(f'weights from {config.init_from!r}; fresh: {_parts(fresh) or "none"}')
+        distributed.tell(f'weights from {config.init_from!r}; fresh: {", ".join(progress.fresh) or "none"}')
     else:
       state, progress = checkpoints.restore(program.state, iterator)
       distributed.tell(f'resumed at step {int(state.step)} of {config.total_steps}')
@@ -127,7 +132,7 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
       f'{_count(state.params)} parameters trained, {_count(state.frozen)} frozen; {len(source)} objects '
       f'in {source.num_images} images; {_devices(mesh)}'
     )
-    step = int(state.step)
+    step, began = int(state.step), None
     stop.steps_begin()
     with _log(workdir, step, progress, config) as log:
       while True:
@@ -141,17 +146,23 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
             log.panel(step, np.asarray(gallery.panel()))
             progress.evaluated = step
             if progress.improved(step, results.miou):
-              _save_best(workdir, config, model, progress, describe)
+              _save_best(workdir, config, model, progress, describe | {'fresh': _untrained(progress, state, step)})
               worth_saving = True
           del model  # the next steps need its room
-        ends = stop.agreed(step) or step == config.total_steps
+        ends = stop.agreed() or step == config.total_steps
         if worth_saving or ends:
           skipped.look()
           checkpoints.save(state, iterator, progress)
         if ends:
           break
         arrays = next(iterator)
+        if first := began is None:
+          began = time.monotonic()
+          log.say('compiling the training step ...')
         state, metrics = program.step(state, program.assemble(arrays))
+        if first:
+          jax.block_until_ready(metrics)
+          log.say(f'compiled, and the first step done, in {time.monotonic() - began:.1f} s')
         step += 1
         skipped.watch(step, arrays, metrics)
         checkpoints.check()
@@ -161,16 +172,24 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
   trained = time.time()
   if stop.asked and checkpoints.latest_step != step:
     raise UserError(
-      f'stopped at step {step} of {config.total_steps}, which is not saved (see above); the same command '
-      f'goes on from step {checkpoints.latest_step or 0}'
+      f'stopped at step {step} of {config.total_steps}, which is not saved (see above); rerun the command to resume '
+      f'from step {checkpoints.latest_step or 0}'
     )
   # Whoever takes the machine away does not wait for more; and of several hosts one alone knows of a Ctrl-C.
   if stop.number == signal.SIGTERM or stop.asked and jax.process_count() > 1:
     return _stopped(step, config)
   model = program.averaged_model(state)
+  unsaved = None
   if distributed.is_first():
-    saved_model.save(workdir / 'model', model, **describe, notes={'steps': step})
+    try:
+      saved_model.save(
+        workdir / 'model', model, **describe, fresh=_untrained(progress, state, step), notes={'steps': step}
+      )
+    except UserError as error:  # the checkpoint is there, and the figures are still to come
+      unsaved = error
   if stop.asked:
+    if unsaved:
+      raise unsaved
     return _stopped(step, config)
 
   # --------------------------------------------------------------------------------------------------------- results
@@ -190,18 +209,24 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
   summary['seconds'] = {'training': round(trained - started, 1), 'evaluation': round(time.time() - trained, 1)}
   if not distributed.is_first():
     return summary
-  written = [workdir / 'metrics.json', workdir / 'model']
   if evaluation:
     print(results.table())
-    written.append(workdir / 'predictions.png')
-    write_png(written[-1], gallery.panel(_headline(config, results)))
   write_json(workdir / 'metrics.json', summary)
+  written = [workdir / 'metrics.json', workdir / 'model']
+  if unsaved:
+    raise UserError(f'{unsaved}; {written[0]} is written, rerun the command for the model') from unsaved
+  if evaluation:
+    try:  # after the figures, which a picture must not cost
+      write_png(workdir / 'predictions.png', gallery.panel(_headline(config, results)))
+      written.append(workdir / 'predictions.png')
+    except UserError as error:
+      distributed.tell(f'warning: {error}')
   print('written:', ', '.join(map(str, written)))
   return summary
 
 
 def _stopped(step: int, config: ConfigDict) -> None:
-  distributed.tell(f'stopped at step {step} of {config.total_steps}, all saved; the same command goes on from there')
+  distributed.tell(f'stopped at step {step} of {config.total_steps}, all saved; rerun the command to resume')
 
 
 def _save_best(workdir: Path, config: ConfigDict, model: DitSam, progress: Progress, describe: dict[str, Any]) -> None:
@@ -215,7 +240,7 @@ def _save_best(workdir: Path, config: ConfigDict, model: DitSam, progress: Progr
   except UserError as error:
     if config.on_save_failure == 'stop':
       raise
-    distributed.tell(f'{error}; training goes on')
+    distributed.tell(f'warning: {error}; training continues')
 
 
 class _Evaluation:
@@ -324,11 +349,15 @@ def _count(weights: dict[str, jax.Array]) -> int:
   return sum(array.size for array in weights.values())
 
 
-def _parts(names: list[str]) -> str:
-  """Which parts of the model some parameters belong to."""
-  return ', '.join(
-    sorted({'.'.join(name.split('.')[: 2 if name.startswith('image_encoder') else 1]) for name in names})
-  )
+def _fresh_at_start(fresh: list[str], init_from: str) -> list[str]:
+  """Parts of the model that begin with initial values: what `init_from` lacks, and what is untrained there too."""
+  lacking = [name for name in fresh if not is_position(name)]  # those are drawn once and never trained
+  return sorted({*saved_model.parts_of(lacking), *(saved_model.fresh_parts(init_from) if init_from else ())})
+
+
+def _untrained(progress: Progress, state: TrainState, step: int) -> list[str]:
+  """Of the parts that were fresh at the start those that still are: no parameter of theirs is trained."""
+  return [part for part in progress.fresh if step == 0 or not any(name.startswith(f'{part}.') for name in state.params)]
 
 
 if __name__ == '__main__':

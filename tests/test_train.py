@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -90,6 +91,32 @@ def test_running_again_evaluates_the_finished_run_again(data_dir, finished):
   assert all((before[name] == after[name]).all() for name in before)
 
 
+def test_a_picture_that_cannot_be_written_costs_no_figures(data_dir, finished, tmp_path, capfd):
+  shutil.copytree(finished, tmp_path / 'run')
+  (tmp_path / 'run' / 'predictions.png').unlink()
+  (tmp_path / 'run' / 'predictions.png').mkdir()
+  (tmp_path / 'run' / 'metrics.json').unlink()
+  assert run(data_dir, tmp_path / 'run', '--config.eval_every=4') == 0
+  assert json.loads((tmp_path / 'run' / 'metrics.json').read_text())['steps'] == 6
+  output, errors = capfd.readouterr()
+  (warning,) = [line for line in errors.splitlines() if 'warning' in line]
+  assert 'predictions.png' in warning and 'predictions.png' not in output
+
+
+def test_on_a_full_disk_the_run_ends_with_its_figures_and_one_line(data_dir, tmp_path, capfd):
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))  # of a file: less than weights, more than figures
+  try:
+    with pytest.raises(UserError, match=r'the model cannot be written.*metrics\.json is written'):
+      run(data_dir, tmp_path / 'run', '--config.final_split=val')
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  assert json.loads((tmp_path / 'run' / 'metrics.json').read_text())['split'] == 'val'
+  errors = capfd.readouterr().err
+  assert errors.count('warning: the checkpoint of step') == 2 and 'Traceback' not in errors
+  assert not [path for path in (tmp_path / 'run').iterdir() if 'writing' in path.name]
+
+
 @pytest.mark.parametrize('number, status', [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
 def test_stopped_run_goes_on_to_the_same_bits(data_dir, tmp_path, number, status):
   steps = ['--config.total_steps=40', '--config.final_split=val']
@@ -117,7 +144,7 @@ def test_stopped_run_goes_on_to_the_same_bits(data_dir, tmp_path, number, status
   process.send_signal(number)
   _, errors = process.communicate(timeout=120)
   assert process.returncode == status, errors
-  assert 'the same command goes on from there' in errors
+  assert 'rerun the command to resume' in errors and 'compiling the training step' in errors
   saved = max(int(path.name) for path in (tmp_path / 'stopped' / 'checkpoints').iterdir())
   assert f'stopped at step {saved} of 40' in errors and 0 < saved < 40
   if number == signal.SIGINT:  # a person may want to look at it

@@ -83,9 +83,8 @@ def vocabulary(dataset: str, init_from: str = '') -> Path:
   if data_set.vocabulary:
     return data_set.vocabulary
   if init_from:
-    file = saved_model.resolve(init_from) / 'vocab.txt'
-    if file.is_file():
-      return file
+    if saved_model.read_config(init_from).text_encoder is not None:
+      return saved_model.vocabulary_file(init_from)
   lacking = f'config.init_from={init_from!r} has none' if init_from else 'config.init_from names no model'
   raise UserError(
     f'data set {dataset!r} needs the vocabulary and weights of a text encoder, and {lacking}; convert a SAM with '

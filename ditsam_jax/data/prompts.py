@@ -5,10 +5,10 @@ import dataclasses
 import numpy as np
 
 from ditsam_jax.errors import UserError
+from ditsam_jax.models.prompt_encoder import BOTTOM_RIGHT, NEGATIVE, PADDING, POSITIVE, TOP_LEFT
 
 KINDS = ('point', 'two_points', 'box', 'none')
 POINTS = 2  # slots a prompt has: a point and a second one, or the two corners of a box
-PADDING, NEGATIVE, POSITIVE, TOP_LEFT, BOTTOM_RIGHT = -1, 0, 1, 2, 3  # SAM's labels
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,319 +1,294 @@
-"""Interactive prediction: one image, then clicks, boxes, masks and sentences, as often as one likes."""
+"""Meta's `segment_anything.SamPredictor`, with sentences for models that read them."""
 
 import dataclasses
-import functools
 import os
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from PIL import Image
 
-from ditsam_jax.data.prompts import BOTTOM_RIGHT, NEGATIVE, PADDING, POSITIVE, TOP_LEFT
 from ditsam_jax.errors import UserError
-from ditsam_jax.geometry.letterbox import Letterbox, letterbox, logit, normalise, own_size_logits
-from ditsam_jax.inference.segmenter import check_text
+from ditsam_jax.geometry.letterbox import logit
+from ditsam_jax.inference.framing import Framed, frame, resize_as_meta, resized_as_meta
+from ditsam_jax.inference.prompts import Prompt
+from ditsam_jax.inference.results import Prediction
+from ditsam_jax.inference.segmenter import Segmenter, load_with_tokenizer
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
-from ditsam_jax.storage import saved_model
 from ditsam_jax.storage.image_files import read_image
 from ditsam_jax.tokenization import Tokenizer
 
-ABSENT = -2  # label of a filling token, which nothing attends to; SAM's padding (-1) is a token that counts
-FEWEST_TOKENS = 8  # tokens cost next to nothing beside the image's, programs cost seconds
+_FORMATS = ('RGB', 'BGR')
+_BATCH = {'cpu': 8}  # prompts of one image at once, by platform: a processor's cache holds no more
+_BATCH_ELSEWHERE = 64
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Prediction:
-  """What a prompt means in an image: M masks, 3 with `multimask`, else 1.
+class NoImageError(UserError, RuntimeError):
+  """No image is set; Meta's code raises a RuntimeError."""
 
-  Attributes:
-    masks: bool [M, h, w], at the image's own size.
-    logits: f32 [M, h, w]; the masks are where they exceed the model's threshold.
-    iou: f32 [M], the model's own estimates of the masks' IoU; trained towards 0..1, not bound to it.
-    low_res_logits: f32 [M, S/4, S/4] in the model's square of side S; one of them is a mask prompt.
+
+@dataclasses.dataclass(frozen=True)
+class _ImageEncoder:
+  img_size: int  # side of the model's square
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sam:
+  """What code written for Meta's predictor reads of its model."""
+
+  mask_threshold: float  # on logits
+  image_encoder: _ImageEncoder
+  device: jax.Device
+  image_format: str = 'RGB'
+
+
+class Transform:
+  """Where images, points and boxes go in the model's square, as Meta's ResizeLongestSide.
+
+  Models with a text encoder see the image centred, so their coordinates are shifted as well.
   """
 
-  masks: np.ndarray = dataclasses.field(repr=False)
-  logits: np.ndarray = dataclasses.field(repr=False)
-  iou: np.ndarray
-  low_res_logits: np.ndarray = dataclasses.field(repr=False)
+  def __init__(self, config: DitSamConfig) -> None:
+    self.target_length = config.image_size
+    self._config = config
 
+  def apply_image(self, image: np.ndarray) -> np.ndarray:
+    """uint8 [h, w, 3] with its long side at `target_length`."""
+    return resize_as_meta(image, self.target_length)
 
-class _Sentence(NamedTuple):
-  text: str
-  features: jax.Array  # [1, T, Ct]
-  embedding: jax.Array  # [1, h, w, C], of the image with this sentence
+  def apply_coords(self, coords: np.ndarray, original_size: tuple[int, int]) -> np.ndarray:
+    """(x, y) in pixels of an image of `original_size` (height, width) [..., 2], in pixels of the square."""
+    framed = frame(np.zeros((*original_size, 3), np.uint8), self._config)
+    return np.asarray(coords, float) * framed.scale + framed.offset
 
+  def apply_boxes(self, boxes: np.ndarray, original_size: tuple[int, int]) -> np.ndarray:
+    """Boxes [..., 4], (x0, y0, x1, y1), likewise: [B, 4]."""
+    return self.apply_coords(np.reshape(boxes, (-1, 2, 2)), original_size).reshape(-1, 4)
 
-@dataclasses.dataclass
-class _Picture:
-  """The image and what was computed of it so far; a new image is a new object, so nothing old can stay behind."""
-
-  size: tuple[int, int]  # height, width of the image
-  square: np.ndarray  # f32 [S, S, 3], what the model sees
-  box: Letterbox  # where the image lies in it
-  embedding: jax.Array | None = None  # [1, h, w, C], of the image alone
-  sentence: _Sentence | None = None  # the last one
-
-
-class _Programs(NamedTuple):
-  """The parts of the model, compiled each for itself."""
-
-  read: Callable  # token ids and mask -> text features
-  look: Callable  # square, text features or None -> image embedding
-  decode: Callable  # image embedding and prompts -> logits in the square, IoU, low-resolution logits
+  @staticmethod
+  def get_preprocess_shape(oldh: int, oldw: int, long_side_length: int) -> tuple[int, int]:
+    """Height and width of the resized image."""
+    return resized_as_meta(oldh, oldw, long_side_length)
 
 
 class SamPredictor:
-  """Segments one image by prompts: Meta's `segment_anything.SamPredictor`, with sentences for models that read them.
+  """Segments one image by prompts; code written for `segment_anything.SamPredictor` runs unchanged.
 
       predictor = SamPredictor('sam_shapes')
-      predictor.set_image('scene.png')
-      first = predictor.predict(points=[[40, 60]], labels=[1])
-      better = predictor.predict(points=[[40, 60], [80, 20]], labels=[1, 0], mask=first.low_res_logits[0])
+      predictor.set_image(image)
+      masks, scores, logits = predictor.predict(point_coords=np.array([[40, 60]]), point_labels=np.array([1]))
+      masks, _, _ = predictor.predict(np.array([[40, 60], [80, 20]]), np.array([1, 0]), mask_input=logits[:1])
 
   The image is encoded once, every prompt costs the decoder only. For models in which the text goes through the
-  image encoder, each new sentence encodes the image again; prompts that keep the last sentence do not.
+  image encoder, each new sentence encodes the image once more; the last few sentences are remembered.
 
-  Plain SAM prepares images and brings masks back as Meta's code does: long side at the model's, padding on the right
-  and at the bottom. Models with a text encoder do both as `Segmenter`, the way they were trained: centred.
-
-  The decoder is compiled once a prompt shape. Points, the corners of a box, and the padding point that SAM adds to
-  points without a box, are filled up to 8, 16, 32, ... tokens, and the filling is masked out of the attention: up to
-  7 points, or 6 and a box, share one program. A mask prompt, a sentence and `multimask` make programs of their own.
+  Everything comes back as NumPy arrays, and `predict_torch` is `predict_batch`, in pixels of the image. The decoder is
+  compiled once a prompt shape: points are filled up to 8, 16, 32, ... tokens, and the filling is masked out.
 
   A predictor holds one image: threads take one predictor each.
+
+  Attributes:
+    model: `mask_threshold` (on logits), `image_format`, `image_encoder.img_size`, `device`, as Meta's code reads them.
+    transform: where images, points and boxes go in the model's square.
+    is_image_set: whether prompts can be given.
+    original_size: (height, width) of the image.
+    input_size: (height, width) of the image in the model's square.
   """
 
-  def __init__(self, checkpoint: str | os.PathLike) -> None:
-    """Loads a model.
+  def __init__(
+    self,
+    sam_model: str | os.PathLike | DitSam,
+    *,
+    tokenizer: Tokenizer | None = None,
+    dtype: str | None = 'auto',
+  ) -> None:
+    """Takes a model.
 
     Args:
-      checkpoint: the folder of a saved model, or the name of one that comes with the package.
+      sam_model: a model in memory, the folder of a saved model, or the name of one that comes with the package.
+      tokenizer: of a model in memory that is to read.
+      dtype: 'float32', 'bfloat16', or 'auto': bfloat16 on TPUs and GPUs, float32 on CPUs.
 
     Raises:
-      UserError: there is no model there.
+      UserError: there is no model there, or no such type.
     """
-    model = saved_model.load(checkpoint)
-    tokenizer = None
-    if model.config.text_encoder is not None:
-      tokenizer = Tokenizer(saved_model.vocabulary_file(checkpoint), model.config.max_text_tokens)
-    self._set_up(model, tokenizer)
+    if not isinstance(sam_model, DitSam):
+      sam_model, own = load_with_tokenizer(sam_model)
+      tokenizer = tokenizer or own
+    self.config = config = sam_model.config
+    self.tokenizer = tokenizer
+    self._segmenter = Segmenter.from_model(sam_model, tokenizer, dtype=dtype)
+    device = self._segmenter.engine.devices[0]
+    self.model = _Sam(logit(config.mask_threshold), _ImageEncoder(config.image_size), device)
+    self.transform = Transform(config)
+    self.reset_image()
 
   @classmethod
-  def from_model(cls, model: DitSam, tokenizer: Tokenizer | None = None) -> 'SamPredictor':
-    """Wraps a model in memory, in eval mode; without a tokenizer it takes no text."""
-    predictor = cls.__new__(cls)
-    predictor._set_up(model, tokenizer)
-    return predictor
+  def from_model(
+    cls, model: DitSam, tokenizer: Tokenizer | None = None, *, dtype: str | None = 'auto'
+  ) -> 'SamPredictor':
+    """Wraps a model in memory; without a tokenizer it takes no text."""
+    return cls(model, tokenizer=tokenizer, dtype=dtype)
 
-  def _set_up(self, model: DitSam, tokenizer: Tokenizer | None) -> None:
-    self.config = model.config
-    self.tokenizer = tokenizer
-    self._threshold = logit(model.config.mask_threshold)
-    self._programs = _compiled(model)
-    self._picture: _Picture | None = None
+  @property
+  def device(self) -> jax.Device:
+    """Where the image is encoded."""
+    return self.model.device
 
-  def set_image(self, image: Any) -> None:
+  @property
+  def dtype(self) -> str:
+    """What the model computes in, 'float32' or 'bfloat16'."""
+    return self._segmenter.dtype
+
+  @property
+  def features(self) -> np.ndarray | None:
+    """`get_image_embedding()`, None without an image."""
+    return self.get_image_embedding() if self.is_image_set else None
+
+  def set_image(self, image: Any, image_format: str = 'RGB') -> None:
     """Makes `image` the one that prompts are about.
 
     Args:
-      image: whatever `image_files.read_image` takes.
+      image: uint8 [h, w, 3], or whatever else `image_files.read_image` takes.
+      image_format: 'RGB' or 'BGR', the order of an array's channels.
 
     Raises:
-      UserError: the image cannot be read; the earlier one stays.
+      UserError: the image cannot be read, or there is no such format; the earlier image stays.
     """
-    pixels = read_image(image)
-    prepare = _top_left if self.config.text_encoder is None else _centred
-    picture = _Picture(pixels.shape[:2], *prepare(pixels, self.config))
+    if image_format not in _FORMATS:
+      raise UserError(f'image_format {image_format!r}: expected one of {", ".join(_FORMATS)}')
+    if image_format == 'BGR':
+      image = _from_bgr(image)
+    framed = frame(read_image(image), self.config)
     if self.config.fusion == 'none':  # else the first prompt tells whether the image is seen with a sentence
-      self._embedding(picture)
-    self._picture = picture
+      self._segmenter.engine.embedding(framed.square)
+    self._framed = framed
+    self.original_size = framed.size
+    self.input_size = framed.box.height, framed.box.width
 
   def predict(
     self,
+    point_coords: np.ndarray | None = None,
+    point_labels: np.ndarray | None = None,
+    box: np.ndarray | None = None,
+    mask_input: np.ndarray | None = None,
+    multimask_output: bool | None = None,
+    return_logits: bool = False,
     *,
-    points: Any = None,
-    labels: Any = None,
-    box: Any = None,
-    mask: Any = None,
     text: str | None = None,
-    multimask: bool = False,
-  ) -> Prediction:
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Segments what the prompts mean together; None leaves a prompt out, and all may be left out.
 
     Args:
-      points: [P, 2], (x, y) in pixels of the image; they may lie outside of it.
-      labels: [P], 1 for points on the object, 0 for points off it.
-      box: [4], (x0, y0, x1, y1) in pixels of the image.
-      mask: f32 [S/4, S/4] or [1, S/4, S/4], one of an earlier prediction's `low_res_logits`.
+      point_coords: [N, 2], (x, y) in pixels of the image; they may lie outside of it.
+      point_labels: [N], 1 for points on the object, 0 for points off it.
+      box: [4] or [1, 4], (x0, y0, x1, y1) in pixels of the image.
+      mask_input: f32 [1, S/4, S/4], one of an earlier prediction's low-resolution logits.
+      multimask_output: three masks for ambiguous prompts, such as a single click, instead of one. By default True as in
+        Meta's code, but False with a text, since models are trained to answer texts with the single mask.
+      return_logits: logits instead of masks.
       text: a sentence, for models with a text encoder.
-      multimask: three masks for an ambiguous prompt, such as a single click, instead of one.
 
     Returns:
-      Prediction.
+      Masks bool [C, h, w] at the image's own size (logits f32 with `return_logits`), the model's own estimates of their
+      IoU f32 [C], and low-resolution logits f32 [C, S/4, S/4]; C is 3 with `multimask_output`, else 1.
 
     Raises:
-      UserError: no image is set, or a prompt is not as above.
+      NoImageError: no image is set.
+      UserError: a prompt is not as above.
     """
-    picture = self._picture
-    if picture is None:
-      raise UserError('no image to predict on; call set_image first')
-    tokens, token_labels = _tokens(*_checked_points(points, labels), _checked_box(box))
-    mask = _checked_mask(mask, 4 * self.config.grid)
-    if text is None:
-      features, embedding = None, self._embedding(picture)
-    else:
-      self._check_text(text)
-      _, features, embedding = self._sentence(picture, text)
-    tokens = _in_square(tokens, picture)
-    outputs = self._programs.decode(
-      embedding, tokens[None], token_labels[None], mask, features, multimask=bool(multimask)
-    )
-    squares, iou, low_res_logits = (np.array(output, np.float32) for output in outputs)
-    logits = np.stack([own_size_logits(square, picture.box, picture.size) for square in squares])
-    return Prediction(logits > self._threshold, logits, iou, low_res_logits)
+    if box is not None and np.shape(box) == (1, 4):
+      box = np.reshape(box, 4)
+    found = self._predicted([_prompt(point_coords, point_labels, box, mask_input, multimask_output, text)])[0]
+    return found.logits if return_logits else found.masks, found.scores, found.low_res_logits
 
-  def _embedding(self, picture: _Picture) -> jax.Array:
-    if picture.embedding is None:
-      picture.embedding = self._programs.look(picture.square[None], None)
-    return picture.embedding
+  def predict_batch(
+    self,
+    point_coords: np.ndarray | None = None,
+    point_labels: np.ndarray | None = None,
+    boxes: np.ndarray | None = None,
+    mask_input: np.ndarray | None = None,
+    multimask_output: bool | None = None,
+    return_logits: bool = False,
+    *,
+    text: list[str] | None = None,
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`predict` for B prompts at once: `predict_torch`, but in pixels of the image, and NumPy arrays.
 
-  def _sentence(self, picture: _Picture, text: str) -> _Sentence:
-    if picture.sentence is None or picture.sentence.text != text:
-      features = self._programs.read(*self.tokenizer([text]))
-      apart = self.config.fusion == 'none'  # the image encoder does not see the text
-      embedding = self._embedding(picture) if apart else self._programs.look(picture.square[None], features)
-      picture.sentence = _Sentence(text, features, embedding)
-    return picture.sentence
+    Args:
+      point_coords: [B, N, 2].
+      point_labels: [B, N].
+      boxes: [B, 4].
+      mask_input: [B, 1, S/4, S/4].
+      multimask_output, return_logits: as of `predict`.
+      text: B sentences.
 
-  def _check_text(self, text: str) -> None:
-    if self.config.text_encoder is None:
-      raise UserError(f'text {text!r}: this model has no text encoder; prompt it with points, a box or a mask')
-    if self.tokenizer is None:
-      raise UserError(f'text {text!r}: this predictor has no tokenizer; give from_model one')
-    check_text(text)
+    Returns:
+      As `predict`, each with an axis of B in front.
 
+    Raises:
+      NoImageError: no image is set.
+      UserError: a prompt is not as `predict` says, or there are not as many of each.
+    """
+    given = {'point_coords': point_coords, 'point_labels': point_labels, 'boxes': boxes, 'mask_input': mask_input}
+    given['text'] = text
+    counts = {name: _count(name, value) for name, value in given.items() if value is not None}
+    if len(set(counts.values())) != 1 or not max(counts.values()):
+      told = ', '.join(f'{count} {name}' for name, count in counts.items()) or 'no prompts'
+      raise UserError(f'{told}: expected as many of each, from 1')
+    rows = zip(*([None] * max(counts.values()) if value is None else value for value in given.values()))
+    prompts = [_prompt(*row[:4], multimask_output, row[4]) for row in rows]
+    found = self._predicted(prompts)
+    masks = [each.logits if return_logits else each.masks for each in found]
+    return np.stack(masks), np.stack([each.scores for each in found]), np.stack([each.low_res_logits for each in found])
 
-def _compiled(model: DitSam) -> _Programs:
-  graph, state = nnx.split(model)
-  state = jax.device_put(state)
-  config = model.config
-  side = (config.image_size, config.image_size)
+  def get_image_embedding(self) -> np.ndarray:
+    """The embedding of the image without a sentence, f32 [1, C, h, w] as Meta's code has it."""
+    embedding = self._segmenter.engine.embedding(self._image().square)
+    return np.asarray(embedding, np.float32).transpose(2, 0, 1)[None]
 
-  @jax.jit
-  def read(state, token_ids, token_mask):
-    return nnx.merge(graph, state).text_encoder(token_ids, token_mask)
+  def reset_image(self) -> None:
+    """Forgets the image."""
+    self._framed: Framed | None = None
+    self.original_size = self.input_size = None
 
-  @jax.jit
-  def look(state, images, features):
-    return nnx.merge(graph, state).image_encoder(images, features)
+  @property
+  def is_image_set(self) -> bool:
+    return self._framed is not None
 
-  @functools.partial(jax.jit, static_argnames='multimask')
-  def decode(state, embedding, points, labels, masks, features, *, multimask):
-    model = nnx.merge(graph, state)
-    sparse, counted = [model.prompt_encoder.embed_points(points, labels, side)], [labels != ABSENT]
-    if features is not None:
-      sparse.append(model.text_proj(features))
-      counted.append(jnp.ones(features.shape[:2], bool))
-    output = model.decode(embedding, sparse, masks, side, multimask, sparse_mask=jnp.concatenate(counted, axis=1))
-    low_res, iou, squares = output.low_res_logits, output.iou, output.logits
-    if multimask:  # the batch of one goes, or serves as the axis of masks
-      low_res, iou, squares = low_res[0], iou[0], squares[0]
-    return squares, iou, low_res
+  def _image(self) -> Framed:
+    if self._framed is None:
+      raise NoImageError('no image is set; call set_image first')
+    return self._framed
 
-  # Weights are an argument: as constants of the programs they would be folded for minutes.
-  return _Programs(*(functools.partial(program, state) for program in (read, look, decode)))
-
-
-def _top_left(pixels: np.ndarray, config: DitSamConfig) -> tuple[np.ndarray, Letterbox]:
-  """The model's square f32 [S, S, 3] of uint8 [h, w, 3], and where the image lies: ResizeLongestSide and preprocess."""
-  size = config.image_size
-  scale = size / max(pixels.shape[:2])
-  height, width = (max(1, int(length * scale + 0.5)) for length in pixels.shape[:2])
-  resized = np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
-  square = np.zeros((size, size, 3), np.float32)
-  square[:height, :width] = normalise(resized, config.pixel_mean, config.pixel_std)
-  return square, Letterbox(0, 0, height, width)
+  def _predicted(self, prompts: list[Prompt]) -> list[Prediction]:
+    framed = self._image()
+    most = _BATCH.get(self.device.platform, _BATCH_ELSEWHERE)
+    at_once = 1 if len(prompts) == 1 else 8 if len(prompts) <= 8 else most
+    checked = [self._segmenter.prompt(prompt, may_be_empty=True) for prompt in prompts]
+    return self._segmenter.predict(framed, checked, at_once=at_once)
 
 
-def _centred(pixels: np.ndarray, config: DitSamConfig) -> tuple[np.ndarray, Letterbox]:
-  """The same for models that were trained with sentences."""
-  return letterbox(pixels, config.image_size, config.pixel_mean, config.pixel_std)
+def _prompt(points, labels, box, mask, multimask, text) -> Prompt:
+  if points is not None and labels is None:
+    raise UserError('points without labels: expected point_labels [N], 1 on the object and 0 off it')
+  return Prompt(text, points, labels, box, mask, text is None if multimask is None else multimask)
 
 
-def _in_square(points: np.ndarray, picture: _Picture) -> np.ndarray:
-  """Points [N, 2] (x, y) of the image in pixels of the model's square, f32."""
-  height, width = picture.size
-  box = picture.box
-  return (points * (box.width / width, box.height / height) + (box.left, box.top)).astype(np.float32)
-
-
-def _tokens(points: np.ndarray, labels: np.ndarray, corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """Points [P, 2] and corners [0 or 2, 2] as one list, [N, 2] and labels [N], filled up to N = 8, 16, 32, ..."""
-  corner_labels = (TOP_LEFT, BOTTOM_RIGHT)[: len(corners)]
-  padding = (PADDING,) if len(points) and not len(corners) else ()  # what SAM adds to points without a box
-  known = [*labels, *padding, *corner_labels]
-  count = max(FEWEST_TOKENS, 1 << (len(known) - 1).bit_length())
-  filled = np.zeros((count, 2))
-  filled[: len(points)] = points
-  filled[len(points) + len(padding) : len(known)] = corners
-  return filled, np.array(known + [ABSENT] * (count - len(known)), np.int32)
-
-
-def _checked_points(points: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
-  """f64 [P, 2] and f64 [P]; P is 0 where None was given."""
-  if (points is None) != (labels is None):
-    missing, given = ('labels', 'points') if labels is None else ('points', 'labels')
-    raise UserError(f'{given} without {missing}: expected points [P, 2] with labels [P], 1 on the object and 0 off it')
-  if points is None:
-    return np.zeros((0, 2)), np.zeros(0)
-  points = _numbers('points', points, '[P, 2], an (x, y) each')
-  if points.ndim != 2 or points.shape[1] != 2 or not len(points):
-    raise UserError(f'points have shape {points.shape}: expected [P, 2], an (x, y) each; None for no points')
-  labels = _numbers('labels', labels, '[P], 1 or 0 each')
-  if labels.shape != points.shape[:1]:
-    raise UserError(f'labels have shape {labels.shape}: expected ({len(points)},), one for each point')
-  wrong = labels[(labels != NEGATIVE) & (labels != POSITIVE)]
-  if len(wrong):
-    raise UserError(f'label {wrong[0]:g}: expected 1 for points on the object and 0 for points off it')
-  return points, labels
-
-
-def _checked_box(box: Any) -> np.ndarray:
-  """The corners, f64 [2, 2], or [0, 2] for None."""
-  if box is None:
-    return np.zeros((0, 2))
-  expected = '[4], (x0, y0, x1, y1)'
-  corners = _numbers('box', box, expected)
-  if corners.shape != (4,):
-    raise UserError(f'box has shape {corners.shape}: expected {expected}')
-  corners = corners.reshape(2, 2)
-  if (corners[0] > corners[1]).any():
-    raise UserError(f'box {corners.ravel().tolist()}: expected (x0, y0, x1, y1) with x0 <= x1 and y0 <= y1')
-  return corners
-
-
-def _checked_mask(mask: Any, side: int) -> np.ndarray | None:
-  """f32 [1, side, side], or None for None."""
-  if mask is None:
-    return None
-  expected = f"({side}, {side}), one of an earlier prediction's low_res_logits"
-  array = _numbers('mask', mask, expected)
-  if array.shape not in ((side, side), (1, side, side)):
-    raise UserError(f'mask has shape {array.shape}: expected {expected}')
-  return array.reshape(1, side, side).astype(np.float32)
-
-
-def _numbers(name: str, value: Any, expected: str) -> np.ndarray:
+def _count(name: str, value: Any) -> int:
   try:
-    array = np.asarray(value, np.float64)
-  except (TypeError, ValueError) as error:
-    raise UserError(f'{name}: not an array of numbers ({error}); expected {expected}') from error
-  if not (np.abs(array) <= np.finfo(np.float32).max).all():  # NaN fails too
-    raise UserError(f'{name}: NaN or infinite numbers; expected finite ones, {expected}')
-  return array
+    return len(value)
+  except TypeError as error:
+    raise UserError(f'{name} of type {type(value).__name__}: expected an array of B prompts') from error
+
+
+def _from_bgr(image: Any) -> np.ndarray:
+  """An array with its colours in the order RGB."""
+  if not hasattr(image, '__array__') or isinstance(image, str | os.PathLike) or not hasattr(image, 'shape'):
+    raise UserError(
+      f"image_format 'BGR' with an image of type {type(image).__name__}: expected an array; files say themselves"
+    )
+  array = np.asarray(image)
+  if array.ndim != 3 or array.shape[2] not in (3, 4):
+    raise UserError(f"image_format 'BGR' with an array of shape {array.shape}: expected [h, w, 3] or [h, w, 4]")
+  return array[..., [2, 1, 0, 3][: array.shape[2]]]

@@ -1,192 +1,325 @@
-"""Prediction: a picture and a sentence in, the mask of what the sentence names out."""
+"""Prediction: images and prompts in, masks out."""
 
-import dataclasses
+import collections
+import concurrent.futures
+import functools
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from flax import nnx
-from PIL import Image
 
 from ditsam_jax.errors import UserError
-from ditsam_jax.evaluation.pictures import overlay
-from ditsam_jax.geometry.letterbox import Letterbox, letterbox, logit, own_size_logits
+from ditsam_jax.geometry.letterbox import logit
+from ditsam_jax.inference.engine import Engine, Piece, Row, Sentence
+from ditsam_jax.inference.framing import Framed, frame
+from ditsam_jax.inference.prompts import Prompt, check_text, checked, point_tokens
+from ditsam_jax.inference.results import Prediction
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.storage import saved_model
 from ditsam_jax.storage.image_files import read_image
 from ditsam_jax.tokenization import Tokenizer
 
+Asked = str | Prompt  # a text alone, or any prompt
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Segmentation:
-  """What a sentence names in an image, at the image's own size.
+_AHEAD = 2  # batches that are on their way through the devices while a caller handles the results before them
+_READERS = min(4, os.cpu_count() or 1)  # threads that decode images and fit them into the model's square
+_TEXTS_KEPT = 4096
 
-  Attributes:
-    text: the sentence.
-    cut: the end of the sentence that the model did not read, for want of tokens; '' normally.
-    iou: the model's own estimate of the mask's IoU; trained towards 0..1, not bound to it.
-    image: uint8 [h, w, 3].
-    mask: bool [h, w].
-    logits: f32 [h, w]; the mask is where they exceed the model's threshold.
-  """
 
-  text: str
+class _Read(NamedTuple):
+  sentence: Sentence
   cut: str
-  iou: float
-  image: np.ndarray = dataclasses.field(repr=False)
-  mask: np.ndarray = dataclasses.field(repr=False)
-  logits: np.ndarray = dataclasses.field(repr=False)
-
-  @property
-  def probability(self) -> np.ndarray:
-    """The probability that a pixel belongs to the object, f32 [h, w]."""
-    return 0.5 + 0.5 * np.tanh(0.5 * self.logits)  # the sigmoid, without overflow
-
-  @property
-  def area(self) -> int:
-    """The mask's size in pixels."""
-    return int(np.count_nonzero(self.mask))
-
-  def overlay(self) -> Image.Image:
-    """The image with the object tinted and outlined and the rest dimmed."""
-    return Image.fromarray(overlay(self.image, self.mask))
-
-
-@dataclasses.dataclass(frozen=True)
-class _Picture:
-  pixels: np.ndarray  # uint8 [h, w, 3]
-  square: np.ndarray  # f32 [S, S, 3], what the model sees
-  box: Letterbox  # where the image lies in it
+  unknown: tuple[str, ...]
 
 
 class Segmenter:
-  """Segments what a sentence names.
+  """Segments what a sentence names, what is clicked on, what lies in a box, in any combination.
 
       segmenter = Segmenter('shapes')
       result = segmenter('scene.png', 'the red circle')
       result.overlay().save('circle.png')
 
-  The model is compiled for one image and for `batch_size` images, each at its first use, whatever the sizes
-  of the images: they are letterboxed to the model's square here, and masks brought back to their own sizes.
+      view = segmenter.look('scene.png')
+      view(points=[[40, 60]]), view('the red circle', box=[10, 10, 90, 90])
+
+  Programs are compiled for one prompt and for `batch_size` prompts, each at its first use, whatever the sizes of the
+  images. All devices of this host share a batch. Several threads may use one segmenter.
   """
 
-  def __init__(self, checkpoint: str | os.PathLike = 'shapes', *, batch_size: int = 8) -> None:
+  def __init__(
+    self, checkpoint: str | os.PathLike = 'shapes', *, batch_size: int = 8, dtype: str | None = 'auto'
+  ) -> None:
     """Loads a model.
 
     Args:
       checkpoint: the folder of a saved model, or the name of one that comes with the package.
-      batch_size: how many images `many` and `stream` give the model at once.
+      batch_size: prompts that each device gets at once, from lists and streams.
+      dtype: 'float32', 'bfloat16', or 'auto': bfloat16 on TPUs and GPUs, float32 on CPUs.
 
     Raises:
-      UserError: there is no model there, or `batch_size` is not a positive whole number.
+      UserError: there is no model there, no such type, or `batch_size` is not a positive whole number.
     """
     _check_batch_size(batch_size)
-    model = saved_model.load(checkpoint)
-    tokenizer = Tokenizer(saved_model.vocabulary_file(checkpoint), model.config.max_text_tokens)
-    self._set_up(model, tokenizer, batch_size)
+    self._set_up(*load_with_tokenizer(checkpoint), batch_size, dtype)
 
   @classmethod
-  def from_model(cls, model: DitSam, tokenizer: Tokenizer, *, batch_size: int = 8) -> 'Segmenter':
-    """Wraps a model in memory, in eval mode, such as one just trained."""
+  def from_model(
+    cls, model: DitSam, tokenizer: Tokenizer | None = None, *, batch_size: int = 8, dtype: str | None = 'auto'
+  ) -> 'Segmenter':
+    """Wraps a model in memory, such as one just trained; without a tokenizer it takes no text."""
     _check_batch_size(batch_size)
     segmenter = cls.__new__(cls)
-    segmenter._set_up(model, tokenizer, batch_size)
+    segmenter._set_up(model, tokenizer, batch_size, dtype)
     return segmenter
 
-  def _set_up(self, model: DitSam, tokenizer: Tokenizer, batch_size: int) -> None:
-    if model.config.text_encoder is None:
-      raise UserError('this model has no text encoder: expected one trained with sentences; choose another')
+  def _set_up(self, model: DitSam, tokenizer: Tokenizer | None, batch_size: int, dtype: str | None) -> None:
     self.config = model.config
     self.tokenizer = tokenizer
     self.batch_size = batch_size
+    self.engine = Engine(model, dtype)
     self._threshold = logit(model.config.mask_threshold)
-    self._forward = _compiled_forward(model)
+    self._read = functools.lru_cache(_TEXTS_KEPT)(self._read_anew)
 
-  def __call__(self, image: Any, text: str | list[str]) -> Segmentation | list[Segmentation]:
+  @property
+  def dtype(self) -> str:
+    """What the model computes in, 'float32' or 'bfloat16'."""
+    return self.engine.dtype
+
+  def __call__(
+    self,
+    image: Any,
+    text: Asked | list[Asked] | None = None,
+    *,
+    points: Any = None,
+    labels: Any = None,
+    box: Any = None,
+    mask: Any = None,
+    multimask: bool = False,
+  ) -> Prediction | list[Prediction]:
     """Segments one image, or several.
 
     Args:
       image: whatever `image_files.read_image` takes, or a list of those.
-      text: a sentence, or a list of those. Two lists are taken in pairs, a single item with all of a list.
+      text: a sentence, a Prompt, or a list of those; None for other prompts alone. Two lists are taken in pairs, a
+        single item or a list of one with all of the other list.
+      points, labels, box, mask, multimask: as of Prompt, together with each text.
 
     Returns:
-      A Segmentation; a list of them where a list was given.
+      A Prediction; a list of them where a list was given.
 
     Raises:
-      UserError: an image cannot be read, a text says nothing, or two lists differ in length.
+      UserError: an image cannot be read, a prompt is none, or two lists differ in length.
     """
-    if not _is_list(image) and not _is_list(text):
-      return self.many([(image, text)])[0]
-    if _is_list(image) and _is_list(text) and len(image) != len(text):
-      raise UserError(f'{len(image)} images with {len(text)} texts: expected as many, or one of either')
-    images = image if _is_list(image) else itertools.repeat(image)
-    texts = text if _is_list(text) else itertools.repeat(text)
-    return self.many(zip(images, texts))
+    several = isinstance(image, list | tuple), isinstance(text, list | tuple)
+    images = list(image) if several[0] else [image]
+    prompts = [self.prompt(asked) for asked in _prompts(text, points, labels, box, mask, multimask)]
+    if len(images) != len(prompts) and 1 not in (len(images), len(prompts)):
+      raise UserError(f'{len(images)} images with {len(prompts)} prompts: expected as many, or one of either')
+    if len(images) == 1:
+      found = self.predict(frame(read_image(images[0]), self.config), prompts)
+    else:
+      found = self.many(zip(images, prompts * len(images) if len(prompts) == 1 else prompts))
+    return found if any(several) else found[0]
 
-  def many(self, pairs: Iterable[tuple[Any, str]]) -> list[Segmentation]:
-    """Segments (image, text) pairs in batches; see `__call__`."""
-    pairs = list(pairs)
-    return list(self._stream(pairs, 1 if len(pairs) == 1 else self.batch_size))
+  def look(self, image: Any) -> 'View':
+    """The image, ready for any number of prompts: it is read and encoded once.
 
-  def stream(self, pairs: Iterable[tuple[Any, str]]) -> Iterator[Segmentation]:
-    """`many` for more pairs than fit in memory: takes a batch of pairs, yields its results, goes on."""
-    return self._stream(pairs, self.batch_size)
+    Where sentences enter the image encoder, each sentence encodes it once more; the last few are remembered.
+    """
+    view = View(self, frame(read_image(image), self.config))
+    if self.config.fusion == 'none':
+      self.engine.embedding(view.framed.square)
+    return view
 
-  def _stream(self, pairs: Iterable[tuple[Any, str]], batch_size: int) -> Iterator[Segmentation]:
-    prepared = (self._prepared(image, text) for image, text in pairs)
-    while batch := list(itertools.islice(prepared, batch_size)):
-      yield from self._segment(batch, batch_size)
+  def many(self, requests: Iterable[tuple[Any, Asked]]) -> list[Prediction]:
+    """Segments (image, prompt) pairs in batches, all in memory; see `__call__`."""
+    requests = list(requests)
+    return list(self._stream(requests, 1 if len(requests) == 1 else self.batch_size))
 
-  def _prepared(self, image: Any, text: str) -> tuple[_Picture, str]:
-    check_text(text)
-    pixels = read_image(image)
-    config = self.config
-    square, box = letterbox(pixels, config.image_size, config.pixel_mean, config.pixel_std)
-    return _Picture(pixels, square, box), text
+  def stream(self, requests: Iterable[tuple[Any, Asked]]) -> Iterator[Prediction]:
+    """`many` for more pairs than fit in memory: results come in order, while later pairs are under way.
 
-  def _segment(self, batch: list[tuple[_Picture, str]], batch_size: int) -> Iterator[Segmentation]:
-    # A short last batch is filled up: another shape would be compiled anew.
-    filled = batch + batch[:1] * (batch_size - len(batch))
-    ids, token_mask = self.tokenizer([text for _, text in filled])
-    logits, ious = self._forward(np.stack([picture.square for picture, _ in filled]), ids, token_mask)
-    logits, ious = np.asarray(logits, np.float32), np.asarray(ious, np.float32)
-    for (picture, text), square, iou in zip(batch, logits, ious):
-      own_size = own_size_logits(square, picture.box, picture.pixels.shape[:2])
-      mask = own_size > self._threshold
-      yield Segmentation(text, self.tokenizer.cut(text), float(iou), picture.pixels, mask, own_size)
+    Images are read, and prompts computed, a few batches ahead of the results that are taken. Pairs that follow each
+    other with the same image object or path share its encoding, where sentences leave that alone.
+
+    Raises:
+      UserError: something is wrong with a pair, see `__call__`; after the results of all pairs before it.
+    """
+    return self._stream(requests, self.batch_size)
+
+  def _stream(self, requests: Iterable[tuple[Any, Asked]], at_once: int) -> Iterator[Prediction]:
+    waiting = collections.deque()
+    size = at_once * len(self.engine.devices)
+    with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+      prepared = self._prepared(requests, pool, ahead=size)
+      batch, failure = [None], None
+      try:
+        while batch and failure is None:
+          batch, failure = _some(prepared, size)
+          if batch:
+            waiting.append((batch, self._begun(batch, at_once)))
+          if len(waiting) > _AHEAD:
+            yield from self._finished(*waiting.popleft())
+        while waiting:
+          yield from self._finished(*waiting.popleft())
+      finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    if failure is not None:
+      raise failure
+
+  def prompt(self, asked: Asked, *, may_be_empty: bool = False) -> Prompt:
+    """A prompt for this model, checked. Raises UserError, also where it asks for nothing unless that is allowed."""
+    prompt = checked(Prompt(asked) if isinstance(asked, str) else asked, self.config)
+    if prompt.is_empty and not may_be_empty:
+      raise UserError('a prompt that asks for nothing: expected a text, points, a box or a mask')
+    if prompt.text is not None and self.tokenizer is None:
+      raise UserError(f'text {prompt.text!r}: there is no tokenizer; give from_model one')
+    return prompt
+
+  def predict(self, framed: Framed, prompts: list[Prompt], *, at_once: int | None = None) -> list[Prediction]:
+    """Predictions of checked prompts of one image, in one batch or more."""
+    at_once = at_once or (1 if len(prompts) == 1 else self.batch_size)
+    batch = [(framed, prompt) for prompt in prompts]
+    return list(self._finished(batch, self._begun(batch, at_once, one_image=True)))
+
+  def _prepared(self, requests, pool, ahead: int) -> Iterator[tuple[Framed, Prompt]]:
+    """Images that were read in other threads, and prompts that were checked; an error comes at its place."""
+    under_way = collections.deque()
+    for item in self._under_way(requests, pool):
+      under_way.append(item)
+      if len(under_way) > ahead:
+        future, prompt = under_way.popleft()
+        yield future.result(), prompt
+    while under_way:
+      future, prompt = under_way.popleft()
+      yield future.result(), prompt
+
+  def _under_way(self, requests, pool) -> Iterator[tuple[concurrent.futures.Future, Prompt | None]]:
+    last_image, last = None, None
+    try:
+      for image, asked in requests:  # in this thread: requests are the caller's
+        prompt = self.prompt(asked)
+        if last is None or not _same(image, last_image):
+          last_image, last = image, pool.submit(lambda image: frame(read_image(image), self.config), image)
+        yield last, prompt
+    except Exception as error:
+      failed = concurrent.futures.Future()
+      failed.set_exception(error)
+      yield failed, None
+
+  def _begun(self, batch: list[tuple[Framed, Prompt]], at_once: int, one_image: bool = False) -> list[Piece]:
+    return self.engine.run([self._row(*request) for request in batch], at_once, one_image=one_image)
+
+  def _row(self, framed: Framed, prompt: Prompt) -> Row:
+    sentence = None if prompt.text is None else self._read(prompt.text).sentence
+    points = point_tokens(prompt, framed.scale, framed.offset)
+    return Row(framed.square, sentence, points, prompt.mask, prompt.multimask)
+
+  def _read_anew(self, text: str) -> _Read:
+    ids, token_mask = self.tokenizer([text])
+    return _Read(Sentence(ids[0], token_mask[0]), self.tokenizer.cut(text), tuple(self.tokenizer.unknown(text)))
+
+  def _finished(self, batch: list[tuple[Framed, Prompt]], pieces: list[Piece]) -> Iterator[Prediction]:
+    found = {place: (piece, i) for piece in pieces for i, place in enumerate(piece.rows)}
+    arrays = {}
+    for place, (framed, prompt) in enumerate(batch):
+      piece, i = found[place]
+      if id(piece) not in arrays:
+        arrays[id(piece)] = np.asarray(piece.logits), np.asarray(piece.iou)
+      low_res, scores = (array[i].copy() for array in arrays[id(piece)])  # a view would keep the whole batch
+      logits = framed.own_size(low_res)
+      read = None if prompt.text is None else self._read(prompt.text)
+      yield Prediction(
+        prompt,
+        framed.image,
+        logits > self._threshold,
+        scores,
+        logits,
+        low_res,
+        read.cut if read else '',
+        read.unknown if read else (),
+      )
 
 
-def check_text(text: str) -> None:
-  """Raises UserError unless `text` is a string with something to read in it."""
-  expected = "expected words that name an object, such as 'the red circle'"
-  if not isinstance(text, str):
-    raise UserError(f'a text of type {type(text).__name__}: {expected}')
-  if not any(character.isprintable() and not character.isspace() for character in text):
-    raise UserError(f'text {text!r}: nothing to read; {expected}')
-  if any('\ud800' <= character <= '\udfff' for character in text):
-    raise UserError(f'text {text!r}: not valid Unicode; {expected}')
+class View:
+  """An image that was looked at; call it with prompts."""
+
+  def __init__(self, segmenter: Segmenter, framed: Framed) -> None:
+    self._segmenter = segmenter
+    self.framed = framed
+
+  @property
+  def image(self) -> np.ndarray:
+    """uint8 [h, w, 3]."""
+    return self.framed.image
+
+  def __call__(
+    self,
+    text: Asked | list[Asked] | None = None,
+    *,
+    points: Any = None,
+    labels: Any = None,
+    box: Any = None,
+    mask: Any = None,
+    multimask: bool = False,
+  ) -> Prediction | list[Prediction]:
+    """A Prediction for a prompt, a list of them for a list; see `Segmenter.__call__`."""
+    prompts = [self._segmenter.prompt(asked) for asked in _prompts(text, points, labels, box, mask, multimask)]
+    found = self._segmenter.predict(self.framed, prompts)
+    return found if isinstance(text, list | tuple) else found[0]
+
+  def __repr__(self) -> str:
+    height, width = self.framed.size
+    return f'<View of an image of {width} x {height}>'
 
 
-def _compiled_forward(model: DitSam) -> Callable:
-  graph, state = nnx.split(model)
-  state = jax.device_put(state)
-
-  @jax.jit
-  def forward(state, images, token_ids, token_mask):
-    output = nnx.merge(graph, state)(images, token_ids, token_mask)
-    return output.logits, output.iou
-
-  # Weights are an argument: as constants of the program they would be folded for minutes.
-  return lambda *inputs: forward(state, *inputs)
+def load_with_tokenizer(checkpoint: str | os.PathLike) -> tuple[DitSam, Tokenizer | None]:
+  """A saved model, and its tokenizer if it takes text. Raises UserError."""
+  model = saved_model.load(checkpoint)
+  if hasattr(saved_model, 'warn_if_fresh'):
+    saved_model.warn_if_fresh(checkpoint)
+  if model.config.text_encoder is None:
+    return model, None
+  return model, Tokenizer(saved_model.vocabulary_file(checkpoint), model.config.max_text_tokens)
 
 
-def _is_list(value: Any) -> bool:
-  return isinstance(value, list | tuple)
+def _prompts(text, points, labels, box, mask, multimask) -> list[Prompt]:
+  """As many as `text` has items, one if it is no list."""
+  others = {'points': points, 'labels': labels, 'box': box, 'mask': mask, 'multimask': multimask}
+  given = [name for name, value in others.items() if value is not None and value is not False]
+
+  def one(asked: Asked | None) -> Prompt:
+    if not isinstance(asked, Prompt):
+      return Prompt(asked, **others)
+    if given:
+      raise UserError(f'a Prompt and {", ".join(given)} beside it: expected all in the Prompt')
+    return asked
+
+  if not isinstance(text, list | tuple):
+    return [one(text)]
+  for asked in text:
+    if not isinstance(asked, Prompt):
+      check_text(asked)
+  return [one(asked) for asked in text]
+
+
+def _some(items: Iterator, size: int) -> tuple[list, Exception | None]:
+  """At most so many of the next items, and the error that ended them: results before it are not to be lost."""
+  some = []
+  try:
+    some.extend(itertools.islice(items, size))
+  except Exception as error:
+    return some, error
+  return some, None
+
+
+def _same(image: Any, other: Any) -> bool:
+  return image is other or isinstance(image, str | Path) and isinstance(other, str | Path) and image == other
 
 
 def _check_batch_size(batch_size: int) -> None:
-  if not isinstance(batch_size, int) or batch_size < 1:
+  if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
     raise UserError(f'batch size {batch_size!r}: expected a whole number from 1')

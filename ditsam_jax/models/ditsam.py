@@ -8,6 +8,7 @@ from flax import nnx
 
 from ditsam_jax.models import layers
 from ditsam_jax.models.config import DitSamConfig
+from ditsam_jax.models.execution import Execution
 from ditsam_jax.models.image_encoder import ImageEncoder
 from ditsam_jax.models.mask_decoder import MaskDecoder
 from ditsam_jax.models.prompt_encoder import PromptEncoder
@@ -61,6 +62,7 @@ class DitSam(nnx.Module):
     masks: jax.Array | None = None,
     multimask: bool = False,
     rngs: nnx.Rngs | None = None,
+    execution: Execution = Execution(),
   ) -> Output:
     """Segments one object an image.
 
@@ -74,6 +76,7 @@ class DitSam(nnx.Module):
       masks: low-resolution mask logits [B, 4h, 4w].
       multimask: three masks for ambiguous prompts.
       rngs: a 'dropout' stream for this call; None takes the model's own (needed in training mode only).
+      execution: how the image encoder's blocks run.
 
     Returns:
       Output.
@@ -93,10 +96,8 @@ class DitSam(nnx.Module):
       },
     )
     text = None if token_ids is None else self.text_encoder(token_ids, token_mask, rngs=rngs)
-    embedding = self.image_encoder(images, text, rngs=rngs)
+    embedding = self.image_encoder(images, text, rngs=rngs, execution=execution)
     sparse = self.prompt_encoder.sparse(points, point_labels, boxes, images.shape[1:3])
-    if text is not None:
-      sparse.append(self.text_proj(text))
     return self.decode(embedding, sparse, masks, images.shape[1:3], multimask, text)
 
   def decode(
@@ -109,13 +110,25 @@ class DitSam(nnx.Module):
     text: jax.Array | None = None,
     sparse_mask: jax.Array | None = None,
   ) -> Output:
-    """Masks from an image embedding [B, h, w, C] and a list of sparse tokens [B, *, C].
+    """Masks of prompts.
 
-    `sparse_mask`, bool [B, P] over all sparse tokens, is False at filling that must not count; None if there is none.
+    Args:
+      embedding: of the image of each prompt [B, h, w, C], or [1, h, w, C] of one image for all of them.
+      sparse: tokens of points and boxes, a list of [B, P, C].
+      masks: mask prompts [B, 4h, 4w], or None.
+      image_size: (height, width) of the model's input, and of the logits.
+      multimask: three masks a prompt instead of one.
+      text: text features [B, T, Ct]; the decoder sees them projected, behind the other sparse tokens.
+      sparse_mask: bool [B, P] over the tokens of `sparse`, False at filling that must not count; None if there is none.
     """
-    batch, h, w, width = embedding.shape
+    _, h, w, width = embedding.shape
+    if text is not None:
+      sparse = [*sparse, self.text_proj(text)]
+      if sparse_mask is not None:
+        sparse_mask = jnp.pad(sparse_mask, ((0, 0), (0, text.shape[1])), constant_values=True)
+    batch = len(embedding if masks is None else masks)
     tokens = jnp.concatenate(sparse, axis=1) if sparse else jnp.zeros((batch, 0, width), embedding.dtype)
-    dense = self.prompt_encoder.dense(masks, batch, (h, w))
+    dense = self.prompt_encoder.dense(masks, len(embedding), (h, w))
     pe = self.prompt_encoder.pe_layer.grid(h, w)
     # Positions are always f32; everything else follows the weights, and what comes out is f32 again.
     pe, tokens, dense = (x.astype(embedding.dtype) for x in (pe, tokens, dense))

@@ -22,7 +22,7 @@ class Attention(nnx.Module):
     self.out_proj = layers.Linear(inner, width, rngs=rngs)
 
   def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-    """q: [B, N, C]; k, v: [B, M, C]; bias, added to the logits: [B, 1, 1, M] -> [B, N, C]."""
+    """q: [B, N, C]; k, v: [B, M, C]; bias, added to the logits: [B, 1, 1, M] -> [B, N, C]. q, or k and v, may have B = 1."""
     q, k, v = (layers.split_heads(x, self.heads) for x in (self.q_proj(q), self.k_proj(k), self.v_proj(v)))
     return self.out_proj(layers.merge_heads(layers.dot_product_attention(q, k, v, bias)))
 
@@ -50,7 +50,7 @@ class TwoWayBlock(nnx.Module):
     image_pe: jax.Array,
     token_bias: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
-    """tokens, token_pe: [B, M, C]; image, image_pe: [B or 1, h*w, C]; token_bias: [B, 1, 1, M], for tokens as keys."""
+    """tokens, token_pe: [B, M, C]; image and image_pe: [B or 1, h*w, C]; token_bias: [B, 1, 1, M], for tokens as keys."""
     if self.first:  # no positions and no residual in the first block
       tokens = self.self_attn(tokens, tokens, tokens, token_bias)
     else:
@@ -108,23 +108,26 @@ class MaskDecoder(nnx.Module):
     multimask: bool = False,
     sparse_mask: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
-    """Masks for one prompt an image.
+    """Masks of prompts.
 
     Args:
-      image: image embedding [B, h, w, C].
+      image: image embedding [B, h, w, C], or [1, h, w, C] for all prompts; what does not depend on the prompt, such as
+        the first block's keys and values of the image, is then computed once.
       image_pe: its positional encoding [h, w, C].
       sparse: prompt tokens [B, P, C], P may be 0.
-      dense: [B, h, w, C].
+      dense: [B, h, w, C], or [1, h, w, C] for all prompts.
       multimask: three masks for an ambiguous prompt instead of the single one.
       sparse_mask: bool [B, P], False where a prompt token is filling that nothing may see; None if all count.
 
     Returns:
       Low-resolution logits [B, M, 4h, 4w] and predicted IoU [B, M]; M is 3 with multimask, else 1.
     """
-    batch, h, w, width = image.shape
+    _, h, w, width = image.shape
+    batch = len(sparse)
     output_tokens = jnp.concatenate([self.iou_token[...], self.mask_tokens[...]])
     tokens = jnp.concatenate([jnp.broadcast_to(output_tokens, (batch, *output_tokens.shape)), sparse], axis=1)
-    image = (image + dense).reshape(batch, h * w, width)
+    image = image + dense
+    image = image.reshape(len(image), h * w, width)
     bias = None if sparse_mask is None else _bias(sparse_mask, tokens.dtype)
     tokens, image = self.transformer(image, image_pe.reshape(1, h * w, width), tokens, bias)
     wanted = slice(1, MASK_TOKENS) if multimask else slice(0, 1)

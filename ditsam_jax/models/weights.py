@@ -2,11 +2,15 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ditsam_jax.errors import UserError
 from ditsam_jax.parallel.activations import FSDP, axis_size
 from ditsam_jax.parallel.weights import at_use
+
+DTYPES = ('auto', 'float32', 'bfloat16')
 
 
 def weights_of(model: nnx.Module) -> dict[str, nnx.Variable]:
@@ -20,8 +24,29 @@ def cast(model: nnx.Module, dtype: jnp.dtype) -> None:
   LayerNorms, softmax and the outputs are f32 whatever the weights are.
   """
   for name, variable in weights_of(model).items():
-    if not is_position(name):
-      variable.set_value(variable[...].astype(dtype))
+    variable.set_value(cast_array(name, variable[...], dtype))
+
+
+def dtype_named(name: str | jnp.dtype, platform: str) -> jnp.dtype:
+  """The type of that name; 'auto' is bf16 on TPUs and GPUs, where it is several times as fast, and f32 on CPUs.
+
+  Raises:
+    UserError: it is none of DTYPES.
+  """
+  if name == 'auto':
+    return jnp.dtype(jnp.float32 if platform == 'cpu' else jnp.bfloat16)
+  try:
+    dtype = jnp.dtype(name)
+  except TypeError:
+    dtype = None
+  if dtype is None or dtype.name not in DTYPES:
+    raise UserError(f'dtype {name!r}: expected one of {", ".join(DTYPES)}')
+  return dtype
+
+
+def cast_array(name: str, array: jax.Array, dtype: jnp.dtype) -> jax.Array:
+  """A weight of that dotted path in the type that a model computes in; see `cast`."""
+  return array if is_position(name) else array.astype(dtype)
 
 
 def is_position(name: str) -> bool:

@@ -51,16 +51,33 @@ def is_first() -> bool:
   return jax.process_index() == 0
 
 
+def place() -> tuple[int, int]:
+  """Which of the hosts this is, from 0, and how many there are."""
+  return jax.process_index(), jax.process_count()
+
+
+def wait_for_all(name: str) -> None:
+  """Waits until all hosts have come here; one alone waits for nobody."""
+  multihost_utils.sync_global_devices(name)
+
+
 def tell(text: str) -> None:
   """A line on stderr, of the first host alone."""
   if is_first():
     say(text)
 
 
+def on_any_host(condition: bool) -> bool:
+  """Whether something is so on at least one host. All hosts must call it."""
+  return (
+    condition if jax.process_count() == 1 else bool(np.any(multihost_utils.process_allgather(np.asarray(condition))))
+  )
+
+
 def first_alone_first(function: Callable[[], T], name: str) -> T:
   """Calls a function on all hosts, but on the first one before the others: what it makes, they find."""
   made = function() if is_first() else None
-  multihost_utils.sync_global_devices(name)  # alone, a host waits for nobody
+  wait_for_all(name)
   return made if is_first() else function()
 
 

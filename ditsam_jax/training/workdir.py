@@ -1,7 +1,6 @@
 """A run's own folder: for one process at a time, and for one config."""
 
 import fcntl
-import json
 import os
 import re
 import shutil
@@ -12,9 +11,10 @@ from typing import Any
 import jax
 
 from ditsam_jax.errors import UserError
-from ditsam_jax.storage.files import UNFINISHED, write_json
+from ditsam_jax.parallel import distributed
+from ditsam_jax.storage.files import UNFINISHED, read_json, write_json
 from ditsam_jax.storage.paths import local_path
-from ditsam_jax.terminal import say
+from ditsam_jax.terminal import printable, say
 
 # Where things are, how fast they go, what is kept and told: fields that may change from one command to the next.
 FREE = (
@@ -31,10 +31,11 @@ FREE = (
   'config.mesh',
   'config.remat',
   'config.scan',
-  'config.model.attention',
+  'config.attention',
   'config.optimizer.warmup_share',  # warmup_steps is what counts
 )
-FORMER = ('config.keep_best',)  # fields that runs of earlier versions have noted, without a say in their results
+# Fields that runs of earlier versions have noted, without a say in their results.
+FORMER = ('config.keep_best', 'config.model.attention')
 
 _RESULTS = ('model', 'best', 'metrics.json')
 
@@ -73,36 +74,39 @@ class Workdir:
     Raises:
       UserError: another process trains there, or it holds a run of another config, or cannot be written.
     """
+    if changed := differences(distributed.gathered([config])[0], config):
+      raise UserError(f'the hosts were started with different configs ({"; ".join(changed[:4])}); expected the same')
+    if jax.process_index():  # the locks of some network file systems hold for one host at a time
+      return
     file = self.path / 'config.json'
     try:
       self.path.mkdir(parents=True, exist_ok=True)
-      if jax.process_index() == 0:  # the locks of some network file systems hold for one host at a time
-        self._take_lock()
-        self._clear_leftovers()
-      if file.exists() and self.begun:
-        changed = differences(json.loads(file.read_text()), config)
+      self._take_lock()
+      self._clear_leftovers()
+      if self.begun and os.path.lexists(file):
+        changed = differences(read_json(file, finite=False), config)
         if changed:
           raise UserError(
             f'workdir {str(self.path)!r} holds a run of another config ({"; ".join(changed[:4])}); '
             f'choose another --workdir or delete this one'
           )
-      if jax.process_index() == 0:
-        write_json(file, config)
+      write_json(file, config)
     except (OSError, ValueError) as error:
-      raise UserError(f'workdir {str(self.path)!r} cannot be used: {error}') from error
+      reason = getattr(error, 'strerror', None) or error
+      raise UserError(f'workdir {str(self.path)!r} cannot be used: {reason}; choose another --workdir') from error
 
   def _take_lock(self) -> None:
-    self._lock = os.open(self.path / '.lock', os.O_RDWR | os.O_CREAT, 0o666)
+    self._lock = os.open(self.path / '.lock', os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666)
     try:
       fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system when the process ends
     except BlockingIOError as error:
-      owner = os.read(self._lock, 200).decode(errors='replace').strip()
+      owner = printable(os.read(self._lock, 200).decode(errors='replace').strip())
       raise UserError(
         f'workdir {str(self.path)!r} is in use by {owner or "another process"}; wait for it, end it, or '
         f'choose another --workdir'
       ) from error
     except OSError as error:  # a file system without locks
-      say(f'{self.path} cannot be locked ({error.strerror}); take care that one process alone trains there')
+      say(f'warning: {self.path} cannot be locked ({error.strerror}); make sure that only one process trains there')
       return
     os.truncate(self._lock, 0)
     os.write(self._lock, f'process {os.getpid()} on {socket.gethostname()}\n'.encode())

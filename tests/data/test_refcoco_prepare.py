@@ -158,7 +158,7 @@ def test_the_command_prints_counts_and_what_is_missing(downloads, tmp_path, caps
   assert 'images/s' in out and 'masks/s' in out and '5/5' in err
   assert prepare.main(downloads.arguments(tmp_path / 'data')) == 0  # again: the same, from what was written
   again, err = capsys.readouterr()
-  assert 'prepared before' in err and again.splitlines()[:5] == out.splitlines()[:5]
+  assert 'left as it is' in again and 'written' not in again and again.splitlines()[:5] == out.splitlines()[:5]
 
 
 @pytest.mark.parametrize('name', catalogue.FAMILY)
@@ -313,7 +313,7 @@ def test_all_faults_are_told_at_once_with_counts_and_first_examples(downloads, t
     f'6 {problems.UNKNOWN_ANNOTATION}: ref 101 (annotation 9001), ref 102 (annotation 9002), '
     'ref 103 (annotation 9003), ...' in lines
   )
-  assert f'1 {problems.MISSING_FILE}: COCO_train2014_000000581004.jpg' in lines
+  assert f'1 {problems.MISSING_FILE}: COCO_train2014_000000581004.jpg (image 581004)' in lines
   assert any(line.startswith(f'1 {problems.NO_MASK}: annotation 21 of ref 121') for line in lines)
 
 

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ditsam_jax.evaluation import forward as forward_module
 from ditsam_jax.evaluation.forward import forward_of
+from ditsam_jax.inference import programs
 from ditsam_jax.models.config import ImageEncoderConfig
 from ditsam_jax.models.ditsam import DitSam
+from ditsam_jax.models.image_encoder import ImageEncoder
+from ditsam_jax.models.text_encoder import TextEncoder
 from tests.small_models import random_model, small_config
 
 
@@ -24,11 +26,15 @@ def test_the_forward_has_no_dropout_and_is_compiled_once_for_all_weights(monkeyp
   batch = batch_for(config)
   first, second = random_model(config, 0), random_model(config, 1)
   first.train(), second.train()
-  traced, call = [], DitSam.__call__
-  monkeypatch.setattr(DitSam, '__call__', lambda *args, **kwargs: traced.append(1) or call(*args, **kwargs))
+  traced = []
+  for part, name in ((TextEncoder, '__call__'), (ImageEncoder, '__call__'), (DitSam, 'decode')):
+    call = getattr(part, name)
+    monkeypatch.setattr(
+      part, name, lambda *args, call=call, part=part, **kwargs: traced.append(part) or call(*args, **kwargs)
+    )
   forward_of(first)(batch)
   logits = forward_of(second)(batch)
-  assert len(traced) == 1
+  assert traced == [TextEncoder, ImageEncoder, DitSam]
   second.eval()
   run = nnx.jit(lambda model, *inputs: model(*inputs).logits)  # as a whole: op by op it compiles for longer
   expected = run(second, batch['image'], batch['token_ids'], batch['token_mask'])
@@ -87,8 +93,8 @@ def test_the_batch_size_changes_no_bit(baseline, share_images):
 
 def test_each_image_is_encoded_once_in_a_pass(baseline, monkeypatch):
   model, _ = baseline
-  encoded, call = [], forward_module._encoded
-  monkeypatch.setattr(forward_module, '_encoded', lambda *inputs: encoded.append(inputs[3]) or call(*inputs))
+  encoded, call = [], programs.encode
+  monkeypatch.setattr(programs, 'encode', lambda *inputs: encoded.append(inputs[2]) or call(*inputs))
   shared = forward_of(model)
   images = rows_of(model.config, range(10))['image']
   for rows in ([0, 0, 0, 1, 1, 2], [2, 2, 2, 2, 3, 3], [3] * 6):

@@ -7,10 +7,8 @@ import pytest
 from PIL import ImageFont
 
 from ditsam_jax.evaluation.pictures import (
-  PREDICTION_COLOUR,
   Gallery,
   Shown,
-  overlay,
   prediction_panel,
   worst_median_best,
   wrap,
@@ -23,43 +21,6 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 def disc(height, width, radius):
   rows, columns = np.mgrid[:height, :width]
   return (rows - height // 2) ** 2 + (columns - width // 2) ** 2 < radius**2
-
-
-def test_overlay_tints_the_object_dims_the_rest_and_outlines_between():
-  image = np.full((100, 160, 3), (200, 120, 40), np.uint8)
-  image.flags.writeable = False
-  result = overlay(image, disc(100, 160, 30), tint=0.5, dim=0.4)
-  assert result.shape == image.shape and result.dtype == np.uint8
-  tinted = [(a + b) / 2 for a, b in zip((200, 120, 40), PREDICTION_COLOUR)]
-  assert result[50, 80] == pytest.approx(tinted, abs=1)
-  # 0.6 of the colour and 0.4 of a grey at half its mean 120 plus 45, then darkened by 0.18
-  dimmed = [(0.6 * channel + 0.4 * (0.5 * 120 + 45)) * 0.82 for channel in (200, 120, 40)]
-  assert result[5, 5] == pytest.approx(dimmed, abs=1)
-  assert (result == PREDICTION_COLOUR).all(-1).any()
-
-
-def test_without_tint_and_dimming_only_the_outline_is_new():
-  image = np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8)
-  mask = disc(90, 90, 30)
-  changed = (overlay(image, mask, tint=0, dim=0) != image).any(-1)
-  distance = np.abs(np.hypot(*(np.mgrid[:90, :90] - 45)) - 30)
-  assert changed[distance < 1].all() and not changed[distance > 5].any()
-
-
-@pytest.mark.parametrize('fill', [False, True])
-def test_overlay_of_an_empty_and_of_a_full_mask(fill):
-  image = np.full((40, 40, 3), 100, np.uint8)
-  middle = overlay(image, np.full((40, 40), fill), tint=0.5)[20, 20]
-  # Nothing found: everything is dimmed. All of it: everything is tinted.
-  assert (middle < 100).all() if not fill else middle[0] > 100
-
-
-def test_every_part_and_hole_of_a_mask_has_an_outline():
-  mask = np.zeros((120, 120), bool)
-  mask[20:70, 20:70], mask[35:55, 35:55], mask[90:110, 90:110] = True, False, True
-  outline = (overlay(np.zeros((120, 120, 3), np.uint8), mask, tint=0, dim=0) > 0).any(-1)
-  assert outline[20, 45] and outline[45, 35] and outline[90, 100]
-  assert not outline[45, 45] and not outline[80, 80]
 
 
 def offered(gallery, count, iou_of=lambda i: 1.0, kind_of=lambda i: 'order', size=8):

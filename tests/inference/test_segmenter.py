@@ -18,18 +18,49 @@ from PIL import Image
 from ditsam_jax.errors import UserError
 from ditsam_jax.evaluation.protocols import standard_mask
 from ditsam_jax.geometry.letterbox import Letterbox
+from ditsam_jax.inference.prompts import Prompt
 from ditsam_jax.inference.segmenter import Segmenter
 from ditsam_jax.models.config import sam, tiny
 from ditsam_jax.tokenization import Tokenizer
 
 COLOURS = {'red': (255, 0, 0), 'green': (0, 255, 0), 'blue': (0, 0, 255)}
 WORDS = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *COLOURS, 'the', 'square']
-CONFIG = dataclasses.replace(tiny(), image_size=64, max_text_tokens=6, mask_threshold=0.35)
+# With this patch, logits of low resolution have the image's own.
+CONFIG = dataclasses.replace(
+  tiny(),
+  image_encoder=dataclasses.replace(tiny().image_encoder, patch_size=4),
+  image_size=64,
+  max_text_tokens=6,
+  mask_threshold=0.35,
+)
 
 
 class Output(NamedTuple):
   logits: jax.Array
+  low_res_logits: jax.Array
   iou: jax.Array
+
+
+class Reader(nnx.Module):
+  """Ids to which colours they name, and whether each counts: [B, T, 4]."""
+
+  def __call__(self, token_ids, token_mask):
+    named = [token_ids == WORDS.index(colour) for colour in COLOURS]
+    return jnp.stack([*named, token_mask > 0], -1).astype(jnp.float32)
+
+
+class Eye(nnx.Module):
+  """Images to how much each pixel has of the named colours, in patches: [B, 16, 16, 16]."""
+
+  def __init__(self, traced_shapes):
+    self.gain = nnx.Param(jnp.asarray(20.0))
+    self.on_trace = traced_shapes.append
+
+  def __call__(self, images, text):
+    self.on_trace(images.shape)
+    pixels = images * jnp.asarray(CONFIG.pixel_std) + jnp.asarray(CONFIG.pixel_mean)
+    shown = self.gain[...] * (jnp.einsum('bhwc,bc->bhw', pixels, text[..., :3].max(1)) - 0.5)
+    return shown.reshape(-1, 16, 4, 16, 4).swapaxes(2, 3).reshape(-1, 16, 16, 16)
 
 
 class ColourModel(nnx.Module):
@@ -37,15 +68,12 @@ class ColourModel(nnx.Module):
 
   def __init__(self, traced_shapes):
     self.config = CONFIG
-    self.gain = nnx.Param(jnp.asarray(20.0))
-    self.on_trace = traced_shapes.append
+    self.text_encoder = Reader()
+    self.image_encoder = Eye(traced_shapes)
 
-  def __call__(self, images, token_ids, token_mask):
-    self.on_trace(images.shape)
-    pixels = images * jnp.asarray(CONFIG.pixel_std) + jnp.asarray(CONFIG.pixel_mean)
-    named = jnp.stack([(token_ids == WORDS.index(colour)).any(-1) for colour in COLOURS], axis=-1)
-    shown = jnp.einsum('bhwc,bc->bhw', pixels, named.astype(jnp.float32))
-    return Output(self.gain[...] * (shown - 0.5), token_mask.sum(-1).astype(jnp.float32))
+  def decode(self, embedding, sparse, masks, image_size, multimask, text, sparse_mask):
+    logits = embedding.reshape(-1, 16, 16, 4, 4).swapaxes(2, 3).reshape(-1, 64, 64)
+    return Output(logits, logits, text[..., 3].sum(-1))
 
 
 @pytest.fixture
@@ -152,12 +180,24 @@ def test_one_compilation_for_single_images_and_one_for_batches(segmenter, traced
   assert traced_shapes == [(1, 64, 64, 3), (4, 64, 64, 3)]
 
 
-def test_stream_asks_for_one_batch_at_a_time(segmenter):
+def test_stream_asks_for_a_few_batches_ahead_and_no_more(segmenter):
   asked = []
   image = two_boxes(8, 8)[0]
   stream = segmenter.stream((asked.append(index) or image, 'red') for index in range(100))
-  next(stream)
-  assert len(asked) == 4
+  assert not asked
+  for taken in range(20):
+    next(stream)
+    assert taken + 8 <= len(asked) <= taken + 20  # in batches of 4
+  stream.close()
+  assert len(asked) <= 40
+
+
+def test_a_bad_pair_is_told_at_its_place(segmenter, tmp_path):
+  image = two_boxes(8, 8)[0]
+  stream = segmenter.stream([(image, 'red'), (image, 'blue'), (tmp_path / 'missing.png', 'red')])
+  assert [next(stream).text for _ in range(2)] == ['red', 'blue']
+  with pytest.raises(UserError, match='missing.png'):
+    next(stream)
 
 
 def test_lists_of_images_and_texts(segmenter):
@@ -169,8 +209,12 @@ def test_lists_of_images_and_texts(segmenter):
   assert (first.mask == masks['red']).all() and (second.mask == other_masks['red']).all()
   first, second = segmenter([image, other], ['blue', 'red'])
   assert (first.mask == masks['blue']).all() and (second.mask == other_masks['red']).all()
+  first, second = segmenter([image, other], ['red'])
+  assert (first.mask == masks['red']).all() and (second.mask == other_masks['red']).all()
+  first, second = segmenter([image], ['blue', 'red'])
+  assert (first.mask == masks['blue']).all() and (second.mask == masks['red']).all()
   assert len(segmenter([image], 'red')) == 1 and segmenter([], 'red') == [] and segmenter.many([]) == []
-  with pytest.raises(UserError, match='2 images with 3 texts'):
+  with pytest.raises(UserError, match='2 images with 3 prompts'):
     segmenter([image, other], ['red'] * 3)
 
 
@@ -183,10 +227,23 @@ def test_files_and_pil_images(segmenter, tmp_path):
     segmenter(tmp_path / 'missing.png', 'red')
 
 
-@pytest.mark.parametrize('text', ['', '  \n', '\u200b', None, 3, b'red', 'red \udcff'])
+@pytest.mark.parametrize('text', ['', '  \n', '\u200b', [None], 3, b'red', 'red \udcff', 'red ' * 2501])
 def test_texts_that_say_nothing_are_refused(segmenter, text):
-  with pytest.raises(UserError, match='expected words'):
+  with pytest.raises(UserError, match='expected words|10,004 bytes; expected at most 10,000') as error:
     segmenter(np.zeros((4, 4, 3), np.uint8), text)
+  assert len(str(error.value)) < 200
+
+
+def test_a_prompt_must_ask_for_something(segmenter):
+  for asked in (None, Prompt(multimask=True), [Prompt()]):
+    with pytest.raises(UserError, match='asks for nothing: expected a text, points, a box or a mask'):
+      segmenter(np.zeros((4, 4, 3), np.uint8), asked)
+
+
+def test_words_that_the_vocabulary_lacks_are_told(segmenter):
+  result = segmenter(two_boxes(8, 8)[0], 'the Mauve red Zebra')
+  assert result.unknown == ('Mauve', 'Zebra') and result.cut == ''
+  assert "unknown 'Mauve', 'Zebra'" in repr(result) and len(repr(result)) < 300
 
 
 def test_words_beyond_the_tokens_are_told(segmenter):
@@ -218,7 +275,15 @@ def test_what_cannot_be_a_segmenter(tmp_path, tokenizer, traced_shapes):
       Segmenter.from_model(ColourModel(traced_shapes), tokenizer, batch_size=size)
   with pytest.raises(UserError, match='nowhere'):
     Segmenter(tmp_path / 'nowhere')
+  with pytest.raises(UserError, match="dtype 'float12'.*auto, float32, bfloat16"):
+    Segmenter.from_model(ColourModel(traced_shapes), tokenizer, dtype='float12')
+
+
+def test_a_model_that_cannot_read_says_so(traced_shapes):
+  image = np.zeros((4, 4, 3), np.uint8)
+  with pytest.raises(UserError, match="'red': there is no tokenizer; give from_model one"):
+    Segmenter.from_model(ColourModel(traced_shapes))(image, 'red')
   mute = ColourModel(traced_shapes)
-  mute.config = sam(tiny())
-  with pytest.raises(UserError, match='text encoder'):
-    Segmenter.from_model(mute, tokenizer)
+  mute.config, mute.text_encoder = sam(tiny()), None
+  with pytest.raises(UserError, match="'red': this model has no text encoder"):
+    Segmenter.from_model(mute)(image, 'red')

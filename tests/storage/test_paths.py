@@ -48,6 +48,8 @@ BUCKET = 'gs://bucket/x'
     (evaluate.main, ['--checkpoint=shapes', f'--output={BUCKET}']),
     (predict.main, ['--text=a', f'--image={BUCKET}']),
     (predict.main, ['--text=a', '--image=x.png', f'--output={BUCKET}']),
+    (predict.main, ['--text=a', '--image=x.png', f'--json={BUCKET}']),
+    (predict.main, [f'--prompts={BUCKET}']),
     (predict.main, ['--text=a', '--image=x.png', f'--checkpoint={BUCKET}']),
     (prepare.main, ['--dataset=refcoco', '--images=x', f'--annotations={BUCKET}']),
     (prepare.main, ['--dataset=refcoco', '--annotations=x', f'--images={BUCKET}']),

@@ -1,6 +1,7 @@
 """A workdir belongs to one config and, while it runs, to one process."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -23,9 +24,38 @@ def claim(path, config=CONFIG):
     workdir.claim(config)
 
 
-def test_fields_that_change_the_result_are_named_and_others_may_change(tmp_path):
+def trained(path):
+  """A workdir with a checkpoint."""
+  claim(path)
+  (path / 'checkpoints' / '5').mkdir(parents=True)
+
+
+def test_a_run_that_failed_before_it_saved_anything_leaves_the_workdir_free(tmp_path):
   claim(tmp_path / 'run')
-  (tmp_path / 'run' / 'checkpoints' / '5').mkdir(parents=True)
+  (tmp_path / 'run' / 'checkpoints').mkdir()
+  claim(tmp_path / 'run', {**CONFIG, 'seed': 1})
+  (tmp_path / 'run' / 'config.json').write_text('[' * 100_000)
+  claim(tmp_path / 'run', {**CONFIG, 'seed': 2})
+  (tmp_path / 'run' / 'model').mkdir()
+  with pytest.raises(UserError, match='config.seed was 2, is 3'):
+    claim(tmp_path / 'run', {**CONFIG, 'seed': 3})
+
+
+@pytest.mark.parametrize('content', ['[' * 100_000, '{"seed": ', '\ud800', None])
+def test_a_damaged_config_of_a_run_is_named(tmp_path, content):
+  trained(tmp_path / 'run')
+  file = tmp_path / 'run' / 'config.json'
+  file.unlink()
+  if content is None:
+    os.mkfifo(file)
+  else:
+    file.write_text(content, errors='surrogatepass')
+  with pytest.raises(UserError, match=r'run/config\.json'):
+    claim(tmp_path / 'run')
+
+
+def test_fields_that_change_the_result_are_named_and_others_may_change(tmp_path):
+  trained(tmp_path / 'run')
   faster = {**CONFIG, 'log_every': 1, 'mesh': {'fsdp': 8}, 'data': {**CONFIG['data'], 'threads': 8}}
   claim(tmp_path / 'run', faster)
   assert json.loads((tmp_path / 'run' / 'config.json').read_text()) == faster

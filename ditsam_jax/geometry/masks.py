@@ -1,0 +1,105 @@
+"""Masks as run lengths, COCO's way, and the box around a mask.
+
+pycocotools decodes run lengths without checking them and crashes the process on damaged ones, so they are read here.
+"""
+
+import operator
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from ditsam_jax.errors import UserError
+from ditsam_jax.limits import MAX_PIXELS
+
+_MOST_DIGITS = 8  # characters of five bits a number: 40 bits, where no image has 2**27 pixels
+
+
+def encode_rle(mask: np.ndarray) -> dict[str, Any]:
+  """COCO's compressed run lengths of `mask` bool [h, w]: {'size': [h, w], 'counts': text}."""
+  runs = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+  return {'size': [int(side) for side in mask.shape], 'counts': runs['counts'].decode('ascii')}
+
+
+def decode_rle(rle: dict[str, Any]) -> np.ndarray:
+  """The mask, bool [h, w], of COCO's run lengths: compressed (text or bytes) or a list of whole numbers.
+
+  Raises:
+    UserError: they are malformed, or do not add up to an image of at most MAX_PIXELS.
+  """
+  height, width = _size(rle)
+  lengths = run_lengths(rle.get('counts'), height * width)
+  # Background first, then by turns, down the columns.
+  return np.repeat(np.arange(lengths.size) % 2 == 1, lengths).reshape(width, height).T
+
+
+def run_lengths(counts: Any, pixels: int) -> np.ndarray:
+  """Lengths of the runs, int64 [n], background first. Raises UserError unless they are whole and add up to `pixels`."""
+  if isinstance(counts, str | bytes):
+    lengths = _decompressed(counts, pixels)
+  elif isinstance(counts, list | tuple) or (isinstance(counts, np.ndarray) and counts.ndim == 1):
+    lengths = _whole_numbers(counts)
+  else:
+    raise UserError(f'run lengths: counts of type {type(counts).__name__}; expected text or a list of whole numbers')
+  if any(length < 0 for length in lengths):
+    raise UserError(f'run lengths: {min(lengths)} pixels; expected no length below 0')
+  total = sum(lengths)  # Python's integers do not overflow
+  if total != pixels:
+    raise UserError(f'run lengths: they add up to {total if total < 2**63 else "over 2**63"} of {pixels} pixels')
+  return np.array(lengths, np.int64)
+
+
+def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
+  """(x0, y0, x1, y1) of `mask` bool [h, w] with x1 and y1 excluded, so that x1 - x0 is the width; None if empty."""
+  rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+  if not rows.size:
+    return None
+  return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def _size(rle: Any) -> tuple[int, int]:
+  size = rle.get('size') if isinstance(rle, dict) else None
+  try:
+    height, width = (operator.index(side) for side in size)
+  except (TypeError, ValueError) as error:
+    raise UserError("run lengths: expected {'size': [height, width], 'counts': ...}") from error
+  if height < 1 or width < 1 or height * width > MAX_PIXELS:
+    raise UserError(f'run lengths: size {[height, width]}; expected 1 to {MAX_PIXELS:,} pixels')
+  return height, width
+
+
+def _whole_numbers(counts: Any) -> list[int]:
+  if isinstance(counts, np.ndarray):
+    counts = counts.tolist()
+  wrong = next((count for count in counts if type(count) is not int), None)
+  if wrong is not None:
+    raise UserError(f'run lengths: a count of type {type(wrong).__name__}; expected whole numbers')
+  return list(counts)
+
+
+def _decompressed(text: str | bytes, pixels: int) -> list[int]:
+  """COCO's text of run lengths: five bits a character, lowest first, from the fourth run on as differences."""
+  try:
+    codes = np.frombuffer(text.encode('ascii') if isinstance(text, str) else text, np.uint8).astype(np.int64) - 48
+  except UnicodeEncodeError as error:
+    raise UserError('run lengths: a character that COCO does not write') from error
+  if not codes.size or codes.min() < 0 or codes.max() > 63:
+    raise UserError('run lengths: no characters, or one that COCO does not write')
+  ends = np.flatnonzero(codes < 32)
+  if not ends.size or ends[-1] != codes.size - 1:
+    raise UserError('run lengths: they end amid a number')
+  starts = np.concatenate([[0], ends[:-1] + 1])
+  digits = ends - starts + 1
+  if digits.max() > _MOST_DIGITS:
+    raise UserError(f'run lengths: a number of {digits.max()} characters; expected at most {_MOST_DIGITS}')
+  if ends.size > 2 * pixels + 2:
+    raise UserError(f'run lengths: {ends.size} runs in {pixels} pixels')
+  places = 5 * (np.arange(codes.size) - np.repeat(starts, digits))
+  values = np.add.reduceat((codes & 31) << places, starts)
+  values -= np.where(codes[ends] & 16, 1 << (5 * digits), 0)
+  # Below 2**40 each and at most 2**28 of them: the sums may pass 2**63 only where a single one passes any image.
+  if np.abs(values).max() > pixels:
+    raise UserError(f'run lengths: a run of more than the {pixels} pixels of the image')
+  values[1::2] = np.cumsum(values[1::2])
+  values[2::2] = np.cumsum(values[2::2])
+  return values.tolist()

@@ -1,0 +1,140 @@
+"""Names of the files of results: readable, never two results in one file, never an input's own."""
+
+import functools
+import os
+import re
+import unicodedata
+from array import array
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ditsam_jax.inference.prompts import Prompt
+from ditsam_jax.inference.requests import Request, digest
+
+MASK, OVERLAY = '.mask.png', '.overlay.png'
+_NO_WORD = re.compile(r'\W+')
+_NAME_BYTES = 80  # of the image's name, and of the prompt's; file systems allow 255 in all
+
+
+class FileNames:
+  """Names are known once all requests have been seen; 40 bytes a request are kept until then.
+
+  'photo.the-red-circle' names a result where no other image is called photo. Where stems repeat, each of those images
+  has a folder: 'holidays-photo-jpg/the-red-circle', with a few digits more where even these repeat. Prompts of one
+  image that read alike ('the cup', 'the cup?') get the request's number: 'photo.the-cup.17'.
+  """
+
+  def __init__(self, folder: Path) -> None:
+    self._folder = folder
+    self._root = os.path.realpath(folder)
+    self._inside = self._root.rstrip(os.sep) + os.sep
+    self._images, self._stems, self._longer, self._prompts = (array('Q') for _ in range(4))
+    self._inputs = array('Q')  # images in the folder of the results
+
+  def see(self, request: Request) -> None:
+    """Notes a request; to be called once for each, in order."""
+    image = _image(request.image)
+    self._images.append(image.key)
+    self._stems.append(image.stem_key)
+    self._longer.append(image.longer_key)
+    self._prompts.append(digest(f'{image.key} {_prompt_name(request)}'))
+    if image.folder == self._root or image.folder.startswith(self._inside):
+      self._inputs.append(digest(os.path.join(image.folder, image.file).casefold()))
+
+  def settle(self, repeated: np.ndarray) -> None:
+    """Fixes the names; `repeated`: bool [N], which requests say the same as an earlier one."""
+    images, stems, longer, prompts = (
+      np.frombuffer(part, np.uint64) if part else np.zeros(0, np.uint64)
+      for part in (self._images, self._stems, self._longer, self._prompts)
+    )
+    self._shared_stems = _shared(stems, images)
+    self._shared_longer = _shared(longer, images)
+    names, counts = np.unique(prompts[~repeated], return_counts=True)
+    self._shared_prompts = set(names[counts > 1].tolist())
+    self._taken = set(self._inputs)
+    self._images, self._stems, self._longer, self._prompts = (array('Q') for _ in range(4))
+
+  def of(self, request: Request) -> Path:
+    """The path of a request's files, without MASK or OVERLAY."""
+    image, prompt = _image(request.image), _prompt_name(request)
+    number = f'.{request.number + 1}'
+    ending = number if digest(f'{image.key} {prompt}') in self._shared_prompts else ''
+    if image.stem_key not in self._shared_stems:
+      name = f'{image.stem}.{prompt}'
+    elif image.longer_key not in self._shared_longer:
+      name = f'{image.longer}/{prompt}'
+    else:
+      name = f'{image.longer}-{image.key % 16**8:08x}/{prompt}'
+    file = self._folder / (name + ending)
+    if not ending and self._taken and any(self._key(file, kind) in self._taken for kind in (MASK, OVERLAY)):
+      file = self._folder / (name + number)
+    return file
+
+  def _key(self, file: Path, kind: str) -> int:
+    return digest(os.path.join(self._root, os.path.relpath(f'{file}{kind}', self._folder)).casefold())
+
+
+def is_result(path: str, folder: Path) -> bool:
+  """Whether a file lies in the folder of the results and is named like one."""
+  if not path.endswith((MASK, OVERLAY)):
+    return False
+  root = os.path.realpath(folder)
+  return os.path.commonpath([root, os.path.realpath(os.path.dirname(path) or '.')]) == root
+
+
+class _Image(NamedTuple):
+  """What names are made of, of one image."""
+
+  folder: str  # with links followed
+  file: str
+  stem: str
+  longer: str
+  key: int
+  stem_key: int
+  longer_key: int
+
+
+@functools.lru_cache(256)
+def _image(path: str) -> _Image:
+  path = os.path.abspath(path)
+  folder, file = os.path.split(path)
+  stem = _slug(os.path.splitext(file)[0])
+  longer = _slug(f'{os.path.basename(folder)}-{file}'.casefold())
+  # Some file systems do not tell capitals from small letters.
+  return _Image(_real(folder), file, stem, longer, digest(path), digest(stem.casefold()), digest(longer))
+
+
+def _shared(names: np.ndarray, images: np.ndarray) -> set[int]:
+  """Names of more than one image."""
+  pairs = np.unique(np.stack([names, images], 1), axis=0)
+  found, counts = np.unique(pairs[:, 0], return_counts=True)
+  return set(found[counts > 1].tolist())
+
+
+@functools.lru_cache(256)
+def _real(folder: str) -> str:
+  return os.path.realpath(folder)
+
+
+def _prompt_name(request: Request) -> str:
+  return _slug((str(request.id) if request.id is not None else _spoken(request.prompt)).casefold())
+
+
+def _spoken(prompt: Prompt) -> str:
+  parts = [] if prompt.text is None else [prompt.text]
+  if prompt.points is not None:
+    points = [f'{"" if label else "not-"}{x:g}-{y:g}' for (x, y), label in zip(prompt.points, prompt.labels)]
+    parts.append(f'point-{"-".join(points)}')
+  if prompt.box is not None:
+    parts.append('box-' + '-'.join(f'{number:g}' for number in prompt.box))
+  return '-'.join(parts)
+
+
+def _slug(text: str) -> str:
+  """Letters, digits and dashes of `text`, in any script, at most `_NAME_BYTES` bytes of UTF-8."""
+  if not text.isascii():
+    text = unicodedata.normalize('NFC', text.encode('utf-8', 'ignore').decode('utf-8'))
+  words = _NO_WORD.sub('-', text).strip('-')
+  return words.encode('utf-8')[:_NAME_BYTES].decode('utf-8', 'ignore').strip('-') or 'unnamed'

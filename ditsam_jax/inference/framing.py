@@ -1,0 +1,97 @@
+"""An image of any size in the model's square: what the model sees of it, where points go, and how logits come back.
+
+Plain SAM prepares images and brings masks back as Meta's code does: the long side at the model's, padding on the right
+and at the bottom. Models with a text encoder do both the way they were trained: centred, as evaluation does.
+"""
+
+import dataclasses
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from ditsam_jax.geometry.letterbox import Letterbox, letterbox, normalise, own_size_logits
+from ditsam_jax.inference.engine import Square
+from ditsam_jax.models.config import DitSamConfig
+from ditsam_jax.ops.resize import resize_matrix
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Framed:
+  """An image, and what became of it.
+
+  Attributes:
+    image: uint8 [h, w, 3].
+    square: what the model sees.
+    box: where the image lies in the square.
+    config: the model's.
+  """
+
+  image: np.ndarray
+  square: Square
+  box: Letterbox
+  config: DitSamConfig
+
+  @property
+  def size(self) -> tuple[int, int]:
+    """Height and width of the image."""
+    return self.image.shape[:2]
+
+  @property
+  def scale(self) -> np.ndarray:
+    """From (x, y) of the image to the square: times this, plus `offset`."""
+    height, width = self.size
+    return np.array([self.box.width / width, self.box.height / height])
+
+  @property
+  def offset(self) -> np.ndarray:
+    """See `scale`."""
+    return np.array([self.box.left, self.box.top], np.float64)
+
+  def own_size(self, low_res: np.ndarray) -> np.ndarray:
+    """Logits f32 [M, h, w] at the image's own size, of low-resolution logits [M, S/4, S/4]."""
+    squares = (_upscaled(logits, self.config.image_size, self.config.align_corners) for logits in low_res)
+    return np.stack([own_size_logits(square, self.box, self.size) for square in squares])
+
+
+def frame(image: np.ndarray, config: DitSamConfig) -> Framed:
+  """`image` uint8 [h, w, 3] for a model."""
+  if config.text_encoder is None:
+    pixels, box = _top_left(image, config)
+  else:
+    pixels, box = letterbox(image, config.image_size, config.pixel_mean, config.pixel_std)
+  return Framed(image, Square(pixels), box, config)
+
+
+def resized_as_meta(height: int, width: int, long_side: int) -> tuple[int, int]:
+  """Height and width with the longer one at `long_side`, rounded as Meta's ResizeLongestSide does."""
+  scale = long_side * 1.0 / max(height, width)
+  return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def resize_as_meta(image: np.ndarray, long_side: int) -> np.ndarray:
+  """`image` uint8 [h, w, 3] with its long side at `long_side`, by Pillow, which smooths when it shrinks."""
+  height, width = resized_as_meta(*image.shape[:2], long_side)
+  return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def _top_left(image: np.ndarray, config: DitSamConfig) -> tuple[np.ndarray, Letterbox]:
+  """ResizeLongestSide and preprocess: f32 [S, S, 3], and where the image lies."""
+  resized = resize_as_meta(image, config.image_size)
+  box = Letterbox(0, 0, *resized.shape[:2])
+  square = np.zeros((config.image_size, config.image_size, 3), np.float32)
+  square[box.window] = normalise(resized, config.pixel_mean, config.pixel_std)
+  return square, box
+
+
+def _upscaled(logits: np.ndarray, size: int, align_corners: bool) -> np.ndarray:
+  """f32 [size, size] of low-resolution logits [s, s], as `ops.resize.resize_masks` has it.
+
+  Done here and not on the device: 16 times as many numbers would have to come from there.
+  """
+  if logits.shape[0] == size:
+    return logits
+  if not align_corners:
+    return cv2.resize(logits, (size, size), interpolation=cv2.INTER_LINEAR)
+  matrix = resize_matrix(logits.shape[0], size, 'linear', align_corners)
+  return matrix @ logits @ matrix.T

@@ -1,0 +1,81 @@
+"""Files, folders and globs named on a command line, as a list of image files that stays small for millions."""
+
+import functools
+import glob
+import os
+from collections.abc import Iterator, Sequence
+
+from PIL import Image
+
+from ditsam_jax.errors import UserError
+from ditsam_jax.storage.image_files import FORMATS
+from ditsam_jax.terminal import printable
+
+_END = '\0'  # no file's name holds it
+
+
+class ImagePaths:
+  """Paths of image files, listed once, in order.
+
+  A folder means the image files directly in it, a glob those that it matches ('photos/**/*.jpg' goes into subfolders);
+  both know image files by the ends of their names, and leave out what `is_result` says is a result of ours. A file
+  named by itself is taken as it is. Names are kept in one string a folder: a hundred bytes less each than in a list.
+  """
+
+  def __init__(self, named: Sequence[str], is_result=lambda path: False) -> None:
+    """Lists the files.
+
+    Raises:
+      UserError: a name is of no file, folder or match, or holds no image.
+    """
+    self._parts = [_listed(name, is_result) for name in dict.fromkeys(named)]
+
+  def __iter__(self) -> Iterator[str]:
+    for folder, names in self._parts:
+      start = 0
+      while (end := names.find(_END, start)) >= 0:
+        yield os.path.join(folder, names[start:end])
+        start = end + 1
+
+
+def _listed(name: str, is_result) -> tuple[str, str]:
+  """(folder, its files' names, each with _END behind it) of one name."""
+  expanded = os.path.expanduser(name)
+  if '\0' in name or not name:
+    raise UserError(f'--image={printable(name)}: no name of a file')
+  if os.path.isdir(expanded):
+    return _of_folder(name, expanded, is_result)
+  if os.path.exists(expanded):
+    return '', expanded + _END
+  if not glob.has_magic(expanded):
+    raise UserError(f'--image={printable(name)}: no such file or folder')
+  matches = sorted(path for path in glob.iglob(expanded, recursive=True) if not os.path.isdir(path))
+  images = [path for path in matches if _is_image(path) and not is_result(path)]
+  if not images:
+    found = f'{len(matches):,} files match, none of them an image by its name' if matches else 'no file matches'
+    raise UserError(f'--image={printable(name)}: {found}')
+  return '', ''.join(path + _END for path in images)
+
+
+def _of_folder(name: str, folder: str, is_result) -> tuple[str, str]:
+  try:
+    with os.scandir(folder) as entries:
+      names = sorted(entry.name for entry in entries if _is_image(entry.name) and not entry.is_dir())
+  except OSError as error:
+    raise UserError(f'--image={printable(name)}: cannot be listed ({error.strerror})') from error
+  names = [file for file in names if not is_result(os.path.join(folder, file))]
+  if not names:
+    deeper = os.path.join(printable(name), '**', '*')
+    raise UserError(
+      f"--image={printable(name)}: no image files in this folder; for its subfolders too, give '{deeper}'"
+    )
+  return folder, ''.join(file + _END for file in names)
+
+
+def _is_image(path: str) -> bool:
+  return not os.path.basename(path).startswith('.') and os.path.splitext(path)[1].lower() in _endings()
+
+
+@functools.cache
+def _endings() -> frozenset[str]:
+  return frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS)

@@ -1,0 +1,118 @@
+"""A job of predictions, planned: all its requests are checked once, then those that are not done are gone through."""
+
+import json
+from array import array
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+
+from ditsam_jax.errors import UserError
+from ditsam_jax.inference.file_names import FileNames
+from ditsam_jax.inference.json_lines import JsonLines
+from ditsam_jax.inference.outputs import Output
+from ditsam_jax.inference.requests import Request, digest
+
+
+class Source(Protocol):
+  """Requests that can be gone through again: `Combinations` or `PromptFile`."""
+
+  def __iter__(self) -> Iterator[Request]: ...
+
+  def chosen(self, todo: np.ndarray) -> Iterator[Request]:
+    """Those whose place in `todo` is true."""
+    ...
+
+
+class Job:
+  """Which requests there are and which are left to do; of each a few bytes are kept.
+
+  Attributes:
+    repeated: bool [N], requests that say the same as an earlier one; they are done once.
+    todo: bool [N], what is left to do here.
+  """
+
+  def __init__(self, source: Source, names: FileNames | None) -> None:
+    """Goes through all requests once; `names` sees each.
+
+    Raises:
+      UserError: a request is not as it should be, an id is given twice, or there are none.
+    """
+    self._source = source
+    keys, images = array('Q'), array('Q')
+    ids, owners = array('Q'), array('Q')
+    for request in source:
+      keys.append(request.key())
+      images.append(digest(request.image))
+      if names is not None:
+        names.see(request)
+      if request.id is not None:
+        ids.append(digest(json.dumps(request.id)))
+        owners.append(request.number)
+    if not keys:
+      raise UserError('no requests: the file of prompts is empty')
+    self._keys, self._images = np.array(keys), np.array(images)
+    self._ids, self._owners = np.array(ids, np.uint64), np.array(owners, np.int64)
+    self.repeated = np.ones(len(keys), bool)
+    self.repeated[np.unique(self._keys, return_index=True)[1]] = False
+    self.todo = ~self.repeated
+    self._check_ids()
+    if names is not None:
+      names.settle(self.repeated)
+
+  def __len__(self) -> int:
+    return len(self._keys)
+
+  @property
+  def count(self) -> int:
+    """How many results there will be."""
+    return len(self) - int(np.count_nonzero(self.repeated))
+
+  @property
+  def left(self) -> int:
+    """How many of them are left to do here."""
+    return int(np.count_nonzero(self.todo))
+
+  def requests(self) -> Iterator[Request]:
+    """Those left to do, in order. Raises UserError where they are no longer those that were checked."""
+    for request in self._source.chosen(self.todo):
+      if request.key() != int(self._keys[request.number]):
+        raise UserError(f'{request}: changed while this command ran; start it again')
+      yield request
+
+  def share(self, host: int, hosts: int) -> None:
+    """Leaves this host its part: images in turn, the requests that follow each other on one image together."""
+    turns = np.cumsum(np.append(False, self._images[1:] != self._images[:-1]))
+    self.todo &= turns % hosts == host
+
+  def skip_done(self, lines: JsonLines) -> None:
+    """Leaves out what is in a file of results. Raises UserError where an id there is of another request."""
+    done = np.isin(self._keys, lines.keys)
+    changed = self._owners[np.isin(self._ids, lines.ids) & ~done[self._owners]]
+    if len(changed):
+      request = self._at(int(changed[0]))
+      raise UserError(
+        f'{request.place}: id {json.dumps(request.id)} is done, with another image or prompt, in {lines.path}; choose '
+        f'another --json'
+      )
+    self.todo &= ~done
+
+  def skip_pictured(self, output: Output, *, redo: bool) -> None:
+    """Leaves out what has its pictures, unless `redo`. Raises UserError where others are in their place."""
+    for request in self._source.chosen(self.todo):
+      if output.is_done(request) and not redo:
+        self.todo[request.number] = False
+
+  def _check_ids(self) -> None:
+    if len(np.unique(self._ids)) == len(self._ids):
+      return
+    _, first, inverse = np.unique(self._ids, return_index=True, return_inverse=True)
+    again = np.flatnonzero(first[inverse] != np.arange(len(self._ids)))[0]
+    one, other = self._at(int(self._owners[first[inverse[again]]])), self._at(int(self._owners[again]))
+    line = one.place.rsplit(' ', 1)[1]
+    raise UserError(f'{other.place}: id {json.dumps(other.id)} is that of line {line}; give each line its own')
+
+  def _at(self, number: int) -> Request:
+    only = np.zeros(len(self), bool)
+    only[number] = True
+    return next(self._source.chosen(only))

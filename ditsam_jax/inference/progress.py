@@ -1,0 +1,136 @@
+"""How far a long job is: a bar on a terminal, a line now and then elsewhere; and what there is to say at its end."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+from ditsam_jax.terminal import listed, printable, say
+
+_EVERY = 30  # seconds between lines
+_MOST = 20  # failures that are listed
+_WARNINGS = 5  # prompts of whose words the model warns at once
+
+
+class Progress:
+  """Counts what is done and what failed; a context."""
+
+  def __init__(self, total: int) -> None:
+    self.done = self.failed = 0
+    self._total, self._started = total, time.monotonic()
+    self._said = self._started
+    self._bar = tqdm(
+      total=total, unit=' results', disable=not sys.stderr.isatty() or total < 2, dynamic_ncols=True, smoothing=0.05
+    )
+
+  def __enter__(self) -> 'Progress':
+    return self
+
+  def __exit__(self, *exception) -> None:
+    self._bar.close()
+
+  def step(self, failed: bool = False) -> None:
+    """One more is done, or has failed."""
+    self.done += not failed
+    self.failed += failed
+    self._bar.update()
+    if failed:
+      self._bar.set_postfix_str(f'{self.failed:,} failed')
+    now = time.monotonic()
+    if self._bar.disable and now - self._said > _EVERY:
+      self._said = now
+      say(self._line(now))
+
+  def say(self, line: str) -> None:
+    """A remark on stderr, beside the bar."""
+    self._write(line, sys.stderr)
+
+  def show(self, line: str) -> None:
+    """A result on stdout, beside the bar."""
+    self._write(line, sys.stdout)
+
+  def summary(self) -> str:
+    """'200 results in 12 s (16.7 a second)'."""
+    seconds = time.monotonic() - self._started
+    failed = f', {self.failed:,} failed' if self.failed else ''
+    if not self.done:
+      return f'no results{failed}'
+    results = f'{self.done:,} result{"" if self.done == 1 else "s"}'
+    return f'{results} in {_duration(seconds)} ({_rate(self.done, seconds)}){failed}'
+
+  def _line(self, now: float) -> str:
+    gone, seconds = self.done + self.failed, now - self._started
+    left = _duration((self._total - gone) * seconds / gone)
+    failed = f', {self.failed:,} failed' if self.failed else ''
+    return f'{gone:,} of {self._total:,} results ({_rate(gone, seconds)}), {left} left{failed}'
+
+  def _write(self, line: str, stream) -> None:
+    if self._bar.disable:
+      print(line, file=stream, flush=True)
+    else:
+      self._bar.write(line, file=stream)
+
+
+class Remarks:
+  """What there is to say about results, at once for the first of each kind and counted at the end."""
+
+  def __init__(self, progress: Progress) -> None:
+    self._progress = progress
+    self._empty = self._words_unknown = self._words_cut = self._counted = 0
+    self._said: set[object] = set()
+    self._failures: list[str] = []
+
+  def result(self, text: str | None, unknown: tuple[str, ...], cut: str, is_empty: bool) -> None:
+    """Of one result."""
+    self._empty += is_empty
+    self._words_unknown += bool(unknown)
+    self._words_cut += bool(cut)
+    if unknown:
+      self._once(unknown, f'warning: the model does not know: {listed(unknown)}')
+    if cut:
+      shown = printable(text or '', 100)
+      self._once(text, f"warning: '{shown}' is longer than the model reads; left out: '{printable(cut, 100)}'")
+
+  def failure(self, message: str) -> None:
+    """Of one request; the first are listed at the end."""
+    if message in self._failures[-1:]:  # the same image, with another prompt
+      self._counted += 1
+    elif len(self._failures) < _MOST:
+      self._failures.append(message)
+      self._counted += 1
+
+  def at_the_end(self) -> list[str]:
+    """Lines: counts, then what failed."""
+    done = self._progress.done
+    counts = [
+      f'{count:,} {what}'
+      for count, what in (
+        (self._empty, 'found nothing'),
+        (self._words_unknown, 'with words that the model does not know'),
+        (self._words_cut, 'with words left out'),
+      )
+      if count and done > 1
+    ]
+    lines = [f'{self._progress.summary()}{": " if counts else ""}{", ".join(counts)}'] if done != 1 or counts else []
+    lines += [f'error: {failure}' for failure in self._failures]
+    if (more := self._progress.failed - self._counted) > 0:
+      lines.append(f'error: and {more:,} more failed; rerun the command to try them again')
+    return lines
+
+  def _once(self, what: object, line: str) -> None:
+    if what not in self._said and len(self._said) < _WARNINGS:
+      self._said.add(what)
+      self._progress.say(line)
+
+
+def _rate(count: int, seconds: float) -> str:
+  rate = count / max(seconds, 1e-9)
+  return f'{rate:,.{0 if rate >= 100 else 1 if rate >= 1 else 2}f} a second'
+
+
+def _duration(seconds: float) -> str:
+  minutes, rest = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  if hours:
+    return f'{hours:,} h {minutes} min'
+  return f'{minutes} min {rest} s' if minutes else f'{rest} s'

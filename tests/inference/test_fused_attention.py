@@ -1,0 +1,54 @@
+"""On GPUs, inference as 'auto' has it goes through cuDNN's fused attention: shown by what JAX lowers for CUDA.
+
+benchmarks/compile_inference.py compiles the same programs for an H100, where CUDA's plugin is installed.
+"""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from ditsam_jax.inference import programs
+from ditsam_jax.models.config import sam
+from ditsam_jax.models.weights import cast_array, dtype_named
+from ditsam_jax.ops.attention import cudnn
+from tests.small_models import random_model, small_config
+
+
+@pytest.fixture(autouse=True)
+def an_h100(monkeypatch):
+  """JAX asks the local GPU and cuDNN what they can, even where it lowers for another machine."""
+  fused = pytest.importorskip('jax._src.cudnn.fused_attention_stablehlo')
+  monkeypatch.setattr(cudnn, 'compute_capability', lambda: (9, 0))
+  monkeypatch.setattr(fused, 'check_cudnn_version', lambda: 91000)
+  monkeypatch.setattr(fused, 'check_compute_capability', lambda capability: capability <= '9.0')
+  monkeypatch.setattr(fused, 'is_cuda_compute_capability_equal', lambda capability: capability == '9.0')
+  jax.clear_caches()  # traces of attention know what the machine can
+  yield
+  jax.clear_caches()
+
+
+def lowered(config, platform, dtype, rows=2):
+  """The image encoder's program as text."""
+  parts = programs.parts_of(random_model(config))
+  part, weights = parts.encoder
+  dtype = dtype_named(dtype, 'gpu')
+  weights = {name: cast_array(name, array, dtype) for name, array in weights.items()}
+  images = jnp.zeros((rows, config.image_size, config.image_size, 3))
+  features = None
+  if config.fusion != 'none':
+    features = (jnp.zeros((config.max_text_tokens, config.text_encoder.width), dtype),) * rows
+  return programs.encode.trace(part, weights, images, features).lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize('changes', [{}, {'fusion': 'none'}])
+def test_blocks_are_fused_on_a_gpu_and_nowhere_else(changes):
+  config = small_config(**changes)
+  calls = [
+    lowered(config, *target).count('__cudnn$fmha')
+    for target in (('cuda', 'auto'), ('cuda', 'float32'), ('cpu', 'auto'))
+  ]
+  assert calls[0] >= 1 and calls[1:] == [0, 0]
+
+
+def test_plain_sam_with_windows_too():
+  assert '__cudnn$fmha' in lowered(sam(small_config()), 'cuda', 'auto')

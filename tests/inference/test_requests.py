@@ -1,0 +1,141 @@
+"""Files of prompts: what is wrong is said with its line, and nothing is kept in memory."""
+
+import json
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from ditsam_jax.errors import UserError
+from ditsam_jax.inference.job import Job
+from ditsam_jax.inference.requests import PromptFile, described
+from ditsam_jax.storage import saved_model
+
+
+@pytest.fixture(scope='module')
+def config():
+  return saved_model.read_config('shapes')
+
+
+def problem(path, config, *lines):
+  path.write_bytes(b'\n'.join(line.encode() if isinstance(line, str) else line for line in lines))
+  with pytest.raises(UserError) as caught:
+    Job(PromptFile(str(path), config), None)
+  return str(caught.value).removeprefix(str(path)).strip()
+
+
+@pytest.mark.parametrize(
+  'line, expected',
+  [
+    ('{"image": "a", "txet": "b"}', "unknown key 'txet'; did you mean 'text'?"),
+    ('{"image": "a", "image-id": 3, "text": "b"}', "unknown key 'image-id'"),
+    ('{"image": "a", "-": 3, "text": "b"}', "unknown key '-'; expected image, text, points, labels, box, id"),
+    ('{"image": "a\\nb", "x\\nerror: y": 3}', "unknown key 'x\\nerror: y'"),
+    ('{"text": "b"}', "no 'image'"),
+    ('{"image": 3, "text": "b"}', "'image' is 3"),
+    ('{"image": "", "text": "b"}', '\'image\' is ""'),
+    ('{"image": "a\\u0000", "text": "b"}', "'image' is"),
+    ('{"image": "a"}', 'no prompt'),
+    ('{"image": "a", "text": null}', 'no prompt'),
+    ('{"image": "a", "text": 5}', "'text' is 5"),
+    ('{"image": "a", "text": "  "}', 'nothing to read'),
+    ('{"image": "a", "text": "a\\ud800"}', 'not valid Unicode'),
+    ('{"image": "a", "points": [1, 2]}', "'points' is [1, 2]: expected a list of [x, y]"),
+    ('{"image": "a", "points": [["1", 2]]}', "'points' is"),
+    ('{"image": "a", "points": [[true, 2]]}', "'points' is"),
+    ('{"image": "a", "points": [[1, 2, 3]]}', 'points have shape (1, 3)'),
+    ('{"image": "a", "points": []}', 'points have shape'),
+    ('{"image": "a", "points": [[1e999, 2]]}', 'NaN or infinite'),
+    ('{"image": "a", "points": [[NaN, 2]]}', 'NaN is no number in JSON'),
+    ('{"image": "a", "points": [[1' + '0' * 400 + ', 2]]}', 'points'),
+    ('{"image": "a", "labels": [1]}', 'labels without points'),
+    ('{"image": "a", "text": "b", "labels": [1]}', 'labels without points'),
+    ('{"image": "a", "points": [[1, 2]], "labels": [1, 0]}', 'labels have shape (2,)'),
+    ('{"image": "a", "points": [[1, 2]], "labels": [2]}', 'label 2'),
+    ('{"image": "a", "box": [1, 2, 3]}', 'box has shape (3,)'),
+    ('{"image": "a", "box": {"x": 1}}', "'box' is"),
+    ('{"image": "a", "box": [5, 5, 1, 1]}', 'x0 <= x1'),
+    ('{"image": "a", "text": "b", "id": 1.5}', "'id' is 1.5"),
+    ('{"image": "a", "text": "b", "id": true}', "'id' is true"),
+    ('{"image": "a", "text": "b", "id": ""}', '\'id\' is ""'),
+    ('{"image": "a", "text": "b", "text": "c"}', 'text: given twice'),
+    ('{"image": "a", "text": "b"', 'not JSON'),
+    ('[{"image": "a", "text": "b"}]', 'expected an object'),
+    ('"a"', 'expected an object'),
+    ('[' * 100_000, 'nested too deeply'),
+    (b'{"image": "\xff", "text": "b"}', 'not UTF-8'),
+    ('{"image": "a", "text": "' + 'b' * 2**20 + '"}', 'longer than 1,048,576 bytes'),
+  ],
+)
+def test_what_is_wrong_is_said_with_its_line(tmp_path, config, line, expected):
+  fine = '{"image": "a", "text": "b"}'
+  said = problem(tmp_path / 'p', config, fine, '', line, fine)
+  assert said.startswith('line 3: ') and expected in said
+  assert len(said) < 300 and said.isprintable()
+
+
+def test_an_id_given_twice_is_said_with_both_lines(tmp_path, config):
+  lines = [json.dumps({'image': 'a', 'text': 'b', 'id': name}) for name in ('x', 3, 'y', '3')]
+  path = tmp_path / 'p'
+  path.write_text('\n'.join(lines))
+  assert len(Job(PromptFile(str(path), config), None)) == 4  # the number 3 and the text '3' are two ids
+  said = problem(path, config, *lines, '', lines[1])
+  assert said == 'line 6: id 3 is that of line 2; give each line its own'
+
+
+def test_an_empty_file_is_said(tmp_path, config):
+  assert 'empty' in problem(tmp_path / 'p', config, '', ' ')
+
+
+def test_a_byte_order_mark_and_windows_lines_are_taken(tmp_path, config):
+  (tmp_path / 'p').write_bytes(b'\xef\xbb\xbf{"image": "a", "text": "b"}\r\n\r\n{"image": "c", "box": [1, 2, 3.5, 4]}')
+  first, second = PromptFile(str(tmp_path / 'p'), config)
+  assert first.image == str(tmp_path / 'a') and described(second.prompt) == {'box': [1, 2, 3.5, 4]}
+
+
+def test_points_without_labels_are_on_the_object(tmp_path, config):
+  (tmp_path / 'p').write_text('{"image": "/data/a.png", "points": [[1, 2], [3, 4]]}')
+  (request,) = PromptFile(str(tmp_path / 'p'), config, images_dir='elsewhere', multimask=True)
+  assert request.image == '/data/a.png' and request.prompt.labels.tolist() == [1, 1] and request.prompt.multimask
+
+
+def test_a_file_that_changes_meanwhile_is_said(tmp_path, config):
+  path = tmp_path / 'p'
+  path.write_text('{"image": "a", "text": "b"}\n{"image": "a", "text": "c"}\n')
+  job = Job(PromptFile(str(path), config), None)
+  path.write_text('{"image": "a", "text": "b"}\n{"image": "a", "text": "d"}\n')
+  requests = job.requests()
+  next(requests)
+  with pytest.raises(UserError, match='line 2.*changed while this command ran'):
+    next(requests)
+
+
+def test_a_request_takes_a_few_bytes(tmp_path, config):
+  path, count = tmp_path / 'p', 5_000
+  with open(path, 'w') as file:
+    for i in range(count):
+      file.write(json.dumps({'image': f'{i}.jpg', 'text': f'the {i}th of many circles', 'id': i}) + '\n')
+  tracemalloc.start()
+  try:
+    job = Job(PromptFile(str(path), config), None)
+    kept, peak = tracemalloc.get_traced_memory()
+  finally:
+    tracemalloc.stop()
+  assert len(job) == count and kept < 60 * count and peak < 200 * count
+  job.todo[: count - 2] = False
+  assert [request.id for request in job.requests()] == [count - 2, count - 1]
+
+
+def test_hosts_share_images_and_leave_none_out(tmp_path, config):
+  rows = [{'image': f'{i // 3}.jpg', 'text': f'{i}'} for i in range(30)]
+  (tmp_path / 'p').write_text('\n'.join(map(json.dumps, rows)))
+  shares = []
+  for host in range(3):
+    job = Job(PromptFile(str(tmp_path / 'p'), config), None)
+    job.share(host, 3)
+    shares.append([(request.number, request.image) for request in job.requests()])
+  numbers = [number for share in shares for number, _ in share]
+  assert sorted(numbers) == list(range(30)) and max(map(len, shares)) == 12
+  images = [{image for _, image in share} for share in shares]
+  assert not images[0] & images[1] and not images[1] & images[2] and not images[0] & images[2]
+  assert np.all(np.diff([number for number, _ in shares[0]]) > 0)
