@@ -19,10 +19,17 @@ LARGEST = 1e30  # of all numbers: their squares' squares overflow float32, and n
 
 
 class Kind:
-  """What values a field takes. `expected` names them as an English phrase; `type` is Python's."""
+  """What values a field takes."""
 
-  type: type
-  expected: str
+  @property
+  def python(self) -> type:
+    """The type of its values, of which a ConfigDict may hold none yet."""
+    return str
+
+  @property
+  def expected(self) -> str:
+    """The values as an English phrase."""
+    raise NotImplementedError
 
   def accepts(self, value: Any) -> bool:
     raise NotImplementedError
@@ -50,7 +57,10 @@ class Whole(Kind):
   least: int
   most: int
   also: tuple[int, ...] = ()
-  type = int
+
+  @property
+  def python(self) -> type:
+    return int
 
   @property
   def expected(self) -> str:
@@ -69,7 +79,10 @@ class Real(Kind):
   most: float = LARGEST
   above: bool = False  # `least` itself is refused
   below: bool = False  # `most` itself is refused
-  type = float
+
+  @property
+  def python(self) -> type:
+    return float
 
   @property
   def expected(self) -> str:
@@ -92,8 +105,9 @@ class Real(Kind):
 class Flag(Kind):
   """True or False."""
 
-  type = bool
-  expected = 'True or False'
+  @property
+  def expected(self) -> str:
+    return 'True or False'
 
   def accepts(self, value: Any) -> bool:
     return type(value) is bool
@@ -104,7 +118,6 @@ class Choice(Kind):
   """One of a few names."""
 
   choices: tuple[str, ...]
-  type = str
 
   @property
   def expected(self) -> str:
@@ -125,7 +138,6 @@ class Text(Kind):
   """Any text of one line; `what` says what it stands for."""
 
   what: str = 'text'
-  type = str
 
   @property
   def expected(self) -> str:
@@ -145,7 +157,6 @@ class Several(Kind):
   item: Kind
   least: int
   most: int
-  type = list
 
   @property
   def expected(self) -> str:
@@ -169,8 +180,8 @@ class OrNone(Kind):
   means: str
 
   @property
-  def type(self) -> type:
-    return self.kind.type
+  def python(self) -> type:
+    return self.kind.python
 
   @property
   def expected(self) -> str:
@@ -187,6 +198,20 @@ class OrNone(Kind):
 
   def hint(self, value: Any) -> str:
     return self.kind.hint(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Group(Kind):
+  """Further fields: those of a dataclass."""
+
+  of: type
+
+  @property
+  def expected(self) -> str:
+    return f'a group of fields ({", ".join(fields(self.of))})'
+
+  def accepts(self, value: Any) -> bool:
+    return isinstance(value, self.of)
 
 
 SHARE = Real(0, 1)
@@ -210,7 +235,7 @@ class Field:
   name: str
   default: Any
   meaning: str
-  kind: Kind | None  # None for a group
+  kind: Kind
   group: type | None = None
   none: str = ''
 
@@ -233,10 +258,11 @@ def walk(cls: type, path: str = '') -> Iterator[tuple[str, Field]]:
 def find(cls: type, path: str, trail: str) -> Field:
   """The field of a dotted path. Raises ValueError, which names neighbours; `trail` is what `cls` is called."""
   *parents, name = path.split('.')
+  within: type | None = cls
   for parent in parents:
-    found = _child(cls, parent, trail)
-    trail, cls = f'{trail}.{parent}', found.group
-  return _child(cls, name, trail)
+    found = _child(within, parent, trail)
+    trail, within = f'{trail}.{parent}', found.group
+  return _child(within, name, trail)
 
 
 def read(cls: type, values: Any, path: str, *, complete: bool = False) -> Any:
@@ -253,7 +279,7 @@ def read(cls: type, values: Any, path: str, *, complete: bool = False) -> Any:
   """
   known = fields(cls)
   if not isinstance(values, Mapping):
-    raise ValueError(f'{path} is {shown(values)}; expected a group of fields ({", ".join(known)})')
+    raise ValueError(f'{path} is {shown(values)}; expected {Group(cls).expected}')
   for name in values:
     if name not in known:
       raise ValueError(_unknown(name, known, path))
@@ -262,8 +288,7 @@ def read(cls: type, values: Any, path: str, *, complete: bool = False) -> Any:
     where = f'{path}.{name}'
     if name not in values:
       if complete:
-        what = f'a group of fields ({", ".join(fields(field.group))})' if field.group else field.kind.expected
-        raise ValueError(f'{where} is missing; expected {what}')
+        raise ValueError(f'{where} is missing; expected {field.kind.expected}')
     elif not field.group:
       read_values[name] = _value(field, values[name], where)
     elif values[name] is None and field.none:
@@ -328,5 +353,5 @@ def _field(field: dataclasses.Field, annotation: Any) -> Field:
   kind, meaning = field.metadata.get('kind'), field.metadata['meaning']
   if kind:
     return Field(field.name, field.default, meaning, kind)
-  classes = [one for one in (annotation, *typing.get_args(annotation)) if dataclasses.is_dataclass(one)]
-  return Field(field.name, field.default, meaning, None, classes[0], field.metadata['none'])
+  classes: list[Any] = [one for one in (annotation, *typing.get_args(annotation)) if dataclasses.is_dataclass(one)]
+  return Field(field.name, field.default, meaning, Group(classes[0]), classes[0], field.metadata['none'])

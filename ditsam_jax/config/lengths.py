@@ -25,7 +25,7 @@ def resolve(config: ConfigDict, samples: Callable[[], int]) -> ConfigDict:
   epoch = 0  # updates in which every sample is seen once; the last, smaller batch counts
   if None in (run.total_steps, run.eval_every, run.checkpoint_every):
     epoch = max(1, -(-samples() // run.data.batch_size))
-  if run.total_steps is None:
+  if run.epochs is not None:  # then total_steps is None, see `check`
     config.total_steps, config.epochs = max(1, round(run.epochs * epoch)), None
     if config.total_steps > MOST_STEPS:
       raise UserError(

@@ -164,7 +164,7 @@ def as_config_dict(config: Any) -> ConfigDict:
     if field.group:
       values[name] = None if value is None else as_config_dict(value)
     elif value is None:
-      values[name] = config_dict.placeholder(field.kind.type)
+      values[name] = config_dict.placeholder(field.kind.python)
     else:  # lists read alike from Python, JSON and the command line
       values[name] = list(value) if isinstance(value, tuple) else value
   return ConfigDict(values)

@@ -52,8 +52,6 @@ class LocalPath(Text):
 class DataSetName(Kind):
   """A data set, perhaps with whose partition: 'refcocog/google'."""
 
-  type = str
-
   @property
   def expected(self) -> str:
     return f'one of {", ".join(datasets.NAMES)}, or with a partition, such as refcocog/google'
