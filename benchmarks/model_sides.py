@@ -23,10 +23,11 @@ def _ditsam_jax(options: argparse.Namespace, config: DitSamConfig, batch: dict[s
   import jax
   import jax.numpy as jnp
 
+  from ditsam_jax.config import lengths
+  from ditsam_jax.config.recipes import as_config_dict, recipe
   from ditsam_jax.models.weights import cast
   from ditsam_jax.parallel import sharding
   from ditsam_jax.storage import saved_model
-  from ditsam_jax.training.config import as_config_dict, recipe
   from ditsam_jax.training.program import build
 
   config = dataclasses.replace(config, attention=options.attention)
@@ -43,6 +44,7 @@ def _ditsam_jax(options: argparse.Namespace, config: DitSamConfig, batch: dict[s
   settings.model = as_config_dict(config)
   settings.update(dtype=options.dtype, remat=options.remat, scan=options.scan)
   settings.data.batch_size = options.batch_size
+  settings = lengths.resolve(settings, lambda: lengths.samples_without_data(settings))
   program = build(settings, config, sharding.make_mesh(settings.mesh, jax.devices()[:1]))
   state, _ = program.initial_state(str(options.folder / 'model'))
   rows = program.assemble(

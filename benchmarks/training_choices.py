@@ -24,10 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.model import jitted_forward, peak_of_process, timed
+from ditsam_jax.config import lengths
+from ditsam_jax.config.checks import model_config
+from ditsam_jax.config.recipes import as_config_dict, recipe
 from ditsam_jax.models.config import PRESETS
 from ditsam_jax.models.weights import cast
 from ditsam_jax.parallel import sharding
-from ditsam_jax.training.config import as_config_dict, model_config, recipe
 from ditsam_jax.training.program import build
 
 PLAIN = {'scan': False, 'remat': 'none', 'accumulate': 1, 'dtype': 'float32', 'freeze': ''}
@@ -71,6 +73,7 @@ def measure(options: argparse.Namespace) -> dict:
   config.model = as_config_dict(PRESETS[options.model](image_size=options.image_size))
   config.data.batch_size = options.batch_size
   config.update_from_flattened_dict(PLAIN | CHOICES[options.choice])
+  config = lengths.resolve(config, lambda: lengths.samples_without_data(config))
   program = build(config, model_config(config), sharding.make_mesh(config.mesh))
   started = time.perf_counter()
   compiled = program.lower().compile()

@@ -1,14 +1,29 @@
-"""What a model is, read off its tensors' shapes."""
+"""The architecture, inferred from tensor shapes; what they do not tell comes from known models or from flags."""
 
 import re
+from typing import NamedTuple
 
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import FUSIONS, DitSamConfig, ImageEncoderConfig, MaskDecoderConfig, TextEncoderConfig
 
 Shapes = dict[str, tuple[int, ...]]
-DECODER_HEADS = 8
-TEXT_HEAD_WIDTH = 64
 RELEASE_IMAGE_SIZE = 512
+
+# Heads of published models, which shapes do not tell, by the shapes that do.
+DECODER_HEADS = {  # (width, depth, MLP width): SAM's own decoder, and the deeper ones of DIT's ablations
+  (256, 2, 2048): 8,
+  (256, 4, 2048): 8,
+  (256, 6, 2048): 8,
+}
+TEXT_HEADS = {(768, 12, 3072): 12, (1024, 24, 4096): 16}  # likewise: BERT base and large
+DECODERS, TEXT_ENCODERS = "SAM's (256 wide, 2 deep; DIT's are 4 or 6)", 'BERT base and large'
+
+
+class Architecture(NamedTuple):
+  """A config, and the fields of it that are a known model's: nothing in the file tells them, and no flag."""
+
+  config: DitSamConfig
+  assumed: dict[str, object]
 
 
 def read_architecture(
@@ -19,7 +34,7 @@ def read_architecture(
   image_size: int | None = None,
   decoder_heads: int | None = None,
   text_heads: int | None = None,
-) -> DitSamConfig:
+) -> Architecture:
   """The config that fits tensors of these shapes.
 
   Args:
@@ -27,8 +42,8 @@ def read_architecture(
     fusion: which fusion it is, for those that shapes cannot tell apart.
     new_fusion: the shapes are of a plain SAM and a BERT, and `fusion` will be added to them.
     image_size: side it will be used at; None takes SAM's own for a plain SAM, the release's 512 otherwise.
-    decoder_heads: of the mask decoder; None is SAM's 8.
-    text_heads: of BERT; None is width / 64.
+    decoder_heads: of the mask decoder; None for those of a known model.
+    text_heads: of BERT; likewise.
 
   Raises:
     UserError: a tensor that tells the architecture is missing or has an impossible shape, or shapes and arguments do
@@ -36,8 +51,9 @@ def read_architecture(
   """
   try:
     encoder, pretrained_size = _image_encoder(shapes)
-    decoder = _mask_decoder(shapes, decoder_heads or DECODER_HEADS)
-    text = _text_encoder(shapes, text_heads) if _has(shapes, r'lang_encoder\.') else None
+    assumed: dict[str, object] = {}
+    decoder = _mask_decoder(shapes, decoder_heads, assumed)
+    text = _text_encoder(shapes, text_heads, assumed) if _has(shapes, r'lang_encoder\.') else None
     kind = _new_fusion(fusion) if new_fusion else _fusion(shapes, fusion, text)
     settings = dict(fusion=kind, image_size=image_size or (pretrained_size if text is None else RELEASE_IMAGE_SIZE))
     if text is None:
@@ -46,7 +62,12 @@ def read_architecture(
       settings['max_text_tokens'] = _shape(shapes, 'visual_encoder.tokens', 3)[1]
     if text is not None:
       encoder['attention_scope'] = 'global'  # DIT's, in every block
-    return DitSamConfig(ImageEncoderConfig(**encoder), decoder, text, **settings)
+    config = DitSamConfig(ImageEncoderConfig(**encoder), decoder, text, **settings)
+    unsaid = ['mask_threshold', 'align_corners', 'pixel_mean', 'pixel_std']
+    if text is not None:
+      unsaid += ['max_text_tokens'] if 'max_text_tokens' not in settings else []
+      unsaid += ['image_size'] if image_size is None else []
+    return Architecture(config, assumed | {name: getattr(config, name) for name in unsaid})
   except KeyError as error:
     raise UserError(f'{error.args[0]} is missing, which tells the architecture; the file is incomplete') from error
   except ValueError as error:
@@ -89,31 +110,48 @@ def _image_encoder(shapes: Shapes) -> tuple[dict, int]:
   return fields, grid * patch
 
 
-def _mask_decoder(shapes: Shapes, heads: int) -> MaskDecoderConfig:
+def _mask_decoder(shapes: Shapes, heads: int | None, assumed: dict[str, object]) -> MaskDecoderConfig:
+  width = _shape(shapes, 'mask_decoder.iou_token.weight', 2)[1]
+  depth = _count(shapes, r'mask_decoder\.transformer\.layers\.(\d+)\..*')
+  mlp_width = _shape(shapes, 'mask_decoder.transformer.layers.0.mlp.lin1.weight', 2)[0]
+  if heads is None:
+    heads = _known_heads('mask decoder', (width, depth, mlp_width), DECODER_HEADS, DECODERS, '--decoder-heads')
+    assumed['mask_decoder.heads'] = heads
   return MaskDecoderConfig(
-    width=_shape(shapes, 'mask_decoder.iou_token.weight', 2)[1],
-    depth=_count(shapes, r'mask_decoder\.transformer\.layers\.(\d+)\..*'),
+    width=width,
+    depth=depth,
     heads=heads,
-    mlp_width=_shape(shapes, 'mask_decoder.transformer.layers.0.mlp.lin1.weight', 2)[0],
+    mlp_width=mlp_width,
     iou_hidden=_shape(shapes, 'mask_decoder.iou_prediction_head.layers.0.weight', 2)[0],
     mask_channels=_shape(shapes, 'prompt_encoder.mask_downscaling.3.weight', 4)[0],
   )
 
 
-def _text_encoder(shapes: Shapes, heads: int | None) -> TextEncoderConfig:
+def _known_heads(what: str, sizes: tuple[int, int, int], known: dict, models: str, flag: str) -> int:
+  """The heads of a published model of these sizes. Raises UserError where there is none: a guess would go unnoticed."""
+  if sizes not in known:
+    width, depth, mlp_width = sizes
+    raise UserError(
+      f'shapes do not tell how many heads the {what} has, and its sizes (width {width}, depth {depth}, MLP {mlp_width}) '
+      f'are those of no known model, which are {models}: give {flag}'
+    )
+  return known[sizes]
+
+
+def _text_encoder(shapes: Shapes, heads: int | None, assumed: dict[str, object]) -> TextEncoderConfig:
   bert = 'lang_encoder.bert.'
   vocab, width = _shape(shapes, f'{bert}embeddings.word_embeddings.weight', 2)
-  if heads is None and width % TEXT_HEAD_WIDTH:
-    raise UserError(
-      f'the text encoder is {width} wide, which is no multiple of {TEXT_HEAD_WIDTH}, and shapes do not '
-      f'tell its heads: give --text-heads'
-    )
+  depth = _count(shapes, r'lang_encoder\.bert\.encoder\.layer\.(\d+)\..*')
+  mlp_width = _shape(shapes, f'{bert}encoder.layer.0.intermediate.dense.weight', 2)[0]
+  if heads is None:
+    heads = _known_heads('text encoder', (width, depth, mlp_width), TEXT_HEADS, TEXT_ENCODERS, '--text-heads')
+    assumed['text_encoder.heads'] = heads
   return TextEncoderConfig(
     vocab_size=vocab,
     width=width,
-    depth=_count(shapes, r'lang_encoder\.bert\.encoder\.layer\.(\d+)\..*'),
-    heads=heads or width // TEXT_HEAD_WIDTH,
-    mlp_width=_shape(shapes, f'{bert}encoder.layer.0.intermediate.dense.weight', 2)[0],
+    depth=depth,
+    heads=heads,
+    mlp_width=mlp_width,
     max_positions=_shape(shapes, f'{bert}embeddings.position_embeddings.weight', 2)[0],
   )
 

@@ -1,27 +1,37 @@
 """Writes a model as PyTorch weights: python convert/flax_to_torch.py --input=DIR --output=FILE
 
 Models with a text encoder get the DIT release's layout, plain SAMs Meta's. Weights that came from PyTorch go back bit for
-bit, in the type they had; optimiser states do not travel.
+bit, in the type they had; optimiser states do not travel. FILE.json, beside it, holds what tensors do not tell (heads,
+fusion, sizes, thresholds, the vocabulary): torch_to_flax.py finds it there and needs no flags.
 """
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 if not __package__:  # run as a script: `convert` is a part of the repository beside it
   sys.path[0] = str(Path(__file__).resolve().parents[1])
+  from ditsam_jax import command_line
 
+  command_line.begin()
+
+from convert import companion as companions
 from convert import names
+from convert.words import FILES
 from ditsam_jax import command_line
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.storage import saved_model
 from ditsam_jax.storage.files import written_whole
+from ditsam_jax.storage.paths import local, local_path
+from ditsam_jax.terminal import printable
+from ditsam_jax.vocabulary import read_vocabulary
 
 try:
   import torch
 
-  from convert.sources import from_numpy, release_tensors
+  from convert.sources import from_numpy, release_tensors, to_numpy
 except ModuleNotFoundError as error:
   command_line.fail(
     f"{error.name} is not installed, and PyTorch files cannot be written without: pip install --editable '.[convert]'"
@@ -35,12 +45,15 @@ def main(arguments: list[str] | None = None) -> int:
   parser = argparse.ArgumentParser(
     prog='python convert/flax_to_torch.py', description=__doc__.split('\n')[0], allow_abbrev=False
   )
-  parser.add_argument('--input', required=True, help="a model's folder, a training run's workdir or a shipped model")
-  parser.add_argument('--output', required=True, type=Path, help='the .pth file; an earlier one is replaced')
+  parser.add_argument(
+    '--input', required=True, type=local, help="a model's folder, a training run's workdir or a shipped model"
+  )
+  parser.add_argument('--output', required=True, type=local_path, help='the .pth file; an earlier one is replaced')
   options = parser.parse_args(arguments)
   config = saved_model.read_config(options.input)
   check_output(options.output, saved_model.resolve(options.input))
-  origin = (saved_model.read_description(options.input).get('notes') or {}).get('source', {})
+  description = saved_model.read_description(options.input)
+  origin = _origin(description)
   weights = saved_model.read_weights(options.input)
   saved_model.check_weights(config, weights, options.input)
   tensors = release_tensors(weights)
@@ -60,12 +73,34 @@ def main(arguments: list[str] | None = None) -> int:
       'scheduler': {},
       'state_dict': {prefix + name: tensor for name, tensor in tensors.items()},
     }
-  write(options.output, content)
+  about = {name: description[name] for name in companions.ABOUT}
+  words = _vocabulary(options.input)
+  arrays = {name: to_numpy(tensor) for name, tensor in release_tensors(weights).items()}
+  write(options.output, content, companions.text(config, arrays, words, about))
   layout = "Meta's" if config.text_encoder is None else "the DIT release's"
-  print(f'{options.output}: {len(tensors)} tensors in {layout} layout, {options.output.stat().st_size / 1e6:,.1f} MB')
+  print(
+    f'{printable(options.output)}: {len(tensors)} tensors in {layout} layout, '
+    f'{options.output.stat().st_size / 1e6:,.1f} MB; {printable(companions.place(options.output).name)} says the rest'
+  )
   if invented:
     print(f'zeros, for the release wants them and uses them for nothing: {", ".join(invented)}')
   return 0
+
+
+def _origin(description: dict) -> dict:
+  """What a conversion noted of its source: plain values, checked."""
+  source = description['notes'].get('source')
+  source = source if isinstance(source, dict) else {}
+  kinds = {'prefix': str, 'epoch': (int, float), 'lr': (int, float)}
+  return {name: source[name] for name, kind in kinds.items() if isinstance(source.get(name), kind)}
+
+
+def _vocabulary(name_or_dir: str) -> list[str] | None:
+  """The model's word pieces; None where it takes no text, or was converted without a vocabulary."""
+  folder = saved_model.resolve(name_or_dir)
+  if not any((folder / name).exists() for name in FILES):
+    return None
+  return list(read_vocabulary(saved_model.vocabulary_file(name_or_dir)))
 
 
 def unused_tensors(config: DitSamConfig) -> dict[str, torch.Tensor]:
@@ -85,23 +120,37 @@ def unused_tensors(config: DitSamConfig) -> dict[str, torch.Tensor]:
 
 def check_output(path: Path, model: Path) -> None:
   """Raises UserError unless a file may be put there."""
-  if not path.name or path.exists() and not path.is_file():
-    raise UserError(f'cannot write {path}: it is no file; choose another output')
-  if model.resolve() in path.resolve().parents:
-    raise UserError(f"cannot write {path}: it lies inside the model's own folder; choose another output")
+  name, beside = printable(path), companions.place(path) if path.name else path
+  try:
+    if not path.name or path.exists() and not path.is_file():
+      raise UserError(f'cannot write {name}: it is no file; choose another output')
+    if model.resolve() in path.resolve().parents:
+      raise UserError(f"cannot write {name}: it lies inside the model's own folder; choose another output")
+    if beside.exists() and not companions.is_one(beside):
+      raise UserError(f'cannot write {printable(beside)}, which is needed too: something else is there; choose another')
+  except (OSError, ValueError) as error:  # a name that no file can have
+    raise UserError(f'cannot write {name}: {getattr(error, "strerror", None) or error}') from error
 
 
-def write(path: Path, content: dict) -> None:
-  """torch.save, whole or not at all. Raises UserError if the file cannot be written."""
+def write(path: Path, content: dict, beside: str) -> None:
+  """torch.save and the companion, both whole or neither. Raises UserError if they cannot be written."""
   path = path.resolve()  # a link stays one, and its target is replaced
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(path) as unfinished, unfinished.open('wb') as file:
-      torch.save(content, file)
-  except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-    raise UserError(
-      f'cannot write {path}: {getattr(error, "strerror", None) or error}; choose another output'
-    ) from error
+    with written_whole(companions.place(path)) as unfinished_text, written_whole(path) as unfinished:
+      unfinished_text.write_text(beside, encoding='utf-8')
+      with unfinished.open('wb') as file:
+        torch.save(content, file)
+  except (OSError, RuntimeError, ValueError) as error:  # torch.save hides the system's error behind a RuntimeError
+    reason = next((one.strerror for one in _chain(error) if isinstance(one, OSError)), None) or str(error)
+    raise UserError(f'cannot write {printable(path)}: {printable(reason)}; choose another output') from error
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+  """An exception, and those during whose handling it was raised."""
+  while error is not None:
+    yield error
+    error = error.__cause__ or error.__context__
 
 
 if __name__ == '__main__':

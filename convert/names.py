@@ -1,7 +1,7 @@
 """The one table of names: our parameters and PyTorch's tensors, with the change of layout between them.
 
-Every source is brought to the names of the DIT release first (SOURCES, one short list a format); TABLE then leads from
-our dotted paths to those names, in both directions.
+Every source is brought to the names of the DIT release first (FORMATS, one entry each); TABLE then leads from our dotted
+paths to those names, in both directions.
 """
 
 import re
@@ -132,32 +132,49 @@ HUGGING_FACE: Renames = (
   (r'(mask_decoder\..*)', r'\1'),
 )
 
-SOURCES: dict[str, Renames] = {'meta': META, 'release': RELEASE, 'hugging_face': HUGGING_FACE, 'bert': BERT}
 
-# Tensors that the original code carries along and never uses, with the release's names of them ('' where it has none:
-# those are of no use on the way back, and are dropped).
-LEFTOVERS: dict[str, Renames] = {
-  'meta': (),
-  'release': (
-    (r'(query_embeddings|self_attention\.(?:in_proj_(?:weight|bias)|out_proj\.(?:weight|bias)))', r'\1'),
-    (r'(lang_encoder\.bert\.(?:pooler\.dense\.(?:weight|bias)|embeddings\.position_ids))', r'\1'),
+class Format(NamedTuple):
+  """A kind of checkpoint. Names are regular expressions with what they become; the first that matches wins."""
+
+  title: str
+  marks: tuple[str, ...]  # how some tensor's name begins in this format and in no other
+  renames: Renames
+  leftovers: Renames = ()  # what the original code never uses: the release's names, '' where it has none and drops it
+
+
+# All that may be converted. A new format is a new entry.
+FORMATS: dict[str, Format] = {
+  'release': Format(
+    'the DIT release',
+    ('visual_encoder.',),
+    RELEASE,
+    (
+      (r'(query_embeddings|self_attention\.(?:in_proj_(?:weight|bias)|out_proj\.(?:weight|bias)))', r'\1'),
+      (r'(lang_encoder\.bert\.(?:pooler\.dense\.(?:weight|bias)|embeddings\.position_ids))', r'\1'),
+    ),
   ),
-  'hugging_face': (),
-  'bert': (
-    (r'(?:bert\.)?(pooler\.dense\.(?:weight|bias))', r'lang_encoder.bert.\1'),
-    (r'(?:bert\.)?embeddings\.position_ids|cls\..*', ''),
+  'meta': Format("Meta's SAM", ('image_encoder.',), META),
+  'hugging_face': Format("Hugging Face's SamModel", ('vision_encoder.',), HUGGING_FACE),
+  'bert': Format(
+    "Hugging Face's BertModel",
+    ('embeddings.word_embeddings.', 'bert.embeddings.word_embeddings.'),
+    BERT,
+    (
+      (r'(?:bert\.)?(pooler\.dense\.(?:weight|bias))', r'lang_encoder.bert.\1'),
+      (r'(?:bert\.)?embeddings\.position_ids|cls\..*', ''),
+    ),
   ),
 }
 
 
 def renamed(name: str, source: str) -> str | None:
-  """The release's name of a tensor of a source format (a key of SOURCES); None where it has none."""
-  return _first_match(name, SOURCES[source])
+  """The release's name of a tensor of a format (a key of FORMATS); None where it has none."""
+  return _first_match(name, FORMATS[source].renames)
 
 
 def leftover(name: str, source: str) -> str | None:
   """The release's name of a tensor that the original code never uses, '' where it has none; None for all others."""
-  return _first_match(name, LEFTOVERS[source])
+  return _first_match(name, FORMATS[source].leftovers)
 
 
 def _first_match(name: str, renames: Renames) -> str | None:

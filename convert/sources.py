@@ -1,8 +1,8 @@
-"""PyTorch files in: tensors by the release's names, from every format that names.SOURCES lists. Nothing is executed."""
+"""PyTorch files in: tensors by the release's names, from every format in names.FORMATS. Nothing is executed."""
 
-import json
 import pickle
 import warnings
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +11,8 @@ import torch
 
 from convert import names
 from ditsam_jax.errors import UserError
+from ditsam_jax.storage.files import open_regular, read_json
+from ditsam_jax.terminal import listed, printable
 
 WEIGHT_FILES = (
   'model.safetensors',
@@ -18,25 +20,18 @@ WEIGHT_FILES = (
   'pytorch_model.bin',
   'pytorch_model.bin.index.json',
 )
-KNOWN = (
-  "Meta's SAM (image_encoder.*), the DIT release (visual_encoder.*), Hugging Face's SamModel (vision_encoder.*) and "
-  'BertModel (embeddings.word_embeddings.*)'
-)
-_MARKS = (
-  ('release', 'visual_encoder.'),
-  ('meta', 'image_encoder.'),
-  ('hugging_face', 'vision_encoder.'),
-  ('bert', 'embeddings.word_embeddings.'),
-  ('bert', 'bert.embeddings.word_embeddings.'),
-)
+KNOWN = ', '.join(f'{kind.title} ({kind.marks[0]}*)' for kind in names.FORMATS.values())
 _OPTIMISER_STATES = ('optimizer', 'scheduler', 'lr_scheduler')  # a model is converted, not a training
+_ZIP = b'PK\x03\x04'
+_MOST_WEIGHTS = 2**40  # bytes
+_MOST_INDEX = 2**26
 _TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 class Source(NamedTuple):
   """A checkpoint, its tensors by the release's names."""
 
-  format: str  # a key of names.SOURCES
+  format: str  # a key of names.FORMATS
   tensors: dict[str, torch.Tensor]
   spelled: dict[str, str]  # the file's own names of them
   leftovers: dict[str, torch.Tensor]  # what the original code never uses, by the release's names where it has some
@@ -61,10 +56,12 @@ def read(path: Path) -> Source:
   content, extra = _unwrapped(content, path)
   prefix = 'module.' if content and all(name.startswith('module.') for name in content) else ''
   content = {name.removeprefix(prefix): tensor for name, tensor in content.items()}
-  source = next((source for source, mark in _MARKS if any(name.startswith(mark) for name in content)), None)
+  source = next(
+    (key for key, kind in names.FORMATS.items() if any(name.startswith(kind.marks) for name in content)), None
+  )
   if source is None:
     raise UserError(
-      f'{path} holds {len(content)} tensors of no known model ({", ".join(list(content)[:3])}, ...); known are {KNOWN}'
+      f'{printable(path)} holds {len(content)} tensors of no known model ({listed(content, 3)}); known are {KNOWN}'
     )
   tensors, spelled, leftovers, problems = {}, {}, {}, {}
   for name, tensor in content.items():
@@ -73,14 +70,16 @@ def read(path: Path) -> Source:
     if leftover == '':
       continue
     if target is None and leftover is None:
-      problems[name] = f'{name} is unknown'
+      problems[name] = f'{printable(name)} is unknown'
     elif not _is_plain(tensor) or leftover is None and tensor.dtype not in _TYPES:
       kind = _type_name(tensor.dtype) if _is_plain(tensor) else f'a {tensor.layout} {tensor.device.type} tensor'
-      problems[target or name] = f'{name} holds {kind}, expected one of {", ".join(map(_type_name, _TYPES))}'
+      problems[target or name] = f'{printable(name)} holds {kind}, expected one of {", ".join(map(_type_name, _TYPES))}'
+    elif tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
+      problems[target or name] = f'{printable(name)} is {tuple(tensor.shape)}, more than the file holds numbers for'
     elif leftover is not None:
       leftovers[leftover] = tensor
     elif target in tensors and not _same_bits(tensors[target], tensor):
-      problems[name] = f'{name} and {spelled[target]} mean the same and differ'
+      problems[name] = f'{printable(name)} and {printable(spelled[target])} mean the same and differ'
     else:
       tensors[target], spelled[target] = tensor, name
   return Source(source, tensors, spelled, leftovers, problems, prefix, extra, path)
@@ -137,43 +136,46 @@ def _read_folder(folder: Path) -> dict:
   file = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
   if file is None:
     raise UserError(
-      f'{folder} holds none of {", ".join(WEIGHT_FILES)}; give a file, or a folder as Hugging Face writes it'
+      f'{printable(folder)} holds none of {", ".join(WEIGHT_FILES)}; give a file, or a folder as Hugging Face writes it'
     )
   if file.suffix != '.json':
     return _read_file(file)
   try:
-    where = json.loads(file.read_text())['weight_map']
+    where = read_json(file, most_bytes=_MOST_INDEX)['weight_map']
     shards = sorted(set(where.values()))
     safe = all(Path(shard).name == shard for shard in shards)
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-    raise UserError(f'{file} is no index of weight files ({error!r}); download it again') from error
+  except (UserError, ValueError, KeyError, TypeError, AttributeError) as error:
+    raise UserError(f'{printable(file)} is no index of weight files ({printable(error)}); download it again') from error
   missing = [shard for shard in shards if safe and not (folder / shard).is_file()]
   if missing or not safe:
-    raise UserError(f'{file} names files that are not beside it: {", ".join(missing or shards)}; download them')
+    raise UserError(f'{printable(file)} names files that are not beside it: {listed(missing or shards)}; download them')
   content = {}
   for shard in shards:
     part = _read_file(folder / shard)
     if not isinstance(part, dict):
-      raise UserError(f'{folder / shard} holds {type(part).__name__}, expected a dictionary of tensors')
+      raise UserError(f'{printable(folder / shard)} holds {type(part).__name__}, expected a dictionary of tensors')
     twice = sorted(set(part) & set(content))
     if twice:
-      raise UserError(f'{folder / shard} holds {twice[0]}, which another part holds too; download the folder again')
+      raise UserError(
+        f'{printable(folder / shard)} holds {printable(twice[0])}, which another part holds too; download the folder again'
+      )
     content |= part
   lost = sorted(set(where) - set(content))
   if lost:
     raise UserError(
-      f'{file} promises {len(lost)} tensors that no file holds ({", ".join(lost[:3])}); download the folder again'
+      f'{printable(file)} promises {len(lost)} tensors that no file holds ({listed(lost, 3)}); download the folder again'
     )
   return content
 
 
 def _read_file(path: Path) -> dict:
-  if not path.is_file():
-    raise UserError(f'{path} does not exist' if not path.exists() else f'{path} is no file')
-  if not path.stat().st_size:
-    raise UserError(f'{path} is empty; download it again')
-  if _is_safetensors(path):
+  start = _start(path)
+  if not start:
+    raise UserError(f'{printable(path)} is empty; download it again')
+  if _is_safetensors(path, start):
     return _read_safetensors(path)
+  if start.startswith(_ZIP):
+    _check_sums(path)
   try:
     with warnings.catch_warnings(action='ignore'):  # about formats, of which an error says more
       return _load(path)
@@ -181,15 +183,17 @@ def _read_file(path: Path) -> dict:
     wanted = next((line.strip() for line in str(error).splitlines() if 'GLOBAL' in line), '')
     if wanted:
       raise UserError(
-        f'{path} is a pickle that wants more than tensors and plain values ({wanted[:160]}); it may run '
+        f'{printable(path)} is a pickle that wants more than tensors and plain values ({printable(wanted)}); it may run '
         f'code and is refused: save its state_dict alone'
       ) from error
-    raise UserError(f'{path} is no PyTorch checkpoint, or damaged; download it again') from error
+    raise UserError(f'{printable(path)} is no PyTorch checkpoint, or damaged; download it again') from error
   except OSError as error:
-    raise UserError(f'{path} cannot be read: {error.strerror or error}') from error
+    raise UserError(f'{printable(path)} cannot be read: {error.strerror or error}') from error
   except Exception as error:  # damaged files make PyTorch raise almost anything
     reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
-    raise UserError(f'{path} is truncated or no PyTorch checkpoint ({reason}); download it again') from error
+    raise UserError(
+      f'{printable(path)} is truncated or no PyTorch checkpoint ({printable(reason)}); download it again'
+    ) from error
 
 
 def _load(path: Path) -> object:
@@ -202,14 +206,35 @@ def _load(path: Path) -> object:
     return torch.load(path, map_location='cpu', weights_only=True)
 
 
-def _is_safetensors(path: Path) -> bool:
-  """By content, for files are renamed: eight bytes of length, then JSON; PyTorch's begin otherwise."""
+def _start(path: Path) -> bytes:
+  """The first nine bytes. Raises UserError unless it is a regular file that can be read."""
+  with open_regular(path, most_bytes=_MOST_WEIGHTS) as file:
+    return file.read(9)
+
+
+def _check_sums(path: Path) -> None:
+  """Raises UserError where a zip archive, as torch.save writes it, holds bytes that its checksums do not fit."""
   try:
-    with path.open('rb') as file:
-      start = file.read(9)
-  except OSError as error:
-    raise UserError(f'{path} cannot be read: {error.strerror}') from error
-  if start[:4] == b'PK\x03\x04':
+    with zipfile.ZipFile(path) as archive:
+      for entry in archive.infolist():
+        if entry.compress_type != zipfile.ZIP_STORED:  # torch.load would take the compressed bytes for weights
+          raise UserError(
+            f'{printable(path)} holds {printable(entry.filename)} compressed, which torch.save never does; unpack it'
+          )
+        with archive.open(entry) as file:
+          while file.read(2**24):
+            pass
+  except UserError:
+    raise
+  except Exception as error:  # BadZipFile, EOFError, NotImplementedError, ...
+    raise UserError(
+      f'{printable(path)} is damaged or truncated ({printable(error or type(error).__name__)}); download it again'
+    ) from error
+
+
+def _is_safetensors(path: Path, start: bytes) -> bool:
+  """By content, for files are renamed: eight bytes of length, then JSON; PyTorch's begin otherwise."""
+  if start.startswith(_ZIP):
     return False
   return (
     path.suffix == '.safetensors' or start[8:] == b'{' and int.from_bytes(start[:8], 'little') < path.stat().st_size
@@ -223,7 +248,9 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     with safe_open(path, framework='pt') as file:
       return {name: file.get_tensor(name) for name in file.keys()}
   except (SafetensorError, OSError) as error:
-    raise UserError(f'{path} is truncated or no safetensors file ({error}); download it again') from error
+    raise UserError(
+      f'{printable(path)} is truncated or no safetensors file ({printable(error)}); download it again'
+    ) from error
 
 
 def _unwrapped(content: object, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, int | float]]:
@@ -233,7 +260,11 @@ def _unwrapped(content: object, path: Path) -> tuple[dict[str, torch.Tensor], di
     (key for key in ('state_dict', 'model') if isinstance(content, dict) and isinstance(content.get(key), dict)), None
   )
   if wrapped:
-    extra = {name: content[name] for name in ('epoch', 'lr') if type(content.get(name)) in (int, float)}
+    extra = {
+      name: content[name]
+      for name in ('epoch', 'lr')
+      if type(content.get(name)) in (int, float) and abs(content[name]) < 2**53
+    }
     others = [
       str(key)
       for key, value in content.items()
@@ -243,16 +274,18 @@ def _unwrapped(content: object, path: Path) -> tuple[dict[str, torch.Tensor], di
     ]
     if others:
       raise UserError(
-        f'{path} holds weights under {wrapped} and under {", ".join(others)}; save the one that is meant alone'
+        f'{printable(path)} holds weights under {wrapped} and under {listed(others)}; save the one that is meant alone'
       )
     content = content[wrapped]
   if not isinstance(content, dict):
-    raise UserError(f'{path} holds {type(content).__name__}, expected a dictionary of tensors')
+    raise UserError(f'{printable(path)} holds {type(content).__name__}, expected a dictionary of tensors')
   if not content:
-    raise UserError(f'{path} holds nothing, expected a dictionary of tensors')
+    raise UserError(f'{printable(path)} holds nothing, expected a dictionary of tensors')
   strange = [
     str(name) for name, value in content.items() if not isinstance(name, str) or not isinstance(value, torch.Tensor)
   ]
   if strange:
-    raise UserError(f'{path} holds more than tensors by name ({", ".join(strange[:3])}); save its state_dict alone')
+    raise UserError(
+      f'{printable(path)} holds more than tensors by name ({listed(strange, 3)}); save its state_dict alone'
+    )
   return content, extra

@@ -9,6 +9,13 @@ model = ditsam_jax.DitSam(config, rngs=nnx.Rngs(0))
 """
 
 import importlib
+import sys
+
+if sys.argv[:1] == ['-m'] and sys.orig_argv[-len(sys.argv)].removeprefix('-m').startswith('ditsam_jax.'):
+  # A command (python -m ditsam_jax.train) imports this before itself: what it imports can be interrupted in one line.
+  from ditsam_jax import command_line
+
+  command_line.begin()
 
 # Loaded when first asked for: `import ditsam_jax` is light.
 _WHERE = {

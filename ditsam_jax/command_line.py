@@ -1,39 +1,120 @@
-"""What every command shares: bad input becomes one clear line and exit status 2."""
+"""What every command shares: bad input becomes one clear line and exit status 2; signals end it in one line."""
 
+import logging
 import os
 import sys
+import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
+from ditsam_jax import interruption
 from ditsam_jax.errors import UserError
 from ditsam_jax.terminal import printable
 
+TRACEBACK = 'DITSAM_TRACEBACK'  # =1 in the environment shows where an error comes from, and what libraries say
+_LONGEST = 2000  # characters of an error
+_QUIET = {  # what libraries say of themselves, and what a person cannot act on
+  'TF_CPP_MIN_LOG_LEVEL': '3',
+  'GRPC_VERBOSITY': 'ERROR',
+  'ABSL_MIN_LOG_LEVEL': '3',
+  'TRANSFORMERS_VERBOSITY': 'error',
+  'TRANSFORMERS_NO_ADVISORY_WARNINGS': '1',
+}
 
-def fail(message: str) -> None:
+
+def begin() -> None:
+  """From now on Ctrl-C and SIGTERM end this process in one line, and libraries keep quiet.
+
+  `python -m ditsam_jax.COMMAND` does this before it imports anything else (ditsam_jax/__init__.py); scripts that are
+  started by their path call it first.
+  """
+  interruption.begin()
+  if not _shows_all():
+    for name, value in _QUIET.items():
+      os.environ.setdefault(name, value)
+    _silence_python()
+
+
+def fail(message: str) -> NoReturn:
   """Ends the process with status 2 after one line on stderr."""
-  print(f'error: {printable(" ".join(str(message).split()), longest=2000)}', file=sys.stderr)
+  print(f'error: {printable(" ".join(str(message).split()), longest=_LONGEST)}', file=sys.stderr)
   sys.exit(2)
 
 
-def run(main: Callable[[], int | None]) -> None:
-  """Calls `main` and exits with its status; a `UserError` prints one line and exits with 2."""
+def run(main: Callable[[], int | None]) -> NoReturn:
+  """Calls `main` and exits with its status, or after one line: 2 for what a user can mend, 130 or 143 after a signal.
+
+  A defect of ours exits with 1 and keeps its traceback; DITSAM_TRACEBACK=1 shows that of any error.
+  """
+  begin()
   _keep_what_is_compiled()
+  _take_any_text()
+  if not _shows_all():
+    _silence_python()  # again: libraries set filters of their own when they are imported
+  error, status = None, 0
   try:
-    sys.exit(main() or 0)
-  except UserError as error:
-    fail(str(error))
-  except BrokenPipeError:  # whoever read our output has gone; nothing can be said to them
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(141)
-  except PermissionError as error:
-    fail(f'{error.filename}: {error.strerror}; choose another place, or change its permissions')
-  except OSError as error:
-    if error.filename is None:  # none of the user's files: a defect, whose traceback helps
-      raise
-    fail(f'{error.filename}: {error.strerror}')
-  except KeyboardInterrupt:
-    print('interrupted', file=sys.stderr)
-    sys.exit(130)
+    interruption.work_begins()
+    status = main() or 0
+  except SystemExit:  # --help, wrong flags
+    raise
+  except KeyboardInterrupt as interrupt:
+    status = 143 if isinstance(interrupt, interruption.Terminated) else 130
+    if not interruption.work_ends():  # a training run has taken the signal, and saved
+      print('interrupted', file=sys.stderr)
+  except BaseException as raised:
+    error = raised
+  number = interruption.work_ends()
+  if error is not None and _shows_all():
+    traceback.print_exception(error)
+  if number is not None:  # whatever else came of it
+    sys.exit(interruption.status(number))
+  if error is not None:
+    _explain(error)
+  sys.exit(status)
+
+
+def _explain(error: BaseException) -> NoReturn:
+  """One line for what a user, or the machine, can mend; the traceback for the rest."""
+  match error:
+    case UserError():
+      fail(str(error))
+    case BrokenPipeError():  # whoever read our output has gone; nothing can be said to them
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+      sys.exit(141)
+    case PermissionError(filename=str() | bytes() | os.PathLike() as name):
+      fail(f'{printable(os.fsdecode(name))}: {error.strerror}; choose another place, or change its permissions')
+    case OSError(errno=int()):  # of the system; without a number it is a library's own
+      name = error.filename if error.filename2 is None else error.filename2
+      where = f'{printable(os.fsdecode(name))}: ' if isinstance(name, str | bytes | os.PathLike) else ''
+      fail(f'{where}{error.strerror or error}')
+    case MemoryError():
+      fail(f'there is not enough memory{f" ({error})" if str(error) else ""}; use smaller images, batches or models')
+    case RecursionError():
+      fail(f'something in the input is nested too deeply; {TRACEBACK}=1 shows where')
+    case _ if 'RESOURCE_EXHAUSTED' in str(error):  # XLA's
+      fail(f'the device is out of memory ({str(error).strip()[:200]}); use a smaller batch, or more devices')
+  if not _shows_all():
+    traceback.print_exception(error)
+  sys.exit(1)
+
+
+def _shows_all() -> bool:
+  return os.environ.get(TRACEBACK, '') not in ('', '0')
+
+
+def _silence_python() -> None:
+  """What users should know this package prints itself, in one line."""
+  warnings.simplefilter('ignore')
+  logging.disable(logging.CRITICAL)
+
+
+def _take_any_text() -> None:
+  """Nothing printed can fail on a terminal's encoding, and lines reach a pipe one by one."""
+  for stream in (sys.stdout, sys.stderr):
+    if hasattr(stream, 'reconfigure'):
+      stream.reconfigure(errors='backslashreplace', line_buffering=True)
 
 
 def _keep_what_is_compiled() -> None:

@@ -1,7 +1,7 @@
 """What a training step needs on a TPU slice, without one: python -m ditsam_jax.compile_report --topology=v5e:4x4 ...
 
-  python -m ditsam_jax.compile_report --config=configs/ldit.py --topology=v5e:4x4 --config.data.batch_size=128
-  python -m ditsam_jax.compile_report --config=configs/ldit.py --topology=v5e:4x4 --compare=mesh.fsdp=16,mesh.data=1 \\
+  python -m ditsam_jax.compile_report --config=ldit --topology=v5e:4x4 --config.data.batch_size=128
+  python -m ditsam_jax.compile_report --config=ldit --topology=v5e:4x4 --compare=mesh.fsdp=16,mesh.data=1 \\
     --compare=mesh.fsdp=4,mesh.data=4 --compare=topology=v5e:8x8,data.batch_size=512
 
 Runs the TPU's own compiler (`pip install -e '.[tpu]'`) on the train step that would run there. Memory, FLOPs and
@@ -22,13 +22,14 @@ from ditsam_jax.analysis import chips
 from ditsam_jax.analysis.chart import bar_chart
 from ditsam_jax.analysis.report import Report, Step, analyse, fully_sharded_bytes
 from ditsam_jax.analysis.table import table
+from ditsam_jax.config import changes, checks, files, lengths
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.flops import training_flops
 from ditsam_jax.parallel.sharding import make_mesh
 from ditsam_jax.storage.files import write_json
 from ditsam_jax.storage.image_files import write_png
+from ditsam_jax.storage.paths import local_path
 from ditsam_jax.terminal import say
-from ditsam_jax.training import config as training_config
 from ditsam_jax.training.program import Program, build
 
 
@@ -41,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     allow_abbrev=False,
     epilog='--config.any.field=value changes a field of the config',
   )
-  parser.add_argument('--config', required=True, metavar='FILE[:DATA]', help='configs/ldit.py, for example')
+  parser.add_argument('--config', required=True, metavar='NAME[:DATA]', help=files.HELP)
   parser.add_argument('--topology', required=True, metavar='CHIP:SLICE', help='v5e:4x4, v5p:2x2x2, v6e:8x8, ...')
   parser.add_argument(
     '--compare',
@@ -50,9 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
     metavar='FIELD=VALUE,...',
     help='a column with these fields changed (topology may be one of them); repeat it',
   )
-  parser.add_argument('--json', type=Path, metavar='FILE', help='write everything here as well')
-  parser.add_argument('--picture', type=Path, metavar='FILE.png', help='draw memory and time as bars')
-  overrides, rest = training_config.split_arguments(arguments)
+  parser.add_argument('--json', type=local_path, metavar='FILE', help='write everything here as well')
+  parser.add_argument('--picture', type=local_path, metavar='FILE.png', help='draw memory and time as bars')
+  overrides, rest = changes.split_arguments(arguments)
   options = parser.parse_args(rest)
   cases = {text or options.topology: _case(options, overrides, text) for text in options.compare or ['']}
 
@@ -80,17 +81,18 @@ def report(config: ConfigDict, topology: str) -> Report:
   """
   chip, count = chips.parse_topology(topology)
   mesh = make_mesh(config.mesh, chips.topology_devices(topology))
-  model = training_config.model_config(config)
+  config = lengths.resolve(config, lambda: lengths.samples_without_data(config))
+  model = checks.model_config(config)
   program = build(config, model, mesh)
   return analyse(program.lower(), chip, count, _step(config, model, program), time.monotonic)
 
 
 def _case(options: argparse.Namespace, overrides: list[str], text: str) -> tuple[str, ConfigDict]:
   """Topology and config of one column; everything is checked before the first of them compiles."""
-  changes = dict(change.partition('=')[::2] for change in re.split(r',(?=[a-z_][\w.]*=)', text) if change)
-  topology = changes.pop('topology', options.topology)
+  different = dict(change.partition('=')[::2] for change in re.split(r',(?=[a-z_][\w.]*=)', text) if change)
+  topology = different.pop('topology', options.topology)
   chips.parse_topology(topology)
-  config = training_config.load(options.config, overrides + [f'{name}={value}' for name, value in changes.items()])
+  config = files.load(options.config, overrides + [f'{name}={value}' for name, value in different.items()])
   return topology, config
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import jax
 
 from ditsam_jax import command_line
-from ditsam_jax.data import datasets, shapes
+from ditsam_jax.data import datasets
 from ditsam_jax.data.referring import ReferringSource
 from ditsam_jax.errors import UserError
 from ditsam_jax.evaluation.evaluator import evaluate_split, pictures_of
@@ -29,9 +29,11 @@ from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.weights import DTYPES
 from ditsam_jax.parallel import distributed
 from ditsam_jax.parallel.watch import Watch
-from ditsam_jax.storage import saved_model
+from ditsam_jax.storage import places, saved_model
 from ditsam_jax.storage.files import write_json, write_text
 from ditsam_jax.storage.image_files import write_png
+from ditsam_jax.storage.paths import local
+from ditsam_jax.terminal import say
 from ditsam_jax.tokenization import Tokenizer
 
 _MOST_PICTURES = 100  # of each of the three sections: more would make a sheet that few programs open
@@ -43,10 +45,11 @@ def main(arguments: list[str] | None = None) -> int:
   distributed.initialise(options)
   vocabulary = saved_model.vocabulary_file(options.checkpoint)
   trained_on = saved_model.data_config(options.checkpoint)
-  dataset = options.dataset or trained_on.get('dataset', datasets.SHAPES)
+  dataset = options.dataset or trained_on.get('dataset', datasets.SHAPES.name)
   sources = _open(dataset, options, trained_on)
   output = _Output(options)
   model = saved_model.load(options.checkpoint)
+  saved_model.warn_if_fresh(options.checkpoint)
   tokenizer = Tokenizer(vocabulary, model.config.max_text_tokens)
   forward = forward_of(model, dtype=options.dtype)
   with Watch():
@@ -84,7 +87,7 @@ def _evaluate(
     batch_size=options.batch_size,
     limit=options.limit,
     protocols=PROTOCOLS if options.protocol == 'both' else [options.protocol],
-    generalised=about['dataset'] == 'grefcoco',
+    generalised=datasets.find(about['dataset'])[0].generalised,
     gallery=gallery,
   )
   about['seconds'] = round(time.time() - started, 1)
@@ -105,8 +108,8 @@ def _evaluate(
 
 def _open(dataset: str, options: argparse.Namespace, trained_on: dict[str, Any]) -> dict[str, ReferringSource]:
   """All splits, before any work: a wrong name at the end of the list should not wait for hours."""
-  if dataset == datasets.SHAPES and (unknown := [split for split in options.splits if split not in shapes.SPLITS]):
-    raise UserError(f'split {", ".join(map(repr, unknown))} is unknown; {dataset} has {", ".join(shapes.SPLITS)}')
+  for split in options.splits:
+    datasets.check_split(dataset, split)
   # A model of shapes is scored on scenes like those it was trained on.
   scenes = trained_on.get('scenes') if dataset == trained_on.get('dataset') else None
   return {split: datasets.open_split(dataset, options.data_dir, split, scenes=scenes) for split in options.splits}
@@ -139,25 +142,30 @@ class _Output:
     if self._several:
       figures = {**{name: about[name] for name in ('checkpoint', 'dataset', 'dtype')}, 'splits': self._figures}
     try:
-      write_json(self._file('metrics.json'), figures)
-      write_text(self._file(self._named(split, 'samples', 'csv')), results.to_csv())
+      for name, write, content in (
+        ('metrics.json', write_json, figures),
+        (self._named(split, 'samples', 'csv'), write_text, results.to_csv()),
+      ):
+        write(self._folder / name, content)
+        self._written[self._folder / name] = None
     except OSError as error:
       raise UserError(
         f'results cannot be written to {str(self._folder)!r} ({error.strerror or error}); choose another --output'
       ) from error
 
   def write_picture(self, split: str, name: str, picture) -> None:
-    """A picture of a split."""
-    write_png(self._file(self._named(split, name, 'png')), picture)
+    """A picture of a split. One that cannot be written is a warning: the figures are there."""
+    file = self._folder / self._named(split, name, 'png')
+    try:
+      write_png(file, picture)
+      self._written[file] = None
+    except UserError as error:
+      say(f'warning: {error}')
 
   def say_what_was_written(self) -> None:
     """One line, on the first host."""
     if self._written:
       print('written:', ', '.join(map(str, self._written)))
-
-  def _file(self, name: str) -> Path:
-    self._written[self._folder / name] = None
-    return self._folder / name
 
   def _named(self, split: str, name: str, ending: str) -> str:
     return f'{name}-{split}.{ending}' if self._several else f'{name}.{ending}'
@@ -167,7 +175,7 @@ def _folder(options: argparse.Namespace) -> Path:
   if options.output:
     return Path(options.output)
   splits = '-'.join(options.splits)
-  if saved_model.resolve(options.checkpoint).parent == saved_model.SHIPPED:
+  if places.is_shipped(options.checkpoint):
     return Path('runs') / f'evaluation-{options.checkpoint}-{splits}'
   return Path(options.checkpoint).expanduser() / f'evaluation-{splits}'
 
@@ -182,6 +190,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   parser.add_argument(
     '--checkpoint',
     required=True,
+    type=local,
     metavar='DIR',
     help="a training run's workdir, a model's folder, or 'shapes', which comes along",
   )
@@ -202,6 +211,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   parser.add_argument(
     '--data-dir',
     default='data',
+    type=local,
     metavar='DIR',
     help='where prepared data sets live; shapes are made there (default: %(default)s)',
   )
@@ -224,6 +234,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   )
   parser.add_argument(
     '--output',
+    type=local,
     metavar='DIR',
     help="default: evaluation-SPLITS in the checkpoint's folder, runs/evaluation-NAME-SPLITS "
     'for a model that comes along',

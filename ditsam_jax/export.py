@@ -9,13 +9,14 @@ import jax.numpy as jnp
 
 from ditsam_jax import command_line
 from ditsam_jax.storage import saved_model
+from ditsam_jax.storage.paths import local
 
 
 def main(arguments: list[str] | None = None) -> int:
   """The command."""
   parser = argparse.ArgumentParser(prog='python -m ditsam_jax.export', description=__doc__.split('\n')[0])
-  parser.add_argument('--checkpoint', required=True, help="a model's folder or a training run's workdir")
-  parser.add_argument('--output', required=True, help='the folder to be; an earlier one there is replaced')
+  parser.add_argument('--checkpoint', required=True, type=local, help="a model's folder or a training run's workdir")
+  parser.add_argument('--output', required=True, type=local, help='the folder to be; an earlier one there is replaced')
   parser.add_argument('--dtype', choices=('float32', 'float16', 'bfloat16'), default='float32')
   options = parser.parse_args(arguments)
   description = saved_model.read_description(options.checkpoint)
@@ -27,6 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
     vocabulary=vocabulary,
     data=description['data'],
     notes=description['notes'] | {'dtype': options.dtype},
+    fresh=description['fresh'],
+    assumed=description['assumed'],
     dtype=jnp.dtype(options.dtype),
   )
   print(f'{options.output}: {saved_model.size(options.output) / 1e6:.2f} MB')

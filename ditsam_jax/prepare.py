@@ -10,7 +10,8 @@ import argparse
 
 from ditsam_jax import command_line
 from ditsam_jax.data.refcoco import catalogue
-from ditsam_jax.errors import UserError
+from ditsam_jax.limits import MAX_PROCESSES
+from ditsam_jax.storage.paths import local
 from ditsam_jax.terminal import say
 
 
@@ -30,8 +31,6 @@ def main(arguments: list[str] | None = None) -> int:
     processes=options.processes,
     say=say,
   )
-  if done.seconds is None:
-    say(f'{done.directory} had been prepared before, and is left as it is; delete it to prepare it again')
   print(_table(done))
   differences = catalogue.compare(dataset, split_by, done.splits, done.whole)
   if differences:
@@ -44,7 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
     print(
       f'{done.seconds:.0f} s: {done.whole.images / done.seconds:.0f} images/s, {done.masks / done.seconds:.0f} masks/s'
     )
-  print('written:', done.directory)
+  if done.seconds is None:
+    print(f'left as it is: {done.directory} was prepared before; delete it to prepare it again')
+  else:
+    print('written:', done.directory)
   return 0
 
 
@@ -62,6 +64,13 @@ def _table(done) -> str:
   )
 
 
+def _partitions() -> str:
+  return '; '.join(
+    f'{name}: {", ".join(partition.name for partition in data_set.partitions)}'
+    for name, data_set in catalogue.FAMILY.items()
+  )
+
+
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(
     prog='python -m ditsam_jax.prepare',
@@ -69,31 +78,27 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  parser.add_argument('--dataset', required=True, help=', '.join(catalogue.SPLIT_BY))
-  parser.add_argument(
-    '--split-by', default='', metavar='WHO', help='unc, google or umd (default: unc, for refcocog umd)'
-  )
+  parser.add_argument('--dataset', required=True, help=', '.join(catalogue.FAMILY))
+  parser.add_argument('--split-by', default='', metavar='WHO', help=f'{_partitions()} (default: the first)')
   parser.add_argument(
     '--annotations',
     required=True,
+    type=local,
     metavar='DIR',
     help='holds a folder of the name of the data set, with refs and instances.json, or is it',
   )
-  parser.add_argument('--images', required=True, metavar='DIR', help='holds COCO_train2014_*.jpg')
+  parser.add_argument('--images', required=True, type=local, metavar='DIR', help='holds COCO_train2014_*.jpg')
   parser.add_argument(
-    '--data-dir', default='data', metavar='DIR', help='where prepared data sets live (default: %(default)s)'
+    '--data-dir', default='data', type=local, metavar='DIR', help='where prepared data sets live (default: %(default)s)'
   )
   parser.add_argument('--skip-bad', action='store_true', help='leave out what is wrong and write the rest')
   parser.add_argument(
     '--processes',
     type=int,
     metavar='N',
-    help='that read images and draw masks (default: one a core, at most 16; 0: the main one)',
+    help=f'that read images and draw masks, at most {MAX_PROCESSES} (default: one a core, at most 16; 0: the main one)',
   )
-  options = parser.parse_args(arguments)
-  if options.processes is not None and options.processes < 0:
-    raise UserError(f'--processes={options.processes}: expected a whole number from 0')
-  return options
+  return parser.parse_args(arguments)
 
 
 if __name__ == '__main__':

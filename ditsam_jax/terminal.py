@@ -1,7 +1,9 @@
 """What is printed, and how."""
 
 import sys
+import time
 from collections.abc import Iterable
+from typing import Any
 
 _LONGEST = 200  # characters of a name; of longer ones the middle is left out
 _HARMLESS = '\u200c\u200d'  # joiners: not "printable" for Python, but part of Persian words and of emoji
@@ -32,3 +34,69 @@ def listed(items: Iterable[object], most: int = 5) -> str:
   items = list(items)
   shown = ', '.join(printable(item) for item in items[:most])
   return f'{shown} and {len(items) - most:,} more' if len(items) > most else shown
+
+
+def progress(
+  total: int, description: str, unit: str = '', *, initial: int = 0, shown: bool = True, leave: bool = True
+) -> Any:
+  """How far some work is, on stderr: a tqdm bar on a terminal, elsewhere (a file, a pipe) a line every half minute."""
+  if shown and not sys.stderr.isatty():
+    return _Lines(total, description, unit, initial)
+  import tqdm  # commands import this file before anything that takes time
+
+  return tqdm.tqdm(
+    total=total,
+    initial=initial,
+    desc=description,
+    unit=f' {unit}' if unit else 'it',
+    mininterval=1.0,
+    file=sys.stderr,
+    dynamic_ncols=True,
+    disable=not shown,
+    leave=leave,
+  )
+
+
+class _Lines:
+  """What `progress` uses of tqdm, as lines of a log: 'training: 120 of 1,000 steps, 0:02:10 left, loss 0.31'."""
+
+  INTERVAL = 30  # seconds; work that is done before says nothing
+
+  def __init__(self, total: int, description: str, unit: str, initial: int):
+    self._total, self._what, self._unit = total, description, unit
+    self.n = initial
+    self._last = time.monotonic()
+    self._first: tuple[int, float] | None = None  # what was done when; what comes before, as compiling, tells nothing
+    self._postfix = ''
+
+  def __enter__(self) -> '_Lines':
+    return self
+
+  def __exit__(self, *exception):
+    self.close()
+
+  def update(self, n: int = 1) -> None:
+    self.n += n
+    now = time.monotonic()
+    self._first = self._first or (self.n, now)
+    if now - self._last < self.INTERVAL:
+      return
+    self._last = now
+    done, todo = self.n - self._first[0], self._total - self.n
+    left = f', {_clock((now - self._first[1]) * todo / done)} left' if done > 0 and todo > 0 else ''
+    unit = f' {self._unit}' if self._unit else ''
+    say(f'{self._what}: {self.n:,} of {self._total:,}{unit}{left}{self._postfix}')
+
+  def set_postfix(self, values: dict[str, str], refresh: bool = False) -> None:
+    self._postfix = ''.join(f', {name} {value}' for name, value in values.items())
+
+  def write(self, line: str, file=None) -> None:
+    print(line, file=file or sys.stdout, flush=True)
+
+  def close(self) -> None:
+    pass
+
+
+def _clock(seconds: float) -> str:
+  minutes, seconds = divmod(int(seconds), 60)
+  return f'{minutes // 60}:{minutes % 60:02d}:{seconds:02d}'

@@ -1,15 +1,23 @@
 """Sentences to BERT WordPiece ids of a fixed length."""
 
-import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from ditsam_jax.errors import UserError
+from ditsam_jax.vocabulary import END, LONGEST_WORD, MASK, PAD, SPECIAL, START, UNKNOWN, read_vocabulary
 
-_PAD, _UNKNOWN, _START, _END = '[PAD]', '[UNK]', '[CLS]', '[SEP]'
 MAX_TEXT_BYTES = 10_000  # of one sentence: more is no sentence, and reading it would take long
+
+
+class _Pieces(NamedTuple):
+  """The word pieces of a text: their ids, the number of the word of each, and its place in the text."""
+
+  ids: list[int]
+  words: list[int]
+  places: list[tuple[int, int]]
 
 
 class Tokenizer:
@@ -26,12 +34,10 @@ class Tokenizer:
     self.max_tokens = max_tokens
     self.vocabulary = read_vocabulary(self.vocabulary_file)
     self._bert = _bert_tokenizer(self.vocabulary)
-    # Padding and truncation are settings of the one Rust object: two threads may not be in it at once.
-    self._lock = threading.Lock()
-    self._known: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    self._rows: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
   def __reduce__(self):
-    # A worker process gets its own lock and an empty cache.
+    # A worker process gets an empty cache.
     return Tokenizer, (self.vocabulary_file, self.max_tokens)
 
   def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -43,58 +49,47 @@ class Tokenizer:
 
   def cut(self, text: str) -> str:
     """The end of `text`, from the first word that does not wholly fit in `max_tokens`; '' if all fits."""
-    with self._lock:
-      pieces = self._bert(text, add_special_tokens=False, return_offsets_mapping=True)
-    room = self.max_tokens - 2  # [CLS] and [SEP]
-    words = pieces.word_ids()
-    if len(words) <= room:
+    pieces = self._pieces(text)
+    if len(pieces.ids) <= self._room:
       return ''
-    first_piece = words.index(words[room])
-    return text[pieces['offset_mapping'][first_piece][0] :].strip()
+    first_piece = pieces.words.index(pieces.words[self._room])
+    return text[pieces.places[first_piece][0] :].strip()
 
-  def unknown(self, text: str) -> tuple[str, ...]:
-    """The words of `text` that the vocabulary lacks, which are read as [UNK]; each once, in their order."""
-    with self._lock:
-      pieces = self._bert(text, add_special_tokens=False, return_offsets_mapping=True)
-    spans = zip(pieces['input_ids'], pieces['offset_mapping'])
-    return tuple(dict.fromkeys(text[start:end] for piece, (start, end) in spans if piece == self.vocabulary[_UNKNOWN]))
+  def unknown(self, text: str) -> list[str]:
+    """The words of `text` that the vocabulary cannot spell, each once: the model reads [UNK] in their place.
+
+    Of the words that fit in `max_tokens`; the others are `cut`.
+    """
+    pieces = self._pieces(text)
+    unknown = self.vocabulary[UNKNOWN]
+    places = [place for index, place in zip(pieces.ids[: self._room], pieces.places) if index == unknown]
+    return list(dict.fromkeys(text[start:end] for start, end in places))
+
+  @property
+  def _room(self) -> int:
+    return self.max_tokens - 2  # [CLS] and [SEP]
+
+  def _pieces(self, text: str) -> _Pieces:
+    encoding = self._bert.encode(text, add_special_tokens=False)
+    return _Pieces(encoding.ids, encoding.word_ids, encoding.offsets)
 
   def _row(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-    known = self._known.get(text)
-    if known is not None:
-      return known
-    with self._lock:
-      if text not in self._known:  # no other thread was first
-        tokens = self._bert(text, padding='max_length', truncation=True, max_length=self.max_tokens)
-        self._known[text] = np.array(tokens['input_ids'], np.int32), np.array(tokens['attention_mask'], np.int32)
-      return self._known[text]
-
-
-def read_vocabulary(file: Path) -> dict[str, int]:
-  """Word pieces to ids, one piece a line as in BERT's `vocab.txt`; UserError when missing or malformed."""
-  try:
-    pieces = file.read_text(encoding='utf-8').split('\n')
-  except OSError as error:
-    raise UserError(f'cannot read the vocabulary {file}: {error.strerror}; expected a BERT vocab.txt') from error
-  except UnicodeDecodeError as error:
-    raise UserError(f'the vocabulary {file} is not UTF-8 text; expected a BERT vocab.txt') from error
-  pieces = [piece.rstrip('\r') for piece in pieces]
-  while pieces and not pieces[-1]:
-    pieces.pop()
-  vocabulary = {piece: index for index, piece in enumerate(pieces)}
-  missing = [special for special in (_PAD, _UNKNOWN, _START, _END) if special not in vocabulary]
-  if missing:
-    raise UserError(
-      f'the vocabulary {file} lacks {", ".join(missing)}; expected a BERT vocab.txt, one word piece a line'
-    )
-  if len(vocabulary) != len(pieces):
-    twice = next(piece for index, piece in enumerate(pieces) if vocabulary[piece] != index)
-    raise UserError(f'the vocabulary {file} holds {twice!r} twice; expected each word piece once')
-  return vocabulary
+    row = self._rows.get(text)
+    if row is None:
+      ids = [self.vocabulary[START], *self._pieces(text).ids[: self._room], self.vocabulary[END]]
+      padded = np.full(self.max_tokens, self.vocabulary[PAD], np.int32)
+      padded[: len(ids)] = ids
+      row = self._rows.setdefault(text, (padded, (np.arange(self.max_tokens) < len(ids)).astype(np.int32)))
+    return row
 
 
 def _bert_tokenizer(vocabulary: dict[str, int]):
-  from transformers import BertTokenizerFast  # takes over a second to import, so only when sentences are read
+  """What transformers.BertTokenizerFast builds, without importing transformers (a second, and PyTorch where it is)."""
+  from tokenizers import Tokenizer as RustTokenizer
+  from tokenizers import models, normalizers, pre_tokenizers
 
-  # As a dictionary: transformers 5 ignores `vocab_file=` and answers [UNK] to every word.
-  return BertTokenizerFast(vocab=vocabulary, do_lower_case=True)
+  bert = RustTokenizer(models.WordPiece(vocabulary, unk_token=UNKNOWN, max_input_chars_per_word=LONGEST_WORD))
+  bert.normalizer = normalizers.BertNormalizer(lowercase=True)
+  bert.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+  bert.add_special_tokens([token for token in (*SPECIAL, MASK) if token in vocabulary])  # where a sentence spells them
+  return bert

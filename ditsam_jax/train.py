@@ -6,6 +6,7 @@ model (`model/`), the best one on the validation split (`best/`), `metrics.json`
 """
 
 import argparse
+import functools
 import json
 import signal
 import sys
@@ -19,6 +20,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ditsam_jax import command_line
+from ditsam_jax.config import changes, checks, files, lengths
 from ditsam_jax.data import datasets
 from ditsam_jax.data.augmentation import AugmentationConfig
 from ditsam_jax.data.pipeline import BatchStream, prompt_batches, train_batches
@@ -30,18 +32,20 @@ from ditsam_jax.evaluation.pictures import Gallery
 from ditsam_jax.evaluation.results import Results
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
+from ditsam_jax.models.weights import is_position
 from ditsam_jax.parallel import distributed, sharding
 from ditsam_jax.parallel.watch import Watch
 from ditsam_jax.storage import saved_model
 from ditsam_jax.storage.files import write_json
 from ditsam_jax.storage.image_files import write_png
+from ditsam_jax.storage.paths import local
 from ditsam_jax.tokenization import Tokenizer
-from ditsam_jax.training import config as training_config
 from ditsam_jax.training.checkpoint import Checkpoints, Progress
 from ditsam_jax.training.fingerprint import weights_sha256
 from ditsam_jax.training.logging import RunLog, SilentLog
 from ditsam_jax.training.program import build
 from ditsam_jax.training.skipped import SkippedUpdates
+from ditsam_jax.training.step import TrainState
 from ditsam_jax.training.stop import Stopped, StopSignal
 from ditsam_jax.training.workdir import Workdir
 
@@ -55,15 +59,17 @@ def main(arguments: list[str] | None = None) -> int:
     epilog='--config.any.field=value changes a field of the config',
     allow_abbrev=False,
   )
-  parser.add_argument('--config', required=True, metavar='FILE[:DATA]', help='configs/ldit.py:shapes, for example')
-  parser.add_argument('--workdir', default='', help='where everything is written (default: runs/<config>-<data>)')
+  parser.add_argument('--config', required=True, metavar='NAME[:DATA]', help=files.HELP)
+  parser.add_argument(
+    '--workdir', default='', type=local, help='where everything is written (default: runs/<config>-<data>)'
+  )
   distributed.add_flags(parser)
-  overrides, rest = training_config.split_arguments(arguments)
+  overrides, rest = changes.split_arguments(arguments)
   options = parser.parse_args(rest)
-  config = training_config.load(options.config, overrides)
+  config = files.load(options.config, overrides)
   distributed.initialise(options)
-  name = Path(options.config.partition(':')[0]).stem
-  train(config, Path(options.workdir or f'runs/{name}-{config.data.dataset}'))
+  default = f'runs/{files.short_name(options.config)}-{config.data.dataset.replace("/", "-")}'
+  train(config, Path(options.workdir or default))
   return 0
 
 
@@ -84,17 +90,27 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
 
 def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal) -> dict[str, Any] | None:
   started = time.time()
-  # ---------------------------------------------------------------------------------------- mesh, model, train step
+  # --------------------------------------------------------------------- what can be refused before any long work
   mesh = sharding.make_mesh(config.mesh)
-  model_config = training_config.model_config(config)
-  program = build(config, model_config, mesh)
+  model_config = checks.check(config).model
+  datasets.check_data(config.data.dataset, config.data.data_dir, _splits(config))
+  vocabulary = datasets.vocabulary(config.data.dataset, config.init_from) if config.task == 'text' else None
+  starts = bool(config.init_from) and not claimed.begun
+  if starts:
+    _check_start(config.init_from)
 
-  # --------------------------------------------------------------------------------------------------------- data
-  source = distributed.first_alone_first(lambda: _open(config, 'train'), 'data')
-  vocabulary = datasets.vocabulary(config.data.dataset, config.init_from)
+  # ------------------------------------------------------------------------------------ data, lengths, train step
+  data = functools.cache(lambda: distributed.first_alone_first(lambda: _open(config, 'train'), 'data'))
+  config = lengths.resolve(config, lambda: _samples(data(), config.task))
+  program = build(config, model_config, mesh)
+  if starts:
+    saved_model.check_start(config.init_from, program.state.params | program.state.frozen)
+  source = data()
   plain = json.loads(config.to_json())
   claimed.claim(plain)
-  tokenizer = Tokenizer(vocabulary, model_config.max_text_tokens)
+  tokenizer = Tokenizer(vocabulary, model_config.max_text_tokens) if vocabulary else None
+  if tokenizer:
+    saved_model.check_words(len(tokenizer.vocabulary), model_config, vocabulary)
   iterator = _training_batches(
     config, model_config, source, tokenizer, sharding.rows_of_this_host(mesh, config.data.batch_size)
   )
@@ -102,12 +118,13 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
   # --------------------------------------------------------------------------------------------------------- loop
   evaluation = _Evaluation(config, tokenizer, stop) if config.task == 'text' else None
   progress, skipped = Progress(), SkippedUpdates(workdir, config.max_skipped)
-  describe = dict(vocabulary=vocabulary if config.task == 'text' else None, data=_about_data(config))
+  describe = dict(vocabulary=vocabulary, data=_about_data(config))
   with Checkpoints(workdir, config.keep_checkpoints, plain, config.on_save_failure) as checkpoints:
     if checkpoints.latest_step is None:
       state, fresh = program.initial_state(config.init_from)
+      progress.fresh = _fresh_at_start(fresh, config.init_from)
       if config.init_from:
-        distributed.tell(f'weights from {config.init_from!r}; fresh: {_parts(fresh) or "none"}')
+        distributed.tell(f'weights from {config.init_from!r}; fresh: {", ".join(progress.fresh) or "none"}')
     else:
       state, progress = checkpoints.restore(program.state, iterator)
       distributed.tell(f'resumed at step {int(state.step)} of {config.total_steps}')
@@ -115,7 +132,7 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
       f'{_count(state.params)} parameters trained, {_count(state.frozen)} frozen; {len(source)} objects '
       f'in {source.num_images} images; {_devices(mesh)}'
     )
-    step = int(state.step)
+    step, began = int(state.step), None
     stop.steps_begin()
     with _log(workdir, step, progress, config) as log:
       while True:
@@ -128,18 +145,24 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
             log.scalars(step, _curves(results), 'val')
             log.panel(step, np.asarray(gallery.panel()))
             progress.evaluated = step
-            if config.keep_best and progress.improved(step, results.miou):
-              _save_best(workdir, config, model, progress, describe)
+            if progress.improved(step, results.miou):
+              _save_best(workdir, config, model, progress, describe | {'fresh': _untrained(progress, state, step)})
               worth_saving = True
           del model  # the next steps need its room
-        ends = stop.agreed(step) or step == config.total_steps
+        ends = stop.agreed() or step == config.total_steps
         if worth_saving or ends:
           skipped.look()
           checkpoints.save(state, iterator, progress)
         if ends:
           break
         arrays = next(iterator)
+        if first := began is None:
+          began = time.monotonic()
+          log.say('compiling the training step ...')
         state, metrics = program.step(state, program.assemble(arrays))
+        if first:
+          jax.block_until_ready(metrics)
+          log.say(f'compiled, and the first step done, in {time.monotonic() - began:.1f} s')
         step += 1
         skipped.watch(step, arrays, metrics)
         checkpoints.check()
@@ -149,16 +172,24 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
   trained = time.time()
   if stop.asked and checkpoints.latest_step != step:
     raise UserError(
-      f'stopped at step {step} of {config.total_steps}, which is not saved (see above); the same command '
-      f'goes on from step {checkpoints.latest_step or 0}'
+      f'stopped at step {step} of {config.total_steps}, which is not saved (see above); rerun the command to resume '
+      f'from step {checkpoints.latest_step or 0}'
     )
   # Whoever takes the machine away does not wait for more; and of several hosts one alone knows of a Ctrl-C.
   if stop.number == signal.SIGTERM or stop.asked and jax.process_count() > 1:
     return _stopped(step, config)
   model = program.averaged_model(state)
+  unsaved = None
   if distributed.is_first():
-    saved_model.save(workdir / 'model', model, **describe, notes={'steps': step})
+    try:
+      saved_model.save(
+        workdir / 'model', model, **describe, fresh=_untrained(progress, state, step), notes={'steps': step}
+      )
+    except UserError as error:  # the checkpoint is there, and the figures are still to come
+      unsaved = error
   if stop.asked:
+    if unsaved:
+      raise unsaved
     return _stopped(step, config)
 
   # --------------------------------------------------------------------------------------------------------- results
@@ -178,18 +209,24 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
   summary['seconds'] = {'training': round(trained - started, 1), 'evaluation': round(time.time() - trained, 1)}
   if not distributed.is_first():
     return summary
-  written = [workdir / 'metrics.json', workdir / 'model']
   if evaluation:
     print(results.table())
-    written.append(workdir / 'predictions.png')
-    write_png(written[-1], gallery.panel(_headline(config, results)))
   write_json(workdir / 'metrics.json', summary)
+  written = [workdir / 'metrics.json', workdir / 'model']
+  if unsaved:
+    raise UserError(f'{unsaved}; {written[0]} is written, rerun the command for the model') from unsaved
+  if evaluation:
+    try:  # after the figures, which a picture must not cost
+      write_png(workdir / 'predictions.png', gallery.panel(_headline(config, results)))
+      written.append(workdir / 'predictions.png')
+    except UserError as error:
+      distributed.tell(f'warning: {error}')
   print('written:', ', '.join(map(str, written)))
   return summary
 
 
 def _stopped(step: int, config: ConfigDict) -> None:
-  distributed.tell(f'stopped at step {step} of {config.total_steps}, all saved; the same command goes on from there')
+  distributed.tell(f'stopped at step {step} of {config.total_steps}, all saved; rerun the command to resume')
 
 
 def _save_best(workdir: Path, config: ConfigDict, model: DitSam, progress: Progress, describe: dict[str, Any]) -> None:
@@ -203,7 +240,7 @@ def _save_best(workdir: Path, config: ConfigDict, model: DitSam, progress: Progr
   except UserError as error:
     if config.on_save_failure == 'stop':
       raise
-    distributed.tell(f'{error}; training goes on')
+    distributed.tell(f'warning: {error}; training continues')
 
 
 class _Evaluation:
@@ -227,7 +264,7 @@ class _Evaluation:
         model.config,
         batch_size=config.eval_batch_size,
         limit=limit,
-        generalised=config.data.dataset == 'grefcoco',
+        generalised=datasets.find(config.data.dataset)[0].generalised,
         gallery=gallery,
         progress=limit is None,
       )
@@ -249,8 +286,26 @@ def _open(config: ConfigDict, split: str) -> ReferringSource:
   )
 
 
+def _check_start(init_from: str) -> None:
+  try:
+    saved_model.read_config(init_from)
+  except UserError as error:
+    raise UserError(f'config.init_from: {error}') from error
+
+
+def _splits(config: ConfigDict) -> set[str]:
+  """What a run reads."""
+  evaluated = {config.final_split} | ({'val'} if config.eval_every != 0 else set())
+  return {'train'} | (evaluated if config.task == 'text' else set())
+
+
+def _samples(source: ReferringSource, task: str) -> int:
+  """How many of the training split make an epoch."""
+  return len(source) if task == 'text' else source.num_images
+
+
 def _training_batches(
-  config: ConfigDict, model: DitSamConfig, source: ReferringSource, tokenizer: Tokenizer, rows: np.ndarray
+  config: ConfigDict, model: DitSamConfig, source: ReferringSource, tokenizer: Tokenizer | None, rows: np.ndarray
 ) -> BatchStream:
   data = config.data
   settings = dict(
@@ -272,7 +327,7 @@ def _training_batches(
 def _about_data(config: ConfigDict) -> dict[str, Any]:
   """What a saved model tells of its data: enough to make the same samples again, no paths."""
   data = json.loads(config.data.to_json())
-  return {name: data[name] for name in ('dataset', 'scenes') if name in data}
+  return {name: data[name] for name in ('dataset', 'scenes') if data[name] is not None}
 
 
 def _headline(config: ConfigDict, results: Results) -> str:
@@ -294,11 +349,15 @@ def _count(weights: dict[str, jax.Array]) -> int:
   return sum(array.size for array in weights.values())
 
 
-def _parts(names: list[str]) -> str:
-  """Which parts of the model some parameters belong to."""
-  return ', '.join(
-    sorted({'.'.join(name.split('.')[: 2 if name.startswith('image_encoder') else 1]) for name in names})
-  )
+def _fresh_at_start(fresh: list[str], init_from: str) -> list[str]:
+  """Parts of the model that begin with initial values: what `init_from` lacks, and what is untrained there too."""
+  lacking = [name for name in fresh if not is_position(name)]  # those are drawn once and never trained
+  return sorted({*saved_model.parts_of(lacking), *(saved_model.fresh_parts(init_from) if init_from else ())})
+
+
+def _untrained(progress: Progress, state: TrainState, step: int) -> list[str]:
+  """Of the parts that were fresh at the start those that still are: no parameter of theirs is trained."""
+  return [part for part in progress.fresh if step == 0 or not any(name.startswith(f'{part}.') for name in state.params)]
 
 
 if __name__ == '__main__':

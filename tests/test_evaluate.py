@@ -16,7 +16,7 @@ from PIL import Image
 from ditsam_jax.data import datasets
 from ditsam_jax.errors import UserError
 from ditsam_jax.evaluate import main
-from ditsam_jax.storage import saved_model
+from ditsam_jax.storage import places, saved_model
 from tests.small_models import random_model, small_config
 
 SCENES = {'image_size': 64, 'train': 1, 'val': 1, 'test': 6}
@@ -62,6 +62,16 @@ def test_table_figures_samples_and_picture_agree(run, data_dir, capsys):
   assert Image.open(output / 'predictions.png').width > 1000
 
 
+def test_a_picture_that_cannot_be_written_costs_no_figures(run, data_dir, tmp_path, capfd):
+  (tmp_path / 'predictions.png').mkdir()
+  assert evaluated(run, data_dir, '--limit=5', '--save-pictures=1', f'--output={tmp_path}') == 0
+  assert sorted(os.listdir(tmp_path)) == ['metrics.json', 'predictions.png', 'ranked.png', 'samples.csv']
+  output, errors = capfd.readouterr()
+  (warning,) = [line for line in errors.splitlines() if 'warning' in line]
+  assert 'predictions.png' in warning
+  assert 'predictions.png' not in output and f'{tmp_path / "ranked.png"}' in output
+
+
 def test_limit_output_and_split(run, data_dir, tmp_path):
   assert evaluated(run, data_dir, '--limit=5', '--split=val', f'--output={tmp_path / "new" / "place"}') == 0
   figures = json.loads((tmp_path / 'new' / 'place' / 'metrics.json').read_text())
@@ -88,7 +98,7 @@ def test_several_splits_share_one_folder_and_one_file_of_figures(run, data_dir, 
 
 def test_a_shipped_models_results_go_to_runs(run, data_dir, tmp_path, monkeypatch):
   shutil.copytree(run / 'model', tmp_path / 'shipped' / 'little')
-  monkeypatch.setattr(saved_model, 'SHIPPED', tmp_path / 'shipped')
+  monkeypatch.setattr(places, 'SHIPPED', tmp_path / 'shipped')
   monkeypatch.chdir(tmp_path)
   assert evaluated('little', data_dir, '--limit=3') == 0
   assert (tmp_path / 'runs' / 'evaluation-little-test' / 'metrics.json').is_file()

@@ -11,13 +11,13 @@ from ditsam_jax.evaluation.evaluator import evaluate_split
 from ditsam_jax.evaluation.forward import forward_of
 from ditsam_jax.export import main as export
 from ditsam_jax.inference.segmenter import Segmenter
-from ditsam_jax.storage import saved_model
+from ditsam_jax.storage import places, saved_model
 from ditsam_jax.tokenization import Tokenizer
 
 
 def test_shipped_models_are_small():
-  assert saved_model.shipped_names() == ['sam_shapes', 'shapes']
-  for name in saved_model.shipped_names():
+  assert places.shipped_names() == ['sam_shapes', 'shapes']
+  for name in places.shipped_names():
     assert sum(file.stat().st_size for file in saved_model.resolve(name).rglob('*') if file.is_file()) <= 3_000_000
 
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -89,6 +91,32 @@ def test_running_again_evaluates_the_finished_run_again(data_dir, finished):
   assert all((before[name] == after[name]).all() for name in before)
 
 
+def test_a_picture_that_cannot_be_written_costs_no_figures(data_dir, finished, tmp_path, capfd):
+  shutil.copytree(finished, tmp_path / 'run')
+  (tmp_path / 'run' / 'predictions.png').unlink()
+  (tmp_path / 'run' / 'predictions.png').mkdir()
+  (tmp_path / 'run' / 'metrics.json').unlink()
+  assert run(data_dir, tmp_path / 'run', '--config.eval_every=4') == 0
+  assert json.loads((tmp_path / 'run' / 'metrics.json').read_text())['steps'] == 6
+  output, errors = capfd.readouterr()
+  (warning,) = [line for line in errors.splitlines() if 'warning' in line]
+  assert 'predictions.png' in warning and 'predictions.png' not in output
+
+
+def test_on_a_full_disk_the_run_ends_with_its_figures_and_one_line(data_dir, tmp_path, capfd):
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))  # of a file: less than weights, more than figures
+  try:
+    with pytest.raises(UserError, match=r'the model cannot be written.*metrics\.json is written'):
+      run(data_dir, tmp_path / 'run', '--config.final_split=val')
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  assert json.loads((tmp_path / 'run' / 'metrics.json').read_text())['split'] == 'val'
+  errors = capfd.readouterr().err
+  assert errors.count('warning: the checkpoint of step') == 2 and 'Traceback' not in errors
+  assert not [path for path in (tmp_path / 'run').iterdir() if 'writing' in path.name]
+
+
 @pytest.mark.parametrize('number, status', [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
 def test_stopped_run_goes_on_to_the_same_bits(data_dir, tmp_path, number, status):
   steps = ['--config.total_steps=40', '--config.final_split=val']
@@ -116,7 +144,7 @@ def test_stopped_run_goes_on_to_the_same_bits(data_dir, tmp_path, number, status
   process.send_signal(number)
   _, errors = process.communicate(timeout=120)
   assert process.returncode == status, errors
-  assert 'the same command goes on from there' in errors
+  assert 'rerun the command to resume' in errors and 'compiling the training step' in errors
   saved = max(int(path.name) for path in (tmp_path / 'stopped' / 'checkpoints').iterdir())
   assert f'stopped at step {saved} of 40' in errors and 0 < saved < 40
   if number == signal.SIGINT:  # a person may want to look at it
@@ -219,3 +247,56 @@ def test_refcoco_says_what_it_needs(tmp_path):
   with pytest.raises(UserError, match='instances.json'):
     main([f'--config={ROOT / "configs/ldit.py"}', f'--workdir={tmp_path / "run"}'])
   assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize(
+  'arguments, told',
+  [
+    (['--config.final_split=testA'], "config.final_split is 'testA'.*shapes has train, val, test"),
+    (['--config.final_split=tset'], "config.final_split is 'tset'.*shapes has train, val, test"),
+    (['--config.init_from=nowhere'], "config.init_from: checkpoint 'nowhere' does not exist"),
+    (['--config.init_from=DAMAGED'], 'config.init_from: .*model.json is damaged'),
+    (['--config.init_from=TRUNCATED'], 'weights is missing or damaged'),
+    (['--config.init_from=sam_shapes', '--config.model.mask_decoder.width=48'], 'does not fit config.model'),
+    (['--config.freeze=everything'], 'matches no parameter'),
+    (['--config.mesh.data=3'], 'makes 3 devices'),
+  ],
+)
+def test_what_cannot_end_well_is_refused_before_data_is_made(tmp_path, arguments, told):
+  (tmp_path / 'damaged').mkdir()
+  (tmp_path / 'damaged' / 'model.json').write_text('{')
+  shutil.copytree(saved_model.resolve('sam_shapes'), tmp_path / 'truncated')
+  for file in (tmp_path / 'truncated' / 'weights').iterdir():
+    file.unlink() if file.is_file() else shutil.rmtree(file)
+  arguments = [text.replace('DAMAGED', str(tmp_path / 'damaged')) for text in arguments]
+  arguments = [text.replace('TRUNCATED', str(tmp_path / 'truncated')) for text in arguments]
+  with pytest.raises(UserError, match=told):
+    run(tmp_path / 'data', tmp_path / 'run', *arguments)
+  assert not (tmp_path / 'data').exists() and not (tmp_path / 'run').exists()
+
+
+def test_a_run_that_failed_before_its_first_step_leaves_its_workdir_to_another_config(data_dir, tmp_path, monkeypatch):
+  with monkeypatch.context() as patch, pytest.raises(OSError, match='no such luck'):
+    patch.setattr(train, '_log', lambda *_: (_ for _ in ()).throw(OSError('no such luck')))
+    run(data_dir, tmp_path / 'run')
+  assert (tmp_path / 'run' / 'config.json').exists()
+  assert run(data_dir, tmp_path / 'run', '--config.seed=1') == 0
+  assert json.loads((tmp_path / 'run' / 'config.json').read_text())['seed'] == 1
+
+
+def test_a_name_trains_and_lengths_are_noted_in_numbers(data_dir, tmp_path):
+  """An epoch of 12 scenes; the same lengths given in steps resume the run."""
+  arguments = [f'--config.data.data_dir={data_dir}', f'--workdir={tmp_path / "run"}', '--config=ldit:shapes']
+  arguments += [text for text in SMALL if 'steps' not in text and 'checkpoint_every' not in text]
+  arguments += ['--config.checkpoint_every=None', '--config.data.batch_size=16']
+  assert main([*arguments, '--config.epochs=1', '--config.final_split=val']) == 0
+  noted = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  epoch = noted['checkpoint_every']
+  assert noted['total_steps'] == epoch > 1 and noted['epochs'] is None
+  assert noted['optimizer']['warmup_steps'] == round(0.1 * epoch)
+  steps = [f'--config.total_steps={epoch}', '--config.optimizer.warmup_share=0.5']
+  assert (
+    main([*arguments, *steps, f'--config.optimizer.warmup_steps={round(0.1 * epoch)}', '--config.final_split=val']) == 0
+  )
+  with pytest.raises(UserError, match='config.total_steps was'):
+    main([*arguments, '--config.epochs=2', '--config.final_split=val'])

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageStat
 
 from ditsam_jax.errors import UserError
+from ditsam_jax.fields import SHARE, Whole, declared
 from ditsam_jax.geometry.letterbox import resize, resize_mask
 
 # 'leftmost' and 'left-hand' turn too; 'bright' and 'leftover' hold no side.
@@ -21,11 +22,15 @@ _SIDE = re.compile(r'\b(left|right)(?=(?:most|hand)?\b)', re.IGNORECASE)
 class AugmentationConfig:
   """What training does to a sample; the defaults are the DIT release's."""
 
-  scale_steps: int = 7  # long side drawn from this many sizes: S, S - stride, S - 2 stride, ...
-  scale_stride: int = 32  # pixels
-  jitter_probability: float = 0.8  # of brightness, contrast and saturation being changed
-  jitter_strength: float = 0.4  # factors are uniform in 1 - strength .. 1 + strength
-  flip_probability: float = 0.5  # of mirroring, with 'left' and 'right' swapped in the text
+  scale_steps: int = declared(
+    7, Whole(1, 256), 'Sizes that the long side is drawn from: S, S - stride, S - 2 stride, ...'
+  )
+  scale_stride: int = declared(32, Whole(0, 4096), 'Pixels between these sizes')
+  jitter_probability: float = declared(0.8, SHARE, 'How often brightness, contrast and saturation change')
+  jitter_strength: float = declared(0.4, SHARE, 'Their factors are uniform in 1 - strength to 1 + strength')
+  flip_probability: float = declared(
+    0.5, SHARE, "How often a sample is mirrored, with 'left' and 'right' swapped in the text"
+  )
 
   def check(self, size: int) -> None:
     """Raises UserError when the smallest scale leaves nothing of a `size` pixel square."""

@@ -1,27 +1,76 @@
-"""From a data set's name to its samples and its vocabulary."""
+"""From a data set's name to its samples and its vocabulary.
 
-from collections.abc import Mapping
+A new data set is a new `DataSet` in DATA_SETS (data/declaration.py says what it declares) and a reader.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ditsam_jax.data import shapes
+from ditsam_jax.data.declaration import Counts, DataSet, Partition, Reader, named
 from ditsam_jax.data.refcoco import catalogue
 from ditsam_jax.data.referring import ReferringSource
 from ditsam_jax.errors import UserError
+from ditsam_jax.fields import read
 from ditsam_jax.storage import saved_model
-
-SHAPES = 'shapes'
-REFERRING = tuple(catalogue.SPLIT_BY)
-NAMES = (SHAPES, *REFERRING)
 
 
 def scenes_config(fields: Mapping[str, Any]) -> shapes.ScenesConfig:
   """The scenes that a config or its JSON form describes. Raises UserError on unknown fields or values."""
-  values = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
   try:
-    return shapes.ScenesConfig(**values)
-  except TypeError as error:
-    raise UserError(f'data.scenes: {error}') from error
+    return read(shapes.ScenesConfig, dict(fields), 'data.scenes')
+  except ValueError as error:
+    raise UserError(str(error)) from error
+
+
+def _open_shapes(
+  data_set: DataSet,
+  partition: Partition,
+  data_dir: str | os.PathLike,
+  split: str,
+  *,
+  scenes: Mapping[str, Any] | None = None,
+  in_memory: bool,
+) -> ReferringSource:
+  """Made on the first call."""
+  builder = shapes.prepare(data_dir, scenes_config(scenes or {}))
+  return ReferringSource(builder.data_dir, split, in_memory=in_memory)
+
+
+SHAPES = DataSet(
+  'shapes',
+  'coloured shapes, made here on first use',
+  (Partition('', dict.fromkeys(shapes.SPLITS)),),
+  # Made on opening, in a folder that depends on the scenes; how many objects they hold is known then.
+  Reader(_open_shapes, lambda *_: None, lambda *_: None),
+  vocabulary=Path(shapes.__file__).parent / 'vocab.txt',
+  small=True,
+)
+
+DATA_SETS: dict[str, DataSet] = {data_set.name: data_set for data_set in (SHAPES, *catalogue.FAMILY.values())}
+NAMES = tuple(DATA_SETS)
+
+
+def find(name: str) -> tuple[DataSet, Partition]:
+  """The declaration of 'refcocog' or 'refcocog/google'. Raises UserError for unknown ones."""
+  return named(name, DATA_SETS)
+
+
+def check_split(dataset: str, split: str) -> None:
+  """Raises UserError for a data set or split that does not exist, without looking at any data."""
+  data_set, partition = find(dataset)
+  if split not in partition.splits:
+    whose = f'{data_set.name} ({partition.name})' if partition.name else data_set.name
+    raise UserError(f'split {split!r} is unknown; {whose} has {", ".join(partition.splits)}')
+
+
+def check_data(dataset: str, data_dir: str | os.PathLike, splits: Iterable[str]) -> None:
+  """Raises UserError where data is not there and has to be prepared first, or lacks a split; reads none of it."""
+  data_set, partition = find(dataset)
+  for split in splits:
+    data_set.reader.check(data_set, partition, data_dir, split)
 
 
 def vocabulary(dataset: str, init_from: str = '') -> Path:
@@ -30,12 +79,12 @@ def vocabulary(dataset: str, init_from: str = '') -> Path:
   Shapes bring their own; for photographs it is that of the model `init_from` (a name or folder) that training
   starts from. Raises UserError where that has none.
   """
-  if dataset == SHAPES:
-    return Path(shapes.__file__).parent / 'vocab.txt'
+  data_set, _ = find(dataset)
+  if data_set.vocabulary:
+    return data_set.vocabulary
   if init_from:
-    file = saved_model.resolve(init_from) / 'vocab.txt'
-    if file.is_file():
-      return file
+    if saved_model.read_config(init_from).text_encoder is not None:
+      return saved_model.vocabulary_file(init_from)
   lacking = f'config.init_from={init_from!r} has none' if init_from else 'config.init_from names no model'
   raise UserError(
     f'data set {dataset!r} needs the vocabulary and weights of a text encoder, and {lacking}; convert a SAM with '
@@ -52,37 +101,20 @@ def open_split(
   Args:
     dataset: one of NAMES; 'refcocog/google' for another split-by than the usual one.
     data_dir: where prepared data sets live.
-    split: train, val, test (shapes, refcocog), testA, testB (the others).
-    scenes: changes to the defaults of shapes.ScenesConfig.
+    split: one of the data set's, see `DATA_SETS`.
+    scenes: changes to the defaults of shapes.ScenesConfig; of shapes alone.
     in_memory: keep decoded pixels; for small images that are visited many times.
 
   Raises:
     UserError: unknown data set or split, or one that has to be prepared first.
   """
-  if dataset.partition('/')[0] in REFERRING:
-    return _open_referring(dataset, data_dir, split, in_memory)
-  if dataset != SHAPES:
-    raise UserError(f'data set {dataset!r} is unknown; choose one of {", ".join(NAMES)}')
-  if split not in shapes.SPLITS:
-    raise UserError(f'split {split!r} is unknown; {dataset} has {", ".join(shapes.SPLITS)}')
-  builder = shapes.prepare(data_dir, scenes_config(scenes or {}))
-  return ReferringSource(builder.data_dir, split, in_memory=in_memory)
+  check_split(dataset, split)
+  data_set, partition = find(dataset)
+  settings = {'scenes': scenes} if data_set.small else {}
+  return data_set.reader.open(data_set, partition, data_dir, split, in_memory=in_memory, **settings)
 
 
-def _open_referring(dataset: str, data_dir: str | Path, split: str, in_memory: bool) -> ReferringSource:
-  name, split_by = catalogue.parse(dataset)
-  splits = catalogue.SPLITS[name, split_by]
-  if split not in splits:
-    raise UserError(f'split {split!r} is unknown; {name} ({split_by}) has {", ".join(splits)}')
-  folder = catalogue.folder(data_dir, name, split_by)
-  theirs = catalogue.tfds_ref_coco(data_dir, name, split_by)
-  if theirs and not folder.exists():
-    return ReferringSource(theirs, 'validation' if split == 'val' else split, in_memory=in_memory)
-  if not (folder / 'dataset_info.json').exists():
-    raise UserError(
-      f'data set {name!r} ({split_by}) is not prepared in {str(data_dir)!r}; with the official refs and '
-      f"instances.json in ANNOTATIONS/{name}/ and COCO's train2014 images in IMAGES/ run: "
-      f'python -m ditsam_jax.prepare --dataset={name} --split-by={split_by} --annotations=ANNOTATIONS '
-      f'--images=IMAGES --data-dir={data_dir}'
-    )
-  return ReferringSource(folder, split, in_memory=in_memory)
+def size(dataset: str, data_dir: str | os.PathLike, split: str) -> Counts | None:
+  """How much a split holds, without reading its samples: by the prepared data, else as published; None if unknown."""
+  data_set, partition = find(dataset)
+  return data_set.reader.size(data_set, partition, data_dir, split)

@@ -17,8 +17,10 @@ from ditsam_jax.data import prompts
 from ditsam_jax.data.augmentation import AugmentationConfig
 from ditsam_jax.data.prompts import PromptConfig
 from ditsam_jax.data.referring import ImageRecord, ReferringSample, ReferringSource
+from ditsam_jax.data.workers import check_processes
 from ditsam_jax.errors import UserError
 from ditsam_jax.geometry.letterbox import Letterbox, Triple, Unplaced, centre, letterbox, resize_mask
+from ditsam_jax.limits import MAX_THREADS
 from ditsam_jax.tokenization import Tokenizer
 
 Batch = dict[str, np.ndarray]
@@ -119,6 +121,7 @@ def evaluation_batches(
   decoded and letterboxed once for all of them. `limit` takes that many, evenly spread, `positions` those very
   ones. Every host of `shard` gets equally many batches. UserError when there is nothing to evaluate.
   """
+  _check_threads(threads, 1)
   visits = _group_by_image(source, _evaluation_rows(source, limit, positions, batch_size, shard))
   prepare = _EvaluationTransform(source, tokenizer, image_size, pixel_mean, pixel_std)
   rows = []
@@ -191,6 +194,8 @@ class BatchStream(Iterator[Batch]):
 
   def __init__(self, samples: grain.MapDataset, batch_size: int, rows: np.ndarray, threads: int, processes: int):
     self._samples, self._batch_size, self._rows = samples, batch_size, rows
+    _check_threads(threads, 0)
+    check_processes(processes)
     self._threads, self._processes = threads, processes
     self.set_state({'batches': 0})
 
@@ -354,6 +359,11 @@ class _EvaluationTransform:
       )
       prepared.append((arrays, info))
     return prepared
+
+
+def _check_threads(threads: int, least: int) -> None:
+  if not least <= threads <= MAX_THREADS:
+    raise UserError(f'threads={threads}: expected {least} to {MAX_THREADS}; more than there are cores gains nothing')
 
 
 def _map_ahead(function, items: list, threads: int) -> Iterator:

@@ -2,11 +2,20 @@
 
 import contextlib
 import io
-from collections.abc import Iterator
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
+from array_record.python import array_record_module
+
+from ditsam_jax.errors import UserError
+from ditsam_jax.terminal import printable
+
+_REFUSED = re.compile(r'\b(?:open|write|close|fsync|ftruncate|mkdir|rename)\(\) failed: ([^;]+)')
 
 
 def record_features(encoding_format: str = 'png') -> tfds.features.FeaturesDict:
@@ -41,6 +50,44 @@ def record_features(encoding_format: str = 'png') -> tfds.features.FeaturesDict:
 
   features.get_serialized_info = with_numpy_dtypes
   return features
+
+
+def check_shards(directory: str | Path, splits: Mapping[str, tfds.core.SplitInfo]) -> None:
+  """Raises UserError where files of a prepared data set are missing, cut short or of other data."""
+  for info in splits.values():
+    for name, length in zip(sorted(info.filenames), info.shard_lengths):
+      file = Path(directory) / name
+      if not file.is_file():
+        raise UserError(damaged(directory, f'{name} is missing'))
+      try:
+        with contextlib.closing(array_record_module.ArrayRecordReader(str(file))) as reader:
+          found = reader.num_records()
+      except Exception as error:  # RuntimeError and others, by what is wrong
+        raise UserError(damaged(directory, f'{name}: {printable(error, 150)}')) from error
+      if found != length:
+        raise UserError(damaged(directory, f'{name} holds {found} records, dataset_info.json says {length}'))
+
+
+def damaged(directory: str | Path, what: str) -> str:
+  """The one line about a prepared data set that cannot be read."""
+  return f'data set {printable(directory)} is damaged: {what}; delete that folder and prepare the data again'
+
+
+@contextlib.contextmanager
+def writing_to(data_dir: str | os.PathLike) -> Iterator[None]:
+  """One line where the system refuses to write, a full disk say, in Python's words or in ArrayRecord's."""
+  try:
+    yield
+  except (OSError, RuntimeError) as error:
+    if isinstance(error, OSError):
+      reason = error.strerror or printable(error, 150)
+    elif not (refused := _REFUSED.search(str(error))):
+      raise
+    else:
+      reason = printable(refused[1])
+    raise UserError(
+      f'data folder {printable(data_dir)}: {reason}; expected a folder with room to write the data set to'
+    ) from error
 
 
 @contextlib.contextmanager

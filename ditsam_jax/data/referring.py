@@ -11,7 +11,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
+from ditsam_jax.data.records import check_shards, damaged
 from ditsam_jax.errors import UserError
+from ditsam_jax.terminal import listed, printable
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +82,16 @@ class ImageRecord:
   def num_objects(self) -> int:
     return len(self._features[self._names.object_id].int64_list.value)
 
+  def check(self) -> None:
+    """Raises ValueError where the record does not hold together."""
+    counts, objects = self.expression_counts, self.num_objects
+    texts = self._features[f'{self._names.expressions}/ragged_flat_values'].bytes_list.value
+    lengths = len(counts), len(self.categories), len(self._features['objects/mask'].bytes_list.value)
+    if set(lengths) != {objects} or min(counts, default=0) < 0 or sum(counts) != len(texts):
+      raise ValueError(f'of {objects} objects it has {lengths} lists of sentences, categories and masks')
+    if len(self._features['image'].bytes_list.value) != 1 or self.image_id is None:
+      raise ValueError('it has not one image')
+
   def expressions(self, index: int) -> tuple[str, ...]:
     """The sentences that refer to object `index`."""
     return self._row(self._names.expressions, index)
@@ -138,7 +150,10 @@ class ImageRecord:
     return self._decode(encoded, cv2.IMREAD_GRAYSCALE, f'mask {index}') > 127
 
   def _decode(self, encoded: bytes, flags: int, what: str) -> np.ndarray:
-    pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
+    try:
+      pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
+    except cv2.error:  # nothing to decode, or far too large
+      pixels = None
     if pixels is None:
       raise UserError(f'the {what} of image {self.image_id} is no PNG or JPEG file; prepare the data set again')
     return pixels
@@ -157,7 +172,7 @@ class ReferringSource:
     self.directory, self.split, self.in_memory = str(directory), split, in_memory
     self._records = _open(self.directory, split)
     if in_memory:
-      self._records = [ImageRecord(record, keep=True) for record in self._records]
+      self._records = [self._record(index, keep=True) for index in range(len(self._records))]
     self._image_of, self._object_of, self.expression_counts = self._index()
 
   def __reduce__(self):
@@ -176,8 +191,7 @@ class ReferringSource:
 
   def image(self, index: int) -> ImageRecord:
     """Image `index` of the split with all its objects, those without an expression too."""
-    record = self._records[int(index)]
-    return record if self.in_memory else ImageRecord(record)
+    return self._records[int(index)] if self.in_memory else self._record(int(index))
 
   def place(self, index: int) -> tuple[int, int]:
     """Which image, and which object of that image, `source[index]` is."""
@@ -185,14 +199,36 @@ class ReferringSource:
 
   def _index(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Image, object within the image, and number of expressions of every object that has one, int [n]."""
-    counts = [self.image(index).expression_counts for index in range(self.num_images)]
+    counts = [self._counts(index) for index in range(self.num_images)]
     rows = [
       (image, index, number) for image, numbers in enumerate(counts) for index, number in enumerate(numbers) if number
     ]
     return tuple(np.array(rows, np.int64).reshape(-1, 3).T)
 
+  def _counts(self, index: int) -> tuple[int, ...]:
+    record = self.image(index)
+    try:
+      record.check()
+    except (ValueError, IndexError) as error:
+      raise UserError(damaged(self.directory, f'record {index} of {self.split}: {printable(error)}')) from error
+    return record.expression_counts
 
-def _open(directory: str, split: str):
+  def _record(self, index: int, keep: bool = False) -> ImageRecord:
+    try:
+      return ImageRecord(self._records[index], keep=keep)
+    except Exception as error:  # ArrayRecord and protobuf raise many kinds on damaged data
+      raise UserError(damaged(self.directory, f'record {index} of {self.split}: {printable(error, 150)}')) from error
+
+
+def check_split(directory: str | Path, split: str) -> None:
+  """Raises UserError unless a folder is a prepared data set with a split; no record is read."""
+  _builder(str(directory), split)
+
+
+def _builder(directory: str, split: str):
+  for name in ('dataset_info.json', 'features.json'):  # TFDS would wait for a pipe
+    if Path(directory, name).exists() and not Path(directory, name).is_file():
+      raise UserError(damaged(directory, f'{name} is no file'))
   try:
     builder = tfds.builder_from_directory(directory)
   except Exception as error:  # TFDS raises one thing for a missing folder, others for a foreign or broken one
@@ -201,8 +237,15 @@ def _open(directory: str, split: str):
       'dataset_info.json and features.json, prepare the data first'
     ) from error
   if split not in builder.info.splits:
-    splits = ', '.join(sorted(builder.info.splits))
+    splits = listed(sorted(builder.info.splits))
     raise UserError(f'{directory} has no split {split!r}; choose one of {splits}')
+  return builder
+
+
+def _open(directory: str, split: str):
+  builder = _builder(directory, split)
+  if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
+    check_shards(directory, {split: builder.info.splits[split]})
   try:
     return builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
   except NotImplementedError as error:  # TFDS' default format can be read from front to back only
@@ -210,6 +253,8 @@ def _open(directory: str, split: str):
       f'{directory} is stored as {builder.info.file_format.value}, expected array_record; add that: '
       f'tfds convert_format --out_file_format=array_record --dataset_version_dir={directory}'
     ) from error
+  except Exception as error:
+    raise UserError(damaged(directory, printable(error, 150))) from error
 
 
 def _reopen(directory: str, split: str, in_memory: bool) -> ReferringSource:

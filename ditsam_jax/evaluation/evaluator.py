@@ -5,7 +5,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 
 from ditsam_jax.data.pipeline import Batch, EvaluationSample, evaluation_batches
 from ditsam_jax.data.referring import ReferringSource
@@ -18,6 +17,7 @@ from ditsam_jax.evaluation.results import Results, Sample, Score
 from ditsam_jax.geometry.letterbox import fills_square, logit
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.parallel.distributed import gathered
+from ditsam_jax.terminal import progress as bar_of
 from ditsam_jax.tokenization import Tokenizer
 
 _Batches = Iterable[tuple[Batch, list[EvaluationSample]]]
@@ -59,14 +59,7 @@ def evaluate_split(
   )
   total = int(sum(source.expression_counts))
   total = -(-(total if limit is None else min(limit, total)) // hosts)
-  with tqdm.tqdm(
-    total=total,
-    desc=f'evaluating {source.split}',
-    unit=' samples',
-    disable=not progress or host > 0,
-    leave=False,
-    mininterval=0.5,
-  ) as bar:
+  with bar_of(total, f'evaluating {source.split}', 'samples', shown=progress and host == 0, leave=False) as bar:
     scores = list(_scores(forward, batches, model_config.mask_threshold, protocols, gallery, bar.update))
   return Results.of(gathered(scores), protocols, generalised=generalised)
 

@@ -3,27 +3,42 @@
 import dataclasses
 from typing import Any
 
+from ditsam_jax.fields import BELOW_ONE, Choice, Flag, Real, Several, Whole, check, declared, group, read
 from ditsam_jax.ops.attention import IMPLEMENTATIONS
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 FUSIONS = ('none', 'layer_wise', 'e2e', 'layer_wise_vith', 'e2e_token', 'token_layer_wise', 'cross_attention')
 SCOPES = ('global', 'windowed')
+MOST_TOKENS_A_SIDE = 512  # of the image; SAM's own input has 64
+
+_WIDTH = Whole(1, 8192)  # ViT-22B has 6144
+_DEPTH = Whole(1, 128)
+_HEADS = Whole(1, 256)
+_HIDDEN = Whole(1, 32768)
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageEncoderConfig:
   """SAM's ViT (arXiv 2304.02643, appendix A)."""
 
-  width: int = 768
-  depth: int = 12
-  heads: int = 12
-  patch_size: int = 16
-  mlp_ratio: int = 4
-  global_blocks: tuple[int, ...] = (2, 5, 8, 11)  # blocks pre-trained with global attention
-  pretrain_grid: int = 64  # tokens a side of the pre-training image: size of pos_embed and of the global tables
-  pretrain_window: int = 14  # window of the other blocks in pre-training: size of their tables
-  attention_scope: str = 'global'  # of those blocks now: 'global', as in DIT, or in their windows, 'windowed'
+  width: int = declared(768, _WIDTH, 'Channels of a token')
+  depth: int = declared(12, _DEPTH, 'Blocks')
+  heads: int = declared(12, _HEADS, 'Attention heads; they divide the width')
+  patch_size: int = declared(16, Whole(1, 256), 'Side of the square of pixels that becomes a token')
+  mlp_ratio: int = declared(4, Whole(1, 64), 'Hidden width of the MLPs, in widths')
+  global_blocks: tuple[int, ...] = declared(
+    (2, 5, 8, 11), Several(Whole(0, 127), 0, 128), 'Blocks pre-trained with global attention, from 0'
+  )
+  pretrain_grid: int = declared(
+    64, Whole(1, 512), 'Tokens a side of the pre-training image: size of the position embedding and global tables'
+  )
+  pretrain_window: int = declared(
+    14, Whole(1, 512), 'Window of the other blocks in pre-training: size of their relative-position tables'
+  )
+  attention_scope: str = declared(
+    'global', Choice(SCOPES), "What those other blocks attend to now: 'global', as in DIT, or their windows, as in SAM"
+  )
 
   def window(self, block: int) -> int:
     """Side of the windows that a block attends in, 0 for the whole grid."""
@@ -34,68 +49,74 @@ class ImageEncoderConfig:
 class MaskDecoderConfig:
   """SAM's prompt encoder and two-way mask decoder."""
 
-  width: int = 256
-  depth: int = 2
-  heads: int = 8
-  mlp_width: int = 2048
-  iou_hidden: int = 256
-  mask_channels: int = 16  # channels inside the mask prompt's down-scaling
+  width: int = declared(256, _WIDTH, 'Channels of image embedding and prompts; a multiple of 8')
+  depth: int = declared(2, _DEPTH, 'Two-way blocks')
+  heads: int = declared(8, _HEADS, 'Attention heads; they divide half the width')
+  mlp_width: int = declared(2048, _HIDDEN, 'Hidden width of the MLPs')
+  iou_hidden: int = declared(256, _HIDDEN, 'Hidden width of the head that predicts IoU')
+  mask_channels: int = declared(16, Whole(4, 1024), "Channels inside the mask prompt's down-scaling")
 
 
 @dataclasses.dataclass(frozen=True)
 class TextEncoderConfig:
   """BERT."""
 
-  vocab_size: int = 30522
-  width: int = 768
-  depth: int = 12
-  heads: int = 12
-  mlp_width: int = 3072
-  max_positions: int = 512
-  dropout: float = 0.1
+  vocab_size: int = declared(30522, Whole(1, 1_000_000), 'Words of the vocabulary')
+  width: int = declared(768, _WIDTH, 'Channels of a token')
+  depth: int = declared(12, _DEPTH, 'Blocks')
+  heads: int = declared(12, _HEADS, 'Attention heads; they divide the width')
+  mlp_width: int = declared(3072, _HIDDEN, 'Hidden width of the MLPs')
+  max_positions: int = declared(512, Whole(1, 8192), 'Longest text in tokens: size of the position table')
+  dropout: float = declared(0.1, BELOW_ONE, 'Dropout in training')
 
 
 @dataclasses.dataclass(frozen=True)
 class DitSamConfig:
-  """A whole model. `text_encoder=None` is SAM as Meta released it."""
+  """A whole model."""
 
-  image_encoder: ImageEncoderConfig = ImageEncoderConfig()
-  mask_decoder: MaskDecoderConfig = MaskDecoderConfig()
-  text_encoder: TextEncoderConfig | None = TextEncoderConfig()
-  fusion: str = 'layer_wise'  # one of FUSIONS
-  fusion_dropout: float = 0.1  # after each projection of the text, in training
-  image_size: int = 512  # side of the square the model is used at
-  pixel_mean: tuple[float, ...] = IMAGENET_MEAN  # of pixels on 0..1
-  pixel_std: tuple[float, ...] = IMAGENET_STD
-  max_text_tokens: int = 20
-  mask_threshold: float = 0.35  # on the sigmoid
-  align_corners: bool = True  # how logits are upsampled to the image: with aligned corners in DIT, without in SAM
-  attention: str = 'auto'  # how the encoder's attention is computed, see ops/attention; saved models hold 'auto'
+  image_encoder: ImageEncoderConfig = group(ImageEncoderConfig(), "SAM's ViT")
+  mask_decoder: MaskDecoderConfig = group(MaskDecoderConfig(), "SAM's prompt encoder and mask decoder")
+  text_encoder: TextEncoderConfig | None = group(TextEncoderConfig(), 'BERT', none='SAM as Meta released it')
+  fusion: str = declared('layer_wise', Choice(FUSIONS), 'How text enters the image encoder')
+  fusion_dropout: float = declared(0.1, BELOW_ONE, 'Dropout after each projection of the text, in training')
+  image_size: int = declared(
+    512, Whole(1, 8192), 'Side of the square image that the model is used at; a multiple of the patch size'
+  )
+  pixel_mean: tuple[float, ...] = declared(
+    IMAGENET_MEAN, Several(Real(0, 1), 3, 3), 'Subtracted from red, green and blue, on a scale of 0 to 1'
+  )
+  pixel_std: tuple[float, ...] = declared(
+    IMAGENET_STD, Several(Real(0.001, 10), 3, 3), 'What they are divided by, on that scale'
+  )
+  max_text_tokens: int = declared(20, Whole(1, 8192), 'Tokens kept of a sentence')
+  mask_threshold: float = declared(
+    0.35, Real(0, 1, above=True, below=True), 'Probability above which a pixel belongs to the mask'
+  )
+  align_corners: bool = declared(
+    True, Flag(), 'Whether logits are upsampled to the image with aligned corners, as in DIT; SAM does without'
+  )
+  attention: str = declared(
+    'auto', Choice(IMPLEMENTATIONS), "How the encoder's attention is computed; saved models hold 'auto'"
+  )
 
   def __post_init__(self):
+    check(self, 'model')
     encoder = self.image_encoder
-    for part in ('image_encoder', 'mask_decoder', 'text_encoder'):
-      for name, value in (dataclasses.asdict(getattr(self, part)) if getattr(self, part) else {}).items():
-        if type(value) is int and value < 1:
-          raise ValueError(f'model.{part}.{name} is {value}; expected a whole number from 1')
-    if encoder.attention_scope not in SCOPES:
+    if self.image_size % encoder.patch_size:
       raise ValueError(
-        f'model.image_encoder.attention_scope is {encoder.attention_scope!r}; choose one of {", ".join(SCOPES)}'
+        f'model.image_size is {self.image_size}; expected a multiple of the patch size {encoder.patch_size}'
       )
-    if self.fusion not in FUSIONS:
-      raise ValueError(f'model.fusion is {self.fusion!r}; choose one of {", ".join(FUSIONS)}')
-    if self.attention not in IMPLEMENTATIONS:
-      raise ValueError(f'model.attention is {self.attention!r}; choose one of {", ".join(IMPLEMENTATIONS)}')
-    if self.image_size <= 0 or self.image_size % encoder.patch_size:
+    if self.grid > MOST_TOKENS_A_SIDE:
       raise ValueError(
-        f'model.image_size is {self.image_size}; it must be a multiple of the patch size {encoder.patch_size}'
+        f'model.image_size is {self.image_size}, {self.grid} patches of {encoder.patch_size} a side; expected at most '
+        f'{MOST_TOKENS_A_SIDE}'
       )
     for name, width, heads in (
       ('image_encoder', encoder.width, encoder.heads),
       ('mask_decoder', self.mask_decoder.width // 2, self.mask_decoder.heads),
       *([('text_encoder', self.text_encoder.width, self.text_encoder.heads)] if self.text_encoder else []),
     ):
-      if heads <= 0 or width % heads:
+      if width % heads:
         raise ValueError(
           f'model.{name}: {heads} heads do not divide the attention width {width}; change '
           f'model.{name}.heads or model.{name}.width'
@@ -106,7 +127,7 @@ class DitSamConfig:
         f'{self.text_encoder.max_positions} positions'
       )
     if self.mask_decoder.width % 8:
-      raise ValueError(f'model.mask_decoder.width is {self.mask_decoder.width}; it must be a multiple of 8')
+      raise ValueError(f'model.mask_decoder.width is {self.mask_decoder.width}; expected a multiple of 8')
     if self.fusion == 'none':
       return
     if self.text_encoder is None:
@@ -134,38 +155,8 @@ class DitSamConfig:
 
   @classmethod
   def from_dict(cls, fields: dict[str, Any]) -> 'DitSamConfig':
-    """The inverse of `to_dict`, also of its JSON form. Raises ValueError on unknown fields."""
-    return _build(cls, fields, 'model')
-
-
-_NESTED = {'image_encoder': ImageEncoderConfig, 'mask_decoder': MaskDecoderConfig, 'text_encoder': TextEncoderConfig}
-
-
-def _build(cls, fields: dict[str, Any], path: str):
-  if not isinstance(fields, dict):
-    raise ValueError(f'{path} is {fields!r}; expected its fields by name')
-  known = {field.name: field.default for field in dataclasses.fields(cls)}
-  unknown = sorted(set(fields) - set(known))
-  if unknown:
-    raise ValueError(f'{path} has unknown fields {unknown}; it knows {sorted(known)}')
-  values = {}
-  for name, value in fields.items():
-    if name in _NESTED and (value is not None or name != 'text_encoder'):
-      values[name] = _build(_NESTED[name], value, f'{path}.{name}')
-      continue
-    values[name] = tuple(value) if isinstance(value, list) else value
-    if name not in _NESTED and not _is_like(values[name], known[name]):
-      raise ValueError(f'{path}.{name} is {value!r}; expected something like {known[name]!r}')
-  return cls(**values)
-
-
-def _is_like(value: Any, default: Any) -> bool:
-  """Whether a value from a file has the type of the field's default."""
-  if isinstance(default, tuple):
-    return isinstance(value, tuple) and all(_is_like(item, default[0]) for item in value)
-  if isinstance(default, float):
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-  return type(value) is type(default)
+    """The inverse of `to_dict`, also of its JSON form. Raises ValueError on unknown fields and impossible values."""
+    return read(cls, fields, 'model')
 
 
 def vit_b(**changes) -> DitSamConfig:

@@ -67,6 +67,13 @@ def tell(text: str) -> None:
     say(text)
 
 
+def on_any_host(condition: bool) -> bool:
+  """Whether something is so on at least one host. All hosts must call it."""
+  return (
+    condition if jax.process_count() == 1 else bool(np.any(multihost_utils.process_allgather(np.asarray(condition))))
+  )
+
+
 def first_alone_first(function: Callable[[], T], name: str) -> T:
   """Calls a function on all hosts, but on the first one before the others: what it makes, they find."""
   made = function() if is_first() else None

@@ -68,7 +68,7 @@ class Watch:
           if greeting[: len(token)] == token:
             self._peers[int(greeting[len(token) :])] = _probed(peer)
       except OSError:  # JAX's own heartbeats remain
-        say('not all hosts can be watched; if one dies, the others will take longer to end')
+        say('warning: not all hosts can be watched; if one dies, the others take longer to end')
 
   def _connect(self, name: str, port: int, token: bytes) -> socket.socket | None:
     here = ['localhost'] if name == socket.gethostname() else []
@@ -96,8 +96,8 @@ class Watch:
         except OSError:
           pass
     say(
-      f'\nhost {dead} of {self._count} has ended before its time, so host {self._index} ends too; what was saved is '
-      f'whole: start the same command on all hosts, and it goes on from there'
+      f'\nhost {dead} of {self._count} ended unexpectedly, so host {self._index} ends too; checkpoints are intact: '
+      f'rerun the command on all hosts to resume'
     )
     os._exit(1)  # other threads may wait for the dead host for ever
 

@@ -1,12 +1,23 @@
-"""Files that appear under their name only once they are whole."""
+"""Files that appear under their name only once they are whole; bytes and JSON in, from regular files only."""
 
+import collections
 import contextlib
+import errno
 import json
+import math
 import os
+import re
+import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from ditsam_jax.errors import UserError
+from ditsam_jax.terminal import printable
+
+MOST_JSON = 2**24  # bytes of a JSON file that people or this library write; data sets have larger ones
+_SURROGATE = re.compile(rb'\\u[dD][89a-fA-F]')
 
 UNFINISHED = r'\.writing-[0-9a-f]{32}'  # names of what a killed process leaves
 
@@ -38,3 +49,104 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, data: Any) -> None:
   """Writes JSON whole or not at all. Raises OSError, which names the file."""
   write_text(path, json.dumps(data, indent=1) + '\n')
+
+
+def open_regular(path: str | os.PathLike, *, most_bytes: int, name: str = '') -> BinaryIO:
+  """Opens a regular file for reading, never waiting for a pipe or reading a device.
+
+  Raises:
+    UserError: no such file, a folder, a pipe, a device, not readable, larger than `most_bytes`; it starts with `name`,
+      by default the path.
+  """
+  name = name or printable(os.fspath(path))
+  try:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+  except FileNotFoundError as error:
+    raise UserError(f'{name}: no such file') from error
+  except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+    if getattr(error, 'errno', None) == errno.ENXIO:
+      raise UserError(f'{name}: a pipe or a socket, expected a file') from error
+    raise UserError(f'{name}: cannot be read ({_reason(error)}); check the path') from error
+  try:
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+      kind = 'a folder' if stat.S_ISDIR(status.st_mode) else 'a device or a pipe'
+      raise UserError(f'{name}: {kind}, expected a file')
+    if status.st_size > most_bytes:
+      raise UserError(f'{name}: {status.st_size:,} bytes, expected at most {most_bytes:,}')
+    return os.fdopen(descriptor, 'rb')
+  except BaseException:
+    os.close(descriptor)
+    raise
+
+
+def read_bytes(path: str | os.PathLike, *, most_bytes: int) -> bytes:
+  """All bytes of a regular file. Raises UserError as `open_regular` does."""
+  try:
+    with open_regular(path, most_bytes=most_bytes) as file:
+      return file.read(most_bytes)
+  except OSError as error:
+    raise UserError(f'{printable(os.fspath(path))}: cannot be read ({_reason(error)})') from error
+
+
+def read_json(
+  path: str | os.PathLike,
+  *,
+  most_bytes: int = MOST_JSON,
+  hook: Callable[[dict[str, Any]], Any] | None = None,
+  finite: bool = True,
+) -> Any:
+  """JSON of a regular file as plain containers.
+
+  Args:
+    path: the file.
+    most_bytes: a larger file is refused unread.
+    hook: takes every object as it is parsed; what it returns takes the object's place.
+    finite: refuse NaN and numbers that float64 cannot hold. False lets them through, in two thirds of the time where
+      there are millions of numbers; the caller then checks.
+
+  Raises:
+    UserError: as in `open_regular`; not UTF-8, no JSON, nested too deeply, an object that names a key twice, text that
+      is no Unicode, NaN or numbers out of range.
+  """
+  name = printable(os.fspath(path))
+
+  def unique(pairs: list[tuple[str, Any]]) -> Any:
+    item = dict(pairs)
+    if len(item) < len(pairs):
+      twice = next(key for key, number in collections.Counter(key for key, _ in pairs).items() if number > 1)
+      raise ValueError(f'an object has the key {twice!r} twice')
+    return hook(item) if hook else item
+
+  checks = {'parse_constant': _no_number, 'parse_float': _finite} if finite else {}
+  try:
+    data = read_bytes(path, most_bytes=most_bytes)
+    suspicious = _SURROGATE.search(data) is not None
+    data = data.decode('utf-8')
+    content = json.loads(data, object_pairs_hook=unique, **checks)
+    if suspicious:  # half a character: it can be neither printed nor stored
+      json.dumps(content, ensure_ascii=False, default=str).encode('utf-8')
+    return content
+  except UnicodeDecodeError as error:
+    raise UserError(f'{name} is no UTF-8 text (byte {error.start}); expected JSON, get a whole copy') from error
+  except UnicodeEncodeError as error:
+    raise UserError(f'{name} holds text that is no Unicode (a lone surrogate); get a whole copy') from error
+  except RecursionError as error:
+    raise UserError(f'{name} is nested too deeply to be what was expected; get a whole copy') from error
+  except ValueError as error:
+    raise UserError(f'{name} is damaged or no JSON ({printable(error)}); get a whole copy') from error
+
+
+def _no_number(text: str) -> float:
+  raise ValueError(f'{text} is no number')
+
+
+def _finite(text: str) -> float:
+  number = float(text)
+  if math.isinf(number):
+    raise ValueError(f'the number {text[:40]} is too large')
+  return number
+
+
+def _reason(error: Exception) -> str:
+  return getattr(error, 'strerror', None) or printable(error)

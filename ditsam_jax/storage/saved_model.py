@@ -1,6 +1,6 @@
 """Models on disk: a folder that is all one needs to rebuild one.
 
-  model.json   the model's config, what data it was made with, free notes
+  model.json   the model's config; what of it is fresh or assumed; what data it was made with; free notes
   vocab.txt    the tokeniser's vocabulary, for models with a text encoder
   weights/     Orbax, one array a parameter, named by its dotted path
   leftovers/   likewise, for converted models: tensors that the PyTorch code carries along and never uses
@@ -8,102 +8,42 @@
 A training run's workdir holds such a folder as `model/`, and names it as well.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from flax import nnx
 
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.weights import cast, dotted, dtype_named, is_weight, weights_of
+from ditsam_jax.storage import arrays, checksums
+from ditsam_jax.storage.description import (
+  FORMAT,
+  check_words,
+  read_config,
+  read_description,
+)
+from ditsam_jax.storage.description import data_config as data_config
+from ditsam_jax.storage.description import fresh_parts as fresh_parts
+from ditsam_jax.storage.description import parts_of as parts_of
+from ditsam_jax.storage.description import vocabulary_file as vocabulary_file
+from ditsam_jax.storage.description import warn_if_fresh as warn_if_fresh
+from ditsam_jax.storage.files import read_json
+from ditsam_jax.storage.paths import local_path
+from ditsam_jax.storage.places import resolve
+from ditsam_jax.terminal import listed, printable
+from ditsam_jax.vocabulary import fingerprint, read_vocabulary
 
-FORMAT = 1
 CONTENTS = ('model.json', 'vocab.txt', 'weights', 'leftovers')
-LARGE = 2**28  # bytes of weights from which every array gets a file of its own
-SHIPPED = Path(__file__).parents[1] / 'pretrained'
-
-
-def shipped_names() -> list[str]:
-  """Names of the models that come with the library."""
-  return sorted(path.parent.name for path in SHIPPED.glob('*/model.json'))
-
-
-def resolve(name_or_dir: str | os.PathLike) -> Path:
-  """The folder of a shipped model's name, of a model's own folder or of a training run's workdir.
-
-  Raises:
-    UserError: nothing of that kind is there.
-  """
-  given = str(name_or_dir)
-  try:
-    path = Path(given).expanduser()
-  except RuntimeError as error:  # ~somebody who is not there
-    raise UserError(f'checkpoint {given!r}: {error}') from error
-  for candidate in (path, path / 'model'):
-    if (candidate / 'model.json').is_file():
-      return candidate
-  if given in shipped_names():
-    return SHIPPED / given
-  shipped = ', '.join(shipped_names())
-  if not path.exists():
-    raise UserError(
-      f"checkpoint {given!r} does not exist; give a model's folder, a training run's workdir, or a "
-      f'shipped model ({shipped})'
-    )
-  if (path / 'checkpoints').is_dir():
-    raise UserError(
-      f'{given!r} is a training run that has not written its model yet; let it finish, or stop it with '
-      f'Ctrl-C, and it is written'
-    )
-  raise UserError(
-    f"{given!r} is no ditsam_jax model: it has no model.json; give a model's folder, a training run's "
-    f'workdir, or a shipped model ({shipped})'
-  )
-
-
-def read_description(name_or_dir: str | os.PathLike) -> dict[str, Any]:
-  """model.json as plain containers: 'model', 'data', 'notes'. Raises UserError where it cannot be read."""
-  file = resolve(name_or_dir) / 'model.json'
-  try:
-    description = json.loads(file.read_text())
-    version = description['format']
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    raise UserError(f'{file} is damaged or no ditsam_jax model ({error}); copy the model again') from error
-  if version != FORMAT:
-    raise UserError(f'{file} has format {version}, this version reads {FORMAT}; use the version that wrote it')
-  return description
-
-
-def read_config(name_or_dir: str | os.PathLike) -> DitSamConfig:
-  """The model's config."""
-  try:
-    return DitSamConfig.from_dict(read_description(name_or_dir)['model'])
-  except (ValueError, TypeError, KeyError) as error:
-    raise UserError(f'{resolve(name_or_dir) / "model.json"}: {error}') from error
-
-
-def data_config(name_or_dir: str | os.PathLike) -> dict[str, Any]:
-  """What the model was trained on: {'dataset': ..., 'scenes': ...}."""
-  return read_description(name_or_dir).get('data', {})
-
-
-def vocabulary_file(name_or_dir: str | os.PathLike) -> Path:
-  """The tokeniser's vocabulary. Raises UserError for a model that takes no text."""
-  file = resolve(name_or_dir) / 'vocab.txt'
-  if not file.is_file():
-    raise UserError(f'{str(name_or_dir)!r} has no vocab.txt: it takes no text; use a text-prompted model (shapes, say)')
-  return file
 
 
 def load(name_or_dir: str | os.PathLike, *, dtype: str = 'float32') -> DitSam:
@@ -127,7 +67,7 @@ def build(config: DitSamConfig, weights: dict[str, Any], name: str) -> DitSam:
   """A model of given weights by dotted path, in evaluation mode, in f32.
 
   Raises:
-    UserError: weights that are missing, unknown or of another shape; `name` says whose they are.
+    UserError: weights that are missing, unknown, of another shape or no usable numbers; `name` says whose they are.
   """
   model = check_weights(config, weights, name)
   state = nnx.state(model, is_weight)
@@ -140,20 +80,14 @@ def build(config: DitSamConfig, weights: dict[str, Any], name: str) -> DitSam:
 
 
 def check_weights(config: DitSamConfig, weights: dict[str, Any], name: str) -> DitSam:
-  """The abstract model of a config. Raises UserError unless the weights by dotted path are all of it and of its shapes."""
+  """The abstract model of a config.
+
+  Raises:
+    UserError: the weights by dotted path are not all of it and of its shapes, or are no usable numbers.
+  """
   model = nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))
-  expected = {path: variable.shape for path, variable in weights_of(model).items()}
-  problems = [
-    f'{path} is {weights[path].shape}, expected {shape}' if path in weights else f'{path} is missing'
-    for path, shape in expected.items()
-    if path not in weights or weights[path].shape != shape
-  ]
-  problems += [f'{path} is unknown' for path in weights if path not in expected]
-  if problems:
-    raise UserError(
-      f'{name!r}: weights do not fit model.json: {"; ".join(problems[:5])}'
-      f'{f" and {len(problems) - 5} more" if len(problems) > 5 else ""}; copy the model again'
-    )
+  _refuse(arrays.differences(weights, weights_of(model)), name, 'weights do not fit model.json')
+  _refuse(arrays.unusable(weights.items()), name, 'weights cannot be computed with')
   return model
 
 
@@ -163,78 +97,35 @@ def size(directory: str | os.PathLike) -> int:
 
 
 def read_weights(name_or_dir: str | os.PathLike) -> dict[str, np.ndarray]:
-  """All weights by dotted path, in the type they are stored in."""
-  return _read_arrays(resolve(name_or_dir) / 'weights')
+  """All weights by dotted path, in the type they are stored in.
+
+  Raises:
+    UserError: missing, damaged, or larger than the config says, which is noticed before they are read.
+  """
+  folder, config = _whole(name_or_dir, 'weights'), read_config(name_or_dir)
+  model = nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))
+  stored = arrays.shapes_and_types(folder)
+  problems = arrays.differences(stored, weights_of(model)) or [
+    f'{name} is {array.dtype}, expected floating-point numbers'
+    for name, array in stored.items()
+    if not jnp.issubdtype(array.dtype, jnp.floating)
+  ]
+  _refuse(problems, name_or_dir, 'weights do not fit model.json')
+  return arrays.read(folder)
 
 
 def read_leftovers(name_or_dir: str | os.PathLike) -> dict[str, np.ndarray]:
   """What a converted model carries along for the way back, by the source's names; often nothing."""
-  folder = resolve(name_or_dir) / 'leftovers'
-  return _read_arrays(folder) if folder.exists() else {}
+  folder = _whole(name_or_dir, 'leftovers')
+  return arrays.read(folder) if folder.exists() else {}
 
 
-def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-  """Of all stored arrays, by name."""
-  import orbax.checkpoint as ocp  # slow to import
-
-  with _explained(folder), ocp.PyTreeCheckpointer() as checkpointer:
-    return {
-      name: tuple(array.shape) for name, array in checkpointer.metadata(folder.absolute()).item_metadata.tree.items()
-    }
-
-
-def _read_arrays(folder: Path, places: dict[str, jax.ShapeDtypeStruct] | None = None) -> dict[str, Any]:
-  """All stored arrays, in NumPy, in their own types; or those in `places`, with the types and shardings given there."""
-  import orbax.checkpoint as ocp
-
-  def where(name: str) -> ocp.RestoreArgs:
-    if places is None:
-      return ocp.RestoreArgs(restore_type=np.ndarray)
-    if name not in places:
-      return ocp.RestoreArgs(restore_type=None)
-    return ocp.ArrayRestoreArgs(sharding=places[name].sharding, dtype=places[name].dtype)
-
-  names = _shapes(folder)
-  with _explained(folder), ocp.PyTreeCheckpointer() as checkpointer:
-    wanted = {name: ocp.PLACEHOLDER if places and name not in places else 0 for name in names}
-    restored = checkpointer.restore(folder.absolute(), item=wanted, restore_args={name: where(name) for name in names})
-  return {name: array for name, array in restored.items() if places is None or name in places}
-
-
-@contextlib.contextmanager
-def _explained(folder: Path) -> Iterator[None]:
-  """Orbax and TensorStore raise many kinds for damaged files; makes one of them."""
-  try:
-    yield
-  except Exception as error:
-    reason = str(error).strip().split('\n')[0][:200]
-    raise UserError(f'{folder} is missing or damaged ({reason}); copy the model again') from error
-
-
-def _write_arrays(folder: Path, arrays: dict[str, Any]) -> None:
-  """Orbax, without copies of the arrays: they may be views of a mapped file that is larger than memory should get."""
-  import orbax.checkpoint as ocp
-  from orbax.checkpoint import type_handlers
-
-  arrays = {name: np.asarray(array) for name, array in arrays.items()}
-  in_place = type_handlers.create_type_handler_registry(
-    (np.ndarray, type_handlers.NumpyHandler(deepcopy_host_arrays=False)), (jax.Array, type_handlers.ArrayHandler())
-  )
-  # OCDBT puts all arrays into a few files, and holds them in memory until it has.
-  few_files = sum(array.nbytes for array in arrays.values()) < LARGE
-  handler = ocp.PyTreeCheckpointHandler(type_handler_registry=in_place, use_ocdbt=few_files)
-  verbosity = logging.get_verbosity()
-  logging.set_verbosity(logging.ERROR)  # Orbax warns that it does not merge OCDBT files where none are wanted
-  try:
-    # Of several hosts this one alone writes, and must not wait for the others.
-    alone = ocp.options.MultiprocessingOptions(primary_host=jax.process_index(), active_processes={jax.process_index()})
-    with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
-      checkpointer.save(folder, arrays)
-  except Exception as error:  # TensorStore raises ValueError where the disk is full
-    raise OSError(None, str(error).strip().split('\n')[0][:200]) from error
-  finally:
-    logging.set_verbosity(verbosity)
-  _forget_where(folder)
+def _whole(name_or_dir: str | os.PathLike, part: str) -> Path:
+  """The folder of weights or leftovers, every file of it as it was saved. Raises UserError where one is not."""
+  folder = resolve(name_or_dir)
+  files = read_description(name_or_dir)['files']
+  checksums.check(folder, {name: entry for name, entry in files.items() if name.startswith(f'{part}/')})
+  return folder / part
 
 
 def save(
@@ -244,6 +135,8 @@ def save(
   vocabulary: Path | None = None,
   data: dict[str, Any] | None = None,
   notes: dict[str, Any] | None = None,
+  fresh: Sequence[str] = (),
+  assumed: Sequence[str] = (),
   dtype=jnp.float32,
 ) -> Path:
   """Writes a model whole or not at all; an earlier one at that place is replaced.
@@ -254,10 +147,22 @@ def save(
     vocabulary: the tokeniser's file, for models that take text.
     data: what it was trained on, plain containers.
     notes: anything worth keeping (scores, steps), plain containers.
+    fresh: parts that were never trained, see `parts_of`.
+    assumed: fields of the config that nobody stated and its source does not tell.
     dtype: type the weights are stored in; f16 halves the size of a shipped model.
+
+  Raises:
+    UserError: it cannot be written, or would hold weights that are no usable numbers (too large for f16, say).
   """
   weights = {name: variable[...].astype(dtype) for name, variable in weights_of(model).items()}
-  return write(directory, model.config, weights, vocabulary=vocabulary, data=data, notes=notes)
+  _refuse(arrays.unusable(weights.items()), directory, f'weights stored as {jnp.dtype(dtype)}', 'choose another dtype')
+  pieces = None
+  if vocabulary is not None:
+    pieces = list(read_vocabulary(vocabulary))
+    check_words(len(pieces), model.config, vocabulary)
+  return write(
+    directory, model.config, weights, vocabulary=pieces, data=data, notes=notes, fresh=fresh, assumed=assumed
+  )
 
 
 def write(
@@ -265,34 +170,42 @@ def write(
   config: DitSamConfig,
   weights: dict[str, Any],
   *,
-  vocabulary: Path | None = None,
+  vocabulary: Sequence[str] | None = None,
   data: dict[str, Any] | None = None,
   notes: dict[str, Any] | None = None,
+  fresh: Sequence[str] = (),
+  assumed: Sequence[str] = (),
   leftovers: dict[str, Any] | None = None,
 ) -> Path:
   """`save` for weights by dotted path, each in the type it is to be stored in; see there.
 
   Args:
+    vocabulary: the word pieces, in the order of their ids.
     leftovers: arrays that no parameter holds, kept so that a way back to their source is complete.
   """
-  directory = Path(directory).absolute()
+  directory = local_path(str(directory)).absolute()
   temporary = directory.parent / f'.{directory.name}.writing-{os.getpid()}'
+  config = dataclasses.replace(config, attention='auto')  # how to compute is no property of the weights
+  description: dict[str, Any] = {'format': FORMAT, 'model': config.to_dict()}
+  if vocabulary is not None:
+    description['vocabulary'] = {'words': len(vocabulary), 'sha256': fingerprint(vocabulary)}
+  description |= {'fresh': list(fresh), 'assumed': list(assumed), 'data': data or {}, 'notes': notes or {}}
   try:
     _check_target(directory)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    config = dataclasses.replace(config, attention='auto')  # how to compute is no property of the weights
-    description = {'format': FORMAT, 'model': config.to_dict(), 'data': data or {}, 'notes': notes or {}}
-    (temporary / 'model.json').write_text(json.dumps(description, indent=1) + '\n')
     if vocabulary is not None:
-      shutil.copyfile(vocabulary, temporary / 'vocab.txt')
-    _write_arrays(temporary / 'weights', weights)
+      (temporary / 'vocab.txt').write_text('\n'.join(vocabulary) + '\n', encoding='utf-8')
+    arrays.write(temporary / 'weights', weights)
     if leftovers:
-      _write_arrays(temporary / 'leftovers', leftovers)
+      arrays.write(temporary / 'leftovers', leftovers)
+    description['files'] = checksums.of(temporary)
+    (temporary / 'model.json').write_text(json.dumps(description, indent=1) + '\n')
     _replace(temporary, directory)
-  except OSError as error:
+  except (OSError, ValueError) as error:  # ValueError: a name that no folder can have
+    reason = getattr(error, 'strerror', None) or error
     raise UserError(
-      f'the model cannot be written to {directory}: {error.strerror or error}; choose another place, or make room'
+      f'the model cannot be written to {printable(directory)}: {reason}; choose another place, or make room'
     ) from error
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
@@ -303,22 +216,36 @@ def read_start(name_or_dir: str | os.PathLike, expected: dict[str, jax.ShapeDtyp
   """Those of the expected weights (by dotted path, with shardings) that a saved model has, each read where it belongs.
 
   Raises:
-    UserError: a weight of the same name has another shape, or nothing fits at all.
+    UserError: as `check_start`; files are damaged, values are no usable numbers.
   """
-  folder = resolve(name_or_dir) / 'weights'
-  shapes = _shapes(folder)
+  found = check_start(name_or_dir, expected)
+  weights = arrays.read(_whole(name_or_dir, 'weights'), found)
+  _refuse(arrays.unusable(weights.items()), name_or_dir, 'weights cannot be computed with')
+  return weights
+
+
+def check_start(
+  name_or_dir: str | os.PathLike, expected: dict[str, jax.ShapeDtypeStruct]
+) -> dict[str, jax.ShapeDtypeStruct]:
+  """Those of the expected weights that a saved model has, of which no value is read.
+
+  Raises:
+    UserError: the model is missing or damaged, a weight of the same name has another shape, or nothing fits at all.
+  """
+  read_config(name_or_dir)
+  stored = arrays.shapes_and_types(resolve(name_or_dir) / 'weights')
+  name = f"init_from '{printable(name_or_dir)}'"
   wrong = [
-    f'{name} is {shapes[name]} there and {array.shape} here'
+    f'{name} is {stored[name].shape} there and {array.shape} here'
     for name, array in expected.items()
-    if shapes.get(name, array.shape) != array.shape
+    if name in stored and stored[name].shape != array.shape
   ]
-  found = {name: array for name, array in expected.items() if name in shapes}
+  found = {name: array for name, array in expected.items() if name in stored}
   if wrong or not found:
     raise UserError(
-      f'init_from {str(name_or_dir)!r} does not fit config.model: '
-      f'{"; ".join(wrong[:4]) or "no weight has the same name"}; make their sizes equal'
+      f'{name} does not fit config.model: {listed(wrong, 4) or "no weight has the same name"}; make their sizes equal'
     )
-  return _read_arrays(folder, found)
+  return found
 
 
 def fill_streams(model: DitSam) -> None:
@@ -330,26 +257,24 @@ def fill_streams(model: DitSam) -> None:
   nnx.update(model, abstract)
 
 
-def _forget_where(weights: Path) -> None:
-  """Removes what Orbax notes of the place and the devices of saving: no use to whoever loads, 3 % of a tiny model."""
-  for name in ('_sharding', 'commit_success.txt'):
-    (weights / name).unlink(missing_ok=True)
-  shutil.rmtree(weights / 'array_metadatas', ignore_errors=True)
+def _refuse(problems: list[str], name: str | os.PathLike, what: str, advice: str = 'copy the model again') -> None:
+  if problems:
+    raise UserError(f"'{printable(name)}': {what}: {listed(problems)}; {advice}")
 
 
 def _check_target(directory: Path) -> None:
   """Raises UserError unless a model may be put there: nothing, an empty folder or an earlier model."""
 
   def refuse(reason: str):
-    raise UserError(f'the model cannot be written to {directory}: {reason}; choose another place')
+    raise UserError(f'the model cannot be written to {printable(directory)}: {reason}; choose another place')
 
   if not directory.name or directory.exists() and not directory.is_dir():
     refuse('this is no name for a folder' if not directory.name else 'a file of that name is there')
   if directory.is_dir() and any(directory.iterdir()):
     try:
-      if not {'format', 'model', 'data', 'notes'} <= set(json.loads((directory / 'model.json').read_text())):
+      if not {'format', 'model', 'data', 'notes'} <= set(read_json(directory / 'model.json')):
         refuse('the folder holds something else')
-    except (OSError, ValueError, TypeError):
+    except (UserError, TypeError):
       refuse('the folder holds something else')
 
 

@@ -9,9 +9,11 @@ a number without a whole manifest is damage, and whatever else lies there was le
 Older checkpoints go only after that. With several hosts the first one does all of this but Orbax's part.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
+import re
 import shutil
 import threading
 from pathlib import Path
@@ -25,12 +27,15 @@ from jax.experimental import multihost_utils
 
 from ditsam_jax.errors import UserError
 from ditsam_jax.parallel import distributed
-from ditsam_jax.terminal import say
+from ditsam_jax.storage.files import read_json
+from ditsam_jax.terminal import printable, say
 from ditsam_jax.training import manifest
 from ditsam_jax.training.step import TrainState
 from ditsam_jax.training.workdir import differences
 
 _NONE, _NONE_WHOLE = -1, -2  # instead of the number of a checkpoint
+_RUN = 'run.json'
+_NUMBER = re.compile(r'0|[1-9][0-9]{0,8}')  # names of whole checkpoints; steps are int32
 
 
 @dataclasses.dataclass
@@ -40,6 +45,7 @@ class Progress:
   evaluated: int = 0  # step of the last evaluation on the validation split
   best_step: int | None = None  # of the highest score there, whose checkpoint is kept
   best_score: float | None = None
+  fresh: list[str] = dataclasses.field(default_factory=list)  # parts that held initial values at the start
 
   def improved(self, step: int, score: float) -> bool:
     """Whether this score is the highest so far, which is noted; of equal ones the first stays."""
@@ -66,15 +72,7 @@ class Checkpoints:
   def __init__(self, workdir: Path, keep: int, config: dict[str, Any], on_failure: str = 'continue'):
     self._folder = workdir.absolute() / 'checkpoints'
     self._keep, self._config, self._on_failure = keep, config, on_failure
-    newest = _newest_whole(self._folder) if distributed.is_first() else _NONE
-    newest = int(multihost_utils.broadcast_one_to_all(np.int32(newest)))
-    if newest == _NONE_WHOLE:
-      raise UserError(
-        f'no checkpoint in {self._folder} is whole, so this run cannot go on; choose another --workdir, '
-        f'or delete that folder to begin again'
-      )
-    # Whole ones, as far as is known. Another host's view of the folder may be older than that of the first.
-    self._steps = [step for step in _numbers(self._folder) if step < newest] + ([newest] if newest != _NONE else [])
+    self._steps = self._whole()
     self._orbax = ocp.StandardCheckpointer()
     self._writing: int | None = None  # the step that is being written
     self._thread: threading.Thread | None = None
@@ -119,7 +117,7 @@ class Checkpoints:
       if distributed.is_first():
         _clear_leftovers(self._folder)
         folder.mkdir(parents=True)
-        (folder / 'run.json').write_text(json.dumps(run, indent=1, default=_plain) + '\n')
+        (folder / _RUN).write_text(json.dumps(run, indent=1, default=_plain) + '\n')
     except OSError as error:
       self._failure = error
     if multihost_utils.broadcast_one_to_all(np.asarray(self._failure is None)):  # else no host may wait for the first
@@ -145,7 +143,7 @@ class Checkpoints:
     if self._thread is None:
       return
     self._finish()
-    if jax.process_count() > 1 and np.any(multihost_utils.process_allgather(np.asarray(self._failure is not None))):
+    if distributed.on_any_host(self._failure is not None):
       self._failure = self._failure or RuntimeError('another host could not write its part')
       self._steps = [step for step in self._steps if step != self._writing]
     self._tell_failure()
@@ -159,22 +157,45 @@ class Checkpoints:
       iterator: of the same data.
 
     Raises:
-      UserError: the checkpoint is of another config, or does not fit the state.
+      UserError: the checkpoint is of another config, or none can be read. Newer ones than the one taken that cannot be
+        are named on stderr.
     """
-    folder = self._folder / str(self.latest_step)
-    try:
-      run = json.loads((folder / 'run.json').read_text())
-      progress = Progress(**run['progress'])
-      restored = self._orbax.restore(folder / 'state', {name: _abstract(x) for name, x in _flatten(state).items()})
-    except Exception as error:
-      reason = str(error).strip().split('\n')[0][:200]
+    while True:
+      step = self.latest_step
+      run, restored, failure = None, None, None
+      try:
+        run = _read_run(self._folder / str(step))
+        if changed := differences(run['config'], self._config):
+          raise UserError(
+            f'checkpoint {self._folder / str(step)} is of another config ({"; ".join(changed[:4])}); choose another '
+            f'--workdir'
+          )
+        abstract = {name: _abstract(x) for name, x in _flatten(state).items()}
+        restored = self._orbax.restore(self._folder / str(step) / 'state', abstract)
+        iterator.set_state(run['position'])
+      except UserError:
+        raise
+      except Exception as error:  # of Orbax, TensorStore and iterators, of many kinds
+        failure = error
+      if not distributed.on_any_host(failure is not None):
+        arrays = [restored[name] for name in _flatten(state)]
+        return jax.tree.unflatten(jax.tree.structure(state), arrays), Progress(**run['progress'])
+      problem = f'checkpoint {self._folder / str(step)} cannot be read ({_reason(failure)})'
+      if len(self._steps) == 1:
+        raise UserError(f'{problem}; use the version that wrote it, or choose a new --workdir') from failure
+      distributed.tell(f'{problem}; trying the one before')
+      self._steps = self._whole(below=step)
+
+  def _whole(self, below: int | None = None) -> list[int]:
+    """Steps of the checkpoints up to the newest whole one, which the first host finds; its view counts for all."""
+    newest = _newest_whole(self._folder, below) if distributed.is_first() else _NONE
+    newest = int(multihost_utils.broadcast_one_to_all(np.int32(newest)))
+    if newest == _NONE_WHOLE:
       raise UserError(
-        f'checkpoint {folder} cannot be read ({reason}); use the version that wrote it, or choose a new --workdir'
-      ) from error
-    if changed := differences(run['config'], self._config):
-      raise UserError(f'checkpoint {folder} is of another config ({"; ".join(changed[:4])}); choose another --workdir')
-    iterator.set_state(run['position'])
-    return jax.tree.unflatten(jax.tree.structure(state), [restored[name] for name in _flatten(state)]), progress
+        f'no checkpoint in {self._folder} is whole, so this run cannot be resumed; choose another --workdir, '
+        f'or delete that folder to start again'
+      )
+    return [step for step in _numbers(self._folder) if step < newest] + ([newest] if newest != _NONE else [])
 
   def _complete(self, folder: Path, step: int, best: int | None) -> None:
     """In the background: waits for Orbax, then gives the checkpoint its number and removes older ones."""
@@ -208,43 +229,101 @@ class Checkpoints:
     error, self._failure = self._failure, None
     if error is None:
       return
-    reason = str(getattr(error, 'strerror', None) or error).strip().split('\n')[0][:200]
+    reason = _reason(error)
     last = 'no checkpoint is there yet' if self.latest_step is None else f'that of step {self.latest_step} is whole'
     failed = f'the checkpoint of step {self._writing} could not be written to {self._folder} ({reason}); {last}'
     if self._on_failure == 'stop':
-      raise UserError(f'{failed}; make room and run the same command, it goes on from there') from error
-    distributed.tell(f'{failed}; training goes on, make room before it ends')
+      raise UserError(f'{failed}; make room, and rerun the command to resume from there') from error
+    distributed.tell(f'warning: {failed}; training continues, make room before it ends')
 
 
-def _newest_whole(folder: Path) -> int:
+def _newest_whole(folder: Path, below: int | None = None) -> int:
   """The highest step whose checkpoint is whole; says which newer ones are not, and removes what killed runs left."""
-  if not folder.is_dir():
+  if not os.path.lexists(folder):
     return _NONE
+  if not folder.is_dir():
+    raise UserError(f'{folder} is no folder; choose another --workdir, or delete it')
   _clear_leftovers(folder)
-  steps = _numbers(folder)
+  steps = [step for step in _numbers(folder) if below is None or step < below]
   for step in reversed(steps):
-    problem = manifest.problem(folder / str(step))
+    problem = _problem(folder / str(step))
     if problem is None:
       return step
     say(f'checkpoint {folder / str(step)} is damaged ({problem}); trying the one before')
-  return _NONE_WHOLE if steps else _NONE
+  return _NONE_WHOLE if steps or below is not None else _NONE
+
+
+def _problem(checkpoint: Path) -> str | None:
+  """What is wrong with a checkpoint, in a few words, as far as it shows without the arrays."""
+  if problem := manifest.problem(checkpoint, needed=_RUN):
+    return problem
+  try:
+    _read_run(checkpoint)
+  except UserError as error:
+    return str(error)
+  return None
+
+
+def _read_run(checkpoint: Path) -> dict[str, Any]:
+  """What a checkpoint holds beside arrays. Raises UserError where it is not as it was written."""
+  run = read_json(checkpoint / _RUN)
+  kinds = {'step': int, 'position': dict, 'progress': dict, 'config': dict}
+  if not isinstance(run, dict):
+    raise UserError(f'{_RUN} holds no object')
+  for name, kind in kinds.items():
+    if type(run.get(name)) is not kind:
+      raise UserError(f'{_RUN}: {name} is {printable(run.get(name), 80)}')
+  if str(run['step']) != checkpoint.name:
+    raise UserError(f'{_RUN} is of step {run["step"]}')
+  progress = run['progress']
+  expected = {'evaluated': (int,), 'best_step': (int, type(None)), 'best_score': (int, float, type(None))}
+  for name, value in progress.items():
+    whole = type(value) in expected.get(name, ()) and not (isinstance(value, int) and not 0 <= value <= 2**31)
+    if not whole:
+      raise UserError(f'{_RUN}: progress.{printable(name)} is {printable(value, 80)}')
+  return run
+
+
+def _reason(error: BaseException | None) -> str:
+  """Why something failed, in a few words."""
+  if error is None:
+    return 'on another host'
+  text = str(getattr(error, 'strerror', None) or error).strip() or type(error).__name__
+  for known in (
+    'No space left on device',
+    'File too large',
+    'Disk quota exceeded',
+  ):  # in the midst of TensorStore's own
+    if known in text:
+      return known
+  return printable(text.split('\n')[0])
 
 
 def _numbers(folder: Path) -> list[int]:
   """Steps of the checkpoints in a folder, whole or not, in order."""
-  return sorted(int(path.name) for path in folder.glob('*') if path.name.isdecimal() and path.is_dir())
+  return sorted(int(name) for name in os.listdir(folder) if _NUMBER.fullmatch(name)) if folder.is_dir() else []
 
 
 def _discard(checkpoint: Path) -> None:
   """Removes a checkpoint; one that is half removed has no number any more."""
-  if checkpoint.exists():
+  if os.path.lexists(checkpoint):
+    _remove(checkpoint.with_suffix('.deleting'))
     os.rename(checkpoint, checkpoint.with_suffix('.deleting'))
-    shutil.rmtree(checkpoint.with_suffix('.deleting'), ignore_errors=True)
+    _remove(checkpoint.with_suffix('.deleting'))
 
 
 def _clear_leftovers(folder: Path) -> None:
   for path in [*folder.glob('*.writing'), *folder.glob('*.deleting')]:
+    _remove(path)
+
+
+def _remove(path: Path) -> None:
+  """Removes a folder or a file, as far as that is possible."""
+  if path.is_dir() and not path.is_symlink():
     shutil.rmtree(path, ignore_errors=True)
+  else:
+    with contextlib.suppress(OSError):
+      path.unlink()
 
 
 def _to_disk(folder: Path) -> None:

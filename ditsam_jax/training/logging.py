@@ -1,5 +1,6 @@
 """What a run tells people: a progress bar, TensorBoard without TensorFlow, one JSON line an interval."""
 
+import errno
 import json
 import math
 import os
@@ -10,10 +11,11 @@ import time
 from pathlib import Path
 
 import numpy as np
-import tqdm
 from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
+
+from ditsam_jax.terminal import progress
 
 
 class RunLog:
@@ -32,15 +34,7 @@ class RunLog:
   def __init__(self, workdir: Path, *, first_step: int, evaluated: int, total_steps: int):
     lines = workdir / 'train_log.jsonl'
     self._told = False
-    self._bar = tqdm.tqdm(
-      total=total_steps,
-      initial=first_step,
-      desc='training',
-      unit=' steps',
-      mininterval=1.0,
-      file=sys.stderr,
-      dynamic_ncols=True,
-    )
+    self._bar = progress(total_steps, 'training', 'steps', initial=first_step)
     self._shown: dict[str, str] = {}
     self._lines = _Appended(lines)
     self._events = _Appended(
@@ -95,7 +89,10 @@ class RunLog:
       write(*what)
     except OSError as error:
       if not self._told:
-        self.say(f'the log of the run cannot be written ({error.strerror or error}); training goes on')
+        self.say(
+          f'warning: the log of the run cannot be written ({error.strerror or error}); training continues, and lines are '
+          f'kept until there is room'
+        )
       self._told = True
 
 
@@ -117,6 +114,9 @@ class SilentLog:
   def panel(self, step: int, image: np.ndarray) -> None:
     pass
 
+  def say(self, text: str) -> None:
+    pass
+
 
 class _Appended:
   """A file that grows by whole records; those that find no room wait for the next one, in order."""
@@ -135,6 +135,7 @@ class _Appended:
     if not self._waiting:
       return
     self._path.parent.mkdir(parents=True, exist_ok=True)
+    _check_file(self._path)
     with self._path.open('ab', buffering=0) as file:
       while self._waiting:
         end = file.seek(0, os.SEEK_END)
@@ -147,10 +148,17 @@ class _Appended:
         del self._waiting[0]
 
 
+def _check_file(path: Path) -> None:
+  """Raises OSError where a file would be a pipe, which makes whoever opens it wait, or a device."""
+  if path.exists() and not path.is_file():
+    raise OSError(errno.EINVAL, f'{path.name} is no file')
+
+
 def _take_back(path: Path, first_step: int, evaluated: int) -> None:
   """Cuts off what was told of later steps and evaluations, and what a killed process wrote of a line. Raises OSError."""
-  if not path.exists():
+  if not os.path.lexists(path):
     return
+  _check_file(path)
   stays = 0
   for line in path.read_bytes().splitlines(keepends=True):
     if not line.endswith(b'\n') or _later(line, first_step, evaluated):
@@ -163,5 +171,5 @@ def _later(line: bytes, first_step: int, evaluated: int) -> bool:
   try:
     told = json.loads(line)
     return told['step'] > (evaluated if any(name.startswith('val/') for name in told) else first_step)
-  except (ValueError, TypeError, KeyError):  # not a line of ours; it harms nobody
+  except (ValueError, TypeError, KeyError, RecursionError):  # not a line of ours; it harms nobody
     return False

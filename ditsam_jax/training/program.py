@@ -15,12 +15,13 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.weights import weights_of
+from ditsam_jax.ops.attention.choice import fastest, why_not
 from ditsam_jax.parallel import sharding
 from ditsam_jax.storage import saved_model
-from ditsam_jax.training.config import attention_for
 from ditsam_jax.training.optimizer import freeze_pattern, make_optimizer
 from ditsam_jax.training.step import (
   Batch,
@@ -96,7 +97,7 @@ class Program:
 
 
 def build(config: ConfigDict, model: DitSamConfig, mesh: Mesh) -> Program:
-  """The program of a config on a mesh, whose devices need not be there.
+  """The program of a config with all lengths (config/lengths.py) on a mesh, whose devices need not be there.
 
   Raises:
     UserError: the mesh does not divide the batch or the heads; `config.freeze` matches nothing; the attention that the
@@ -132,6 +133,22 @@ def build(config: ConfigDict, model: DitSamConfig, mesh: Mesh) -> Program:
     lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state, shardings
   )
   return Program(mesh, structure, state, _batch(config, model, mesh), step, optimizer, model, config.seed)
+
+
+def attention_for(model: DitSamConfig, platform: str, dtype) -> str:
+  """The implementation of attention that all blocks take on a platform ('cpu', 'tpu', 'gpu') on arrays of a type.
+
+  Raises:
+    UserError: `config.model.attention` names one that cannot.
+  """
+  encoder = model.image_encoder
+  sides = {encoder.window(block) or model.grid for block in range(encoder.depth)}
+  shapes = [(dtype, encoder.width // encoder.heads, side**2 + model.max_text_tokens, 2 * side) for side in sides]
+  if model.attention == 'auto':
+    return fastest(platform, *shapes)
+  for problem in filter(None, (why_not(model.attention, platform, *shape) for shape in shapes)):
+    raise UserError(f"config.model.attention is {model.attention!r}: {problem}; 'auto' takes the best there is")
+  return model.attention
 
 
 def _batch(config: ConfigDict, model: DitSamConfig, mesh: Mesh) -> Batch:

@@ -1,13 +1,14 @@
 """Stopping at the end of a step: for preemption (SIGTERM) and for people (Ctrl-C)."""
 
+import contextlib
 import os
 import signal
-import sys
 from collections.abc import Callable
-from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
+
+from ditsam_jax import interruption
 
 
 class Stopped(Exception):
@@ -17,15 +18,16 @@ class Stopped(Exception):
 class StopSignal:
   """Once there are steps, turns SIGTERM or the first Ctrl-C into a request to stop; the next Ctrl-C ends at once.
 
-  Before, when there is nothing to save, both end at once, SIGTERM with status 0. SIGTERM again changes nothing:
-  schedulers send it to a process and to its group.
+  Before, when there is nothing to save, both end at once. SIGTERM again changes nothing: schedulers send it to a
+  process and to its group.
   """
 
   def __init__(self):
     self.number: int | None = None  # of the signal
     self._told: int | None = None  # the signal, before all hosts know
     self._stepping = False
-    self._before: dict[int, Any] = {}
+    self._questions = 0
+    self._meanwhile = contextlib.ExitStack()
 
   @property
   def asked(self) -> bool:
@@ -33,17 +35,17 @@ class StopSignal:
 
   def __enter__(self) -> 'StopSignal':
     # Of several hosts JAX takes SIGTERM, to agree on the step with the others.
-    for number in (signal.SIGINT, signal.SIGTERM)[: 1 if jax.process_count() > 1 else 2]:
-      self._before[number] = signal.signal(number, self._ask)
+    numbers = (signal.SIGINT, signal.SIGTERM)[: 1 if jax.process_count() > 1 else 2]
+    self._meanwhile.enter_context(interruption.deferred(self._take, numbers))
     return self
 
   def __exit__(self, *exception):
-    for number, handler in self._before.items():
-      signal.signal(number, handler)
+    self._meanwhile.close()
 
-  def agreed(self, step: int) -> bool:
-    """Whether to stop at this step; to be asked after every step, and the same on all hosts once one was signalled."""
-    if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+  def agreed(self) -> bool:
+    """Whether to stop here. All hosts must ask equally often, and all get the same answer at the same question."""
+    self._questions += 1  # JAX fixes the number of the question at which all hosts hear of a signal
+    if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(self._questions):
       self.number = self._told or signal.SIGTERM
     return self.asked
 
@@ -52,22 +54,22 @@ class StopSignal:
     self._stepping = True
 
   def interruptible(self, function: Callable) -> Callable:
-    """The function, which raises Stopped instead of beginning when a stop is asked for."""
+    """The function, which raises Stopped instead of beginning when a stop is asked for; see `agreed`."""
 
     def call(*arguments):
-      if self.asked:
+      if self.agreed():
         raise Stopped
       return function(*arguments)
 
     return call
 
-  def _ask(self, number, frame):
-    if number == signal.SIGINT and (self.asked or self._told or not self._stepping):
-      raise KeyboardInterrupt
-    if not self._stepping:
-      sys.exit(0)
-    if self.asked or self._told:
-      return
+  def _take(self, number: int) -> bool:
+    """Whether a signal is taken for a request to stop; see `interruption.deferred`."""
+    again = self.asked or self._told is not None
+    if not self._stepping or number == signal.SIGINT and again:
+      return False
+    if again:
+      return True
     if jax.process_count() > 1:
       self._told = number
       os.kill(os.getpid(), signal.SIGTERM)
@@ -78,4 +80,6 @@ class StopSignal:
       if number == signal.SIGINT
       else 'asked to stop (SIGTERM): saving after this step'
     )
-    os.write(sys.__stderr__.fileno(), f'{told}\n'.encode())  # `print` cannot be interrupted by another `print`
+    with contextlib.suppress(OSError):
+      os.write(2, f'{told}\n'.encode())  # `print` cannot be interrupted by another `print`
+    return True

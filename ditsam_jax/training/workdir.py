@@ -1,7 +1,6 @@
 """A run's own folder: for one process at a time, and for one config."""
 
 import fcntl
-import json
 import os
 import re
 import shutil
@@ -12,8 +11,10 @@ from typing import Any
 import jax
 
 from ditsam_jax.errors import UserError
-from ditsam_jax.storage.files import UNFINISHED, write_json
-from ditsam_jax.terminal import say
+from ditsam_jax.parallel import distributed
+from ditsam_jax.storage.files import UNFINISHED, read_json, write_json
+from ditsam_jax.storage.paths import local_path
+from ditsam_jax.terminal import printable, say
 
 # Where things are, how fast they go, what is kept and told: fields that may change from one command to the next.
 FREE = (
@@ -24,7 +25,6 @@ FREE = (
   'config.log_every',
   'config.checkpoint_every',
   'config.keep_checkpoints',
-  'config.keep_best',
   'config.on_save_failure',
   'config.max_skipped',
   'config.eval_batch_size',
@@ -32,7 +32,11 @@ FREE = (
   'config.remat',
   'config.scan',
   'config.model.attention',
+  'config.optimizer.warmup_share',  # warmup_steps is what counts
 )
+FORMER = ('config.keep_best',)  # fields that runs of earlier versions have noted, without a say in their results
+
+_RESULTS = ('model', 'best', 'metrics.json')
 
 # Of models, JSON, pictures and batches that are written under another name and renamed.
 _UNFINISHED = re.compile(r'\.(model|best)\.(writing|retired)-\d+|' + UNFINISHED)
@@ -42,7 +46,7 @@ class Workdir:
   """A folder that can be claimed; the claim ends with the context, or with the process, however that ends."""
 
   def __init__(self, path: Path):
-    self.path = path
+    self.path = local_path(str(path))
     self._lock: int | None = None
 
   def __enter__(self) -> 'Workdir':
@@ -53,42 +57,55 @@ class Workdir:
       os.close(self._lock)
       self._lock = None
 
+  @property
+  def begun(self) -> bool:
+    """Whether a run has left something there that another config must not continue or replace."""
+    if any((self.path / name).exists() for name in _RESULTS):
+      return True
+    checkpoints = self.path / 'checkpoints'
+    return checkpoints.is_dir() and any(path.name.isdecimal() for path in checkpoints.iterdir())
+
   def claim(self, config: dict[str, Any]) -> None:
     """Makes the folder and notes the config (plain containers) in it, or checks that it is this run's.
+
+    A run that failed before it left anything to go on from does not bind its folder to its config.
 
     Raises:
       UserError: another process trains there, or it holds a run of another config, or cannot be written.
     """
+    if changed := differences(distributed.gathered([config])[0], config):
+      raise UserError(f'the hosts were started with different configs ({"; ".join(changed[:4])}); expected the same')
+    if jax.process_index():  # the locks of some network file systems hold for one host at a time
+      return
     file = self.path / 'config.json'
     try:
       self.path.mkdir(parents=True, exist_ok=True)
-      if jax.process_index() == 0:  # the locks of some network file systems hold for one host at a time
-        self._take_lock()
-        self._clear_leftovers()
-      if file.exists():
-        changed = differences(json.loads(file.read_text()), config)
+      self._take_lock()
+      self._clear_leftovers()
+      if self.begun and os.path.lexists(file):
+        changed = differences(read_json(file, finite=False), config)
         if changed:
           raise UserError(
             f'workdir {str(self.path)!r} holds a run of another config ({"; ".join(changed[:4])}); '
             f'choose another --workdir or delete this one'
           )
-      if jax.process_index() == 0:
-        write_json(file, config)
+      write_json(file, config)
     except (OSError, ValueError) as error:
-      raise UserError(f'workdir {str(self.path)!r} cannot be used: {error}') from error
+      reason = getattr(error, 'strerror', None) or error
+      raise UserError(f'workdir {str(self.path)!r} cannot be used: {reason}; choose another --workdir') from error
 
   def _take_lock(self) -> None:
-    self._lock = os.open(self.path / '.lock', os.O_RDWR | os.O_CREAT, 0o666)
+    self._lock = os.open(self.path / '.lock', os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666)
     try:
       fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system when the process ends
     except BlockingIOError as error:
-      owner = os.read(self._lock, 200).decode(errors='replace').strip()
+      owner = printable(os.read(self._lock, 200).decode(errors='replace').strip())
       raise UserError(
         f'workdir {str(self.path)!r} is in use by {owner or "another process"}; wait for it, end it, or '
         f'choose another --workdir'
       ) from error
     except OSError as error:  # a file system without locks
-      say(f'{self.path} cannot be locked ({error.strerror}); take care that one process alone trains there')
+      say(f'warning: {self.path} cannot be locked ({error.strerror}); make sure that only one process trains there')
       return
     os.truncate(self._lock, 0)
     os.write(self._lock, f'process {os.getpid()} on {socket.gethostname()}\n'.encode())
@@ -105,7 +122,7 @@ class Workdir:
 
 def differences(old: Any, new: Any, trail: str = 'config') -> list[str]:
   """Fields that differ between two configs as plain containers, but for those that are FREE to change."""
-  if trail in FREE:
+  if trail in FREE or trail in FORMER:
     return []
   if isinstance(old, dict) and isinstance(new, dict):
     return [

@@ -137,5 +137,5 @@ def test_other_files_are_named(tmp_path, content):
   file.write_text(content)
   with pytest.raises(UserError, match='instances.json is'):
     read_instances(file, {1}, {3})
-  with pytest.raises(UserError, match='cannot be read'):
+  with pytest.raises(UserError, match='no.json: no such file'):
     read_instances(tmp_path / 'no.json', {1}, {3})

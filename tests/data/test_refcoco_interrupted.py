@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 import pytest
 
-from ditsam_jax.data import datasets
-from ditsam_jax.data.refcoco import builder, catalogue, images
+from ditsam_jax.data import datasets, workers
+from ditsam_jax.data.refcoco import builder, catalogue
 from ditsam_jax.errors import UserError
 from tests.data.refcoco_downloads import make, rectangle
 
@@ -106,10 +106,10 @@ def test_memory_holds_a_few_images_ahead_whatever_their_number(monkeypatch):
       asked.append(image)
       return type('Future', (), {'result': lambda self: image})()
 
-  monkeypatch.setattr(images.concurrent.futures, 'ProcessPoolExecutor', Pool)
-  for image in images.encode_all(range(1000), 2):
+  monkeypatch.setattr(workers.concurrent.futures, 'ProcessPoolExecutor', Pool)
+  for image in workers.map_ordered(abs, range(1000), 2):
     given.append(image)
-    assert len(asked) - len(given) <= 2 * images._AHEAD
+    assert len(asked) - len(given) <= 2 * workers.AHEAD
   assert given == list(range(1000))
 
 

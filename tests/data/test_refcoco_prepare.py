@@ -158,14 +158,15 @@ def test_the_command_prints_counts_and_what_is_missing(downloads, tmp_path, caps
   assert 'images/s' in out and 'masks/s' in out and '5/5' in err
   assert prepare.main(downloads.arguments(tmp_path / 'data')) == 0  # again: the same, from what was written
   again, err = capsys.readouterr()
-  assert 'prepared before' in err and again.splitlines()[:5] == out.splitlines()[:5]
+  assert 'left as it is' in again and 'written' not in again and again.splitlines()[:5] == out.splitlines()[:5]
 
 
-@pytest.mark.parametrize('name', catalogue.SPLIT_BY)
+@pytest.mark.parametrize('name', catalogue.FAMILY)
 def test_published_sizes_are_complete_and_one_less_is_not(name):
-  for split_by in catalogue.SPLIT_BY[name]:
-    splits = {split: Counts(*(sizes or (1, 1))) for split, sizes in catalogue.SPLITS[name, split_by].items()}
-    whole = catalogue.PUBLISHED[name]
+  for partition in catalogue.FAMILY[name].partitions:
+    split_by = partition.name
+    splits = {split: Counts(*(sizes or (1, 1))) for split, sizes in partition.splits.items()}
+    whole = catalogue.FAMILY[name].whole
     assert catalogue.compare(name, split_by, splits, whole) == []
     assert catalogue.compare(name, split_by, splits, whole._replace(expressions=whole.expressions - 1))
     assert catalogue.compare(name, split_by, splits | {'val': Counts()}, whole)
@@ -174,7 +175,7 @@ def test_published_sizes_are_complete_and_one_less_is_not(name):
 
 
 def test_what_grefcocos_authors_gave_out_is_complete_and_otherwise_its_size_is_told():
-  splits = {split: Counts(1, 1) for split in catalogue.SPLITS['grefcoco', 'unc']}
+  splits = {split: Counts(1, 1) for split in catalogue.FAMILY['grefcoco'].partition().splits}
   released = Counts(19_994, 60_000, 259_859, 70_000, 30_000)
   assert catalogue.compare('grefcoco', 'unc', splits, released) == []
   *different, note = catalogue.compare('grefcoco', 'unc', splits, released._replace(expressions=259_858))
@@ -312,7 +313,7 @@ def test_all_faults_are_told_at_once_with_counts_and_first_examples(downloads, t
     f'6 {problems.UNKNOWN_ANNOTATION}: ref 101 (annotation 9001), ref 102 (annotation 9002), '
     'ref 103 (annotation 9003), ...' in lines
   )
-  assert f'1 {problems.MISSING_FILE}: COCO_train2014_000000581004.jpg' in lines
+  assert f'1 {problems.MISSING_FILE}: COCO_train2014_000000581004.jpg (image 581004)' in lines
   assert any(line.startswith(f'1 {problems.NO_MASK}: annotation 21 of ref 121') for line in lines)
 
 

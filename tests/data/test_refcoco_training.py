@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from ditsam_jax import prepare, train
+from ditsam_jax.config import files, lengths, recipes
 from ditsam_jax.data import datasets
 from ditsam_jax.errors import UserError
 from ditsam_jax.storage import saved_model
-from ditsam_jax.training import config as training_config
 from tests.data.refcoco_downloads import make
 from tests.small_models import random_model, small_config
 
@@ -33,7 +33,7 @@ def test_three_steps_from_a_converted_model(data_dir, vocabulary_file, tmp_path)
     mask_decoder=dataclasses.replace(model.mask_decoder, depth=1),
   )
   start = saved_model.save(tmp_path / 'start', random_model(model), vocabulary=vocabulary_file)
-  config = training_config.load(
+  config = files.load(
     str(CONFIG),
     [
       f'data.data_dir={data_dir}',
@@ -48,7 +48,7 @@ def test_three_steps_from_a_converted_model(data_dir, vocabulary_file, tmp_path)
       'freeze=image_encoder,text_encoder',
     ],
   )  # a smaller program compiles sooner
-  config.model = training_config.as_config_dict(model)
+  config.model = recipes.as_config_dict(model)
   summary = train.train(config, tmp_path / 'run')
   assert summary['steps'] == 3 and summary['split'] == 'val'
   losses = [json.loads(line) for line in (tmp_path / 'run' / 'train_log.jsonl').read_text().splitlines()]
@@ -70,6 +70,21 @@ def test_without_data_it_says_the_command_that_prepares_them(tmp_path, choice, a
   with pytest.raises(UserError, match=f'python -m ditsam_jax.prepare {asked} .*--data-dir={tmp_path}') as error:
     train.main([f'--config={CONFIG}:{choice}', f'--workdir={tmp_path / "run"}', f'--config.data.data_dir={tmp_path}'])
   assert '\n' not in str(error.value) and not (tmp_path / 'run').exists()
+
+
+def test_an_epoch_is_that_of_the_prepared_data(data_dir):
+  source = datasets.open_split('refcoco', data_dir, 'train')
+  config = files.load('ldit', [f'data.data_dir={data_dir}', 'data.batch_size=2', 'final_split=val'])
+  assert datasets.size('refcoco', data_dir, 'train')[:2] == (source.num_images, len(source))
+  resolved = lengths.resolve(config, lambda: lengths.samples_without_data(config))
+  assert resolved.total_steps == 40 * -(-len(source) // 2) < 40 * 663
+
+
+def test_a_split_that_was_not_prepared_is_refused_before_training(data_dir, tmp_path):
+  arguments = [f'--config.data.data_dir={data_dir}', '--config.final_split=testB', '--config.init_from=shapes']
+  with pytest.raises(UserError, match="has no split 'testB'; choose one of"):
+    train.main(['--config=ldit', f'--workdir={tmp_path / "run"}', *arguments])
+  assert not (tmp_path / 'run').exists()
 
 
 @pytest.mark.parametrize('start', ['', 'sam_shapes'])

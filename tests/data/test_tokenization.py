@@ -1,6 +1,8 @@
 """Ids as BERT counts them, against hand-made cases and the independent WordPiece class of `tokenizers`."""
 
+import json
 import pickle
+import random
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -9,11 +11,30 @@ import numpy as np
 import pytest
 import tokenizers
 
-from ditsam_jax import tokenization
 from ditsam_jax.errors import UserError
 from ditsam_jax.tokenization import Tokenizer
+from ditsam_jax.vocabulary import read_vocabulary
 
 SENTENCES = ['the red box', 'Boxes, on the LEFT', 'a purple box', 'third box on the right of the green box', '']
+_ODD = [
+  'é',
+  'ß',
+  '中国',
+  '[CLS]',
+  '[MASK]',
+  '[UNK]',
+  '\u200b',
+  '\x00',
+  '\t',
+  ',',
+  "'",
+  'ﬁ',
+  '½',
+  'İ',
+  '😀',
+  '\u0301',
+  'x' * 101,
+]
 
 
 def test_a_sentence_by_hand(tmp_path):
@@ -66,18 +87,74 @@ def test_many_threads_get_the_answers_of_one(vocabulary_file):
   np.testing.assert_array_equal(rows, expected)
 
 
-def test_every_sentence_is_tokenised_once_however_many_threads_ask(vocabulary_file, monkeypatch):
-  asked, plain = [], tokenization._bert_tokenizer
+def test_ids_are_those_of_transformers(vocabulary_file):
+  """Whole sentences of odd characters, accents, special tokens spelled out, words that are too long."""
+  transformers = pytest.importorskip('transformers')
+  rng = random.Random(0)
+  ours = Tokenizer(vocabulary_file, 9)
+  theirs = transformers.BertTokenizerFast(vocab=ours.vocabulary, do_lower_case=True)
+  parts = [*_ODD, *ours.vocabulary]
+  for _ in range(500):
+    text = ''.join(rng.choice(parts) + rng.choice(['', ' ']) for _ in range(rng.randint(0, 12)))
+    expected = theirs(text, padding='max_length', truncation=True, max_length=9)
+    ids, mask = ours([text])
+    assert (ids[0].tolist(), mask[0].tolist()) == (expected['input_ids'], expected['attention_mask']), repr(text)
 
-  def noted(vocabulary):
-    bert = plain(vocabulary)
-    return lambda text, **options: asked.append(text) or bert(text, **options)
 
-  monkeypatch.setattr(tokenization, '_bert_tokenizer', noted)
-  tokenizer = Tokenizer(vocabulary_file, 8)
-  with ThreadPoolExecutor(8) as pool:
-    list(pool.map(tokenizer, [SENTENCES] * 40))
-  assert sorted(asked) == sorted(SENTENCES)
+@pytest.mark.parametrize(
+  'text, unknown',
+  [
+    ('the red box', []),
+    ('the Purple box', ['Purple']),
+    ('purple purple cat', ['purple', 'cat']),
+    ('a photo', ['photo']),
+    ('the red box on the purple left', []),  # 'on the purple left' is cut: not read at all
+    ('red ☃', ['☃']),
+    ('red ' + 'x' * 101, ['x' * 101]),
+    ('', []),
+  ],
+)
+def test_unknown_words_are_those_the_model_reads_as_unk(vocabulary_file, text, unknown):
+  tokenizer = Tokenizer(vocabulary_file, 5)
+  assert tokenizer.unknown(text) == unknown
+  assert (tokenizer.vocabulary['[UNK]'] in tokenizer([text])[0]) == bool(unknown)
+
+
+def tokenizer_json(vocabulary, **changes) -> dict:
+  """A tokenizer.json as transformers writes it; `changes` are of its parts."""
+  transformers = pytest.importorskip('transformers')
+  content = json.loads(transformers.BertTokenizerFast(vocab=vocabulary, do_lower_case=True).backend_tokenizer.to_str())
+  for part, fields in changes.items():
+    content[part] = content[part] | fields if isinstance(fields, dict) else fields
+  return content
+
+
+def test_a_tokenizer_json_is_read_like_its_vocab_txt(vocabulary_file, tmp_path):
+  vocabulary = read_vocabulary(vocabulary_file)
+  (tmp_path / 'tokenizer.json').write_text(json.dumps(tokenizer_json(vocabulary)))
+  assert read_vocabulary(tmp_path / 'tokenizer.json') == vocabulary
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    ({'model': {'type': 'BPE'}}, "model.type is 'BPE'; only 'WordPiece'"),
+    ({'model': {'vocab': None}}, 'lacks model.vocab'),
+    ({'model': {'vocab': {'[PAD]': 0, '[UNK]': 2}}}, 'does not number its 2 word pieces'),
+    ({'model': {'max_input_chars_per_word': 50}}, 'max_input_chars_per_word is 50'),
+    ({'normalizer': {'lowercase': False}}, 'normalizer.lowercase is False; only True'),
+    ({'normalizer': {'strip_accents': False}}, 'normalizer.strip_accents is False; only None or True'),
+    ({'normalizer': None}, 'normalizer.type is None'),
+    ({'pre_tokenizer': {'type': 'Whitespace'}}, "pre_tokenizer.type is 'Whitespace'"),
+    ({'added_tokens': [{'id': 99, 'content': '<thing>\n'}]}, r'tokens of its own \(<thing>\\n\)'),
+  ],
+)
+def test_a_tokenizer_json_of_another_tokenizer_is_refused(vocabulary_file, tmp_path, changes, message):
+  content = tokenizer_json(read_vocabulary(vocabulary_file), **changes)
+  (tmp_path / 'tokenizer.json').write_text(json.dumps(content))
+  with pytest.raises(UserError, match=message) as error:
+    Tokenizer(tmp_path / 'tokenizer.json', 8)
+  assert '\n' not in str(error.value)
 
 
 def test_a_copy_in_another_process_gives_the_same_ids(vocabulary_file):
@@ -110,5 +187,14 @@ def test_too_few_tokens_for_a_word_are_refused(vocabulary_file):
 
 
 def test_importing_the_module_leaves_the_slow_library_alone():
-  code = 'import sys, ditsam_jax.tokenization; sys.exit("transformers" in sys.modules)'
+  code = 'import sys; from ditsam_jax.tokenization import Tokenizer; sys.exit("tokenizers" in sys.modules)'
+  assert subprocess.run([sys.executable, '-c', code]).returncode == 0
+
+
+def test_sentences_are_read_without_transformers(vocabulary_file):
+  """It takes a second to import and complains on stderr where PyTorch is missing."""
+  code = (
+    'import sys; from ditsam_jax.tokenization import Tokenizer; '
+    f'Tokenizer({str(vocabulary_file)!r}, 8)(["red"]); sys.exit("transformers" in sys.modules)'
+  )
   assert subprocess.run([sys.executable, '-c', code]).returncode == 0

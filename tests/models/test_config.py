@@ -19,10 +19,10 @@ def test_json_round_trip(config):
 @pytest.mark.parametrize(
   'field, values, told',
   [
-    ('fusion', dict(fusion='layerwise'), 'layerwise.*choose one of none, layer_wise'),
-    ('attention', dict(attention='fast'), 'fast.*choose one of auto, reference, xla'),
+    ('fusion', dict(fusion='layerwise'), "layerwise.*did you mean 'layer_wise'.*expected one of none, layer_wise"),
+    ('attention', dict(attention='fast'), 'fast.*expected one of auto, reference, xla'),
     ('image_size', dict(image_size=500), '500.*multiple of the patch size 16'),
-    ('image_size', dict(image_size=0), '0.*multiple of the patch size 16'),
+    ('image_size', dict(image_size=0), '0.*a whole number from 1'),
     ('image_encoder', dict(image_encoder=ImageEncoderConfig(heads=7)), '7 heads.*768'),
     ('image_encoder', dict(image_encoder=ImageEncoderConfig(heads=0)), 'heads is 0'),
     ('mask_decoder', dict(mask_decoder=MaskDecoderConfig(heads=3)), '3 heads.*128'),
@@ -46,7 +46,7 @@ def test_impossible_values_are_named(field, values, told):
 def test_unknown_fields_are_named(path):
   fields = models.vit_b().to_dict()
   (fields[path] if path else fields)['widht'] = 3
-  with pytest.raises(ValueError, match=rf"model{'.' if path else ''}{path} has unknown fields \['widht'\].*"):
+  with pytest.raises(ValueError, match=rf"model{'.' if path else ''}{path} has no field 'widht'; .*it has: "):
     DitSamConfig.from_dict(fields)
 
 
@@ -60,6 +60,23 @@ def test_unknown_fields_are_named(path):
     ('', 'pixel_mean', 0.5),
     ('', 'image_encoder', 3),
     ('', 'mask_decoder', None),
+    ('', 'mask_threshold', -3),
+    ('', 'mask_threshold', float('nan')),
+    ('', 'pixel_std', [0.2, 0.0, 0.2]),
+    ('', 'pixel_std', [0.2, 1e300, 0.2]),
+    ('', 'pixel_mean', [0.5, float('inf'), 0.5]),
+    ('', 'pixel_mean', [0.5, 0.5]),
+    ('', 'fusion_dropout', -1),
+    ('', 'fusion', None),
+    ('', 'image_size', 10**400),
+    ('', 'mask_threshold', 10**400),
+    ('image_encoder', 'width', 1_000_000),
+    ('image_encoder', 'depth', 1_000_000),
+    ('image_encoder', 'mlp_ratio', True),
+    ('image_encoder', 'global_blocks', [-1]),
+    ('mask_decoder', 'mlp_width', 10**9),
+    ('text_encoder', 'vocab_size', 0),
+    ('text_encoder', 'dropout', 1.0),
   ],
 )
 def test_values_of_a_wrong_type_are_named(path, field, value):
@@ -67,6 +84,24 @@ def test_values_of_a_wrong_type_are_named(path, field, value):
   (fields[path] if path else fields)[field] = value
   with pytest.raises(ValueError, match=rf'model.*\.{field} is .*; expected'):
     DitSamConfig.from_dict(fields)
+
+
+def test_lists_and_whole_numbers_from_json_are_brought_to_their_types():
+  fields = json.loads(json.dumps(models.vit_b().to_dict())) | {'fusion_dropout': 0}
+  config = DitSamConfig.from_dict(fields)
+  assert config.pixel_mean == models.IMAGENET_MEAN and config.image_encoder.global_blocks == (2, 5, 8, 11)
+  assert config.fusion_dropout == 0.0 and isinstance(config.fusion_dropout, float)
+
+
+def test_absent_fields_take_their_defaults():
+  fields = models.tiny().to_dict()
+  del fields['align_corners'], fields['image_encoder']['attention_scope']
+  assert DitSamConfig.from_dict(fields) == models.tiny()
+
+
+def test_an_image_of_absurdly_many_tokens_is_refused():
+  with pytest.raises(ValueError, match='1024 patches of 8 a side; expected at most 512'):
+    models.vit_b(image_size=8192, image_encoder=ImageEncoderConfig(patch_size=8))
 
 
 def test_plain_sam_has_metas_windows_and_input():

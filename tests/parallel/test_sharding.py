@@ -9,13 +9,13 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 from ml_collections import ConfigDict
 
+from ditsam_jax.config import lengths, recipe
 from ditsam_jax.errors import UserError
 from ditsam_jax.models import config as models
 from ditsam_jax.parallel import sharding
 from ditsam_jax.parallel.activations import AXES
 from ditsam_jax.parallel.weights import spec_at_rest
 from ditsam_jax.storage import saved_model
-from ditsam_jax.training.config import recipe
 from ditsam_jax.training.program import build
 from tests.devices import run_on_devices
 from tests.small_models import random_batch, random_model, small_config
@@ -30,7 +30,7 @@ def small_program(mesh, devices=None, dropout=0.1, fusion='layer_wise', **change
   config.mesh.update(dict(zip(AXES, mesh)))
   text = dataclasses.replace(small_config().text_encoder, dropout=dropout)
   model = small_config(fusion=fusion, fusion_dropout=dropout, text_encoder=text)
-  return build(config, model, sharding.make_mesh(config.mesh, devices))
+  return build(lengths.resolve(config, lambda: 42404), model, sharding.make_mesh(config.mesh, devices))
 
 
 def losses(start, program, steps=10):
@@ -91,7 +91,7 @@ def test_a_weight_lies_where_the_rules_say(name, shape, spec):
 def test_moments_and_average_lie_with_their_parameter_and_nothing_large_is_copied():
   devices = np.array([jax.devices()[0]] * 8)  # a mesh is never computed on here
   mesh = jax.sharding.Mesh(devices.reshape(1, 4, 2), AXES, axis_types=(AxisType.Auto,) * 3)
-  program = build(recipe('refcoco'), models.vit_h(), mesh)
+  program = build(lengths.resolve(recipe('refcoco'), lambda: 42404), models.vit_h(), mesh)
   leaves = jax.tree_util.tree_leaves_with_path(program.state)
   kernels = [leaf.sharding.spec for path, leaf in leaves if 'blocks.7.attn.qkv.kernel' in str(path)]
   assert kernels == [PartitionSpec('fsdp', 'tensor')] * 4  # parameter, average, two moments

@@ -1,10 +1,14 @@
 """A file that cannot be written leaves the old one and nothing else."""
 
+import os
+import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from ditsam_jax.storage.files import write_text, written_whole
+from ditsam_jax.errors import UserError
+from ditsam_jax.storage.files import read_json, write_text, written_whole
 
 
 def test_a_file_that_cannot_be_written_is_named_and_leaves_the_old_one(tmp_path, monkeypatch):
@@ -29,3 +33,70 @@ def test_any_other_failure_leaves_the_old_file_too(tmp_path):
     unfinished.write_text('half')
     raise KeyError('weights')
   assert file.read_text() == 'old' and list(tmp_path.iterdir()) == [file]
+
+
+def refusal(read, *arguments, **options):
+  with pytest.raises(UserError) as error:
+    read(*arguments, **options)
+  message = str(error.value)
+  assert message.isprintable() and len(message) < 400
+  return message
+
+
+def test_json_comes_back_and_a_hook_takes_the_place_of_objects(tmp_path):
+  file = tmp_path / 'file.json'
+  file.write_text('{"a": [1, 2.5, "caf\xe9 \\ud83d\\ude00", null, {"b": true}]}', encoding='utf-8')
+  assert read_json(file) == {'a': [1, 2.5, 'caf\xe9 \U0001f600', None, {'b': True}]}
+  assert read_json(file, hook=len) == 1
+  assert read_json(str(file)) == read_json(file)
+
+
+@pytest.mark.parametrize(
+  'content, told',
+  [
+    (b'', 'no JSON'),
+    (b'{"a": 1', 'no JSON'),
+    (b'[' * 100_000, 'nested too deeply'),
+    (b'{"a":' * 100_000, 'nested too deeply'),
+    (b'\xff\xfe{}', 'no UTF-8'),
+    (b'"caf\xe9"', 'no UTF-8'),
+    (b'["\\ud800"]', 'surrogate'),
+    (b'{"\\uDFFF": 1}', 'surrogate'),
+    (b'[1e999]', '1e999 is too large'),
+    (b'[-1e999]', 'too large'),
+    (b'[NaN]', 'NaN is no number'),
+    (b'[-Infinity]', '-Infinity is no number'),
+    (b'[' + b'9' * 5000 + b']', 'no JSON'),
+    (b'{"a": 1, "b": 2, "a": 3}', "'a' twice"),
+    (b'{"\\n\\u001b[31m": 1, "\\n\\u001b[31m": 3}', 'twice'),
+  ],
+)
+def test_bad_json_is_one_line(tmp_path, content, told):
+  file = tmp_path / 'file.json'
+  file.write_bytes(content)
+  message = refusal(read_json, file)
+  assert told in message and str(file) in message
+
+
+def test_numbers_that_are_none_come_through_where_the_caller_checks(tmp_path):
+  (tmp_path / 'file.json').write_text('[1e999, NaN]')
+  assert np.isposinf(read_json(tmp_path / 'file.json', finite=False)[0])
+
+
+def test_only_regular_files_of_a_bearable_size_are_read(tmp_path):
+  os.mkfifo(tmp_path / 'pipe')
+  (tmp_path / 'large').write_bytes(b' ' * 101)
+  with socket.socket(socket.AF_UNIX) as unix:
+    unix.bind(str(tmp_path / 'socket'))
+  for path, told in [
+    (tmp_path / 'pipe', 'a device or a pipe'),
+    (tmp_path / 'socket', 'a pipe or a socket'),
+    ('/dev/zero', 'a device or a pipe'),
+    (tmp_path, 'a folder'),
+    (tmp_path / 'none', 'no such file'),
+    (tmp_path / 'x\n\x1b[31m', 'no such file'),
+    (tmp_path / ('x' * 5000), 'too long'),
+    ('nul\0', 'null'),
+    (tmp_path / 'large', '101 bytes, expected at most 100'),
+  ]:
+    assert told in refusal(read_json, path, most_bytes=100)

@@ -182,7 +182,7 @@ def test_every_bad_file_is_named_in_one_line(tmp_path):
     with pytest.raises(UserError) as caught:
       read_image(path)
     message = str(caught.value)
-    assert repr(str(path)) in message and '\n' not in message
+    assert (repr(str(path))[:90] in message) and message.isprintable()
   with pytest.raises(UserError, match='no such file'):
     read_image(tmp_path / 'missing.png')
   with pytest.raises(UserError, match='a folder'):

@@ -17,6 +17,7 @@ from ditsam_jax.models.weights import weights_of
 from ditsam_jax.storage import saved_model
 from tests.small_models import random_model, small_config
 
+VOCABULARY = '[PAD]\n[UNK]\n[CLS]\n[SEP]\nred\n'
 DATA = {'dataset': 'shapes', 'scenes': {'train': 3}}
 
 
@@ -29,7 +30,7 @@ def model():
 def saved(model, tmp_path_factory):
   folder = tmp_path_factory.mktemp('models')
   vocabulary = folder / 'words.txt'
-  vocabulary.write_text('[PAD]\nred\n')
+  vocabulary.write_text(VOCABULARY)
   return saved_model.save(folder / 'mine', model, vocabulary=vocabulary, data=DATA, notes={'steps': 7})
 
 
@@ -54,7 +55,7 @@ def test_everything_comes_back(model, saved):
   for name in ours:
     assert type(ours[name]) is type(theirs[name])
     np.testing.assert_array_equal(ours[name][...], theirs[name][...], err_msg=name)
-  assert saved_model.vocabulary_file(saved).read_text() == '[PAD]\nred\n'
+  assert saved_model.vocabulary_file(saved).read_text() == VOCABULARY
   assert saved_model.data_config(saved) == DATA
 
 

@@ -165,7 +165,7 @@ def change_position(checkpoint):
     (truncate, 'bytes instead of'),
     (lambda checkpoint: shutil.rmtree(checkpoint / 'state'), 'is missing'),
     (lambda checkpoint: (checkpoint / manifest.NAME).unlink(), 'manifest.json is missing'),
-    (lambda checkpoint: (checkpoint / manifest.NAME).write_text('{"files": {'), 'cannot be read'),
+    (lambda checkpoint: (checkpoint / manifest.NAME).write_text('{"files": {'), 'damaged or no JSON'),
     (change_position, 'run.json has changed'),
   ],
   ids=['flipped bit', 'truncated', 'deleted', 'no manifest', 'half a manifest', 'other position'],
@@ -180,6 +180,124 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(tmp_path, capf
   capfd.readouterr()
   assert resumed(tmp_path) == (2, 2.0, 1)
   assert capfd.readouterr().err == ''
+
+
+def replaced(make):
+  """Damage: a file gives way to something else."""
+
+  def damage(path):
+    path.unlink()
+    make(path)
+
+  return damage
+
+
+DAMAGE = {
+  'a flipped bit': lambda path: path.write_bytes(bytes([path.read_bytes()[0] ^ 16]) + path.read_bytes()[1:]),
+  'a byte less': lambda path: os.truncate(path, path.stat().st_size - 1),
+  'emptied': lambda path: os.truncate(path, 0),
+  'removed': lambda path: path.unlink(),
+  'a folder': replaced(lambda path: path.mkdir()),
+  'a pipe': replaced(os.mkfifo),
+  'a device': replaced(lambda path: path.symlink_to('/dev/zero')),
+  'a link to nothing': replaced(lambda path: path.symlink_to('nowhere')),
+}
+
+
+def test_every_file_of_a_checkpoint_is_missed_whatever_becomes_of_it(tmp_path, capfd):
+  save_steps(tmp_path / 'run', 1, 2)
+  files = [path.relative_to(tmp_path) for path in (tmp_path / 'run/checkpoints/2').rglob('*') if path.is_file()]
+  assert len(files) > 8
+  with open_(tmp_path / 'run') as checkpoints:  # one manager for all: what it holds is set by `_whole`
+    for file in files:
+      for name, damage in DAMAGE.items():
+        if (tmp_path / file).stat().st_size == 0 and name in ('a flipped bit', 'a byte less', 'emptied'):
+          continue
+        shutil.copytree(tmp_path / 'run', tmp_path / 'kept')
+        damage(tmp_path / file)
+        assert checkpoints._whole() == [1], f'{file}: {name}'
+        (line,) = capfd.readouterr().err.splitlines()
+        assert 'checkpoints/2 is damaged' in line and file.name in line, f'{file}: {name}: {line}'
+        shutil.rmtree(tmp_path / 'run')
+        (tmp_path / 'kept').rename(tmp_path / 'run')
+
+
+def rewrite(checkpoint, change):
+  """Changes run.json, and the manifest with it: damage that no checksum shows."""
+  run = json.loads((checkpoint / 'run.json').read_text())
+  content = change(run)
+  (checkpoint / 'run.json').write_text(content if isinstance(content, str) else json.dumps(run))
+  manifest.write(checkpoint)
+
+
+@pytest.mark.parametrize(
+  'change',
+  [
+    lambda run: '[' * 100_000,
+    lambda run: '[]',
+    lambda run: 'null',
+    lambda run: run.update(step='2'),
+    lambda run: run.update(step=10**400),
+    lambda run: run.pop('position') and None,
+    lambda run: run.update(position=[1]),
+    lambda run: run.update(progress={'evaluated': -1}),
+    lambda run: run.update(progress={'evaluated': 0, 'best_score': 'high'}),
+    lambda run: run.update(progress={'evaluated': 0, 'other\nerror: pwned': 1}),
+    lambda run: run.update(config=None),
+    lambda run: run.update(position={'next_index': 'first'}),
+  ],
+)
+def test_a_run_json_that_cannot_be_is_damage_too(tmp_path, capfd, change):
+  save_steps(tmp_path, 1, 2)
+  rewrite(tmp_path / 'checkpoints' / '2', change)
+  assert resumed(tmp_path) == (1, 1.0, 1)
+  (line,) = capfd.readouterr().err.splitlines()
+  assert 'checkpoints/2 ' in line and 'trying the one before' in line, line
+
+
+@pytest.mark.parametrize(
+  'content',
+  [
+    '[' * 100_000,
+    '{}',
+    '{"files": []}',
+    '{"files": {}}',
+    '{"files": {"run.json": 7}}',
+    '{"files": {"run.json": [1, null]}}',
+    '{"files": {"run.json": [1e999, ""]}}',
+    '{"files": {"run.json": [1, ""], "../1/run.json": [1, ""]}}',
+    '{"files": {"/dev/zero": [0, ""], "run.json": [1, ""]}}',
+    '\ud800',
+  ],
+)
+def test_a_manifest_that_cannot_be_is_damage_too(tmp_path, capfd, content):
+  save_steps(tmp_path, 1, 2)
+  (tmp_path / 'checkpoints/2/manifest.json').write_text(content, errors='surrogatepass')
+  assert resumed(tmp_path) == (1, 1.0, 1)
+  (line,) = capfd.readouterr().err.splitlines()
+  assert 'checkpoints/2 is damaged' in line
+
+
+def test_arrays_that_only_orbax_finds_broken_are_passed_over_too(tmp_path, capfd):
+  save_steps(tmp_path, 1, 2)
+  truncate(tmp_path / 'checkpoints' / '2')
+  manifest.write(tmp_path / 'checkpoints' / '2')
+  assert resumed(tmp_path) == (1, 1.0, 1)
+  (line,) = capfd.readouterr().err.splitlines()
+  assert 'checkpoints/2 cannot be read' in line
+
+
+def test_what_is_no_checkpoint_is_none(tmp_path, capfd):
+  save_steps(tmp_path, 1)
+  folder = tmp_path / 'checkpoints'
+  (folder / '2').write_text('a file of that name')
+  (folder / '3.writing').write_text('')
+  for name in ('9' * 30, '007', 'notes', '\u0663'):
+    (folder / name).mkdir()
+  assert resumed(tmp_path) == (1, 1.0, 1)
+  assert 'checkpoints/2 is damaged (it is no folder)' in capfd.readouterr().err
+  save_steps(tmp_path, 2)
+  assert resumed(tmp_path) == (2, 2.0, 1)
 
 
 def test_no_whole_checkpoint_at_all_is_refused(tmp_path):
@@ -301,10 +419,10 @@ def test_a_full_disk_is_told_and_old_checkpoints_stay_whole(full_disk, capfd, on
     told = capfd.readouterr().err
     assert 'the checkpoint of step 2 could not be written' in told and 'step 1 is whole' in told, told
     assert checkpoints.latest_step == 1 and saved(full_disk) == ['1']
-    assert manifest.problem(full_disk / 'checkpoints' / '1') is None
+    assert manifest.problem(full_disk / 'checkpoints' / '1', needed='run.json') is None
     shutil.rmtree(full_disk / 'checkpoints' / '1')  # someone makes room
     checkpoints.save(random_state(3), numbers(), Progress())
-  assert saved(full_disk) == ['3'] and manifest.problem(full_disk / 'checkpoints' / '3') is None
+  assert saved(full_disk) == ['3'] and manifest.problem(full_disk / 'checkpoints' / '3', needed='run.json') is None
 
 
 def test_files_that_cannot_grow_are_told_like_a_full_disk(tmp_path, capfd, small_files):

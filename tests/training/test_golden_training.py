@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ditsam_jax.config import recipe
 from ditsam_jax.models.weights import weights_of
-from ditsam_jax.training.config import recipe
 from ditsam_jax.training.optimizer import make_optimizer
 from ditsam_jax.training.step import averaged_model, make_train_step, text_forward
 from tests.ops.attention_cases import on_cpu

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from ditsam_jax.training.config import recipe
+from ditsam_jax.config import recipe
 from ditsam_jax.training.optimizer import (
   FREEZE_GROUPS,
   clip_by_global_norm,

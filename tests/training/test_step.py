@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ditsam_jax.config import recipe
 from ditsam_jax.models.weights import weights_of
-from ditsam_jax.training.config import recipe
 from ditsam_jax.training.loss import mask_loss
 from ditsam_jax.training.optimizer import freeze_pattern, make_optimizer
 from ditsam_jax.training.step import averaged_model, make_train_step, prompt_forward, text_forward

@@ -1,7 +1,7 @@
 """A workdir belongs to one config and, while it runs, to one process."""
 
-import functools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from ditsam_jax.config.run import RunConfig
 from ditsam_jax.errors import UserError
-from ditsam_jax.training.config import recipe
+from ditsam_jax.fields import find
 from ditsam_jax.training.workdir import FREE, Workdir, differences
 
 CONFIG = {'seed': 0, 'total_steps': 10, 'log_every': 5, 'data': {'threads': 1, 'batch_size': 4}}
@@ -21,8 +22,38 @@ def claim(path, config=CONFIG):
     workdir.claim(config)
 
 
-def test_fields_that_change_the_result_are_named_and_others_may_change(tmp_path):
+def trained(path):
+  """A workdir with a checkpoint."""
+  claim(path)
+  (path / 'checkpoints' / '5').mkdir(parents=True)
+
+
+def test_a_run_that_failed_before_it_saved_anything_leaves_the_workdir_free(tmp_path):
   claim(tmp_path / 'run')
+  (tmp_path / 'run' / 'checkpoints').mkdir()
+  claim(tmp_path / 'run', {**CONFIG, 'seed': 1})
+  (tmp_path / 'run' / 'config.json').write_text('[' * 100_000)
+  claim(tmp_path / 'run', {**CONFIG, 'seed': 2})
+  (tmp_path / 'run' / 'model').mkdir()
+  with pytest.raises(UserError, match='config.seed was 2, is 3'):
+    claim(tmp_path / 'run', {**CONFIG, 'seed': 3})
+
+
+@pytest.mark.parametrize('content', ['[' * 100_000, '{"seed": ', '\ud800', None])
+def test_a_damaged_config_of_a_run_is_named(tmp_path, content):
+  trained(tmp_path / 'run')
+  file = tmp_path / 'run' / 'config.json'
+  file.unlink()
+  if content is None:
+    os.mkfifo(file)
+  else:
+    file.write_text(content, errors='surrogatepass')
+  with pytest.raises(UserError, match=r'run/config\.json'):
+    claim(tmp_path / 'run')
+
+
+def test_fields_that_change_the_result_are_named_and_others_may_change(tmp_path):
+  trained(tmp_path / 'run')
   faster = {**CONFIG, 'log_every': 1, 'mesh': {'fsdp': 8}, 'data': {**CONFIG['data'], 'threads': 8}}
   claim(tmp_path / 'run', faster)
   assert json.loads((tmp_path / 'run' / 'config.json').read_text()) == faster
@@ -31,13 +62,29 @@ def test_fields_that_change_the_result_are_named_and_others_may_change(tmp_path)
   assert json.loads((tmp_path / 'run' / 'config.json').read_text()) == faster
 
 
+@pytest.mark.parametrize('left', ['', 'checkpoints/5.writing', 'tensorboard', 'train_log.jsonl'])
+def test_a_run_with_nothing_to_resume_does_not_bind_its_folder(tmp_path, left):
+  claim(tmp_path / 'run')
+  (tmp_path / 'run' / left).mkdir(parents=True, exist_ok=True)
+  claim(tmp_path / 'run', {**CONFIG, 'seed': 1})
+  assert json.loads((tmp_path / 'run' / 'config.json').read_text())['seed'] == 1
+
+
+@pytest.mark.parametrize('left', ['checkpoints/5', 'model', 'best'])
+def test_what_a_run_has_left_binds_its_folder(tmp_path, left):
+  claim(tmp_path / 'run')
+  (tmp_path / 'run' / left).mkdir(parents=True)
+  with pytest.raises(UserError, match='config.seed was 0, is 1'):
+    claim(tmp_path / 'run', {**CONFIG, 'seed': 1})
+
+
 def test_a_new_field_is_a_difference():
   assert differences(CONFIG, {**CONFIG, 'ema': 0.5}) == ['config.ema was None, is 0.5']
 
 
 def test_free_fields_are_fields():
   for field in FREE:
-    assert functools.reduce(lambda node, name: node[name], field.split('.')[1:], recipe('refcoco')) is not None
+    assert find(RunConfig, field.removeprefix('config.'), 'config')
 
 
 def test_what_killed_processes_had_not_finished_goes_and_nothing_else(tmp_path):
@@ -53,7 +100,6 @@ def test_what_killed_processes_had_not_finished_goes_and_nothing_else(tmp_path):
 HOLDER = """
 import sys, time
 from pathlib import Path
-from ditsam_jax.training.config import recipe
 from ditsam_jax.training.workdir import Workdir
 with Workdir(Path(sys.argv[1])) as workdir:
   workdir.claim({})

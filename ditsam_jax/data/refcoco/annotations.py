@@ -1,7 +1,7 @@
 """COCO's instances.json, and its masks: polygons, and run lengths (of crowds) in both of COCO's spellings."""
 
 import dataclasses
-import json
+import reprlib
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,12 @@ from pycocotools import mask as coco_mask
 
 from ditsam_jax.data.refcoco import problems
 from ditsam_jax.errors import UserError
+from ditsam_jax.geometry.masks import decode_rle
+from ditsam_jax.storage.files import read_json
+from ditsam_jax.terminal import printable
+
+_MOST_BYTES = 2**30  # COCO's own instances_train2014.json has 333 MB
+_MOST_STEPS = 2**24  # fifths of a pixel along all edges of a mask: pycocotools keeps each, at 24 bytes
 
 _SLACK = 5.0  # pixels by which a polygon may leave its image: some annotators overshoot the border, and are cut there
 
@@ -65,36 +71,35 @@ def read_instances(file: Path, image_ids: Collection[int], annotation_ids: Colle
     return item | {'segmentation': _compact(item['segmentation'])}
 
   try:
-    content = json.loads(file.read_text(encoding='utf-8'), object_hook=compact)
+    # Polygons with numbers that are none are problems of theirs, not of the file.
+    content = read_json(file, most_bytes=_MOST_BYTES, hook=compact, finite=False)
     images = {
-      item['id']: ImageInfo(str(item['file_name']), int(item['height']), int(item['width']))
+      item['id']: ImageInfo(_text(item['file_name']), _whole(item['height']), _whole(item['width']))
       for item in content['images']
       if item['id'] in image_ids
     }
     annotations = {
-      item['id']: Annotation(item['image_id'], item['category_id'], item.get('segmentation'))
+      item['id']: Annotation(_whole(item['image_id']), _whole(item['category_id']), item.get('segmentation'))
       for item in content['annotations']
       if item is not None and item['id'] in annotation_ids
     }
-    return Instances(images, annotations, {item['id']: str(item['name']) for item in content['categories']})
-  except OSError as error:
+    categories = {_whole(item['id']): _text(item['name']) for item in content['categories']}
+    return Instances(images, annotations, categories)
+  except (KeyError, TypeError, ValueError, AttributeError) as error:
     raise UserError(
-      f'{file} cannot be read ({error.strerror or error}); expected the instances.json that comes with the refs'
+      f'{file} is not as COCO writes it (at {printable(error)}); expected images, annotations and categories with '
+      f'their ids'
     ) from error
-  except (KeyError, TypeError) as error:
-    raise UserError(
-      f'{file} is not as COCO writes it (at {error}); expected images, annotations and categories with their ids'
-    ) from error
-  except (ValueError, RecursionError) as error:
-    raise UserError(f'{file} is damaged or no JSON ({error}); get a whole copy') from error
 
 
 def draw(segmentation: Any, height: int, width: int) -> np.ndarray:
   """The mask, bool [height, width]. Raises MaskError when it is missing, malformed or larger than the image."""
   if isinstance(segmentation, dict):
     mask = _draw_runs(segmentation, height, width)
-  else:
+  elif segmentation is None or isinstance(segmentation, list):
     mask = _draw_polygons(segmentation or [], height, width)
+  else:
+    raise MaskError(problems.MALFORMED_MASK, f'{reprlib.repr(segmentation)} is neither polygons nor run lengths')
   if not mask.any():
     raise MaskError(problems.NO_MASK, 'not one pixel')
   return mask
@@ -105,7 +110,7 @@ def _compact(segmentation: Any) -> Any:
     return segmentation
   try:
     return [np.asarray(part, np.float64).reshape(-1) for part in segmentation]
-  except (ValueError, TypeError):
+  except (ValueError, TypeError, OverflowError):
     return [np.array([np.nan])]  # reported as malformed when it is drawn
 
 
@@ -117,6 +122,9 @@ def _draw_polygons(parts: list[np.ndarray], height: int, width: int) -> np.ndarr
     points = part.reshape(-1, 2)
     if (points < -_SLACK).any() or (points > np.array([width, height]) + _SLACK).any():
       raise MaskError(problems.LARGE_MASK, f'a polygon leaves the {width} x {height} image')
+  steps = sum(np.abs(np.diff(part.reshape(-1, 2), axis=0)).max(1).sum() * 5 + part.size for part in parts if part.size)
+  if steps > _MOST_STEPS:
+    raise MaskError(problems.MALFORMED_MASK, f'polygons whose edges are {steps / 5:,.0f} pixels long')
   # Below three points there is no area, and pycocotools would take two points for a box.
   polygons = [part.tolist() for part in parts if part.size >= 6]
   if not polygons:
@@ -125,39 +133,29 @@ def _draw_polygons(parts: list[np.ndarray], height: int, width: int) -> np.ndarr
 
 
 def _draw_runs(runs: dict[str, Any], height: int, width: int) -> np.ndarray:
-  """Run lengths are read here and not by pycocotools, which trusts them to add up."""
   counts, size = runs.get('counts'), runs.get('size')
-  if not counts:
+  if counts is None or (isinstance(counts, list | str | bytes) and not counts):
     raise MaskError(problems.NO_MASK, 'no counts')
+  if isinstance(size, list) and size != [height, width]:
+    raise MaskError(
+      problems.LARGE_MASK, f'run lengths of {reprlib.repr(size)}, image of {[height, width]} (height, width)'
+    )
   try:
-    lengths = np.array(_decompress(counts) if isinstance(counts, str | bytes) else counts, np.int64)
-    size = [int(side) for side in size]
-  except (ValueError, TypeError, OverflowError) as error:
+    return decode_rle(runs)
+  except UserError as error:
     raise MaskError(problems.MALFORMED_MASK, str(error)) from error
-  if size != [height, width]:
-    raise MaskError(problems.LARGE_MASK, f'run lengths of {size}, image of {[height, width]} (height, width)')
-  if lengths.ndim != 1 or (lengths < 0).any() or lengths.sum() != height * width:
-    raise MaskError(problems.MALFORMED_MASK, f'run lengths that do not add up to {height} x {width} pixels')
-  # Background first, then by turns, down the columns.
-  return np.repeat(np.arange(lengths.size) % 2 == 1, lengths).reshape(width, height).T
 
 
-def _decompress(text: str | bytes) -> list[int]:
-  """COCO's string of run lengths: five bits a character, lowest first, from the fourth run on as differences."""
-  counts: list[int] = []
-  value = shift = 0
-  for code in text.encode('ascii') if isinstance(text, str) else text:
-    bits = code - 48
-    if not 0 <= bits < 64 or shift > 40:
-      raise ValueError('run lengths with a character that COCO does not write')
-    value |= (bits & 31) << shift
-    shift += 5
-    if bits & 32:
-      continue
-    if bits & 16:
-      value -= 1 << shift
-    counts.append(value + (counts[-2] if len(counts) > 2 else 0))
-    value = shift = 0
-  if shift:
-    raise ValueError('run lengths that end amid a number')
-  return counts
+def _whole(value: Any) -> int:
+  """A number of an id, a height, a width; some programs write 480.0."""
+  if isinstance(value, float) and value.is_integer():
+    value = int(value)
+  if isinstance(value, bool) or not isinstance(value, int) or not -(2**63) <= value < 2**63:
+    raise ValueError(f'{reprlib.repr(value)}, expected a whole number')
+  return value
+
+
+def _text(value: Any) -> str:
+  if not isinstance(value, str):
+    raise ValueError(f'{reprlib.repr(value)}, expected text')
+  return value

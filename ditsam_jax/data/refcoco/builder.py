@@ -1,15 +1,12 @@
 """TFDS builder of the four data sets, and `prepare`, which checks the downloads and writes one of them."""
 
-import concurrent.futures
 import contextlib
 import dataclasses
 import fcntl
 import io
 import os
 import shutil
-import signal
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +15,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 import tqdm
 
-from ditsam_jax.data.records import quiet_tfds, record_features
+from ditsam_jax.data.records import check_shards, quiet_tfds, record_features, writing_to
 from ditsam_jax.data.refcoco import catalogue
 from ditsam_jax.data.refcoco.annotations import read_instances
 from ditsam_jax.data.refcoco.catalogue import Counts
@@ -26,7 +23,10 @@ from ditsam_jax.data.refcoco.images import EncodedImage, encode_all
 from ditsam_jax.data.refcoco.plan import PlannedImage, plan
 from ditsam_jax.data.refcoco.problems import Problems
 from ditsam_jax.data.refcoco.refs import read_refs, refs_file
+from ditsam_jax.data.workers import check_processes
 from ditsam_jax.errors import UserError
+from ditsam_jax.storage.files import open_regular
+from ditsam_jax.terminal import printable
 
 _SHARD = 400  # images: TFDS holds the examples of one shard in memory, about 60 MB
 _FEW_IMAGES = 300  # read faster than worker processes start
@@ -165,7 +165,7 @@ def prepare(
   one left behind is removed.
 
   Args:
-    dataset, split_by: see catalogue.SPLIT_BY.
+    dataset, split_by: see catalogue.FAMILY.
     annotations_dir: holds the data set's folder with refs and instances.json, or is that folder.
     images_dir: holds COCO's train2014 images, or the folder train2014 with them.
     data_dir: where prepared data sets live.
@@ -178,19 +178,24 @@ def prepare(
     UserError: files missing or damaged, problems found without `skip_bad` (after each kind was told to `say`),
       another process at the same work, a folder that cannot be written to.
   """
+  if processes is not None:
+    check_processes(processes, '--processes')
   directory = catalogue.folder(data_dir, dataset, split_by)
-  if (directory / 'dataset_info.json').exists():
-    return _prepared_before(directory)
   annotations_dir, images_dir = _annotations_folder(annotations_dir, dataset), _images_folder(images_dir)
+  refs_path, instances_path = refs_file(annotations_dir, split_by), annotations_dir / 'instances.json'
+  if (directory / 'dataset_info.json').exists():
+    _check_given(instances_path, images_dir)
+    return _prepared_before(directory)
   started, found, tally = time.monotonic(), Problems(), _Tally()
   say(f'reading the refs and instances.json of {annotations_dir}')
-  refs = read_refs(refs_file(annotations_dir, split_by))
+  refs = read_refs(refs_path)
   instances = read_instances(
-    annotations_dir / 'instances.json',
+    instances_path,
     {ref.image_id for ref in refs},
     {one for ref in refs for one in ref.annotation_ids},
   )
-  images = plan(refs, instances, images_dir, catalogue.SPLITS[dataset, split_by], found)
+  splits = catalogue.FAMILY[dataset].partition(split_by).splits
+  images = plan(refs, instances, images_dir, splits, found, may_lack_target=dataset == 'grefcoco')
   del refs, instances
   total = sum(map(len, images.values()))
   if not total:
@@ -198,61 +203,27 @@ def prepare(
   workers = min(os.cpu_count() or 1, _MOST_WORKERS) if processes is None else processes
   workers = 0 if total < _FEW_IMAGES and processes is None else workers
   try:
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    with (
-      _only_one(directory),
-      quiet_tfds(),
-      tempfile.TemporaryDirectory() as unused,
-      contextlib.closing(_encoded(images, workers, found, tally, skip_bad)) as encoded,
-    ):
-      builder = RefCoco(dataset, split_by, images, data_dir=os.fspath(data_dir))
-      builder.encoded = encoded
-      builder.at_end = lambda: {
-        'splits': {name: counts._asdict() for name, counts in tally.splits.items()},
-        'whole': tally.whole()._asdict(),
-        'left_out': found.counts,
-      }
-      builder.download_and_prepare(download_dir=unused)
+    with writing_to(data_dir):
+      directory.parent.mkdir(parents=True, exist_ok=True)
+      with (
+        _only_one(directory),
+        quiet_tfds(),
+        tempfile.TemporaryDirectory() as unused,
+        contextlib.closing(_encoded(images, workers, found, tally, skip_bad)) as encoded,
+      ):
+        builder = RefCoco(dataset, split_by, images, data_dir=os.fspath(data_dir))
+        builder.encoded = encoded
+        builder.at_end = lambda: {
+          'splits': {name: counts._asdict() for name, counts in tally.splits.items()},
+          'whole': tally.whole()._asdict(),
+          'left_out': found.counts,
+        }
+        builder.download_and_prepare(download_dir=unused)
   except _Refused as refused:
     raise _refusal(found, say, f'{dataset} ({split_by}): {refused}') from None
-  except OSError as error:
-    raise UserError(
-      f'data folder {data_dir}: {error.strerror or error}; expected a folder with room to write the data set to'
-    ) from error
-  except concurrent.futures.BrokenExecutor as error:
-    raise UserError(
-      f'a worker process ended early ({error}); with less memory take fewer --processes, and call this '
-      f"function under if __name__ == '__main__'"
-    ) from error
   for line in found.report():
     say(f'left out: {line}')
   return Prepared(directory, tally.splits, tally.whole(), found.counts, time.monotonic() - started, tally.masks)
-
-
-@contextlib.contextmanager
-def _interrupts_noticed() -> Iterator[Callable[[], None]]:
-  """A function that raises KeyboardInterrupt once Ctrl-C was pressed: Python drops one that comes inside a destructor."""
-  came = []
-  if (
-    signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    or threading.current_thread() is not threading.main_thread()
-  ):  # whoever else listens knows better
-    yield lambda: None
-    return
-
-  def note(number, frame):
-    came.append(number)
-    raise KeyboardInterrupt
-
-  def check():
-    if came:
-      raise KeyboardInterrupt
-
-  signal.signal(signal.SIGINT, note)
-  try:
-    yield check
-  finally:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _encoded(
@@ -260,15 +231,11 @@ def _encoded(
 ) -> Iterator[tuple[str, EncodedImage]]:
   """All images of all splits, with a progress bar. Raises _Refused at the end if any must not be written."""
   order = [(split, image) for split, some in images.items() for image in some]
-  with (
-    tqdm.tqdm(total=len(order), desc='preparing', unit=' images', mininterval=1.0) as bar,
-    _interrupts_noticed() as check,
-  ):
+  with tqdm.tqdm(total=len(order), desc='preparing', unit=' images', mininterval=1.0) as bar:
     for (split, _), encoded in zip(order, encode_all((image for _, image in order), workers)):
       for problem in encoded.problems:
         found.add(*problem)
       bar.update()
-      check()
       tally.masks += sum(len(one.annotation_ids) for one in encoded.planned.objects)
       if encoded.image:
         tally.add(split, encoded)
@@ -291,9 +258,13 @@ def _refusal(found: Problems, say: Callable[[str], None], reason: str) -> UserEr
 
 def _prepared_before(directory: Path) -> Prepared:
   try:
-    metadata = tfds.builder_from_directory(directory).info.metadata
+    builder = tfds.builder_from_directory(directory)
+    metadata = builder.info.metadata
     splits = {name: Counts(**counts) for name, counts in metadata['splits'].items()}
+    check_shards(directory, builder.info.splits)
     return Prepared(directory, splits, Counts(**metadata['whole']), metadata['left_out'], None, 0)
+  except UserError:
+    raise
   except Exception as error:  # TFDS raises many kinds for a foreign or broken folder
     raise UserError(
       f'{directory} is there, and was not written by this command ({type(error).__name__}); move it away'
@@ -301,19 +272,33 @@ def _prepared_before(directory: Path) -> Prepared:
 
 
 def _annotations_folder(given: str | os.PathLike, dataset: str) -> Path:
-  given = Path(given).expanduser()
+  given = _expanded('--annotations', given)
   if (given / dataset).is_dir():
     return given / dataset
   if not given.is_dir():
     raise UserError(f'--annotations={given} is no folder; expected the one that holds {dataset}/ as downloaded')
   own = given.resolve().name
-  if own != dataset and own in catalogue.SPLIT_BY:
+  if own != dataset and own in catalogue.FAMILY:
     raise UserError(f'--annotations={given} is the folder of {own}, not of {dataset}; give the one above it')
   return given
 
 
+def _expanded(option: str, given: str | os.PathLike) -> Path:
+  try:
+    return Path(given).expanduser()
+  except RuntimeError as error:  # ~somebody who is not there
+    raise UserError(f'{option}={printable(given)}: {printable(error)}; expected a folder') from error
+
+
+def _check_given(instances: Path, images_dir: Path) -> None:
+  """What a finished data set does not need any more is still what was meant, or a mistake to be told."""
+  open_regular(instances, most_bytes=2**63).close()
+  if next(images_dir.glob('COCO_train2014_*.jpg'), None) is None:
+    raise UserError(f"--images={images_dir} has no COCO_train2014_*.jpg; expected COCO's train2014 images")
+
+
 def _images_folder(given: str | os.PathLike) -> Path:
-  given = Path(given).expanduser()
+  given = _expanded('--images', given)
   if not given.is_dir():
     raise UserError(f"--images={given} is no folder; expected the one with COCO's COCO_train2014_*.jpg")
   return given / 'train2014' if (given / 'train2014').is_dir() else given

@@ -1,65 +1,117 @@
-"""What is known of the four data sets before reading them: names, splits, sizes, where they are kept."""
+"""RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO, declared: names, splits, sizes, where they are kept, how they are read."""
 
+import json
 import os
 from pathlib import Path
-from typing import NamedTuple
 
+from ditsam_jax.data.declaration import Counts, DataSet, Partition, Reader, named
+from ditsam_jax.data.referring import ReferringSource, check_split
 from ditsam_jax.errors import UserError
 
 VERSION = '1.0.0'
 
 
-class Counts(NamedTuple):
-  """How much a data set or a split holds."""
+def _locate(data_set: DataSet, partition: Partition, data_dir: str | os.PathLike) -> Path:
+  """Where `ditsam_jax.prepare` wrote a data set, else TFDS. Raises UserError, which says how to prepare it."""
+  name, split_by = data_set.name, partition.name
+  ours = folder(data_dir, name, split_by)
+  if (ours / 'dataset_info.json').exists():
+    return ours
+  theirs = tfds_ref_coco(data_dir, name, split_by)
+  if theirs and not ours.exists():
+    return theirs
+  raise UserError(
+    f'data set {name!r} ({split_by}) is not prepared in {str(data_dir)!r}; with the official refs and '
+    f"instances.json in ANNOTATIONS/{name}/ and COCO's train2014 images in IMAGES/ run: "
+    f'python -m ditsam_jax.prepare --dataset={name} --split-by={split_by} --annotations=ANNOTATIONS '
+    f'--images=IMAGES --data-dir={data_dir}'
+  )
 
-  images: int = 0
-  objects: int = 0  # refs; in gRefCOCO a ref stands for none, one or several objects
-  expressions: int = 0
-  multi_target: int = 0  # of the expressions, gRefCOCO only
-  no_target: int = 0
+
+def _split_in(where: Path, split: str) -> str:
+  """What a split is called there: TFDS calls one of them otherwise."""
+  return 'validation' if split == 'val' and where.parts[-3] == 'ref_coco' else split
 
 
-# Names, and by whom they were split; the first is what papers report.
-SPLIT_BY = {
-  'refcoco': ('unc', 'google'),
-  'refcoco+': ('unc',),
-  'refcocog': ('umd', 'google'),
-  'grefcoco': ('unc',),
+def _open(data_set: DataSet, partition: Partition, data_dir: str | os.PathLike, split: str, *, in_memory: bool):
+  where = _locate(data_set, partition, data_dir)
+  return ReferringSource(where, _split_in(where, split), in_memory=in_memory)
+
+
+def _check(data_set: DataSet, partition: Partition, data_dir: str | os.PathLike, split: str) -> None:
+  where = _locate(data_set, partition, data_dir)
+  check_split(where, _split_in(where, split))
+
+
+def _size(data_set: DataSet, partition: Partition, data_dir: str | os.PathLike, split: str) -> Counts | None:
+  """By what `ditsam_jax.prepare` counted, else as published."""
+  try:
+    counted = json.loads((folder(data_dir, data_set.name, partition.name) / 'metadata.json').read_text())
+    return Counts(**counted['splits'][split])
+  except (OSError, ValueError, KeyError, TypeError):  # not prepared, or by TFDS
+    pass
+  # gRefCOCO's splits, of which nobody published sizes, are about as large as RefCOCO's.
+  published = partition.splits.get(split) or FAMILY['refcoco'].partition().splits.get(split)
+  return Counts(*published) if published else None
+
+
+_READER = Reader(_open, _check, _size)
+
+# Images and objects of every split are from the catalogue of TensorFlow Datasets (ref_coco); of gRefCOCO's no such
+# numbers were published. In the sizes of the whole an image that the google partitions have in two splits counts once.
+FAMILY = {
+  data_set.name: data_set
+  for data_set in (
+    DataSet(
+      'refcoco',
+      'RefCOCO',
+      (
+        Partition('unc', {'train': (16994, 42404), 'val': (1500, 3811), 'testA': (750, 1975), 'testB': (750, 1810)}),
+        Partition('google', {'train': (19213, 40000), 'val': (4559, 5000), 'test': (4527, 5000)}),
+      ),
+      _READER,
+      Counts(19_994, 50_000, 142_209),
+      # The splits that others print (120,624, 10,834, 5,657, 5,095) make one more than its authors do.
+      also_complete=142_210,
+    ),
+    DataSet(
+      'refcoco+',
+      'RefCOCO+',
+      (Partition('unc', {'train': (16992, 42278), 'val': (1500, 3805), 'testA': (750, 1975), 'testB': (750, 1798)}),),
+      _READER,
+      Counts(19_992, 49_856, 141_564),
+    ),
+    DataSet(
+      'refcocog',
+      'RefCOCOg',
+      (
+        Partition('umd', {'train': (21899, 42226), 'val': (1300, 2573), 'test': (2600, 5023)}),
+        Partition('google', {'train': (24698, 44822), 'val': (4650, 5000)}),
+      ),
+      _READER,
+      Counts(25_799, 49_822, 95_010),
+    ),
+    DataSet(
+      'grefcoco',
+      'gRefCOCO',
+      (Partition('unc', {'train': None, 'val': None, 'testA': None, 'testB': None}),),
+      _READER,
+      Counts(19_994, 0, 278_232, 80_022, 32_202),
+      # Of what its paper counts its authors keep some 6 % for challenges, and do not say how many of the rest have
+      # several targets or none.
+      also_complete=259_859,
+      note="these are the paper's numbers; the grefs(unc).json that its authors gave out in 2024 had 259,859 "
+      'expressions, the rest being kept for challenges',
+      generalised=True,
+    ),
+  )
 }
-
-# Images and objects of every split, from the catalogue of TensorFlow Datasets (ref_coco); of gRefCOCO's no such
-# numbers were published.
-SPLITS = {
-  ('refcoco', 'unc'): {'train': (16994, 42404), 'val': (1500, 3811), 'testA': (750, 1975), 'testB': (750, 1810)},
-  ('refcoco', 'google'): {'train': (19213, 40000), 'val': (4559, 5000), 'test': (4527, 5000)},
-  ('refcoco+', 'unc'): {'train': (16992, 42278), 'val': (1500, 3805), 'testA': (750, 1975), 'testB': (750, 1798)},
-  ('refcocog', 'umd'): {'train': (21899, 42226), 'val': (1300, 2573), 'test': (2600, 5023)},
-  ('refcocog', 'google'): {'train': (24698, 44822), 'val': (4650, 5000)},
-  ('grefcoco', 'unc'): {'train': None, 'val': None, 'testA': None, 'testB': None},
-}
-
-# The whole data set. An image that the google partitions have in two splits counts once.
-PUBLISHED = {
-  'refcoco': Counts(19_994, 50_000, 142_209),
-  'refcoco+': Counts(19_992, 49_856, 141_564),
-  'refcocog': Counts(25_799, 49_822, 95_010),
-  'grefcoco': Counts(19_994, 0, 278_232, 80_022, 32_202),
-}
-# RefCOCO's authors print 142,209; the splits that others print (120,624, 10,834, 5,657, 5,095) make one more. Of what
-# gRefCOCO's paper counts its authors keep some 6 % for challenges, and do not say
-# how many of the rest have several targets or none.
-ALSO_COMPLETE = {'refcoco': 142_210, 'grefcoco': 259_859}
 
 
 def parse(name: str) -> tuple[str, str]:
   """'refcocog' or 'refcocog/google' as name and split-by. Raises UserError for unknown ones."""
-  dataset, _, split_by = name.partition('/')
-  if dataset not in SPLIT_BY:
-    raise UserError(f'data set {dataset!r} is unknown; choose one of {", ".join(SPLIT_BY)}')
-  known = SPLIT_BY[dataset]
-  if split_by and split_by not in known:
-    raise UserError(f'{dataset} is not split by {split_by!r}; choose {" or ".join(known)}')
-  return dataset, split_by or known[0]
+  data_set, partition = named(name, FAMILY)
+  return data_set.name, partition.name
 
 
 def tfds_name(dataset: str) -> str:
@@ -81,8 +133,8 @@ def tfds_ref_coco(data_dir: str | os.PathLike, dataset: str, split_by: str) -> P
 
 def compare(dataset: str, split_by: str, splits: dict[str, Counts], whole: Counts) -> list[str]:
   """What differs from the published sizes, a line each; empty for a complete data set."""
-  differences = []
-  for split, expected in SPLITS[dataset, split_by].items():
+  known, differences = FAMILY[dataset], []
+  for split, expected in known.partition(split_by).splits.items():
     found = splits.get(split, Counts())
     if expected is None:
       differences += [] if found.images else [f'{split}: no images']
@@ -92,15 +144,12 @@ def compare(dataset: str, split_by: str, splits: dict[str, Counts], whole: Count
       for i, number in enumerate(expected)
       if found[i] != number
     ]
-  alike = whole.expressions == ALSO_COMPLETE.get(dataset)
-  for name, found, expected in zip(Counts._fields, whole, PUBLISHED[dataset]):
+  alike = bool(known.also_complete) and whole.expressions == known.also_complete
+  for name, found, expected in zip(Counts._fields, whole, known.whole):
     of_expressions = name not in ('images', 'objects')
     if expected and found != expected and not (alike and of_expressions):
       kind = f'{name.replace("_", "-")} expressions' if name.endswith('target') else name
       differences.append(f'in all: {found:,} of {expected:,} {kind}')
-  if dataset == 'grefcoco' and differences and not alike:
-    differences.append(
-      "these are the paper's numbers; the grefs(unc).json that its authors gave out in 2024 had "
-      f'{ALSO_COMPLETE[dataset]:,} expressions, the rest being kept for challenges'
-    )
+  if known.note and differences and not alike:
+    differences.append(known.note)
   return differences

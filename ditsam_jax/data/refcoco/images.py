@@ -1,15 +1,9 @@
 """One image file and its masks, read, checked and encoded: the work that is spread over the cores."""
 
-import collections
-import concurrent.futures
-import contextlib
 import dataclasses
 import io
-import itertools
-import multiprocessing
 import os
-import signal
-import threading
+import warnings
 from collections.abc import Iterable, Iterator
 
 import cv2
@@ -18,11 +12,14 @@ from PIL import Image
 
 from ditsam_jax.data.refcoco import annotations, problems
 from ditsam_jax.data.refcoco.plan import PlannedImage, PlannedObject
+from ditsam_jax.data.workers import map_ordered
+from ditsam_jax.errors import UserError
+from ditsam_jax.storage.files import read_bytes
 
 # 4 KB for a mask of 640 x 480, beside 150 KB of JPEG. One bit a pixel would take a third of that, and
 # run lengths as little, but each takes longer to decode, and reading is what is done often.
 _MASK_OPTIONS = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE)
-_AHEAD = 4  # images a process may be ahead of the writer: bounds memory
+_MOST_BYTES = 2**27  # of an image file; those of COCO have 160 kB
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -52,65 +49,31 @@ def encode(planned: PlannedImage) -> EncodedImage:
 
 def encode_all(images: Iterable[PlannedImage], processes: int) -> Iterator[EncodedImage]:
   """`encode` of each, in order, by that many worker processes; 0 takes this one."""
-  if not processes:
-    yield from map(encode, images)
-    return
-  # Started afresh, not forked: OpenCV has threads by now, and a fork could leave their locks taken.
-  pool = concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context('spawn'), _be_a_worker)
-  try:
-    images = iter(images)
-    with _interrupts_held():
-      waiting = collections.deque(pool.submit(encode, image) for image in itertools.islice(images, _AHEAD * processes))
-    while waiting:
-      done = waiting.popleft().result()
-      waiting.extend(pool.submit(encode, image) for image in itertools.islice(images, 1))
-      yield done
-  finally:
-    pool.shutdown(wait=False, cancel_futures=True)
-
-
-@contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-  """Processes started meanwhile never see Ctrl-C, which goes to all of a terminal: the main one ends the others."""
-  before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-  try:
-    yield
-  finally:
-    signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _be_a_worker() -> None:
-  cv2.setNumThreads(1)
-  # A main process that is killed cannot tell its workers, which would wait for work forever.
-  threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-  multiprocessing.parent_process().join()
-  os._exit(1)
+  return map_ordered(encode, images, processes)
 
 
 def _read(planned: PlannedImage) -> tuple[bytes, tuple[str, str] | None]:
   name = os.path.basename(planned.file)
   try:
-    with open(planned.file, 'rb') as file:
-      data = file.read()
-  except FileNotFoundError:
-    return b'', (problems.MISSING_FILE, name)
-  except OSError as error:
-    return b'', (problems.UNREADABLE, f'{name} ({error.strerror or error})')
+    data = read_bytes(planned.file, most_bytes=_MOST_BYTES)
+  except UserError as error:
+    missing = isinstance(error.__cause__, FileNotFoundError)
+    return b'', (problems.MISSING_FILE, name) if missing else (problems.UNREADABLE, str(error))
   try:
     # Pillow notices files that are cut short, which OpenCV fills with grey. An eighth of the size goes through
     # the whole file too, in half the time.
-    with Image.open(io.BytesIO(data), formats=('JPEG',)) as picture:
+    with (
+      warnings.catch_warnings(action='ignore'),  # Pillow's remarks on sizes and tags
+      Image.open(io.BytesIO(data), formats=('JPEG',)) as picture,
+    ):
       width, height = picture.size
+      if (height, width) != (planned.height, planned.width):  # before memory is taken for it
+        return b'', (problems.OTHER_SIZE, f'{name} ({width} x {height}, not {planned.width} x {planned.height})')
       picture.draft('L', (width // 8, height // 8))
       picture.load()
   except Exception as error:  # Pillow's decoders raise almost anything on damaged data
     reason = 'no JPEG' if not data.startswith(b'\xff\xd8') else str(error).split('\n')[0]
     return b'', (problems.UNREADABLE, f'{name} ({reason})')
-  if (height, width) != (planned.height, planned.width):
-    return b'', (problems.OTHER_SIZE, f'{name} ({width} x {height}, not {planned.width} x {planned.height})')
   # Whatever Pillow can read, training reads with OpenCV.
   if cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_REDUCED_GRAYSCALE_8) is None:
     return b'', (problems.UNREADABLE, f'{name} (by OpenCV)')

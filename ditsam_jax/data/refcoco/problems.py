@@ -1,5 +1,9 @@
 """What is wrong with the downloads, collected by kind so that one run tells everything."""
 
+from ditsam_jax.limits import MAX_OBJECTS, MAX_PIXELS, MAX_SENTENCES
+from ditsam_jax.terminal import printable
+from ditsam_jax.tokenization import MAX_TEXT_BYTES
+
 MISSING_FILE = 'image files that are missing'
 UNREADABLE = 'image files that do not decode as JPEG'
 OTHER_SIZE = 'image files of another size than instances.json says'
@@ -11,6 +15,15 @@ UNKNOWN_SPLIT = 'refs of a split that the data set has not'
 NO_MASK = 'annotations without a mask'
 MALFORMED_MASK = 'annotations whose mask is malformed'
 LARGE_MASK = 'masks larger than their image'
+NO_SENTENCE = 'refs without a sentence'
+BLANK_SENTENCE = 'sentences that are blank'
+LONG_SENTENCE = f'sentences of more than {MAX_TEXT_BYTES:,} bytes'
+MANY_SENTENCES = f'refs with more than {MAX_SENTENCES:,} sentences'
+MANY_REFS = f'refs beyond the first {MAX_OBJECTS:,} of an image and split'
+REPEATED_REF = 'refs with the id of an earlier one'
+NO_TARGET = 'refs without a target (ann_id -1), which only gRefCOCO has'
+FILE_NAME = 'images whose file_name is no plain name of a file'
+IMAGE_SIZE = f'images whose height and width are not 1 to {MAX_PIXELS:,} pixels'
 
 _EXAMPLES = 3
 
@@ -27,7 +40,7 @@ class Problems:
     self.counts[kind] = self.counts.get(kind, 0) + 1
     examples = self._examples.setdefault(kind, [])
     if len(examples) < _EXAMPLES:
-      examples.append(what)
+      examples.append(printable(what))
 
   def __len__(self) -> int:
     return sum(self.counts.values())

@@ -1,12 +1,17 @@
 """The official files of refs: `refs(<split-by>).p`, a pickle, and gRefCOCO's `grefs(<split-by>).json`."""
 
 import dataclasses
-import json
+import io
 import pickle
+import reprlib
 from pathlib import Path
 from typing import Any
 
 from ditsam_jax.errors import UserError
+from ditsam_jax.storage.files import read_bytes, read_json
+from ditsam_jax.terminal import listed, printable
+
+_MOST_BYTES = 2**28  # official files have up to 60 MB
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -26,7 +31,7 @@ def refs_file(folder: Path, split_by: str) -> Path:
   for file in candidates:
     if file.is_file():
       return file
-  there = ', '.join(sorted(path.name for path in folder.glob('*refs(*'))) or 'none'
+  there = listed(sorted(path.name for path in folder.glob('*refs(*'))) or 'none'
   raise UserError(
     f'{folder} has no {candidates[0].name} and no {candidates[1].name} (refs there: {there}); '
     f'expected the official download, unpacked'
@@ -35,7 +40,7 @@ def refs_file(folder: Path, split_by: str) -> Path:
 
 def read_refs(file: Path) -> list[Ref]:
   """All refs of a file, in its order. Raises UserError when it is damaged or holds anything but refs."""
-  items = _read_json(file) if file.suffix == '.json' else read_pickle(file)
+  items = read_json(file, most_bytes=_MOST_BYTES) if file.suffix == '.json' else read_pickle(file)
   if not isinstance(items, list) or not items:
     raise UserError(f'{file} holds no list of refs; expected the official download')
   return [_ref(item, f'{file}: ref {index}') for index, item in enumerate(items)]
@@ -44,18 +49,17 @@ def read_refs(file: Path) -> list[Ref]:
 def read_pickle(file: Path) -> Any:
   """A pickle of plain containers, strings and numbers, Python 2's too. Raises UserError on anything else."""
   try:
-    with open(file, 'rb') as stream:
-      # Python 2 wrote strings as bytes; latin-1 reads every byte, and ASCII as itself.
-      return _PlainUnpickler(stream, file.name).load()
+    # Python 2 wrote strings as bytes; latin-1 reads every byte, and ASCII as itself.
+    return _PlainUnpickler(io.BytesIO(read_bytes(file, most_bytes=_MOST_BYTES)), printable(file.name)).load()
   except UserError:
     raise
-  except OSError as error:
-    raise UserError(f'{file} cannot be read ({error.strerror or error})') from error
   except Exception as error:  # damaged pickles raise almost anything
-    raise UserError(f'{file} is damaged or no pickle ({error}); get a whole copy') from error
+    raise UserError(f'{file} is damaged or no pickle ({printable(error)}); get a whole copy') from error
 
 
-class _PlainUnpickler(pickle.Unpickler):
+# The private one in Python: that in C keeps its memo in a list as long as the largest index, and a single wrong bit
+# makes that tens of gigabytes. Official files take it a few seconds.
+class _PlainUnpickler(pickle._Unpickler):
   """Builds containers, strings and numbers. Whatever a pickle asks for by name could run code, so it is refused."""
 
   def __init__(self, stream: Any, name: str):
@@ -68,30 +72,21 @@ class _PlainUnpickler(pickle.Unpickler):
     if (module, name) == ('_codecs', 'encode'):
       return _latin_1_bytes  # how Python 3 writes bytes for Python 2
     raise UserError(
-      f'{self._name} asks for {module}.{name}, which may run code; official refs hold lists, dicts, '
+      f'{self._name} asks for {printable(module)}.{printable(name)}, which may run code; official refs hold lists, dicts, '
       f'strings and numbers only, so get the file from its authors again'
     )
 
   def persistent_load(self, pid: Any) -> Any:
     raise UserError(
-      f'{self._name} asks for the outside object {pid!r}; official refs hold lists, dicts, strings and '
+      f'{self._name} asks for the outside object {reprlib.repr(pid)}; official refs hold lists, dicts, strings and '
       f'numbers only, so get the file from its authors again'
     )
 
 
 def _latin_1_bytes(text: str, encoding: str = 'latin1') -> bytes:
   if not isinstance(text, str) or encoding not in ('latin1', 'latin-1'):
-    raise ValueError(f'bytes written as {encoding!r}')
+    raise ValueError(f'bytes written as {reprlib.repr(encoding)}')
   return text.encode('latin-1')
-
-
-def _read_json(file: Path) -> Any:
-  try:
-    return json.loads(file.read_bytes())
-  except OSError as error:
-    raise UserError(f'{file} cannot be read ({error.strerror or error})') from error
-  except (ValueError, RecursionError) as error:
-    raise UserError(f'{file} is damaged or no JSON ({error}); get a whole copy') from error
 
 
 def _ref(item: Any, where: str) -> Ref:
@@ -103,12 +98,12 @@ def _ref(item: Any, where: str) -> Ref:
     return Ref(
       _whole(item['ref_id']),
       _whole(item['image_id']),
-      tuple(_whole(one) for one in annotations if one != -1),
+      tuple(one for one in map(_whole, annotations) if one != -1),
       _text(item['split']),
       sentences,
     )
   except (KeyError, TypeError, ValueError, IndexError) as error:
-    reason = f'no {error}' if isinstance(error, KeyError) else error
+    reason = printable(f'no {error}' if isinstance(error, KeyError) else error)
     raise UserError(
       f'{where} is not as in the official files ({reason}); expected ref_id, image_id, ann_id, split '
       f'and sentences with sent'
@@ -117,7 +112,9 @@ def _ref(item: Any, where: str) -> Ref:
 
 def _whole(value: Any) -> int:
   if isinstance(value, bool) or not isinstance(value, int):
-    raise ValueError(f'{value!r} is no whole number')
+    raise ValueError(f'{reprlib.repr(value)} is no whole number')  # short: a pickle may hold endless containers
+  if not -(2**63) <= value < 2**63:
+    raise ValueError('a number of more than 64 bits')
   return value
 
 
@@ -125,5 +122,6 @@ def _text(value: Any) -> str:
   if isinstance(value, bytes):
     return value.decode('latin-1')
   if not isinstance(value, str):
-    raise ValueError(f'{value!r} is no text')
+    raise ValueError(f'{reprlib.repr(value)} is no text')
+  value.encode('utf-8')  # half a character can be neither printed nor stored
   return value

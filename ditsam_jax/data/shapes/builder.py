@@ -1,12 +1,12 @@
 """TFDS builder of the shapes data set, and `prepare`, which makes it once."""
 
-import concurrent.futures
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import io
+import itertools
 import json
-import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable, Iterator
@@ -18,10 +18,12 @@ import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 
-from ditsam_jax.data.records import quiet_tfds, record_features
+from ditsam_jax.data.records import damaged, quiet_tfds, record_features, writing_to
 from ditsam_jax.data.shapes.expressions import describe
 from ditsam_jax.data.shapes.scenes import SPLITS, Scene, ScenesConfig, make_scene, scene_rng
+from ditsam_jax.data.workers import check_processes, map_ordered
 from ditsam_jax.errors import UserError
+from ditsam_jax.terminal import printable
 
 _SPLIT_STRIDE = 1_000_000  # image ids of different splits never meet
 _OBJECT_STRIDE = 100
@@ -31,6 +33,7 @@ _IMAGE_OPTIONS = (cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR
 # Trying all of PNG's filters would take four times as long.
 _MASK_OPTIONS = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE)
 _FEW_SCENES = 1000  # made faster than worker processes start
+_AT_ONCE = 50  # scenes a worker makes in a row
 _MOST_WORKERS = 8  # one process writes what all of them make
 
 
@@ -72,16 +75,15 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
 
 
 def _records(config: ScenesConfig, split: str, workers: int) -> Iterator[dict[str, Any]]:
-  make, indices = functools.partial(make_record, config, split), range(getattr(config, split))
-  if workers < 2 or len(indices) < _FEW_SCENES:
-    yield from map(make, indices)
-    return
-  # Started afresh, not forked: JAX and OpenCV have threads by now, and a fork could leave their locks taken.
-  pool = concurrent.futures.ProcessPoolExecutor(workers, multiprocessing.get_context('spawn'))
-  try:
-    yield from pool.map(make, indices, chunksize=50)
-  finally:
-    pool.shutdown(wait=False, cancel_futures=True)
+  number = getattr(config, split)
+  parts = [range(first, min(first + _AT_ONCE, number)) for first in range(0, number, _AT_ONCE)]
+  workers = workers if workers >= 2 and number >= _FEW_SCENES else 0
+  with contextlib.closing(map_ordered(functools.partial(_make_records, config, split), parts, workers)) as made:
+    yield from itertools.chain.from_iterable(made)
+
+
+def _make_records(config: ScenesConfig, split: str, indices: range) -> list[dict[str, Any]]:
+  return [make_record(config, split, index) for index in indices]
 
 
 def described_scene(config: ScenesConfig, split: str, index: int) -> tuple[Scene, list[list[tuple[str, str]]]]:
@@ -127,29 +129,35 @@ def prepare(data_dir: str | os.PathLike, scenes: ScenesConfig = ScenesConfig(), 
   The folder gets its name when it is whole, so an interrupted preparation is never taken for one.
   `workers`: processes that make scenes, by default one a core; a script that calls this then needs the usual
   `if __name__ == '__main__'`, or 0 workers. The records do not depend on it.
-  Raises UserError if the folder cannot be written.
+  Raises UserError if the folder cannot be written, or something else or something damaged lies in its place.
   """
   workers = min(os.cpu_count() or 1, _MOST_WORKERS) if workers is None else workers
-  try:
+  check_processes(workers, 'workers')
+  with writing_to(data_dir), quiet_tfds():
     Path(data_dir).mkdir(parents=True, exist_ok=True)
-    with quiet_tfds():
-      builder = Shapes(scenes=scenes, workers=workers, data_dir=os.fspath(data_dir))
-      _make(builder)
-  except OSError as error:
-    raise UserError(
-      f'data folder {data_dir}: {error.strerror or error}; expected a folder to write the data '
-      'set to, choose another one.'
-    ) from error
-  except concurrent.futures.BrokenExecutor as error:
-    raise UserError(
-      f'shapes: a worker process ended early ({error}); call prepare under '
-      "if __name__ == '__main__', or with workers=0."
-    ) from error
+    builder = _builder(scenes, workers, data_dir)
+    _make(builder)
   return builder
 
 
+def _builder(scenes: ScenesConfig, workers: int, data_dir: str | os.PathLike) -> Shapes:
+  folder = Path(data_dir, 'shapes', ShapesConfig(scenes).name)
+  info = folder / str(Shapes.VERSION) / 'dataset_info.json'
+  if info.exists() and not info.is_file():  # TFDS would wait for a pipe
+    raise UserError(damaged(folder, f'{info.name} is no file'))
+  try:
+    return Shapes(scenes=scenes, workers=workers, data_dir=os.fspath(data_dir))
+  except Exception as error:  # TFDS reads what is there, and raises many kinds where that is damaged
+    if not folder.exists():
+      raise
+    raise UserError(damaged(folder, printable(error, 150))) from error
+
+
 def _make(builder: Shapes) -> None:
-  if Path(builder.data_dir).exists():
+  folder = Path(builder.data_dir)
+  if folder.exists():
+    if not (folder / 'dataset_info.json').is_file() or set(builder.info.splits) != set(SPLITS):
+      raise UserError(damaged(folder, f'it is no folder with a dataset_info.json of {", ".join(SPLITS)}'))
     return
   total = sum(getattr(builder.builder_config.scenes, split) for split in SPLITS)
   try:

@@ -7,7 +7,9 @@ import math
 import cv2
 import numpy as np
 
+from ditsam_jax import fields
 from ditsam_jax.errors import UserError
+from ditsam_jax.fields import BELOW_ONE, Choice, Real, Several, Whole, declared
 
 SPLITS = ('train', 'val', 'test')
 SIZES = ('small', 'large')
@@ -29,6 +31,9 @@ _RIM = 0.72  # brightness of a shape's rim
 _PLACEMENT_TRIES = 60
 _SCENE_TRIES = 200
 
+_RADII = Several(Real(0, 0.3, above=True, below=True), 2, 2)
+_SCENES = Whole(1, 999_999)  # ids of different splits never meet
+
 _Coverage = tuple[tuple[slice, slice], np.ndarray]  # see _rasterise
 
 
@@ -36,57 +41,59 @@ _Coverage = tuple[tuple[slice, slice], np.ndarray]  # see _rasterise
 class ScenesConfig:
   """What scenes look like. Lengths are fractions of the image side. Raises UserError on impossible values."""
 
-  image_size: int = 128
-  min_shapes: int = 4
-  max_shapes: int = 8
-  kinds: tuple[str, ...] = KINDS
-  colours: tuple[str, ...] = tuple(COLOURS)
-  kinds_per_scene: tuple[int, int] = (2, 3)  # least and most; few, so that attributes repeat
-  colours_per_scene: tuple[int, int] = (2, 3)
-  small_radius: tuple[float, float] = (0.09, 0.112)  # nominal; corners reach up to 1.35 times as far
-  large_radius: tuple[float, float] = (0.145, 0.178)
-  large_share: float = 0.45
-  max_occlusion: float = 0.35  # share of an object's area that others may hide
-  background_texture: float = 1.0  # strength of the background's slow colour changes
-  distractors: float = 1.0  # strength of the background's stripes and of its blurred, shapeless blobs
-  grain: int = 1  # largest brightness change of the noise over everything, in grey levels
-  expressions_per_object: int = 5
-  seed: int = 0
-  train: int = 12000  # scenes
-  val: int = 250
-  test: int = 500
+  image_size: int = declared(128, Whole(32, 4096), 'Side of a picture in pixels')
+  min_shapes: int = declared(4, Whole(2, 64), 'Fewest shapes of a scene')
+  max_shapes: int = declared(8, Whole(2, 64), 'Most shapes of a scene')
+  kinds: tuple[str, ...] = declared(KINDS, Several(Choice(KINDS), 1, len(KINDS)), 'Kinds of shapes')
+  colours: tuple[str, ...] = declared(
+    tuple(COLOURS), Several(Choice(tuple(COLOURS)), 1, len(COLOURS)), 'Colours of shapes'
+  )
+  kinds_per_scene: tuple[int, int] = declared(
+    (2, 3), Several(Whole(1, len(KINDS)), 2, 2), 'Least and most kinds of a scene; few, so that attributes repeat'
+  )
+  colours_per_scene: tuple[int, int] = declared(
+    (2, 3), Several(Whole(1, len(COLOURS)), 2, 2), 'Least and most colours of a scene'
+  )
+  small_radius: tuple[float, float] = declared(
+    (0.09, 0.112), _RADII, 'Nominal radius of small shapes; corners reach up to 1.35 times as far'
+  )
+  large_radius: tuple[float, float] = declared((0.145, 0.178), _RADII, 'Nominal radius of large shapes')
+  large_share: float = declared(0.45, BELOW_ONE, 'Share of large shapes')
+  max_occlusion: float = declared(0.35, BELOW_ONE, "Share of an object's area that others may hide")
+  background_texture: float = declared(1.0, Real(0, 10), "Strength of the background's slow colour changes")
+  distractors: float = declared(
+    1.0, Real(0, 10), "Strength of the background's stripes and of its blurred, shapeless blobs"
+  )
+  grain: int = declared(1, Whole(0, 255), 'Largest brightness change of the noise over everything, in grey levels')
+  expressions_per_object: int = declared(5, Whole(1, 100), 'Referring expressions of an object')
+  seed: int = declared(0, Whole(0, 2**31 - 1), 'Of all scenes')
+  train: int = declared(12000, _SCENES, 'Scenes of the training split')
+  val: int = declared(250, _SCENES, 'Scenes of the validation split')
+  test: int = declared(500, _SCENES, 'Scenes of the test split')
 
   def __post_init__(self):
+    try:
+      fields.check(self, 'scenes')
+    except ValueError as error:
+      raise UserError(str(error)) from error
     check = functools.partial(_check, self)
-    check('image_size', self.image_size >= 32, 'at least 32 pixels')
-    check('min_shapes', 2 <= self.min_shapes <= self.max_shapes, f'2 to max_shapes ({self.max_shapes})')
-    check('max_shapes', self.max_shapes <= 64, 'at most 64')
-    check('kinds', set(self.kinds) <= set(KINDS) and self.kinds, f'some of {", ".join(KINDS)}')
-    check('colours', set(self.colours) <= set(COLOURS) and self.colours, f'some of {", ".join(COLOURS)}')
+    check('min_shapes', self.min_shapes <= self.max_shapes, f'2 to max_shapes ({self.max_shapes})')
     for name, most in (('kinds_per_scene', len(self.kinds)), ('colours_per_scene', len(self.colours))):
       low, high = getattr(self, name)
-      check(name, 1 <= low <= high <= most, f'two rising numbers from 1 to {most}')
+      check(name, low <= high <= most, f'two rising numbers from 1 to {most}')
     for name in ('small_radius', 'large_radius'):
       low, high = getattr(self, name)
-      check(name, 0 < low <= high < 0.3, 'two rising fractions of the image side, below 0.3')
+      check(name, low <= high, 'two rising fractions of the image side, below 0.3')
     check(
       'large_radius',
       self.large_radius[0] >= 1.2 * self.small_radius[1],
       'a lower end at least 1.2 times the upper end of small_radius',
     )
-    for name in ('large_share', 'max_occlusion'):
-      check(name, 0 <= getattr(self, name) < 1, 'a share from 0 to below 1')
-    for name in ('background_texture', 'distractors', 'grain'):
-      check(name, getattr(self, name) >= 0, 'a number from 0')
-    check('expressions_per_object', self.expressions_per_object >= 1, 'at least 1')
-    check('seed', self.seed >= 0, 'a whole number from 0')
-    for name in SPLITS:
-      check(name, 1 <= getattr(self, name) < 1_000_000, '1 to 999,999 scenes')
 
 
 def _check(config: ScenesConfig, name: str, holds: bool, expected: str) -> None:
   if not holds:
-    raise UserError(f'scenes: {name} is {getattr(config, name)!r}; expected {expected}.')
+    raise UserError(f'scenes: {name} is {getattr(config, name)!r}; expected {expected}')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,109 @@
+"""FILE.pth.json beside FILE.pth: what tensors do not tell of a model, written by flax_to_torch, read by torch_to_flax.
+
+It names the tensors it belongs to by their SHA-256, so one that has stayed behind beside other weights is noticed.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ditsam_jax.errors import UserError
+from ditsam_jax.models.config import DitSamConfig
+from ditsam_jax.storage.files import read_json
+from ditsam_jax.terminal import printable, say
+from ditsam_jax.training.fingerprint import weights_sha256
+
+FORMAT = 'ditsam_jax model beside PyTorch weights, version 1'
+MOST_BYTES = 2**26
+
+
+class Companion(NamedTuple):
+  """What such a file holds."""
+
+  path: Path
+  config: DitSamConfig
+  vocabulary: list[str] | None
+  about: dict[str, Any]  # data, notes, fresh, assumed: as of saved_model.write
+  sha256: str  # of the tensors
+
+
+def place(weights: Path) -> Path:
+  """Where the companion of a weights' file lies."""
+  return weights.with_name(f'{weights.name}.json')
+
+
+def fingerprint(tensors: dict[str, np.ndarray]) -> str:
+  """SHA-256 of tensors by the release's names: their names, types, shapes and bytes."""
+  return weights_sha256(tensors=tensors)
+
+
+def text(
+  config: DitSamConfig, tensors: dict[str, np.ndarray], vocabulary: list[str] | None, about: dict[str, Any]
+) -> str:
+  """The JSON of a companion."""
+  content = {'format': FORMAT, 'tensors_sha256': fingerprint(tensors), 'model': config.to_dict()}
+  return json.dumps(content | about | {'vocabulary': vocabulary}, indent=1) + '\n'
+
+
+def is_one(path: Path) -> bool:
+  """Whether a file is a companion, of whatever model."""
+  try:
+    content = read_json(path, most_bytes=MOST_BYTES)
+  except UserError:
+    return False
+  return isinstance(content, dict) and content.get('format') == FORMAT
+
+
+def find(weights: Path) -> Companion | None:
+  """The companion of a weights' file, None where it has none.
+
+  Raises:
+    UserError: it is damaged.
+  """
+  path = place(weights)
+  if weights.is_dir() or not path.exists():
+    return None
+  content = read_json(path, most_bytes=MOST_BYTES)
+  if not isinstance(content, dict) or 'format' not in content or 'tensors_sha256' not in content:
+    say(f'{printable(path)} was not written by flax_to_torch.py, and is ignored')
+    return None
+  return _parsed(path, content)
+
+
+def read(path: Path) -> Companion:
+  """A companion at any place. Raises UserError where it is none."""
+  return _parsed(path, read_json(path, most_bytes=MOST_BYTES))
+
+
+def check_belongs(companion: Companion, weights: Path, tensors: dict[str, np.ndarray]) -> None:
+  """Raises UserError unless these are the tensors that a companion was written for."""
+  if fingerprint(tensors) != companion.sha256:
+    raise UserError(
+      f'{printable(companion.path)} was written for other weights than {printable(weights)} holds; remove it, or, if '
+      f'it describes these too (after training them in PyTorch, say), pass --config={printable(companion.path)}'
+    )
+
+
+def _parsed(path: Path, content: Any) -> Companion:
+  def refuse(reason: str):
+    raise UserError(f"{printable(path)} does not describe a model ({reason}); expected flax_to_torch.py's JSON")
+
+  if not isinstance(content, dict) or content.get('format') != FORMAT:
+    refuse(f'format {printable(content.get("format")) if isinstance(content, dict) else "missing"}')
+  vocabulary, sha256 = content.get('vocabulary'), content.get('tensors_sha256')
+  if vocabulary is not None and not (isinstance(vocabulary, list) and all(type(word) is str for word in vocabulary)):
+    refuse('vocabulary is no list of words')
+  about = {name: content.get(name, kind()) for name, kind in ABOUT.items()}
+  for name, kind in ABOUT.items():
+    if not isinstance(about[name], kind):
+      refuse(f'{name} is no {kind.__name__}')
+  try:
+    config = DitSamConfig.from_dict(content.get('model'))
+  except (ValueError, TypeError, KeyError, OverflowError, UserError) as error:
+    raise UserError(f'{printable(path)}: {printable(error, 500)}') from error
+  return Companion(path, config, vocabulary, about, str(sha256))
+
+
+ABOUT = {'data': dict, 'notes': dict, 'fresh': list, 'assumed': list}

@@ -1,0 +1,98 @@
+"""Our weights from a source's tensors: each in its place, of its shape, with values to compute with."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import nnx
+
+from convert import names, sources
+from ditsam_jax.errors import UserError
+from ditsam_jax.models.config import DitSamConfig
+from ditsam_jax.models.ditsam import DitSam
+from ditsam_jax.models.weights import weights_of
+from ditsam_jax.storage import arrays
+from ditsam_jax.terminal import printable, say
+
+FRESH = {'text_proj': 'a plain SAM has no text prompts', 'image_encoder.instruction': 'the fusion is new'}
+_MOST_LINES = 20
+
+
+def fill(config: DitSamConfig, source: sources.Source) -> tuple[dict[str, np.ndarray], list[str]]:
+  """Our weights by dotted path, in the source's types and without copies, and the paths that are freshly initialised.
+
+  Raises:
+    UserError: tensors that are unknown, missing, of a wrong shape or used by nothing, or that hold NaN, infinities or
+      numbers too large for f32; all in one report.
+  """
+  model = nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))
+  weights, fresh, problems, used = {}, [], list(source.problems.values()), set()
+  may_be_fresh = source.format != 'release' and config.text_encoder is not None
+  for path, variable in weights_of(model).items():
+    entry = names.entry(path)
+    expected = [part.shape for part in entry.save(np.broadcast_to(np.float32(0), variable.shape))]
+    missing = [name for name in entry.names if name not in source.tensors]
+    used |= set(entry.names)
+    if missing and may_be_fresh and path.startswith(tuple(f'{part}.' for part in FRESH)):
+      fresh.append(path)
+      continue
+    problems += [f'{spelled(name, source)} is missing' for name in missing if name not in source.problems]
+    problems += [
+      f'{spelled(name, source)} is {_shape(source, name)}, expected {shape}'
+      for name, shape in zip(entry.names, expected)
+      if name not in missing and _shape(source, name) != shape
+    ]
+    types = {str(source.tensors[name].dtype) for name in entry.names if name in source.tensors}
+    if len(types) > 1:
+      problems.append(f'{spelled(entry.names[0], source)} and its like are of several types ({", ".join(types)})')
+    if not problems:
+      weights[path] = entry.load([sources.to_numpy(source.tensors[name]) for name in entry.names])
+  problems += [
+    f'{spelled(name, source)} has no place in a model of these sizes' for name in source.tensors if name not in used
+  ]
+  problems += arrays.unusable(
+    (source.spelled.get(name, name), sources.to_numpy(source.tensors[name])) for name in used & source.tensors.keys()
+  )
+  _report(problems, source.path)
+  return weights | _initial_values(config, fresh), fresh
+
+
+def spelled(name: str, source: sources.Source) -> str:
+  """A tensor's name as its file has it; for one that is not there, in Meta's or the release's names."""
+  return printable(source.spelled.get(name, names.meta_name(name) if source.format == 'meta' else name))
+
+
+def say_all(problems: list[str]) -> None:
+  """A line a problem on stderr; of many only the first, and how many are left out."""
+  for problem in problems[:_MOST_LINES]:
+    say(f'  {problem}')
+  if len(problems) > _MOST_LINES:
+    say(f'  and {len(problems) - _MOST_LINES:,} more')
+
+
+def _initial_values(config: DitSamConfig, paths: list[str]) -> dict[str, np.ndarray]:
+  """Values that a new model starts with. Compiled, so that nothing else of the model is ever computed."""
+  if not paths:
+    return {}
+
+  @jax.jit
+  def initial():
+    weights = weights_of(DitSam(config, rngs=nnx.Rngs(0)))
+    return {path: weights[path][...] for path in paths}
+
+  return {path: np.asarray(value) for path, value in initial().items()}
+
+
+def _shape(source: sources.Source, name: str) -> tuple[int, ...]:
+  return tuple(source.tensors[name].shape)
+
+
+def _report(problems: list[str], path: Path) -> None:
+  """Prints all problems and gives up, or does nothing."""
+  if not problems:
+    return
+  say_all(problems)
+  raise UserError(
+    f'{printable(path)}: {len(problems)} problem{"s" if len(problems) > 1 else ""} with its tensors, listed above; '
+    f'nothing was written. If the file is whole, it is of a model that is not known here'
+  )

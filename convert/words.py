@@ -1,0 +1,52 @@
+"""The vocabulary of a converted model: given, written down beside the weights, or found there."""
+
+from pathlib import Path
+
+from convert.companion import Companion
+from ditsam_jax.errors import UserError
+from ditsam_jax.models.config import DitSamConfig
+from ditsam_jax.terminal import printable
+from ditsam_jax.vocabulary import check_lower_case, check_settings, read_vocabulary
+
+FILES = ('vocab.txt', 'tokenizer.json')
+
+
+def find_vocabulary(
+  config: DitSamConfig, given: Path | None, weights: Path, companion: Companion | None
+) -> list[str] | None:
+  """The word pieces that a model reads sentences with, None where nothing tells them.
+
+  Args:
+    config: the model's.
+    given: --vocab.
+    weights: the text encoder's file or folder; a vocab.txt or tokenizer.json beside it counts.
+    companion: of the weights, which knows the vocabulary.
+
+  Raises:
+    UserError: a file that is missing or no vocabulary, that has another number of words than the text encoder, or whose
+      tokeniser is another than BERT's lower-casing one.
+  """
+  if config.text_encoder is None:
+    if given is not None:
+      raise UserError(f'--vocab={printable(given)}: a plain SAM takes no text; leave it out')
+    return None
+  if companion is not None and companion.vocabulary is not None:
+    if given is not None and list(read_vocabulary(given)) != companion.vocabulary:
+      raise UserError(
+        f'--vocab={printable(given)} has other words than {printable(companion.path)}, '
+        f'which has {len(companion.vocabulary)}; leave one of them out'
+      )
+    return companion.vocabulary
+  folder = weights if weights.is_dir() else weights.parent
+  file = given or next((folder / name for name in FILES if (folder / name).exists()), None)
+  if file is None:
+    return None
+  pieces = list(read_vocabulary(file))
+  if len(pieces) != config.text_encoder.vocab_size:
+    raise UserError(
+      f'vocabulary {printable(file)} has {len(pieces)} words, the text encoder {config.text_encoder.vocab_size}; give '
+      f'the vocab.txt it was trained with (--vocab)'
+    )
+  check_settings(file.parent)
+  check_lower_case(pieces, file)
+  return pieces

@@ -1,0 +1,72 @@
+"""A whole config, checked: every field by its declaration, and what fields must be together."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ditsam_jax import fields
+from ditsam_jax.config.run import RunConfig
+from ditsam_jax.data import datasets
+from ditsam_jax.errors import UserError
+from ditsam_jax.models import config as models
+from ditsam_jax.training.optimizer import freeze_pattern
+
+
+def check(config: ConfigDict) -> RunConfig:
+  """The config as dataclasses. Raises UserError on the first thing that cannot be: the field, its value, what is expected."""
+  run = check_fields(config)
+  data = datasets.find(run.data.dataset)[0]
+  if run.task == 'text' and run.model.text_encoder is None:
+    _refuse('model.text_encoder', None, "a text encoder for task 'text'")
+  if run.epochs is not None and run.total_steps is not None:
+    _refuse('total_steps', run.total_steps, f'None, since config.epochs is {run.epochs:g}; set one, the other to None')
+  if run.epochs is None and run.total_steps is None:
+    _refuse('total_steps', None, 'a whole number, or one for config.epochs')
+  check_warmup(run.optimizer.warmup_steps, run.total_steps)
+  if not any((run.loss.bce, run.loss.dice, run.loss.iou)):
+    raise UserError('config.loss.bce, dice and iou are all 0; expected one of them above 0')
+  if run.data.scenes is not None and not data.small:
+    _refuse('data.scenes', '{...}', f'None for data set {run.data.dataset!r}; scenes describe shapes')
+  run.data.augmentation.check(run.model.image_size)
+  freeze_pattern(run.freeze)
+  if run.task == 'text':
+    for field, split in [('final_split', run.final_split)] + [('eval_every', 'val')] * (run.eval_every != 0):
+      try:
+        datasets.check_split(run.data.dataset, split)
+      except UserError as error:
+        raise UserError(f'config.{field} is {getattr(run, field)!r}: {error}') from error
+  return run
+
+
+def check_fields(config: Any, name: str = 'config') -> RunConfig:
+  """`check` of every field alone: none is unknown, absent, of another type or out of range."""
+  try:
+    return fields.read(RunConfig, plain(config), name, complete=True)
+  except ValueError as error:
+    raise UserError(str(error)) from error
+
+
+def check_warmup(warmup_steps: int | None, total_steps: int | None) -> None:
+  """Raises UserError unless the warm-up ends before the training, or one of them is not known yet."""
+  if warmup_steps is not None and total_steps is not None and warmup_steps >= total_steps:
+    _refuse('optimizer.warmup_steps', warmup_steps, f'fewer than total_steps ({total_steps})')
+
+
+def model_config(config: ConfigDict) -> models.DitSamConfig:
+  """The model that `config.model` describes. Raises UserError, naming the field."""
+  try:
+    return fields.read(models.DitSamConfig, plain(config.model), 'config.model')
+  except ValueError as error:
+    raise UserError(str(error)) from error
+
+
+def plain(value: Any) -> Any:
+  """Dictionaries in place of ConfigDicts, and values in place of references."""
+  if isinstance(value, (ConfigDict, Mapping)):
+    return {name: plain(item) for name, item in value.items()}
+  return value
+
+
+def _refuse(field: str, value: Any, expected: str) -> None:
+  raise UserError(f'config.{field} is {value if isinstance(value, str) else repr(value)}; expected {expected}')

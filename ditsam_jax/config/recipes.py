@@ -1,0 +1,179 @@
+"""One recipe a kind of data, one table of what differs: the files in configs/ and the names of `--config=` are its rows."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict, config_dict
+
+from ditsam_jax import fields
+from ditsam_jax.config.run import RunConfig
+from ditsam_jax.data import datasets
+from ditsam_jax.data.shapes import ScenesConfig
+from ditsam_jax.errors import UserError
+from ditsam_jax.models import config as models
+
+# The release trains its ablations for 25 epochs, 3 of them warm-up as ever.
+_SHORT = {'epochs': 25.0, 'optimizer.warmup_share': 3 / 25}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """What makes a config what it is."""
+
+  about: str
+  changes: Mapping[str, Any]  # on every data set, by dotted field
+  photographs: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # on all data sets but shapes
+  model: Any = models.vit_b  # the preset for photographs
+  default: str = 'refcoco'  # data set
+  shapes_alone: bool = False
+
+
+TABLE: dict[str, Row] = {
+  'ldit': Row(
+    "L-DIT: every block of SAM's image encoder gets its own projection of the text", {'model.fusion': 'layer_wise'}
+  ),
+  'edit': Row('E-DIT: the text enters at the first block and travels through all of them', {'model.fusion': 'e2e'}),
+  'sam_text': Row(
+    'The text baseline: the sentence prompts the mask decoder alone', {'model.fusion': 'none'}, photographs=_SHORT
+  ),
+  'ldit_vith': Row(
+    "L-DIT on SAM's ViT-H, to whose width the text is projected first",
+    {'model.fusion': 'layer_wise_vith'},
+    photographs=_SHORT,
+    model=models.vit_h,
+  ),
+  'ldit_frozen_text': Row(
+    'Ablation: L-DIT with BERT as it is', {'model.fusion': 'layer_wise', 'freeze': 'text_encoder'}, photographs=_SHORT
+  ),
+  'ldit_token': Row(
+    'Ablation: L-DIT with learnt tokens added to the text instead of projections', {'model.fusion': 'token_layer_wise'}
+  ),
+  'edit_token': Row(
+    'Ablation: E-DIT with learnt tokens added between blocks instead of projections', {'model.fusion': 'e2e_token'}
+  ),
+  'cross_attention': Row(
+    'Ablation: before every block, text attends to the slots of the one before',
+    {'model.fusion': 'cross_attention'},
+    photographs=_SHORT,
+  ),
+  'sam_text_add_2': Row(
+    'Ablation: the text baseline with 2 more blocks in the mask decoder',
+    {'model.fusion': 'none', 'model.mask_decoder.depth': 4},
+    photographs=_SHORT,
+  ),
+  'sam_text_add_4': Row(
+    'Ablation: the text baseline with 4 more blocks in the mask decoder',
+    {'model.fusion': 'none', 'model.mask_decoder.depth': 6},
+    photographs=_SHORT,
+  ),
+  'sam_pretrain': Row(
+    'A tiny SAM from scratch on shapes, without text',
+    {
+      'task': 'prompts',
+      'init_from': '',
+      'model.fusion': 'none',
+      'model.text_encoder': None,
+      'data.batch_size': 32,  # images, each with objects_per_image prompts
+      'total_steps': 2800,
+      'eval_every': 0,
+      'optimizer.warmup_share': 1 / 14,
+    },
+    default='shapes',
+    shapes_alone=True,
+  ),
+}
+
+# On shapes: minutes on two CPU cores.
+_SMALL = {
+  'init_from': 'sam_shapes',  # the embedded stand-in for SAM's official weights
+  'scan': False,  # six blocks compile soon
+  'data.threads': 1,
+  'data.in_memory': True,
+  'data.augmentation.scale_steps': 1,
+  'data.augmentation.jitter_probability': 0.0,  # colours carry the meaning
+  'optimizer.name': 'muon',  # in a trial of 250 steps as good as Adam after 500
+  'optimizer.learning_rate': 3e-3,
+  'optimizer.clip_norm': 1.0,
+  'optimizer.warmup_share': 0.1,
+  'epochs': None,
+  'total_steps': 1000,
+  'loss.dice': 1.0,
+  'loss.iou': 0.05,
+  'ema': 0.998,
+  'eval_every': 250,
+  'eval_samples': 512,
+  'checkpoint_every': 250,
+  'final_split': 'test',
+}
+
+
+def recipe(data_set: str, model: models.DitSamConfig | None = None) -> ConfigDict:
+  """The config of L-DIT on a data set: the DIT release's recipe on photographs, a short one on shapes.
+
+  Lengths that are None follow from the data, see config/lengths.py.
+
+  Args:
+    data_set: a name, perhaps with a partition: 'refcocog/google'.
+    model: instead of ViT-B; shapes have their own.
+
+  Raises:
+    UserError: the data set is unknown.
+  """
+  small = datasets.find(data_set)[0].small
+  config = as_config_dict(RunConfig())
+  config.data.dataset = data_set
+  config.model = as_config_dict(models.tiny() if small else model or models.vit_b())
+  if small:
+    config.data.scenes = as_config_dict(ScenesConfig())
+    _change(config, _SMALL)
+  return config
+
+
+def named(name: str, data_set: str = '') -> ConfigDict:
+  """The config of a name in TABLE, such as 'ldit', on a data set ('': the row's default).
+
+  Raises:
+    UserError: unknown name or data set.
+  """
+  if name not in TABLE:
+    raise UserError(
+      f'config {fields.shown(name)} is unknown; {fields.did_you_mean(name, TABLE)}choose one of {", ".join(TABLE)}, '
+      f'or give a file, such as configs/ldit.py'
+    )
+  row = TABLE[name]
+  data_set = data_set or row.default
+  small = datasets.find(data_set)[0].small
+  if not small and row.shapes_alone:
+    raise UserError(
+      f'config {name!r} is for shapes alone, not for {data_set!r}: on photographs start from an official SAM '
+      f'(python convert/torch_to_flax.py --input=sam_vit_b_01ec64.pth --output=models/sam)'
+    )
+  config = recipe(data_set, row.model())
+  _change(config, row.changes)
+  if not small:
+    _change(config, row.photographs)
+  return config
+
+
+def as_config_dict(config: Any) -> ConfigDict:
+  """A dataclass of declared fields as what users change; a None that stands for a number keeps its type."""
+  values = {}
+  for name, field in fields.fields(type(config)).items():
+    value = getattr(config, name)
+    if field.group:
+      values[name] = None if value is None else as_config_dict(value)
+    elif value is None:
+      values[name] = config_dict.placeholder(field.kind.type)
+    else:  # lists read alike from Python, JSON and the command line
+      values[name] = list(value) if isinstance(value, tuple) else value
+  return ConfigDict(values)
+
+
+def _change(config: ConfigDict, changes: Mapping[str, Any]) -> None:
+  for path, value in changes.items():
+    *parents, name = path.split('.')
+    node = config
+    for parent in parents:
+      node = node[parent]
+    node[name] = value

@@ -1,0 +1,186 @@
+"""Every field of a run, declared once. The defaults are the DIT release's recipe, as its code runs it."""
+
+import dataclasses
+from typing import Any
+
+from ditsam_jax.data import datasets
+from ditsam_jax.data.augmentation import AugmentationConfig
+from ditsam_jax.data.shapes import ScenesConfig
+from ditsam_jax.errors import UserError
+from ditsam_jax.fields import (
+  BELOW_ONE,
+  LARGEST,
+  Choice,
+  Flag,
+  Kind,
+  OrNone,
+  Real,
+  Text,
+  Whole,
+  declared,
+  did_you_mean,
+  group,
+)
+from ditsam_jax.models.config import DitSamConfig
+from ditsam_jax.models.image_encoder import REMAT
+from ditsam_jax.storage import paths
+
+MOST_STEPS = 1_000_000_000  # the counter of updates is a 32-bit integer
+
+_STEPS = Whole(1, MOST_STEPS)
+_POSITIVE = Real(0, LARGEST, above=True)
+_WORKERS = 256  # threads or processes of one host
+_AXIS = Whole(1, 65_536, also=(-1,))
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalPath(Text):
+  """A path of this machine."""
+
+  what: str = 'a path of this machine (or a mounted bucket)'
+
+  def accepts(self, value: Any) -> bool:
+    return super().accepts(value) and paths.problem(value) is None
+
+  def hint(self, value: Any) -> str:
+    reason = paths.problem(value) if isinstance(value, str) else None
+    return f'{reason}; ' if reason else ''
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSetName(Kind):
+  """A data set, perhaps with whose partition: 'refcocog/google'."""
+
+  type = str
+
+  @property
+  def expected(self) -> str:
+    return f'one of {", ".join(datasets.NAMES)}, or with a partition, such as refcocog/google'
+
+  def accepts(self, value: Any) -> bool:
+    try:
+      return type(value) is str and bool(datasets.find(value))
+    except UserError:
+      return False
+
+  def parse(self, text: str) -> str:
+    return text
+
+  def hint(self, value: Any) -> str:
+    return did_you_mean(value, datasets.NAMES)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """Where samples come from, and how they are read."""
+
+  dataset: str = declared('refcoco', DataSetName(), 'Data set')
+  data_dir: str = declared('data', LocalPath(), 'Folder of prepared data sets')
+  batch_size: int = declared(64, Whole(1, 1_048_576), 'Samples of an update, over all devices')
+  objects_per_image: int = declared(4, Whole(1, 64), "Prompts drawn of an image, for task 'prompts'")
+  threads: int = declared(8, Whole(1, _WORKERS), 'Threads that read and augment, per process')
+  processes: int = declared(0, Whole(0, _WORKERS), 'Worker processes; 0 reads in the main one')
+  in_memory: bool = declared(False, Flag(), 'Keep decoded pixels: for small images that are visited many times')
+  augmentation: AugmentationConfig = group(AugmentationConfig(), 'What training does to a sample')
+  scenes: ScenesConfig | None = group(None, 'What pictures of shapes look like', none='other data sets have no such')
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+  """Optimiser and learning rate: linear warm-up, then a cosine."""
+
+  name: str = declared(
+    'adam', Choice(('adam', 'muon')), "'adam', or 'muon': Muon for the transformers' matrices, Adam for the rest"
+  )
+  learning_rate: float = declared(1e-4, _POSITIVE, 'Highest learning rate, at the end of the warm-up')
+  warmup_start: float = declared(1e-7, Real(), 'Learning rate of the first update')
+  min_learning_rate: float = declared(1e-6, Real(), 'Learning rate at the end')
+  beta1: float = declared(0.9, BELOW_ONE, 'Decay of the mean of gradients')
+  beta2: float = declared(0.98, BELOW_ONE, 'Decay of the mean of squared gradients')
+  epsilon: float = declared(1e-9, _POSITIVE, "Added to Adam's denominator")
+  weight_decay: float = declared(0.0, Real(), 'Decoupled weight decay of matrices')
+  clip_norm: float = declared(0.15, Real(), 'Limit of the norm of the whole gradient; 0 switches clipping off')
+  warmup_share: float = declared(3 / 40, BELOW_ONE, 'Warm-up as a share of all updates')
+  warmup_steps: int | None = declared(
+    None, OrNone(Whole(0, MOST_STEPS), 'warmup_share of total_steps'), 'Warm-up in updates; fewer than total_steps'
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+  """Weights of the parts of the loss, see training/loss.py."""
+
+  bce: float = declared(1.0, Real(), 'Binary cross-entropy of pixels')
+  dice: float = declared(0.0, Real(), 'Dice loss of masks')
+  iou: float = declared(0.0, Real(), 'Squared error of the predicted IoU')
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """Devices along each axis; -1 is the rest of them, see parallel/sharding.py."""
+
+  data: int = declared(-1, _AXIS, 'Devices with samples of their own and the same weights')
+  fsdp: int = declared(-1, _AXIS, 'Devices with samples of their own that share the weights')
+  tensor: int = declared(1, _AXIS, 'Devices that share attention heads and MLP channels')
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+  """A whole run."""
+
+  task: str = declared(
+    'text',
+    Choice(('text', 'prompts')),
+    "'text': one sentence a sample; 'prompts': points and boxes, to pre-train a SAM",
+  )
+  seed: int = declared(0, Whole(0, 2**31 - 1), 'Of initial weights, data order and dropout')
+  init_from: str = declared(
+    '',
+    LocalPath(),
+    "A saved model whose weights are the start: a folder or a shipped model's name; '' starts from scratch",
+  )
+  freeze: str = declared(
+    '',
+    Text('names of parts or regular expressions'),
+    'Parts not trained: image_encoder, text_encoder, prompt_encoder, mask_decoder or regular expressions over '
+    'parameter names, separated by commas',
+  )
+  model: DitSamConfig = group(DitSamConfig(), 'The model')
+  data: DataConfig = group(DataConfig(), 'The data')
+  optimizer: OptimizerConfig = group(OptimizerConfig(), 'The optimiser')
+  epochs: float | None = declared(
+    40.0, OrNone(Real(0, 1_000_000, above=True), 'total_steps is given'), 'Length in epochs of the training split'
+  )
+  total_steps: int | None = declared(None, OrNone(_STEPS, 'epochs of the training split'), 'Length in updates')
+  loss: LossConfig = group(LossConfig(), 'Weights of the loss')
+  ema: float = declared(0.9997, BELOW_ONE, "Limit of the weights' moving average's decay")
+  mesh: MeshConfig = group(MeshConfig(), 'How devices share the work')
+  dtype: str = declared(
+    'float32',
+    Choice(('float32', 'bfloat16')),
+    'What the model computes in; parameters, moments and loss are float32',
+  )
+  accumulate: int = declared(1, Whole(1, 65_536), 'Parts a batch is taken in, one after the other')
+  remat: str = declared(
+    'none', Choice(tuple(REMAT)), 'What the backward pass recomputes of a block: nothing, attention or all of it'
+  )
+  scan: bool = declared(
+    True, Flag(), 'Compile one block and loop over it, where all are alike: L-DIT and the text baseline'
+  )
+  log_every: int = declared(50, _STEPS, 'Updates between lines of the log')
+  eval_every: int | None = declared(
+    None, OrNone(Whole(0, MOST_STEPS), 'an epoch'), 'Updates between evaluations; 0 evaluates at the end only'
+  )
+  eval_samples: int = declared(2000, _STEPS, 'Expressions of the validation split at each of these')
+  eval_batch_size: int = declared(64, Whole(1, 65_536), 'Samples at once in evaluations, on each host')
+  final_split: str = declared('val', Text('a split of the data set'), 'Split evaluated whole at the end')
+  checkpoint_every: int | None = declared(None, OrNone(_STEPS, 'an epoch'), 'Updates between checkpoints')
+  keep_checkpoints: int = declared(
+    2, Whole(1, 100_000), 'Checkpoints kept, the last ones; that of the highest validation mIoU is kept besides'
+  )
+  on_save_failure: str = declared(
+    'continue', Choice(('continue', 'stop')), 'What to do when a checkpoint cannot be written, on a full disk, say'
+  )
+  max_skipped: int = declared(
+    10, Whole(1, 1_000_000), 'Updates in a row with a loss or gradient that is not finite, after which the run ends'
+  )

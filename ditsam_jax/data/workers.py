@@ -1,0 +1,75 @@
+"""Worker processes that make data: in order, a bounded stretch ahead, and none of them outlives the main process."""
+
+import collections
+import concurrent.futures
+import contextlib
+import itertools
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import cv2
+
+from ditsam_jax.errors import UserError
+from ditsam_jax.limits import MAX_PROCESSES
+
+AHEAD = 4  # pieces of work a process may be ahead of the reader: bounds memory
+
+
+def check_processes(number: int, name: str = 'processes') -> None:
+  """Raises UserError unless that many worker processes are a sensible number."""
+  if not 0 <= number <= MAX_PROCESSES:
+    raise UserError(f'{name}={number}: expected 0 to {MAX_PROCESSES}; more than there are cores gains nothing')
+
+
+def map_ordered(function: Callable[[Any], Any], items: Iterable[Any], processes: int) -> Iterator[Any]:
+  """`map` by that many worker processes; 0 takes this one. `function` and its results are pickled.
+
+  Raises:
+    UserError: a worker ended early.
+  """
+  check_processes(processes)
+  if not processes:
+    yield from map(function, items)
+    return
+  # Started afresh, not forked: OpenCV and JAX have threads by now, and a fork could leave their locks taken.
+  pool = concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context('spawn'), _be_a_worker)
+  try:
+    items = iter(items)
+    with _interrupts_held():
+      waiting = collections.deque(pool.submit(function, item) for item in itertools.islice(items, AHEAD * processes))
+    while waiting:
+      done = waiting.popleft().result()
+      waiting.extend(pool.submit(function, item) for item in itertools.islice(items, 1))
+      yield done
+  except concurrent.futures.BrokenExecutor as error:
+    raise UserError(
+      f'a worker process ended early ({error}); with less memory take fewer processes, and call this under if '
+      f"__name__ == '__main__'"
+    ) from error
+  finally:
+    pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+  """Processes started meanwhile never see Ctrl-C, which goes to all of a terminal: the main one ends the others."""
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _be_a_worker() -> None:
+  cv2.setNumThreads(1)
+  # A main process that is killed cannot tell its workers, which would wait for work forever.
+  threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+  multiprocessing.parent_process().join()
+  os._exit(1)

@@ -1,0 +1,332 @@
+"""Fields of configs, declared once: default, kind of value, meaning.
+
+A config is a dataclass whose fields are made by `declared` and `group`. From these come the checks of values and their
+messages (`read`, `check`), the fields that a command line may change (`find`), and the reference in docs/config.md.
+"""
+
+import ast
+import dataclasses
+import difflib
+import functools
+import typing
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+_LONGEST = 4096  # characters of a text
+_SHOWN = 80  # characters of a value in a message
+LARGEST = 1e30  # of all numbers: their squares' squares overflow float32, and nothing sensible is near
+
+
+class Kind:
+  """What values a field takes. `expected` names them as an English phrase; `type` is Python's."""
+
+  type: type
+  expected: str
+
+  def accepts(self, value: Any) -> bool:
+    raise NotImplementedError
+
+  def normal(self, value: Any) -> Any:
+    """An accepted value in the type that the dataclass holds."""
+    return value
+
+  def parse(self, text: str) -> Any:
+    """The value that a command line's text stands for, still to be checked; the text itself if it is no literal."""
+    try:
+      return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+      return text
+
+  def hint(self, value: Any) -> str:
+    """What the writer of a refused value may have meant, '' where nothing is near."""
+    return ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Whole(Kind):
+  """Whole numbers from `least` to `most`; `also` are allowed besides."""
+
+  least: int
+  most: int
+  also: tuple[int, ...] = ()
+  type = int
+
+  @property
+  def expected(self) -> str:
+    extra = ''.join(f', or {number}' for number in self.also)
+    return f'a whole number from {self.least:,} to {self.most:,}{extra}'
+
+  def accepts(self, value: Any) -> bool:
+    return type(value) is int and (self.least <= value <= self.most or value in self.also)
+
+
+@dataclasses.dataclass(frozen=True)
+class Real(Kind):
+  """Finite numbers from `least` (or above it) to `most` (or below it)."""
+
+  least: float = 0.0
+  most: float = LARGEST
+  above: bool = False  # `least` itself is refused
+  below: bool = False  # `most` itself is refused
+  type = float
+
+  @property
+  def expected(self) -> str:
+    if self.above:
+      return f'a number above {self.least:g} and {"below" if self.below else "at most"} {self.most:g}'
+    return f'a number from {self.least:g} to {"below " if self.below else ""}{self.most:g}'
+
+  def accepts(self, value: Any) -> bool:
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+      return False  # NaN is in no range, infinity outside of all
+    return (self.least < value if self.above else self.least <= value) and (
+      value < self.most if self.below else value <= self.most
+    )
+
+  def normal(self, value: Any) -> float:
+    return float(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Flag(Kind):
+  """True or False."""
+
+  type = bool
+  expected = 'True or False'
+
+  def accepts(self, value: Any) -> bool:
+    return type(value) is bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice(Kind):
+  """One of a few names."""
+
+  choices: tuple[str, ...]
+  type = str
+
+  @property
+  def expected(self) -> str:
+    return ' or '.join(map(repr, self.choices)) if len(self.choices) == 2 else f'one of {", ".join(self.choices)}'
+
+  def accepts(self, value: Any) -> bool:
+    return type(value) is str and value in self.choices
+
+  def parse(self, text: str) -> str:
+    return text
+
+  def hint(self, value: Any) -> str:
+    return did_you_mean(value, self.choices)
+
+
+@dataclasses.dataclass(frozen=True)
+class Text(Kind):
+  """Any text of one line; `what` says what it stands for."""
+
+  what: str = 'text'
+  type = str
+
+  @property
+  def expected(self) -> str:
+    return f'{self.what} of at most {_LONGEST:,} characters, on one line'
+
+  def accepts(self, value: Any) -> bool:
+    return type(value) is str and len(value) <= _LONGEST and value.isprintable()
+
+  def parse(self, text: str) -> str:
+    return text
+
+
+@dataclasses.dataclass(frozen=True)
+class Several(Kind):
+  """A list of values of one kind."""
+
+  item: Kind
+  least: int
+  most: int
+  type = list
+
+  @property
+  def expected(self) -> str:
+    number = f'{self.least}' if self.least == self.most else f'{self.least:,} to {self.most:,}'
+    return f'a list of {number}, each {self.item.expected}'
+
+  def accepts(self, value: Any) -> bool:
+    if not isinstance(value, (list, tuple)) or not self.least <= len(value) <= self.most:
+      return False
+    return all(self.item.accepts(item) for item in value)
+
+  def normal(self, value: Any) -> tuple:
+    return tuple(self.item.normal(item) for item in value)
+
+
+@dataclasses.dataclass(frozen=True)
+class OrNone(Kind):
+  """Another kind, or None, which `means` something: for values that follow from others."""
+
+  kind: Kind
+  means: str
+
+  @property
+  def type(self) -> type:
+    return self.kind.type
+
+  @property
+  def expected(self) -> str:
+    return f'{self.kind.expected}, or None ({self.means})'
+
+  def accepts(self, value: Any) -> bool:
+    return value is None or self.kind.accepts(value)
+
+  def normal(self, value: Any) -> Any:
+    return None if value is None else self.kind.normal(value)
+
+  def parse(self, text: str) -> Any:
+    return None if text == 'None' else self.kind.parse(text)
+
+  def hint(self, value: Any) -> str:
+    return self.kind.hint(value)
+
+
+SHARE = Real(0, 1)
+BELOW_ONE = Real(0, 1, below=True)
+
+
+def declared(default: Any, kind: Kind, meaning: str) -> Any:
+  """A field of a config; `meaning` is a phrase of its own."""
+  return dataclasses.field(default=default, metadata={'kind': kind, 'meaning': meaning})
+
+
+def group(default: Any, meaning: str, none: str = '') -> Any:
+  """A field that holds further fields. `none` says what None means there; '' refuses it."""
+  return dataclasses.field(default=default, metadata={'meaning': meaning, 'none': none})
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+  """A declaration, found by `fields` or `find`."""
+
+  name: str
+  default: Any
+  meaning: str
+  kind: Kind | None  # None for a group
+  group: type | None = None
+  none: str = ''
+
+
+@functools.cache
+def fields(cls: type) -> Mapping[str, Field]:
+  """The declared fields of a config by name."""
+  types = typing.get_type_hints(cls)
+  return MappingProxyType({field.name: _field(field, types[field.name]) for field in dataclasses.fields(cls)})
+
+
+def walk(cls: type, path: str = '') -> Iterator[tuple[str, Field]]:
+  """All fields with their dotted paths, groups before what they hold."""
+  for name, field in fields(cls).items():
+    yield f'{path}{name}', field
+    if field.group:
+      yield from walk(field.group, f'{path}{name}.')
+
+
+def find(cls: type, path: str, trail: str) -> Field:
+  """The field of a dotted path. Raises ValueError, which names neighbours; `trail` is what `cls` is called."""
+  *parents, name = path.split('.')
+  for parent in parents:
+    found = _child(cls, parent, trail)
+    trail, cls = f'{trail}.{parent}', found.group
+  return _child(cls, name, trail)
+
+
+def read(cls: type, values: Any, path: str, *, complete: bool = False) -> Any:
+  """The config that plain containers describe: an instance of `cls`.
+
+  Args:
+    cls: a dataclass of declared fields.
+    values: fields by name, as `dataclasses.asdict` gives them; lists are as good as tuples.
+    path: what it is called in messages.
+    complete: whether absent fields are refused; otherwise they take their defaults.
+
+  Raises:
+    ValueError: an unknown field, an absent one, or a value that cannot be; on one line, with what is expected.
+  """
+  known = fields(cls)
+  if not isinstance(values, Mapping):
+    raise ValueError(f'{path} is {shown(values)}; expected a group of fields ({", ".join(known)})')
+  for name in values:
+    if name not in known:
+      raise ValueError(_unknown(name, known, path))
+  read_values = {}
+  for name, field in known.items():
+    where = f'{path}.{name}'
+    if name not in values:
+      if complete:
+        what = f'a group of fields ({", ".join(fields(field.group))})' if field.group else field.kind.expected
+        raise ValueError(f'{where} is missing; expected {what}')
+    elif not field.group:
+      read_values[name] = _value(field, values[name], where)
+    elif values[name] is None and field.none:
+      read_values[name] = None
+    else:
+      read_values[name] = read(field.group, values[name], where, complete=complete)
+  try:
+    return cls(**read_values)
+  except ValueError as error:  # of fields together; its message begins with the name of this group alone
+    raise ValueError(f'{path[: path.rfind(".") + 1]}{error}') from error
+
+
+def check(config: Any, path: str) -> None:
+  """Raises ValueError on the first value of an instance, or of the groups that it holds, that cannot be."""
+  for name, field in fields(type(config)).items():
+    value, where = getattr(config, name), f'{path}.{name}'
+    if not field.group:
+      _value(field, value, where)
+    elif isinstance(value, field.group):
+      check(value, where)
+    elif value is not None or not field.none:
+      raise ValueError(f'{where} is {shown(value)}; expected an instance of {field.group.__name__}')
+
+
+def did_you_mean(name: Any, names: Any) -> str:
+  """'did you mean ...? ' where one of the names is near, else ''."""
+  near = difflib.get_close_matches(name[:_SHOWN], list(names), n=1) if isinstance(name, str) else []
+  return f'did you mean {near[0]!r}? ' if near else ''
+
+
+def shown(value: Any) -> str:
+  """A value in a message: on one line, cut where it is long, whatever it is."""
+  try:
+    text = ' '.join(repr(value).split())
+  except Exception:  # of objects from a user's file, or of a number with more digits than Python prints
+    text = f'a {type(value).__name__}'
+  return text if len(text) <= _SHOWN else f'{text[:_SHOWN]}...'
+
+
+def _value(field: Field, value: Any, where: str) -> Any:
+  if not field.kind.accepts(value):
+    hint = field.kind.hint(value)
+    raise ValueError(f'{where} is {shown(value)}; {hint}expected {field.kind.expected}')
+  return field.kind.normal(value)
+
+
+def _child(cls: type | None, name: str, trail: str) -> Field:
+  known = fields(cls) if cls else {}
+  if name not in known:
+    raise ValueError(_unknown(name, known, trail))
+  return known[name]
+
+
+def _unknown(name: Any, known: Mapping[str, Any], path: str) -> str:
+  return (
+    f'{path} has no field {shown(name)}; {did_you_mean(name, known)}'
+    f'it has: {", ".join(known) or "no fields, it is a value"}'
+  )
+
+
+def _field(field: dataclasses.Field, annotation: Any) -> Field:
+  kind, meaning = field.metadata.get('kind'), field.metadata['meaning']
+  if kind:
+    return Field(field.name, field.default, meaning, kind)
+  classes = [one for one in (annotation, *typing.get_args(annotation)) if dataclasses.is_dataclass(one)]
+  return Field(field.name, field.default, meaning, None, classes[0], field.metadata['none'])

@@ -1,0 +1,232 @@
+"""Ctrl-C and SIGTERM end a command in one line, at any moment.
+
+What a signal handler raises comes up wherever the main thread is: in an import that catches everything, in a destructor
+or a callback of the garbage collector, where Python drops it, or late, after minutes in a call into C. So it is not
+relied on alone:
+
+- Before the work (imports) and after it nothing needs to be undone: the process ends at once.
+- During the work KeyboardInterrupt is raised, which removes unfinished files. Where Python drops it, it is raised again.
+- A thread that signals wake, whatever the main thread does, ends the process where that does not answer for `_STUCK`
+  seconds, or has not ended after `_GRACE`. A second Ctrl-C ends it at once.
+- A training run takes the first signal itself: see `deferred`.
+
+Files are written under another name and renamed, so a process may end anywhere.
+"""
+
+import _thread
+import contextlib
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+_NUMBERS = (signal.SIGINT, signal.SIGTERM)
+_ATTENTIVE = 0.5  # seconds in which the main thread handles a signal, if it can
+_STUCK, _GRACE = 2.0, 10.0  # seconds
+
+Taker = Callable[[int], bool]
+
+
+class Terminated(KeyboardInterrupt):
+  """SIGTERM."""
+
+
+def status(number: int) -> int:
+  """The exit status of a command that a signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
+  return 128 + number
+
+
+class _Watch:
+  """The handlers and the thread; one at a time.
+
+  Args:
+    ends_process: a command's; in that of a caller of the library nothing but exceptions is raised.
+    numbers: the signals.
+  """
+
+  def __init__(self, ends_process: bool, numbers: Iterable[int] = _NUMBERS):
+    self.working = not ends_process  # until the imports are done
+    self.asked: int | None = None  # the signal that is to end the work
+    self.takers: list[Taker] = []
+    self._ends_process, self._numbers = ends_process, numbers
+    self._raising: int | None = None  # the signal whose exception is due in the main thread
+    self._late: set[int] = set()  # signals that the thread has handled, and of which the main one will hear
+    self._told = False
+    self._before = {}
+    self._pipe = os.pipe()
+    for end in self._pipe:
+      os.set_blocking(end, False)
+
+  def install(self) -> None:
+    self._wakeup = signal.set_wakeup_fd(self._pipe[1], warn_on_full_buffer=False)
+    _thread.start_new_thread(self._run, ())
+    for number in self._numbers:
+      before = signal.getsignal(number)
+      if before is not signal.SIG_IGN:  # nohup, and background jobs of scripts
+        self._before[number] = before
+        signal.signal(number, self._handle)
+
+  def uninstall(self) -> None:
+    signal.set_wakeup_fd(self._wakeup)
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+    os.close(self._pipe[1])  # ends the thread
+
+  def raise_again(self) -> None:
+    """Python dropped the exception; another moment may be better."""
+    _thread.start_new_thread(self._raise_again, ())
+
+  def tell(self, number: int) -> None:
+    """The one line."""
+    if not self._told:
+      self._told = True
+      line = 'interrupted' if number == signal.SIGINT else 'terminated (SIGTERM)'
+      with contextlib.suppress(OSError):
+        os.write(2, f'{chr(10) if os.isatty(2) else ""}{line}\n'.encode())
+
+  def end(self, number: int) -> None:
+    """Ends the process here and now, and its workers."""
+    self.tell(number)
+    if (multiprocessing := sys.modules.get('multiprocessing')) and hasattr(multiprocessing, 'active_children'):
+      with contextlib.suppress(Exception):
+        for child in multiprocessing.active_children():
+          child.kill()
+    os._exit(status(number))
+
+  def _handle(self, number, frame) -> None:
+    """In the main thread, as soon as it executes Python. Several signals may make one call."""
+    received = self._received() or b''
+    if not received and number not in self._late:  # another library has taken the wake-up
+      received = [number]
+    self._late.discard(number)
+    if self._raising is None:
+      for each in received:
+        self._decide(each)
+    if self._raising is not None:
+      number, self._raising = self._raising, None
+      raise KeyboardInterrupt if number == signal.SIGINT else Terminated
+
+  def _run(self) -> None:
+    """The thread: what the main one does not handle."""
+    while True:
+      select.select([self._pipe[0]], [], [])
+      time.sleep(_ATTENTIVE)
+      received = self._received()
+      if received is None:
+        os.close(self._pipe[0])
+        return
+      for number in received:
+        self._late.add(number)
+        self._decide(number)
+
+  def _received(self) -> bytes | None:
+    """Signals since the last call, in order; None at the end."""
+    try:
+      data = os.read(self._pipe[0], 1000)
+    except BlockingIOError:
+      return b''
+    return bytes(number for number in data if number in self._numbers) if data else None
+
+  def _decide(self, number: int) -> None:
+    if not self.working:
+      self.end(number)
+    elif self.asked is not None:
+      if number == signal.SIGINT and self._ends_process:
+        self.end(number)
+    elif not any(take(number) for take in self.takers):
+      self._raising = number
+      if self._ends_process:
+        self.asked = number
+        _thread.start_new_thread(self._end_in_time, (number,))
+
+  def _end_in_time(self, number: int) -> None:
+    time.sleep(_STUCK)
+    if self._raising is None:  # the main thread is about to end
+      time.sleep(_GRACE - _STUCK)
+    self.end(number)
+
+  def _raise_again(self) -> None:
+    time.sleep(0.05)
+    self._raising = self.asked
+    _thread.interrupt_main(self.asked)
+
+
+_watch: _Watch | None = None
+
+
+def begin() -> None:
+  """From now on signals end this process in one line. For commands, before they import anything large."""
+  global _watch
+  if _watch is not None or threading.current_thread() is not threading.main_thread():
+    return
+  _watch = _Watch(ends_process=True)
+  _watch.install()
+  os.register_at_fork(after_in_child=_forget)
+  unraisable, uncaught = sys.unraisablehook, sys.excepthook
+
+  def on_unraisable(dropped):
+    if _watch and _watch.asked and dropped.exc_type and issubclass(dropped.exc_type, KeyboardInterrupt):
+      _watch.raise_again()
+    else:
+      unraisable(dropped)
+
+  def on_uncaught(kind, *rest):
+    if _watch and _watch.asked and issubclass(kind, KeyboardInterrupt):
+      _watch.end(_watch.asked)
+    uncaught(kind, *rest)
+
+  sys.unraisablehook, sys.excepthook = on_unraisable, on_uncaught
+
+
+def work_begins() -> None:
+  """The imports are done: signals raise KeyboardInterrupt in the main thread."""
+  if _watch:
+    _watch.working = True
+
+
+def work_ends() -> int | None:
+  """Nothing needs to be undone any more. Returns the signal that ended the work, None if it ended by itself."""
+  if _watch is None:
+    return None
+  _watch.working = False
+  if _watch.asked:
+    _watch.tell(_watch.asked)
+  return _watch.asked
+
+
+@contextlib.contextmanager
+def deferred(take: Taker, numbers: Iterable[int] = _NUMBERS) -> Iterator[None]:
+  """Meanwhile signals are offered to `take`, which returns whether the work goes on to an end of its own.
+
+  It may be called in the main thread or, while that is in a call into C, in another.
+  """
+  global _watch
+  alone = _watch is None and threading.current_thread() is threading.main_thread()
+  if alone:
+    _watch = _Watch(ends_process=False, numbers=numbers)
+    _watch.install()
+  watch = _watch
+  if watch:
+    watch.takers.append(take)
+  try:
+    yield
+  finally:
+    if watch:
+      watch.takers.remove(take)
+    if alone:
+      _watch.uninstall()
+      _watch = None
+
+
+def _forget() -> None:
+  """In a forked process, whose signals are none of ours."""
+  global _watch
+  if _watch is not None:
+    signal.set_wakeup_fd(-1)
+    for number in _NUMBERS:
+      if signal.getsignal(number) == _watch._handle:
+        signal.signal(number, signal.SIG_DFL)
+    _watch = None

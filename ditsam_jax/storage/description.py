@@ -1,0 +1,128 @@
+"""model.json: what a saved model is, what of it is fresh or assumed, and the vocabulary that belongs to it."""
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ditsam_jax.errors import UserError
+from ditsam_jax.models.config import DitSamConfig
+from ditsam_jax.storage.files import read_json
+from ditsam_jax.storage.places import resolve
+from ditsam_jax.terminal import listed, printable, say
+from ditsam_jax.vocabulary import fingerprint, read_vocabulary
+
+FORMAT = 1
+_FIELDS = {
+  'model': dict,
+  'data': dict,
+  'notes': dict,
+  'fresh': list,
+  'assumed': list,
+  'vocabulary': dict,
+  'files': dict,
+}
+
+
+def read_description(name_or_dir: str | os.PathLike) -> dict[str, Any]:
+  """model.json as plain containers.
+
+  Returns:
+    'model', 'data', 'notes'; 'fresh' and 'assumed', lists of names; 'vocabulary', its number of words and their
+    fingerprint, {} where it has none; 'files', checksums of all the others, {} in a model that is older than they are.
+
+  Raises:
+    UserError: it cannot be read, or is no model's.
+  """
+  file = resolve(name_or_dir) / 'model.json'
+  content = read_json(file)
+  if not isinstance(content, dict) or 'format' not in content or 'model' not in content:
+    raise UserError(
+      f'{printable(file)} is damaged or no ditsam_jax model (no format and model in it); copy the model again'
+    )
+  if type(content['format']) is not int or content['format'] != FORMAT:
+    raise UserError(
+      f'{printable(file)} has format {printable(content["format"])}, this version reads {FORMAT}; '
+      f'use the version that wrote it'
+    )
+  description = {name: kind() for name, kind in _FIELDS.items()} | content
+  for name, kind in _FIELDS.items():
+    if not isinstance(description[name], kind):
+      raise UserError(
+        f'{printable(file)}: {name} is {printable(json.dumps(description[name]))}, '
+        f'expected {"a list" if kind is list else "fields by name"}; copy the model again'
+      )
+  return description
+
+
+def read_config(name_or_dir: str | os.PathLike) -> DitSamConfig:
+  """The model's config."""
+  fields = read_description(name_or_dir)['model']
+  try:
+    return DitSamConfig.from_dict(fields)
+  except (ValueError, TypeError, KeyError, OverflowError, UserError) as error:
+    raise UserError(f'{printable(resolve(name_or_dir) / "model.json")}: {printable(error, 500)}') from error
+
+
+def data_config(name_or_dir: str | os.PathLike) -> dict[str, Any]:
+  """What the model was trained on: {'dataset': ..., 'scenes': ...}."""
+  return read_description(name_or_dir)['data']
+
+
+def fresh_parts(name_or_dir: str | os.PathLike) -> list[str]:
+  """Parts of the model that hold initial values and were never trained: ['image_encoder.instruction', 'text_proj']."""
+  return [str(part) for part in read_description(name_or_dir)['fresh']]
+
+
+def warn_if_fresh(name_or_dir: str | os.PathLike) -> None:
+  """One line on stderr for a model with parts that were never trained."""
+  parts = fresh_parts(name_or_dir)
+  if parts:
+    say(
+      f'warning: {printable(name_or_dir)}: {listed(parts)} {"is" if len(parts) == 1 else "are"} untrained; '
+      f'expect meaningless masks until it is trained (--config.init_from of ditsam_jax.train)'
+    )
+
+
+def parts_of(names: Iterable[str]) -> list[str]:
+  """The parts of a model that some parameters, by dotted path, belong to: as of `fresh_parts`, sorted."""
+  return sorted({'.'.join(name.split('.')[: 2 if name.startswith('image_encoder') else 1]) for name in names})
+
+
+def vocabulary_file(name_or_dir: str | os.PathLike) -> Path:
+  """The tokeniser's vocabulary: vocab.txt, or Hugging Face's tokenizer.json where that is missing.
+
+  Raises:
+    UserError: the model takes no text; there is no vocabulary, or another model's.
+  """
+  name, folder, config = f"'{printable(name_or_dir)}'", resolve(name_or_dir), read_config(name_or_dir)
+  if config.text_encoder is None:
+    raise UserError(f'{name} has no vocab.txt: it takes no text; use a text-prompted model (shapes, say)')
+  file = next((file for file in (folder / 'vocab.txt', folder / 'tokenizer.json') if file.exists()), None)
+  if file is None:
+    raise UserError(f'{name} has no vocab.txt, which its sentences are read with; copy it into {printable(folder)}')
+  pieces = list(read_vocabulary(file))
+  recorded, rows = read_description(name_or_dir)['vocabulary'], config.text_encoder.vocab_size
+  expected = recorded.get('words', rows)
+  if len(pieces) != expected or len(pieces) > rows:
+    raise UserError(
+      f'{printable(file)} has {len(pieces)} word pieces and the model {expected} (embeddings: {rows}); '
+      f'it is of another model, copy the one that belongs here'
+    )
+  if recorded.get('sha256', fingerprint(pieces)) != fingerprint(pieces):
+    raise UserError(
+      f'{printable(file)} has {len(pieces)} word pieces as the model was saved with, but others; '
+      f'copy the one that belongs here'
+    )
+  return file
+
+
+def check_words(words: int, config: DitSamConfig, file: Path) -> None:
+  """Raises UserError where a vocabulary has more word pieces than the text encoder embeds."""
+  rows = config.text_encoder.vocab_size if config.text_encoder else 0
+  if words > rows:
+    raise UserError(
+      f'{printable(file)} has {words} word pieces, the text encoder {rows}; give its own vocabulary, '
+      f'or set model.text_encoder.vocab_size'
+    )

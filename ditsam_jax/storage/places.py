@@ -1,0 +1,57 @@
+"""Where models are: from a name or a folder to the folder that holds model.json."""
+
+import os
+from pathlib import Path
+
+from ditsam_jax.errors import UserError
+from ditsam_jax.storage.paths import local
+from ditsam_jax.terminal import printable
+
+SHIPPED = Path(__file__).parents[1] / 'pretrained'
+
+
+def shipped_names() -> list[str]:
+  """Names of the models that come with the library."""
+  return sorted(path.parent.name for path in SHIPPED.glob('*/model.json'))
+
+
+def is_shipped(name_or_dir: str | os.PathLike) -> bool:
+  """Whether this names a model that comes with the library."""
+  return resolve(name_or_dir).parent == SHIPPED
+
+
+def resolve(name_or_dir: str | os.PathLike) -> Path:
+  """The folder of a shipped model's name, of a model's own folder or of a training run's workdir.
+
+  Raises:
+    UserError: nothing of that kind is there.
+  """
+  given = local(str(name_or_dir))
+  name = f"'{printable(given)}'"
+  try:
+    path = Path(given).expanduser()
+    for candidate in (path, path / 'model'):
+      if (candidate / 'model.json').exists():
+        return candidate
+    exists, is_run = path.exists(), (path / 'checkpoints').is_dir()
+  except RuntimeError as error:  # ~somebody who is not there
+    raise UserError(f'checkpoint {name}: {error}') from error
+  except OSError as error:
+    raise UserError(f'checkpoint {name} cannot be read: {error.strerror or error}') from error
+  if given in shipped_names():
+    return SHIPPED / given
+  shipped = ', '.join(shipped_names())
+  if not exists:
+    raise UserError(
+      f"checkpoint {name} does not exist; give a model's folder, a training run's workdir, or a "
+      f'shipped model ({shipped})'
+    )
+  if is_run:
+    raise UserError(
+      f'{name} is a training run that has not written its model yet; let it finish, or stop it with '
+      f'Ctrl-C, and it is written'
+    )
+  raise UserError(
+    f"{name} is no ditsam_jax model: it has no model.json; give a model's folder, a training run's "
+    f'workdir, or a shipped model ({shipped})'
+  )

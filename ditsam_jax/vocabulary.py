@@ -1,0 +1,135 @@
+"""WordPiece vocabularies: BERT's vocab.txt and Hugging Face's tokenizer.json."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from ditsam_jax.errors import UserError
+from ditsam_jax.storage.files import read_bytes, read_json
+from ditsam_jax.terminal import listed, printable
+
+PAD, UNKNOWN, START, END, MASK = '[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'
+SPECIAL = (PAD, UNKNOWN, START, END)
+LONGEST_WORD = 100  # characters, BERT's limit
+MOST_BYTES = 2**26  # of a vocabulary; the largest tokenizer.json in use has a quarter
+
+# What a tokenizer.json may say, for the ids to be those that BERT's lower-casing tokenizer gives.
+_EXPECTED: dict[str, dict[str, tuple[Any, ...]]] = {
+  'model': {
+    'type': ('WordPiece',),
+    'unk_token': (UNKNOWN,),
+    'continuing_subword_prefix': ('##',),
+    'max_input_chars_per_word': (LONGEST_WORD,),
+  },
+  'normalizer': {
+    'type': ('BertNormalizer',),
+    'lowercase': (True,),
+    'strip_accents': (None, True),
+    'clean_text': (True,),
+    'handle_chinese_chars': (True,),
+  },
+  'pre_tokenizer': {'type': ('BertPreTokenizer',)},
+}
+# Likewise for the tokenizer_config.json beside a vocabulary; what it does not say is BERT's.
+_EXPECTED_CONFIG = {'do_lower_case': (True,), 'strip_accents': (None, True), 'tokenize_chinese_chars': (True,)}
+
+
+def read_vocabulary(file: Path) -> dict[str, int]:
+  """Word pieces to ids, from BERT's `vocab.txt` (one piece a line) or Hugging Face's `tokenizer.json`.
+
+  Raises:
+    UserError: the file is missing or malformed, or a tokenizer.json describes another tokenizer than BERT's.
+  """
+  file = Path(file)
+  pieces = _from_json(file) if file.suffix == '.json' else _from_text(file)
+  vocabulary = {piece: index for index, piece in enumerate(pieces)}
+  missing = [special for special in SPECIAL if special not in vocabulary]
+  if missing:
+    raise UserError(
+      f'the vocabulary {printable(file)} lacks {", ".join(missing)}; expected a BERT vocab.txt, one word piece a line'
+    )
+  if len(vocabulary) != len(pieces):
+    twice = next(piece for index, piece in enumerate(pieces) if vocabulary[piece] != index)
+    raise UserError(f"the vocabulary {printable(file)} holds '{printable(twice)}' twice; expected each word piece once")
+  return vocabulary
+
+
+def fingerprint(pieces: Iterable[str]) -> str:
+  """SHA-256 of word pieces in their order."""
+  return hashlib.sha256('\n'.join(pieces).encode('utf-8', 'surrogatepass')).hexdigest()
+
+
+def check_settings(folder: Path) -> None:
+  """Raises UserError where the tokenizer_config.json of a folder says that sentences are read in another way."""
+  file = folder / 'tokenizer_config.json'
+  if not file.exists():
+    return
+  content = read_json(file, most_bytes=MOST_BYTES)
+  _expect(file, content if isinstance(content, dict) else {}, _EXPECTED_CONFIG, required=False)
+
+
+def check_lower_case(vocabulary: Iterable[str], file: Path) -> None:
+  """Raises UserError for a vocabulary of capitals: its model reads text that was not lower-cased."""
+  pieces = [piece for piece in vocabulary if not piece.startswith('[')]
+  capital = [piece for piece in pieces if piece != piece.lower()]
+  if len(capital) * 20 > len(pieces):
+    raise UserError(
+      f'{printable(file)} is the vocabulary of a cased BERT ({listed(capital, 3)}); '
+      f'only lower-casing ones (bert-base-uncased, say) are supported'
+    )
+
+
+def _from_text(file: Path) -> list[str]:
+  try:
+    pieces = [piece.rstrip('\r') for piece in read_bytes(file, most_bytes=MOST_BYTES).decode().split('\n')]
+  except UnicodeDecodeError as error:
+    raise UserError(f'the vocabulary {printable(file)} is not UTF-8 text; expected a BERT vocab.txt') from error
+  except UserError as error:
+    raise UserError(f'cannot read the vocabulary: {error}; expected a BERT vocab.txt') from error
+  while pieces and not pieces[-1]:
+    pieces.pop()
+  return pieces
+
+
+def _from_json(file: Path) -> list[str]:
+  """The pieces of a tokenizer.json in the order of their ids."""
+  content = read_json(file, most_bytes=MOST_BYTES)
+  if not isinstance(content, dict):
+    raise UserError(f'{printable(file)} is no tokenizer.json; expected one as Hugging Face writes it, or a vocab.txt')
+  for part, expected in _EXPECTED.items():
+    given = content.get(part)
+    _expect(file, given if isinstance(given, dict) else {}, expected, required=True, part=f'{part}.')
+  vocab = content['model'].get('vocab')
+  if not isinstance(vocab, dict) or not all(type(index) is int for index in vocab.values()):
+    raise UserError(f'{printable(file)} lacks model.vocab, the word pieces with their numbers; give a vocab.txt')
+  if sorted(vocab.values()) != list(range(len(vocab))):
+    raise UserError(
+      f'{printable(file)}: model.vocab does not number its {len(vocab)} word pieces from 0 to {len(vocab) - 1}, '
+      f'each once; give a vocab.txt'
+    )
+  added = content.get('added_tokens') or []
+  tokens = [token if isinstance(token, dict) else {} for token in added] if isinstance(added, list) else [{}]
+  strange = [
+    token.get('content')
+    for token in tokens
+    if token.get('content') not in (*SPECIAL, MASK) or token['content'] not in vocab
+  ]
+  if strange:
+    raise UserError(
+      f'{printable(file)} adds tokens of its own ({listed(strange, 3)}), which are not supported; '
+      f'only those of BERT are: {", ".join((*SPECIAL, MASK))}'
+    )
+  return sorted(vocab, key=vocab.__getitem__)
+
+
+def _expect(file: Path, given: dict, expected: dict[str, tuple[Any, ...]], *, required: bool, part: str = '') -> None:
+  for field, values in expected.items():
+    if field not in given and not required:
+      continue
+    value = given.get(field)
+    if not any(value is allowed or type(value) is type(allowed) and value == allowed for allowed in values):
+      raise UserError(
+        f'{printable(file)} says {part}{field} is {printable(repr(value))}; only {" or ".join(map(repr, values))} '
+        f"is supported, as in bert-base-uncased's tokenizer"
+      )

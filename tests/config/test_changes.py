@@ -1,0 +1,137 @@
+"""Changes from the command line arrive, and what cannot be is refused in one line."""
+
+import pytest
+
+from ditsam_jax.config import files
+from ditsam_jax.config.checks import model_config
+from ditsam_jax.errors import UserError
+from ditsam_jax.training.program import attention_for
+
+
+def refusal(*overrides, config='ldit'):
+  """The one line that `load` refuses with."""
+  with pytest.raises(UserError) as error:
+    files.load(config, list(overrides))
+  assert '\n' not in str(error.value)
+  return str(error.value)
+
+
+@pytest.mark.parametrize(
+  'override, field, value',
+  [
+    ('total_steps=3000', 'total_steps', 3000),
+    ('optimizer.learning_rate=1e-3', 'optimizer.learning_rate', 1e-3),
+    ('optimizer.learning_rate=1', 'optimizer.learning_rate', 1.0),
+    ('optimizer.clip_norm=0', 'optimizer.clip_norm', 0.0),
+    ('data.data_dir=/some/where=else', 'data.data_dir', '/some/where=else'),
+    ('data.dataset=refcocog/google', 'data.dataset', 'refcocog/google'),
+    ('init_from=', 'init_from', ''),
+    ('seed=7', 'seed', 7),
+    ('scan=False', 'scan', False),
+    ('mesh.data=-1', 'mesh.data', -1),
+    ('eval_every=None', 'eval_every', None),
+    ('model.image_encoder.global_blocks=[1, 2]', 'model.image_encoder.global_blocks', [1, 2]),
+    ('model.image_encoder.global_blocks=(1, 2)', 'model.image_encoder.global_blocks', [1, 2]),
+  ],
+)
+def test_changes_arrive(override, field, value):
+  node = files.load('ldit', [override])
+  for name in field.split('.'):
+    node = node[name]
+  assert node == value and type(node) is type(value)
+
+
+def test_a_group_can_be_taken_away_where_that_means_something():
+  config = files.load('ldit:shapes', ['task=prompts', 'model.fusion=none', 'model.text_encoder=None'])
+  assert model_config(config).text_encoder is None
+  assert 'config.model.text_encoder is None' in refusal('model.text_encoder.depth=1', config='sam_pretrain')
+
+
+@pytest.mark.parametrize(
+  'override, told',
+  [
+    ('optimizer.learnin_rate=1', ['config.optimizer', "'learnin_rate'", "'learning_rate'", 'warmup_steps']),
+    ('optimiser.learning_rate=1', ['config', "'optimiser'", "'optimizer'"]),
+    ('model.image_encoder.widht=1', ['config.model.image_encoder', "'widht'", "did you mean 'width'"]),
+    ('total_steps.more=1', ['config.total_steps', "'more'"]),
+    ('.=1', ["config has no field ''"]),
+    ('=1', ["config has no field ''"]),
+    ('total_steps=many', ['config.total_steps', "'many'", 'a whole number from 1']),
+    ('total_steps=1.5', ['config.total_steps', '1.5']),
+    ('total_steps=0', ['config.total_steps', '0']),
+    ('total_steps', ['config.total_steps', 'VALUE']),
+    ('optimizer=adam', ['config.optimizer', 'group', 'learning_rate']),
+    ('optimizer=None', ['config.optimizer', 'group', 'learning_rate']),
+    ('optimizer.name=sgd', ['config.optimizer.name', 'sgd', 'adam']),
+    ('optimizer.name=adamm', ["did you mean 'adam'?"]),
+    ('optimizer.learning_rate=-1.0', ['config.optimizer.learning_rate', '-1.0']),
+    ('optimizer.warmup_steps=99999', ['config.optimizer.warmup_steps', '99999', 'total_steps (10)']),
+    ('data.batch_size=0', ['config.data.batch_size', '0']),
+    ('ema=1.0', ['config.ema', '1.0']),
+    ('task=boxes', ['config.task', 'boxes', 'prompts']),
+    ('final_split=testC', ['config.final_split', 'testC', 'train, val, testA, testB']),
+    ('final_split=test', ['config.final_split', "'test'", 'refcoco (unc) has train, val, testA, testB']),
+    ('data.dataset=coco', ['config.data.dataset', "'coco'", 'refcoco+']),
+    ('data.dataset=shapes/unc', ['config.data.dataset', 'shapes/unc']),
+    ('model.fusion=layer', ['config.model.fusion', 'layer', 'layer_wise']),
+    ('model.image_size=100', ['config.model.image_size', '100', '16']),
+    ('model.attention=fast', ["'fast'", 'auto, reference, xla, cudnn, pallas_tpu, pallas_gpu']),
+    ('model.text_encoder=None', ['model.fusion', 'no text encoder']),
+    ('model.mask_threshold=-3', ['config.model.mask_threshold is -3', 'above 0 and below 1']),
+    ('model.pixel_std=[0, 1, 1]', ['config.model.pixel_std is [0, 1, 1]', 'a list of 3']),
+    ('model.pixel_mean=0.5', ['config.model.pixel_mean is 0.5', 'a list of 3']),
+    ('model.text_encoder.dropout=-1', ['config.model.text_encoder.dropout is -1', 'from 0 to below 1']),
+    ('model.fusion_dropout=1', ['config.model.fusion_dropout is 1']),
+    ('model.image_encoder.width=1000000', ['config.model.image_encoder.width is 1000000', '8,192']),
+    ('model.image_encoder.depth=100000', ['config.model.image_encoder.depth is 100000', '128']),
+    ('model.image_encoder.patch_size=0', ['config.model.image_encoder.patch_size is 0']),
+    ('model.image_size=8192', ['512 patches of 16 a side', 'at most 512'] and ['model']),
+    ('optimizer.beta1=2', ['config.optimizer.beta1 is 2', 'from 0 to below 1']),
+    ('optimizer.beta2=nan', ["config.optimizer.beta2 is 'nan'"]),
+    ('optimizer.clip_norm=-1', ['config.optimizer.clip_norm is -1']),
+    ('optimizer.learning_rate=1e300', ['config.optimizer.learning_rate is 1e+300']),
+    ('optimizer.learning_rate=1e999', ['config.optimizer.learning_rate is inf']),
+    ('optimizer.learning_rate=None', ['config.optimizer.learning_rate is None']),
+    ('optimizer.learning_rate=True', ['config.optimizer.learning_rate is True']),
+    ('seed=None', ['config.seed is None']),
+    ('seed=True', ['config.seed is True']),
+    ('seed=-1', ['config.seed is -1']),
+    ('seed=' + '9' * 5000, ['config.seed is']),
+    ('seed=' + '[' * 5000, ['config.seed is']),
+    ('scan=1', ['config.scan is 1', 'True or False']),
+    ('freeze=(', ['config.freeze', 'regular expression']),
+    ('freeze=a\nb', ['config.freeze']),
+    ('data.threads=1000', ['config.data.threads is 1000', '256']),
+    ('data.processes=1000', ['config.data.processes is 1000', '256']),
+    ('data.processes=-1', ['config.data.processes is -1']),
+    ('data.data_dir=gs://bucket/data', ['config.data.data_dir', 'gs:// is not supported', 'gcsfuse']),
+    ('init_from=s3://bucket/model', ['config.init_from', 's3:// is not supported']),
+    ('data.augmentation.flip_probability=2', ['config.data.augmentation.flip_probability is 2', 'from 0 to 1']),
+    ('data.augmentation.scale_steps=100', ['augmentation: 100 scales']),
+    ('mesh.fsdp=0', ['config.mesh.fsdp is 0', 'or -1']),
+    ('loss.bce=0', ['config.loss.bce, dice and iou are all 0']),
+    ('epochs=0', ['config.epochs is 0']),
+    ('epochs=None', ['config.total_steps is None']),
+  ],
+)
+def test_impossible_changes_are_refused(override, told):
+  overrides = ['total_steps=10', override] if 'warmup' in override else [override]
+  if override == 'model.image_size=8192':
+    overrides += ['model.image_encoder.patch_size=8']
+    told = ['1024 patches of 8 a side', 'at most 512']
+  message = refusal(*overrides)
+  assert all(part in message for part in told), message
+  assert len(message) < 400
+
+
+def test_scenes_belong_to_shapes():
+  assert 'scenes describe shapes' in refusal('data.dataset=refcoco', 'final_split=val', config='ldit:shapes')
+  assert 'config.data.scenes is None' in refusal('data.scenes.train=3')
+  assert 'scenes: min_shapes is 9' in refusal('data.scenes.min_shapes=9', config='ldit:shapes')
+
+
+def test_an_attention_that_cannot_run_here_is_refused():
+  model = model_config(files.load('ldit', ['model.attention=pallas_tpu']))
+  assert attention_for(model, 'tpu', 'float32') == 'pallas_tpu'
+  with pytest.raises(UserError, match="config.model.attention is 'pallas_tpu': it runs on tpu, this is cpu; 'auto'"):
+    attention_for(model, 'cpu', 'float32')

@@ -1,0 +1,98 @@
+"""Run lengths agree with pycocotools, and no damaged ones reach it."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies
+from hypothesis.extra import numpy as arrays
+from pycocotools import mask as coco_mask
+
+from ditsam_jax.errors import UserError
+from ditsam_jax.geometry.masks import bounding_box, decode_rle, encode_rle
+
+MASKS = arrays.arrays(bool, strategies.tuples(strategies.integers(1, 40), strategies.integers(1, 40)))
+
+
+@settings(max_examples=80, deadline=None)
+@given(MASKS)
+def test_masks_come_back_from_both_spellings_and_as_pycocotools_reads_them(mask):
+  rle = encode_rle(mask)
+  assert isinstance(rle['counts'], str) and rle['size'] == list(mask.shape)
+  np.testing.assert_array_equal(coco_mask.decode(rle).astype(bool), mask)
+  np.testing.assert_array_equal(decode_rle(rle), mask)
+  np.testing.assert_array_equal(decode_rle(rle | {'counts': rle['counts'].encode()}), mask)
+  flat = mask.T.reshape(-1)
+  borders = np.flatnonzero(np.diff(np.concatenate([[False], flat]).astype(int)))
+  counts = np.diff(np.concatenate([[0], borders, [flat.size]])).tolist()
+  np.testing.assert_array_equal(decode_rle({'size': mask.shape, 'counts': counts}), mask)
+
+
+@settings(max_examples=40, deadline=None)
+@given(MASKS)
+def test_boxes_are_those_of_pycocotools(mask):
+  x, y, width, height = coco_mask.toBbox(encode_rle(mask)).astype(int).tolist()
+  assert bounding_box(mask) == ((x, y, x + width, y + height) if mask.any() else None)
+
+
+def test_a_large_mask_keeps_its_long_runs():
+  mask = np.zeros((3000, 4000), bool)
+  mask[:, 1000:3000] = True
+  mask[7, 2000] = False
+  np.testing.assert_array_equal(decode_rle(encode_rle(mask)), mask)
+
+
+@pytest.mark.parametrize(
+  'rle, told',
+  [
+    ({'size': [48, 64], 'counts': [2**62] * 4 + [48 * 64]}, 'over 2\\*\\*63'),  # 2**64 and the right sum, in C
+    ({'size': [48, 64], 'counts': [2**64 + 48 * 64]}, 'over 2\\*\\*63'),
+    ({'size': [48, 64], 'counts': [48 * 64, 2**70, -(2**70)]}, 'below 0'),
+    ({'size': [48, 64], 'counts': [48 * 64 - 1]}, '3071 of 3072'),
+    ({'size': [48, 64], 'counts': []}, '0 of 3072'),
+    ({'size': [48, 64], 'counts': [48 * 64, 0.0]}, 'float'),
+    ({'size': [48, 64], 'counts': [48 * 64, False]}, 'bool'),
+    ({'size': [48, 64], 'counts': [48 * 64, 'a']}, 'str'),
+    ({'size': [48, 64], 'counts': [[48 * 64]]}, 'list'),
+    ({'size': [48, 64], 'counts': [48 * 64, None]}, 'NoneType'),
+    ({'size': [48, 64], 'counts': None}, 'NoneType'),
+    ({'size': [48, 64], 'counts': 7}, 'int'),
+    ({'size': [48, 64], 'counts': ''}, 'no characters'),
+    ({'size': [48, 64], 'counts': 'caf\xe9'}, 'COCO does not write'),
+    ({'size': [48, 64], 'counts': '\ud800'}, 'COCO does not write'),
+    ({'size': [48, 64], 'counts': 'PP\x07'}, 'COCO does not write'),
+    ({'size': [48, 64], 'counts': 'oo'}, 'amid a number'),
+    ({'size': [48, 64], 'counts': 'o' * 30 + '0'}, '31 characters'),
+    ({'size': [48, 64], 'counts': 'ooooooo?'}, 'below 0|more than'),
+    ({'size': [48, 64], 'counts': '0' * 100_000}, '100000 runs'),
+    ({'size': [48, 64], 'counts': 'PPP3' * 3}, 'more than|add up|below'),
+    ({'size': [0, 64], 'counts': [0]}, 'size'),
+    ({'size': [-48, -64], 'counts': [48 * 64]}, 'size'),
+    ({'size': [2**40, 2**40], 'counts': [2**80]}, 'size'),
+    ({'size': [10**6, 10**6], 'counts': [10**12]}, 'size'),
+    ({'size': [48], 'counts': [48]}, 'expected'),
+    ({'size': '48', 'counts': [48]}, 'expected'),
+    ({'size': [48.0, 64.0], 'counts': [48 * 64]}, 'expected'),
+    ({'counts': [48]}, 'expected'),
+    ([1, 2], 'expected'),
+  ],
+)
+def test_damaged_run_lengths_are_one_line(rle, told):
+  with pytest.raises(UserError, match=told) as error:
+    decode_rle(rle)
+  assert '\n' not in str(error.value) and len(str(error.value)) < 200
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+  strategies.one_of(
+    strategies.text(alphabet=[chr(code) for code in range(44, 116)], max_size=60),
+    strategies.binary(max_size=60),
+    strategies.lists(strategies.one_of(strategies.integers(-3, 60), strategies.integers()), max_size=9),
+  )
+)
+def test_any_counts_give_a_mask_or_one_line(counts):
+  try:
+    mask = decode_rle({'size': [6, 5], 'counts': counts})
+  except UserError:
+    return
+  assert mask.shape == (6, 5)
+  np.testing.assert_array_equal(decode_rle(encode_rle(mask)), mask)

@@ -1,0 +1,82 @@
+"""What a command's failures look like."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(body, **environment):
+  """A command whose main is these lines."""
+  lines = ''.join(f'  {line}\n' for line in body.splitlines())
+  program = f'import errno, logging, sys, warnings\nfrom ditsam_jax import command_line\ndef main():\n{lines}'
+  done = subprocess.run(
+    [sys.executable, '-c', program + 'command_line.run(main)'],
+    cwd=ROOT,
+    env={**os.environ, **environment},
+    capture_output=True,
+    timeout=60,
+  )
+  return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+@pytest.mark.parametrize(
+  'body, line',
+  [
+    ("open('/nowhere/at/all')", '/nowhere/at/all: No such file or directory'),
+    ("open('/')", '/: Is a directory'),
+    ("open('a\\nerror: pwned')", r'a\nerror: pwned: No such file or directory'),
+    ("raise OSError(errno.ENOSPC, 'No space left on device')", 'No space left on device'),
+    ("raise OSError(errno.ENOSPC, 'No space left on device', 'a', None, 'b')", 'b: No space left on device'),
+    ("raise PermissionError(13, 'Permission denied', 'file')", 'file: Permission denied; choose another place'),
+    ('raise MemoryError', 'there is not enough memory; use smaller'),
+    ("raise MemoryError('an array of 9 TiB')", 'there is not enough memory (an array of 9 TiB)'),
+    ('def deeper(): deeper()\ndeeper()', 'something in the input is nested too deeply'),
+    ("raise RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes')", 'the device is out of memory'),
+    ("from ditsam_jax import UserError\nraise UserError('bad\\n\\x1b[2J thing')", r'bad \x1b[2J thing'),
+  ],
+)
+def test_what_a_user_or_the_machine_can_mend_is_one_line(body, line):
+  status, output, errors = run(body)
+  assert (status, output) == (2, '') and len(errors.splitlines()) == 1
+  assert errors.startswith(f'error: {line}'), errors
+
+
+def test_a_defect_keeps_its_traceback_and_any_error_has_one_for_the_asking():
+  status, _, errors = run("raise KeyError('a defect')")
+  assert status == 1 and 'Traceback' in errors and errors.endswith("KeyError: 'a defect'\n")
+  status, _, errors = run("open('/nowhere')", DITSAM_TRACEBACK='1')
+  assert status == 2 and 'Traceback' in errors and errors.endswith('error: /nowhere: No such file or directory\n')
+
+
+NOISE = "warnings.warn('old'); logging.getLogger('absl').error('damaged entry')\nprint('result')"
+
+
+def test_libraries_are_quiet_unless_asked():
+  assert run(NOISE) == (0, 'result\n', '')
+  status, output, errors = run(NOISE, DITSAM_TRACEBACK='1')
+  assert (status, output) == (0, 'result\n') and 'old' in errors and 'damaged entry' in errors
+
+
+def test_any_terminal_can_take_any_text():
+  assert run("print('\u732b')", PYTHONIOENCODING='ascii') == (0, '\\u732b\n', '')
+
+
+def test_a_reader_that_goes_is_not_told():
+  process = subprocess.Popen(
+    [
+      sys.executable,
+      '-c',
+      'from ditsam_jax import command_line\ncommand_line.run(lambda: [print(i) for i in range(9**6)])',
+    ],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+  )
+  process.stdout.readline()
+  process.stdout.close()
+  assert process.wait(timeout=60) == 141 and process.stderr.read() == b''

@@ -1,0 +1,216 @@
+"""Ctrl-C and SIGTERM end every command in one line, whatever it is doing."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ENDS = {signal.SIGINT: (130, 'interrupted'), signal.SIGTERM: (143, 'terminated (SIGTERM)')}
+COMMANDS = {
+  'train': ['-m', 'ditsam_jax.train', '--config=configs/ldit.py:shapes'],
+  'evaluate': ['-m', 'ditsam_jax.evaluate', '--checkpoint=shapes'],
+  'predict': ['-m', 'ditsam_jax.predict', '--image=docs/scene.png', '--text=the red circle'],
+  'prepare': ['-m', 'ditsam_jax.prepare', '--dataset=refcoco', '--annotations=nowhere', '--images=nowhere'],
+  'export': ['-m', 'ditsam_jax.export', '--checkpoint=shapes', '--output=/nowhere/export'],
+  'compile_report': ['-m', 'ditsam_jax.compile_report', '--config=configs/ldit.py', '--topology=v5e:2x2'],
+  'torch_to_flax': ['convert/torch_to_flax.py', '--input=nowhere', '--output=nowhere'],
+  'flax_to_torch': ['convert/flax_to_torch.py', '--input=nowhere', '--output=nowhere'],
+}
+
+pytestmark = pytest.mark.skipif(not Path('/proc/self/status').exists(), reason='asks Linux which signals are caught')
+
+
+def start(*arguments, **more):
+  return subprocess.Popen(
+    [sys.executable, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **more
+  )
+
+
+def catches(process, number):
+  status = Path(f'/proc/{process.pid}/status').read_text()
+  (caught,) = [line.split()[1] for line in status.splitlines() if line.startswith('SigCgt')]
+  return int(caught, 16) >> (number - 1) & 1
+
+
+def end(process, number, after):
+  """Signals a process some seconds after its handlers are there; status and last line, there may be others before."""
+  deadline = time.monotonic() + 60
+  while not catches(process, signal.SIGTERM):  # until then it is Python that starts, none of our code
+    assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
+  time.sleep(after)
+  process.send_signal(number)
+  _, errors = process.communicate(timeout=60)
+  assert 'Traceback' not in errors and 'Error' not in errors, errors
+  return process.returncode, errors.splitlines()
+
+
+@pytest.mark.parametrize('name', COMMANDS)
+def test_every_command_while_it_imports(name):
+  chance = random.Random(name)
+  for number in ENDS:
+    status, line = ENDS[number]
+    assert end(start(*COMMANDS[name]), number, chance.uniform(0, 0.3)) == (status, [line])
+
+
+@pytest.mark.parametrize('number', ENDS)
+def test_a_command_at_work_and_while_it_compiles(number, tmp_path):
+  chance = random.Random(int(number))
+  environment = {**os.environ, 'JAX_ENABLE_COMPILATION_CACHE': 'false'}
+  for _ in range(2):
+    process = start(*COMMANDS['predict'], f'--output={tmp_path}', env=environment)
+    assert end(process, number, chance.uniform(1, 4)) == (ENDS[number][0], [ENDS[number][1]])
+  assert not [path for path in tmp_path.iterdir() if path.name.startswith('.')]
+
+
+WORK = """
+import ctypes, gc, hashlib, os, signal, sys, time
+from ditsam_jax import command_line, interruption
+interruption._GRACE = 3.0
+
+class Lost:
+  def __del__(self):
+    os.kill(os.getpid(), signal.{signal})
+    for _ in range(1000): pass
+
+def dropped_by_a_destructor():
+  Lost()
+  while True: time.sleep(0.01)
+
+def dropped_by_the_garbage_collection():
+  sent = []
+  def callback(*_):
+    if not sent:
+      sent.append(1)
+      os.kill(os.getpid(), signal.{signal})
+      for _ in range(1000): pass
+  gc.callbacks.append(callback)
+  gc.collect()
+  while True: time.sleep(0.01)
+
+def caught_by_a_library():
+  while True:
+    try:
+      os.kill(os.getpid(), signal.{signal})
+      time.sleep(60)
+    except BaseException:
+      pass
+
+def turned_into_another_error():
+  try:
+    os.kill(os.getpid(), signal.{signal})
+    time.sleep(60)
+  except BaseException as error:
+    raise ImportError('numpy is broken') from error
+
+def in_c():
+  os.kill(os.getpid(), signal.{signal}) if os.fork() else os._exit(0)
+  hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)
+
+def in_another_librarys_hands():
+  signal.set_wakeup_fd(-1)
+  os.kill(os.getpid(), signal.{signal})
+  time.sleep(60)
+
+def cleaned_up():
+  try:
+    os.kill(os.getpid(), signal.{signal})
+    time.sleep(60)
+  finally:
+    print('cleaned up', flush=True)
+
+command_line.run({what})
+"""
+
+
+@pytest.mark.parametrize('number', ENDS)
+@pytest.mark.parametrize(
+  'what, limit',
+  [
+    ('dropped_by_a_destructor', 2),
+    ('dropped_by_the_garbage_collection', 2),
+    ('caught_by_a_library', 6),
+    ('turned_into_another_error', 2),
+    ('in_c', 6),
+    ('in_another_librarys_hands', 2),
+    ('cleaned_up', 2),
+  ],
+)
+def test_no_signal_is_lost(what, limit, number):
+  began = time.monotonic()
+  process = start('-c', WORK.replace('{signal}', number.name).replace('{what}', what))
+  output, errors = process.communicate(timeout=60)
+  assert process.returncode == ENDS[number][0] and errors.splitlines() == [ENDS[number][1]], errors
+  assert time.monotonic() - began < limit + 8  # for Python to start on a busy machine
+  assert output == ('cleaned up\n' if what == 'cleaned_up' else '')
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_cleaning_up():
+  program = """
+import time
+from ditsam_jax import command_line
+def work():
+  try:
+    print('working', flush=True)
+    time.sleep(60)
+  finally:
+    print('cleaning', flush=True)
+    time.sleep(60)
+command_line.run(work)
+"""
+  process = start('-c', program)
+  for line in ('working\n', 'cleaning\n'):
+    assert process.stdout.readline() == line
+    process.send_signal(signal.SIGINT)
+  began = time.monotonic()
+  _, errors = process.communicate(timeout=60)
+  assert (process.returncode, errors) == (130, 'interrupted\n') and time.monotonic() - began < 5
+
+
+def test_what_ends_a_forked_process_does_not_end_the_command():
+  program = """
+import os, signal, time
+from ditsam_jax import command_line
+def work():
+  child = os.fork()
+  if not child:
+    time.sleep(60)
+  time.sleep(0.2)
+  os.kill(child, signal.SIGTERM)
+  status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+  time.sleep(1)
+  print(status)
+command_line.run(work)
+"""
+  process = start('-c', program)
+  assert process.communicate(timeout=60) == ('-15\n', '') and process.returncode == 0
+
+
+def test_a_signal_that_was_ignored_from_the_start_stays_ignored():
+  """As by nohup, and for the background jobs of a script."""
+  program = """
+import os, signal
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+from ditsam_jax import command_line
+command_line.run(lambda: os.kill(os.getpid(), signal.SIGINT))
+"""
+  process = start('-c', program)
+  assert process.communicate(timeout=60) == ('', '') and process.returncode == 0
+
+
+def test_the_library_leaves_signals_alone():
+  program = """
+import signal, sys
+before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+import ditsam_jax
+from ditsam_jax import UserError, command_line, interruption
+assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+assert signal.set_wakeup_fd(-1) == -1
+"""
+  process = start('-c', program)
+  assert process.communicate(timeout=60) == ('', '') and process.returncode == 0
