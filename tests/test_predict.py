@@ -325,6 +325,7 @@ def test_results_of_other_commands_are_not_mixed(tmp_path, image, capsys):
   ):
     assert f'made with {name} ' in refused('--image', image, '--point=6,3', out, *changed)
     assert f'made with {name} ' in refused('--image', image, '--point=6,3', '--no-pictures', results, *changed)
+  assert predict.main(['--image', image, '--point=6,3', out, '--dtype=float32']) == 0  # what auto is on a CPU
   assert 'made without pictures' in refused('--image', image, '--point=6,3', out, results)
   predict.main([prompt_file(tmp_path / 'p', {'image': image, 'text': 'red', 'id': 1}), '--no-pictures', results])
   BrightSegmenter.made.clear()
