@@ -273,7 +273,7 @@ def test_an_interrupted_job_leaves_whole_files_and_is_resumed(tmp_path, monkeypa
   for name in there:
     Image.open(tmp_path / 'out' / name).load()
   done = len(rows_of(tmp_path / 'r')) if with_json else sum('mask' in name for name in there)
-  assert 0 < done <= 7
+  assert done == 7  # nothing that the model has done is lost
   capsys.readouterr()
   monkeypatch.setattr(BrightSegmenter, 'interrupt_after', None)
   assert predict.main(arguments) == 0
