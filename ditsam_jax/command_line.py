@@ -20,6 +20,7 @@ _QUIET = {  # what libraries say of themselves, and what a person cannot act on
   'GRPC_VERBOSITY': 'ERROR',
   'ABSL_MIN_LOG_LEVEL': '3',
   'TRANSFORMERS_VERBOSITY': 'error',
+  'PYTHONWARNINGS': 'ignore',  # worker processes'
   'TRANSFORMERS_NO_ADVISORY_WARNINGS': '1',
 }
 

@@ -138,7 +138,12 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
           checkpoints.save(state, iterator, progress)
         if ends:
           break
-        arrays = next(iterator)
+        try:
+          arrays = next(iterator)
+        except Exception:  # of a worker process that the signal ended too
+          if not stop.asked:
+            raise
+          continue
         if first := began is None:
           began = time.monotonic()
           log.say('compiling the training step ...')
