@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
   overrides, rest = training_config.split_arguments(arguments)
   options = parser.parse_args(rest)
   config = training_config.load(options.config, overrides)
-  distributed.initialise(options)
+  distributed.initialise(options, preemptible=True)
   name = Path(options.config.partition(':')[0]).stem
   train(config, Path(options.workdir or f'runs/{name}-{config.data.dataset}'))
   return 0
