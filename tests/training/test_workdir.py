@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from ditsam_jax.config import files, lengths
+from ditsam_jax.config.checks import plain
 from ditsam_jax.config.run import RunConfig
 from ditsam_jax.errors import UserError
 from ditsam_jax.fields import find
@@ -80,6 +82,16 @@ def test_what_a_run_has_left_binds_its_folder(tmp_path, left):
 
 def test_a_new_field_is_a_difference():
   assert differences(CONFIG, {**CONFIG, 'ema': 0.5}) == ['config.ema was None, is 0.5']
+
+
+def test_a_run_of_an_earlier_version_can_be_resumed():
+  """It noted no epochs and no share, and fields that are no more."""
+  config = files.load('ldit:shapes', [])
+  now = plain(lengths.resolve(config, lambda: 0))
+  before = json.loads(json.dumps(now)) | {'keep_best': True}
+  del before['epochs'], before['optimizer']['warmup_share']
+  assert differences(before, now) == []
+  assert differences(before, now | {'total_steps': 60}) == ['config.total_steps was 1000, is 60']
 
 
 def test_free_fields_are_fields():
