@@ -32,8 +32,8 @@ FREE = (
   'config.remat',
   'config.scan',
   'config.attention',
-  'config.model.attention',  # where runs of earlier versions have it
 )
+_FORMER = ('config.model.attention',)  # fields that runs of earlier versions have, and that were free
 
 # Of models, JSON, pictures and batches that are written under another name and renamed.
 _UNFINISHED = re.compile(r'\.(model|best)\.(writing|retired)-\d+|' + UNFINISHED)
@@ -106,7 +106,7 @@ class Workdir:
 
 def differences(old: Any, new: Any, trail: str = 'config') -> list[str]:
   """Fields that differ between two configs as plain containers, but for those that are FREE to change."""
-  if trail in FREE:
+  if trail in FREE + _FORMER:
     return []
   if isinstance(old, dict) and isinstance(new, dict):
     return [
