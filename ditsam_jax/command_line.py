@@ -21,6 +21,7 @@ _QUIET = {  # what libraries say of themselves, and what a person cannot act on
   'GRPC_VERBOSITY': 'ERROR',
   'ABSL_MIN_LOG_LEVEL': '3',
   'TRANSFORMERS_VERBOSITY': 'error',
+  'PYTHONWARNINGS': 'ignore',  # worker processes'
   'TRANSFORMERS_NO_ADVISORY_WARNINGS': '1',
 }
 
@@ -137,17 +138,20 @@ def _take_any_text() -> None:
 
 
 def _keep_what_is_compiled() -> None:
-  """Programs that took a second or more to compile are kept for the next time: JAX's persistent compilation cache.
+  """Programs that took a tenth of a second to compile are kept for the next time: JAX's persistent compilation cache.
 
   JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false switches it off.
   """
   jax = sys.modules.get('jax')  # some commands do without
   if jax is None or jax.config.jax_compilation_cache_dir:
     return
-  cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'ditsam_jax' / 'compiled'
   try:
+    cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'ditsam_jax' / 'compiled'
     cache.mkdir(parents=True, exist_ok=True)
-  except OSError:  # a home that cannot be written to
+  except (OSError, RuntimeError):  # a home that cannot be written to, or none
     return
   jax.config.update('jax_compilation_cache_dir', str(cache))
+  jax.config.update(
+    'jax_persistent_cache_min_compile_time_secs', 0.1
+  )  # a second by default: those of small models count
   jax.config.update('jax_compilation_cache_max_size', 10 * 2**30)  # bytes; the longest unused go first

@@ -34,8 +34,7 @@ FREE = (
   'config.attention',
   'config.optimizer.warmup_share',  # warmup_steps is what counts
 )
-# Fields that runs of earlier versions have noted, without a say in their results.
-FORMER = ('config.keep_best', 'config.model.attention')
+FORMER = ('config.keep_best', 'config.model.attention')  # fields that runs of earlier versions have, and that were free
 
 _RESULTS = ('model', 'best', 'metrics.json')
 

@@ -99,6 +99,12 @@ def test_free_fields_are_fields():
     assert find(RunConfig, field.removeprefix('config.'), 'config')
 
 
+def test_a_run_that_an_earlier_version_began_goes_on():
+  """The attention's implementation was a field of the model then."""
+  before = {'config': {}, 'model': {'attention': 'auto', 'fusion': 'e2e'}}
+  assert differences(before, {'config': {}, 'attention': 'xla', 'model': {'fusion': 'e2e'}}) == []
+
+
 def test_what_killed_processes_had_not_finished_goes_and_nothing_else(tmp_path):
   (tmp_path / '.best.writing-17' / 'weights').mkdir(parents=True)
   (tmp_path / 'best').mkdir()
