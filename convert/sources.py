@@ -113,9 +113,10 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
 def from_numpy(array: np.ndarray) -> torch.Tensor:
   """The inverse of `to_numpy`."""
   array = np.array(array, order='C', copy=None)  # ascontiguousarray would give a single number an axis
-  if array.dtype.name == 'bfloat16':
-    return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-  return torch.from_numpy(array)
+  with warnings.catch_warnings(action='ignore'):  # that it is not writable: nobody writes to it
+    if array.dtype.name == 'bfloat16':
+      return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
 
 
 def release_tensors(weights: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:

@@ -99,5 +99,5 @@ def test_a_model_whose_weights_are_not_its_own_is_refused(tmp_path):
   weights = {name: variable[...] for name, variable in weights_of(model).items()}
   weights['foo.bar'] = weights.pop('image_encoder.pos_embed')
   saved_model.write(tmp_path / 'model', model.config, weights)
-  with pytest.raises(UserError, match='pos_embed is missing; foo.bar is unknown'):
+  with pytest.raises(UserError, match='pos_embed is missing, foo.bar is unknown'):
     flax_to_torch.main([f'--input={tmp_path / "model"}', f'--output={tmp_path / "x.pth"}'])

@@ -32,7 +32,8 @@ def test_three_steps_from_a_converted_model(data_dir, vocabulary_file, tmp_path)
     image_encoder=dataclasses.replace(model.image_encoder, depth=1, global_blocks=(0,)),
     mask_decoder=dataclasses.replace(model.mask_decoder, depth=1),
   )
-  start = saved_model.save(tmp_path / 'start', random_model(model), vocabulary=vocabulary_file)
+  fresh = ['text_encoder', 'text_proj']
+  start = saved_model.save(tmp_path / 'start', random_model(model), vocabulary=vocabulary_file, fresh=fresh)
   config = files.load(
     str(CONFIG),
     [
@@ -55,6 +56,7 @@ def test_three_steps_from_a_converted_model(data_dir, vocabulary_file, tmp_path)
   assert len([line for line in losses if 'train/loss' in line]) == 3
   assert (tmp_path / 'run' / 'model' / 'vocab.txt').read_bytes() == vocabulary_file.read_bytes()
   assert saved_model.data_config(tmp_path / 'run') == {'dataset': 'refcoco'}
+  assert saved_model.fresh_parts(tmp_path / 'run') == ['text_encoder']  # frozen, so still untrained
 
 
 @pytest.mark.parametrize(
