@@ -3,14 +3,13 @@
 benchmarks/compile_inference.py compiles the same programs for an H100, where CUDA's plugin is installed.
 """
 
-import jax
 import jax.numpy as jnp
 import pytest
 
 from ditsam_jax.inference import programs
 from ditsam_jax.models.config import sam
 from ditsam_jax.models.weights import cast_array, dtype_named
-from ditsam_jax.ops.attention import cudnn
+from ditsam_jax.ops.attention import choice, cudnn
 from tests.small_models import random_model, small_config
 
 
@@ -22,9 +21,15 @@ def an_h100(monkeypatch):
   monkeypatch.setattr(fused, 'check_cudnn_version', lambda: 91000)
   monkeypatch.setattr(fused, 'check_compute_capability', lambda capability: capability <= '9.0')
   monkeypatch.setattr(fused, 'is_cuda_compute_capability_equal', lambda capability: capability == '9.0')
-  jax.clear_caches()  # traces of attention know what the machine can
+  forget_traces()
   yield
-  jax.clear_caches()
+  forget_traces()
+
+
+def forget_traces():
+  """Traces of attention know what the machine can."""
+  for program in (choice.compute, programs.encode):
+    program.clear_cache()
 
 
 def lowered(config, platform, dtype, rows=2):
