@@ -126,12 +126,12 @@ def implementations(q: jax.Array, grid: tuple[int, int], prefix: int) -> dict[st
 
 def plain_xla(grid, prefix, q, k, v, rel_h, rel_w) -> jax.Array:
   """`xla` by a way that no earlier trace is kept on."""
-  return xla.attention(q, k, v, *extra_channels(q, rel_h, rel_w, grid, prefix, None))
+  return xla.attention(q, k, v, *extra_channels(q.dtype, rel_h, rel_w, grid, prefix))
 
 
 def library_softmax(grid, prefix, q, k, v, rel_h, rel_w) -> jax.Array:
   """All heads at once, and the library's softmax."""
-  q, k = appended(q, k, *extra_channels(q, rel_h, rel_w, grid, prefix, None))
+  q, k = appended(q, k, *extra_channels(q.dtype, rel_h, rel_w, grid, prefix))
   return jax.nn.softmax((q @ k.swapaxes(-1, -2)).astype(jnp.float32)).astype(v.dtype) @ v
 
 

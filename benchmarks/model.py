@@ -13,14 +13,11 @@ On a GPU (PyTorch: bf16 autocast, fused attention, torch.compile):
 """
 
 import argparse
-import functools
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,6 +27,7 @@ import dataclasses
 
 import numpy as np
 
+from benchmarks import model_sides
 from ditsam_jax.models.config import PRESETS, DitSamConfig
 from ditsam_jax.models.flops import forward_flops, training_flops
 
@@ -52,8 +50,6 @@ def main() -> None:
   parser.add_argument('--folder', type=Path, help=argparse.SUPPRESS)
   options = parser.parse_args()
   if options.side:
-    from benchmarks import model_sides
-
     print(json.dumps(model_sides.run(options, configured(options))))
     return
   with tempfile.TemporaryDirectory() as folder:
@@ -146,30 +142,6 @@ def agreement(folder: Path, found: dict[str, list]) -> tuple[float, float]:
   ours, theirs = (np.load(folder / f'{side}.npy') for side in SIDES[:2])
   losses = [found[side][0]['loss'] for side in SIDES[:2]]
   return float(np.abs(ours - theirs).max() / np.abs(theirs).max()), abs(losses[0] / losses[1] - 1)
-
-
-def jitted_forward(model):
-  """A compiled function of images, token ids and mask to logits, which holds the model's weights."""
-  import jax
-  from flax import nnx
-
-  graph, weights = nnx.split(model)
-  return functools.partial(jax.jit(lambda weights, *inputs: nnx.merge(graph, weights)(*inputs).logits), weights)
-
-
-def peak_of_process() -> float:
-  """GB."""
-  return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)
-
-
-def timed(function, steps: int) -> list[float]:
-  """Seconds of calls that wait for their result; the first one is not counted."""
-  seconds = []
-  for _ in range(steps + 1):
-    started = time.perf_counter()
-    function()
-    seconds.append(time.perf_counter() - started)
-  return seconds[1:]
 
 
 if __name__ == '__main__':

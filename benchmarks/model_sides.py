@@ -5,7 +5,7 @@ from functools import partial
 
 import numpy as np
 
-from benchmarks.model import jitted_forward, peak_of_process, timed
+from benchmarks.measuring import peak_of_process, timed
 from ditsam_jax.models.config import DitSamConfig
 
 
@@ -18,31 +18,30 @@ def run(options: argparse.Namespace, config: DitSamConfig) -> dict:
 
 
 def _ditsam_jax(options: argparse.Namespace, config: DitSamConfig, batch: dict[str, np.ndarray]) -> dict:
-  import dataclasses
-
   import jax
   import jax.numpy as jnp
 
+  from benchmarks.measuring import jitted_forward
   from ditsam_jax.config import lengths
   from ditsam_jax.config.recipes import as_config_dict, recipe
+  from ditsam_jax.models.execution import Execution
   from ditsam_jax.models.weights import cast
   from ditsam_jax.parallel import sharding
   from ditsam_jax.storage import saved_model
   from ditsam_jax.training.program import build
 
-  config = dataclasses.replace(config, attention=options.attention)
   images, mask = batch.pop('images'), batch.pop('mask')
   inputs = [jnp.asarray(x) for x in (images, batch['token_ids'].astype(np.int32), batch['token_mask'].astype(np.int32))]
   model = saved_model.build(config, saved_model.read_weights(options.folder / 'model'), 'benchmark')
   cast(model, jnp.dtype(options.dtype))
-  forward = jitted_forward(model)
+  forward = jitted_forward(model, Execution(attention=options.attention))
   np.save(options.folder / 'ditsam_jax.npy', forward(*inputs))
   seconds = timed(lambda: forward(*inputs).block_until_ready(), options.steps)
   peak = {'forward': _jax_peak()}
   model = forward = None  # or the train step would not have the memory to itself
   settings = recipe('refcoco')
   settings.model = as_config_dict(config)
-  settings.update(dtype=options.dtype, remat=options.remat, scan=options.scan)
+  settings.update(dtype=options.dtype, remat=options.remat, scan=options.scan, attention=options.attention)
   settings.data.batch_size = options.batch_size
   settings = lengths.resolve(settings, lambda: lengths.samples_without_data(settings))
   program = build(settings, config, sharding.make_mesh(settings.mesh, jax.devices()[:1]))
@@ -142,9 +141,7 @@ def _peer(config: DitSamConfig, folder, fused: bool):
 
   from convert import torch_peer
 
-  if fused:
-    torch_peer._attend = _fused_attention
-  peer = torch_peer.Peer(config)
+  peer = torch_peer.Peer(config, _fused_attention if fused else torch_peer.attend)
   peer.load_state_dict(torch.load(folder / 'model.pth', weights_only=True))
   return peer
 

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.model import jitted_forward, peak_of_process, timed
+from benchmarks.measuring import jitted_forward, peak_of_process, timed
 from ditsam_jax.config import lengths
 from ditsam_jax.config.checks import model_config
 from ditsam_jax.config.recipes import as_config_dict, recipe

@@ -4,7 +4,8 @@ import re
 from typing import NamedTuple
 
 from ditsam_jax.errors import UserError
-from ditsam_jax.models.config import FUSIONS, DitSamConfig, ImageEncoderConfig, MaskDecoderConfig, TextEncoderConfig
+from ditsam_jax.models.config import DitSamConfig, ImageEncoderConfig, MaskDecoderConfig, TextEncoderConfig
+from ditsam_jax.models.instruction import FUSIONS
 
 Shapes = dict[str, tuple[int, ...]]
 RELEASE_IMAGE_SIZE = 512
@@ -58,8 +59,7 @@ def read_architecture(
     settings = dict(fusion=kind, image_size=image_size or (pretrained_size if text is None else RELEASE_IMAGE_SIZE))
     if text is None:
       settings |= dict(mask_threshold=0.5, align_corners=False)  # SAM's own
-    if kind in ('e2e_token', 'token_layer_wise') and 'visual_encoder.tokens' in shapes:
-      settings['max_text_tokens'] = _shape(shapes, 'visual_encoder.tokens', 3)[1]
+    settings |= _text_tokens(shapes, kind)
     if text is not None:
       encoder['attention_scope'] = 'global'  # DIT's, in every block
     config = DitSamConfig(ImageEncoderConfig(**encoder), decoder, text, **settings)
@@ -158,7 +158,7 @@ def _text_encoder(shapes: Shapes, heads: int | None, assumed: dict[str, object])
 
 def _fusion(shapes: Shapes, asked: str | None, text: TextEncoderConfig | None) -> str:
   """The fusion that the tensors are of; `asked` decides where several have the same."""
-  possible = _possible_fusions(shapes)
+  possible = possible_fusions(shapes)
   if text is None:
     if asked not in (None, 'none'):
       raise UserError(f'--fusion={asked} needs a text encoder, and this is a plain SAM: give --text-encoder')
@@ -181,17 +181,22 @@ def _new_fusion(asked: str | None) -> str:
   return asked
 
 
-def _possible_fusions(shapes: Shapes) -> tuple[str, ...]:
-  def has(pattern):
-    return _has(shapes, r'visual_encoder\.' + pattern)
+def possible_fusions(shapes: Shapes) -> tuple[str, ...]:
+  """The fusions whose tensors these are; if some are missing or too many, those that come closest."""
+  names = {fusion: {f'visual_encoder.{tensor.source}' for tensor in FUSIONS[fusion].tensors} for fusion in FUSIONS}
+  known = set().union(*names.values())
+  present = {re.sub(r'\.\d+(?=\.)', '.#', name) for name in shapes} & known
+  distances = {fusion: len(present ^ expected) for fusion, expected in names.items()}
+  return tuple(fusion for fusion, distance in distances.items() if distance == min(distances.values()))
 
-  if has(r'cross\.'):
-    return ('cross_attention',)
-  if has(r'prob_text\.'):
-    return ('layer_wise_vith',)
-  if has('tokens'):
-    return ('e2e_token',) if has(r'probs\.') else ('token_layer_wise',)
-  return ('layer_wise', 'e2e') if has(r'probs\.') else ('none',)
+
+def _text_tokens(shapes: Shapes, fusion: str) -> dict[str, int]:
+  """max_text_tokens, where a tensor of the fusion fixes it."""
+  for tensor in FUSIONS[fusion].tensors:
+    name = f'visual_encoder.{tensor.source}'
+    if tensor.text_axis is not None and name in shapes:
+      return {'max_text_tokens': _shape(shapes, name, 3)[tensor.text_axis]}
+  return {}
 
 
 def _shape(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ditsam_jax.models.instruction import FUSIONS
+
 
 class Layout(NamedTuple):
   """How a tensor changes: `load` from PyTorch's layout to ours, `save` back."""
@@ -27,6 +29,22 @@ UP_CONV = Layout(
 )  # [in, out, 2, 2] <-> [in, 2, 2, out]
 BATCHED = Layout(lambda x: x[0], lambda x: x[None])  # a leading axis of 1
 
+LAYOUTS = {'same': SAME, 'linear': LINEAR}  # by the names that fusions use
+
+
+def _fusion_rows() -> list[tuple[str, str, Layout]]:
+  """The rows of TABLE for the parameters of every fusion, see models/instruction.py."""
+  return [
+    (
+      r'image_encoder\.instruction\.' + r'(\d+)'.join(map(re.escape, tensor.path.split('#'))),
+      'visual_encoder.' + tensor.source.replace('#', r'\1'),
+      LAYOUTS[tensor.layout],
+    )
+    for fusion in FUSIONS.values()
+    for tensor in fusion.tensors
+  ]
+
+
 # Ours (a regular expression over the dotted path) -> the release's name. First match wins; kernels and scales that no
 # row names are linear kernels and norm scales.
 TABLE: tuple[tuple[str, str, Layout], ...] = (
@@ -37,10 +55,7 @@ TABLE: tuple[tuple[str, str, Layout], ...] = (
   (r'image_encoder\.neck\.norm1\.(.*)', r'visual_encoder.neck.1.\1', SAME),
   (r'image_encoder\.neck\.conv2\.kernel', 'visual_encoder.neck.2.weight', CONV),
   (r'image_encoder\.neck\.norm2\.(.*)', r'visual_encoder.neck.3.\1', SAME),
-  (r'image_encoder\.instruction\.cross\.(\d+)\.(q|k|v)_proj\.(.*)', r'visual_encoder.cross.\1.linear_\2.\3', SAME),
-  (r'image_encoder\.instruction\.cross\.(\d+)\.out_proj\.(.*)', r'visual_encoder.cross.\1.linear_merge.\2', SAME),
-  (r'image_encoder\.instruction\.(.*)\.kernel', r'visual_encoder.\1.weight', LINEAR),
-  (r'image_encoder\.instruction\.(.*)', r'visual_encoder.\1', SAME),
+  *_fusion_rows(),
   (r'image_encoder\.(.*)\.kernel', r'visual_encoder.\1.weight', LINEAR),
   (r'image_encoder\.(.*)', r'visual_encoder.\1', SAME),
   (r'prompt_encoder\.pe_layer\.gaussian_matrix', 'prompt_encoder.pe_layer.positional_encoding_gaussian_matrix', SAME),

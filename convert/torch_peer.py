@@ -7,7 +7,9 @@ section 3) is written out here. Parameters have the release's names.
 import importlib.util
 import sys
 import types
+from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -15,11 +17,13 @@ import torch
 from flax import nnx
 from torch.nn import functional
 
+from convert import names
 from convert.sources import release_tensors
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
-from ditsam_jax.models.instruction import CROSS_HEADS, CROSS_WIDTH
+from ditsam_jax.models.instruction import make_instruction
+from ditsam_jax.models.weights import weights_of
 from ditsam_jax.storage import saved_model
 
 TOLERANCE = 1e-3  # differences beyond it are no rounding
@@ -49,14 +53,37 @@ def segment_anything_modeling() -> types.ModuleType:
       sys.modules['segment_anything'] = before
 
 
-class Peer(torch.nn.Module):
-  """DIT-SAM or plain SAM in PyTorch; `load_state_dict` takes tensors by the release's names."""
+def attend(attention: torch.nn.Module, x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+  """One of SAM's attention modules over [slots, image]; relative positions between image tokens only."""
+  add_decomposed_rel_pos = sys.modules['segment_anything.modeling'].image_encoder.add_decomposed_rel_pos
+  batch, length, width = x.shape
+  prefix, heads = length - grid[0] * grid[1], attention.num_heads
+  qkv = attention.qkv(x).reshape(batch, length, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
+  q, k, v = qkv.flatten(1, 2)  # each [B * H, N, D]
+  logits = (q * attention.scale) @ k.transpose(-2, -1)
+  image = add_decomposed_rel_pos(
+    logits[:, prefix:, prefix:].contiguous(), q[:, prefix:], attention.rel_pos_h, attention.rel_pos_w, grid, grid
+  )
+  logits = torch.cat([logits[:, :prefix], torch.cat([logits[:, prefix:, :prefix], image], dim=2)], dim=1)
+  out = (logits.softmax(-1) @ v).unflatten(0, (batch, heads)).transpose(1, 2).flatten(2)
+  return attention.proj(out)
 
-  def __init__(self, config: DitSamConfig):
+
+class Peer(torch.nn.Module):
+  """DIT-SAM or plain SAM in PyTorch; `load_state_dict` takes tensors by the release's names.
+
+  `attend(attention, x, grid)` computes a block's attention, see `attend`.
+  """
+
+  def __init__(self, config: DitSamConfig, attend: Callable = attend):
     super().__init__()
+    if config.fusion not in SLOTS:
+      raise UserError(
+        f'PyTorch has no formula of the fusion {config.fusion!r} to compare with; add it to SLOTS in convert/torch_peer.py'
+      )
     modeling = segment_anything_modeling()
     encoder, decoder, text = config.image_encoder, config.mask_decoder, config.text_encoder
-    self.config = config
+    self.config, self._attend = config, attend
     self.visual_encoder = modeling.ImageEncoderViT(
       img_size=encoder.pretrain_grid * encoder.patch_size,
       patch_size=encoder.patch_size,
@@ -153,89 +180,71 @@ class Peer(torch.nn.Module):
     batch, h, w, width = x.shape
     x = x + functional.interpolate(encoder.pos_embed.permute(0, 3, 1, 2), (h, w), mode='bicubic').permute(0, 2, 3, 1)
     x = x.reshape(batch, h * w, width)
-    with_text = text is not None and self.config.fusion != 'none'
-    y = encoder.prob_text(text) if with_text and hasattr(encoder, 'prob_text') else text
+    slots_of = SLOTS[self.config.fusion] if text is not None else None
     slots = x[:, :0]
     for i, block in enumerate(encoder.blocks):
-      if with_text:
-        slots = self._slots(i, y, slots)
+      if slots_of is not None:
+        slots = slots_of(_Weights(encoder), i, text, slots)
       x = torch.cat([slots, x], dim=1)
-      x = x + _attend(block.attn, block.norm1(x), (h, w))
+      x = x + self._attend(block.attn, block.norm1(x), (h, w))
       x = x + block.mlp(block.norm2(x))
       slots, x = x[:, : slots.shape[1]], x[:, slots.shape[1] :]
     return encoder.neck(x.reshape(batch, h, w, width).permute(0, 3, 1, 2))
 
-  def _slots(self, i: int, y: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-    encoder = self.visual_encoder
-    match self.config.fusion:
-      case 'layer_wise' | 'layer_wise_vith':
-        return encoder.probs[i](y)
-      case 'e2e':
-        return encoder.probs[i](y if i == 0 else before)
-      case 'e2e_token':
-        return encoder.probs(y) if i == 0 else before + encoder.tokens[i - 1]
-      case 'token_layer_wise':
-        return y + encoder.tokens[i]
-      case 'cross_attention':
-        if i == 0:
-          return encoder.probs[0](y)
-        mixed = encoder.probs[i](y) + encoder.cross[i - 1](y, before)
-        norm, std = encoder.ln[i - 1], mixed.std(-1, keepdim=True)  # n - 1
-        return norm.weight * (mixed - mixed.mean(-1, keepdim=True)) / (std + 1e-6) + norm.bias
-    raise ValueError(self.config.fusion)
+
+class _Weights(NamedTuple):
+  """The fusion's parameters in an encoder, by the release's names."""
+
+  encoder: torch.nn.Module
+
+  def __getitem__(self, name: str) -> torch.Tensor:
+    return self.encoder.get_parameter(name)
+
+  def linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
+    return functional.linear(x, self[f'{name}.weight'], self[f'{name}.bias'])
 
 
-class _Cross(torch.nn.Module):
-  """The text over the slots, with the release's names."""
+def _cross_attention(w: _Weights, i: int, y: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
+  """The projected text plus 8 heads of 64 over the slots, under the release's norm."""
+  projected = w.linear(f'probs.{i}', y)
+  if i == 0:
+    return projected
+  q, k, v = (
+    w.linear(f'cross.{i - 1}.linear_{part}', x).unflatten(-1, (8, 64)).transpose(1, 2)
+    for part, x in (('q', y), ('k', s), ('v', s))
+  )
+  attended = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+  mixed = projected + w.linear(f'cross.{i - 1}.linear_merge', attended)
+  std = mixed.std(-1, keepdim=True)  # n - 1
+  normed = (mixed - mixed.mean(-1, keepdim=True)) / (std + 1e-6)
+  return w[f'ln.{i - 1}.weight'] * normed + w[f'ln.{i - 1}.bias']
 
-  def __init__(self, width: int):
-    super().__init__()
-    self.linear_q, self.linear_k, self.linear_v = (torch.nn.Linear(width, CROSS_WIDTH) for _ in range(3))
-    self.linear_merge = torch.nn.Linear(CROSS_WIDTH, width)
 
-  def forward(self, y: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-    q, k, v = (
-      x.unflatten(-1, (CROSS_HEADS, -1)).transpose(1, 2)
-      for x in (self.linear_q(y), self.linear_k(slots), self.linear_v(slots))
-    )
-    return self.linear_merge(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+# The slots that block i starts with, by fusion: of the weights, i, the text features y and the slots s after block i-1.
+SLOTS = {
+  'none': None,
+  'layer_wise': lambda w, i, y, s: w.linear(f'probs.{i}', y),
+  'layer_wise_vith': lambda w, i, y, s: w.linear(f'probs.{i}', w.linear('prob_text', y)),
+  'e2e': lambda w, i, y, s: w.linear(f'probs.{i}', y if i == 0 else s),
+  'e2e_token': lambda w, i, y, s: w.linear('probs', y) if i == 0 else s + w['tokens'][i - 1],
+  'token_layer_wise': lambda w, i, y, s: y + w['tokens'][i],
+  'cross_attention': _cross_attention,
+}
 
 
 def _add_fusion(encoder: torch.nn.Module, config: DitSamConfig) -> None:
-  """Gives SAM's encoder the parameters of a fusion, under the release's names."""
-  width, depth, fusion = config.image_encoder.width, config.image_encoder.depth, config.fusion
-
-  def linears(count):
-    return torch.nn.ModuleList(torch.nn.Linear(width, width) for _ in range(count))
-
-  if fusion in ('layer_wise', 'e2e', 'layer_wise_vith', 'cross_attention'):
-    encoder.probs = linears(depth)
-  if fusion == 'layer_wise_vith':
-    encoder.prob_text = torch.nn.Linear(config.text_encoder.width, width)
-  if fusion == 'e2e_token':
-    encoder.probs = torch.nn.Linear(width, width)
-  if fusion in ('e2e_token', 'token_layer_wise'):
-    count = depth - 1 if fusion == 'e2e_token' else depth
-    encoder.tokens = torch.nn.Parameter(torch.zeros(count, config.max_text_tokens, width))
-  if fusion == 'cross_attention':
-    encoder.cross = torch.nn.ModuleList(_Cross(width) for _ in range(depth - 1))
-    encoder.ln = torch.nn.ModuleList(torch.nn.LayerNorm(width) for _ in range(depth - 1))  # for its parameters only
-
-
-def _attend(attention: torch.nn.Module, x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-  """One of SAM's attention modules over [slots, image]; relative positions between image tokens only."""
-  add_decomposed_rel_pos = sys.modules['segment_anything.modeling'].image_encoder.add_decomposed_rel_pos
-  batch, length, width = x.shape
-  prefix, heads = length - grid[0] * grid[1], attention.num_heads
-  qkv = attention.qkv(x).reshape(batch, length, 3, heads, width // heads).permute(2, 0, 3, 1, 4)
-  q, k, v = qkv.flatten(1, 2)  # each [B * H, N, D]
-  logits = (q * attention.scale) @ k.transpose(-2, -1)
-  image = add_decomposed_rel_pos(
-    logits[:, prefix:, prefix:].contiguous(), q[:, prefix:], attention.rel_pos_h, attention.rel_pos_w, grid, grid
-  )
-  logits = torch.cat([logits[:, :prefix], torch.cat([logits[:, prefix:, :prefix], image], dim=2)], dim=1)
-  out = (logits.softmax(-1) @ v).unflatten(0, (batch, heads)).transpose(1, 2).flatten(2)
-  return attention.proj(out)
+  """Gives SAM's encoder the parameters of a fusion: names and shapes as of the table of names, small random values."""
+  instruction = nnx.eval_shape(lambda: make_instruction(config.fusion, config.fusion_sizes, rngs=nnx.Rngs(0)))
+  for path, variable in weights_of(instruction).items() if instruction is not None else ():
+    entry = names.entry(f'image_encoder.instruction.{path}')
+    for name, part in zip(entry.names, entry.save(np.broadcast_to(np.float32(0), variable.shape))):
+      *modules, last = name.removeprefix('visual_encoder.').split('.')
+      owner = encoder
+      for module in modules:
+        if not hasattr(owner, module):
+          owner.add_module(module, torch.nn.Module())
+        owner = getattr(owner, module)
+      owner.register_parameter(last, torch.nn.Parameter(0.02 * torch.randn(part.shape)))
 
 
 def random_inputs(config: DitSamConfig, batch: int = 1, seed: int = 0) -> dict[str, np.ndarray]:

@@ -23,7 +23,8 @@ from convert.architecture import read_architecture
 from convert.words import find_vocabulary
 from ditsam_jax import command_line
 from ditsam_jax.errors import UserError
-from ditsam_jax.models.config import FUSIONS, DitSamConfig
+from ditsam_jax.models.config import DitSamConfig
+from ditsam_jax.models.instruction import FUSIONS
 from ditsam_jax.storage import saved_model
 from ditsam_jax.storage.paths import local_path
 from ditsam_jax.terminal import printable, say

@@ -15,6 +15,7 @@ from ditsam_jax.terminal import printable
 
 TRACEBACK = 'DITSAM_TRACEBACK'  # =1 in the environment shows where an error comes from, and what libraries say
 _LONGEST = 2000  # characters of an error
+_TRAIN = ('array_record', 'grain', 'ml_collections', 'optax', 'tensorboardX', 'tensorflow_datasets')  # extra `train`
 _QUIET = {  # what libraries say of themselves, and what a person cannot act on
   'TF_CPP_MIN_LOG_LEVEL': '3',
   'GRPC_VERBOSITY': 'ERROR',
@@ -35,6 +36,7 @@ def begin() -> None:
     for name, value in _QUIET.items():
       os.environ.setdefault(name, value)
     _silence_python()
+    sys.excepthook = _explain_missing_extra
 
 
 def fail(message: str) -> NoReturn:
@@ -80,6 +82,8 @@ def _explain(error: BaseException) -> NoReturn:
   match error:
     case UserError():
       fail(str(error))
+    case ModuleNotFoundError() if message := _missing_extra(error):
+      fail(message)
     case BrokenPipeError():  # whoever read our output has gone; nothing can be said to them
       os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
       sys.exit(141)
@@ -98,6 +102,21 @@ def _explain(error: BaseException) -> NoReturn:
   if not _shows_all():
     traceback.print_exception(error)
   sys.exit(1)
+
+
+def _missing_extra(error: BaseException) -> str | None:
+  """What to install, where an import failed for want of an optional package."""
+  if not isinstance(error, ModuleNotFoundError) or (error.name or '').partition('.')[0] not in _TRAIN:
+    return None
+  return f"{error.name} is not installed; this command needs the extra 'train': pip install 'ditsam_jax[train]'"
+
+
+def _explain_missing_extra(kind: type[BaseException], error: BaseException, trace) -> None:
+  """Hook for what is raised before `run`: by a command's imports."""
+  if message := _missing_extra(error):
+    print(f'error: {message}', file=sys.stderr, flush=True)
+    os._exit(2)
+  sys.__excepthook__(kind, error, trace)
 
 
 def _shows_all() -> bool:

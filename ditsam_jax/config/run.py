@@ -22,7 +22,8 @@ from ditsam_jax.fields import (
   group,
 )
 from ditsam_jax.models.config import DitSamConfig
-from ditsam_jax.models.image_encoder import REMAT
+from ditsam_jax.models.execution import REMAT
+from ditsam_jax.ops.attention import IMPLEMENTATIONS
 from ditsam_jax.storage import paths
 
 MOST_STEPS = 1_000_000_000  # the counter of updates is a 32-bit integer
@@ -166,6 +167,9 @@ class RunConfig:
   )
   scan: bool = declared(
     True, Flag(), 'Compile one block and loop over it, where all are alike: L-DIT and the text baseline'
+  )
+  attention: str = declared(
+    'auto', Choice(IMPLEMENTATIONS), 'How the encoder computes attention; auto takes the fastest that can'
   )
   log_every: int = declared(50, _STEPS, 'Updates between lines of the log')
   eval_every: int | None = declared(

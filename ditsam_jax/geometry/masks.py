@@ -41,8 +41,8 @@ def run_lengths(counts: Any, pixels: int) -> np.ndarray:
     lengths = _whole_numbers(counts)
   else:
     raise UserError(f'run lengths: counts of type {type(counts).__name__}; expected text or a list of whole numbers')
-  if min(lengths, default=0) < 0:
-    raise UserError('run lengths: one is below 0')
+  if any(length < 0 for length in lengths):
+    raise UserError(f'run lengths: {min(lengths)} pixels; expected no length below 0')
   total = sum(lengths)  # Python's integers do not overflow
   if total != pixels:
     raise UserError(f'run lengths: they add up to {total if total < 2**63 else "over 2**63"} of {pixels} pixels')
@@ -71,9 +71,9 @@ def _size(rle: Any) -> tuple[int, int]:
 def _whole_numbers(counts: Any) -> list[int]:
   if isinstance(counts, np.ndarray):
     counts = counts.tolist()
-  for count in counts:
-    if type(count) is not int:
-      raise UserError(f'run lengths: a count of type {type(count).__name__}; expected whole numbers')
+  wrong = next((count for count in counts if type(count) is not int), None)
+  if wrong is not None:
+    raise UserError(f'run lengths: a count of type {type(wrong).__name__}; expected whole numbers')
   return list(counts)
 
 

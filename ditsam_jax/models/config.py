@@ -4,11 +4,10 @@ import dataclasses
 from typing import Any
 
 from ditsam_jax.fields import BELOW_ONE, Choice, Flag, Real, Several, Whole, check, declared, group, read
-from ditsam_jax.ops.attention import IMPLEMENTATIONS
+from ditsam_jax.models.instruction import FUSIONS, Sizes
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-FUSIONS = ('none', 'layer_wise', 'e2e', 'layer_wise_vith', 'e2e_token', 'token_layer_wise', 'cross_attention')
 SCOPES = ('global', 'windowed')
 MOST_TOKENS_A_SIDE = 512  # of the image; SAM's own input has 64
 
@@ -77,7 +76,7 @@ class DitSamConfig:
   image_encoder: ImageEncoderConfig = group(ImageEncoderConfig(), "SAM's ViT")
   mask_decoder: MaskDecoderConfig = group(MaskDecoderConfig(), "SAM's prompt encoder and mask decoder")
   text_encoder: TextEncoderConfig | None = group(TextEncoderConfig(), 'BERT', none='SAM as Meta released it')
-  fusion: str = declared('layer_wise', Choice(FUSIONS), 'How text enters the image encoder')
+  fusion: str = declared('layer_wise', Choice(tuple(FUSIONS)), 'How text enters the image encoder')
   fusion_dropout: float = declared(0.1, BELOW_ONE, 'Dropout after each projection of the text, in training')
   image_size: int = declared(
     512, Whole(1, 8192), 'Side of the square image that the model is used at; a multiple of the patch size'
@@ -94,9 +93,6 @@ class DitSamConfig:
   )
   align_corners: bool = declared(
     True, Flag(), 'Whether logits are upsampled to the image with aligned corners, as in DIT; SAM does without'
-  )
-  attention: str = declared(
-    'auto', Choice(IMPLEMENTATIONS), "How the encoder's attention is computed; saved models hold 'auto'"
   )
 
   def __post_init__(self):
@@ -128,20 +124,19 @@ class DitSamConfig:
       )
     if self.mask_decoder.width % 8:
       raise ValueError(f'model.mask_decoder.width is {self.mask_decoder.width}; expected a multiple of 8')
-    if self.fusion == 'none':
-      return
-    if self.text_encoder is None:
-      raise ValueError(f"model.fusion is {self.fusion!r} but the model has no text encoder; set fusion to 'none'")
-    if self.text_encoder.width != encoder.width and self.fusion != 'layer_wise_vith':
-      raise ValueError(
-        f'model.fusion {self.fusion!r} needs text and image of one width, but they are '
-        f'{self.text_encoder.width} and {encoder.width}; layer_wise_vith projects between widths'
-      )
+    FUSIONS[self.fusion].check(self.fusion_sizes)
 
   @property
   def grid(self) -> int:
     """Image tokens a side."""
     return self.image_size // self.image_encoder.patch_size
+
+  @property
+  def fusion_sizes(self) -> Sizes:
+    """What the fusion knows of the model."""
+    encoder, text = self.image_encoder, self.text_encoder
+    text_width = text.width if text else None
+    return Sizes(encoder.width, encoder.depth, text_width, self.max_text_tokens, self.fusion_dropout)
 
   @property
   def heads(self) -> dict[str, int]:
@@ -156,6 +151,8 @@ class DitSamConfig:
   @classmethod
   def from_dict(cls, fields: dict[str, Any]) -> 'DitSamConfig':
     """The inverse of `to_dict`, also of its JSON form. Raises ValueError on unknown fields and impossible values."""
+    if isinstance(fields, dict) and fields.get('attention') == 'auto':  # in models saved before it became a setting
+      fields = {name: value for name, value in fields.items() if name != 'attention'}
     return read(cls, fields, 'model')
 
 

@@ -8,6 +8,7 @@ from flax import nnx
 
 from ditsam_jax.models import layers
 from ditsam_jax.models.config import DitSamConfig
+from ditsam_jax.models.execution import Execution
 from ditsam_jax.models.image_encoder import ImageEncoder
 from ditsam_jax.models.mask_decoder import MaskDecoder
 from ditsam_jax.models.prompt_encoder import PromptEncoder
@@ -61,6 +62,7 @@ class DitSam(nnx.Module):
     masks: jax.Array | None = None,
     multimask: bool = False,
     rngs: nnx.Rngs | None = None,
+    execution: Execution = Execution(),
   ) -> Output:
     """Segments one object an image.
 
@@ -74,6 +76,7 @@ class DitSam(nnx.Module):
       masks: low-resolution mask logits [B, 4h, 4w].
       multimask: three masks for ambiguous prompts.
       rngs: a 'dropout' stream for this call; None takes the model's own (needed in training mode only).
+      execution: how the image encoder's blocks run.
 
     Returns:
       Output.
@@ -93,7 +96,7 @@ class DitSam(nnx.Module):
       },
     )
     text = None if token_ids is None else self.text_encoder(token_ids, token_mask, rngs=rngs)
-    embedding = self.image_encoder(images, text, rngs=rngs)
+    embedding = self.image_encoder(images, text, rngs=rngs, execution=execution)
     sparse = self.prompt_encoder.sparse(points, point_labels, boxes, images.shape[1:3])
     return self.decode(embedding, sparse, masks, images.shape[1:3], multimask, text)
 

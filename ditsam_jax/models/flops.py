@@ -5,7 +5,8 @@ channels, resizing of images and tables, and everything elementwise do not count
 """
 
 from ditsam_jax.models.config import DitSamConfig
-from ditsam_jax.models.instruction import CROSS_WIDTH
+from ditsam_jax.models.instruction import FUSIONS
+from ditsam_jax.models.layers import attention_flops, linear_flops
 from ditsam_jax.models.mask_decoder import MASK_TOKENS
 
 
@@ -25,7 +26,7 @@ def forward_flops(config: DitSamConfig, *, prompts: int = 1, prompt_tokens: int 
   if text:
     parts['text_encoder'] = _text_encoder(config)
     parts['text_proj'] = 2 * text * config.text_encoder.width * config.mask_decoder.width
-    parts['instruction'] = _instruction(config)
+    parts['instruction'] = FUSIONS[config.fusion].flops(config.fusion_sizes)
   return parts
 
 
@@ -37,61 +38,42 @@ def training_flops(config: DitSamConfig, **prompts) -> int:
   return 3 * sum(forward_flops(config, **prompts).values())
 
 
-def _linear(rows: int, *widths: int) -> int:
-  """Linear layers after one another."""
-  return sum(2 * rows * a * b for a, b in zip(widths, widths[1:]))
-
-
-def _attention(queries: int, keys: int, width: int) -> int:
-  """Logits and their product with the values, all heads together."""
-  return 4 * queries * keys * width
-
-
 def _image_encoder(config: DitSamConfig, text: int) -> int:
   encoder, tokens, grid = config.image_encoder, config.grid**2, config.grid
   width = encoder.width
-  flops = _linear(tokens, 3 * encoder.patch_size**2, width)
-  slots = text if config.fusion != 'none' else 0
+  flops = linear_flops(tokens, 3 * encoder.patch_size**2, width)
+  slots = text if FUSIONS[config.fusion].has_slots else 0
   for block in range(encoder.depth):
     window = encoder.window(block)
     windows = (-(-grid // window)) ** 2 if window else 1
     side = window or grid
     rows = slots + windows * side**2  # filled up to whole windows
-    flops += _linear(rows, width, 3 * width) + _linear(rows, width, width)
-    flops += windows * _attention(slots + side**2, slots + side**2, width)
+    flops += linear_flops(rows, width, 3 * width) + linear_flops(rows, width, width)
+    flops += windows * attention_flops(slots + side**2, slots + side**2, width)
     flops += windows * 2 * (2 * side**3 * width)  # relative positions: every query with its rows and columns
-    flops += _linear(slots + tokens, width, encoder.mlp_ratio * width, width)
+    flops += linear_flops(slots + tokens, width, encoder.mlp_ratio * width, width)
   out = config.mask_decoder.width
-  return flops + _linear(tokens, width, out) + 9 * _linear(tokens, out, out)
-
-
-def _instruction(config: DitSamConfig) -> int:
-  text, width, depth = config.max_text_tokens, config.image_encoder.width, config.image_encoder.depth
-  projection = _linear(text, width, width)
-  if config.fusion == 'layer_wise_vith':
-    return depth * projection + _linear(text, config.text_encoder.width, width)
-  if config.fusion == 'cross_attention':
-    cross = 4 * _linear(text, width, CROSS_WIDTH) + _attention(text, text, CROSS_WIDTH)
-    return depth * projection + (depth - 1) * cross
-  return {'none': 0, 'token_layer_wise': 0, 'e2e_token': projection}.get(config.fusion, depth * projection)
+  return flops + linear_flops(tokens, width, out) + 9 * linear_flops(tokens, out, out)
 
 
 def _text_encoder(config: DitSamConfig) -> int:
   encoder, text = config.text_encoder, config.max_text_tokens
   width = encoder.width
-  attention = 4 * _linear(text, width, width) + _attention(text, text, width)
-  return encoder.depth * (attention + _linear(text, width, encoder.mlp_width, width))
+  attention = 4 * linear_flops(text, width, width) + attention_flops(text, text, width)
+  return encoder.depth * (attention + linear_flops(text, width, encoder.mlp_width, width))
 
 
 def _mask_decoder(config: DitSamConfig, prompt_tokens: int) -> int:
   decoder, image = config.mask_decoder, config.grid**2
   width, inner, tokens = decoder.width, decoder.width // 2, 1 + MASK_TOKENS + prompt_tokens
   # Queries and output of one side, keys and values of the other: two products each, either way round.
-  look = 2 * (_linear(tokens, width, inner) + _linear(image, width, inner)) + _attention(tokens, image, inner)
-  itself = 4 * _linear(tokens, width, width) + _attention(tokens, tokens, width)
-  flops = decoder.depth * (itself + 2 * look + _linear(tokens, width, decoder.mlp_width, width)) + look
-  flops += _linear(image, width, width) + _linear(4 * image, width // 4, width // 2)  # up-scaling, twice
-  flops += _linear(1, width, width, width, width // 8) + _linear(
+  look = 2 * (linear_flops(tokens, width, inner) + linear_flops(image, width, inner)) + attention_flops(
+    tokens, image, inner
+  )
+  itself = 4 * linear_flops(tokens, width, width) + attention_flops(tokens, tokens, width)
+  flops = decoder.depth * (itself + 2 * look + linear_flops(tokens, width, decoder.mlp_width, width)) + look
+  flops += linear_flops(image, width, width) + linear_flops(4 * image, width // 4, width // 2)  # up-scaling, twice
+  flops += linear_flops(1, width, width, width, width // 8) + linear_flops(
     1, width, decoder.iou_hidden, decoder.iou_hidden, MASK_TOKENS
   )
   return flops + 2 * 16 * image * width // 8

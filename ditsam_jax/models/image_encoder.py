@@ -1,7 +1,6 @@
 """SAM's ViT (arXiv 2304.02643), once, for every fusion."""
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +8,7 @@ from flax import nnx
 
 from ditsam_jax.models import layers
 from ditsam_jax.models.config import DitSamConfig, ImageEncoderConfig
+from ditsam_jax.models.execution import Execution
 from ditsam_jax.models.instruction import make_instruction
 from ditsam_jax.models.weights import module_at_use
 from ditsam_jax.ops.attention import attention, relative_terms
@@ -19,37 +19,32 @@ EPSILON = 1e-6
 
 BLOCKS = 'image_encoder.blocks'
 
-# What the backward pass of a block finds saved, besides the block's input, and what it computes once more.
-REMAT = {
-  'none': jax.checkpoint_policies.everything_saveable,
-  'attention': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # linear layers saved, attention recomputed
-  'block': jax.checkpoint_policies.nothing_saveable,
-}
-
 
 class Attention(nnx.Module):
   """Self-attention over [text slots, image tokens] with decomposed relative positions."""
 
-  def __init__(self, config: ImageEncoderConfig, table_size: int, implementation: str, *, rngs: nnx.Rngs):
+  def __init__(self, config: ImageEncoderConfig, table_size: int, *, rngs: nnx.Rngs):
     self.heads = config.heads
-    self.implementation = implementation
     head_width = config.width // config.heads
     self.qkv = layers.Linear(config.width, 3 * config.width, rngs=rngs)
     self.proj = layers.Linear(config.width, config.width, rngs=rngs)
     self.rel_pos_h = nnx.Param(jnp.zeros((2 * table_size - 1, head_width)))
     self.rel_pos_w = nnx.Param(jnp.zeros((2 * table_size - 1, head_width)))
 
-  def __call__(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
-    """x: [B, prefix + h*w, C] -> the same shape."""
-    return self.proj(self._attended(self._heads(x), grid))
+  def __call__(self, x: jax.Array, grid: tuple[int, int], implementation: str = 'auto') -> jax.Array:
+    """x: [B, prefix + h*w, C] -> the same shape. `implementation` as of `ditsam_jax.ops.attention.attention`."""
+    return self.proj(self._attended(self._heads(x), grid, implementation))
 
-  def in_windows(self, slots: jax.Array, windows: jax.Array, side: int) -> tuple[jax.Array, jax.Array]:
+  def in_windows(
+    self, slots: jax.Array, windows: jax.Array, side: int, implementation: str = 'auto'
+  ) -> tuple[jax.Array, jax.Array]:
     """Attention inside each window, which all text slots are in front of; a slot gets the mean of what it finds in each.
 
     Args:
       slots: [B, T, C], T may be 0.
       windows: [B, W, side*side, C].
       side: of a window, in tokens.
+      implementation: as of `ditsam_jax.ops.attention.attention`.
 
     Returns:
       Both, in their shapes.
@@ -58,20 +53,20 @@ class Attention(nnx.Module):
     qkv = self._heads(windows.reshape(-1, tokens, width))
     if prefix:
       qkv = jnp.concatenate([jnp.repeat(self._heads(slots), count, axis=1), qkv], axis=3)
-    out = self._attended(qkv, (side, side)).reshape(batch, count, prefix + tokens, width)
+    out = self._attended(qkv, (side, side), implementation).reshape(batch, count, prefix + tokens, width)
     # The projection is linear: it may as well come after the mean.
     out = jnp.concatenate([out[:, :, :prefix].mean(1), out[:, :, prefix:].reshape(batch, -1, width)], axis=1)
     out = self.proj(out)
     return out[:, :prefix], out[:, prefix:].reshape(windows.shape)
 
-  def _attended(self, qkv: jax.Array, grid: tuple[int, int]) -> jax.Array:
+  def _attended(self, qkv: jax.Array, grid: tuple[int, int], implementation: str) -> jax.Array:
     """[3, B, H, prefix + h*w, D] -> [B, prefix + h*w, C], before the projection."""
     q, k, v = qkv
     prefix = q.shape[2] - grid[0] * grid[1]
     table_h = resize_rows(self.rel_pos_h[...], 2 * grid[0] - 1)
     table_w = resize_rows(self.rel_pos_w[...], 2 * grid[1] - 1)
     rel_h, rel_w = relative_terms(q, table_h, table_w, grid, prefix)
-    out = attention(q, k, v, rel_h, rel_w, grid=grid, prefix=prefix, implementation=self.implementation)
+    out = attention(q, k, v, rel_h, rel_w, grid=grid, prefix=prefix, implementation=implementation)
     return layers.merge_heads(out)
 
   def _heads(self, x: jax.Array) -> jax.Array:
@@ -93,25 +88,25 @@ class Attention(nnx.Module):
 class Block(nnx.Module):
   """Pre-norm transformer block; with `window` > 0 it attends inside windows of the image grid, each with all text slots."""
 
-  def __init__(self, config: ImageEncoderConfig, index: int, attention: str, *, rngs: nnx.Rngs):
+  def __init__(self, config: ImageEncoderConfig, index: int, *, rngs: nnx.Rngs):
     self.window = config.window(index)
     self.norm1 = layers.LayerNorm(config.width, EPSILON)
     table_size = config.pretrain_grid if index in config.global_blocks else config.pretrain_window
-    self.attn = Attention(config, table_size, attention, rngs=rngs)
+    self.attn = Attention(config, table_size, rngs=rngs)
     self.norm2 = layers.LayerNorm(config.width, EPSILON)
     self.mlp = layers.MlpBlock(config.width, config.mlp_ratio * config.width, layers.gelu, rngs=rngs)
 
-  def __call__(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
-    """x: [B, prefix + h*w, C] -> the same shape."""
+  def __call__(self, x: jax.Array, grid: tuple[int, int], attention: str = 'auto') -> jax.Array:
+    """x: [B, prefix + h*w, C] -> the same shape. `attention` is an implementation, see ops/attention."""
     normed = self.norm1(x)
     if self.window:
-      x = x + self._windowed(normed, grid)
+      x = x + self._windowed(normed, grid, attention)
     else:
-      x = x + self.attn(normed, grid)
+      x = x + self.attn(normed, grid, attention)
     x = shard_rows(x)
     return shard_rows(x + self.mlp(self.norm2(x)))
 
-  def _windowed(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
+  def _windowed(self, x: jax.Array, grid: tuple[int, int], attention: str) -> jax.Array:
     """Attention inside windows; zeros pad the grid to whole windows *after* the norm, as in official SAM."""
     (h, w), side = grid, self.window
     batch, length, width = x.shape
@@ -119,7 +114,7 @@ class Block(nnx.Module):
     slots, x = x[:, : length - h * w], x[:, length - h * w :]
     x = jnp.pad(x.reshape(batch, h, w, width), ((0, 0), (0, rows * side - h), (0, columns * side - w), (0, 0)))
     x = x.reshape(batch, rows, side, columns, side, width).swapaxes(2, 3).reshape(batch, -1, side * side, width)
-    slots, x = self.attn.in_windows(slots, x, side)
+    slots, x = self.attn.in_windows(slots, x, side, attention)
     x = x.reshape(batch, rows, columns, side, side, width).swapaxes(2, 3)
     x = x.reshape(batch, rows * side, columns * side, width)[:, :h, :w].reshape(batch, h * w, width)
     return jnp.concatenate([slots, x], axis=1)
@@ -146,30 +141,25 @@ class ImageEncoder(nnx.Module):
     self.patch_embed = layers.PatchConv(encoder.patch_size, 3, encoder.width, rngs=rngs)
     shape = (encoder.pretrain_grid, encoder.pretrain_grid, encoder.width)
     self.pos_embed = nnx.Param(nnx.initializers.truncated_normal(0.02)(rngs.params(), shape))
-    self.blocks = nnx.List(Block(encoder, i, config.attention, rngs=rngs) for i in range(encoder.depth))
+    self.blocks = nnx.List(Block(encoder, i, rngs=rngs) for i in range(encoder.depth))
     self.neck = Neck(encoder.width, config.mask_decoder.width, rngs=rngs)
-    self.instruction = nnx.data(make_instruction(config, rngs=rngs))
-    self.remat, self.scan = 'none', False
+    self.instruction = nnx.data(make_instruction(config.fusion, config.fusion_sizes, rngs=rngs))
 
-  def run_blocks_by(self, remat: str, scan: bool, attention: str) -> None:
-    """How the blocks are differentiated and compiled; what they compute is the same.
-
-    Args:
-      remat: one of REMAT.
-      scan: compile one block and loop over it where all blocks are of a kind, instead of each on its own.
-      attention: the implementation, see ops/attention.
-    """
-    self.remat, self.scan = remat, scan
-    for block in self.blocks:
-      block.attn.implementation = attention
-
-  def __call__(self, images: jax.Array, text: jax.Array | None = None, *, rngs: nnx.Rngs | None = None) -> jax.Array:
+  def __call__(
+    self,
+    images: jax.Array,
+    text: jax.Array | None = None,
+    *,
+    rngs: nnx.Rngs | None = None,
+    execution: Execution = Execution(),
+  ) -> jax.Array:
     """Image embedding.
 
     Args:
       images: normalised f32 [B, H, W, 3], sides multiples of the patch size.
       text: text features [B, T, Ct]; ignored by the text baseline, None for images without text.
       rngs: a 'dropout' stream, see TextEncoder.
+      execution: how the blocks run.
 
     Returns:
       [B, H/patch, W/patch, out], after the neck.
@@ -180,49 +170,45 @@ class ImageEncoder(nnx.Module):
     x = shard_rows(x.reshape(batch, h * w, width))
     instruction = None if text is None else self.instruction
     features = None if instruction is None else instruction.features(text)
-    if self.scan and self._alike(instruction):
+    if execution.scan and self._alike(instruction):
       slots = (
         None
         if instruction is None
         else jnp.stack([instruction.slots(i, features, None, rngs) for i in range(len(self.blocks))])
       )
-      x = self._scanned(x, (h, w), slots)
+      x = self._scanned(x, (h, w), slots, execution)
     else:
       slots = None
       for i, block in enumerate(self.blocks):
         slots = None if instruction is None else instruction.slots(i, features, slots, rngs)
-        slots, x = self._rematerialised(functools.partial(_run, block, i, (h, w)))(slots, x)
+        run = functools.partial(_run, block, i, (h, w), execution.attention)
+        slots, x = execution.rematerialised(run)(slots, x)
     return self.neck(x.reshape(batch, h, w, width))
 
   def _alike(self, instruction) -> bool:
     """Whether all blocks compute the same of what they get, and get nothing of the slots before."""
     return len({block.window for block in self.blocks}) == 1 and (instruction is None or not instruction.travels)
 
-  def _scanned(self, x: jax.Array, grid: tuple[int, int], slots: jax.Array | None) -> jax.Array:
+  def _scanned(self, x: jax.Array, grid: tuple[int, int], slots: jax.Array | None, execution: Execution) -> jax.Array:
     """All blocks as one loop; slots [depth, B, T, C] are those of every block, or None."""
     graph, _ = nnx.split(self.blocks[0])
     weights = jax.tree.map(lambda *arrays: jnp.stack(arrays), *(_weights(block, grid) for block in self.blocks))
 
     def body(x, layer):
       weights, slots = layer
-      return _run(nnx.merge(graph, weights), 0, grid, slots, x)[1], None
+      return _run(nnx.merge(graph, weights), 0, grid, execution.attention, slots, x)[1], None
 
-    return jax.lax.scan(self._rematerialised(body), x, (weights, slots))[0]
-
-  def _rematerialised(self, function: Callable) -> Callable:
-    if self.remat == 'none':
-      return function
-    return jax.checkpoint(function, policy=REMAT[self.remat], prevent_cse=not self.scan)
+    return jax.lax.scan(execution.rematerialised(body), x, (weights, slots))[0]
 
 
 def _run(
-  block: Block, index: int, grid: tuple[int, int], slots: jax.Array | None, x: jax.Array
+  block: Block, index: int, grid: tuple[int, int], attention: str, slots: jax.Array | None, x: jax.Array
 ) -> tuple[jax.Array | None, jax.Array]:
   """A block over [text slots, image tokens]; both, apart again."""
   block = module_at_use(block, f'{BLOCKS}.{index}')
   if slots is None:
-    return None, block(x, grid)
-  x = block(jnp.concatenate([slots, x], axis=1), grid)
+    return None, block(x, grid, attention)
+  x = block(jnp.concatenate([slots, x], axis=1), grid, attention)
   return x[:, : slots.shape[1]], x[:, slots.shape[1] :]
 
 

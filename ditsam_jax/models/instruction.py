@@ -1,54 +1,126 @@
-"""What the text slots hold before block i: one small module a fusion (arXiv 2404.00650, section 3).
+"""The fusions: what the text slots hold when block i starts (arXiv 2404.00650, section 3).
 
-Every fusion has two methods: `features(y)` turns the text features y [B, T, Ct] into what its projections read, once an
-image; `slots(i, y, previous)` gives the slots [B, T, C] that block i starts with, from these features and from the
-slots after block i-1 (None at block 0).
+A fusion is one class, listed in FUSIONS. It says what its slots are, which tensors of the DIT release its parameters come
+from, what it needs of a model and how many FLOPs it takes. The names a config accepts, the table of names of the
+converter, how a checkpoint's fusion is recognised, MFU and docs/fusions.md all follow from the classes.
 """
+
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from ditsam_jax.models import layers
-from ditsam_jax.models.config import DitSamConfig
 
 CROSS_HEADS, CROSS_WIDTH = 8, 512
 
 
-def _zero_linear(width: int, rngs: nnx.Rngs) -> layers.Linear:
-  """Zero weights and bias: tuning starts from slots that say nothing."""
-  return layers.Linear(width, width, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
+class Sizes(NamedTuple):
+  """What a fusion knows of its model."""
+
+  width: int  # of image tokens and text slots
+  depth: int  # blocks of the image encoder
+  text_width: int | None  # of the text features; None without a text encoder
+  text_tokens: int
+  dropout: float  # after each projection of the text, in training
+
+
+class Tensor(NamedTuple):
+  """One parameter, or one a block, and the tensor of the DIT release that it comes from; `#` is the same number in both."""
+
+  path: str  # dotted, below image_encoder.instruction
+  source: str  # the release's name, below visual_encoder
+  layout: str = 'same'  # 'linear': [out, in] in the release, [in, out] here
+  text_axis: int | None = None  # axis of the text tokens, in a tensor that fixes their number
+
+
+def _linear_tensors(path: str, source: str | None = None) -> tuple[Tensor, ...]:
+  source = source or path
+  return Tensor(f'{path}.kernel', f'{source}.weight', 'linear'), Tensor(f'{path}.bias', f'{source}.bias')
 
 
 class Instruction(nnx.Module):
-  """Base: the features are used as they are."""
+  """A fusion. `features` runs once an image, `slots` before every block; see `formula` for the letters."""
 
-  travels = True  # whether slots(i) reads the slots after block i-1
+  name: ClassVar[str]  # in configs and on command lines
+  title: ClassVar[str]  # for people
+  # Slots at block 0 and at block i > 0. y: text features, s: slots after block i-1, P, Q: projections, t: learnt tokens.
+  formula: ClassVar[tuple[str, str]]
+  tensors: ClassVar[tuple[Tensor, ...]] = ()
+  has_slots: ClassVar[bool] = True  # False: the image encoder does not see the text
+  any_text_width: ClassVar[bool] = False  # whether text features may differ in width from image tokens
+  travels: ClassVar[bool] = True  # whether slots(i) reads the slots after block i-1
+
+  @classmethod
+  def check(cls, sizes: Sizes) -> None:
+    """Raises ValueError where the fusion cannot be used in a model of these sizes."""
+    if sizes.text_width is None:
+      raise ValueError(f"model.fusion is {cls.name!r} but the model has no text encoder; set fusion to 'none'")
+    if sizes.text_width != sizes.width and not cls.any_text_width:
+      others = ', '.join(name for name, fusion in FUSIONS.items() if fusion.any_text_width and fusion.has_slots)
+      raise ValueError(
+        f'model.fusion {cls.name!r} needs text and image of one width, but they are {sizes.text_width} and '
+        f'{sizes.width}; for other widths: {others}'
+      )
+
+  @classmethod
+  def flops(cls, sizes: Sizes) -> int:
+    """FLOPs of all blocks' slots of one image, matrix products only (see models/flops.py)."""
+    raise NotImplementedError
 
   def features(self, y: jax.Array) -> jax.Array:
+    """Text features [B, T, Ct] -> what `slots` takes as y."""
     return y
 
   def slots(self, i: int, y: jax.Array, previous: jax.Array | None, rngs: nnx.Rngs | None) -> jax.Array:
+    """The slots [B, T, C] that block i starts with, from those after block i-1 (None at block 0)."""
     raise NotImplementedError
 
 
-class LayerWise(Instruction):
-  """L-DIT: every block gets its own projection of the text."""
+class TextBaseline(Instruction):
+  """The image encoder sees the image alone; text enters the mask decoder only."""
 
+  name, title = 'none', 'text baseline'
+  formula = 'no slots', 'no slots'
+  has_slots = False
+  any_text_width = True
   travels = False
 
-  def __init__(self, config: DitSamConfig, *, rngs: nnx.Rngs):
-    encoder = config.image_encoder
-    self.probs = nnx.List(_zero_linear(encoder.width, rngs) for _ in range(encoder.depth))
-    self.dropout = nnx.Dropout(config.fusion_dropout, rngs=rngs)
+  @classmethod
+  def check(cls, sizes):
+    del sizes
+
+  @classmethod
+  def flops(cls, sizes):
+    return 0
+
+
+class LayerWise(Instruction):
+  """Every block gets its own projection of the text."""
+
+  name, title = 'layer_wise', 'L-DIT'
+  formula = 'P0 y', 'Pi y'
+  tensors = _linear_tensors('probs.#')
+  travels = False
+
+  def __init__(self, sizes: Sizes, *, rngs: nnx.Rngs):
+    self.probs = nnx.List(_zero_linear(sizes.width, rngs) for _ in range(sizes.depth))
+    self.dropout = nnx.Dropout(sizes.dropout, rngs=rngs)
+
+  @classmethod
+  def flops(cls, sizes):
+    return sizes.depth * layers.linear_flops(sizes.text_tokens, sizes.width, sizes.width)
 
   def slots(self, i, y, previous, rngs):
     return self.dropout(self.probs[i](y), rngs=rngs)
 
 
 class EndToEnd(LayerWise):
-  """E-DIT: the projected text enters at block 0 and travels on, projected again before every block."""
+  """The projected text enters at block 0, travels on, and is projected again before every block."""
 
+  name, title = 'e2e', 'E-DIT'
+  formula = 'P0 y', 'Pi s'
   travels = True
 
   def slots(self, i, y, previous, rngs):
@@ -58,9 +130,18 @@ class EndToEnd(LayerWise):
 class LayerWiseProjected(LayerWise):
   """L-DIT where text and image differ in width: one projection to the image's width first."""
 
-  def __init__(self, config: DitSamConfig, *, rngs: nnx.Rngs):
-    super().__init__(config, rngs=rngs)
-    self.prob_text = layers.Linear(config.text_encoder.width, config.image_encoder.width, rngs=rngs)
+  name, title = 'layer_wise_vith', 'L-DIT for other widths'
+  formula = 'P0 Q y', 'Pi Q y'
+  tensors = LayerWise.tensors + _linear_tensors('prob_text')
+  any_text_width = True
+
+  def __init__(self, sizes: Sizes, *, rngs: nnx.Rngs):
+    super().__init__(sizes, rngs=rngs)
+    self.prob_text = layers.Linear(sizes.text_width, sizes.width, rngs=rngs)
+
+  @classmethod
+  def flops(cls, sizes):
+    return super().flops(sizes) + layers.linear_flops(sizes.text_tokens, sizes.text_width, sizes.width)
 
   def features(self, y):
     return self.prob_text(y)
@@ -69,13 +150,20 @@ class LayerWiseProjected(LayerWise):
 class EndToEndTokens(Instruction):
   """E-DIT with learnt tokens added between blocks instead of projections."""
 
-  def __init__(self, config: DitSamConfig, *, rngs: nnx.Rngs):
-    encoder = config.image_encoder
-    self.probs = _zero_linear(encoder.width, rngs)
-    shape = (encoder.depth - 1, config.max_text_tokens, encoder.width)
+  name, title = 'e2e_token', 'E-DIT, tokens'
+  formula = 'P y', 's + t(i-1)'
+  tensors = (*_linear_tensors('probs'), Tensor('tokens', 'tokens', text_axis=1))
+
+  def __init__(self, sizes: Sizes, *, rngs: nnx.Rngs):
+    self.probs = _zero_linear(sizes.width, rngs)
+    shape = (sizes.depth - 1, sizes.text_tokens, sizes.width)
     initial = nnx.initializers.xavier_uniform(in_axis=1, out_axis=0)  # PyTorch's fans of a tensor of three axes
     self.tokens = nnx.Param(initial(rngs.params(), shape))
-    self.dropout = nnx.Dropout(config.fusion_dropout, rngs=rngs)
+    self.dropout = nnx.Dropout(sizes.dropout, rngs=rngs)
+
+  @classmethod
+  def flops(cls, sizes):
+    return layers.linear_flops(sizes.text_tokens, sizes.width, sizes.width)
 
   def slots(self, i, y, previous, rngs):
     if previous is None:
@@ -86,15 +174,81 @@ class EndToEndTokens(Instruction):
 class LayerWiseTokens(Instruction):
   """L-DIT with learnt tokens added to the text instead of projections."""
 
+  name, title = 'token_layer_wise', 'L-DIT, tokens'
+  formula = 'y + t0', 'y + ti'
+  tensors = (Tensor('tokens', 'tokens', text_axis=1),)
   travels = False
 
-  def __init__(self, config: DitSamConfig, *, rngs: nnx.Rngs):
-    encoder = config.image_encoder
-    shape = (encoder.depth, config.max_text_tokens, encoder.width)
+  def __init__(self, sizes: Sizes, *, rngs: nnx.Rngs):
+    shape = (sizes.depth, sizes.text_tokens, sizes.width)
     self.tokens = nnx.Param(jax.random.normal(rngs.params(), shape))
+
+  @classmethod
+  def flops(cls, sizes):
+    return 0
 
   def slots(self, i, y, previous, rngs):
     return y + self.tokens[i]
+
+
+class CrossAttention(LayerWise):
+  """The projected text plus what it attends to in the slots after the block before."""
+
+  name, title = 'cross_attention', 'cross-attention'
+  formula = 'P0 y', 'LN(Pi y + MHA(y, s))'
+  tensors = (
+    *LayerWise.tensors,
+    *_linear_tensors('cross.#.q_proj', 'cross.#.linear_q'),
+    *_linear_tensors('cross.#.k_proj', 'cross.#.linear_k'),
+    *_linear_tensors('cross.#.v_proj', 'cross.#.linear_v'),
+    *_linear_tensors('cross.#.out_proj', 'cross.#.linear_merge'),
+    Tensor('ln.#.scale', 'ln.#.weight'),
+    Tensor('ln.#.bias', 'ln.#.bias'),
+  )
+  travels = True
+
+  def __init__(self, sizes: Sizes, *, rngs: nnx.Rngs):
+    super().__init__(sizes, rngs=rngs)
+    self.cross = nnx.List(CrossAttend(sizes.width, rngs=rngs) for _ in range(sizes.depth - 1))
+    self.ln = nnx.List(StdNorm(sizes.width) for _ in range(sizes.depth - 1))
+
+  @classmethod
+  def flops(cls, sizes):
+    text = sizes.text_tokens
+    attention = layers.attention_flops(text, text, CROSS_WIDTH)
+    return super().flops(sizes) + (sizes.depth - 1) * (
+      4 * layers.linear_flops(text, sizes.width, CROSS_WIDTH) + attention
+    )
+
+  def slots(self, i, y, previous, rngs):
+    projected = super().slots(i, y, previous, rngs)
+    if previous is None:
+      return projected
+    return self.ln[i - 1](projected + self.dropout(self.cross[i - 1](y, previous), rngs=rngs))
+
+
+FUSIONS: dict[str, type[Instruction]] = {
+  fusion.name: fusion
+  for fusion in (
+    TextBaseline,
+    LayerWise,
+    EndToEnd,
+    LayerWiseProjected,
+    EndToEndTokens,
+    LayerWiseTokens,
+    CrossAttention,
+  )
+}
+
+
+def make_instruction(fusion: str, sizes: Sizes, *, rngs: nnx.Rngs) -> Instruction | None:
+  """The fusion of that name; None for the text baseline, which has no slots."""
+  return FUSIONS[fusion](sizes, rngs=rngs) if FUSIONS[fusion].has_slots else None
+
+
+def _zero_linear(width: int, rngs: nnx.Rngs) -> layers.Linear:
+  """Zero weights and bias: tuning starts from slots that say nothing."""
+  return layers.Linear(width, width, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
 
 
 class StdNorm(nnx.Module):
@@ -121,36 +275,3 @@ class CrossAttend(nnx.Module):
   def __call__(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
     q, k, v = (layers.split_heads(x, CROSS_HEADS) for x in (self.q_proj(queries), self.k_proj(keys), self.v_proj(keys)))
     return self.out_proj(layers.merge_heads(layers.dot_product_attention(q, k, v)))
-
-
-class CrossAttention(LayerWise):
-  """The projected text plus what it attends to in the slots that come out of the block before."""
-
-  travels = True
-
-  def __init__(self, config: DitSamConfig, *, rngs: nnx.Rngs):
-    super().__init__(config, rngs=rngs)
-    width, depth = config.image_encoder.width, config.image_encoder.depth
-    self.cross = nnx.List(CrossAttend(width, rngs=rngs) for _ in range(depth - 1))
-    self.ln = nnx.List(StdNorm(width) for _ in range(depth - 1))
-
-  def slots(self, i, y, previous, rngs):
-    projected = super().slots(i, y, previous, rngs)
-    if previous is None:
-      return projected
-    return self.ln[i - 1](projected + self.dropout(self.cross[i - 1](y, previous), rngs=rngs))
-
-
-_FUSIONS = {
-  'layer_wise': LayerWise,
-  'e2e': EndToEnd,
-  'layer_wise_vith': LayerWiseProjected,
-  'e2e_token': EndToEndTokens,
-  'token_layer_wise': LayerWiseTokens,
-  'cross_attention': CrossAttention,
-}
-
-
-def make_instruction(config: DitSamConfig, *, rngs: nnx.Rngs) -> Instruction | None:
-  """The fusion named by `config.fusion`; None for the text baseline, whose encoder sees the image alone."""
-  return None if config.fusion == 'none' else _FUSIONS[config.fusion](config, rngs=rngs)

@@ -187,3 +187,13 @@ def dot_product_attention(
     logits = logits + bias
   probabilities = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
   return (drop(probabilities) if drop else probabilities) @ v
+
+
+def linear_flops(rows: int, *widths: int) -> int:
+  """FLOPs of linear layers after one another; two for a multiplication and its addition."""
+  return sum(2 * rows * a * b for a, b in zip(widths, widths[1:]))
+
+
+def attention_flops(queries: int, keys: int, width: int) -> int:
+  """FLOPs of the logits and of their product with the values, all heads together."""
+  return 4 * queries * keys * width

@@ -8,7 +8,6 @@
 A training run's workdir holds such a folder as `model/`, and names it as well.
 """
 
-import dataclasses
 import json
 import os
 import shutil
@@ -185,7 +184,6 @@ def write(
   """
   directory = local_path(str(directory)).absolute()
   temporary = directory.parent / f'.{directory.name}.writing-{os.getpid()}'
-  config = dataclasses.replace(config, attention='auto')  # how to compute is no property of the weights
   description: dict[str, Any] = {'format': FORMAT, 'model': config.to_dict()}
   if vocabulary is not None:
     description['vocabulary'] = {'words': len(vocabulary), 'sha256': fingerprint(vocabulary)}

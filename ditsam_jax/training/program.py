@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
+from ditsam_jax.models.execution import Execution
 from ditsam_jax.models.weights import weights_of
 from ditsam_jax.ops.attention.choice import fastest, why_not
 from ditsam_jax.parallel import sharding
@@ -100,15 +101,14 @@ def build(config: ConfigDict, model: DitSamConfig, mesh: Mesh) -> Program:
   """The program of a config with all lengths (config/lengths.py) on a mesh, whose devices need not be there.
 
   Raises:
-    UserError: the mesh does not divide the batch or the heads; `config.freeze` matches nothing; the attention that the
-      model names cannot run there.
+    UserError: the mesh does not divide the batch or the heads; `config.freeze` matches nothing; `config.attention`
+      cannot run there.
   """
-  attention = attention_for(model, mesh.devices.flat[0].platform, jnp.dtype(config.dtype))
+  attention = attention_for(config.attention, model, mesh.devices.flat[0].platform, jnp.dtype(config.dtype))
   sharding.check_divides(mesh, model.heads, config.data.batch_size, config.accumulate)
   abstract = nnx.eval_shape(lambda: DitSam(model, rngs=nnx.Rngs(0)))
   saved_model.fill_streams(abstract)
   abstract.train()
-  abstract.image_encoder.run_blocks_by(config.remat, config.scan, attention)
   structure = Structure(abstract)
   weights = {
     name: jax.ShapeDtypeStruct(variable.shape, variable.dtype) for name, variable in weights_of(abstract).items()
@@ -125,6 +125,7 @@ def build(config: ConfigDict, model: DitSamConfig, mesh: Mesh) -> Program:
     loss_weights=config.loss.to_dict(),
     ema_limit=config.ema,
     seed=config.seed,
+    execution=Execution(config.remat, config.scan, attention),
     dtype=jnp.dtype(config.dtype),
     accumulate=config.accumulate,
     out_shardings=(shardings, sharding.replicated(mesh)),
@@ -135,20 +136,20 @@ def build(config: ConfigDict, model: DitSamConfig, mesh: Mesh) -> Program:
   return Program(mesh, structure, state, _batch(config, model, mesh), step, optimizer, model, config.seed)
 
 
-def attention_for(model: DitSamConfig, platform: str, dtype) -> str:
+def attention_for(name: str, model: DitSamConfig, platform: str, dtype) -> str:
   """The implementation of attention that all blocks take on a platform ('cpu', 'tpu', 'gpu') on arrays of a type.
 
   Raises:
-    UserError: `config.model.attention` names one that cannot.
+    UserError: `name`, the value of config.attention, is one that cannot.
   """
   encoder = model.image_encoder
   sides = {encoder.window(block) or model.grid for block in range(encoder.depth)}
   shapes = [(dtype, encoder.width // encoder.heads, side**2 + model.max_text_tokens, 2 * side) for side in sides]
-  if model.attention == 'auto':
+  if name == 'auto':
     return fastest(platform, *shapes)
-  for problem in filter(None, (why_not(model.attention, platform, *shape) for shape in shapes)):
-    raise UserError(f"config.model.attention is {model.attention!r}: {problem}; 'auto' takes the best there is")
-  return model.attention
+  for problem in filter(None, (why_not(name, platform, *shape) for shape in shapes)):
+    raise UserError(f"config.attention is {name!r}: {problem}; 'auto' takes the best there is")
+  return name
 
 
 def _batch(config: ConfigDict, model: DitSamConfig, mesh: Mesh) -> Batch:

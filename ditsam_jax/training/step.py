@@ -12,6 +12,7 @@ from flax import nnx
 
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.ditsam import DitSam
+from ditsam_jax.models.execution import Execution
 from ditsam_jax.models.image_encoder import BLOCKS
 from ditsam_jax.models.weights import dotted, is_position, is_weight
 from ditsam_jax.parallel.weights import at_use
@@ -78,20 +79,20 @@ def fresh_state(weights: Weights, trained: set[str], optimizer: optax.GradientTr
   )
 
 
-def text_forward(model: DitSam, batch: Batch, loss_weights: dict[str, float], rngs: nnx.Rngs):
+def text_forward(model: DitSam, batch: Batch, loss_weights: dict[str, float], rngs: nnx.Rngs, execution: Execution):
   """Loss of one sentence an image. batch: image [B,S,S,3], token_ids and token_mask [B,T], mask [B,S,S]."""
-  out = model(batch['image'], batch['token_ids'], batch['token_mask'], rngs=rngs)
+  out = model(batch['image'], batch['token_ids'], batch['token_mask'], rngs=rngs, execution=execution)
   return mask_loss(out.logits, batch['mask'], out.iou, **loss_weights)
 
 
-def prompt_forward(model: DitSam, batch: Batch, loss_weights: dict[str, float], rngs: nnx.Rngs):
+def prompt_forward(model: DitSam, batch: Batch, loss_weights: dict[str, float], rngs: nnx.Rngs, execution: Execution):
   """Loss of K visual prompts an image, which share its embedding.
 
   batch: image [B,S,S,3], points [B,K,P,2], labels [B,K,P], masks [B,K,S,S].
   """
   batch_size, count = batch['labels'].shape[:2]
   images = batch['image']
-  embedding = jnp.repeat(model.image_encoder(images, rngs=rngs), count, axis=0)
+  embedding = jnp.repeat(model.image_encoder(images, rngs=rngs, execution=execution), count, axis=0)
   flat = {
     name: batch[name].reshape(batch_size * count, *batch[name].shape[2:]) for name in ('points', 'labels', 'masks')
   }
@@ -109,6 +110,7 @@ def make_train_step(
   loss_weights: dict[str, float],
   ema_limit: float,
   seed: int,
+  execution: Execution = Execution(),
   dtype: jnp.dtype | None = None,
   accumulate: int = 1,
   out_shardings: Any = None,
@@ -121,6 +123,7 @@ def make_train_step(
     loss_weights: of the losses, see mask_loss.
     ema_limit: of the moving average's decay.
     seed: of dropout.
+    execution: how the image encoder's blocks run.
     dtype: what the model computes in: weights are rounded to it, parameters, moments, average and loss are not. None
       computes in the parameters' own type.
     accumulate: parts a batch is taken in, one after the other; their mean gradient is that of the batch.
@@ -134,9 +137,8 @@ def make_train_step(
     # Blocks gather their own weights, one at a time.
     blocks = {name: array for name, array in weights.items() if name.startswith(f'{BLOCKS}.')}
     weights = blocks | at_use({name: array for name, array in weights.items() if name not in blocks})
-    return forward(
-      structure.model(weights), batch, loss_weights, nnx.Rngs(dropout=key)
-    )  # NNX counts in this trace only
+    rngs = nnx.Rngs(dropout=key)  # NNX counts in this trace only
+    return forward(structure.model(weights), batch, loss_weights, rngs, execution)
 
   def gradient(*args):
     grads, metrics = jax.grad(loss_function, has_aux=True)(*args)
@@ -208,5 +210,4 @@ def averaged_model(structure: Structure, state: TrainState) -> DitSam:
   """The model with averaged weights, in evaluation mode."""
   model = structure.model(state.ema, state.frozen)
   model.eval()
-  model.image_encoder.run_blocks_by(remat='none', scan=False, attention='auto')
   return model

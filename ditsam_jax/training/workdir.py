@@ -31,7 +31,8 @@ FREE = (
   'config.mesh',
   'config.remat',
   'config.scan',
-  'config.model.attention',
+  'config.attention',
+  'config.model.attention',  # where runs of earlier versions have it
   'config.optimizer.warmup_share',  # warmup_steps is what counts
 )
 FORMER = ('config.keep_best',)  # fields that runs of earlier versions have noted, without a say in their results

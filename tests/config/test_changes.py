@@ -75,7 +75,7 @@ def test_a_group_can_be_taken_away_where_that_means_something():
     ('data.dataset=shapes/unc', ['config.data.dataset', 'shapes/unc']),
     ('model.fusion=layer', ['config.model.fusion', 'layer', 'layer_wise']),
     ('model.image_size=100', ['config.model.image_size', '100', '16']),
-    ('model.attention=fast', ["'fast'", 'auto, reference, xla, cudnn, pallas_tpu, pallas_gpu']),
+    ('attention=fast', ["'fast'", 'auto, reference, xla, cudnn, pallas_tpu, pallas_gpu']),
     ('model.text_encoder=None', ['model.fusion', 'no text encoder']),
     ('model.mask_threshold=-3', ['config.model.mask_threshold is -3', 'above 0 and below 1']),
     ('model.pixel_std=[0, 1, 1]', ['config.model.pixel_std is [0, 1, 1]', 'a list of 3']),
@@ -131,7 +131,8 @@ def test_scenes_belong_to_shapes():
 
 
 def test_an_attention_that_cannot_run_here_is_refused():
-  model = model_config(files.load('ldit', ['model.attention=pallas_tpu']))
-  assert attention_for(model, 'tpu', 'float32') == 'pallas_tpu'
-  with pytest.raises(UserError, match="config.model.attention is 'pallas_tpu': it runs on tpu, this is cpu; 'auto'"):
-    attention_for(model, 'cpu', 'float32')
+  config = files.load('ldit', ['attention=pallas_tpu'])
+  model = model_config(config)
+  assert attention_for(config.attention, model, 'tpu', 'float32') == 'pallas_tpu'
+  with pytest.raises(UserError, match="config.attention is 'pallas_tpu': it runs on tpu, this is cpu; 'auto'"):
+    attention_for(config.attention, model, 'cpu', 'float32')

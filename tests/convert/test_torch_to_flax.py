@@ -14,12 +14,11 @@ torch = pytest.importorskip('torch')
 import ditsam_jax
 from convert import torch_to_flax
 from convert.torch_peer import random_inputs, relative_differences, run_ours, run_peer
+from ditsam_jax.models.instruction import FUSIONS
 from ditsam_jax.models.weights import weights_of
 from ditsam_jax.storage import saved_model
 from tests.convert import torch_models
-from tests.small_models import GOLDEN, golden_arrays
-
-FUSIONS = ('none', 'layer_wise', 'e2e', 'layer_wise_vith', 'e2e_token', 'token_layer_wise', 'cross_attention')
+from tests.small_models import GOLDEN, golden_arrays, golden_config
 
 
 def convert(*flags) -> None:
@@ -37,27 +36,36 @@ def largest_difference(directory, peer) -> float:
   return max(relative_differences(ours, run_peer(peer.double(), inputs)).values())
 
 
-@pytest.mark.parametrize('name, fusion', [('ldit', 'layer_wise'), ('edit', 'e2e'), ('sam_text', None)])
-def test_the_releases_checkpoints_give_its_numbers(tmp_path, name, fusion):
-  flags = [f'--fusion={fusion}'] if fusion else []
+@pytest.mark.parametrize(
+  'name, flags, side',
+  [
+    ('ldit', ['--fusion=layer_wise', '--decoder-heads=4', '--text-heads=4'], 128),
+    ('edit', ['--fusion=e2e', '--decoder-heads=4', '--text-heads=4'], 128),
+    ('sam_text', ['--decoder-heads=4', '--text-heads=4'], 128),
+    ('edit_token', ['--text-heads=5'], 96),
+    ('ldit_token', ['--text-heads=5'], 96),
+    ('ldit_wide', ['--text-heads=4'], 96),
+  ],
+)
+def test_the_releases_checkpoints_give_its_numbers(tmp_path, name, flags, side):
   convert(
     f'--input={GOLDEN / f"{name}.pth"}',
     f'--output={tmp_path / "model"}',
-    '--decoder-heads=4',
-    '--text-heads=4',
-    '--image-size=128',
+    f'--image-size={side}',
     *flags,
   )
   model = ditsam_jax.load(tmp_path / 'model')
-  golden = {key.removeprefix('128/'): value for key, value in golden_arrays(name).items() if key.startswith('128/')}
+  golden = {
+    key.removeprefix(f'{side}/'): value for key, value in golden_arrays(name).items() if key.startswith(f'{side}/')
+  }
   ours = run_ours(
     model,
     dict(images=np.moveaxis(golden['image'], 1, -1), token_ids=golden['token_ids'], token_mask=golden['token_mask']),
   )
   error = np.abs(ours['logits'] - golden['logits'][:, 0]).max() / np.abs(golden['logits']).max()
   assert error <= 2e-5
-  assert model.config.image_encoder.global_blocks == (1, 3)
-  assert model.config.image_encoder.attention_scope == 'global'
+  text = dataclasses.replace(model.config.text_encoder, dropout=0.0)  # the golden models have none
+  assert dataclasses.replace(model.config, text_encoder=text, fusion_dropout=0.0) == golden_config(name, side)
 
 
 @pytest.mark.parametrize('fusion', FUSIONS)

@@ -20,7 +20,6 @@ def test_json_round_trip(config):
   'field, values, told',
   [
     ('fusion', dict(fusion='layerwise'), "layerwise.*did you mean 'layer_wise'.*expected one of none, layer_wise"),
-    ('attention', dict(attention='fast'), 'fast.*expected one of auto, reference, xla'),
     ('image_size', dict(image_size=500), '500.*multiple of the patch size 16'),
     ('image_size', dict(image_size=0), '0.*a whole number from 1'),
     ('image_encoder', dict(image_encoder=ImageEncoderConfig(heads=7)), '7 heads.*768'),
@@ -102,6 +101,13 @@ def test_absent_fields_take_their_defaults():
 def test_an_image_of_absurdly_many_tokens_is_refused():
   with pytest.raises(ValueError, match='1024 patches of 8 a side; expected at most 512'):
     models.vit_b(image_size=8192, image_encoder=ImageEncoderConfig(patch_size=8))
+
+
+def test_saved_models_that_say_how_attention_was_computed_still_load():
+  fields = models.vit_b().to_dict()
+  assert DitSamConfig.from_dict(fields | {'attention': 'auto'}) == models.vit_b()
+  with pytest.raises(ValueError, match='attention'):
+    DitSamConfig.from_dict(fields | {'attention': 'reference'})
 
 
 def test_plain_sam_has_metas_windows_and_input():

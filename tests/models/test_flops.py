@@ -1,7 +1,5 @@
 """Model FLOPs beside what XLA counts of the forward pass, elementwise work included."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import pytest
@@ -9,18 +7,19 @@ from flax import nnx
 
 from ditsam_jax.models import config as models
 from ditsam_jax.models.ditsam import DitSam
+from ditsam_jax.models.execution import Execution
 from ditsam_jax.models.flops import forward_flops, training_flops
 
 
 def counted_by_xla(config, prompts):
   """FLOPs of the lowered forward pass of one image, with relative positions in their textbook form."""
-  config = dataclasses.replace(config, attention='reference')
   model = nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))
   model.eval()
   graph, weights = nnx.split(model)
   shapes = {name: jax.ShapeDtypeStruct((1, *shape), dtype) for name, (shape, dtype) in prompts.items()}
   shapes['images'] = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
-  forward = jax.jit(lambda weights, inputs: nnx.merge(graph, weights)(**inputs).logits)
+  execution = Execution(attention='reference')
+  forward = jax.jit(lambda weights, inputs: nnx.merge(graph, weights)(**inputs, execution=execution).logits)
   return forward.lower(weights, shapes).cost_analysis()['flops']
 
 

@@ -6,10 +6,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from ditsam_jax.models.execution import Execution
 from tests.ops.attention_cases import on_cpu
 from tests.small_models import golden_arrays, golden_model
 
-MODELS = ('ldit', 'edit', 'sam_text')
+SIDES = {
+  'ldit': (64, 128),
+  'edit': (64, 128),
+  'sam_text': (64, 128),
+  'edit_token': (96,),
+  'ldit_token': (96,),
+  'ldit_wide': (96,),
+}
 
 
 def release_order(x: jax.Array) -> jax.Array:
@@ -20,19 +28,21 @@ def release_order(x: jax.Array) -> jax.Array:
 @pytest.mark.parametrize(
   'name, side, attention',
   [
-    *((name, side, 'auto') for name in MODELS for side in (64, 128)),
+    *((name, side, 'auto') for name, sides in SIDES.items() for side in sides),
     *((name, 64, attention) for name in ('ldit', 'edit') for attention in ('reference', 'pallas_tpu', 'pallas_gpu')),
   ],
 )
 def test_every_output_is_the_releases(name, side, attention):
-  """At 64 the position embedding and all tables are resized; at 128 only the windowed blocks' tables are."""
+  """At 64 and 96 the position embedding and all tables are resized; at 128 only the windowed blocks' tables are."""
   golden = {
     key.removeprefix(f'{side}/'): value for key, value in golden_arrays(name).items() if key.startswith(f'{side}/')
   }
-  model = golden_model(name, side, attention=attention)
+  model = golden_model(name, side)
+  execution = Execution(attention=attention)
   images = jnp.moveaxis(golden['image'], 1, -1)
   with on_cpu(attention):
-    out = nnx.jit(lambda model, *batch: model(*batch))(model, images, golden['token_ids'], golden['token_mask'])
+    run = nnx.jit(lambda model, *batch: model(*batch, execution=execution))
+    out = run(model, images, golden['token_ids'], golden['token_mask'])
   for key, value in {
     'text_features': out.text_features,
     'image_embedding': release_order(out.image_embedding),

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from ditsam_jax.models.config import FUSIONS, DitSamConfig, ImageEncoderConfig, MaskDecoderConfig, TextEncoderConfig
-from ditsam_jax.models.instruction import make_instruction
+from ditsam_jax.models.config import DitSamConfig, ImageEncoderConfig, MaskDecoderConfig, TextEncoderConfig
+from ditsam_jax.models.instruction import FUSIONS, Instruction, make_instruction
 from ditsam_jax.models.weights import weights_of
 from tests.small_models import random_model
 
 WIDTH, TEXT_WIDTH, DEPTH, TOKENS, GRID = 16, 24, 3, 5, 3
-WITH_SLOTS = [fusion for fusion in FUSIONS if fusion != 'none']
+WITH_SLOTS = [name for name, fusion in FUSIONS.items() if fusion.has_slots]
 
 
 def small_config(fusion):
@@ -30,6 +30,10 @@ def small_config(fusion):
     image_size=16 * GRID,
     max_text_tokens=TOKENS,
   )
+
+
+def fresh(config) -> Instruction | None:
+  return make_instruction(config.fusion, config.fusion_sizes, rngs=nnx.Rngs(0))
 
 
 class Rules:
@@ -110,7 +114,7 @@ def without_blocks(encoder, images):
 
 def test_the_baseline_sees_the_image_alone():
   config = small_config('none')
-  assert make_instruction(config, rngs=nnx.Rngs(0)) is None
+  assert fresh(config) is None
   encoder = random_model(config).image_encoder
   images = np.random.default_rng(0).normal(size=(1, 48, 48, 3)).astype(np.float32)
   np.testing.assert_array_equal(encoder(images), encoder(images, np.ones((1, TOKENS, WIDTH), np.float32)))
@@ -118,7 +122,7 @@ def test_the_baseline_sees_the_image_alone():
 
 @pytest.mark.parametrize('fusion', ['layer_wise', 'e2e', 'layer_wise_vith', 'e2e_token', 'cross_attention'])
 def test_projections_start_at_zero(fusion):
-  instruction = make_instruction(small_config(fusion), rngs=nnx.Rngs(0))
+  instruction = fresh(small_config(fusion))
   probs = {name: variable for name, variable in weights_of(instruction).items() if name.startswith('probs')}
   assert len(probs) == (2 if fusion == 'e2e_token' else 2 * DEPTH)
   assert not any(np.any(variable[...]) for variable in probs.values())
@@ -128,14 +132,12 @@ def test_learnt_tokens_start_as_in_the_release():
   """(depth - 1, 20, C), Xavier uniform with PyTorch's fans of a 3-axis tensor; and (depth, 20, C), standard normal."""
   config = dataclasses.replace(small_config('e2e_token'), max_text_tokens=20)
   config = dataclasses.replace(config, image_encoder=dataclasses.replace(config.image_encoder, depth=12))
-  tokens = np.asarray(make_instruction(config, rngs=nnx.Rngs(0)).tokens[...])
+  tokens = np.asarray(fresh(config).tokens[...])
   fan_in, fan_out = 20 * WIDTH, 11 * WIDTH  # torch: second axis and first axis, times the receptive field
   limit = np.sqrt(6 / (fan_in + fan_out))
   assert tokens.shape == (11, 20, WIDTH)
   assert 0.98 * limit < np.abs(tokens).max() <= limit
-  normal = np.asarray(
-    make_instruction(dataclasses.replace(config, fusion='token_layer_wise'), rngs=nnx.Rngs(0)).tokens[...]
-  )
+  normal = np.asarray(fresh(dataclasses.replace(config, fusion='token_layer_wise')).tokens[...])
   assert normal.shape == (12, 20, WIDTH)
   assert abs(normal.mean()) < 0.1 and abs(normal.std() - 1) < 0.05
 

@@ -20,7 +20,7 @@ ENCODER = ImageEncoderConfig(
 
 @pytest.fixture(scope='module')
 def block():
-  made = Block(ENCODER, 0, 'reference', rngs=nnx.Rngs(0))
+  made = Block(ENCODER, 0, rngs=nnx.Rngs(0))
   rng = np.random.default_rng(0)
   for variable in weights_of(made).values():
     variable.set_value(jnp.asarray(rng.normal(0, 0.3, variable.shape), jnp.float32))

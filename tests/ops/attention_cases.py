@@ -22,23 +22,18 @@ class Case(NamedTuple):
   width: int = 8
   batch: int = 1
   heads: int = 2
-  masked: bool = False
 
   @property
   def length(self) -> int:
     return self.prefix + self.grid[0] * self.grid[1]
 
-  def arrays(self, dtype='float32', size: float = 1.0) -> tuple[list[np.ndarray], np.ndarray, np.ndarray | None]:
-    """(q, k, v and both tables), the gradient of the output, the key mask; `size` scales q."""
+  def arrays(self, dtype='float32', size: float = 1.0) -> tuple[list[np.ndarray], np.ndarray]:
+    """(q, k, v and both tables), the gradient of the output; `size` scales q."""
     rng = np.random.default_rng(self.length)
     q, k, v, probe = rng.normal(size=(4, self.batch, self.heads, self.length, self.width))
     tables = [rng.normal(size=(2 * side - 1, self.width)) / self.width**0.5 for side in self.grid]
-    mask = None
-    if self.masked:
-      mask = rng.random((self.batch, self.length)) < 0.6
-      mask[:, 0] = True
     arrays = [np.asarray(x, jnp.dtype(dtype)) for x in (size * q, k, v, *tables, probe)]
-    return arrays[:-1], arrays[-1], mask
+    return arrays[:-1], arrays[-1]
 
 
 @contextlib.contextmanager
@@ -54,13 +49,13 @@ def on_cpu(name: str, interpret: bool | pltpu.InterpretParams = True):
 
 
 def value_and_gradients(
-  name: str, case: Case, arrays, probe, mask, interpret: bool | pltpu.InterpretParams = True
+  name: str, case: Case, arrays, probe, interpret: bool | pltpu.InterpretParams = True
 ) -> list[np.ndarray]:
   """Output, and gradients of q, k, v and both tables."""
 
   def forward(q, k, v, table_h, table_w):
     terms = relative_terms(q, table_h, table_w, case.grid, case.prefix)
-    return attention(q, k, v, *terms, grid=case.grid, prefix=case.prefix, key_mask=mask, implementation=name)
+    return attention(q, k, v, *terms, grid=case.grid, prefix=case.prefix, implementation=name)
 
   def both(arrays, probe):
     out, backward = jax.vjp(forward, *arrays)
@@ -70,7 +65,7 @@ def value_and_gradients(
     return [np.asarray(x, np.float64) for x in jax.jit(both)(arrays, probe)]
 
 
-def exactly(case: Case, arrays, probe, mask) -> list[np.ndarray]:
+def exactly(case: Case, arrays, probe) -> list[np.ndarray]:
   """The same in float64, with the gradients worked out on paper; nothing of it is compiled."""
   q, k, v, table_h, table_w, probe = (np.asarray(x, np.float64) for x in (*arrays, probe))
   (h, w), prefix, scale = case.grid, case.prefix, case.width**-0.5
@@ -82,8 +77,6 @@ def exactly(case: Case, arrays, probe, mask) -> list[np.ndarray]:
   )
   logits = scale * q @ k.swapaxes(-1, -2)
   logits[:, :, prefix:, prefix:] += bias.reshape(*q.shape[:2], h * w, h * w)
-  if mask is not None:
-    logits[np.broadcast_to(~mask[:, None, None], logits.shape)] = -np.inf
   weights = np.exp(logits - logits.max(-1, keepdims=True))
   weights /= weights.sum(-1, keepdims=True)
   dweights = probe @ v.swapaxes(-1, -2)

@@ -22,7 +22,7 @@ def main():
         program = jax.jit(lambda *a, name=name: gradients(name, *a))
         alone = program(*arrays)
         if heads % 2 == 0:
-          arrays = [jax.device_put(array, sharded) for array in arrays[:-1]] + [arrays[-1]]
+          arrays = [jax.device_put(array, sharded) for array in arrays]
         with jax.set_mesh(mesh):
           together = program(*arrays)
           text = program.lower(*arrays).compile().as_text()
@@ -43,20 +43,17 @@ def main():
 def inputs(batch: int, heads: int) -> list[np.ndarray]:
   tokens = GRID[0] * GRID[1]
   rng = np.random.default_rng(batch)
-  arrays = [
+  return [
     rng.normal(size=(batch, heads, *shape)).astype(np.float32)
     for shape in (*((PREFIX + tokens, WIDTH),) * 4, *((tokens, side) for side in GRID))
   ]
-  mask = rng.random((batch, PREFIX + tokens)) < 0.7
-  mask[:, 0] = True
-  return [*arrays, mask]
 
 
-def gradients(name: str, dout, q, k, v, rel_h, rel_w, mask):
+def gradients(name: str, dout, q, k, v, rel_h, rel_w):
   """Output, and gradients of all arrays."""
 
   def forward(*arrays):
-    return attention(*arrays, grid=GRID, prefix=PREFIX, key_mask=mask, implementation=name)
+    return attention(*arrays, grid=GRID, prefix=PREFIX, implementation=name)
 
   out, backward = jax.vjp(forward, q, k, v, rel_h, rel_w)
   return out, *backward(dout)

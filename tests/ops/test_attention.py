@@ -2,14 +2,13 @@
 
 import functools
 
-import jax
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ditsam_jax.ops.attention import IMPLEMENTATIONS, attention, relative_terms
-from tests.ops.attention_cases import NAMES, Case, exactly, on_cpu, value_and_gradients
+from tests.ops.attention_cases import NAMES, Case, exactly, value_and_gradients
 
 SMALL = Case((3, 5), prefix=5, width=4, batch=2)  # not square: rows and columns must not be mixed up
 TYPES = {
@@ -31,7 +30,7 @@ def check(name: str, dtype: str, case: Case, size: float = 1.0):
     assert error <= TOLERANCE[dtype], f'{what}: {error}'
 
 
-def by_definition(q, k, v, table_h, table_w, mask, grid, prefix):
+def by_definition(q, k, v, table_h, table_w, grid, prefix):
   """Query by query, key by key."""
   out = np.zeros_like(q)
   for b, head, i in np.ndindex(q.shape[:3]):
@@ -41,17 +40,17 @@ def by_definition(q, k, v, table_h, table_w, mask, grid, prefix):
       if i >= prefix:
         (row, column), (key_row, key_column) = divmod(i - prefix, grid[1]), divmod(j - prefix, grid[1])
         logits[j] += query @ table_h[row - key_row + grid[0] - 1] + query @ table_w[column - key_column + grid[1] - 1]
-    weights = np.exp(logits - logits.max()) * (1 if mask is None else mask[b])
+    weights = np.exp(logits - logits.max())
     out[b, head, i] = weights / weights.sum() @ v[b, head]
   return out
 
 
-@pytest.mark.parametrize('case', [SMALL, SMALL._replace(prefix=0), SMALL._replace(masked=True)], ids=str)
+@pytest.mark.parametrize('case', [SMALL, SMALL._replace(prefix=0)], ids=str)
 def test_what_the_tests_compare_with_is_the_definition_and_its_slopes(case):
   """Slopes along random directions, by central differences."""
-  arrays, probe, mask = case.arrays('float64')
-  out, *gradients = exactly(case, arrays, probe, mask)
-  define = functools.partial(by_definition, mask=mask, grid=case.grid, prefix=case.prefix)
+  arrays, probe = case.arrays('float64')
+  out, *gradients = exactly(case, arrays, probe)
+  define = functools.partial(by_definition, grid=case.grid, prefix=case.prefix)
   np.testing.assert_allclose(out, define(*arrays), atol=1e-12)
   rng, step = np.random.default_rng(1), 1e-5
   for index, gradient in enumerate(gradients):
@@ -70,8 +69,8 @@ def test_what_the_tests_compare_with_is_the_definition_and_its_slopes(case):
       [
         Case((4, 4), width=64),
         Case((14, 14), prefix=20, width=80),
-        Case((14, 14), width=32, masked=True),
-        Case((8, 3), prefix=64, width=16, batch=2, masked=True),
+        Case((14, 14), width=32),
+        Case((8, 3), prefix=64, width=16, batch=2),
       ]
     )
   ),
@@ -87,10 +86,10 @@ def test_models_heads_and_windows(name, index, case):
   'name, case',
   [
     ('xla', Case((26, 33), prefix=3, heads=2)),  # two heads at a time, their queries in two turns
-    ('xla', Case((23, 21), prefix=2, heads=3, batch=3, masked=True)),  # three of nine heads at a time
-    ('pallas_gpu', Case((9, 14), prefix=5, batch=2, masked=True)),  # three blocks each way
+    ('xla', Case((23, 21), prefix=2, heads=3, batch=3)),  # three of nine heads at a time
+    ('pallas_gpu', Case((9, 14), prefix=5, batch=2)),  # three blocks each way
     ('pallas_tpu', Case((27, 31), prefix=5, heads=1)),  # two blocks each way, the second one not full
-    ('pallas_tpu', Case((32, 31), prefix=32, heads=1, masked=True)),
+    ('pallas_tpu', Case((32, 31), prefix=32, heads=1)),
   ],
   ids=str,
 )  # two full blocks
@@ -107,7 +106,6 @@ def test_long_sequences_in_parts(name, case):
     width=st.sampled_from((3, 8, 20)),
     batch=st.integers(1, 2),
     heads=st.integers(1, 3),
-    masked=st.booleans(),
   ),
   data=st.data(),
 )
@@ -119,25 +117,16 @@ def test_any_small_shape(name, case, data):
 @pytest.mark.parametrize('name', NAMES)
 def test_large_logits_do_not_overflow(name):
   """They reach thousands; all weight lies on one key then."""
-  case, dtype = SMALL._replace(masked=True, width=64), TYPES[name][0]
-  arrays, probe, mask = case.arrays(dtype, size=200.0)
-  out, *gradients = value_and_gradients(name, case, arrays, probe, mask)
+  case, dtype = SMALL._replace(width=64), TYPES[name][0]
+  arrays, probe = case.arrays(dtype, size=200.0)
+  out, *gradients = value_and_gradients(name, case, arrays, probe)
   assert all(np.isfinite(x).all() for x in gradients)
-  exact, *_ = exactly(case, arrays, probe, mask)
+  exact, *_ = exactly(case, arrays, probe)
   assert np.abs(out - exact).max() <= 10 * TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize('name', NAMES)
-def test_without_relative_positions_it_is_plain_attention(name):
-  (q, k, v, *_), *_ = SMALL.arrays('bfloat16')
-  plain = jax.nn.dot_product_attention(*(x.swapaxes(1, 2) for x in (q, k, v)))
-  with on_cpu(name):
-    out = attention(q, k, v, grid=SMALL.grid, prefix=SMALL.prefix, implementation=name)
-  np.testing.assert_allclose(np.float32(out), np.float32(plain.swapaxes(1, 2)), atol=2e-2)
-
-
 def call(implementation='auto', **changes):
-  (q, k, v, *tables), _, _ = SMALL.arrays()
+  (q, k, v, *tables), _ = SMALL.arrays()
   terms = dict(zip(('rel_h', 'rel_w'), relative_terms(q, *tables, SMALL.grid, SMALL.prefix)))
   arguments = dict(q=q, k=k, v=v, grid=SMALL.grid, prefix=SMALL.prefix) | terms | changes
   return attention(**arguments, implementation=implementation)
@@ -152,8 +141,6 @@ def test_on_cpu_auto_is_xla():
   [
     (dict(grid=(5, 5)), r'q is \(2, 2, 20, 4\); expected \(2, 2, 30, 4\) for a 5 x 5 grid and a prefix of 5'),
     (dict(grid=(5, 3)), r'rel_h is \(2, 2, 15, 3\); expected \(2, 2, 15, 5\)'),
-    (dict(rel_w=None), 'rel_h and rel_w go together'),
-    (dict(key_mask=np.ones((2, 3), bool)), r'key_mask is \(2, 3\); expected \(2, 20\)'),
   ],
 )
 def test_shapes_that_do_not_go_together_are_named(changes, told):

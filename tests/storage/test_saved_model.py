@@ -59,11 +59,6 @@ def test_everything_comes_back(model, saved):
   assert saved_model.data_config(saved) == DATA
 
 
-def test_how_attention_was_computed_is_not_kept(tmp_path):
-  forced = random_model(small_config(fusion='none', text_encoder=None, attention='reference'))
-  assert saved_model.load(saved_model.save(tmp_path / 'forced', forced)).config.attention == 'auto'
-
-
 def test_a_loaded_model_is_in_evaluation_mode(saved):
   """Dropout of 0.1 would make two runs differ."""
   encoder = saved_model.load(saved).text_encoder

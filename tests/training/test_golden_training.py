@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ditsam_jax.config import recipe
+from ditsam_jax.models.execution import Execution
 from ditsam_jax.models.weights import weights_of
 from ditsam_jax.training.optimizer import make_optimizer
 from ditsam_jax.training.step import averaged_model, make_train_step, text_forward
@@ -22,13 +23,20 @@ def train(name: str, dtype: type, attention: str = 'auto'):
   config = recipe('refcoco')
   config.optimizer.update(name='adam', learning_rate=1e-3, warmup_steps=steps // EPOCHS)
   optimizer, rate = make_optimizer(config.optimizer, steps)
-  model = golden_model(name, 64, attention=attention)
+  model = golden_model(name, 64)
   for variable in weights_of(model).values():
     variable.set_value(variable[...].astype(dtype))
   model.train()
   structure, state = make_state(model, optimizer)
   train_step = make_train_step(
-    structure, optimizer, rate, text_forward, loss_weights=config.loss.to_dict(), ema_limit=config.ema, seed=0
+    structure,
+    optimizer,
+    rate,
+    text_forward,
+    loss_weights=config.loss.to_dict(),
+    ema_limit=config.ema,
+    seed=0,
+    execution=Execution(attention=attention),
   )
   images = jnp.asarray(np.moveaxis(golden['image'], 2, -1), dtype)
   metrics = []

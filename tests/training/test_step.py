@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ditsam_jax.config import recipe
+from ditsam_jax.models.execution import Execution
 from ditsam_jax.models.weights import weights_of
 from ditsam_jax.training.loss import mask_loss
 from ditsam_jax.training.optimizer import freeze_pattern, make_optimizer
@@ -105,7 +106,7 @@ def test_prompts_of_an_image_share_its_embedding_and_nothing_else():
     labels=np.asarray([[[1, -1], [2, 3], [0, 1]]] * 2),
     masks=rng.integers(0, 2, (2, 3, 64, 64), np.uint8),
   )
-  loss, _ = jax.jit(lambda batch: prompt_forward(model, batch, LOSS, None))(batch)
+  loss, _ = jax.jit(lambda batch: prompt_forward(model, batch, LOSS, None, Execution()))(batch)
 
   @jax.jit
   def one(image, points, labels):

@@ -42,23 +42,21 @@ def attention(
   q: jax.Array,
   k: jax.Array,
   v: jax.Array,
-  rel_h: jax.Array | None = None,
-  rel_w: jax.Array | None = None,
+  rel_h: jax.Array,
+  rel_w: jax.Array,
   *,
   grid: tuple[int, int],
   prefix: int = 0,
-  key_mask: jax.Array | None = None,
   implementation: str = 'auto',
 ) -> jax.Array:
   """Softmax attention with relative-position terms on the image-to-image logits.
 
   Args:
     q, k, v: [B, H, N, D] with N = prefix + h*w; q is not scaled yet (1/sqrt(D) is applied here).
-    rel_h: [B, H, h*w, h], or None for no relative positions.
-    rel_w: [B, H, h*w, w].
+    rel_h: [B, H, h*w, h] and
+    rel_w: [B, H, h*w, w], see `relative_terms`.
     grid: (h, w) of the image tokens.
     prefix: number of text slots in front of the image tokens.
-    key_mask: bool [B, N], False at keys that must get no weight; at least one key of every row is True.
     implementation: one of IMPLEMENTATIONS; 'auto' takes the best for the platform the program is compiled for.
 
   Returns:
@@ -67,8 +65,8 @@ def attention(
   Raises:
     ValueError: shapes that do not go together; an unknown implementation, or one that cannot compute this.
   """
-  _check(q, k, v, rel_h, rel_w, grid, prefix, key_mask)
-  return choice.compute(q, k, v, rel_h, rel_w, key_mask, grid=grid, prefix=prefix, implementation=implementation)
+  _check(q, k, v, rel_h, rel_w, grid, prefix)
+  return choice.compute(q, k, v, rel_h, rel_w, grid=grid, prefix=prefix, implementation=implementation)
 
 
 def _offsets(size: int) -> np.ndarray:
@@ -76,7 +74,7 @@ def _offsets(size: int) -> np.ndarray:
   return np.arange(size)[:, None] - np.arange(size)[None, :] + size - 1
 
 
-def _check(q, k, v, rel_h, rel_w, grid, prefix, key_mask):
+def _check(q, k, v, rel_h, rel_w, grid, prefix):
   batch, heads, _, width = q.shape
   tokens = grid[0] * grid[1]
   length = prefix + tokens
@@ -86,13 +84,10 @@ def _check(q, k, v, rel_h, rel_w, grid, prefix, key_mask):
     'v': (v, (batch, heads, length, width)),
     'rel_h': (rel_h, (batch, heads, tokens, grid[0])),
     'rel_w': (rel_w, (batch, heads, tokens, grid[1])),
-    'key_mask': (key_mask, (batch, length)),
   }
   for name, (array, shape) in expected.items():
-    if array is not None and array.shape != shape:
+    if array.shape != shape:
       raise ValueError(
         f'attention: {name} is {array.shape}; expected {shape} for a {grid[0]} x {grid[1]} grid and a '
         f'prefix of {prefix}'
       )
-  if (rel_h is None) != (rel_w is None):
-    raise ValueError('attention: rel_h and rel_w go together; only one of them was given')

@@ -24,7 +24,7 @@ def why_not(name: str, platform: str | None, dtype, width: int, length: int, cha
     dtype: of queries, keys and values.
     width: D, channels of a head.
     length: N, tokens.
-    channels: R, rows plus columns of the grid, and one more with a key mask (see `extra_channels`).
+    channels: R, rows plus columns of the grid.
   """
   if name not in IMPLEMENTATIONS:
     return f'there is no such implementation; choose one of {", ".join(IMPLEMENTATIONS)}'
@@ -49,23 +49,21 @@ def compute(
   q: jax.Array,
   k: jax.Array,
   v: jax.Array,
-  rel_h: jax.Array | None,
-  rel_w: jax.Array | None,
-  key_mask: jax.Array | None,
+  rel_h: jax.Array,
+  rel_w: jax.Array,
   *,
   grid: tuple[int, int],
   prefix: int,
   implementation: str,
 ) -> jax.Array:
   """Attention by the implementation of that name; arguments and errors as of `ditsam_jax.ops.attention.attention`."""
-  channels = (sum(grid) if rel_h is not None else 0) + (key_mask is not None)
-  shape = q.dtype, q.shape[3], q.shape[2], channels
+  shape = q.dtype, q.shape[3], q.shape[2], sum(grid)
   if problem := why_not(implementation, None, *shape):
     raise ValueError(f'attention {implementation!r}: {problem}')
   if implementation == 'reference':
-    return reference.attention(q, k, v, rel_h, rel_w, grid, prefix, key_mask)
+    return reference.attention(q, k, v, rel_h, rel_w, grid, prefix)
   function = _best(*shape) if implementation == 'auto' else _MODULES[implementation].attention
-  return per_shard(function)(q, k, v, *extra_channels(q, rel_h, rel_w, grid, prefix, key_mask))
+  return per_shard(function)(q, k, v, *extra_channels(q.dtype, rel_h, rel_w, grid, prefix))
 
 
 def _best(*shape) -> Callable[..., jax.Array]:

@@ -15,8 +15,8 @@ MULTIPLE = 8  # of channels
 HOPPER = (9, 0)
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array | None, keys: jax.Array | None) -> jax.Array:
-  """q, k, v: [B, H, N, D], q not scaled; queries [B, H, N, R] and keys [B or 1, 1, N, R] as of `extra_channels`."""
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array, keys: jax.Array) -> jax.Array:
+  """q, k, v: [B, H, N, D], q not scaled; queries [B, H, N, R] and keys [1, 1, N, R] as of `extra_channels`."""
   batch, _, length, width = v.shape
   q, k = appended(q, k, queries, keys)
   # All three of one width, since only Hopper takes narrower values; of even length, which JAX asks for in training.

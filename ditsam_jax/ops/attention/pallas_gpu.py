@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from ditsam_jax.ops.attention.channels import HIDDEN, or_zeros
+from ditsam_jax.ops.attention.channels import HIDDEN
 
 TYPES = ('bfloat16', 'float16', 'float32')
 BLOCK = 64  # queries and keys: both operands of a product, and its result, in the registers of four warps
@@ -23,11 +23,11 @@ FEWEST = 16  # channels of a product on tensor cores
 MOST = 128  # channels of a head, or for relative positions: more do not fit a block's shared memory
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array | None, keys: jax.Array | None) -> jax.Array:
-  """q, k, v: [B, H, N, D], q not scaled; queries [B, H, N, R] and keys [B or 1, 1, N, R] as of `extra_channels`."""
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array, keys: jax.Array) -> jax.Array:
+  """q, k, v: [B, H, N, D], q not scaled; queries [B, H, N, R] and keys [1, 1, N, R] as of `extra_channels`."""
   *_, length, width = q.shape
   scaled = q * jnp.asarray(width**-0.5, q.dtype)
-  return _attention(length, *map(_filled_up, (scaled, k, v, *or_zeros(queries, keys, q))))[:, :, :length, :width]
+  return _attention(length, *map(_filled_up, (scaled, k, v, queries, keys)))[:, :, :length, :width]
 
 
 def why_not(dtype, width: int, length: int, channels: int) -> str | None:
@@ -158,8 +158,8 @@ def _all(x) -> pl.BlockSpec:
 
 
 def _shared(x) -> pl.BlockSpec:
-  """`_block` for the keys' channels, which heads, and maybe images, share."""
-  return pl.BlockSpec((1, 1, BLOCK, x.shape[3]), lambda b, h, i: (b if x.shape[0] > 1 else 0, 0, i, 0))
+  """`_block` for the keys' channels, which all heads and images share."""
+  return pl.BlockSpec((1, 1, BLOCK, x.shape[3]), lambda b, h, i: (0, 0, i, 0))
 
 
 def _call(kernel, length: int, arrays, specs, like, name: str):

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from ditsam_jax.ops.attention.channels import HIDDEN, or_zeros
+from ditsam_jax.ops.attention.channels import HIDDEN
 
 LANES = 128
 LARGEST_BLOCK = {'bfloat16': 768, 'float32': 512}  # queries, keys; five f32 [768, 768] at once take 11 MiB of VMEM
@@ -33,9 +33,9 @@ LONGEST = 8192  # tokens; 64 x 64 with 64 text slots are 4160
 VMEM_LIMIT = 64 * 2**20  # of 128 MiB on v5e and v6e, and all that v5p has
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array | None, keys: jax.Array | None) -> jax.Array:
-  """q, k, v: [B, H, N, D], q not scaled; queries [B, H, N, R] and keys [B or 1, 1, N, R] as of `extra_channels`."""
-  return _transpose(_attention(*map(_transpose, (q, k, v, *or_zeros(queries, keys, q)))))
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array, keys: jax.Array) -> jax.Array:
+  """q, k, v: [B, H, N, D], q not scaled; queries [B, H, N, R] and keys [1, 1, N, R] as of `extra_channels`."""
+  return _transpose(_attention(*map(_transpose, (q, k, v, queries, keys))))
 
 
 def why_not(dtype, width: int, length: int, channels: int) -> str | None:
@@ -239,7 +239,7 @@ def _cost(
   )
 
 
-def _specs(q, x, y, size: int):
+def _specs(x, size: int):
   """Blocks of what belongs to queries (of so many rows), to keys, and of the keys' channels."""
 
   def of_queries(rows):
@@ -248,7 +248,7 @@ def _specs(q, x, y, size: int):
   def of_keys(rows):
     return pl.BlockSpec((1, 1, rows, size), lambda b, h, i, j: (b, h, 0, j))
 
-  codes = pl.BlockSpec((1, 1, x.shape[2], size), lambda b, h, i, j: (b if y.shape[0] > 1 else 0, 0, 0, j))
+  codes = pl.BlockSpec((1, 1, x.shape[2], size), lambda b, h, i, j: (0, 0, 0, j))
   return of_queries, of_keys, codes
 
 
@@ -257,7 +257,7 @@ def _forward(q, k, v, x, y):
   batch, heads, width, length = q.shape
   blocks = _blocks(length, q.dtype)
   size = blocks.size
-  of_queries, of_keys, codes = _specs(q, x, y, size)
+  of_queries, of_keys, codes = _specs(x, size)
   return pl.pallas_call(
     functools.partial(_forward_kernel, blocks=blocks),
     grid=(batch, heads, blocks.count, blocks.count),
@@ -276,7 +276,7 @@ def _backward(q, k, v, x, y, out, logsumexp, dout):
   batch, heads, width, length = q.shape
   blocks, channels = _blocks(length, q.dtype), x.shape[2]
   size, last = blocks.size, blocks.count - 1
-  of_queries, of_keys, codes = _specs(q, x, y, size)
+  of_queries, of_keys, codes = _specs(x, size)
   # Keys' gradients are complete in the last round over the keys; until then the block that is written does not move.
   written = pl.BlockSpec((1, 1, width, size), lambda b, h, i, j: (b, h, 0, jnp.where(i == last, j, 0)))
   return pl.pallas_call(

@@ -6,15 +6,12 @@ import jax.numpy as jnp
 EXACT = jax.lax.Precision.HIGHEST  # accelerators multiply f32 in lower precision unless told
 
 
-def attention(q, k, v, rel_h, rel_w, grid, prefix, key_mask):
+def attention(q, k, v, rel_h, rel_w, grid, prefix):
   """Arguments as of `ditsam_jax.ops.attention.attention`; every step in f32, the result in q's type."""
   wide = jnp.promote_types(q.dtype, jnp.float32)
   logits = jnp.einsum('bhnd,bhmd->bhnm', q.astype(wide) * q.shape[-1] ** -0.5, k.astype(wide), precision=EXACT)
-  if rel_h is not None:
-    bias = rel_h.astype(wide)[..., :, None] + rel_w.astype(wide)[..., None, :]  # [B, H, h*w, h, w]
-    bias = bias.reshape(*rel_h.shape[:3], grid[0] * grid[1])
-    logits = logits + jnp.pad(bias, ((0, 0), (0, 0), (prefix, 0), (prefix, 0)))
-  if key_mask is not None:
-    logits = jnp.where(key_mask[:, None, None, :], logits, -jnp.inf)
+  bias = rel_h.astype(wide)[..., :, None] + rel_w.astype(wide)[..., None, :]  # [B, H, h*w, h, w]
+  bias = bias.reshape(*rel_h.shape[:3], grid[0] * grid[1])
+  logits = logits + jnp.pad(bias, ((0, 0), (0, 0), (prefix, 0), (prefix, 0)))
   weights = jax.nn.softmax(logits, axis=-1)
   return jnp.einsum('bhnm,bhmd->bhnd', weights, v.astype(wide), precision=EXACT).astype(q.dtype)

@@ -24,10 +24,8 @@ def per_shard(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
       _dividing(axes, dict(mesh.shape), size) for axes, size in ((BATCH, q.shape[0]), ((TENSOR,), q.shape[1]))
     )
     own = PartitionSpec(batch, heads)
-    of_keys = PartitionSpec(batch if keys is not None and keys.shape[0] > 1 else None)
-    return jax.shard_map(function, in_specs=(own, own, own, own, of_keys), out_specs=own, check_vma=False)(
-      q, k, v, queries, keys
-    )
+    specs = (own, own, own, own, PartitionSpec())
+    return jax.shard_map(function, in_specs=specs, out_specs=own, check_vma=False)(q, k, v, queries, keys)
 
   return run
 

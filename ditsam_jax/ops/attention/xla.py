@@ -20,8 +20,8 @@ ELSEWHERE = 256 * 2**20  # enough to fill an accelerator
 HEADS = 2  # at least so many at a time where their number is even: one for each of two cores
 
 
-def attention(q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array | None, keys: jax.Array | None) -> jax.Array:
-  """q, k, v: [B, H, N, D], q not scaled; queries [B, H, N, R] and keys [B or 1, 1, N, R] as of `extra_channels`."""
+def attention(q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array, keys: jax.Array) -> jax.Array:
+  """q, k, v: [B, H, N, D], q not scaled; queries [B, H, N, R] and keys [1, 1, N, R] as of `extra_channels`."""
   batch, heads, length, width = q.shape
   q, k = appended(q, k, queries, keys)
   q, k, v = (x.reshape(batch * heads, length, x.shape[-1]) for x in (q, k, v))

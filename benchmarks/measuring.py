@@ -1,0 +1,37 @@
+"""What the benchmarks share: a compiled forward pass, seconds of a call, memory of the process."""
+
+import functools
+import resource
+import time
+from collections.abc import Callable
+
+import jax
+from flax import nnx
+
+from ditsam_jax.models.ditsam import DitSam
+from ditsam_jax.models.execution import Execution
+
+
+def jitted_forward(model: DitSam, execution: Execution = Execution()) -> Callable[..., jax.Array]:
+  """A compiled function of images, token ids and mask to logits, which holds the model's weights."""
+  graph, weights = nnx.split(model)
+
+  def forward(weights, *inputs):
+    return nnx.merge(graph, weights)(*inputs, execution=execution).logits
+
+  return functools.partial(jax.jit(forward), weights)
+
+
+def peak_of_process() -> float:
+  """The most memory that this process had, GB."""
+  return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)
+
+
+def timed(function: Callable[[], object], steps: int) -> list[float]:
+  """Seconds of calls that wait for their result; the first one is not counted."""
+  seconds = []
+  for _ in range(steps + 1):
+    started = time.perf_counter()
+    function()
+    seconds.append(time.perf_counter() - started)
+  return seconds[1:]
