@@ -21,6 +21,7 @@ _QUIET = {  # what libraries say of themselves, and what a person cannot act on
   'GRPC_VERBOSITY': 'ERROR',
   'ABSL_MIN_LOG_LEVEL': '3',
   'TRANSFORMERS_VERBOSITY': 'error',
+  'PYTHONWARNINGS': 'ignore',  # worker processes'
   'TRANSFORMERS_NO_ADVISORY_WARNINGS': '1',
 }
 
@@ -144,10 +145,10 @@ def _keep_what_is_compiled() -> None:
   jax = sys.modules.get('jax')  # some commands do without
   if jax is None or jax.config.jax_compilation_cache_dir:
     return
-  cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'ditsam_jax' / 'compiled'
   try:
+    cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'ditsam_jax' / 'compiled'
     cache.mkdir(parents=True, exist_ok=True)
-  except OSError:  # a home that cannot be written to
+  except (OSError, RuntimeError):  # a home that cannot be written to, or none
     return
   jax.config.update('jax_compilation_cache_dir', str(cache))
   jax.config.update(
