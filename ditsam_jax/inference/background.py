@@ -2,6 +2,7 @@
 
 import collections
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -23,20 +24,65 @@ def images_ahead(requests: Iterable[Request], threads: int = THREADS) -> Iterato
 
   Requests that follow each other on one image share it, the very array.
   """
+  room = _Room()
+
+  def read(path: str, turn: int) -> Any:
+    room.wait_for_space(turn)
+    pixels = _attempted(read_image, path)
+    room.take(_bytes(pixels))
+    return pixels
+
+  def next_one() -> tuple[Request, Any]:
+    request, turn, future = waiting.popleft()
+    room.is_wanted(turn)
+    pixels = future.result()
+    if not waiting or waiting[0][1] != turn:
+      room.take(-_bytes(pixels))
+    return request, pixels
+
   with ThreadPoolExecutor(threads, 'read') as pool:
-    waiting: collections.deque[tuple[Request, Future]] = collections.deque()
-    image, future = None, Future()
+    waiting: collections.deque[tuple[Request, int, Future]] = collections.deque()
+    image, turn, future = None, -1, Future()
     try:
       for request in requests:
-        if request.image != image:
-          image, future = request.image, pool.submit(_attempted, read_image, request.image)
-        waiting.append((request, future))
-        while len(waiting) >= MOST or _bytes({id(future): future for _, future in waiting}.values()) > MOST_BYTES:
-          yield _taken(waiting)
+        if request.image != image or not waiting:
+          image, turn = request.image, turn + 1
+          future = pool.submit(read, image, turn)
+        waiting.append((request, turn, future))
+        while len(waiting) >= MOST:
+          yield next_one()
       while waiting:
-        yield _taken(waiting)
+        yield next_one()
     finally:
+      room.close()
       pool.shutdown(wait=False, cancel_futures=True)
+
+
+class _Room:
+  """How much of MOST_BYTES the images that wait take: reading stops where it is used up, but for the one wanted next."""
+
+  def __init__(self) -> None:
+    self._used, self._wanted, self._open = 0, 0, True
+    self._changed = threading.Condition()
+
+  def wait_for_space(self, turn: int) -> None:
+    with self._changed:
+      self._changed.wait_for(lambda: self._used < MOST_BYTES or turn <= self._wanted or not self._open)
+
+  def is_wanted(self, turn: int) -> None:
+    with self._changed:
+      self._wanted = turn
+      self._changed.notify_all()
+
+  def take(self, size: int) -> None:
+    with self._changed:
+      self._used += size
+      self._changed.notify_all()
+
+  def close(self) -> None:
+    with self._changed:
+      self._open = False
+      self._changed.notify_all()
 
 
 def in_order(
@@ -84,12 +130,5 @@ def _attempted(function: Callable[[T], R], item: T) -> R | UserError:
     return error
 
 
-def _taken(waiting: collections.deque) -> tuple[Request, Any]:
-  request, future = waiting.popleft()
-  return request, future.result()
-
-
-def _bytes(futures: Iterable[Future]) -> int:
-  """Of pixels that have been read."""
-  done = (future.result() for future in futures if future.done())
-  return sum(getattr(pixels, 'nbytes', 0) for pixels in done)
+def _bytes(pixels: Any) -> int:
+  return getattr(pixels, 'nbytes', 0)
