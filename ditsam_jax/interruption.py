@@ -51,7 +51,7 @@ class _Watch:
     self.working = not ends_process  # until the imports are done
     self.asked: int | None = None  # the signal that is to end the work
     self.takers: list[Taker] = []
-    self._ends_process, self._numbers = ends_process, numbers
+    self.ends_process, self._numbers = ends_process, numbers
     self._raising: int | None = None  # the signal whose exception is due in the main thread
     self._late: set[int] = set()  # signals that the thread has handled, and of which the main one will hear
     self._told = False
@@ -134,11 +134,11 @@ class _Watch:
     if not self.working:
       self.end(number)
     elif self.asked is not None:
-      if number == signal.SIGINT and self._ends_process:
+      if number == signal.SIGINT and self.ends_process:
         self.end(number)
     elif not any(take(number) for take in self.takers):
       self._raising = number
-      if self._ends_process:
+      if self.ends_process:
         self.asked = number
         _thread.start_new_thread(self._end_in_time, (number,))
 
@@ -200,6 +200,22 @@ def work_ends() -> int | None:
   if _watch.asked:
     _watch.tell(_watch.asked)
   return _watch.asked
+
+
+@contextlib.contextmanager
+def nothing_to_undo() -> Iterator[None]:
+  """Meanwhile signals end a command's process at once, as before its work.
+
+  For imports amid the work: NumPy and others take what is raised in them for a broken installation, and say so.
+  """
+  if _watch is None or not _watch.ends_process or not _watch.working:
+    yield
+    return
+  _watch.working = False
+  try:
+    yield
+  finally:
+    _watch.working = True
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ Needs about as much disk as the images that the data set uses, 3 to 4 GB. Interr
 
 import argparse
 
-from ditsam_jax import command_line
+from ditsam_jax import command_line, interruption
 from ditsam_jax.data.refcoco import catalogue
 from ditsam_jax.limits import MAX_PROCESSES
 from ditsam_jax.storage.paths import local
@@ -19,7 +19,8 @@ def main(arguments: list[str] | None = None) -> int:
   """Runs the command."""
   options = _parse(arguments)
   dataset, split_by = catalogue.parse(f'{options.dataset}/{options.split_by}')
-  from ditsam_jax.data.refcoco import builder  # worker processes import this file, and need not wait for TFDS
+  with interruption.nothing_to_undo():
+    from ditsam_jax.data.refcoco import builder  # worker processes import this file, and need not wait for TFDS
 
   done = builder.prepare(
     dataset,

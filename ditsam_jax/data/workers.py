@@ -4,7 +4,7 @@ import collections
 import concurrent.futures
 import contextlib
 import itertools
-import multiprocessing
+import multiprocessing.context
 import os
 import signal
 import threading
@@ -36,28 +36,51 @@ def map_ordered(function: Callable[[Any], Any], items: Iterable[Any], processes:
     yield from map(function, items)
     return
   # Started afresh, not forked: OpenCV and JAX have threads by now, and a fork could leave their locks taken.
-  pool = concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context('spawn'), _be_a_worker)
+  context = _Spawn()
+  pool = concurrent.futures.ProcessPoolExecutor(processes, context, _be_a_worker)
   try:
     items = iter(items)
-    with _interrupts_held():
+    with _signals_held():
       waiting = collections.deque(pool.submit(function, item) for item in itertools.islice(items, AHEAD * processes))
     while waiting:
       done = waiting.popleft().result()
       waiting.extend(pool.submit(function, item) for item in itertools.islice(items, 1))
       yield done
   except concurrent.futures.BrokenExecutor as error:
+    context.kill()  # the pool waits for the others, whom its SIGTERM does not reach
     raise UserError(
       f'a worker process ended early ({error}); with less memory take fewer processes, and call this under if '
       f"__name__ == '__main__'"
     ) from error
   finally:
-    pool.shutdown(wait=False, cancel_futures=True)
+    pool.shutdown(wait=False, cancel_futures=True)  # they end after what they have begun
+
+
+class _Spawn(multiprocessing.context.SpawnContext):
+  """Starts processes afresh, and knows them."""
+
+  def __init__(self):
+    super().__init__()
+    self._made = []
+
+  def Process(self, *arguments: Any, **options: Any) -> multiprocessing.process.BaseProcess:  # noqa: N802
+    process = super().Process(*arguments, **options)
+    self._made.append(process)
+    return process
+
+  def kill(self) -> None:
+    for process in self._made:
+      with contextlib.suppress(AttributeError, ValueError):  # not started, or over
+        process.kill()
 
 
 @contextlib.contextmanager
-def _interrupts_held() -> Iterator[None]:
-  """Processes started meanwhile never see Ctrl-C, which goes to all of a terminal: the main one ends the others."""
-  before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+def _signals_held() -> Iterator[None]:
+  """Processes started meanwhile never see Ctrl-C and SIGTERM, which may go to all of a group: the main one ends them.
+
+  Of a pool whose workers end by themselves amid a message, Python 3.11 waits for ever.
+  """
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
   try:
     yield
   finally:
