@@ -48,9 +48,8 @@ def main() -> None:
   options = parser.parse_args()
   for remat in options.remat:
     for variant in ('unrolled', 'scan', 'scan_stored_stacked'):
-      print(
-        json.dumps(dict(variant=variant, remat=remat, **vars(options) | measure(options, variant, remat))), flush=True
-      )
+      row = {'variant': variant} | vars(options) | {'remat': remat} | measure(options, variant, remat)
+      print(json.dumps(row), flush=True)
 
 
 def measure(options: argparse.Namespace, variant: str, remat: str) -> dict[str, float]:
