@@ -1,11 +1,15 @@
-# make demo   an environment in .venv, and the demo in it
-# make test   the same environment with the test extras, and the whole suite
+# make demo    trains on the embedded data in an environment of its own, .venv
+# make test    the whole suite
+# make check   lint, types and the fast tests, before every commit
+# make docs    the documentation site, in build/site
+# make fuzz    mutated inputs, signals and full disks; FUZZ_SECONDS=600 for longer
 # PYTHON names another interpreter: make demo PYTHON=python3.12
 
 PYTHON ?= python3
 VENV := .venv
+PYTEST := JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest --numprocesses=2 --dist=worksteal
 
-.PHONY: demo test clean
+.PHONY: demo test check docs fuzz clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -18,7 +22,16 @@ demo: $(VENV)/.installed
 	@echo '  python -m ditsam_jax.train --config=configs/edit.py:shapes        # the same for E-DIT'
 
 test: $(VENV)/.installed-test
-	JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest --numprocesses=2 --dist=loadfile
+	$(PYTEST)
+
+check: $(VENV)/.installed-check
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
+	$(PYTEST) --quiet -m 'not slow and not multiprocess'
+
+docs: $(VENV)/.installed-docs
+	$(VENV)/bin/mkdocs build --quiet
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
@@ -26,12 +39,12 @@ $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	  echo 'error: $(PYTHON) cannot make environments; install its venv module (Debian, Ubuntu: python3-venv)' >&2; exit 1; }
 
-$(VENV)/.installed: requirements.txt | $(VENV)/bin/python
+$(VENV)/.installed: requirements.txt pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet -r requirements.txt
 	@touch $@
 
-$(VENV)/.installed-test: requirements.txt pyproject.toml | $(VENV)/bin/python
-	$(VENV)/bin/python -m pip install --quiet --editable '.[test]'
+$(VENV)/.installed-%: pyproject.toml | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install --quiet --editable '.[$*]'
 	@touch $@ $(VENV)/.installed
 
 clean:

@@ -133,7 +133,7 @@ def _type_name(dtype: torch.dtype) -> str:
 
 def _read_folder(folder: Path) -> dict:
   """A Hugging Face folder: one file, or several with an index."""
-  file = next((folder / name for name in WEIGHT_FILES if (folder / name).is_file()), None)
+  file = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
   if file is None:
     raise UserError(
       f'{printable(folder)} holds none of {", ".join(WEIGHT_FILES)}; give a file, or a folder as Hugging Face writes it'

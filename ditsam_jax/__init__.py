@@ -9,6 +9,7 @@ model = ditsam_jax.DitSam(config, rngs=nnx.Rngs(0))
 """
 
 import importlib
+import os
 import sys
 
 if sys.argv[:1] == ['-m'] and sys.orig_argv[-len(sys.argv)].removeprefix('-m').startswith('ditsam_jax.'):
@@ -16,6 +17,11 @@ if sys.argv[:1] == ['-m'] and sys.orig_argv[-len(sys.argv)].removeprefix('-m').s
   from ditsam_jax import command_line
 
   command_line.begin()
+elif 'multiprocessing.spawn' in sys.modules and os.path.dirname(sys.argv[0]) == os.path.dirname(__file__):
+  # A worker process of a command.
+  from ditsam_jax import interruption
+
+  interruption.leave_to_parent()
 
 # Loaded when first asked for: `import ditsam_jax` is light.
 _WHERE = {

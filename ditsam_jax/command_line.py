@@ -14,11 +14,13 @@ from ditsam_jax.errors import LONGEST, UserError
 from ditsam_jax.terminal import printable
 
 TRACEBACK = 'DITSAM_TRACEBACK'  # =1 in the environment shows where an error comes from, and what libraries say
+_TRAIN = ('array_record', 'grain', 'ml_collections', 'optax', 'tensorboardX', 'tensorflow_datasets')  # extra `train`
 _QUIET = {  # what libraries say of themselves, and what a person cannot act on
   'TF_CPP_MIN_LOG_LEVEL': '3',
   'GRPC_VERBOSITY': 'ERROR',
   'ABSL_MIN_LOG_LEVEL': '3',
   'TRANSFORMERS_VERBOSITY': 'error',
+  'PYTHONWARNINGS': 'ignore',  # worker processes'
   'TRANSFORMERS_NO_ADVISORY_WARNINGS': '1',
 }
 
@@ -34,6 +36,7 @@ def begin() -> None:
     for name, value in _QUIET.items():
       os.environ.setdefault(name, value)
     _silence_python()
+    sys.excepthook = _explain_missing_extra
 
 
 def fail(message: str) -> NoReturn:
@@ -79,6 +82,8 @@ def _explain(error: BaseException) -> NoReturn:
   match error:
     case UserError():
       fail(str(error))
+    case ModuleNotFoundError() if message := _missing_extra(error):
+      fail(message)
     case BrokenPipeError():  # whoever read our output has gone; nothing can be said to them
       os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
       sys.exit(141)
@@ -99,6 +104,21 @@ def _explain(error: BaseException) -> NoReturn:
   sys.exit(1)
 
 
+def _missing_extra(error: BaseException) -> str | None:
+  """What to install, where an import failed for want of an optional package."""
+  if not isinstance(error, ModuleNotFoundError) or (error.name or '').partition('.')[0] not in _TRAIN:
+    return None
+  return f"{error.name} is not installed; this command needs the extra 'train': pip install 'ditsam_jax[train]'"
+
+
+def _explain_missing_extra(kind: type[BaseException], error: BaseException, trace) -> None:
+  """Hook for what is raised before `run`: by a command's imports."""
+  if message := _missing_extra(error):
+    print(f'error: {message}', file=sys.stderr, flush=True)
+    os._exit(2)
+  sys.__excepthook__(kind, error, trace)
+
+
 def _shows_all() -> bool:
   return os.environ.get(TRACEBACK, '') not in ('', '0')
 
@@ -117,17 +137,20 @@ def _take_any_text() -> None:
 
 
 def _keep_what_is_compiled() -> None:
-  """Programs that took a second or more to compile are kept for the next time: JAX's persistent compilation cache.
+  """Programs that took a tenth of a second to compile are kept for the next time: JAX's persistent compilation cache.
 
   JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false switches it off.
   """
   jax = sys.modules.get('jax')  # some commands do without
   if jax is None or jax.config.jax_compilation_cache_dir:
     return
-  cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'ditsam_jax' / 'compiled'
   try:
+    cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'ditsam_jax' / 'compiled'
     cache.mkdir(parents=True, exist_ok=True)
-  except OSError:  # a home that cannot be written to
+  except (OSError, RuntimeError):  # a home that cannot be written to, or none
     return
   jax.config.update('jax_compilation_cache_dir', str(cache))
+  jax.config.update(
+    'jax_persistent_cache_min_compile_time_secs', 0.1
+  )  # a second by default: those of small models count
   jax.config.update('jax_compilation_cache_max_size', 10 * 2**30)  # bytes; the longest unused go first

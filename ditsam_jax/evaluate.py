@@ -108,8 +108,7 @@ def _evaluate(
 
 def _open(dataset: str, options: argparse.Namespace, trained_on: dict[str, Any]) -> dict[str, ReferringSource]:
   """All splits, before any work: a wrong name at the end of the list should not wait for hours."""
-  for split in options.splits:
-    datasets.check_split(dataset, split)
+  datasets.check_splits(dataset, options.splits)
   # A model of shapes is scored on scenes like those it was trained on.
   scenes = trained_on.get('scenes') if dataset == trained_on.get('dataset') else None
   return {split: datasets.open_split(dataset, options.data_dir, split, scenes=scenes) for split in options.splits}

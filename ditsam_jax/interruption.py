@@ -181,6 +181,11 @@ def begin() -> None:
   sys.unraisablehook, sys.excepthook = on_unraisable, on_uncaught
 
 
+def leave_to_parent() -> None:
+  """In a worker process: a terminal's Ctrl-C goes to it too, but its work may be needed until the parent has saved."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def work_begins() -> None:
   """The imports are done: signals raise KeyboardInterrupt in the main thread."""
   if _watch:

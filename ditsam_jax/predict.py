@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from ditsam_jax import command_line
@@ -31,9 +32,11 @@ from ditsam_jax.inference.requests import Combinations, PromptFile, Request, pro
 from ditsam_jax.inference.results import Prediction
 from ditsam_jax.inference.segmenter import Segmenter
 from ditsam_jax.models.config import DitSamConfig
+from ditsam_jax.models.weights import dtype_named
 from ditsam_jax.parallel import distributed
 from ditsam_jax.parallel.watch import Watch
 from ditsam_jax.storage import saved_model
+from ditsam_jax.storage.paths import local
 from ditsam_jax.terminal import printable, say
 
 
@@ -42,25 +45,26 @@ def main(arguments: list[str] | None = None) -> int:
   options = _parse(arguments)
   distributed.initialise(options)
   config = saved_model.read_config(options.checkpoint)
-  how = made_by(saved_model.resolve(options.checkpoint), options.dtype, options.multimask)
   names = FileNames(Path(options.output)) if options.pictures else None
   job = Job(_source(options, config), names)
-  output = Output(names and names.of, how)
   host, hosts = distributed.place()
-  with contextlib.ExitStack() as opened:
+  dtype = dtype_named(options.dtype, jax.default_backend()).name
+  how = made_by(options.checkpoint, dtype, options.multimask)
+  output = Output(names and names.of, how)
+  with Watch(), contextlib.ExitStack() as opened:
     lines = None
     if options.json:
       lines = opened.enter_context(JsonLines(Path(options.json), how, options.pictures, host, hosts))
       job.skip_done(lines)
     if options.pictures:
       _make_folder(options.output)
-      job.skip_pictured(output, redo=lines is not None)
+      if any(os.scandir(options.output)):
+        job.skip_pictured(output, redo=lines is not None)
     _say_what_is_left_out(job)
     at_once = min(options.batch_size, job.count)  # of the whole job: however it is cut, results have the same bits
     job.share(host, hosts)
-    with Watch():
-      failed = job.left > 0 and _run(job, output, lines, options, at_once)
-      distributed.wait_for_all('predicted')
+    failed = job.left > 0 and _run(job, output, lines, options, at_once)
+    distributed.wait_for_all('predicted')
   return 2 if failed else 0
 
 
@@ -162,7 +166,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   )
   what = parser.add_argument_group('what to segment')
   what.add_argument(
-    '--image', nargs='+', action='extend', metavar='PATH', help="files, folders, or globs such as 'photos/**/*.jpg'"
+    '--image',
+    nargs='+',
+    action='extend',
+    type=local,
+    metavar='PATH',
+    help="files, folders, or globs such as 'photos/**/*.jpg'",
   )
   what.add_argument('--text', action='append', default=[], help='words; may be given several times, each a prompt')
   what.add_argument(
@@ -171,13 +180,20 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   what.add_argument('--box', action='append', default=[], metavar='X0,Y0,X1,Y1', help='around the object, in pixels')
   what.add_argument(
     '--prompts',
+    type=local,
     metavar='FILE',
     help='JSON lines instead of the above: image, and any of text, points, labels, box, id',
   )
-  what.add_argument('--images-dir', metavar='DIR', help="folder of the images that FILE names (default: FILE's own)")
+  what.add_argument(
+    '--images-dir', type=local, metavar='DIR', help="folder of the images that FILE names (default: FILE's own)"
+  )
   how = parser.add_argument_group('how')
   how.add_argument(
-    '--checkpoint', default='shapes', metavar='DIR', help="a saved model, or 'shapes', which comes along (the default)"
+    '--checkpoint',
+    default='shapes',
+    type=local,
+    metavar='DIR',
+    help="a saved model, or 'shapes', which comes along (the default)",
   )
   how.add_argument(
     '--dtype', default='auto', choices=('auto', 'float32', 'bfloat16'), help='auto: bfloat16 on TPU and GPU'
@@ -185,8 +201,10 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   how.add_argument('--batch-size', type=int, default=8, metavar='N', help='images at once (%(default)s)')
   how.add_argument('--multimask', action='store_true', help='three candidates for ambiguous prompts; --json has all')
   where = parser.add_argument_group('results')
-  where.add_argument('--output', default='runs/predictions', metavar='DIR', help='folder of the pictures (%(default)s)')
-  where.add_argument('--json', metavar='FILE', help='JSON lines: run lengths, boxes, scores, ...')
+  where.add_argument(
+    '--output', default='runs/predictions', type=local, metavar='DIR', help='folder of the pictures (%(default)s)'
+  )
+  where.add_argument('--json', type=local, metavar='FILE', help='JSON lines: run lengths, boxes, scores, ...')
   where.add_argument('--no-pictures', dest='pictures', action='store_false', help='JSON alone, for large jobs')
   distributed.add_flags(parser)
   options = parser.parse_args(arguments)
@@ -214,6 +232,8 @@ def _check(options: argparse.Namespace) -> None:
       raise UserError('no images; give --image, or --prompts')
     if options.images_dir is not None:
       raise UserError('--images-dir without --prompts: it is where the images of a file of prompts are')
+  if '-' in (options.json, options.prompts):
+    raise UserError("'-' as a file: results are resumed from --json, and --prompts is read twice; name a file")
   if options.images_dir is not None and not os.path.isdir(options.images_dir):
     raise UserError(f'--images-dir={printable(options.images_dir)}: no such folder')
   if len(options.box) > 1:

@@ -67,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
   overrides, rest = changes.split_arguments(arguments)
   options = parser.parse_args(rest)
   config = files.load(options.config, overrides)
-  distributed.initialise(options)
+  distributed.initialise(options, preemptible=True)
   default = f'runs/{files.short_name(options.config)}-{config.data.dataset.replace("/", "-")}'
   train(config, Path(options.workdir or default))
   return 0
@@ -155,7 +155,12 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
           checkpoints.save(state, iterator, progress)
         if ends:
           break
-        arrays = next(iterator)
+        try:
+          arrays = next(iterator)
+        except Exception:  # of a worker process that the signal ended too
+          if not stop.asked:
+            raise
+          continue
         if first := began is None:
           began = time.monotonic()
           log.say('compiling the training step ...')

@@ -54,6 +54,7 @@ def test_table_figures_samples_and_picture_agree(run, data_dir, capsys):
   rows = list(csv.DictReader((output / 'samples.csv').read_text().splitlines()))
   assert figures['samples'] == len(rows) > 50
   assert figures['split'] == 'test' and figures['dataset'] == 'shapes'
+  assert figures['dtype'] == 'float32'  # what 'auto' is on a CPU
   mean = np.mean([float(row['iou_release']) for row in rows])
   assert figures['release']['mIoU'] == pytest.approx(100 * mean, abs=1e-3)
   assert {row['kind'] for row in rows} == set(figures['kinds'])
@@ -72,10 +73,11 @@ def test_a_picture_that_cannot_be_written_costs_no_figures(run, data_dir, tmp_pa
   assert 'predictions.png' not in output and f'{tmp_path / "ranked.png"}' in output
 
 
-def test_limit_output_and_split(run, data_dir, tmp_path):
-  assert evaluated(run, data_dir, '--limit=5', '--split=val', f'--output={tmp_path / "new" / "place"}') == 0
+def test_limit_output_split_and_type(run, data_dir, tmp_path):
+  output = tmp_path / 'new' / 'place'
+  assert evaluated(run, data_dir, '--limit=5', '--split=val', f'--output={output}', '--dtype=bfloat16') == 0
   figures = json.loads((tmp_path / 'new' / 'place' / 'metrics.json').read_text())
-  assert figures['samples'] == 5 and figures['split'] == 'val'
+  assert figures['samples'] == 5 and figures['split'] == 'val' and figures['dtype'] == 'bfloat16'
 
 
 def test_several_splits_share_one_folder_and_one_file_of_figures(run, data_dir, capsys):

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,6 +67,43 @@ def test_a_command_at_work_and_while_it_compiles(number, tmp_path):
     process = start(*COMMANDS['predict'], f'--output={tmp_path}', env=environment)
     assert end(process, number, chance.uniform(1, 4)) == (ENDS[number][0], [ENDS[number][1]])
   assert not [path for path in tmp_path.iterdir() if path.name.startswith('.')]
+
+
+def test_worker_processes_of_a_command_leave_ctrl_c_to_it(tmp_path):
+  package = tmp_path / 'ditsam_jax'  # a command of our own, in a copy of what commands start with
+  package.mkdir()
+  for name in ('__init__.py', 'command_line.py', 'interruption.py', 'errors.py', 'terminal.py'):
+    shutil.copy(ROOT / 'ditsam_jax' / name, package)
+  (package / 'work.py').write_text("""
+import multiprocessing, os, signal, sys
+from ditsam_jax import command_line
+
+def worker(pipe):
+  os.killpg(0, signal.SIGINT)
+  pipe.send('still here')
+
+def main():
+  here, there = multiprocessing.Pipe()
+  process = multiprocessing.get_context('spawn').Process(target=worker, args=(there,))
+  process.start()
+  try:
+    process.join(30)
+  except KeyboardInterrupt:
+    print(here.recv() if here.poll(10) else 'gone', flush=True)
+    raise
+
+if __name__ == '__main__':
+  command_line.run(main)
+""")
+  process = subprocess.Popen(
+    [sys.executable, '-m', 'ditsam_jax.work'],
+    cwd=tmp_path,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    start_new_session=True,
+  )
+  assert process.communicate(timeout=60) == ('still here\n', 'interrupted\n') and process.returncode == 130
 
 
 WORK = """

@@ -7,6 +7,7 @@ import pytest
 
 from ditsam_jax.data.datasets import open_split, scenes_config
 from ditsam_jax.data.shapes.builder import described_scene
+from ditsam_jax.errors import UserError
 from ditsam_jax.evaluation.evaluator import evaluate_split
 from ditsam_jax.evaluation.forward import forward_of
 from ditsam_jax.export import main as export
@@ -64,8 +65,11 @@ def test_export_halves_a_model_and_keeps_its_description(tmp_path):
   assert described['notes']['dtype'] == 'float16' and described['data']['dataset'] == 'shapes'
 
 
-def test_a_model_without_text_says_so():
-  from ditsam_jax.errors import UserError
-
-  with pytest.raises(UserError, match='takes no text'):
-    Segmenter('sam_shapes')
+def test_a_model_without_text_says_so_and_takes_the_rest():
+  scene, _ = described_scene(scenes_config({}), 'test', 0)
+  view = Segmenter('sam_shapes').look(scene.image)
+  with pytest.raises(UserError, match="'the red circle': this model has no text encoder"):
+    view('the red circle')
+  rows, columns = np.nonzero(scene.masks[0])
+  found = view(box=[columns.min(), rows.min(), columns.max(), rows.max()])
+  assert (found.mask & scene.masks[0]).sum() / (found.mask | scene.masks[0]).sum() > 0.8

@@ -33,7 +33,7 @@ def check(config: ConfigDict) -> RunConfig:
   if run.task == 'text':
     for field, split in [('final_split', run.final_split)] + [('eval_every', 'val')] * (run.eval_every != 0):
       try:
-        datasets.check_split(run.data.dataset, split)
+        datasets.check_splits(run.data.dataset, [split])
       except UserError as error:
         raise UserError(f'config.{field} is {getattr(run, field)!r}: {error}') from error
   return run

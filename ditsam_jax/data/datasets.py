@@ -58,12 +58,12 @@ def find(name: str) -> tuple[DataSet, Partition]:
   return named(name, DATA_SETS)
 
 
-def check_split(dataset: str, split: str) -> None:
-  """Raises UserError for a data set or split that does not exist, without looking at any data."""
+def check_splits(dataset: str, splits: Iterable[str]) -> None:
+  """Raises UserError for a data set or splits that do not exist, without looking at any data."""
   data_set, partition = find(dataset)
-  if split not in partition.splits:
+  if unknown := [split for split in splits if split not in partition.splits]:
     whose = f'{data_set.name} ({partition.name})' if partition.name else data_set.name
-    raise UserError(f'split {split!r} is unknown; {whose} has {", ".join(partition.splits)}')
+    raise UserError(f'split {", ".join(map(repr, unknown))} is unknown; {whose} has {", ".join(partition.splits)}')
 
 
 def check_data(dataset: str, data_dir: str | os.PathLike, splits: Iterable[str]) -> None:
@@ -108,7 +108,7 @@ def open_split(
   Raises:
     UserError: unknown data set or split, or one that has to be prepared first.
   """
-  check_split(dataset, split)
+  check_splits(dataset, [split])
   data_set, partition = find(dataset)
   settings = {'scenes': scenes} if data_set.small else {}
   return data_set.reader.open(data_set, partition, data_dir, split, in_memory=in_memory, **settings)

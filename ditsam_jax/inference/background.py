@@ -39,16 +39,29 @@ def images_ahead(requests: Iterable[Request], threads: int = THREADS) -> Iterato
       pool.shutdown(wait=False, cancel_futures=True)
 
 
-def in_order(function: Callable[[T], R], items: Iterable[T], size: Callable[[T], int], threads: int = THREADS):
+def in_order(
+  function: Callable[[T], R], items: Iterable[T], size: Callable[[T], int], threads: int = THREADS
+) -> Iterator[tuple[T, R | UserError]]:
   """Yields (item, function(item) or the UserError it raised) in order, while items go on coming.
+
+  Where `items` end with an exception, Ctrl-C too, what has been begun is yielded before it is raised.
 
   `size`: bytes that an item holds until it is done.
   """
+  end: BaseException | None = None
   with ThreadPoolExecutor(threads, 'write') as pool:
     waiting: collections.deque[tuple[T, int, Future]] = collections.deque()
     held = 0
     try:
-      for item in items:
+      items = iter(items)
+      while True:
+        try:
+          item = next(items)
+        except StopIteration:
+          break
+        except BaseException as error:
+          end = error
+          break
         waiting.append((item, size(item), pool.submit(_attempted, function, item)))
         held += waiting[-1][1]
         while waiting and (waiting[0][2].done() or len(waiting) >= MOST or held > MOST_BYTES):
@@ -60,6 +73,8 @@ def in_order(function: Callable[[T], R], items: Iterable[T], size: Callable[[T],
         yield item, future.result()
     finally:
       pool.shutdown(wait=True, cancel_futures=True)
+  if end is not None:
+    raise end
 
 
 def _attempted(function: Callable[[T], R], item: T) -> R | UserError:

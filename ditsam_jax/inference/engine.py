@@ -211,7 +211,9 @@ class _Replica:
 
   def _features(self, rows: Sequence[Row], at_once: int) -> list[jax.Array | None]:
     """Text features [T, Ct] of every row's sentence; None for none."""
-    sentences = {row.sentence.key: row.sentence for row in rows if row.sentence is not None}
+    # Those read in a batch of another size have other bits.
+    keys = [None if row.sentence is None else (at_once, row.sentence.key) for row in rows]
+    sentences = {key: row.sentence for key, row in zip(keys, rows) if key is not None}
     with self._lock:
       found = {key: self._sentences.get(key) for key in sentences}
     missing = [key for key, features in found.items() if features is None]
@@ -223,7 +225,7 @@ class _Replica:
       self._sentences.update((key, found[key]) for key in missing)
       while len(self._sentences) > _SENTENCES_KEPT:
         self._sentences.popitem(last=False)
-    return [None if row.sentence is None else found[row.sentence.key] for row in rows]
+    return [None if key is None else found[key] for key in keys]
 
   def _decoded(self, rows: list[Row], embeddings: list[jax.Array], features: list[jax.Array | None], squares: bool):
     part, weights = self._parts.decoder

@@ -18,6 +18,7 @@ from ditsam_jax.inference.file_names import MASK, OVERLAY
 from ditsam_jax.inference.json_lines import differing
 from ditsam_jax.inference.requests import Request, described, in_words
 from ditsam_jax.inference.results import Prediction
+from ditsam_jax.storage import saved_model
 from ditsam_jax.storage.image_files import write_photo_png, write_png
 from ditsam_jax.terminal import printable
 
@@ -106,14 +107,17 @@ class Output:
       raise
 
 
-def made_by(model: Path, dtype: str, multimask: bool) -> dict[str, Any]:
-  """How results are made, to tell those of another model or other options; `model`: its folder."""
-  content = hashlib.sha256()
-  for file in sorted(path for path in model.rglob('*') if path.is_file()):
-    size, time = file.stat().st_size, file.stat().st_mtime_ns
-    content.update(f'{file.relative_to(model)} {size} '.encode('utf-8', 'surrogatepass'))
-    content.update(file.read_bytes() if size <= _HASHED else str(time).encode())
-  return {'model': content.hexdigest()[:12], 'dtype': dtype, 'multimask': multimask}
+def made_by(checkpoint: str, dtype: str, multimask: bool) -> dict[str, Any]:
+  """How results are made, to tell those of another model or other options. Raises UserError."""
+  description, folder = saved_model.read_description(checkpoint), saved_model.resolve(checkpoint)
+  parts: list[Any] = [description['model'], description.get('files')]
+  if not parts[1]:  # a model from before checksums were saved with it
+    for file in sorted(path for path in folder.rglob('*') if path.is_file()):
+      size, time = file.stat().st_size, file.stat().st_mtime_ns
+      content = hashlib.sha256(file.read_bytes()).hexdigest() if size <= _HASHED else time
+      parts.append([str(file.relative_to(folder)), size, content])
+  model = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+  return {'model': model[:12], 'dtype': dtype, 'multimask': multimask}
 
 
 def _notes(file: Path) -> dict[str, Any] | None:

@@ -25,6 +25,7 @@ class Part:
 
   def __init__(self, module: nnx.Module):
     self._graph, weights, self._streams = nnx.split(module, is_weight, ...)
+    self._hash = hash(self._graph)  # takes longer than a small model's forward pass
     # Programs are kept for good, and a part with them, so it must not hold arrays.
     self._variables = [
       (path, variable.replace(jax.ShapeDtypeStruct(variable.shape, variable.dtype)))
@@ -37,10 +38,10 @@ class Part:
     return nnx.merge(self._graph, state, self._streams)
 
   def __eq__(self, other: object) -> bool:
-    return isinstance(other, Part) and self._graph == other._graph
+    return self is other or isinstance(other, Part) and self._graph == other._graph
 
   def __hash__(self) -> int:
-    return hash(self._graph)
+    return self._hash
 
 
 class Parts(NamedTuple):

@@ -3,11 +3,9 @@
 import sys
 import time
 
-from tqdm import tqdm
+from ditsam_jax import terminal
+from ditsam_jax.terminal import listed, printable
 
-from ditsam_jax.terminal import listed, printable, say
-
-_EVERY = 30  # seconds between lines
 _MOST = 20  # failures that are listed
 _WARNINGS = 5  # prompts of whose words the model warns at once
 
@@ -17,37 +15,30 @@ class Progress:
 
   def __init__(self, total: int) -> None:
     self.done = self.failed = 0
-    self._total, self._started = total, time.monotonic()
-    self._said = self._started
-    self._bar = tqdm(
-      total=total, unit=' results', disable=not sys.stderr.isatty() or total < 2, dynamic_ncols=True, smoothing=0.05
-    )
+    self._started = time.monotonic()
+    self._shown = terminal.progress(total, 'predict', 'results', shown=total > 1)
 
   def __enter__(self) -> 'Progress':
     return self
 
   def __exit__(self, *exception) -> None:
-    self._bar.close()
+    self._shown.close()
 
   def step(self, failed: bool = False) -> None:
     """One more is done, or has failed."""
     self.done += not failed
     self.failed += failed
-    self._bar.update()
     if failed:
-      self._bar.set_postfix_str(f'{self.failed:,} failed')
-    now = time.monotonic()
-    if self._bar.disable and now - self._said > _EVERY:
-      self._said = now
-      say(self._line(now))
+      self._shown.set_postfix({'failed': f'{self.failed:,}'}, refresh=False)
+    self._shown.update()
 
   def say(self, line: str) -> None:
     """A remark on stderr, beside the bar."""
-    self._write(line, sys.stderr)
+    self._shown.write(line, file=sys.stderr)
 
   def show(self, line: str) -> None:
     """A result on stdout, beside the bar."""
-    self._write(line, sys.stdout)
+    self._shown.write(line, file=sys.stdout)
 
   def summary(self) -> str:
     """'200 results in 12 s (16.7 a second)'."""
@@ -57,18 +48,6 @@ class Progress:
       return f'no results{failed}'
     results = f'{self.done:,} result{"" if self.done == 1 else "s"}'
     return f'{results} in {_duration(seconds)} ({_rate(self.done, seconds)}){failed}'
-
-  def _line(self, now: float) -> str:
-    gone, seconds = self.done + self.failed, now - self._started
-    left = _duration((self._total - gone) * seconds / gone)
-    failed = f', {self.failed:,} failed' if self.failed else ''
-    return f'{gone:,} of {self._total:,} results ({_rate(gone, seconds)}), {left} left{failed}'
-
-  def _write(self, line: str, stream) -> None:
-    if self._bar.disable:
-      print(line, file=stream, flush=True)
-    else:
-      self._bar.write(line, file=stream)
 
 
 class Remarks:

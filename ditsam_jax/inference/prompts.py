@@ -47,8 +47,8 @@ class Prompt:
     parts = [f'{name}={value!r}' for name, value in (('text', self.text),) if value is not None]
     for name in ('points', 'labels', 'box'):
       if (value := getattr(self, name)) is not None:
-        array = np.asarray(value)
-        parts.append(f'{name}={array.tolist() if array.size <= 8 else f"<{len(array)}>"}')
+        told = repr(value.tolist() if isinstance(value, np.ndarray) else value)
+        parts.append(f'{name}={told if len(told) <= 80 else f"<{len(value)}>"}')
     parts += ['mask=<given>'] if self.mask is not None else []
     parts += ['multimask=True'] if self.multimask else []
     return f'Prompt({", ".join(parts)})'

@@ -11,7 +11,6 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.geometry.letterbox import logit
 from ditsam_jax.inference.framing import Framed, frame, resize_as_meta, resized_as_meta
 from ditsam_jax.inference.prompts import Prompt
-from ditsam_jax.inference.results import Prediction
 from ditsam_jax.inference.segmenter import Segmenter, load_with_tokenizer
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
@@ -113,7 +112,7 @@ class SamPredictor:
       UserError: there is no model there, or no such type.
     """
     if not isinstance(sam_model, DitSam):
-      sam_model, own = load_with_tokenizer(sam_model)
+      sam_model, own = load_with_tokenizer(sam_model, dtype)
       tokenizer = tokenizer or own
     self.config = config = sam_model.config
     self.tokenizer = tokenizer
@@ -198,8 +197,7 @@ class SamPredictor:
       UserError: a prompt is not as above.
     """
     prompt = _prompt(point_coords, point_labels, _one_box(box), mask_input, multimask_output, text)
-    found = self._predicted([prompt])[0]
-    return found.logits if return_logits else found.masks, found.scores, found.low_res_logits
+    return tuple(array[0] for array in self._predicted([prompt], return_logits))
 
   def predict_batch(
     self,
@@ -236,10 +234,7 @@ class SamPredictor:
       told = ', '.join(f'{count} {name}' for name, count in counts.items()) or 'no prompts'
       raise UserError(f'{told}: expected as many of each, from 1')
     rows = zip(*([None] * max(counts.values()) if value is None else value for value in given.values()))
-    prompts = [_prompt(*row[:4], multimask_output, row[4]) for row in rows]
-    found = self._predicted(prompts)
-    masks = [each.logits if return_logits else each.masks for each in found]
-    return np.stack(masks), np.stack([each.scores for each in found]), np.stack([each.low_res_logits for each in found])
+    return self._predicted([_prompt(*row[:4], multimask_output, row[4]) for row in rows], return_logits)
 
   def get_image_embedding(self) -> np.ndarray:
     """The embedding of the image without a sentence, f32 [1, C, h, w] as Meta's code has it."""
@@ -260,12 +255,16 @@ class SamPredictor:
       raise NoImageError('no image is set; call set_image first')
     return self._framed
 
-  def _predicted(self, prompts: list[Prompt]) -> list[Prediction]:
+  def _predicted(self, prompts: list[Prompt], return_logits: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Masks or logits, scores and low-resolution logits of all prompts."""
     framed = self._image()
     most = _BATCH.get(self.device.platform, _BATCH_ELSEWHERE)
     at_once = 1 if len(prompts) == 1 else 8 if len(prompts) <= 8 else most
     checked = [self._segmenter.prompt(prompt, may_be_empty=True) for prompt in prompts]
-    return self._segmenter.predict(framed, checked, at_once=at_once)
+    found = self._segmenter.predict(framed, checked, at_once=at_once)
+    # One at a time: all logits at the image's own size would take four times the memory of the masks.
+    rows = ((each.logits if return_logits else each.masks, each.scores, each.low_res_logits) for each in found)
+    return tuple(np.stack(arrays) for arrays in zip(*rows))
 
 
 def _prompt(points, labels, box, mask, multimask, text) -> Prompt:

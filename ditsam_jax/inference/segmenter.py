@@ -18,6 +18,7 @@ from ditsam_jax.inference.framing import Framed, frame
 from ditsam_jax.inference.prompts import Prompt, check_text, checked, point_tokens
 from ditsam_jax.inference.results import Prediction
 from ditsam_jax.models.ditsam import DitSam
+from ditsam_jax.models.weights import dtype_named
 from ditsam_jax.storage import saved_model
 from ditsam_jax.storage.image_files import read_image
 from ditsam_jax.tokenization import Tokenizer
@@ -63,7 +64,7 @@ class Segmenter:
       UserError: there is no model there, no such type, or `batch_size` is not a positive whole number.
     """
     _check_batch_size(batch_size)
-    self._set_up(*load_with_tokenizer(checkpoint), batch_size, dtype)
+    self._set_up(*load_with_tokenizer(checkpoint, dtype), batch_size, dtype)
 
   @classmethod
   def from_model(
@@ -119,7 +120,7 @@ class Segmenter:
     if len(images) != len(prompts) and 1 not in (len(images), len(prompts)):
       raise UserError(f'{len(images)} images with {len(prompts)} prompts: expected as many, or one of either')
     if len(images) == 1:
-      found = self.predict(frame(read_image(images[0]), self.config), prompts)
+      found = list(self.predict(frame(read_image(images[0]), self.config), prompts))
     else:
       found = self.many(zip(images, prompts * len(images) if len(prompts) == 1 else prompts))
     return found if any(several) else found[0]
@@ -179,11 +180,11 @@ class Segmenter:
       raise UserError(f'text {prompt.text!r}: there is no tokenizer; give from_model one')
     return prompt
 
-  def predict(self, framed: Framed, prompts: list[Prompt], *, at_once: int | None = None) -> list[Prediction]:
+  def predict(self, framed: Framed, prompts: list[Prompt], *, at_once: int | None = None) -> Iterator[Prediction]:
     """Predictions of checked prompts of one image, in one batch or more."""
     at_once = at_once or (1 if len(prompts) == 1 else self.batch_size)
     batch = [(framed, prompt) for prompt in prompts]
-    return list(self._finished(batch, self._begun(batch, at_once, one_image=True)))
+    return self._finished(batch, self._begun(batch, at_once, one_image=True))
 
   def _prepared(self, requests, pool, ahead: int) -> Iterator[tuple[Framed, Prompt]]:
     """Images that were read in other threads, and prompts that were checked; an error comes at its place."""
@@ -268,7 +269,7 @@ class View:
   ) -> Prediction | list[Prediction]:
     """A Prediction for a prompt, a list of them for a list; see `Segmenter.__call__`."""
     prompts = [self._segmenter.prompt(asked) for asked in _prompts(text, points, labels, box, mask, multimask)]
-    found = self._segmenter.predict(self.framed, prompts)
+    found = list(self._segmenter.predict(self.framed, prompts))
     return found if isinstance(text, list | tuple) else found[0]
 
   def __repr__(self) -> str:
@@ -276,8 +277,10 @@ class View:
     return f'<View of an image of {width} x {height}>'
 
 
-def load_with_tokenizer(checkpoint: str | os.PathLike) -> tuple[DitSam, Tokenizer | None]:
-  """A saved model, and its tokenizer if it takes text. Raises UserError."""
+def load_with_tokenizer(checkpoint: str | os.PathLike, dtype: str | None) -> tuple[DitSam, Tokenizer | None]:
+  """A saved model, and its tokenizer if it takes text. Raises UserError, for a wrong `dtype` before anything is read."""
+  if dtype is not None:
+    dtype_named(dtype, 'cpu')
   model = saved_model.load(checkpoint)
   if hasattr(saved_model, 'warn_if_fresh'):
     saved_model.warn_if_fresh(checkpoint)

@@ -192,7 +192,7 @@ class ImageEncoder(nnx.Module):
   def _scanned(self, x: jax.Array, grid: tuple[int, int], slots: jax.Array | None, execution: Execution) -> jax.Array:
     """All blocks as one loop; slots [depth, B, T, C] are those of every block, or None."""
     graph, _ = nnx.split(self.blocks[0])
-    weights = jax.tree.map(lambda *arrays: jnp.stack(arrays), *(_weights(block, grid) for block in self.blocks))
+    weights = stacked_weights(self.blocks, grid)
 
     def body(x, layer):
       weights, slots = layer
@@ -210,6 +210,11 @@ def _run(
     return None, block(x, grid, attention)
   x = block(jnp.concatenate([slots, x], axis=1), grid, attention)
   return x[:, : slots.shape[1]], x[:, slots.shape[1] :]
+
+
+def stacked_weights(blocks: nnx.List, grid: tuple[int, int]) -> nnx.State:
+  """The weights of all blocks along a new first axis."""
+  return jax.tree.map(lambda *arrays: jnp.stack(arrays), *(_weights(block, grid) for block in blocks))
 
 
 def _weights(block: Block, grid: tuple[int, int]) -> nnx.State:

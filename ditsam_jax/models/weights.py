@@ -46,7 +46,7 @@ def dtype_named(name: str | jnp.dtype, platform: str) -> jnp.dtype:
 
 def cast_array(name: str, array: jax.Array, dtype: jnp.dtype) -> jax.Array:
   """A weight of that dotted path in the type that a model computes in; see `cast`."""
-  return array if is_position(name) else array.astype(dtype)
+  return array if is_position(name) or array.dtype == dtype else array.astype(dtype)
 
 
 def is_position(name: str) -> bool:

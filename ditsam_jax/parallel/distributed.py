@@ -28,12 +28,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
   group.add_argument('--host', type=int, metavar='I', help='which of them this is, from 0')
 
 
-def initialise(options: argparse.Namespace) -> None:
+def initialise(options: argparse.Namespace, *, preemptible: bool = False) -> None:
   """Joins the hosts that flags or the environment tell of; to be called before JAX does anything.
+
+  Args:
+    options: of `add_flags`.
+    preemptible: JAX takes SIGTERM, and all hosts agree where to stop (`StopSignal`). Otherwise it ends this process.
 
   Raises:
     UserError: flags that do not go together, or hosts that do not meet.
   """
+  jax.config.update('jax_enable_preemption_service', preemptible)
   told = options.coordinator, options.hosts, options.host
   if options.hosts == 'pod' and told[::2] == (None, None) or told == (None, None, None) and _announced() > 1:
     _join()

@@ -71,7 +71,11 @@ def build(config: DitSamConfig, weights: dict[str, Any], name: str) -> DitSam:
   model = check_weights(config, weights, name)
   state = nnx.state(model, is_weight)
   for path, variable in nnx.to_flat_state(state):
-    variable.set_value(jnp.asarray(weights[dotted(path)], jnp.float32))
+    weight = weights[dotted(path)]
+    # NumPy converts at once; JAX would compile a conversion for every shape.
+    variable.set_value(
+      jnp.asarray(weight.astype(np.float32) if isinstance(weight, np.ndarray) else weight, jnp.float32)
+    )
   nnx.update(model, state)
   fill_streams(model)
   model.eval()

@@ -161,30 +161,30 @@ class Checkpoints:
         are named on stderr.
     """
     while True:
-      step = self.latest_step
-      run, restored, failure = None, None, None
+      folder = self._folder / str(self.latest_step)
+      found, failure = None, None
       try:
-        run = _read_run(self._folder / str(step))
-        if changed := differences(run['config'], self._config):
-          raise UserError(
-            f'checkpoint {self._folder / str(step)} is of another config ({"; ".join(changed[:4])}); choose another '
-            f'--workdir'
-          )
-        abstract = {name: _abstract(x) for name, x in _flatten(state).items()}
-        restored = self._orbax.restore(self._folder / str(step) / 'state', abstract)
-        iterator.set_state(run['position'])
+        found = self._read(folder, state, iterator)
       except UserError:
         raise
       except Exception as error:  # of Orbax, TensorStore and iterators, of many kinds
         failure = error
-      if not distributed.on_any_host(failure is not None):
-        arrays = [restored[name] for name in _flatten(state)]
-        return jax.tree.unflatten(jax.tree.structure(state), arrays), Progress(**run['progress'])
-      problem = f'checkpoint {self._folder / str(step)} cannot be read ({_reason(failure)})'
+      if not distributed.on_any_host(found is None) and found:
+        return found
+      problem = f'checkpoint {folder} cannot be read ({_reason(failure)})'
       if len(self._steps) == 1:
         raise UserError(f'{problem}; use the version that wrote it, or choose a new --workdir') from failure
       distributed.tell(f'{problem}; trying the one before')
-      self._steps = self._whole(below=step)
+      self._steps = self._whole(below=self.latest_step)
+
+  def _read(self, folder: Path, state: TrainState, iterator: grain.DatasetIterator) -> tuple[TrainState, Progress]:
+    run = _read_run(folder)
+    if changed := differences(run['config'], self._config):
+      raise UserError(f'checkpoint {folder} is of another config ({"; ".join(changed[:4])}); choose another --workdir')
+    restored = self._orbax.restore(folder / 'state', {name: _abstract(x) for name, x in _flatten(state).items()})
+    iterator.set_state(run['position'])
+    arrays = [restored[name] for name in _flatten(state)]
+    return jax.tree.unflatten(jax.tree.structure(state), arrays), Progress(**run['progress'])
 
   def _whole(self, below: int | None = None) -> list[int]:
     """Steps of the checkpoints up to the newest whole one, which the first host finds; its view counts for all."""

@@ -32,10 +32,9 @@ FREE = (
   'config.remat',
   'config.scan',
   'config.attention',
-  'config.model.attention',  # where runs of earlier versions have it
   'config.optimizer.warmup_share',  # warmup_steps is what counts
 )
-FORMER = ('config.keep_best',)  # fields that runs of earlier versions have noted, without a say in their results
+FORMER = ('config.keep_best', 'config.model.attention')  # fields that runs of earlier versions have, and that were free
 
 _RESULTS = ('model', 'best', 'metrics.json')
 

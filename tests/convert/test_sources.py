@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip('torch')
 
-from convert import torch_to_flax
+from convert import torch_peer, torch_to_flax
 from ditsam_jax.errors import UserError
 from ditsam_jax.storage import saved_model
 from tests.convert import torch_models
@@ -74,7 +74,7 @@ def test_other_things_than_tensors(tmp_path):
   ):
     torch.save(content, tmp_path / 'other.pth')
     assert message in refusal(tmp_path, tmp_path / 'other.pth')
-  assert 'does not exist' in refusal(tmp_path, tmp_path / 'absent.pth')
+  assert 'No such file' in refusal(tmp_path, tmp_path / 'absent.pth')
 
 
 def test_all_problems_in_one_report(tmp_path, ldit, capsys):
@@ -150,9 +150,11 @@ def test_a_layer_that_is_not_there(tmp_path, ldit):
 
 def test_what_shapes_cannot_tell_is_asked_for(tmp_path):
   file = GOLDEN / 'ldit.pth'
-  assert '--fusion' in refusal(tmp_path, file, '--text-heads=4')
-  assert '--text-heads' in refusal(tmp_path, file, '--fusion=layer_wise')
-  assert 'does not fit the tensors' in refusal(tmp_path, file, '--fusion=cross_attention', '--text-heads=4')
+  heads = ('--text-heads=4', '--decoder-heads=4')
+  assert '--fusion' in refusal(tmp_path, file, *heads)
+  assert 'give --text-heads' in refusal(tmp_path, file, '--fusion=layer_wise', '--decoder-heads=4')
+  assert 'give --decoder-heads' in refusal(tmp_path, file, '--fusion=layer_wise', '--text-heads=4')
+  assert 'does not fit the tensors' in refusal(tmp_path, file, '--fusion=cross_attention', *heads)
   assert '5 heads do not divide' in refusal(tmp_path, file, '--fusion=e2e', '--text-heads=5', '--decoder-heads=4')
   assert 'must be a multiple' in refusal(tmp_path, file, *FLAGS, '--image-size=100')
 
@@ -164,8 +166,9 @@ def test_files_in_the_wrong_place(tmp_path):
   assert 'half a model' in refusal(tmp_path, bert)
   assert 'is no BERT' in refusal(tmp_path, sam, f'--text-encoder={sam}')
   assert 'text encoder of its own' in refusal(tmp_path, GOLDEN / 'ldit.pth', f'--text-encoder={bert}')
-  assert 'say it with --fusion' in refusal(tmp_path, sam, f'--text-encoder={bert}', '--text-heads=3')
-  assert 'plain SAM' in refusal(tmp_path, sam, '--fusion=e2e')
+  heads = ('--text-heads=3', '--decoder-heads=4')
+  assert 'say it with --fusion' in refusal(tmp_path, sam, f'--text-encoder={bert}', *heads)
+  assert 'plain SAM' in refusal(tmp_path, sam, '--fusion=e2e', '--decoder-heads=4')
   assert 'takes no text' in refusal(tmp_path, sam, f'--vocab={GOLDEN / "README.md"}', '--decoder-heads=4')
 
 
@@ -214,10 +217,13 @@ def test_a_source_inside_the_output_survives(tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == ['model']
 
 
-def test_verify_refuses_what_is_no_number(tmp_path, capsys):
-  tensors = torch_models.save_meta(torch_models.random_peer(torch_models.SAM), tmp_path / 'sam.pth')
-  tensors['image_encoder.neck.0.weight'][:] = torch.nan
-  torch.save(tensors, tmp_path / 'sam.pth')
+@pytest.mark.parametrize('factor', [1.01, float('nan')])
+def test_verify_refuses_other_results(tmp_path, monkeypatch, factor):
+  torch_models.save_meta(torch_models.random_peer(torch_models.SAM), tmp_path / 'sam.pth')
+  right = torch_peer.run_ours
+  monkeypatch.setattr(
+    torch_peer, 'run_ours', lambda *given: {name: factor * stage for name, stage in right(*given).items()}
+  )
   assert 'does not compute what PyTorch does' in refusal(
     tmp_path, tmp_path / 'sam.pth', '--decoder-heads=4', '--verify'
   )
@@ -238,5 +244,5 @@ def test_hugging_faces_config_tells_what_shapes_do_not(tmp_path):
   assert saved_model.read_config(tmp_path / 'model').text_encoder.heads == 3
   config = json.loads((tmp_path / 'bert' / 'config.json').read_text())
   (tmp_path / 'bert' / 'config.json').write_text(json.dumps(config | {'hidden_act': 'relu'}))
-  with pytest.raises(UserError, match="hidden_act 'relu'"):
+  with pytest.raises(UserError, match="hidden_act is 'relu'; only 'gelu' is supported"):
     torch_to_flax.main(arguments)

@@ -43,7 +43,7 @@ def slow_down(downloads):
   return downloads.write()
 
 
-@pytest.mark.parametrize('number, status', [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize('number, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_interrupted_leaves_no_data_set_and_no_process_and_the_next_run_makes_it(downloads, tmp_path, number, status):
   slow_down(downloads)
   data_dir = tmp_path / 'data'
@@ -58,7 +58,7 @@ def test_interrupted_leaves_no_data_set_and_no_process_and_the_next_run_makes_it
     errors += os.read(process.stderr.fileno(), 1000) or pytest.fail(errors.decode())
   parts = data_dir / 'refcoco' / 'unc'
   assert list(parts.glob('incomplete.*/*'))
-  if number == signal.SIGINT:
+  if number != signal.SIGKILL:
     os.killpg(process.pid, number)  # as a terminal does: to the workers too
   else:
     process.kill()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 
 import jax
@@ -15,6 +16,8 @@ from ditsam_jax.models import config as models
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.weights import weights_of
 from ditsam_jax.storage import saved_model
+from ditsam_jax.tokenization import _bert_tokenizer
+from ditsam_jax.vocabulary import read_vocabulary
 from tests.small_models import random_model, small_config
 
 VOCABULARY = '[PAD]\n[UNK]\n[CLS]\n[SEP]\nred\n'
@@ -128,6 +131,117 @@ def test_a_description_that_cannot_be(copy, change, told):
   change(description)
   (copy / 'model.json').write_text(json.dumps(description))
   assert told in refusal(copy)
+
+
+@pytest.mark.parametrize(
+  'content, told',
+  [
+    (b'{"format": 1, "model": ' + b'[' * 200_000, 'nested too deeply'),
+    (b'{"format": 1, "model": {"mask_threshold": NaN}}', 'NaN'),
+    (b'{"format": 1, "model": {"mask_threshold": 1e999}}', 'too large'),
+    (b'{"format": 1, "model": {}, "notes": []}', 'notes is []'),
+    (b'{"format": 1, "model": {}, "fresh": "text_proj"}', 'fresh is'),
+    (b'{"format": true, "model": {}}', 'format True'),
+    (b'"format model"', 'no ditsam_jax model'),
+    (b' ' * 20_000_000, 'expected at most'),
+  ],
+)
+def test_a_hostile_description(copy, content, told):
+  (copy / 'model.json').write_bytes(content)
+  assert told in refusal(copy)
+
+
+@pytest.mark.parametrize('name', ['model.json', 'vocab.txt', 'weights/manifest.ocdbt'])
+def test_pipes_in_place_of_files_are_not_waited_for(copy, name):
+  (copy / name).unlink()
+  os.mkfifo(copy / name)
+  function = saved_model.vocabulary_file if name == 'vocab.txt' else saved_model.load
+  assert 'is a pipe or a device' in refusal(copy, function)
+
+
+def test_a_flipped_bit_in_the_weights_is_refused(copy):
+  """TensorStore itself notices one in sixty."""
+  rng = random.Random(0)
+  for file in (file for file in (copy / 'weights').rglob('*') if file.is_file()):
+    whole = file.read_bytes()
+    damaged = bytearray(whole)
+    damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+    file.write_bytes(damaged)
+    message = refusal(copy, saved_model.read_weights)
+    assert file.name in message and 'damaged' in message
+    file.write_bytes(whole)
+  saved_model.read_weights(copy)
+
+
+def test_models_of_before_the_checksums_load(copy):
+  description = json.loads((copy / 'model.json').read_text())
+  for name in ('files', 'fresh', 'assumed', 'vocabulary'):
+    del description[name]
+  (copy / 'model.json').write_text(json.dumps(description))
+  saved_model.load(copy)
+  assert saved_model.fresh_parts(copy) == []
+
+
+@pytest.mark.parametrize('value', [np.nan, -1e30])
+def test_weights_that_cannot_be_computed_with_are_refused(tmp_path, value):
+  model = random_model(small_config(fusion='none', text_encoder=None))
+  weights = {name: np.asarray(variable[...]) for name, variable in weights_of(model).items()}
+  weights['image_encoder.patch_embed.bias'] = weights['image_encoder.patch_embed.bias'].copy()
+  weights['image_encoder.patch_embed.bias'][2] = value
+  saved_model.write(tmp_path / 'bad', model.config, weights)
+  told = 'image_encoder.patch_embed.bias holds'
+  assert told in refusal(tmp_path / 'bad')
+  assert told in refusal(
+    tmp_path / 'bad', lambda folder: saved_model.read_start(folder, expected_weights(model.config))
+  )
+
+
+def test_weights_too_large_for_a_smaller_type_are_refused(tmp_path):
+  model = random_model(small_config(fusion='none', text_encoder=None))
+  bias = weights_of(model)['image_encoder.patch_embed.bias']
+  bias.set_value(bias[...].at[0].set(1e5))
+  message = refusal(tmp_path / 'small', lambda folder: saved_model.save(folder, model, dtype=jnp.float16))
+  assert 'stored as float16' in message and '1 of 24 values' in message
+  assert list(tmp_path.iterdir()) == []
+
+
+def test_a_vocabulary_of_another_size_is_refused(copy):
+  (copy / 'vocab.txt').write_text(VOCABULARY + 'blue\n')
+  assert 'has 6 word pieces and the model 5 (embeddings: 20)' in refusal(copy, saved_model.vocabulary_file)
+  (copy / 'vocab.txt').write_text(VOCABULARY.replace('red', 'blue'))
+  assert 'but others' in refusal(copy, saved_model.vocabulary_file)
+  description = json.loads((copy / 'model.json').read_text())
+  del description['vocabulary']
+  (copy / 'model.json').write_text(json.dumps(description))
+  assert 'has 5 word pieces and the model 20' in refusal(copy, saved_model.vocabulary_file)
+
+
+def test_more_words_than_embeddings_are_refused_when_saving(model, tmp_path):
+  (tmp_path / 'vocab.txt').write_text(VOCABULARY + '\n'.join(map(str, range(30))) + '\n')
+  message = refusal(
+    tmp_path / 'mine', lambda folder: saved_model.save(folder, model, vocabulary=tmp_path / 'vocab.txt')
+  )
+  assert 'has 35 word pieces, the text encoder 20' in message
+
+
+def test_a_tokenizer_json_stands_in_for_a_vocabulary(copy, saved):
+  tokenizer = _bert_tokenizer(read_vocabulary(saved / 'vocab.txt'))
+  (copy / 'vocab.txt').unlink()
+  tokenizer.save(str(copy / 'tokenizer.json'))
+  assert saved_model.vocabulary_file(copy) == copy / 'tokenizer.json'
+  assert read_vocabulary(copy / 'tokenizer.json') == read_vocabulary(saved / 'vocab.txt')
+
+
+def test_untrained_parts_are_recorded_and_warned_of(model, tmp_path, capsys):
+  folder = saved_model.save(tmp_path / 'start', model, fresh=['image_encoder.instruction', 'text_proj'], assumed=['x'])
+  assert saved_model.fresh_parts(folder) == ['image_encoder.instruction', 'text_proj']
+  assert saved_model.read_description(folder)['assumed'] == ['x']
+  saved_model.warn_if_fresh(folder)
+  printed = capsys.readouterr().err
+  assert printed.count('\n') == 1
+  assert 'image_encoder.instruction, text_proj are untrained' in printed
+  saved_model.warn_if_fresh('shapes')
+  assert capsys.readouterr().err == ''
 
 
 @pytest.mark.parametrize(

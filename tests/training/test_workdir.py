@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from ditsam_jax.config import files, lengths
+from ditsam_jax.config.checks import plain
 from ditsam_jax.config.run import RunConfig
 from ditsam_jax.errors import UserError
 from ditsam_jax.fields import find
@@ -82,9 +84,25 @@ def test_a_new_field_is_a_difference():
   assert differences(CONFIG, {**CONFIG, 'ema': 0.5}) == ['config.ema was None, is 0.5']
 
 
+def test_a_run_of_an_earlier_version_can_be_resumed():
+  """It noted no epochs and no share, and fields that are no more."""
+  config = files.load('ldit:shapes', [])
+  now = plain(lengths.resolve(config, lambda: 0))
+  before = json.loads(json.dumps(now)) | {'keep_best': True}
+  del before['epochs'], before['optimizer']['warmup_share']
+  assert differences(before, now) == []
+  assert differences(before, now | {'total_steps': 60}) == ['config.total_steps was 1000, is 60']
+
+
 def test_free_fields_are_fields():
   for field in FREE:
     assert find(RunConfig, field.removeprefix('config.'), 'config')
+
+
+def test_a_run_that_an_earlier_version_began_goes_on():
+  """The attention's implementation was a field of the model then."""
+  before = {'config': {}, 'model': {'attention': 'auto', 'fusion': 'e2e'}}
+  assert differences(before, {'config': {}, 'attention': 'xla', 'model': {'fusion': 'e2e'}}) == []
 
 
 def test_what_killed_processes_had_not_finished_goes_and_nothing_else(tmp_path):

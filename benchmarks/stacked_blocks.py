@@ -1,0 +1,142 @@
+"""Whether storing looped blocks stacked would pay: python benchmarks/stacked_blocks.py --width=384 --batch-size=2
+
+A train state holds every block's weights by name, so a step with `scan` stacks them first. Here the same step is also
+compiled for a state that holds them stacked, which is no option of the library. Only compiles, runs nothing. Prints one
+JSON line a variant: bytes of the train state and of the step's temporaries by XLA's account.
+"""
+
+import argparse
+import dataclasses
+import functools
+import json
+import re
+import sys
+from pathlib import Path
+from unittest import mock
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from ditsam_jax.models import image_encoder
+from ditsam_jax.models.config import DitSamConfig, vit_b
+from ditsam_jax.models.ditsam import DitSam
+from ditsam_jax.models.execution import REMAT, Execution
+from ditsam_jax.models.weights import dotted, weights_of
+from ditsam_jax.storage import saved_model
+from ditsam_jax.training.config import recipe
+from ditsam_jax.training.optimizer import make_optimizer
+from ditsam_jax.training.step import Structure, fresh_state, make_train_step, text_forward
+
+BLOCKS = 'image_encoder.blocks.'
+# Tables of windowed and of global blocks differ in size and are stacked after resizing, in any case.
+STACKED = re.compile(re.escape(BLOCKS) + r'\d+\.(?!attn\.rel_pos)(.*)')
+STORED = BLOCKS + 'all.'
+stacked_of = image_encoder.stacked_weights
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('--width', type=int, default=768)
+  parser.add_argument('--depth', type=int, default=12)
+  parser.add_argument('--image-size', type=int, default=512)
+  parser.add_argument('--batch-size', type=int, default=2)
+  parser.add_argument('--remat', nargs='+', choices=REMAT, default=['none', 'block'])
+  options = parser.parse_args()
+  for remat in options.remat:
+    for variant in ('unrolled', 'scan', 'scan_stored_stacked'):
+      print(
+        json.dumps(dict(variant=variant, remat=remat, **vars(options) | measure(options, variant, remat))), flush=True
+      )
+
+
+def measure(options: argparse.Namespace, variant: str, remat: str) -> dict[str, float]:
+  """GB of the state and of the temporaries."""
+  config = configured(options)
+  model = nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))
+  saved_model.fill_streams(model)
+  model.train()
+  structure = Structure(model)
+  weights = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in weights_of(model).items()}
+  trained = structure.trained()
+  stored: dict[str, jax.Array] = {}
+  if variant == 'scan_stored_stacked':
+    structure = StoredStacked(structure, config, stored)
+    trained = {_stored_name(name) for name in trained}
+    weights = {_stored_name(name): _stored_shape(name, x, config) for name, x in weights.items()}
+  settings = recipe('refcoco')
+  optimizer, rate = make_optimizer(settings.optimizer, settings.total_steps)
+  step = make_train_step(
+    structure,
+    optimizer,
+    rate,
+    text_forward,
+    loss_weights=settings.loss.to_dict(),
+    ema_limit=settings.ema,
+    seed=0,
+    execution=Execution(remat, scan=variant != 'unrolled', attention='xla'),
+  )
+  state = jax.eval_shape(functools.partial(fresh_state, trained=trained, optimizer=optimizer), weights)
+  with mock.patch.object(image_encoder, 'stacked_weights', functools.partial(take_stored, stored)):
+    memory = step.lower(state, batch_of(config, options.batch_size)).compile().memory_analysis()
+  return {
+    'state_gb': round(memory.argument_size_in_bytes / 1e9, 3),
+    'temporaries_gb': round(memory.temp_size_in_bytes / 1e9, 3),
+  }
+
+
+def configured(options: argparse.Namespace) -> DitSamConfig:
+  """L-DIT of a ViT of this size; the text encoder is as wide."""
+  config, width, depth = vit_b(image_size=options.image_size), options.width, options.depth
+  encoder = dataclasses.replace(
+    config.image_encoder, width=width, depth=depth, heads=width // 64, global_blocks=tuple(range(2, depth, 3))
+  )
+  text = dataclasses.replace(config.text_encoder, width=width, heads=width // 64, mlp_width=4 * width)
+  return dataclasses.replace(config, image_encoder=encoder, text_encoder=text)
+
+
+def batch_of(config: DitSamConfig, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+  """Shapes of a training batch."""
+  size, tokens = config.image_size, config.max_text_tokens
+  shapes = {
+    'image': ((size, size, 3), jnp.float32),
+    'mask': ((size, size), jnp.uint8),
+    'token_ids': ((tokens,), jnp.int32),
+    'token_mask': ((tokens,), jnp.int32),
+  }
+  return {name: jax.ShapeDtypeStruct((rows, *shape), dtype) for name, (shape, dtype) in shapes.items()}
+
+
+class StoredStacked:
+  """`Structure` for weights of which those of the blocks are stacked; notes them in `stored` for `take_stored`."""
+
+  def __init__(self, structure: Structure, config: DitSamConfig, stored: dict[str, jax.Array]):
+    self.structure, self.depth, self.stored = structure, config.image_encoder.depth, stored
+
+  def model(self, weights: dict[str, jax.Array]) -> DitSam:
+    names = {name: name.removeprefix(STORED) for name in weights if name.startswith(STORED)}
+    self.stored.update({names[name]: weights[name] for name in names})
+    single = {f'{BLOCKS}{i}.{part}': weights[name][i] for name, part in names.items() for i in range(self.depth)}
+    return self.structure.model(single | {name: x for name, x in weights.items() if name not in names})
+
+
+def take_stored(stored: dict[str, jax.Array], blocks: nnx.List, grid: tuple[int, int]) -> nnx.State:
+  """The blocks' weights along a new axis, those in `stored` as they are there."""
+  stacked = nnx.to_flat_state(stacked_of(blocks, grid))
+  return nnx.from_flat_state([(path, x.replace(stored.get(dotted(path), x[...]))) for path, x in stacked])
+
+
+def _stored_name(name: str) -> str:
+  return f'{STORED}{found[1]}' if (found := STACKED.fullmatch(name)) else name
+
+
+def _stored_shape(name: str, x: jax.ShapeDtypeStruct, config: DitSamConfig) -> jax.ShapeDtypeStruct:
+  shape = (config.image_encoder.depth, *x.shape) if STACKED.fullmatch(name) else x.shape
+  return jax.ShapeDtypeStruct(shape, x.dtype)
+
+
+if __name__ == '__main__':
+  main()
