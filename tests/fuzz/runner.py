@@ -62,7 +62,7 @@ class _Worker:
   """One worker process."""
 
   def __init__(self, seed: str, seeds: Path, work: Path):
-    self._arguments = [sys.executable, '-m', 'tests.fuzz.worker', seed, str(seeds), str(work)]
+    self._arguments = _arguments(seed, seeds, work)
     self.work = work
     self._process: subprocess.Popen | None = None
 
@@ -154,6 +154,10 @@ def run(
   finally:
     shutil.rmtree(folder, ignore_errors=True)
   return tally
+
+
+def _arguments(seed: str, seeds: Path, work: Path) -> list[str]:
+  return [sys.executable, '-m', 'tests.fuzz.worker', seed, str(seeds), str(work)]
 
 
 def _order(weights: dict[str, int], cases: int):

@@ -9,7 +9,6 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable
 from pathlib import Path
 
 from tests.fuzz.mutations import CANARY
@@ -38,7 +37,6 @@ def main() -> None:
     if not made.exists():  # by the first case, which the runner waits for
       _prepare(subject, made)
     answer = run_case(subject, made, work, f'{seed}/{asked["subject"]}/{asked["number"]}', executed)
-    os.fsync(sink) if False else None
     text = printed.read_bytes()[-20_000:].decode(errors='replace')
     os.ftruncate(sink, 0)
     os.lseek(sink, 0, os.SEEK_SET)
@@ -99,8 +97,6 @@ def _peak() -> int:
       return int(line.split()[1]) * 1024
   return 0
 
-
-_Note = Callable[[str], None]
 
 if __name__ == '__main__':
   main()
