@@ -57,7 +57,8 @@ def case(made: Path, work: Path, chance: random.Random, note) -> str:
   ran = command(predict.main, arguments)
   check_folder(work)
   rows = _check_lines(results, before) if ran.status == 0 or kind != 'results' else []
-  _check_pictures(output)
+  if kind != 'results':  # else we have damaged one, which is not written over
+    _check_pictures(output)
   if ran.status == 0 and not rows and not any(output.glob('*')):
     raise Violation('wrong result', 'nothing was written')
   if ran.status:

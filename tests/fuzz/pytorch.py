@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from convert import flax_to_torch, torch_to_flax
 from ditsam_jax.storage import saved_model
 from tests.convert import torch_models
-from tests.fuzz.mutations import CANARY, changed, damaged, damaged_json, make_odd
+from tests.fuzz.mutations import CANARY, damaged, damaged_json, make_odd
 from tests.fuzz.outcomes import ACCEPTED, REFUSED, Violation, check_folder, check_numbers, command
 
 MOST_MEMORY = 2**30
@@ -174,12 +174,7 @@ def _change_one(tensors: dict, chance: random.Random) -> str:
       tensors['mask_decoder.\nerror: forged\x1b[2J'] = torch.ones(2)
       return 'a forged name'
     case 'huge':
-      tensors[name] = (
-        torch.zeros(1).expand(*[2**14] * max(1, min(2, tensor.ndim))).clone()[:1].expand(2**14, -1)
-        if tensor.ndim == 2
-        else torch.zeros(2**20)
-      )
-      tensors[name] = tensors[name].contiguous() if tensors[name].numel() < 2**24 else torch.zeros(2**20)
+      tensors[name] = torch.zeros(chance.choice([(2**20,), (2**20, 1), (1, 2**20), (1, 1, 2**20), (1, 1024, 1024, 1)]))
       return f'{name} is {tuple(tensors[name].shape)}'
     case 'name':
       tensors[chance.choice(list(tensors))] = tensors.pop(name)
@@ -209,6 +204,3 @@ def _make_hostile(file: Path, chance: random.Random) -> str:
 
 def _plain(content):
   return {'b': content['b']} if isinstance(content, dict) and 'a' in content else content
-
-
-_ = changed
