@@ -7,6 +7,8 @@
 
 PYTHON ?= python3
 VENV := .venv
+FUZZ_SECONDS ?= 120
+FUZZ_SEED ?= 0
 PYTEST := JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest --numprocesses=2 --dist=worksteal
 
 .PHONY: demo test check docs fuzz clean
@@ -32,6 +34,9 @@ check: $(VENV)/.installed-check
 
 docs: $(VENV)/.installed-docs
 	$(VENV)/bin/mkdocs build --quiet
+
+fuzz: $(VENV)/.installed-test
+	JAX_PLATFORMS=cpu $(VENV)/bin/python -m tests.fuzz --seconds=$(FUZZ_SECONDS) --seed=$(FUZZ_SEED)
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \

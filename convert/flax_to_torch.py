@@ -5,7 +5,6 @@ bit, in the type they had; optimiser states do not travel. FILE.json, beside it,
 fusion, sizes, thresholds, the vocabulary): torch_to_flax.py finds it there and needs no flags.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +21,7 @@ from convert.words import FILES
 from ditsam_jax import command_line
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
+from ditsam_jax.options import Parser
 from ditsam_jax.storage import saved_model
 from ditsam_jax.storage.files import written_whole
 from ditsam_jax.storage.paths import local, local_path
@@ -42,9 +42,7 @@ QUERIES = 4  # rows of the release's unused query_embeddings
 
 def main(arguments: list[str] | None = None) -> int:
   """The command."""
-  parser = argparse.ArgumentParser(
-    prog='python convert/flax_to_torch.py', description=__doc__.split('\n')[0], allow_abbrev=False
-  )
+  parser = Parser(prog='python convert/flax_to_torch.py', description=__doc__.split('\n')[0])
   parser.add_argument(
     '--input', required=True, type=local, help="a model's folder, a training run's workdir or a shipped model"
   )

@@ -25,6 +25,7 @@ from ditsam_jax import command_line
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.instruction import FUSIONS
+from ditsam_jax.options import Parser
 from ditsam_jax.storage import saved_model
 from ditsam_jax.storage.paths import local_path
 from ditsam_jax.terminal import printable, say
@@ -220,9 +221,7 @@ def _short(value: object) -> str:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
-    prog='python convert/torch_to_flax.py', description=__doc__.split('\n')[0], allow_abbrev=False
-  )
+  parser = Parser(prog='python convert/torch_to_flax.py', description=__doc__.split('\n')[0])
   parser.add_argument(
     '--input', required=True, type=local_path, help='a PyTorch file, or a folder as Hugging Face writes it'
   )

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from ditsam_jax import interruption
-from ditsam_jax.errors import UserError
+from ditsam_jax.errors import LONGEST, UserError
 from ditsam_jax.terminal import printable
 
 TRACEBACK = 'DITSAM_TRACEBACK'  # =1 in the environment shows where an error comes from, and what libraries say
-_LONGEST = 2000  # characters of an error
 _TRAIN = ('array_record', 'grain', 'ml_collections', 'optax', 'tensorboardX', 'tensorflow_datasets')  # extra `train`
 _QUIET = {  # what libraries say of themselves, and what a person cannot act on
   'TF_CPP_MIN_LOG_LEVEL': '3',
@@ -42,7 +41,7 @@ def begin() -> None:
 
 def fail(message: str) -> NoReturn:
   """Ends the process with status 2 after one line on stderr."""
-  print(f'error: {printable(" ".join(str(message).split()), longest=_LONGEST)}', file=sys.stderr)
+  print(f'error: {printable(" ".join(str(message).split()), longest=LONGEST)}', file=sys.stderr)
   sys.exit(2)
 
 

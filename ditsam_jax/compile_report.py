@@ -25,6 +25,7 @@ from ditsam_jax.analysis.table import table
 from ditsam_jax.config import changes, checks, files, lengths
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.flops import training_flops
+from ditsam_jax.options import Parser
 from ditsam_jax.parallel.sharding import make_mesh
 from ditsam_jax.storage.files import write_json
 from ditsam_jax.storage.image_files import write_png
@@ -36,10 +37,9 @@ from ditsam_jax.training.program import Program, build
 def main(arguments: list[str] | None = None) -> int:
   """The command."""
   arguments = sys.argv[1:] if arguments is None else arguments
-  parser = argparse.ArgumentParser(
+  parser = Parser(
     prog='python -m ditsam_jax.compile_report',
     description=__doc__.split(':')[0],
-    allow_abbrev=False,
     epilog='--config.any.field=value changes a field of the config',
   )
   parser.add_argument('--config', required=True, metavar='NAME[:DATA]', help=files.HELP)

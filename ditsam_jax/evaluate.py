@@ -27,6 +27,7 @@ from ditsam_jax.evaluation.protocols import PROTOCOLS
 from ditsam_jax.evaluation.results import Results
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.weights import DTYPES
+from ditsam_jax.options import Parser
 from ditsam_jax.parallel import distributed
 from ditsam_jax.parallel.watch import Watch
 from ditsam_jax.storage import places, saved_model
@@ -180,11 +181,10 @@ def _folder(options: argparse.Namespace) -> Path:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
+  parser = Parser(
     prog='python -m ditsam_jax.evaluate',
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
   )
   parser.add_argument(
     '--checkpoint',

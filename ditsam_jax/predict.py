@@ -33,6 +33,7 @@ from ditsam_jax.inference.results import Prediction
 from ditsam_jax.inference.segmenter import Segmenter
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.weights import dtype_named
+from ditsam_jax.options import Parser
 from ditsam_jax.parallel import distributed
 from ditsam_jax.parallel.watch import Watch
 from ditsam_jax.storage import saved_model
@@ -158,11 +159,10 @@ def _say_what_is_left_out(job: Job) -> None:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-  parser = _Parser(
+  parser = Parser(
     prog='python -m ditsam_jax.predict',
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
   )
   what = parser.add_argument_group('what to segment')
   what.add_argument(
@@ -210,13 +210,6 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   options = parser.parse_args(arguments)
   _check(options)
   return options
-
-
-class _Parser(argparse.ArgumentParser):
-  """Says what is wrong in one line, without the usage before it."""
-
-  def error(self, message: str):
-    self.exit(2, f'error: {printable(message, 500)}; --help lists the options\n')
 
 
 def _check(options: argparse.Namespace) -> None:

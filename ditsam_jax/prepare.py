@@ -11,6 +11,7 @@ import argparse
 from ditsam_jax import command_line, interruption
 from ditsam_jax.data.refcoco import catalogue
 from ditsam_jax.limits import MAX_PROCESSES
+from ditsam_jax.options import Parser
 from ditsam_jax.storage.paths import local
 from ditsam_jax.terminal import say
 
@@ -73,11 +74,10 @@ def _partitions() -> str:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-  parser = argparse.ArgumentParser(
+  parser = Parser(
     prog='python -m ditsam_jax.prepare',
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
   )
   parser.add_argument('--dataset', required=True, help=', '.join(catalogue.FAMILY))
   parser.add_argument('--split-by', default='', metavar='WHO', help=f'{_partitions()} (default: the first)')

@@ -70,7 +70,10 @@ class Tokenizer:
     return self.max_tokens - 2  # [CLS] and [SEP]
 
   def _pieces(self, text: str) -> _Pieces:
-    encoding = self._bert.encode(text, add_special_tokens=False)
+    try:
+      encoding = self._bert.encode(text, add_special_tokens=False)
+    except TypeError as error:  # no text, or one with half a character, which Rust's strings cannot hold
+      raise UserError(f'text {text!r}: not valid Unicode; expected a sentence') from error
     return _Pieces(encoding.ids, encoding.word_ids, encoding.offsets)
 
   def _row(self, text: str) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,6 @@ model (`model/`), the best one on the validation split (`best/`), `metrics.json`
 --logdir=WORKDIR` shows the rest.
 """
 
-import argparse
 import functools
 import json
 import signal
@@ -33,6 +32,7 @@ from ditsam_jax.evaluation.results import Results
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.weights import is_position
+from ditsam_jax.options import Parser
 from ditsam_jax.parallel import distributed, sharding
 from ditsam_jax.parallel.watch import Watch
 from ditsam_jax.storage import saved_model
@@ -53,11 +53,10 @@ from ditsam_jax.training.workdir import Workdir
 def main(arguments: list[str] | None = None) -> int:
   """The command."""
   arguments = sys.argv[1:] if arguments is None else arguments
-  parser = argparse.ArgumentParser(
+  parser = Parser(
     prog='python -m ditsam_jax.train',
     description=__doc__.split('\n')[0],
     epilog='--config.any.field=value changes a field of the config',
-    allow_abbrev=False,
   )
   parser.add_argument('--config', required=True, metavar='NAME[:DATA]', help=files.HELP)
   parser.add_argument(

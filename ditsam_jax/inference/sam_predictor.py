@@ -196,9 +196,7 @@ class SamPredictor:
       NoImageError: no image is set.
       UserError: a prompt is not as above.
     """
-    if box is not None and np.shape(box) == (1, 4):
-      box = np.reshape(box, 4)
-    prompt = _prompt(point_coords, point_labels, box, mask_input, multimask_output, text)
+    prompt = _prompt(point_coords, point_labels, _one_box(box), mask_input, multimask_output, text)
     return tuple(array[0] for array in self._predicted([prompt], return_logits))
 
   def predict_batch(
@@ -273,6 +271,14 @@ def _prompt(points, labels, box, mask, multimask, text) -> Prompt:
   if points is not None and labels is None:
     raise UserError('points without labels: expected point_labels [N], 1 on the object and 0 off it')
   return Prompt(text, points, labels, box, mask, text is None if multimask is None else multimask)
+
+
+def _one_box(box: Any) -> Any:
+  """[4] of [1, 4]; whatever else is given stays."""
+  try:
+    return np.reshape(box, 4) if np.shape(box) == (1, 4) else box
+  except ValueError:  # lists of several lengths, which the prompt's check names
+    return box
 
 
 def _count(name: str, value: Any) -> int:

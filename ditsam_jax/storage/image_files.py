@@ -254,10 +254,10 @@ def _to_uint8(
     return lambda tile: tile.astype(np.uint8) * 255
   if dtype == np.uint16:
     return lambda tile: ((tile.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 = 255 * 257
-  if np.issubdtype(dtype, np.integer):
+  if dtype.kind in 'iu':  # NumPy counts time spans among its integers
     _check_range(tiles(), dtype, 255, name)
     return lambda tile: tile.astype(np.uint8)
-  if np.issubdtype(dtype, np.floating):
+  if dtype.kind == 'f':
     _check_range(tiles(), dtype, 1, name)
     return lambda tile: np.rint(np.clip(tile.astype(np.float32), 0, 1) * 255).astype(np.uint8)
   raise UserError(f'{name}: holds {dtype}: expected uint8, uint16, bool or floats from 0 to 1')
