@@ -39,9 +39,9 @@ from flax import nnx
 from PIL import Image
 
 import ditsam_jax
-from convert import names
-from convert.torch_peer import Peer, segment_anything_modeling
 from ditsam_jax import predict
+from ditsam_jax.convert import names
+from ditsam_jax.convert.torch_peer import Peer, segment_anything_modeling
 from ditsam_jax.data import datasets
 from ditsam_jax.inference.engine import Row
 from ditsam_jax.inference.framing import frame, resized_as_meta

@@ -115,7 +115,7 @@ def prepare(options: argparse.Namespace, config: DitSamConfig, folder: Path) -> 
   import torch
 
   from benchmarks.parity import random_peer
-  from convert.torch_peer import random_inputs
+  from ditsam_jax.convert.torch_peer import random_inputs
 
   torch.save(random_peer(config).state_dict(), folder / 'model.pth')
   subprocess.run(

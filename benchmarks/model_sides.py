@@ -139,7 +139,7 @@ def _peer(config: DitSamConfig, folder, fused: bool):
   """The same model; on a GPU with PyTorch's fused attention."""
   import torch
 
-  from convert import torch_peer
+  from ditsam_jax.convert import torch_peer
 
   peer = torch_peer.Peer(config, _fused_attention if fused else torch_peer.attend)
   peer.load_state_dict(torch.load(folder / 'model.pth', weights_only=True))
@@ -151,7 +151,7 @@ def _fused_attention(attention, x, grid):
   import torch
   from torch.nn import functional
 
-  from convert.torch_peer import segment_anything_modeling
+  from ditsam_jax.convert.torch_peer import segment_anything_modeling
 
   encoder = segment_anything_modeling().image_encoder
   batch, length, width = x.shape
@@ -174,7 +174,7 @@ def _MetaSam(config: DitSamConfig):
   import torch
   from torch.nn import functional
 
-  from convert.torch_peer import segment_anything_modeling
+  from ditsam_jax.convert.torch_peer import segment_anything_modeling
 
   class MetaSam(torch.nn.Module):
     """Image to logits; the sentence is not looked at."""

@@ -18,7 +18,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import torch
 
 import ditsam_jax
-from convert.torch_peer import Peer, random_inputs, relative_differences, run_ours, run_peer
+from ditsam_jax.convert.torch_peer import Peer, random_inputs, relative_differences, run_ours, run_peer
 from ditsam_jax.models.config import PRESETS, DitSamConfig, sam
 
 

@@ -11,6 +11,8 @@ COMMANDS = {
   'evaluate': 'score a model on a data set',
   'prepare': 'make a data set of official downloads',
   'export': 'copy a model into a folder of its own',
+  'torch_to_flax': 'PyTorch weights in',
+  'flax_to_torch': 'PyTorch weights out',
   'compile_report': 'what a training step needs on an accelerator that is not there',
 }
 
@@ -24,7 +26,8 @@ def main() -> None:
 def _run() -> int | None:
   name = sys.argv[1].replace('-', '_') if len(sys.argv) > 1 else ''
   if name in COMMANDS:
-    return importlib.import_module(f'ditsam_jax.{name}').main(sys.argv[2:])
+    room = 'ditsam_jax.convert' if name in ('torch_to_flax', 'flax_to_torch') else 'ditsam_jax'
+    return importlib.import_module(f'{room}.{name}').main(sys.argv[2:])
   print('usage: ditsam-jax COMMAND ...   (ditsam-jax COMMAND --help)', *_lines(), sep='\n')
   if name in ('', '__help', '_h'):
     return 0

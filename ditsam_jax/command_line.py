@@ -14,7 +14,10 @@ from ditsam_jax.errors import LONGEST, UserError
 from ditsam_jax.terminal import printable
 
 TRACEBACK = 'DITSAM_TRACEBACK'  # =1 in the environment shows where an error comes from, and what libraries say
-_TRAIN = ('array_record', 'grain', 'ml_collections', 'optax', 'tensorboardX', 'tensorflow_datasets')  # extra `train`
+_EXTRA_OF = {  # what an optional package comes with
+  **dict.fromkeys(('array_record', 'grain', 'ml_collections', 'optax', 'tensorboardX', 'tensorflow_datasets'), 'train'),
+  **dict.fromkeys(('safetensors', 'segment_anything', 'torch', 'transformers'), 'convert'),
+}
 _QUIET = {  # what libraries say of themselves, and what a person cannot act on
   'TF_CPP_MIN_LOG_LEVEL': '3',
   'GRPC_VERBOSITY': 'ERROR',
@@ -106,9 +109,8 @@ def _explain(error: BaseException) -> NoReturn:
 
 def _missing_extra(error: BaseException) -> str | None:
   """What to install, where an import failed for want of an optional package."""
-  if not isinstance(error, ModuleNotFoundError) or (error.name or '').partition('.')[0] not in _TRAIN:
-    return None
-  return f"{error.name} is not installed; this command needs the extra 'train': pip install 'ditsam_jax[train]'"
+  extra = _EXTRA_OF.get((error.name or '').partition('.')[0]) if isinstance(error, ModuleNotFoundError) else None
+  return extra and f"{error.name} is not installed; this needs the extra '{extra}': pip install 'ditsam_jax[{extra}]'"
 
 
 def _explain_missing_extra(kind: type[BaseException], error: BaseException, trace) -> None:

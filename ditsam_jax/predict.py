@@ -20,17 +20,17 @@ import numpy as np
 
 from ditsam_jax import command_line
 from ditsam_jax.errors import UserError
-from ditsam_jax.inference.background import images_ahead, in_order
-from ditsam_jax.inference.file_names import FileNames, is_result
-from ditsam_jax.inference.image_paths import ImagePaths
-from ditsam_jax.inference.job import Job, Source
-from ditsam_jax.inference.json_lines import JsonLines
-from ditsam_jax.inference.outputs import Output, OutputLost, made_by
-from ditsam_jax.inference.progress import Progress, Remarks
 from ditsam_jax.inference.prompts import Prompt
-from ditsam_jax.inference.requests import Combinations, PromptFile, Request, prompts_of
 from ditsam_jax.inference.results import Prediction
 from ditsam_jax.inference.segmenter import Segmenter
+from ditsam_jax.jobs.background import images_ahead, in_order
+from ditsam_jax.jobs.file_names import FileNames, is_result
+from ditsam_jax.jobs.image_paths import ImagePaths
+from ditsam_jax.jobs.job import Job, Source
+from ditsam_jax.jobs.json_lines import JsonLines
+from ditsam_jax.jobs.outputs import Output, OutputLost, made_by
+from ditsam_jax.jobs.progress import Progress, Remarks
+from ditsam_jax.jobs.requests import Combinations, PromptFile, Request, prompts_of
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.weights import dtype_named
 from ditsam_jax.options import Parser

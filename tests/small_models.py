@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from convert import names
+from ditsam_jax.convert import names
 from ditsam_jax.models import config as models
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.weights import weights_of

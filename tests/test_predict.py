@@ -376,7 +376,7 @@ def test_a_full_disk_ends_the_job_at_once(tmp_path, monkeypatch):
     error.__cause__ = OSError(28, 'No space left on device')
     raise error
 
-  monkeypatch.setattr('ditsam_jax.inference.outputs.write_png', full)
+  monkeypatch.setattr('ditsam_jax.jobs.outputs.write_png', full)
   with pytest.raises(UserError, match='rerun the command to resume'):
     predict.main([f'--image={tmp_path / "in"}', '--text=red', f'--output={tmp_path / "out"}'])
   assert len(BrightSegmenter.made[0].asked) < 200
@@ -442,7 +442,7 @@ def test_names_cannot_forge_lines(tmp_path, capsys):
 
 def test_memory_does_not_grow_with_the_job(tmp_path, monkeypatch):
   """Reading ahead and writing behind are bounded, however far apart they are."""
-  from ditsam_jax.inference import background
+  from ditsam_jax.jobs import background
 
   image = saved(tmp_path / 'a.png', np.zeros((100, 100, 3), np.uint8))
   monkeypatch.setattr(background, 'MOST', 5)

@@ -5,7 +5,7 @@ import numpy as np
 
 from ditsam_jax.inference.captions import caption
 from ditsam_jax.inference.prompts import Prompt
-from ditsam_jax.inference.requests import in_words
+from ditsam_jax.jobs.requests import in_words
 
 PREDICTION_COLOUR = (255, 45, 120)
 _ON, _OFF, _BOX = (0, 200, 90), (235, 40, 40), (255, 220, 0)

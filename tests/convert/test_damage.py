@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip('torch')
 
-from convert import flax_to_torch, sources, torch_to_flax
+from ditsam_jax.convert import flax_to_torch, sources, torch_to_flax
 from ditsam_jax.errors import UserError
 from tests.convert import torch_models
 from tests.small_models import GOLDEN
@@ -165,7 +165,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, command):
 
 def test_known_models_values_are_said_to_be_assumed():
   """Official sizes without a flag; anything near them is refused."""
-  from convert.architecture import DECODER_HEADS, TEXT_HEADS, read_architecture
+  from ditsam_jax.convert.architecture import DECODER_HEADS, TEXT_HEADS, read_architecture
 
   shapes = {name: tuple(tensor.shape) for name, tensor in sources.read(GOLDEN / 'ldit.pth').tensors.items()}
   with pytest.raises(UserError, match='give --decoder-heads'):

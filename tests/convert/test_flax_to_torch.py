@@ -4,7 +4,7 @@ import pytest
 
 torch = pytest.importorskip('torch')
 
-from convert import flax_to_torch, torch_to_flax
+from ditsam_jax.convert import flax_to_torch, torch_to_flax
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.weights import weights_of
 from ditsam_jax.storage import saved_model

@@ -8,8 +8,8 @@ from flax import nnx
 
 torch = pytest.importorskip('torch')
 
-from convert import names
-from convert.torch_peer import Peer
+from ditsam_jax.convert import names
+from ditsam_jax.convert.torch_peer import Peer
 from ditsam_jax.models.weights import dotted
 from tests.small_models import GOLDEN, golden_arrays, golden_config, golden_model
 

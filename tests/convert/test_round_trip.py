@@ -8,8 +8,8 @@ import pytest
 
 torch = pytest.importorskip('torch')
 
-from convert import flax_to_torch, torch_to_flax
-from convert.torch_peer import random_inputs, run_ours
+from ditsam_jax.convert import flax_to_torch, torch_to_flax
+from ditsam_jax.convert.torch_peer import random_inputs, run_ours
 from ditsam_jax.errors import UserError
 from ditsam_jax.storage import saved_model
 from tests.convert import torch_models

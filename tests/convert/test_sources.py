@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip('torch')
 
-from convert import torch_peer, torch_to_flax
+from ditsam_jax.convert import torch_peer, torch_to_flax
 from ditsam_jax.errors import UserError
 from ditsam_jax.storage import saved_model
 from tests.convert import torch_models

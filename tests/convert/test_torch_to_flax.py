@@ -12,8 +12,8 @@ import pytest
 torch = pytest.importorskip('torch')
 
 import ditsam_jax
-from convert import torch_to_flax
-from convert.torch_peer import random_inputs, relative_differences, run_ours, run_peer
+from ditsam_jax.convert import torch_to_flax
+from ditsam_jax.convert.torch_peer import random_inputs, relative_differences, run_ours, run_peer
 from ditsam_jax.models.instruction import FUSIONS
 from ditsam_jax.models.weights import weights_of
 from ditsam_jax.storage import saved_model

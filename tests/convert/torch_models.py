@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from convert.torch_peer import Peer
+from ditsam_jax.convert.torch_peer import Peer
 from ditsam_jax.models.config import DitSamConfig, ImageEncoderConfig, MaskDecoderConfig, TextEncoderConfig
 
 TEXT = TextEncoderConfig(vocab_size=30, width=24, depth=2, heads=3, mlp_width=40, max_positions=32)

@@ -4,9 +4,9 @@ import random
 import shutil
 from pathlib import Path
 
-from convert import flax_to_torch, torch_to_flax
 from ditsam_jax import compile_report, evaluate, export, predict, train
 from ditsam_jax import prepare as prepare_command
+from ditsam_jax.convert import flax_to_torch, torch_to_flax
 from tests.fuzz.mutations import NUMBERS, TEXTS, URLS, odd_path
 from tests.fuzz.outcomes import ACCEPTED, REFUSED, Violation, check_folder, command
 from tests.fuzz.seeds import save_picture, save_text_model

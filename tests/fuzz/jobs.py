@@ -9,7 +9,7 @@ from PIL import Image
 
 from ditsam_jax import predict
 from ditsam_jax.geometry.masks import decode_rle
-from ditsam_jax.inference.file_names import MASK
+from ditsam_jax.jobs.file_names import MASK
 from tests.fuzz.mutations import NUMBERS, TEXTS, changed, damaged, damaged_json, make_odd, odd_path
 from tests.fuzz.outcomes import ACCEPTED, PARTLY, REFUSED, Violation, check_folder, command, strict_json
 from tests.fuzz.seeds import save_picture, save_sam, save_text_model

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from convert import flax_to_torch, torch_to_flax
+from ditsam_jax.convert import flax_to_torch, torch_to_flax
 from ditsam_jax.storage import saved_model
 from tests.convert import torch_models
 from tests.fuzz.mutations import CANARY, damaged, damaged_json, make_odd

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 sys.path[0] = str(Path(__file__).resolve().parents[2])
-from convert.torch_peer import segment_anything_modeling
+from ditsam_jax.convert.torch_peer import segment_anything_modeling
 
 FOLDER = Path(__file__).parent
 WIDTH, GRID = 32, 5  # of the decoder; tokens a side: with windows of 3, both padded and whole ones

@@ -82,7 +82,7 @@ def meta():
       for name, module in _stand_ins().items():
         patch.setitem(sys.modules, name, module)
     package = importlib.import_module('segment_anything')
-    from convert.sources import release_tensors
+    from ditsam_jax.convert.sources import release_tensors
 
     config, weights = saved_model.read_config('sam_shapes'), saved_model.read_weights('sam_shapes')
     encoder, decoder = config.image_encoder, config.mask_decoder

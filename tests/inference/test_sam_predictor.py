@@ -143,7 +143,7 @@ def peers():
   torch = pytest.importorskip('torch')
   if importlib.util.find_spec('segment_anything') is None:
     pytest.skip('segment_anything is not installed')
-  from convert.torch_peer import segment_anything_modeling
+  from ditsam_jax.convert.torch_peer import segment_anything_modeling
 
   modeling = segment_anything_modeling()
   threads = torch.get_num_threads()

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from convert import names
-from convert.architecture import possible_fusions
+from ditsam_jax.convert import names
+from ditsam_jax.convert.architecture import possible_fusions
 from ditsam_jax.models.instruction import FUSIONS
 from tests.small_models import GOLDEN
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ditsam_jax.errors import UserError
-from ditsam_jax.inference.requests import digest
+from ditsam_jax.jobs.requests import digest
 from ditsam_jax.terminal import printable, say
 
 _BEGINNING = b'{"image": '

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ditsam_jax.inference.prompts import Prompt
-from ditsam_jax.inference.requests import Request, digest
+from ditsam_jax.jobs.requests import Request, digest
 
 MASK, OVERLAY = '.mask.png', '.overlay.png'
 _NO_WORD = re.compile(r'\W+')

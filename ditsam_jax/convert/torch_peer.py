@@ -17,8 +17,8 @@ import torch
 from flax import nnx
 from torch.nn import functional
 
-from convert import names
-from convert.sources import release_tensors
+from ditsam_jax.convert import names
+from ditsam_jax.convert.sources import release_tensors
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from ditsam_jax.errors import UserError
-from ditsam_jax.inference.requests import Request
+from ditsam_jax.jobs.requests import Request
 from ditsam_jax.storage.image_files import read_image
 
 T = TypeVar('T')

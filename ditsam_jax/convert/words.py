@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from convert.companion import Companion
+from ditsam_jax.convert.companion import Companion
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.terminal import printable

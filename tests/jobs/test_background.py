@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from ditsam_jax.errors import UserError
-from ditsam_jax.inference import background
-from ditsam_jax.inference.background import images_ahead, in_order
 from ditsam_jax.inference.prompts import Prompt
-from ditsam_jax.inference.requests import Request
+from ditsam_jax.jobs import background
+from ditsam_jax.jobs.background import images_ahead, in_order
+from ditsam_jax.jobs.requests import Request
 
 
 def requests_of(folder, names):

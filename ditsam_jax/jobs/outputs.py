@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image
 
 from ditsam_jax.errors import UserError
-from ditsam_jax.inference.file_names import MASK, OVERLAY
-from ditsam_jax.inference.json_lines import differing
-from ditsam_jax.inference.requests import Request, described, in_words
 from ditsam_jax.inference.results import Prediction
+from ditsam_jax.jobs.file_names import MASK, OVERLAY
+from ditsam_jax.jobs.json_lines import differing
+from ditsam_jax.jobs.requests import Request, described, in_words
 from ditsam_jax.storage import saved_model
 from ditsam_jax.storage.image_files import write_photo_png, write_png
 from ditsam_jax.terminal import printable

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from ditsam_jax.errors import UserError
-from ditsam_jax.inference.job import Job
-from ditsam_jax.inference.requests import PromptFile, described
+from ditsam_jax.jobs.job import Job
+from ditsam_jax.jobs.requests import PromptFile, described
 from ditsam_jax.storage import saved_model
 
 

@@ -8,10 +8,10 @@ from typing import Protocol
 import numpy as np
 
 from ditsam_jax.errors import UserError
-from ditsam_jax.inference.file_names import FileNames
-from ditsam_jax.inference.json_lines import JsonLines
-from ditsam_jax.inference.outputs import Output
-from ditsam_jax.inference.requests import Request, digest
+from ditsam_jax.jobs.file_names import FileNames
+from ditsam_jax.jobs.json_lines import JsonLines
+from ditsam_jax.jobs.outputs import Output
+from ditsam_jax.jobs.requests import Request, digest
 
 
 class Source(Protocol):

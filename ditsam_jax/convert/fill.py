@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from convert import names, sources
+from ditsam_jax.convert import names, sources
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam

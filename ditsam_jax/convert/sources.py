@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from convert import names
+from ditsam_jax.convert import names
 from ditsam_jax.errors import UserError
 from ditsam_jax.storage.files import open_regular, read_json
 from ditsam_jax.terminal import listed, printable

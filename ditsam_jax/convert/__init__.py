@@ -1,0 +1,1 @@
+"""Weights from and to PyTorch. Its commands need the extra `convert`."""

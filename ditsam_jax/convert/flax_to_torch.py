@@ -1,0 +1,137 @@
+"""Writes a model as PyTorch weights: python convert/flax_to_torch.py --input=DIR --output=FILE
+
+Models with a text encoder get the DIT release's layout, plain SAMs Meta's. Weights that came from PyTorch go back bit for
+bit, in the type they had; optimiser states do not travel. FILE.json, beside it, holds what tensors do not tell (heads,
+fusion, sizes, thresholds, the vocabulary): torch_to_flax.py finds it there and needs no flags.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from ditsam_jax.convert import companion as companions
+from ditsam_jax.convert import names
+from ditsam_jax.convert.sources import from_numpy, release_tensors, to_numpy
+from ditsam_jax.convert.words import FILES
+from ditsam_jax.errors import UserError
+from ditsam_jax.models.config import DitSamConfig
+from ditsam_jax.options import Parser
+from ditsam_jax.storage import saved_model
+from ditsam_jax.storage.files import written_whole
+from ditsam_jax.storage.paths import local, local_path
+from ditsam_jax.terminal import printable
+from ditsam_jax.vocabulary import read_vocabulary
+
+QUERIES = 4  # rows of the release's unused query_embeddings
+
+
+def main(arguments: list[str] | None = None) -> int:
+  """The command."""
+  parser = Parser(prog='python convert/flax_to_torch.py', description=__doc__.split('\n')[0])
+  parser.add_argument(
+    '--input', required=True, type=local, help="a model's folder, a training run's workdir or a shipped model"
+  )
+  parser.add_argument('--output', required=True, type=local_path, help='the .pth file; an earlier one is replaced')
+  options = parser.parse_args(arguments)
+  config = saved_model.read_config(options.input)
+  check_output(options.output, saved_model.resolve(options.input))
+  description = saved_model.read_description(options.input)
+  origin = _origin(description)
+  weights = saved_model.read_weights(options.input)
+  saved_model.check_weights(config, weights, options.input)
+  tensors = release_tensors(weights)
+  kept = {name: from_numpy(array) for name, array in saved_model.read_leftovers(options.input).items()}
+  if config.text_encoder is None:
+    content = {names.meta_name(name): tensor for name, tensor in (tensors | kept).items()}
+    invented = []
+  else:
+    zeros = {name: tensor for name, tensor in unused_tensors(config).items() if name not in kept}
+    invented = list(zeros)
+    tensors |= kept | zeros
+    prefix = origin.get('prefix', '')
+    content = {
+      'epoch': origin.get('epoch', 0),
+      'lr': origin.get('lr', 0.0),
+      'optimizer': {},
+      'scheduler': {},
+      'state_dict': {prefix + name: tensor for name, tensor in tensors.items()},
+    }
+  about = {name: description[name] for name in companions.ABOUT}
+  words = _vocabulary(options.input)
+  arrays = {name: to_numpy(tensor) for name, tensor in release_tensors(weights).items()}
+  write(options.output, content, companions.text(config, arrays, words, about))
+  layout = "Meta's" if config.text_encoder is None else "the DIT release's"
+  print(
+    f'{printable(options.output)}: {len(tensors)} tensors in {layout} layout, '
+    f'{options.output.stat().st_size / 1e6:,.1f} MB; {printable(companions.place(options.output).name)} says the rest'
+  )
+  if invented:
+    print(f'zeros, for the release wants them and uses them for nothing: {", ".join(invented)}')
+  return 0
+
+
+def _origin(description: dict) -> dict:
+  """What a conversion noted of its source: plain values, checked."""
+  source = description['notes'].get('source')
+  source = source if isinstance(source, dict) else {}
+  kinds = {'prefix': str, 'epoch': (int, float), 'lr': (int, float)}
+  return {name: source[name] for name, kind in kinds.items() if isinstance(source.get(name), kind)}
+
+
+def _vocabulary(name_or_dir: str) -> list[str] | None:
+  """The model's word pieces; None where it takes no text, or was converted without a vocabulary."""
+  folder = saved_model.resolve(name_or_dir)
+  if not any((folder / name).exists() for name in FILES):
+    return None
+  return list(read_vocabulary(saved_model.vocabulary_file(name_or_dir)))
+
+
+def unused_tensors(config: DitSamConfig) -> dict[str, torch.Tensor]:
+  """What the release's modules carry along without using, as zeros, so that its strict loading succeeds."""
+  width = config.text_encoder.width
+  shapes = {'lang_encoder.bert.pooler.dense.weight': (width, width), 'lang_encoder.bert.pooler.dense.bias': (width,)}
+  if config.fusion != 'none':
+    shapes |= {
+      'query_embeddings': (1, QUERIES, width),
+      'self_attention.in_proj_weight': (3 * width, width),
+      'self_attention.in_proj_bias': (3 * width,),
+      'self_attention.out_proj.weight': (width, width),
+      'self_attention.out_proj.bias': (width,),
+    }
+  return {name: torch.zeros(shape) for name, shape in shapes.items()}
+
+
+def check_output(path: Path, model: Path) -> None:
+  """Raises UserError unless a file may be put there."""
+  name, beside = printable(path), companions.place(path) if path.name else path
+  try:
+    if not path.name or path.exists() and not path.is_file():
+      raise UserError(f'cannot write {name}: it is no file; choose another output')
+    if model.resolve() in path.resolve().parents:
+      raise UserError(f"cannot write {name}: it lies inside the model's own folder; choose another output")
+    if beside.exists() and not companions.is_one(beside):
+      raise UserError(f'cannot write {printable(beside)}, which is needed too: something else is there; choose another')
+  except (OSError, ValueError) as error:  # a name that no file can have
+    raise UserError(f'cannot write {name}: {getattr(error, "strerror", None) or error}') from error
+
+
+def write(path: Path, content: dict, beside: str) -> None:
+  """torch.save and the companion, both whole or neither. Raises UserError if they cannot be written."""
+  path = path.resolve()  # a link stays one, and its target is replaced
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(companions.place(path)) as unfinished_text, written_whole(path) as unfinished:
+      unfinished_text.write_text(beside, encoding='utf-8')
+      with unfinished.open('wb') as file:
+        torch.save(content, file)
+  except (OSError, RuntimeError, ValueError) as error:  # torch.save hides the system's error behind a RuntimeError
+    reason = next((one.strerror for one in _chain(error) if isinstance(one, OSError)), None) or str(error)
+    raise UserError(f'cannot write {printable(path)}: {printable(reason)}; choose another output') from error
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+  """An exception, and those during whose handling it was raised."""
+  while error is not None:
+    yield error
+    error = error.__cause__ or error.__context__

@@ -1,0 +1,240 @@
+"""Converts PyTorch weights: python convert/torch_to_flax.py --input=FILE_OR_DIR --output=DIR
+
+Takes Meta's SAM, checkpoints of the DIT release, Hugging Face's SamModel, and any SAM together with a BERT
+(--text-encoder), which is the starting point for training with text. The architecture is inferred from tensor shapes;
+docs/convert.md says what they do not tell and where that comes from.
+"""
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+from ditsam_jax.convert import companion as companions
+from ditsam_jax.convert import hugging_face, names, sources
+from ditsam_jax.convert.architecture import read_architecture
+from ditsam_jax.convert.fill import FRESH, fill, say_all
+from ditsam_jax.convert.words import find_vocabulary
+from ditsam_jax.errors import UserError
+from ditsam_jax.models.config import DitSamConfig
+from ditsam_jax.models.instruction import FUSIONS
+from ditsam_jax.options import Parser
+from ditsam_jax.storage import saved_model
+from ditsam_jax.storage.paths import local_path
+from ditsam_jax.terminal import printable, say
+
+
+class Model(NamedTuple):
+  """What is to be converted."""
+
+  source: 'sources.Source'
+  config: DitSamConfig
+  assumed: dict[str, object]  # fields of the config that neither the file nor a flag tells: a known model's
+  companion: companions.Companion | None  # written by flax_to_torch beside the file
+
+
+def main(arguments: list[str] | None = None) -> int:
+  """The command."""
+  options = _parse(arguments)
+  if options.verify:
+    from ditsam_jax.convert import torch_peer
+
+    torch_peer.check_installed()
+
+  say(f'reading {printable(options.input)}')
+  model = read(
+    options.input,
+    text_encoder=options.text_encoder,
+    config_file=options.config,
+    fusion=options.fusion,
+    image_size=options.image_size,
+    decoder_heads=options.decoder_heads,
+    text_heads=options.text_heads,
+  )
+  source, config = model.source, model.config
+  vocabulary = find_vocabulary(config, options.vocab, options.text_encoder or source.path, model.companion)
+  weights, fresh_weights = fill(config, source)
+  verified = torch_peer.compare(source.tensors, config, weights) if options.verify else ''
+  say(f'writing {printable(options.output)}')
+  about = model.companion.about if model.companion else {}
+  fresh = saved_model.parts_of(fresh_weights)
+  notes = about.get('notes', {}) | {'source': {'format': source.format, 'prefix': source.prefix, **source.extra}}
+  saved_model.write(
+    options.output,
+    config,
+    weights,
+    vocabulary=vocabulary,
+    data=about.get('data'),
+    notes=notes,
+    fresh=sorted({*fresh, *about.get('fresh', ())}),
+    assumed=sorted({*model.assumed, *about.get('assumed', ())}),
+    leftovers={name: sources.to_numpy(tensor) for name, tensor in source.leftovers.items()},
+  )
+  print(describe(model, fresh, vocabulary, options.output))
+  if verified:
+    print(verified)
+  return 0
+
+
+def read(
+  path: Path,
+  *,
+  text_encoder: Path | None = None,
+  config_file: Path | None = None,
+  fusion: str | None = None,
+  image_size: int | None = None,
+  decoder_heads: int | None = None,
+  text_heads: int | None = None,
+) -> Model:
+  """A checkpoint, with a BERT's tensors added if one is given, and the config that fits.
+
+  Args:
+    path: the SAM.
+    text_encoder: a BERT to join it with.
+    config_file: what flax_to_torch wrote of this model, wherever it lies.
+    fusion: of `read_architecture`, like the rest.
+    image_size: likewise.
+    decoder_heads: likewise.
+    text_heads: likewise.
+
+  Raises:
+    UserError: unreadable files, files of the wrong kind, tensors that do not tell an architecture, a flag that says
+      something else than a file does.
+  """
+  source = sources.read(path)
+  if source.format == 'bert':
+    raise UserError(f'{printable(path)} is a BERT alone, half a model: give it as --text-encoder, and a SAM as --input')
+  companion = companions.read(config_file) if config_file is not None else companions.find(path)
+  if companion is not None and config_file is None:
+    companions.check_belongs(
+      companion, path, {name: sources.to_numpy(tensor) for name, tensor in source.tensors.items()}
+    )
+  flags = {
+    'fusion': fusion, 'image_size': image_size, 'decoder_heads': decoder_heads, 'text_heads': text_heads
+  }  # fmt: skip
+  if text_encoder is None and companion is not None:
+    _check_flags(flags, _flags_of(companion.config), companion.path)
+    return Model(source, companion.config, {}, companion)
+  known = {'decoder_heads': hugging_face.decoder_heads(path)}
+  _check_flags(flags, known, hugging_face.config_file(path))
+  if companion is not None:  # of a SAM that is joined with a BERT
+    known = {'decoder_heads': companion.config.mask_decoder.heads}
+    _check_flags(flags, known, companion.path)
+  if text_encoder is not None:
+    source = _joined(source, text_encoder)
+    heads = {'text_heads': hugging_face.text_heads(text_encoder)}
+    _check_flags(flags, heads, hugging_face.config_file(text_encoder))
+    known |= heads
+  flags |= {name: value for name, value in known.items() if value is not None}
+  shapes = {name: tuple(tensor.shape) for name, tensor in source.tensors.items()}
+  try:
+    config, assumed = read_architecture(shapes, new_fusion=text_encoder is not None, **flags)
+  except UserError:
+    say_all(list(source.problems.values()))  # they may explain it
+    raise
+  if companion is not None:
+    pixels = {name: getattr(companion.config, name) for name in ('pixel_mean', 'pixel_std')}
+    config = dataclasses.replace(config, **pixels)
+    assumed = {name: value for name, value in assumed.items() if name not in pixels}
+  return Model(source, config, assumed, None)
+
+
+def _joined(source: 'sources.Source', text_encoder: Path) -> 'sources.Source':
+  """A SAM with the tensors of a BERT."""
+  bert = sources.read(text_encoder)
+  if bert.format != 'bert':
+    raise UserError(f'--text-encoder={printable(text_encoder)} is no BERT but {names.FORMATS[bert.format].title}')
+  if any(name.startswith('lang_encoder.') for name in source.tensors):
+    raise UserError(f'{printable(source.path)} has a text encoder of its own; leave --text-encoder out')
+  return source._replace(
+    tensors=source.tensors | bert.tensors,
+    spelled=source.spelled | bert.spelled,
+    leftovers=source.leftovers | bert.leftovers,
+    problems=source.problems | bert.problems,
+  )
+
+
+def _flags_of(config: DitSamConfig) -> dict[str, object]:
+  """What the flags would have to say of a config."""
+  text = {'text_heads': config.text_encoder.heads} if config.text_encoder else {}
+  return {
+    'fusion': config.fusion, 'image_size': config.image_size, 'decoder_heads': config.mask_decoder.heads, **text
+  }  # fmt: skip
+
+
+def _check_flags(flags: dict[str, object], known: dict[str, object], file: Path) -> None:
+  """Raises UserError for a flag that says something else than a file."""
+  for name, value in known.items():
+    if None not in (value, flags[name]) and flags[name] != value:
+      raise UserError(
+        f'--{name.replace("_", "-")}={flags[name]}, but {printable(file)} says {value}; leave the flag out, '
+        f'or correct the file'
+      )
+
+
+def describe(model: Model, fresh: list[str], vocabulary: list[str] | None, output: Path) -> str:
+  """What was converted, for people."""
+  source, config = model.source, model.config
+  encoder, decoder, text = config.image_encoder, config.mask_decoder, config.text_encoder
+  blocks = ', '.join(map(str, encoder.global_blocks)) or 'none'
+  lines = [
+    f'{names.FORMATS[source.format].title}: {sum(tensor.numel() for tensor in source.tensors.values()):,} parameters in '
+    f'{len(source.tensors)} tensors',
+    f'  image encoder  width {encoder.width}, depth {encoder.depth}, heads {encoder.heads}, patch {encoder.patch_size}; '
+    f'global blocks {blocks}; '
+    + (f'windows of {encoder.pretrain_window}' if encoder.attention_scope == 'windowed' else 'no windows'),
+    f'  mask decoder   width {decoder.width}, depth {decoder.depth}, heads {decoder.heads}',
+  ]
+  if text:
+    lines.append(
+      f'  text encoder   width {text.width}, depth {text.depth}, heads {text.heads}, {text.vocab_size} words'
+    )
+  lines.append(f'  fusion         {config.fusion}, at {config.image_size} x {config.image_size}')
+  if model.assumed:
+    said = ', '.join(f'{name} {_short(value)}' for name, value in model.assumed.items())
+    lines.append(f'  assumed, as the file does not tell: {said}')
+  lines += [f'  fresh: {part} ({FRESH[part]})' for part in FRESH if part in fresh]
+  if source.leftovers:
+    lines.append(f'  kept aside, used by nothing: {", ".join(sorted(source.leftovers))}')
+  if text and vocabulary is None:
+    lines.append('  no vocabulary: predicting from sentences needs one, convert again with --vocab=vocab.txt')
+  return '\n'.join([*lines, f'written: {printable(output)} ({saved_model.size(output) / 1e6:,.1f} MB)'])
+
+
+def _short(value: object) -> str:
+  return '/'.join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+  parser = Parser(prog='python convert/torch_to_flax.py', description=__doc__.split('\n')[0])
+  parser.add_argument(
+    '--input', required=True, type=local_path, help='a PyTorch file, or a folder as Hugging Face writes it'
+  )
+  parser.add_argument(
+    '--output', required=True, type=local_path, help='the folder to be; an earlier model there is replaced'
+  )
+  parser.add_argument('--fusion', choices=FUSIONS, help='where the tensors cannot tell (layer_wise or e2e), or are new')
+  parser.add_argument(
+    '--text-encoder', type=local_path, metavar='FILE_OR_DIR', help='a BERT, to be joined with a plain SAM'
+  )
+  parser.add_argument(
+    '--vocab', type=local_path, metavar='FILE', help='vocab.txt or tokenizer.json, to predict from sentences'
+  )
+  parser.add_argument('--image-size', type=_positive, help="default: 512, the release's; for a plain SAM its own")
+  parser.add_argument('--decoder-heads', type=_positive, help="of the mask decoder; needed for sizes other than SAM's")
+  parser.add_argument('--text-heads', type=_positive, help='of BERT; needed for sizes other than base and large')
+  parser.add_argument(
+    '--config',
+    type=local_path,
+    metavar='JSON',
+    help='what flax_to_torch.py wrote of the model, where the weights were trained on since (default: INPUT.json, '
+    'for the weights it was written with)',
+  )
+  parser.add_argument('--verify', action='store_true', help='runs PyTorch beside it and compares, stage by stage')
+  return parser.parse_args(arguments)
+
+
+def _positive(text: str) -> int:
+  if not (text.isascii() and text.isdecimal()) or len(text) > 5 or not 1 <= int(text) <= 2**14:
+    raise argparse.ArgumentTypeError(f'{printable(text)} is no whole number from 1 to {2**14}')
+  return int(text)
