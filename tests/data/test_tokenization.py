@@ -12,6 +12,7 @@ import pytest
 import tokenizers
 
 from ditsam_jax.errors import UserError
+from ditsam_jax.storage import places
 from ditsam_jax.tokenization import Tokenizer
 from ditsam_jax.vocabulary import read_vocabulary
 
@@ -108,16 +109,25 @@ def test_ids_are_those_of_transformers(vocabulary_file):
     ('the Purple box', ['Purple']),
     ('purple purple cat', ['purple', 'cat']),
     ('a photo', ['photo']),
-    ('the red box on the purple left', []),  # 'on the purple left' is cut: not read at all
+    ('the red box on the purple left', ['purple']),  # not read at all, and unknown
     ('red ☃', ['☃']),
     ('red ' + 'x' * 101, ['x' * 101]),
     ('', []),
   ],
 )
 def test_unknown_words_are_those_the_model_reads_as_unk(vocabulary_file, text, unknown):
-  tokenizer = Tokenizer(vocabulary_file, 5)
+  tokenizer = Tokenizer(vocabulary_file, 20)
   assert tokenizer.unknown(text) == unknown
   assert (tokenizer.vocabulary['[UNK]'] in tokenizer([text])[0]) == bool(unknown)
+
+
+def test_words_spelled_letter_by_letter_are_unknown_and_not_a_matter_of_room():
+  tokenizer = Tokenizer(places.SHIPPED / 'shapes' / 'vocab.txt', 16)
+  text = 'a photo of a cat'
+  assert tokenizer.vocabulary['[UNK]'] not in tokenizer([text])[0]
+  assert tokenizer.unknown(text) == ['photo', 'cat'] and tokenizer.unknown('the large red circle, a 7') == []
+  assert Tokenizer(tokenizer.vocabulary_file, 10).cut(text) == ''  # 'cat' does not fit, and would say nothing
+  assert Tokenizer(tokenizer.vocabulary_file, 10).cut(f'{text} above a star') == 'cat above a star'
 
 
 def tokenizer_json(vocabulary, **changes) -> dict:
