@@ -48,22 +48,36 @@ class Tokenizer:
     return np.stack([ids for ids, _ in rows]), np.stack([mask for _, mask in rows])
 
   def cut(self, text: str) -> str:
-    """The end of `text`, from the first word that does not wholly fit in `max_tokens`; '' if all fits."""
+    """The end of `text`, from the first word that does not wholly fit in `max_tokens`; '' if all fits.
+
+    Also '' where all words from there on are unknown: spelled in letters they take the more room, and knowing them is
+    what the model lacks.
+    """
     pieces = self._pieces(text)
     if len(pieces.ids) <= self._room:
       return ''
     first_piece = pieces.words.index(pieces.words[self._room])
+    unknown = self._unknown_words(pieces)
+    if all(word in unknown for word in pieces.words[first_piece:]):
+      return ''
     return text[pieces.places[first_piece][0] :].strip()
 
   def unknown(self, text: str) -> list[str]:
-    """The words of `text` that the vocabulary cannot spell, each once: the model reads [UNK] in their place.
-
-    Of the words that fit in `max_tokens`; the others are `cut`.
-    """
+    """The words of `text` that the vocabulary lacks, each once: it has no part of them, or single letters alone."""
     pieces = self._pieces(text)
-    unknown = self.vocabulary[UNKNOWN]
-    places = [place for index, place in zip(pieces.ids[: self._room], pieces.places) if index == unknown]
+    places = self._unknown_words(pieces).values()
     return list(dict.fromkeys(text[start:end] for start, end in places))
+
+  def _unknown_words(self, pieces: _Pieces) -> dict[int, tuple[int, int]]:
+    """Places in the text of the words that are read as [UNK], or letter by letter, by their number."""
+    letters: dict[int, bool] = {}
+    places: dict[int, tuple[int, int]] = {}
+    for index, word, (start, end) in zip(*pieces):
+      letters[word] = letters.get(word, True) and (end - start <= 1 or index == self.vocabulary[UNKNOWN])
+      places[word] = (places.get(word, (start, end))[0], end)
+    unknown = {word for index, word in zip(pieces.ids, pieces.words) if index == self.vocabulary[UNKNOWN]}
+    unknown |= {word for word, (start, end) in places.items() if letters[word] and end - start > 1}
+    return {word: place for word, place in places.items() if word in unknown}
 
   @property
   def _room(self) -> int:
