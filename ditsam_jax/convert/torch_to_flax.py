@@ -20,6 +20,7 @@ from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.instruction import FUSIONS
 from ditsam_jax.options import Parser
 from ditsam_jax.storage import saved_model
+from ditsam_jax.storage.description import parts_of
 from ditsam_jax.storage.paths import local_path
 from ditsam_jax.terminal import printable, say
 
@@ -57,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
   verified = torch_peer.compare(source.tensors, config, weights) if options.verify else ''
   say(f'writing {printable(options.output)}')
   about = model.companion.about if model.companion else {}
-  fresh = saved_model.parts_of(fresh_weights)
+  fresh = parts_of(fresh_weights)
   notes = about.get('notes', {}) | {'source': {'format': source.format, 'prefix': source.prefix, **source.extra}}
   saved_model.write(
     options.output,
