@@ -158,7 +158,7 @@ def test_pipes_in_place_of_files_are_not_waited_for(copy, name):
   (copy / name).unlink()
   os.mkfifo(copy / name)
   function = vocabulary_file if name == 'vocab.txt' else saved_model.load
-  assert 'is a pipe or a device' in refusal(copy, function)
+  assert 'a device or a pipe' in refusal(copy, function)
 
 
 def test_a_flipped_bit_in_the_weights_is_refused(copy):
