@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ditsam_jax import command_line
 from ditsam_jax.convert import companion as companions
 from ditsam_jax.convert import names
 from ditsam_jax.convert.sources import from_numpy, release_tensors, to_numpy
@@ -137,3 +138,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
   while error is not None:
     yield error
     error = error.__cause__ or error.__context__
+
+
+if __name__ == '__main__':
+  command_line.run(main)

@@ -10,6 +10,7 @@ import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
+from ditsam_jax import command_line
 from ditsam_jax.convert import companion as companions
 from ditsam_jax.convert import hugging_face, names, sources
 from ditsam_jax.convert.architecture import read_architecture
@@ -239,3 +240,7 @@ def _positive(text: str) -> int:
   if not (text.isascii() and text.isdecimal()) or len(text) > 5 or not 1 <= int(text) <= 2**14:
     raise argparse.ArgumentTypeError(f'{printable(text)} is no whole number from 1 to {2**14}')
   return int(text)
+
+
+if __name__ == '__main__':
+  command_line.run(main)

@@ -142,9 +142,9 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, command):
   """A bound on the size of files, which fails in the same place and in the same way."""
   output = tmp_path / 'out'
   if command == 'to_flax':
-    arguments = [torch_to_flax.__file__, f'--input={GOLDEN / "ldit.pth"}', f'--output={output}', *FLAGS]
+    arguments = ['-m', torch_to_flax.__name__, f'--input={GOLDEN / "ldit.pth"}', f'--output={output}', *FLAGS]
   elif command == 'to_torch':
-    arguments = [flax_to_torch.__file__, '--input=shapes', f'--output={output}']
+    arguments = ['-m', flax_to_torch.__name__, '--input=shapes', f'--output={output}']
   else:
     arguments = ['-m', 'ditsam_jax.export', '--checkpoint=shapes', f'--output={output}']
   code = (

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -178,7 +179,7 @@ def test_half_precision_files_keep_their_type_on_disk_and_load_as_f32(tmp_path, 
 
 
 def test_the_script_runs_from_any_folder_and_without_the_library_installed(tmp_path):
-  script = torch_to_flax.__file__
+  script = Path(__file__).parents[2] / 'convert' / 'torch_to_flax.py'
   run = subprocess.run(
     [sys.executable, script, f'--input={GOLDEN / "ldit.pth"}', '--output=model', '--decoder-heads=4', '--text-heads=4'],
     cwd=tmp_path,
