@@ -13,6 +13,7 @@ from ditsam_jax.inference.segmenter import load_with_tokenizer
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.weights import weights_of
 from ditsam_jax.storage import saved_model
+from ditsam_jax.storage.description import warn_if_fresh
 from tests.fuzz.mutations import changed, damaged, damaged_json, make_odd
 from tests.fuzz.outcomes import ACCEPTED, Violation, attempt, check_numbers
 from tests.fuzz.seeds import save_sam, save_text_model
@@ -73,7 +74,7 @@ def case(made: Path, work: Path, chance: random.Random, note) -> str:
         shutil.copy(made / other / part, model / part)
   note(f'{kind}: {what}')
   outcome, loaded = attempt(lambda: load_with_tokenizer(model))
-  attempt(lambda: saved_model.warn_if_fresh(model))
+  attempt(lambda: warn_if_fresh(model))
   if outcome == ACCEPTED:
     _check(made / kind, *loaded)
   return outcome
