@@ -11,7 +11,7 @@ FUZZ_SECONDS ?= 120
 FUZZ_SEED ?= 0
 PYTEST := JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest --numprocesses=2 --dist=worksteal
 
-.PHONY: demo test check docs fuzz clean
+.PHONY: demo test check lint docs fuzz clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -26,11 +26,13 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(PYTEST)
 
-check: $(VENV)/.installed-check
+check: lint
+	$(PYTEST) --quiet -m 'not slow and not multiprocess'
+
+lint: $(VENV)/.installed-check
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright
-	$(PYTEST) --quiet -m 'not slow and not multiprocess'
 
 docs: $(VENV)/.installed-docs
 	$(VENV)/bin/mkdocs build --quiet
@@ -50,7 +52,7 @@ $(VENV)/.installed: requirements.txt pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.installed-%: pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet --editable '.[$*]'
-	@touch $@ $(VENV)/.installed
+	@touch $@
 
 clean:
 	rm -rf $(VENV)

@@ -10,6 +10,7 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.vocabulary import END, LONGEST_WORD, MASK, PAD, SPECIAL, START, UNKNOWN, read_vocabulary
 
 MAX_TEXT_BYTES = 10_000  # of one sentence: more is no sentence, and reading it would take long
+_MOST_KEPT = 2**18  # sentences; RefCOCO has 142,209
 
 
 class _Pieces(NamedTuple):
@@ -19,11 +20,16 @@ class _Pieces(NamedTuple):
   words: list[int]
   places: list[tuple[int, int]]
 
+  def span(self, word: int) -> tuple[int, int]:
+    """Where a word begins and ends in the text."""
+    places = [place for place, number in zip(self.places, self.words) if number == word]
+    return places[0][0], places[-1][1]
+
 
 class Tokenizer:
   """BERT's tokenizer on a local vocabulary: lower-cased, `[CLS] words [SEP]`, padded to `max_tokens`.
 
-  Each distinct sentence is tokenised once; one object may be used from several threads.
+  A sentence that returns is tokenised once; one object may be used from several threads.
   A vocabulary that is missing or is no WordPiece list raises UserError.
   """
 
@@ -34,6 +40,7 @@ class Tokenizer:
     self.max_tokens = max_tokens
     self.vocabulary = read_vocabulary(self.vocabulary_file)
     self._bert = _bert_tokenizer(self.vocabulary)
+    self._letters = {index for piece, index in self.vocabulary.items() if len(piece.removeprefix('##')) == 1}
     self._rows: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
   def __reduce__(self):
@@ -48,22 +55,38 @@ class Tokenizer:
     return np.stack([ids for ids, _ in rows]), np.stack([mask for _, mask in rows])
 
   def cut(self, text: str) -> str:
-    """The end of `text`, from the first word that does not wholly fit in `max_tokens`; '' if all fits."""
+    """The end of `text`, from the first word that does not wholly fit in `max_tokens`.
+
+    '' if all fits, or if only `unknown` words do not.
+    """
     pieces = self._pieces(text)
     if len(pieces.ids) <= self._room:
       return ''
-    first_piece = pieces.words.index(pieces.words[self._room])
-    return text[pieces.places[first_piece][0] :].strip()
+    first = pieces.words[self._room]
+    unknown = self._unknown_words(pieces)
+    if all(word in unknown for word in pieces.words[self._room :]):
+      return ''
+    return text[pieces.places[pieces.words.index(first)][0] :].strip()
 
   def unknown(self, text: str) -> list[str]:
-    """The words of `text` that the vocabulary cannot spell, each once: the model reads [UNK] in their place.
+    """The words of `text` that the vocabulary lacks, each once.
 
-    Of the words that fit in `max_tokens`; the others are `cut`.
+    The model reads [UNK] in their place, or a spelling letter by letter, which means nothing to it.
     """
     pieces = self._pieces(text)
-    unknown = self.vocabulary[UNKNOWN]
-    places = [place for index, place in zip(pieces.ids[: self._room], pieces.places) if index == unknown]
-    return list(dict.fromkeys(text[start:end] for start, end in places))
+    spans = [pieces.span(word) for word in self._unknown_words(pieces)]
+    return list(dict.fromkeys(text[start:end] for start, end in spans))
+
+  def _unknown_words(self, pieces: _Pieces) -> list[int]:
+    """The numbers of those words, in their order."""
+    spelled: dict[int, list[int]] = {}
+    for piece, word in zip(pieces.ids, pieces.words):
+      spelled.setdefault(word, []).append(piece)
+    return [
+      word
+      for word, ids in spelled.items()
+      if self.vocabulary[UNKNOWN] in ids or len(ids) > 1 and self._letters.issuperset(ids)
+    ]
 
   @property
   def _room(self) -> int:
@@ -79,6 +102,8 @@ class Tokenizer:
   def _row(self, text: str) -> tuple[np.ndarray, np.ndarray]:
     row = self._rows.get(text)
     if row is None:
+      if len(self._rows) >= _MOST_KEPT:
+        self._rows.clear()
       ids = [self.vocabulary[START], *self._pieces(text).ids[: self._room], self.vocabulary[END]]
       padded = np.full(self.max_tokens, self.vocabulary[PAD], np.int32)
       padded[: len(ids)] = ids

@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,19 @@ from ditsam_jax.training.workdir import differences
 _NONE, _NONE_WHOLE = -1, -2  # instead of the number of a checkpoint
 _RUN = 'run.json'
 _NUMBER = re.compile(r'0|[1-9][0-9]{0,8}')  # names of whole checkpoints; steps are int32
+
+
+def _is_step(value: Any) -> bool:
+  return type(value) is int and 0 <= value <= 2**31
+
+
+# What each field of `Progress` may be in a file.
+_PROGRESS: dict[str, Callable[[Any], bool]] = {
+  'evaluated': _is_step,
+  'best_step': lambda value: value is None or _is_step(value),
+  'best_score': lambda value: value is None or type(value) in (int, float),
+  'fresh': lambda value: isinstance(value, list) and all(type(part) is str for part in value),
+}
 
 
 @dataclasses.dataclass
@@ -275,11 +289,8 @@ def _read_run(checkpoint: Path) -> dict[str, Any]:
       raise UserError(f'{_RUN}: {name} is {printable(run.get(name), 80)}')
   if str(run['step']) != checkpoint.name:
     raise UserError(f'{_RUN} is of step {run["step"]}')
-  progress = run['progress']
-  expected = {'evaluated': (int,), 'best_step': (int, type(None)), 'best_score': (int, float, type(None))}
-  for name, value in progress.items():
-    whole = type(value) in expected.get(name, ()) and not (isinstance(value, int) and not 0 <= value <= 2**31)
-    if not whole:
+  for name, value in run['progress'].items():
+    if name not in _PROGRESS or not _PROGRESS[name](value):
       raise UserError(f'{_RUN}: progress.{printable(name)} is {printable(value, 80)}')
   return run
 

@@ -6,15 +6,18 @@ import random
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import tokenizers
 
+from ditsam_jax.data import shapes
 from ditsam_jax.errors import UserError
 from ditsam_jax.tokenization import Tokenizer
 from ditsam_jax.vocabulary import read_vocabulary
 
+SHAPES_VOCABULARY = Path(shapes.__file__).parent / 'vocab.txt'
 SENTENCES = ['the red box', 'Boxes, on the LEFT', 'a purple box', 'third box on the right of the green box', '']
 _ODD = [
   'é',
@@ -108,16 +111,30 @@ def test_ids_are_those_of_transformers(vocabulary_file):
     ('the Purple box', ['Purple']),
     ('purple purple cat', ['purple', 'cat']),
     ('a photo', ['photo']),
-    ('the red box on the purple left', []),  # 'on the purple left' is cut: not read at all
+    ('the red box on the purple left', ['purple']),  # not read at all, and unknown
     ('red ☃', ['☃']),
     ('red ' + 'x' * 101, ['x' * 101]),
     ('', []),
   ],
 )
 def test_unknown_words_are_those_the_model_reads_as_unk(vocabulary_file, text, unknown):
-  tokenizer = Tokenizer(vocabulary_file, 5)
+  tokenizer = Tokenizer(vocabulary_file, 20)
   assert tokenizer.unknown(text) == unknown
-  assert (tokenizer.vocabulary['[UNK]'] in tokenizer([text])[0]) == bool(unknown)
+  assert (tokenizer.vocabulary['[UNK]'] in Tokenizer(vocabulary_file, 8)([text])[0]) == bool(unknown)
+
+
+@pytest.mark.parametrize(
+  'text, unknown, cut',
+  [
+    ('a photo of a cat', ['photo', 'cat'], ''),  # 'cat' does not fit, but that is not what is wrong
+    ('a red circle', [], ''),
+    ('a cat left of the small red square', ['cat'], 'small red square'),
+    ('the red circle and not the left square or cat', ['and', 'or', 'cat'], 'the left square or cat'),
+  ],
+)
+def test_words_that_can_only_be_spelled_letter_by_letter_are_unknown(text, unknown, cut):
+  tokenizer = Tokenizer(SHAPES_VOCABULARY, 9 if 'photo' not in text else 12)
+  assert (tokenizer.unknown(text), tokenizer.cut(text)) == (unknown, cut)
 
 
 def tokenizer_json(vocabulary, **changes) -> dict:
