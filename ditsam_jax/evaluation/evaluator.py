@@ -60,24 +60,8 @@ def evaluate_split(
   total = int(sum(source.expression_counts))
   total = -(-(total if limit is None else min(limit, total)) // hosts)
   with bar_of(total, f'evaluating {source.split}', 'samples', shown=progress and host == 0, leave=False) as bar:
-    scores = list(_scores(forward, batches, model_config.mask_threshold, protocols, gallery, bar.update))
-  return Results.of(gathered(scores), protocols, generalised=generalised)
-
-
-def evaluate(
-  forward: Forward,
-  batches: _Batches,
-  *,
-  threshold: float,
-  protocols: Sequence[str] = tuple(PROTOCOLS),
-  gallery: Gallery | None = None,
-  advance: Callable[[int], Any] = lambda count: None,
-) -> Results:
-  """Scores `forward` on pairs of a batch and what is known of its rows, as from `evaluation_batches`.
-
-  `threshold`: on the sigmoid. `advance` is called with the number of samples done since the last call.
-  """
-  return Results.of(_scores(forward, batches, threshold, protocols, gallery, advance), protocols)
+    found = list(scores(forward, batches, model_config.mask_threshold, protocols, gallery, bar.update))
+  return Results.of(gathered(found), protocols, generalised=generalised)
 
 
 def pictures_of(
@@ -118,14 +102,18 @@ def _input(config: DitSamConfig) -> dict[str, Any]:
   return {'image_size': config.image_size, 'pixel_mean': config.pixel_mean, 'pixel_std': config.pixel_std}
 
 
-def _scores(
+def scores(
   forward: Forward,
   batches: _Batches,
   threshold: float,
   protocols: Sequence[str],
-  gallery: Gallery | None,
-  advance: Callable[[int], Any],
+  gallery: Gallery | None = None,
+  advance: Callable[[int], Any] = lambda count: None,
 ) -> Iterator[Score]:
+  """Scores `forward` on pairs of a batch and what is known of its rows, as from `evaluation_batches`.
+
+  `threshold`: on the sigmoid. `advance` is called with the number of samples done since the last call.
+  """
   for batch, infos, logits in _computed_ahead(forward, batches):
     valid = np.flatnonzero(batch['valid'])
     predictions = logits > logit(threshold)

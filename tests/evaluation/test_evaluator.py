@@ -10,8 +10,10 @@ import pytest
 
 from ditsam_jax.data import datasets
 from ditsam_jax.data.pipeline import EvaluationSample
-from ditsam_jax.evaluation.evaluator import evaluate, evaluate_split, pictures_of
+from ditsam_jax.evaluation.evaluator import evaluate_split, pictures_of, scores
 from ditsam_jax.evaluation.pictures import Gallery
+from ditsam_jax.evaluation.protocols import PROTOCOLS
+from ditsam_jax.evaluation.results import Results
 from ditsam_jax.geometry.letterbox import Letterbox
 from ditsam_jax.tokenization import Tokenizer
 from tests.small_models import small_config
@@ -37,6 +39,10 @@ def batch_of(logits, infos, valid=None):
 
 def first_channel(batch):
   return batch['image'][..., 0]
+
+
+def evaluate(forward, batches, *, threshold, protocols=tuple(PROTOCOLS), **more):
+  return Results.of(scores(forward, batches, threshold, protocols, **more), protocols)
 
 
 def squares(kinds, overlaps):
