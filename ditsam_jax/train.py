@@ -93,6 +93,7 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
   # --------------------------------------------------------------------- what can be refused before any long work
   mesh = sharding.make_mesh(config.mesh)
   model_config = checks.check(config).model
+  claimed.check_place()
   datasets.check_data(config.data.dataset, config.data.data_dir, _splits(config))
   vocabulary = datasets.vocabulary(config.data.dataset, config.init_from) if config.task == 'text' else None
   starts = bool(config.init_from) and not claimed.begun

@@ -262,6 +262,8 @@ def test_refcoco_says_what_it_needs(tmp_path):
     (['--config.init_from=sam_shapes', '--config.model.mask_decoder.width=48'], 'does not fit config.model'),
     (['--config.freeze=everything'], 'matches no parameter'),
     (['--config.mesh.data=3'], 'makes 3 devices'),
+    (['--workdir=FILE/run'], 'file. is no folder'),
+    (['--workdir=PIPE'], 'pipe. is no folder'),
   ],
 )
 def test_what_cannot_end_well_is_refused_before_data_is_made(tmp_path, arguments, told):
@@ -270,6 +272,11 @@ def test_what_cannot_end_well_is_refused_before_data_is_made(tmp_path, arguments
   shutil.copytree(resolve('sam_shapes'), tmp_path / 'truncated')
   for file in (tmp_path / 'truncated' / 'weights').iterdir():
     file.unlink() if file.is_file() else shutil.rmtree(file)
+  (tmp_path / 'file').touch()
+  os.mkfifo(tmp_path / 'pipe')
+  arguments = [
+    text.replace('FILE', str(tmp_path / 'file')).replace('PIPE', str(tmp_path / 'pipe')) for text in arguments
+  ]
   arguments = [text.replace('DAMAGED', str(tmp_path / 'damaged')) for text in arguments]
   arguments = [text.replace('TRUNCATED', str(tmp_path / 'truncated')) for text in arguments]
   with pytest.raises(UserError, match=told):
