@@ -46,7 +46,10 @@ def end(process, number, after):
     assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
   time.sleep(after)
   process.send_signal(number)
-  _, errors = process.communicate(timeout=60)
+  try:
+    _, errors = process.communicate(timeout=60)
+  finally:
+    process.kill()
   assert 'Traceback' not in errors and 'Error' not in errors, errors
   return process.returncode, errors.splitlines()
 

@@ -27,6 +27,7 @@ def assert_same_bits(ours, theirs):
     )
 
 
+@pytest.mark.verifies('PyTorch weights in and out again', against="the release's six checkpoints", within='equal bits')
 @pytest.mark.parametrize(
   'name, flags',
   [
@@ -58,6 +59,9 @@ def test_so_does_the_fusion_that_there_is_none_of(tmp_path):
   )
 
 
+@pytest.mark.verifies(
+  'PyTorch weights in and out again, in f32, f16 and bf16', against="a checkpoint of Meta's SAM", within='equal bits'
+)
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 def test_metas_sam_comes_back_in_its_own_layout_and_type(tmp_path, dtype):
   tensors = torch_models.save_meta(torch_models.random_peer(torch_models.SAM), tmp_path / 'sam.pth')
