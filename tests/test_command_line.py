@@ -50,7 +50,9 @@ def test_a_defect_keeps_its_traceback_and_any_error_has_one_for_the_asking():
   status, _, errors = run("raise KeyError('a defect')")
   assert status == 1 and 'Traceback' in errors and errors.endswith("KeyError: 'a defect'\n")
   status, _, errors = run("open('/nowhere/at/all')", DITSAM_TRACEBACK='1')
-  assert status == 2 and 'Traceback' in errors and errors.endswith('error: /nowhere/at/all: No such file or directory\n')
+  assert (
+    status == 2 and 'Traceback' in errors and errors.endswith('error: /nowhere/at/all: No such file or directory\n')
+  )
 
 
 NOISE = "warnings.warn('old'); logging.getLogger('absl').error('damaged entry')\nprint('result')"

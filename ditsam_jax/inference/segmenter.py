@@ -216,6 +216,7 @@ class Segmenter:
     return self.engine.run([self.row(*request) for request in batch], at_once, one_image=one_image)
 
   def row(self, framed: Framed, prompt: Prompt) -> Row:
+    """A prompt on an image as the engine takes it."""
     sentence = None if prompt.text is None else self._read(prompt.text).sentence
     points = point_tokens(prompt, framed.scale, framed.offset)
     return Row(framed.square, sentence, points, prompt.mask, prompt.multimask)
