@@ -34,9 +34,9 @@ def assert_same_bits(ours, theirs):
     ('ldit', ['--fusion=layer_wise', '--decoder-heads=4', '--text-heads=4']),
     ('edit', ['--fusion=e2e', '--decoder-heads=4', '--text-heads=4']),
     ('sam_text', ['--decoder-heads=4', '--text-heads=4']),
-    ('edit_token', ['--text-heads=5']),
-    ('ldit_token', ['--text-heads=5']),
-    ('ldit_wide', ['--text-heads=4']),
+    ('edit_token', ['--decoder-heads=8', '--text-heads=5']),
+    ('ldit_token', ['--decoder-heads=8', '--text-heads=5']),
+    ('ldit_wide', ['--decoder-heads=8', '--text-heads=4']),
   ],
 )
 def test_the_releases_checkpoints_come_back_whole(tmp_path, name, flags):

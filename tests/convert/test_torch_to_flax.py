@@ -47,9 +47,9 @@ def largest_difference(directory, peer) -> float:
     ('ldit', ['--fusion=layer_wise', '--decoder-heads=4', '--text-heads=4'], 128),
     ('edit', ['--fusion=e2e', '--decoder-heads=4', '--text-heads=4'], 128),
     ('sam_text', ['--decoder-heads=4', '--text-heads=4'], 128),
-    ('edit_token', ['--text-heads=5'], 96),
-    ('ldit_token', ['--text-heads=5'], 96),
-    ('ldit_wide', ['--text-heads=4'], 96),
+    ('edit_token', ['--decoder-heads=8', '--text-heads=5'], 96),
+    ('ldit_token', ['--decoder-heads=8', '--text-heads=5'], 96),
+    ('ldit_wide', ['--decoder-heads=8', '--text-heads=4'], 96),
   ],
 )
 def test_the_releases_checkpoints_give_its_numbers(tmp_path, name, flags, side):
