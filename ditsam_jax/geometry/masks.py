@@ -71,9 +71,9 @@ def _size(rle: Any) -> tuple[int, int]:
 def _whole_numbers(counts: Any) -> list[int]:
   if isinstance(counts, np.ndarray):
     counts = counts.tolist()
-  wrong = next((count for count in counts if type(count) is not int), None)
-  if wrong is not None:
-    raise UserError(f'run lengths: a count of type {type(wrong).__name__}; expected whole numbers')
+  wrong = [type(count).__name__ for count in counts if type(count) is not int]
+  if wrong:
+    raise UserError(f'run lengths: a count of type {wrong[0]}; expected whole numbers')
   return list(counts)
 
 

@@ -7,7 +7,9 @@ import json
 import math
 import os
 import re
+import shutil
 import stat
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +21,7 @@ from ditsam_jax.terminal import printable
 MOST_JSON = 2**24  # bytes of a JSON file that people or this library write; data sets have larger ones
 _SURROGATE = re.compile(rb'\\u[dD][89a-fA-F]')
 
+_QUIET = 6  # times in a row that a folder stays away
 UNFINISHED = r'\.writing-[0-9a-f]{32}'  # names of what a killed process leaves
 
 
@@ -49,6 +52,17 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, data: Any) -> None:
   """Writes JSON whole or not at all. Raises OSError, which names the file."""
   write_text(path, json.dumps(data, indent=1) + '\n')
+
+
+def remove_for_good(folder: Path) -> None:
+  """Removes a folder to which a library's threads may still add after they have failed: TensorStore makes it anew."""
+  absent = 0 if folder.exists() else _QUIET
+  for _ in range(100):
+    if absent == _QUIET:
+      return
+    absent = 0 if folder.exists() else absent + 1
+    shutil.rmtree(folder, ignore_errors=True)
+    time.sleep(0.05)
 
 
 def open_regular(path: str | os.PathLike, *, most_bytes: int, name: str = '') -> BinaryIO:

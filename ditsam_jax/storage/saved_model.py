@@ -31,7 +31,7 @@ from ditsam_jax.storage.description import (
   read_config,
   read_description,
 )
-from ditsam_jax.storage.files import read_json
+from ditsam_jax.storage.files import read_json, remove_for_good
 from ditsam_jax.storage.paths import local_path
 from ditsam_jax.storage.places import resolve
 from ditsam_jax.terminal import listed, printable
@@ -205,7 +205,7 @@ def write(
       f'the model cannot be written to {printable(directory)}: {reason}; choose another place, or make room'
     ) from error
   finally:
-    shutil.rmtree(temporary, ignore_errors=True)
+    remove_for_good(temporary)
   return directory
 
 
