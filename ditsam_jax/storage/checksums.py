@@ -27,7 +27,7 @@ def check(folder: Path, recorded: dict[str, Any]) -> None:
       raise UserError(f'{printable(path)} is missing; copy the model again')
     if _measured(path) != entry:
       raise UserError(
-        f'{printable(path)} is damaged: its size or checksum is another than when it was saved; copy the model again'
+        f'{printable(path)} is damaged: its size or checksum has changed since it was saved; copy the model again'
       )
 
 

@@ -25,7 +25,7 @@ def write(folder: Path) -> None:
 def problem(folder: Path, *, needed: str) -> str | None:
   """What is wrong with a folder, in a few words; None if every file is as its manifest says, `needed` among them."""
   if not folder.is_dir():
-    return 'it is no folder'
+    return 'it is not a folder'
   if not os.path.lexists(folder / NAME):
     return f'{NAME} is missing'
   try:
@@ -55,7 +55,7 @@ def _difference(path: Path, size: object, digest: object) -> str | None:
     if (found := os.fstat(file.fileno()).st_size) != size:
       return f'has {found} bytes instead of {printable(size)}'
     if hashlib.file_digest(file, 'sha256').hexdigest() != digest:
-      return 'has changed: its checksum is another'
+      return 'has changed: its checksum differs'
   return None
 
 
