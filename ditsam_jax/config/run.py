@@ -21,6 +21,7 @@ from ditsam_jax.fields import (
   did_you_mean,
   group,
 )
+from ditsam_jax.limits import MAX_PROCESSES, MAX_THREADS
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.execution import REMAT
 from ditsam_jax.ops.attention import IMPLEMENTATIONS
@@ -30,7 +31,6 @@ MOST_STEPS = 1_000_000_000  # the counter of updates is a 32-bit integer
 
 _STEPS = Whole(1, MOST_STEPS)
 _POSITIVE = Real(0, LARGEST, above=True)
-_WORKERS = 256  # threads or processes of one host
 _AXIS = Whole(1, 65_536, also=(-1,))
 
 
@@ -77,8 +77,8 @@ class DataConfig:
   data_dir: str = declared('data', LocalPath(), 'Folder of prepared data sets')
   batch_size: int = declared(64, Whole(1, 1_048_576), 'Samples per update, over all devices')
   objects_per_image: int = declared(4, Whole(1, 64), "Prompts drawn per image, for task 'prompts'")
-  threads: int = declared(8, Whole(1, _WORKERS), 'Threads that read and augment, per process')
-  processes: int = declared(0, Whole(0, _WORKERS), 'Worker processes; 0 reads in the main process')
+  threads: int = declared(8, Whole(1, MAX_THREADS), 'Threads that read and augment, per process')
+  processes: int = declared(0, Whole(0, MAX_PROCESSES), 'Worker processes; 0 reads in the main process')
   in_memory: bool = declared(False, Flag(), 'Keep decoded pixels in memory: for small images that are read many times')
   augmentation: AugmentationConfig = group(AugmentationConfig(), 'Augmentation of training samples')
   scenes: ScenesConfig | None = group(None, 'Appearance of the shapes scenes', none='for other data sets')

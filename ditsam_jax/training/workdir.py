@@ -57,6 +57,19 @@ class Workdir:
       os.close(self._lock)
       self._lock = None
 
+  def check_place(self) -> None:
+    """Raises UserError where no folder can be at that path; nothing is made yet."""
+    try:
+      nearest = self.path.absolute()
+      while not os.path.lexists(nearest):
+        nearest = nearest.parent
+    except (OSError, ValueError) as error:
+      raise UserError(f'workdir {str(self.path)!r} cannot be used: {error}; choose another --workdir') from error
+    if not nearest.is_dir():
+      raise UserError(f'workdir {str(self.path)!r}: {str(nearest)!r} is no folder; choose another --workdir')
+    if not os.access(nearest, os.W_OK):
+      raise UserError(f'workdir {str(self.path)!r}: {str(nearest)!r} cannot be written to; choose another --workdir')
+
   @property
   def begun(self) -> bool:
     """Whether a run has left something there that another config must not continue or replace."""

@@ -67,6 +67,7 @@ def case(made: Path, work: Path, chance: random.Random, note) -> str:
 
 def _start(name: str, work: Path, limit: int | None) -> subprocess.Popen:
   def before() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # background jobs of a script ignore it, and their children
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as on a full disk, writing fails with an error
     if limit is not None:
       resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 from flax import nnx
 
-from ditsam_jax.inference.segmenter import load_with_tokenizer
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.weights import weights_of
 from ditsam_jax.storage import saved_model
+from ditsam_jax.storage.description import vocabulary_file, warn_if_fresh
+from ditsam_jax.tokenization import Tokenizer
 from tests.fuzz.mutations import changed, damaged, damaged_json, make_odd
 from tests.fuzz.outcomes import ACCEPTED, Violation, attempt, check_numbers
 from tests.fuzz.seeds import save_sam, save_text_model
@@ -33,6 +34,13 @@ def prepare(folder: Path) -> None:
 @functools.cache
 def _right(model: Path) -> dict[str, np.ndarray]:
   return {name: np.asarray(value[...]) for name, value in weights_of(saved_model.load(model)).items()}
+
+
+def _load(folder: Path) -> tuple[nnx.Module, Tokenizer | None]:
+  model = saved_model.load(folder)
+  if model.config.text_encoder is None:
+    return model, None
+  return model, Tokenizer(vocabulary_file(folder), model.config.max_text_tokens)
 
 
 def case(made: Path, work: Path, chance: random.Random, note) -> str:
@@ -72,8 +80,8 @@ def case(made: Path, work: Path, chance: random.Random, note) -> str:
       elif (made / other / part).exists():
         shutil.copy(made / other / part, model / part)
   note(f'{kind}: {what}')
-  outcome, loaded = attempt(lambda: load_with_tokenizer(model))
-  attempt(lambda: saved_model.warn_if_fresh(model))
+  outcome, loaded = attempt(lambda: _load(model))
+  attempt(lambda: warn_if_fresh(model))
   if outcome == ACCEPTED:
     _check(made / kind, *loaded)
   return outcome
