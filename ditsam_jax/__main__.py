@@ -6,14 +6,14 @@ import sys
 from ditsam_jax import command_line
 
 COMMANDS = {
-  'predict': 'masks of sentences, points and boxes',
+  'predict': 'segment images from sentences, points and boxes',
   'train': 'train a model',
-  'evaluate': 'score a model on a data set',
-  'prepare': 'make a data set of official downloads',
-  'export': 'copy a model into a folder of its own',
-  'torch_to_flax': 'PyTorch weights in',
-  'flax_to_torch': 'PyTorch weights out',
-  'compile_report': 'what a training step needs on an accelerator that is not there',
+  'evaluate': 'evaluate a model on a data set',
+  'prepare': 'prepare a data set from the official downloads',
+  'export': 'copy a model, optionally in a smaller type',
+  'torch_to_flax': 'convert PyTorch weights to a model',
+  'flax_to_torch': 'convert a model to PyTorch weights',
+  'compile_report': 'compile a training step for a TPU slice, without a TPU',
 }
 
 

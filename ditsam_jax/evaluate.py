@@ -192,7 +192,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     required=True,
     type=local,
     metavar='DIR',
-    help="a training run's workdir, a model's folder, or 'shapes', which comes along",
+    help="a training run's workdir, a model's folder, or a shipped model: shapes",
   )
   parser.add_argument('--dataset', help=f'{", ".join(datasets.NAMES)} (default: what the model was trained on)')
   parser.add_argument(
@@ -206,44 +206,45 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     '--protocol',
     default='both',
     choices=(*PROTOCOLS, 'both'),
-    help="from logits to masks at an image's size: as the release does, as most papers do (default: %(default)s)",
+    help="how logits become masks at the image's size: as in the release, or as in most papers (default: %(default)s)",
   )
   parser.add_argument(
     '--data-dir',
     default='data',
     type=local,
     metavar='DIR',
-    help='where prepared data sets live; shapes are made there (default: %(default)s)',
+    help='folder of prepared data sets; shapes is generated there (default: %(default)s)',
   )
   parser.add_argument(
-    '--batch-size', type=int, default=64, metavar='N', help='samples at once, on each host (default: %(default)s)'
+    '--batch-size', type=int, default=64, metavar='N', help='batch size on each host (default: %(default)s)'
   )
   parser.add_argument(
     '--dtype',
     default='auto',
     choices=DTYPES,
-    help='what the model computes in; auto is bfloat16 on TPUs and GPUs, float32 on CPUs (default: %(default)s)',
+    help='compute type; auto is bfloat16 on TPUs and GPUs, float32 on CPUs (default: %(default)s)',
   )
-  parser.add_argument('--limit', type=int, metavar='N', help='so many samples, evenly spread, instead of all')
+  parser.add_argument(
+    '--limit', type=int, metavar='N', help='evaluate this many samples, evenly spread, instead of all'
+  )
   parser.add_argument(
     '--save-pictures',
     type=int,
     default=0,
     metavar='N',
-    help='a sheet of the N worst, N median and N best samples (default: none)',
+    help='write a sheet of the N worst, N median and N best samples (default: none)',
   )
   parser.add_argument(
     '--output',
     type=local,
     metavar='DIR',
-    help="default: evaluation-SPLITS in the checkpoint's folder, runs/evaluation-NAME-SPLITS "
-    'for a model that comes along',
+    help="default: evaluation-SPLITS in the checkpoint's folder, runs/evaluation-NAME-SPLITS for a shipped model",
   )
   distributed.add_flags(parser)
   options = parser.parse_args(arguments)
   options.splits = list(dict.fromkeys(filter(None, map(str.strip, options.splits.split(',')))))
   if not options.splits:
-    raise UserError('--splits names none; expected some, such as --splits=val,test')
+    raise UserError('--splits is empty; expected names of splits, such as --splits=val,test')
   for name, least, most in (('batch_size', 1, None), ('limit', 1, None), ('save_pictures', 0, _MOST_PICTURES)):
     value = getattr(options, name)
     if value is not None and (value < least or most is not None and value > most):

@@ -155,7 +155,7 @@ def _say_what_is_left_out(job: Job) -> None:
   if repeated:
     distributed.tell(f'{repeated:,} request{"s repeat" if repeated > 1 else " repeats"} others; each is done once')
   if done:
-    distributed.tell(f'{done:,} result{"s are" if done > 1 else " is"} there already')
+    distributed.tell(f'{done:,} result{"s" if done > 1 else ""} already done')
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -173,11 +173,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     metavar='PATH',
     help="files, folders, or globs such as 'photos/**/*.jpg'",
   )
-  what.add_argument('--text', action='append', default=[], help='words; may be given several times, each a prompt')
+  what.add_argument('--text', action='append', default=[], help='a text prompt; repeatable')
   what.add_argument(
-    '--point', action='append', default=[], metavar='X,Y[,0]', help='on the object, with ,0 off it; several make one'
+    '--point', action='append', default=[], metavar='X,Y[,0]', help='a point on the object, with ,0 off it; repeatable'
   )
-  what.add_argument('--box', action='append', default=[], metavar='X0,Y0,X1,Y1', help='around the object, in pixels')
+  what.add_argument(
+    '--box', action='append', default=[], metavar='X0,Y0,X1,Y1', help='a box around the object, in pixels'
+  )
   what.add_argument(
     '--prompts',
     type=local,
@@ -193,19 +195,28 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     default='shapes',
     type=local,
     metavar='DIR',
-    help="a saved model, or 'shapes', which comes along (the default)",
+    help="a saved model's folder, or a shipped model (default: %(default)s)",
   )
   how.add_argument(
-    '--dtype', default='auto', choices=('auto', 'float32', 'bfloat16'), help='auto: bfloat16 on TPU and GPU'
+    '--dtype',
+    default='auto',
+    choices=('auto', 'float32', 'bfloat16'),
+    help='compute type; auto is bfloat16 on TPUs and GPUs, float32 on CPUs',
   )
-  how.add_argument('--batch-size', type=int, default=8, metavar='N', help='images at once (%(default)s)')
-  how.add_argument('--multimask', action='store_true', help='three candidates for ambiguous prompts; --json has all')
+  how.add_argument(
+    '--batch-size', type=int, default=8, metavar='N', help='prompts per device and batch (default: %(default)s)'
+  )
+  how.add_argument('--multimask', action='store_true', help='three candidate masks per prompt; --json has all')
   where = parser.add_argument_group('results')
   where.add_argument(
-    '--output', default='runs/predictions', type=local, metavar='DIR', help='folder of the pictures (%(default)s)'
+    '--output',
+    default='runs/predictions',
+    type=local,
+    metavar='DIR',
+    help='folder of the pictures (default: %(default)s)',
   )
-  where.add_argument('--json', type=local, metavar='FILE', help='JSON lines: run lengths, boxes, scores, ...')
-  where.add_argument('--no-pictures', dest='pictures', action='store_false', help='JSON alone, for large jobs')
+  where.add_argument('--json', type=local, metavar='FILE', help='write JSON lines: run lengths, boxes, scores, ...')
+  where.add_argument('--no-pictures', dest='pictures', action='store_false', help='write the JSON only, for large jobs')
   distributed.add_flags(parser)
   options = parser.parse_args(arguments)
   _check(options)
@@ -217,14 +228,16 @@ def _check(options: argparse.Namespace) -> None:
   if options.prompts is not None:
     given = [f'--{name}' for name in ('image', 'text', 'point', 'box') if getattr(options, name)]
     if given:
-      raise UserError(f'--prompts with {", ".join(given)}: expected either; the file holds images and prompts')
+      raise UserError(
+        f'--prompts with {", ".join(given)}: expected one or the other; the file holds images and prompts'
+      )
     if options.json and os.path.realpath(options.json) == os.path.realpath(options.prompts):
-      raise UserError(f'--json={printable(options.json)}: the file of the prompts; name another')
+      raise UserError(f'--json={printable(options.json)}: this is the prompts file; choose another')
   else:
     if not options.image:
       raise UserError('no images; give --image, or --prompts')
     if options.images_dir is not None:
-      raise UserError('--images-dir without --prompts: it is where the images of a file of prompts are')
+      raise UserError('--images-dir without --prompts: it is the folder of the images in a prompts file')
   if '-' in (options.json, options.prompts):
     raise UserError("'-' as a file: results are resumed from --json, and --prompts is read twice; name a file")
   if options.images_dir is not None and not os.path.isdir(options.images_dir):
@@ -233,7 +246,7 @@ def _check(options: argparse.Namespace) -> None:
     raise UserError('--box given twice: expected one; for one result a box, use --prompts')
   options.box = options.box[0] if options.box else None
   if options.batch_size < 1:
-    raise UserError(f'--batch-size={options.batch_size}: expected a whole number from 1')
+    raise UserError(f'--batch-size={options.batch_size}: expected a whole number of at least 1')
   if not options.pictures and not options.json:
     raise UserError('--no-pictures without --json: nothing would be written; add --json=FILE')
 

@@ -36,9 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
   print(_table(done))
   differences = catalogue.compare(dataset, split_by, done.splits, done.whole)
   if differences:
-    print('not complete, compared with what was published:', *differences, sep='\n  ')
+    print('incomplete, compared with the published numbers:', *differences, sep='\n  ')
   else:
-    print('complete: as much as was published')
+    print('complete: matches the published numbers')
   if done.left_out:
     print('left out:', *(f'{number:,} {kind}' for kind, number in done.left_out.items()), sep='\n  ')
   if done.seconds is not None:
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
       f'{done.seconds:.0f} s: {done.whole.images / done.seconds:.0f} images/s, {done.masks / done.seconds:.0f} masks/s'
     )
   if done.seconds is None:
-    print(f'left as it is: {done.directory} was prepared before; delete it to prepare it again')
+    print(f'unchanged: {done.directory} was already prepared; delete it to prepare it again')
   else:
     print('written:', done.directory)
   return 0
@@ -86,18 +86,18 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     required=True,
     type=local,
     metavar='DIR',
-    help='holds a folder of the name of the data set, with refs and instances.json, or is it',
+    help="the data set's folder with refs and instances.json, or its parent folder",
   )
-  parser.add_argument('--images', required=True, type=local, metavar='DIR', help='holds COCO_train2014_*.jpg')
+  parser.add_argument('--images', required=True, type=local, metavar='DIR', help='folder of COCO_train2014_*.jpg')
   parser.add_argument(
-    '--data-dir', default='data', type=local, metavar='DIR', help='where prepared data sets live (default: %(default)s)'
+    '--data-dir', default='data', type=local, metavar='DIR', help='folder of prepared data sets (default: %(default)s)'
   )
-  parser.add_argument('--skip-bad', action='store_true', help='leave out what is wrong and write the rest')
+  parser.add_argument('--skip-bad', action='store_true', help='skip bad images, refs and sentences and write the rest')
   parser.add_argument(
     '--processes',
     type=int,
     metavar='N',
-    help=f'that read images and draw masks, at most {MAX_PROCESSES} (default: one a core, at most 16; 0: the main one)',
+    help=f'worker processes, at most {MAX_PROCESSES} (default: one per core, at most 16; 0: none)',
   )
   return parser.parse_args(arguments)
 

@@ -60,9 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     epilog='--config.any.field=value changes a field of the config',
   )
   parser.add_argument('--config', required=True, metavar='NAME[:DATA]', help=files.HELP)
-  parser.add_argument(
-    '--workdir', default='', type=local, help='where everything is written (default: runs/<config>-<data>)'
-  )
+  parser.add_argument('--workdir', default='', type=local, help='output folder (default: runs/<config>-<data>)')
   distributed.add_flags(parser)
   overrides, rest = changes.split_arguments(arguments)
   options = parser.parse_args(rest)
@@ -168,7 +166,7 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
         state, metrics = program.step(state, program.assemble(arrays))
         if first:
           jax.block_until_ready(metrics)
-          log.say(f'compiled, and the first step done, in {time.monotonic() - began:.1f} s')
+          log.say(f'compiled, first step done in {time.monotonic() - began:.1f} s')
         step += 1
         skipped.watch(step, arrays, metrics)
         checkpoints.check()
@@ -220,7 +218,7 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
   write_json(workdir / 'metrics.json', summary)
   written = [workdir / 'metrics.json', workdir / 'model']
   if unsaved:
-    raise UserError(f'{unsaved}; {written[0]} is written, rerun the command for the model') from unsaved
+    raise UserError(f'{unsaved}; {written[0]} is written; rerun the command to write the model') from unsaved
   if evaluation:
     try:  # after the figures, which a picture must not cost
       write_png(workdir / 'predictions.png', gallery.panel(_headline(config, results)))

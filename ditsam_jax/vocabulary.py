@@ -47,7 +47,7 @@ def read_vocabulary(file: Path) -> dict[str, int]:
   missing = [special for special in SPECIAL if special not in vocabulary]
   if missing:
     raise UserError(
-      f'the vocabulary {printable(file)} lacks {", ".join(missing)}; expected a BERT vocab.txt, one word piece a line'
+      f'the vocabulary {printable(file)} lacks {", ".join(missing)}; expected a BERT vocab.txt, one word piece per line'
     )
   if len(vocabulary) != len(pieces):
     twice = next(piece for index, piece in enumerate(pieces) if vocabulary[piece] != index)
@@ -96,7 +96,7 @@ def _from_json(file: Path) -> list[str]:
   """The pieces of a tokenizer.json in the order of their ids."""
   content = read_json(file, most_bytes=MOST_BYTES)
   if not isinstance(content, dict):
-    raise UserError(f'{printable(file)} is no tokenizer.json; expected one as Hugging Face writes it, or a vocab.txt')
+    raise UserError(f'{printable(file)} is not a tokenizer.json; expected a Hugging Face one, or a vocab.txt')
   for part, expected in _EXPECTED.items():
     given = content.get(part)
     _expect(file, given if isinstance(given, dict) else {}, expected, required=True, part=f'{part}.')

@@ -151,7 +151,7 @@ def test_results_in_the_folder_of_the_images_are_no_images(tmp_path, capsys):
   arguments = [f'--image={tmp_path}', '--text=x', f'--output={tmp_path}']
   assert predict.main(arguments) == predict.main(arguments) == 0
   assert sorted(os.listdir(tmp_path)) == ['a.png', 'a.x.mask.png', 'a.x.overlay.png']
-  assert capsys.readouterr().err == '1 result is there already\n'
+  assert capsys.readouterr().err == '1 result already done\n'
 
 
 def test_a_file_of_prompts(tmp_path, capsys):
@@ -212,9 +212,9 @@ def test_words_that_are_unknown_or_left_out_are_a_warning(tmp_path, image, capsy
   *warnings, summary = printed.err.splitlines()
   assert warnings == [
     'warning: the model does not know: cat',
-    "warning: 'big red round cat thing' is longer than the model reads; left out: 'thing'",
+    "warning: 'big red round cat thing' exceeds the model's token limit; cut: 'thing'",
   ]
-  assert '1 found nothing, 2 with words that the model does not know, 2 with words left out' in summary
+  assert '1 found nothing, 2 with words that the model does not know, 2 with words cut' in summary
   assert 'nothing found' in printed.out.splitlines()[1]
 
 

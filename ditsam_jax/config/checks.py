@@ -20,14 +20,16 @@ def check(config: ConfigDict) -> RunConfig:
   if run.task == 'text' and run.model.text_encoder is None:
     _refuse('model.text_encoder', None, "a text encoder for task 'text'")
   if run.epochs is not None and run.total_steps is not None:
-    _refuse('total_steps', run.total_steps, f'None, since config.epochs is {run.epochs:g}; set one, the other to None')
+    _refuse(
+      'total_steps', run.total_steps, f'None, because config.epochs is {run.epochs:g}; set one and leave the other None'
+    )
   if run.epochs is None and run.total_steps is None:
-    _refuse('total_steps', None, 'a whole number, or one for config.epochs')
+    _refuse('total_steps', None, 'a whole number, unless config.epochs is set')
   check_warmup(run.optimizer.warmup_steps, run.total_steps)
   if not any((run.loss.bce, run.loss.dice, run.loss.iou)):
     raise UserError('config.loss.bce, dice and iou are all 0; expected one of them above 0')
   if run.data.scenes is not None and not data.small:
-    _refuse('data.scenes', '{...}', f'None for data set {run.data.dataset!r}; scenes describe shapes')
+    _refuse('data.scenes', '{...}', f'None for data set {run.data.dataset!r}; scenes apply to shapes only')
   run.data.augmentation.check(run.model.image_size)
   freeze_pattern(run.freeze)
   if run.task == 'text':

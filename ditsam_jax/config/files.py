@@ -19,9 +19,7 @@ from ditsam_jax.config.recipes import TABLE, named
 from ditsam_jax.errors import UserError
 from ditsam_jax.storage import paths
 
-HELP = (
-  f'a name ({", ".join(TABLE)}) or a Python file, and after a colon the data set: ldit:shapes, configs/ldit.py:shapes'
-)
+HELP = f'a name ({", ".join(TABLE)}) or a Python file, optionally with a data set after a colon: ldit:shapes'
 _LARGEST = 1_000_000  # bytes
 _MODULE = 'ditsam_jax_config_file'
 
@@ -103,7 +101,7 @@ def _source(file: str) -> bytes:
     if stat.S_ISDIR(mode):
       raise UserError(f'config file {file!r} is a folder; give one of the files in it, or a name ({", ".join(TABLE)})')
     if not stat.S_ISREG(mode):
-      raise UserError(f'config file {file!r} is no regular file; give a Python file, or a name ({", ".join(TABLE)})')
+      raise UserError(f'config file {file!r} is not a regular file; give a Python file, or a name ({", ".join(TABLE)})')
     if path.stat().st_size > _LARGEST:
       raise UserError(f'config file {file!r} has {path.stat().st_size:,} bytes; expected at most {_LARGEST:,}')
     return path.read_bytes()
@@ -154,7 +152,7 @@ def _reason(error: BaseException) -> str:
     text = ''
   name = type(error).__name__
   if isinstance(error, SystemExit):
-    return f'the file ends the program (SystemExit {text}); expected it to define get_config only'
+    return f'the file calls exit (SystemExit {text}); expected it to define get_config only'
   if isinstance(error, RecursionError):
     return 'endless recursion (RecursionError)'
   return f'{name}: {text}' if text else name

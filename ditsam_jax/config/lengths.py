@@ -51,7 +51,7 @@ def samples_without_data(config: ConfigDict) -> int:
   size = datasets.size(data.dataset, data.data_dir, 'train')
   if size is None:
     raise UserError(
-      f'how large the training split of {data.dataset!r} is, is known once it is made; give '
+      f'the size of the training split of {data.dataset!r} is unknown until it is made; give '
       f'--config.total_steps=N (and eval_every, checkpoint_every) instead of epochs'
     )
   return size.objects if config.task == 'text' else size.images

@@ -38,13 +38,13 @@ TABLE: dict[str, Row] = {
     'The text baseline: the sentence prompts the mask decoder alone', {'model.fusion': 'none'}, photographs=_SHORT
   ),
   'ldit_vith': Row(
-    "L-DIT on SAM's ViT-H, to whose width the text is projected first",
+    "L-DIT on SAM's ViT-H; the text is projected to its width first",
     {'model.fusion': 'layer_wise_vith'},
     photographs=_SHORT,
     model=models.vit_h,
   ),
   'ldit_frozen_text': Row(
-    'Ablation: L-DIT with BERT as it is', {'model.fusion': 'layer_wise', 'freeze': 'text_encoder'}, photographs=_SHORT
+    'Ablation: L-DIT with BERT frozen', {'model.fusion': 'layer_wise', 'freeze': 'text_encoder'}, photographs=_SHORT
   ),
   'ldit_token': Row(
     'Ablation: L-DIT with learnt tokens added to the text instead of projections', {'model.fusion': 'token_layer_wise'}
@@ -146,7 +146,7 @@ def named(name: str, data_set: str = '') -> ConfigDict:
   small = datasets.find(data_set)[0].small
   if not small and row.shapes_alone:
     raise UserError(
-      f'config {name!r} is for shapes alone, not for {data_set!r}: on photographs start from an official SAM '
+      f'config {name!r} is for shapes only, not for {data_set!r}: on photographs start from an official SAM '
       f'(python convert/torch_to_flax.py --input=sam_vit_b_01ec64.pth --output=models/sam)'
     )
   config = recipe(data_set, row.model())

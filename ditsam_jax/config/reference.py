@@ -56,7 +56,7 @@ def _names() -> Iterator[str]:
   yield from ('| name | what | on photographs |', '| --- | --- | --- |')
   for name, row in TABLE.items():
     if row.shapes_alone:
-      length = 'for shapes alone'
+      length = 'shapes only'
     else:
       length = f'{row.photographs.get("epochs", RunConfig().epochs):g} epochs'
     yield f'| `{name}` | {row.about} | {length} |'

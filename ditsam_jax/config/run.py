@@ -38,7 +38,7 @@ _AXIS = Whole(1, 65_536, also=(-1,))
 class LocalPath(Text):
   """A path of this machine."""
 
-  what: str = 'a path of this machine (or a mounted bucket)'
+  what: str = 'a local path (or a mounted bucket)'
 
   def accepts(self, value: Any) -> bool:
     return super().accepts(value) and paths.problem(value) is None
@@ -54,7 +54,7 @@ class DataSetName(Kind):
 
   @property
   def expected(self) -> str:
-    return f'one of {", ".join(datasets.NAMES)}, or with a partition, such as refcocog/google'
+    return f'one of {", ".join(datasets.NAMES)}, optionally with a partition, such as refcocog/google'
 
   def accepts(self, value: Any) -> bool:
     try:
@@ -75,13 +75,13 @@ class DataConfig:
 
   dataset: str = declared('refcoco', DataSetName(), 'Data set')
   data_dir: str = declared('data', LocalPath(), 'Folder of prepared data sets')
-  batch_size: int = declared(64, Whole(1, 1_048_576), 'Samples of an update, over all devices')
-  objects_per_image: int = declared(4, Whole(1, 64), "Prompts drawn of an image, for task 'prompts'")
+  batch_size: int = declared(64, Whole(1, 1_048_576), 'Samples per update, over all devices')
+  objects_per_image: int = declared(4, Whole(1, 64), "Prompts drawn per image, for task 'prompts'")
   threads: int = declared(8, Whole(1, MAX_THREADS), 'Threads that read and augment, per process')
-  processes: int = declared(0, Whole(0, MAX_PROCESSES), 'Worker processes; 0 reads in the main one')
-  in_memory: bool = declared(False, Flag(), 'Keep decoded pixels: for small images that are visited many times')
-  augmentation: AugmentationConfig = group(AugmentationConfig(), 'What training does to a sample')
-  scenes: ScenesConfig | None = group(None, 'What pictures of shapes look like', none='other data sets have no such')
+  processes: int = declared(0, Whole(0, MAX_PROCESSES), 'Worker processes; 0 reads in the main process')
+  in_memory: bool = declared(False, Flag(), 'Keep decoded pixels in memory: for small images that are read many times')
+  augmentation: AugmentationConfig = group(AugmentationConfig(), 'Augmentation of training samples')
+  scenes: ScenesConfig | None = group(None, 'Appearance of the shapes scenes', none='for other data sets')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,15 +91,15 @@ class OptimizerConfig:
   name: str = declared(
     'adam', Choice(('adam', 'muon')), "'adam', or 'muon': Muon for the transformers' matrices, Adam for the rest"
   )
-  learning_rate: float = declared(1e-4, _POSITIVE, 'Highest learning rate, at the end of the warm-up')
+  learning_rate: float = declared(1e-4, _POSITIVE, 'Peak learning rate, at the end of the warm-up')
   warmup_start: float = declared(1e-7, Real(), 'Learning rate of the first update')
   min_learning_rate: float = declared(1e-6, Real(), 'Learning rate at the end')
-  beta1: float = declared(0.9, BELOW_ONE, 'Decay of the mean of gradients')
-  beta2: float = declared(0.98, BELOW_ONE, 'Decay of the mean of squared gradients')
+  beta1: float = declared(0.9, BELOW_ONE, 'Decay of the first moment, the mean of gradients')
+  beta2: float = declared(0.98, BELOW_ONE, 'Decay of the second moment, the mean of squared gradients')
   epsilon: float = declared(1e-9, _POSITIVE, "Added to Adam's denominator")
   weight_decay: float = declared(0.0, Real(), 'Decoupled weight decay of matrices')
-  clip_norm: float = declared(0.15, Real(), 'Limit of the norm of the whole gradient; 0 switches clipping off')
-  warmup_share: float = declared(3 / 40, BELOW_ONE, 'Warm-up as a share of all updates')
+  clip_norm: float = declared(0.15, Real(), 'Clips the global norm of the gradient to this; 0 turns clipping off')
+  warmup_share: float = declared(3 / 40, BELOW_ONE, 'Warm-up as a fraction of all updates')
   warmup_steps: int | None = declared(
     None, OrNone(Whole(0, MOST_STEPS), 'warmup_share of total_steps'), 'Warm-up in updates; fewer than total_steps'
   )
@@ -118,9 +118,9 @@ class LossConfig:
 class MeshConfig:
   """Devices along each axis; -1 is the rest of them, see parallel/sharding.py."""
 
-  data: int = declared(-1, _AXIS, 'Devices with samples of their own and the same weights')
-  fsdp: int = declared(-1, _AXIS, 'Devices with samples of their own that share the weights')
-  tensor: int = declared(1, _AXIS, 'Devices that share attention heads and MLP channels')
+  data: int = declared(-1, _AXIS, 'Data parallelism: devices with different samples and replicated weights')
+  fsdp: int = declared(-1, _AXIS, 'Fully sharded data parallelism: devices with different samples and sharded weights')
+  tensor: int = declared(1, _AXIS, 'Tensor parallelism: devices that split attention heads and MLP channels')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,13 +130,13 @@ class RunConfig:
   task: str = declared(
     'text',
     Choice(('text', 'prompts')),
-    "'text': one sentence a sample; 'prompts': points and boxes, to pre-train a SAM",
+    "'text': one sentence per sample; 'prompts': points and boxes, to pre-train a SAM",
   )
-  seed: int = declared(0, Whole(0, 2**31 - 1), 'Of initial weights, data order and dropout')
+  seed: int = declared(0, Whole(0, 2**31 - 1), 'Random seed of initial weights, data order and dropout')
   init_from: str = declared(
     '',
     LocalPath(),
-    "A saved model whose weights are the start: a folder or a shipped model's name; '' starts from scratch",
+    "Saved model to start from: a folder or a shipped model's name; '' starts from scratch",
   )
   freeze: str = declared(
     '',
@@ -148,41 +148,45 @@ class RunConfig:
   data: DataConfig = group(DataConfig(), 'The data')
   optimizer: OptimizerConfig = group(OptimizerConfig(), 'The optimiser')
   epochs: float | None = declared(
-    40.0, OrNone(Real(0, 1_000_000, above=True), 'total_steps is given'), 'Length in epochs of the training split'
+    40.0, OrNone(Real(0, 1_000_000, above=True), 'total_steps is given'), 'Training length in epochs'
   )
-  total_steps: int | None = declared(None, OrNone(_STEPS, 'epochs of the training split'), 'Length in updates')
-  loss: LossConfig = group(LossConfig(), 'Weights of the loss')
-  ema: float = declared(0.9997, BELOW_ONE, "Limit of the weights' moving average's decay")
+  total_steps: int | None = declared(None, OrNone(_STEPS, 'epochs of the training split'), 'Training length in updates')
+  loss: LossConfig = group(LossConfig(), 'Weights of the loss terms')
+  ema: float = declared(0.9997, BELOW_ONE, 'Final decay of the moving average of the weights')
   mesh: MeshConfig = group(MeshConfig(), 'How devices share the work')
   dtype: str = declared(
     'float32',
     Choice(('float32', 'bfloat16')),
-    'What the model computes in; parameters, moments and loss are float32',
+    'Compute type of the model; parameters, moments and loss stay float32',
   )
-  accumulate: int = declared(1, Whole(1, 65_536), 'Parts a batch is taken in, one after the other')
+  accumulate: int = declared(1, Whole(1, 65_536), 'Gradient accumulation: micro-batches per batch')
   remat: str = declared(
-    'none', Choice(tuple(REMAT)), 'What the backward pass recomputes of a block: nothing, attention or all of it'
+    'none', Choice(tuple(REMAT)), 'What the backward pass recomputes in each block: nothing, attention or everything'
   )
   scan: bool = declared(
-    True, Flag(), 'Compile one block and loop over it, where all are alike: L-DIT and the text baseline'
+    True, Flag(), 'Compile one block and loop over it, if all blocks are alike: L-DIT and the text baseline'
   )
   attention: str = declared(
-    'auto', Choice(IMPLEMENTATIONS), 'How the encoder computes attention; auto takes the fastest that can'
+    'auto',
+    Choice(IMPLEMENTATIONS),
+    'Attention implementation of the image encoder; auto selects the fastest supported one',
   )
-  log_every: int = declared(50, _STEPS, 'Updates between lines of the log')
+  log_every: int = declared(50, _STEPS, 'Updates between log lines')
   eval_every: int | None = declared(
     None, OrNone(Whole(0, MOST_STEPS), 'an epoch'), 'Updates between evaluations; 0 evaluates at the end only'
   )
-  eval_samples: int = declared(2000, _STEPS, 'Expressions of the validation split at each of these')
-  eval_batch_size: int = declared(64, Whole(1, 65_536), 'Samples at once in evaluations, on each host')
-  final_split: str = declared('val', Text('a split of the data set'), 'Split evaluated whole at the end')
+  eval_samples: int = declared(2000, _STEPS, 'Validation expressions per evaluation')
+  eval_batch_size: int = declared(64, Whole(1, 65_536), 'Evaluation batch size on each host')
+  final_split: str = declared('val', Text('a split of the data set'), 'Split evaluated in full at the end')
   checkpoint_every: int | None = declared(None, OrNone(_STEPS, 'an epoch'), 'Updates between checkpoints')
   keep_checkpoints: int = declared(
-    2, Whole(1, 100_000), 'Checkpoints kept, the last ones; that of the highest validation mIoU is kept besides'
+    2, Whole(1, 100_000), 'Recent checkpoints to keep, besides the one with the highest validation mIoU'
   )
   on_save_failure: str = declared(
-    'continue', Choice(('continue', 'stop')), 'What to do when a checkpoint cannot be written, on a full disk, say'
+    'continue',
+    Choice(('continue', 'stop')),
+    'What to do when a checkpoint cannot be written, for example on a full disk',
   )
   max_skipped: int = declared(
-    10, Whole(1, 1_000_000), 'Updates in a row with a loss or gradient that is not finite, after which the run ends'
+    10, Whole(1, 1_000_000), 'Consecutive updates with a non-finite loss or gradient after which the run stops'
   )

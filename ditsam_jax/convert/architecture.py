@@ -69,7 +69,9 @@ def read_architecture(
       unsaid += ['image_size'] if image_size is None else []
     return Architecture(config, assumed | {name: getattr(config, name) for name in unsaid})
   except KeyError as error:
-    raise UserError(f'{error.args[0]} is missing, which tells the architecture; the file is incomplete') from error
+    raise UserError(
+      f'{error.args[0]} is missing, so the architecture cannot be inferred; the file is incomplete'
+    ) from error
   except ValueError as error:
     raise UserError(f"{error} (the tensors' shapes and the flags do not make a model)") from error
 
@@ -92,7 +94,7 @@ def _image_encoder(shapes: Shapes) -> tuple[dict, int]:
   windows = sorted(set(sizes) - {grid})
   if len(windows) > 1:
     raise UserError(
-      f'blocks have relative positions for windows of {windows}; expected one window size beside the global {grid}'
+      f'blocks have relative positions for windows of {windows}; expected one window size besides the global {grid}'
     )
   hidden = _shape(shapes, 'visual_encoder.blocks.0.mlp.lin1.weight', 2)[0]
   window = windows[0] if windows else ImageEncoderConfig.pretrain_window
@@ -132,8 +134,8 @@ def _known_heads(what: str, sizes: tuple[int, int, int], known: dict, models: st
   if sizes not in known:
     width, depth, mlp_width = sizes
     raise UserError(
-      f'shapes do not tell how many heads the {what} has, and its sizes (width {width}, depth {depth}, MLP {mlp_width}) '
-      f'are those of no known model, which are {models}: give {flag}'
+      f'tensor shapes do not determine the number of heads of the {what}, and its sizes (width {width}, depth {depth}, '
+      f'MLP {mlp_width}) match no known model, which are {models}; give {flag}'
     )
   return known[sizes]
 
@@ -161,22 +163,21 @@ def _fusion(shapes: Shapes, asked: str | None, text: TextEncoderConfig | None) -
   possible = possible_fusions(shapes)
   if text is None:
     if asked not in (None, 'none'):
-      raise UserError(f'--fusion={asked} needs a text encoder, and this is a plain SAM: give --text-encoder')
+      raise UserError(f'--fusion={asked} needs a text encoder, but this is a plain SAM; give --text-encoder')
     return 'none'
   if asked is None and len(possible) > 1:
     raise UserError(
-      f'these tensors fit the fusions {" and ".join(possible)} alike, in names and shapes: say which it is '
-      f'with --fusion'
+      f'tensor names and shapes fit the fusions {" and ".join(possible)} equally; choose one with --fusion'
     )
   if asked is not None and asked not in possible:
-    raise UserError(f'--fusion={asked} does not fit the tensors, which are of {" or ".join(possible)}')
+    raise UserError(f'--fusion={asked} does not fit the tensors, which belong to {" or ".join(possible)}')
   return asked or possible[0]
 
 
 def _new_fusion(asked: str | None) -> str:
   if asked is None:
     raise UserError(
-      f'a SAM and a BERT do not tell by which fusion they are to be joined: say it with --fusion ({", ".join(FUSIONS)})'
+      f'a SAM and a BERT can be combined with any fusion; choose one with --fusion ({", ".join(FUSIONS)})'
     )
   return asked
 
@@ -203,7 +204,7 @@ def _shape(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
   """The shape of a tensor that tells the architecture. Raises KeyError where it is missing, UserError for another rank."""
   shape = shapes[name]
   if len(shape) != rank or 0 in shape:
-    raise UserError(f'{name} is {shape}, expected {rank} axes of at least 1; this is no SAM')
+    raise UserError(f'{name} is {shape}, expected {rank} axes of at least 1; this is not a SAM')
   return shape
 
 

@@ -81,8 +81,8 @@ def check_belongs(companion: Companion, weights: Path, tensors: dict[str, np.nda
   """Raises UserError unless these are the tensors that a companion was written for."""
   if fingerprint(tensors) != companion.sha256:
     raise UserError(
-      f'{printable(companion.path)} was written for other weights than {printable(weights)} holds; remove it, or, if '
-      f'it describes these too (after training them in PyTorch, say), pass --config={printable(companion.path)}'
+      f'{printable(companion.path)} was written for other weights than those in {printable(weights)}; '
+      f'remove it, or pass --config={printable(companion.path)} if it still applies (after training in PyTorch, say)'
     )
 
 
@@ -94,11 +94,11 @@ def _parsed(path: Path, content: Any) -> Companion:
     refuse(f'format {printable(content.get("format")) if isinstance(content, dict) else "missing"}')
   vocabulary, sha256 = content.get('vocabulary'), content.get('tensors_sha256')
   if vocabulary is not None and not (isinstance(vocabulary, list) and all(type(word) is str for word in vocabulary)):
-    refuse('vocabulary is no list of words')
+    refuse('vocabulary is not a list of words')
   about = {name: content.get(name, kind()) for name, kind in ABOUT.items()}
   for name, kind in ABOUT.items():
     if not isinstance(about[name], kind):
-      refuse(f'{name} is no {kind.__name__}')
+      refuse(f'{name} is not a {kind.__name__}')
   try:
     config = DitSamConfig.from_dict(content.get('model'))
   except (ValueError, TypeError, KeyError, OverflowError, UserError) as error:

@@ -48,7 +48,7 @@ def fill(config: DitSamConfig, source: sources.Source) -> tuple[dict[str, np.nda
     if not problems:
       weights[path] = entry.load([sources.to_numpy(source.tensors[name]) for name in entry.names])
   problems += [
-    f'{spelled(name, source)} has no place in a model of these sizes' for name in source.tensors if name not in used
+    f'{spelled(name, source)} does not exist in a model of these sizes' for name in source.tensors if name not in used
   ]
   problems += arrays.unusable(
     (source.spelled.get(name, name), sources.to_numpy(source.tensors[name])) for name in used & source.tensors.keys()
@@ -94,5 +94,5 @@ def _report(problems: list[str], path: Path) -> None:
   say_all(problems)
   raise UserError(
     f'{printable(path)}: {len(problems)} problem{"s" if len(problems) > 1 else ""} with its tensors, listed above; '
-    f'nothing was written. If the file is whole, it is of a model that is not known here'
+    f'nothing was written. If the file is complete, its model is not supported'
   )

@@ -35,7 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
   parser.add_argument(
     '--input', required=True, type=local, help="a model's folder, a training run's workdir or a shipped model"
   )
-  parser.add_argument('--output', required=True, type=local_path, help='the .pth file; an earlier one is replaced')
+  parser.add_argument(
+    '--output', required=True, type=local_path, help='the .pth file to write; an existing one is replaced'
+  )
   options = parser.parse_args(arguments)
   config = read_config(options.input)
   check_output(options.output, resolve(options.input))
@@ -67,10 +69,10 @@ def main(arguments: list[str] | None = None) -> int:
   layout = "Meta's" if config.text_encoder is None else "the DIT release's"
   print(
     f'{printable(options.output)}: {len(tensors)} tensors in {layout} layout, '
-    f'{options.output.stat().st_size / 1e6:,.1f} MB; {printable(companions.place(options.output).name)} says the rest'
+    f'{options.output.stat().st_size / 1e6:,.1f} MB; {printable(companions.place(options.output).name)} holds the settings'
   )
   if invented:
-    print(f'zeros, for the release wants them and uses them for nothing: {", ".join(invented)}')
+    print(f'filled with zeros, because the release expects them but never uses them: {", ".join(invented)}')
   return 0
 
 
@@ -110,11 +112,13 @@ def check_output(path: Path, model: Path) -> None:
   name, beside = printable(path), companions.place(path) if path.name else path
   try:
     if not path.name or path.exists() and not path.is_file():
-      raise UserError(f'cannot write {name}: it is no file; choose another output')
+      raise UserError(f'cannot write {name}: it is not a file; choose another output')
     if model.resolve() in path.resolve().parents:
       raise UserError(f"cannot write {name}: it lies inside the model's own folder; choose another output")
     if beside.exists() and not companions.is_one(beside):
-      raise UserError(f'cannot write {printable(beside)}, which is needed too: something else is there; choose another')
+      raise UserError(
+        f'cannot write {printable(beside)}, which is also needed: something else is there; choose another output'
+      )
   except (OSError, ValueError) as error:  # a name that no file can have
     raise UserError(f'cannot write {name}: {getattr(error, "strerror", None) or error}') from error
 

@@ -79,7 +79,7 @@ def read(path: Path) -> Source:
     elif leftover is not None:
       leftovers[leftover] = tensor
     elif target in tensors and not _same_bits(tensors[target], tensor):
-      problems[name] = f'{printable(name)} and {printable(spelled[target])} mean the same and differ'
+      problems[name] = f'{printable(name)} and {printable(spelled[target])} are the same parameter, but differ'
     else:
       tensors[target], spelled[target] = tensor, name
   return Source(source, tensors, spelled, leftovers, problems, prefix, extra, path)
@@ -137,7 +137,7 @@ def _read_folder(folder: Path) -> dict:
   file = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
   if file is None:
     raise UserError(
-      f'{printable(folder)} holds none of {", ".join(WEIGHT_FILES)}; give a file, or a folder as Hugging Face writes it'
+      f'{printable(folder)} holds none of {", ".join(WEIGHT_FILES)}; give a file, or a Hugging Face folder'
     )
   if file.suffix != '.json':
     return _read_file(file)
@@ -146,10 +146,12 @@ def _read_folder(folder: Path) -> dict:
     shards = sorted(set(where.values()))
     safe = all(Path(shard).name == shard for shard in shards)
   except (UserError, ValueError, KeyError, TypeError, AttributeError) as error:
-    raise UserError(f'{printable(file)} is no index of weight files ({printable(error)}); download it again') from error
+    raise UserError(
+      f'{printable(file)} is not an index of weight files ({printable(error)}); download it again'
+    ) from error
   missing = [shard for shard in shards if safe and not (folder / shard).is_file()]
   if missing or not safe:
-    raise UserError(f'{printable(file)} names files that are not beside it: {listed(missing or shards)}; download them')
+    raise UserError(f'{printable(file)} lists files that are missing: {listed(missing or shards)}; download them')
   content = {}
   for shard in shards:
     part = _read_file(folder / shard)
@@ -164,7 +166,7 @@ def _read_folder(folder: Path) -> dict:
   lost = sorted(set(where) - set(content))
   if lost:
     raise UserError(
-      f'{printable(file)} promises {len(lost)} tensors that no file holds ({listed(lost, 3)}); download the folder again'
+      f'{printable(file)} lists {len(lost)} tensors that no file holds ({listed(lost, 3)}); download the folder again'
     )
   return content
 
@@ -184,16 +186,16 @@ def _read_file(path: Path) -> dict:
     wanted = next((line.strip() for line in str(error).splitlines() if 'GLOBAL' in line), '')
     if wanted:
       raise UserError(
-        f'{printable(path)} is a pickle that wants more than tensors and plain values ({printable(wanted)}); it may run '
-        f'code and is refused: save its state_dict alone'
+        f'{printable(path)} is a pickle that contains more than tensors and plain values ({printable(wanted)}) and '
+        f'may run code; save only its state_dict'
       ) from error
-    raise UserError(f'{printable(path)} is no PyTorch checkpoint, or damaged; download it again') from error
+    raise UserError(f'{printable(path)} is not a PyTorch checkpoint, or is damaged; download it again') from error
   except OSError as error:
     raise UserError(f'{printable(path)} cannot be read: {error.strerror or error}') from error
   except Exception as error:  # damaged files make PyTorch raise almost anything
     reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
     raise UserError(
-      f'{printable(path)} is truncated or no PyTorch checkpoint ({printable(reason)}); download it again'
+      f'{printable(path)} is truncated or not a PyTorch checkpoint ({printable(reason)}); download it again'
     ) from error
 
 
@@ -250,7 +252,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
       return {name: file.get_tensor(name) for name in file.keys()}
   except (SafetensorError, OSError) as error:
     raise UserError(
-      f'{printable(path)} is truncated or no safetensors file ({printable(error)}); download it again'
+      f'{printable(path)} is truncated or not a safetensors file ({printable(error)}); download it again'
     ) from error
 
 
@@ -275,7 +277,7 @@ def _unwrapped(content: object, path: Path) -> tuple[dict[str, torch.Tensor], di
     ]
     if others:
       raise UserError(
-        f'{printable(path)} holds weights under {wrapped} and under {listed(others)}; save the one that is meant alone'
+        f'{printable(path)} holds weights under {wrapped} and under {listed(others)}; save only the one you want'
       )
     content = content[wrapped]
   if not isinstance(content, dict):
@@ -287,6 +289,6 @@ def _unwrapped(content: object, path: Path) -> tuple[dict[str, torch.Tensor], di
   ]
   if strange:
     raise UserError(
-      f'{printable(path)} holds more than tensors by name ({listed(strange, 3)}); save its state_dict alone'
+      f'{printable(path)} holds more than tensors by name ({listed(strange, 3)}); save only its state_dict'
     )
   return content, extra

@@ -305,7 +305,7 @@ def compare(tensors: dict[str, torch.Tensor], config: DitSamConfig, weights: dic
   if config.image_encoder.attention_scope == 'windowed' and config.grid != config.image_encoder.pretrain_grid:
     raise UserError(
       f'--verify compares a plain SAM at its own size only, {config.image_encoder.pretrain_grid} tokens a '
-      f'side; leave --image-size out'
+      f'side; omit --image-size'
     )
   model = saved_model.build(config, weights, 'the converted model')
   peer = Peer(config).eval()
@@ -314,10 +314,8 @@ def compare(tensors: dict[str, torch.Tensor], config: DitSamConfig, weights: dic
   inputs = random_inputs(config)
   differences = relative_differences(run_ours(model, inputs), run_peer(peer, inputs))
   lines = [f'  {name:16} {difference:.1e}' for name, difference in differences.items()]
-  text = '\n'.join(['largest difference to PyTorch, over the largest value:', *lines])
+  text = '\n'.join(['largest difference from PyTorch, relative to the largest value:', *lines])
   if not all(difference <= TOLERANCE for difference in differences.values()):  # NaN is no agreement either
     print(text)
-    raise UserError(
-      f'the converted model does not compute what PyTorch does (over {TOLERANCE:.0e}); nothing was written'
-    )
+    raise UserError(f'the converted model differs from PyTorch (by more than {TOLERANCE:.0e}); nothing was written')
   return text

@@ -105,7 +105,7 @@ def read(
   """
   source = sources.read(path)
   if source.format == 'bert':
-    raise UserError(f'{printable(path)} is a BERT alone, half a model: give it as --text-encoder, and a SAM as --input')
+    raise UserError(f'{printable(path)} is only a BERT; give it as --text-encoder, and a SAM as --input')
   companion = companions.read(config_file) if config_file is not None else companions.find(path)
   if companion is not None and config_file is None:
     companions.check_belongs(
@@ -145,9 +145,9 @@ def _joined(source: 'sources.Source', text_encoder: Path) -> 'sources.Source':
   """A SAM with the tensors of a BERT."""
   bert = sources.read(text_encoder)
   if bert.format != 'bert':
-    raise UserError(f'--text-encoder={printable(text_encoder)} is no BERT but {names.FORMATS[bert.format].title}')
+    raise UserError(f'--text-encoder={printable(text_encoder)} is not a BERT but {names.FORMATS[bert.format].title}')
   if any(name.startswith('lang_encoder.') for name in source.tensors):
-    raise UserError(f'{printable(source.path)} has a text encoder of its own; leave --text-encoder out')
+    raise UserError(f'{printable(source.path)} already has a text encoder; omit --text-encoder')
   return source._replace(
     tensors=source.tensors | bert.tensors,
     spelled=source.spelled | bert.spelled,
@@ -169,7 +169,7 @@ def _check_flags(flags: dict[str, object], known: dict[str, object], file: Path)
   for name, value in known.items():
     if None not in (value, flags[name]) and flags[name] != value:
       raise UserError(
-        f'--{name.replace("_", "-")}={flags[name]}, but {printable(file)} says {value}; leave the flag out, '
+        f'--{name.replace("_", "-")}={flags[name]}, but {printable(file)} says {value}; omit the flag, '
         f'or correct the file'
       )
 
@@ -194,12 +194,12 @@ def describe(model: Model, fresh: list[str], vocabulary: list[str] | None, outpu
   lines.append(f'  fusion         {config.fusion}, at {config.image_size} x {config.image_size}')
   if model.assumed:
     said = ', '.join(f'{name} {_short(value)}' for name, value in model.assumed.items())
-    lines.append(f'  assumed, as the file does not tell: {said}')
+    lines.append(f'  assumed, because the file does not state it: {said}')
   lines += [f'  fresh: {part} ({FRESH[part]})' for part in FRESH if part in fresh]
   if source.leftovers:
-    lines.append(f'  kept aside, used by nothing: {", ".join(sorted(source.leftovers))}')
+    lines.append(f'  kept, but unused: {", ".join(sorted(source.leftovers))}')
   if text and vocabulary is None:
-    lines.append('  no vocabulary: predicting from sentences needs one, convert again with --vocab=vocab.txt')
+    lines.append('  no vocabulary: text prompts need one; convert again with --vocab=vocab.txt')
   return '\n'.join([*lines, f'written: {printable(output)} ({saved_model.size(output) / 1e6:,.1f} MB)'])
 
 
@@ -209,36 +209,38 @@ def _short(value: object) -> str:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
   parser = Parser(prog='python convert/torch_to_flax.py', description=__doc__.split('\n')[0])
+  parser.add_argument('--input', required=True, type=local_path, help='a PyTorch file, or a Hugging Face folder')
   parser.add_argument(
-    '--input', required=True, type=local_path, help='a PyTorch file, or a folder as Hugging Face writes it'
+    '--output', required=True, type=local_path, help='output folder; an existing model there is replaced'
   )
   parser.add_argument(
-    '--output', required=True, type=local_path, help='the folder to be; an earlier model there is replaced'
+    '--fusion', choices=FUSIONS, help='needed for layer_wise and e2e, whose tensors are alike, and with --text-encoder'
   )
-  parser.add_argument('--fusion', choices=FUSIONS, help='where the tensors cannot tell (layer_wise or e2e), or are new')
   parser.add_argument(
-    '--text-encoder', type=local_path, metavar='FILE_OR_DIR', help='a BERT, to be joined with a plain SAM'
+    '--text-encoder', type=local_path, metavar='FILE_OR_DIR', help='a BERT to combine with a plain SAM'
   )
   parser.add_argument(
     '--vocab', type=local_path, metavar='FILE', help='vocab.txt or tokenizer.json, to predict from sentences'
   )
-  parser.add_argument('--image-size', type=_positive, help="default: 512, the release's; for a plain SAM its own")
-  parser.add_argument('--decoder-heads', type=_positive, help="of the mask decoder; needed for sizes other than SAM's")
-  parser.add_argument('--text-heads', type=_positive, help='of BERT; needed for sizes other than base and large')
+  parser.add_argument('--image-size', type=_positive, help='default: 512, as in the release; for a plain SAM its own')
+  parser.add_argument(
+    '--decoder-heads', type=_positive, help="heads of the mask decoder; needed for sizes other than SAM's"
+  )
+  parser.add_argument('--text-heads', type=_positive, help='heads of BERT; needed for sizes other than base and large')
   parser.add_argument(
     '--config',
     type=local_path,
     metavar='JSON',
-    help='what flax_to_torch.py wrote of the model, where the weights were trained on since (default: INPUT.json, '
-    'for the weights it was written with)',
+    help='the JSON that flax_to_torch.py wrote, if the weights were trained since (default: INPUT.json, '
+    'if it matches the weights)',
   )
-  parser.add_argument('--verify', action='store_true', help='runs PyTorch beside it and compares, stage by stage')
+  parser.add_argument('--verify', action='store_true', help='also run the model in PyTorch and compare every stage')
   return parser.parse_args(arguments)
 
 
 def _positive(text: str) -> int:
   if not (text.isascii() and text.isdecimal()) or len(text) > 5 or not 1 <= int(text) <= 2**14:
-    raise argparse.ArgumentTypeError(f'{printable(text)} is no whole number from 1 to {2**14}')
+    raise argparse.ArgumentTypeError(f'{printable(text)} is not a whole number from 1 to {2**14}')
   return int(text)
 
 

@@ -28,13 +28,13 @@ def find_vocabulary(
   """
   if config.text_encoder is None:
     if given is not None:
-      raise UserError(f'--vocab={printable(given)}: a plain SAM takes no text; leave it out')
+      raise UserError(f'--vocab={printable(given)}: a plain SAM takes no text; omit it')
     return None
   if companion is not None and companion.vocabulary is not None:
     if given is not None and list(read_vocabulary(given)) != companion.vocabulary:
       raise UserError(
         f'--vocab={printable(given)} has other words than {printable(companion.path)}, '
-        f'which has {len(companion.vocabulary)}; leave one of them out'
+        f'which has {len(companion.vocabulary)}; omit one of them'
       )
     return companion.vocabulary
   folder = weights if weights.is_dir() else weights.parent

@@ -20,7 +20,7 @@ _SIDE = re.compile(r'\b(left|right)(?=(?:most|hand)?\b)', re.IGNORECASE)
 
 @dataclasses.dataclass(frozen=True)
 class AugmentationConfig:
-  """What training does to a sample; the defaults are the DIT release's."""
+  """Augmentation of training samples; the defaults are the DIT release's."""
 
   scale_steps: int = declared(
     7, Whole(1, 256), 'Sizes that the long side is drawn from: S, S - stride, S - 2 stride, ...'
@@ -38,7 +38,7 @@ class AugmentationConfig:
     if self.scale_steps < 1 or smallest < 1:
       raise UserError(
         f'augmentation: {self.scale_steps} scales in steps of {self.scale_stride} pixels do not '
-        f'fit images of {size} pixels (the smallest is {smallest}); take fewer or smaller steps'
+        f'fit images of {size} pixels (the smallest is {smallest}); use fewer or smaller steps'
       )
 
 

@@ -41,7 +41,7 @@ def _open_shapes(
 
 SHAPES = DataSet(
   'shapes',
-  'coloured shapes, made here on first use',
+  'coloured shapes, generated on first use',
   (Partition('', dict.fromkeys(shapes.SPLITS)),),
   # Made on opening, in a folder that depends on the scenes; how many objects they hold is known then.
   Reader(_open_shapes, lambda *_: None, lambda *_: None),
@@ -87,7 +87,7 @@ def vocabulary(dataset: str, init_from: str = '') -> Path:
       return vocabulary_file(init_from)
   lacking = f'config.init_from={init_from!r} has none' if init_from else 'config.init_from names no model'
   raise UserError(
-    f'data set {dataset!r} needs the vocabulary and weights of a text encoder, and {lacking}; convert a SAM with '
+    f'data set {dataset!r} needs the vocabulary and weights of a text encoder, but {lacking}; convert a SAM with '
     f'BERT (python convert/torch_to_flax.py --input=sam_vit_b_01ec64.pth --text-encoder=bert-base-uncased '
     f'--fusion=layer_wise --output=models/start) and pass --config.init_from=models/start'
   )

@@ -363,7 +363,9 @@ class _EvaluationTransform:
 
 def _check_threads(threads: int, least: int) -> None:
   if not least <= threads <= MAX_THREADS:
-    raise UserError(f'threads={threads}: expected {least} to {MAX_THREADS}; more than there are cores gains nothing')
+    raise UserError(
+      f'threads={threads}: expected {least} to {MAX_THREADS}; more than the number of cores gains nothing'
+    )
 
 
 def _map_ahead(function, items: list, threads: int) -> Iterator:

@@ -86,7 +86,7 @@ def writing_to(data_dir: str | os.PathLike) -> Iterator[None]:
     else:
       reason = printable(refused[1])
     raise UserError(
-      f'data folder {printable(data_dir)}: {reason}; expected a folder with room to write the data set to'
+      f'data folder {printable(data_dir)}: {reason}; expected a writable folder with enough space'
     ) from error
 
 

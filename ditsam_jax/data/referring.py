@@ -88,9 +88,9 @@ class ImageRecord:
     texts = self._features[f'{self._names.expressions}/ragged_flat_values'].bytes_list.value
     lengths = len(counts), len(self.categories), len(self._features['objects/mask'].bytes_list.value)
     if set(lengths) != {objects} or min(counts, default=0) < 0 or sum(counts) != len(texts):
-      raise ValueError(f'of {objects} objects it has {lengths} lists of sentences, categories and masks')
+      raise ValueError(f'{objects} objects, but {lengths} lists of sentences, categories and masks')
     if len(self._features['image'].bytes_list.value) != 1 or self.image_id is None:
-      raise ValueError('it has not one image')
+      raise ValueError('it does not have exactly one image')
 
   def expressions(self, index: int) -> tuple[str, ...]:
     """The sentences that refer to object `index`."""
@@ -155,7 +155,7 @@ class ImageRecord:
     except cv2.error:  # nothing to decode, or far too large
       pixels = None
     if pixels is None:
-      raise UserError(f'the {what} of image {self.image_id} is no PNG or JPEG file; prepare the data set again')
+      raise UserError(f'the {what} of image {self.image_id} is not a PNG or JPEG file; prepare the data set again')
     return pixels
 
 
@@ -165,7 +165,7 @@ class ReferringSource:
   `directory` is a folder written by TFDS (it holds features.json). With `in_memory` records are read once and
   pixels decoded once, at 3 bytes a pixel and one more for each object: for small images, where decoding is
   most of the work.
-  UserError when the folder is no prepared data set or lacks the split.
+  UserError when the folder is not a prepared data set or lacks the split.
   """
 
   def __init__(self, directory: str | Path, split: str, *, in_memory: bool = False):
@@ -228,12 +228,12 @@ def check_split(directory: str | Path, split: str) -> None:
 def _builder(directory: str, split: str):
   for name in ('dataset_info.json', 'features.json'):  # TFDS would wait for a pipe
     if Path(directory, name).exists() and not Path(directory, name).is_file():
-      raise UserError(damaged(directory, f'{name} is no file'))
+      raise UserError(damaged(directory, f'{name} is not a file'))
   try:
     builder = tfds.builder_from_directory(directory)
   except Exception as error:  # TFDS raises one thing for a missing folder, others for a foreign or broken one
     raise UserError(
-      f'{directory} is no prepared data set ({type(error).__name__}); expected a folder with '
+      f'{directory} is not a prepared data set ({type(error).__name__}); expected a folder with '
       'dataset_info.json and features.json, prepare the data first'
     ) from error
   if split not in builder.info.splits:
@@ -250,7 +250,7 @@ def _open(directory: str, split: str):
     return builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
   except NotImplementedError as error:  # TFDS' default format can be read from front to back only
     raise UserError(
-      f'{directory} is stored as {builder.info.file_format.value}, expected array_record; add that: '
+      f'{directory} is stored as {builder.info.file_format.value}, expected array_record; convert it: '
       f'tfds convert_format --out_file_format=array_record --dataset_version_dir={directory}'
     ) from error
   except Exception as error:

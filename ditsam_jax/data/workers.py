@@ -22,7 +22,7 @@ AHEAD = 4  # pieces of work a process may be ahead of the reader: bounds memory
 def check_processes(number: int, name: str = 'processes') -> None:
   """Raises UserError unless that many worker processes are a sensible number."""
   if not 0 <= number <= MAX_PROCESSES:
-    raise UserError(f'{name}={number}: expected 0 to {MAX_PROCESSES}; more than there are cores gains nothing')
+    raise UserError(f'{name}={number}: expected 0 to {MAX_PROCESSES}; more than the number of cores gains nothing')
 
 
 def map_ordered(function: Callable[[Any], Any], items: Iterable[Any], processes: int) -> Iterator[Any]:

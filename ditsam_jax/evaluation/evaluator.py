@@ -44,7 +44,7 @@ def evaluate_split(
     tokenizer: the model's.
     model_config: the model's; its size, normalisation and mask threshold are used.
     batch_size: samples the model gets at once, on each host.
-    limit: so many samples, evenly spread, instead of all.
+    limit: evaluate this many samples, evenly spread, instead of all.
     protocols: some of PROTOCOLS.
     generalised: gRefCOCO's metrics even where every expression has a target.
     gallery: is offered every sample of this host.

@@ -82,12 +82,12 @@ def _decompressed(text: str | bytes, pixels: int) -> list[int]:
   try:
     codes = np.frombuffer(text.encode('ascii') if isinstance(text, str) else text, np.uint8).astype(np.int64) - 48
   except UnicodeEncodeError as error:
-    raise UserError('run lengths: a character that COCO does not write') from error
+    raise UserError('run lengths: an invalid character') from error
   if not codes.size or codes.min() < 0 or codes.max() > 63:
-    raise UserError('run lengths: no characters, or one that COCO does not write')
+    raise UserError('run lengths: no characters, or an invalid one')
   ends = np.flatnonzero(codes < 32)
   if not ends.size or ends[-1] != codes.size - 1:
-    raise UserError('run lengths: they end amid a number')
+    raise UserError('run lengths: they end in the middle of a number')
   starts = np.concatenate([[0], ends[:-1] + 1])
   digits = ends - starts + 1
   if digits.max() > _MOST_DIGITS:

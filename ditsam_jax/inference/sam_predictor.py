@@ -232,7 +232,7 @@ class SamPredictor:
     counts = {name: _count(name, value) for name, value in given.items() if value is not None}
     if len(set(counts.values())) != 1 or not max(counts.values()):
       told = ', '.join(f'{count} {name}' for name, count in counts.items()) or 'no prompts'
-      raise UserError(f'{told}: expected as many of each, from 1')
+      raise UserError(f'{told}: expected the same number of each, at least 1')
     rows = zip(*([None] * max(counts.values()) if value is None else value for value in given.values()))
     return self._predicted([_prompt(*row[:4], multimask_output, row[4]) for row in rows], return_logits)
 
@@ -291,9 +291,7 @@ def _count(name: str, value: Any) -> int:
 def _from_bgr(image: Any) -> np.ndarray:
   """An array with its colours in the order RGB."""
   if not hasattr(image, '__array__') or isinstance(image, str | os.PathLike) or not hasattr(image, 'shape'):
-    raise UserError(
-      f"image_format 'BGR' with an image of type {type(image).__name__}: expected an array; files say themselves"
-    )
+    raise UserError(f"image_format 'BGR' with an image of type {type(image).__name__}: expected an array")
   array = np.asarray(image)
   if array.ndim != 3 or array.shape[2] not in (3, 4):
     raise UserError(f"image_format 'BGR' with an array of shape {array.shape}: expected [h, w, 3] or [h, w, 4]")

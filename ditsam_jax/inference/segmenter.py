@@ -119,7 +119,7 @@ class Segmenter:
     images = list(image) if several[0] else [image]
     prompts = [self.prompt(asked) for asked in _prompts(text, points, labels, box, mask, multimask)]
     if len(images) != len(prompts) and 1 not in (len(images), len(prompts)):
-      raise UserError(f'{len(images)} images with {len(prompts)} prompts: expected as many, or one of either')
+      raise UserError(f'{len(images)} images with {len(prompts)} prompts: expected equal numbers, or one of either')
     if len(images) == 1:
       found = list(self.predict(frame(read_image(images[0]), self.config), prompts))
     else:
@@ -176,9 +176,9 @@ class Segmenter:
     """A prompt for this model, checked. Raises UserError, also where it asks for nothing unless that is allowed."""
     prompt = checked(Prompt(asked) if isinstance(asked, str) else asked, self.config)
     if prompt.is_empty and not may_be_empty:
-      raise UserError('a prompt that asks for nothing: expected a text, points, a box or a mask')
+      raise UserError('an empty prompt: expected a text, points, a box or a mask')
     if prompt.text is not None and self.tokenizer is None:
-      raise UserError(f'text {prompt.text!r}: there is no tokenizer; give from_model one')
+      raise UserError(f'text {prompt.text!r}: there is no tokenizer; pass one to from_model')
     return prompt
 
   def predict(self, framed: Framed, prompts: list[Prompt], *, at_once: int | None = None) -> Iterator[Prediction]:
@@ -299,7 +299,7 @@ def _prompts(text, points, labels, box, mask, multimask) -> list[Prompt]:
     if not isinstance(asked, Prompt):
       return Prompt(asked, **others)
     if given:
-      raise UserError(f'a Prompt and {", ".join(given)} beside it: expected all in the Prompt')
+      raise UserError(f'a Prompt and {", ".join(given)} beside it: expected everything in the Prompt')
     return asked
 
   if not isinstance(text, list | tuple):
@@ -326,4 +326,4 @@ def _same(image: Any, other: Any) -> bool:
 
 def _check_batch_size(batch_size: int) -> None:
   if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-    raise UserError(f'batch size {batch_size!r}: expected a whole number from 1')
+    raise UserError(f'batch size {batch_size!r}: expected a whole number of at least 1')

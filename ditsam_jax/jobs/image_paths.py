@@ -42,7 +42,7 @@ def _listed(name: str, is_result) -> tuple[str, str]:
   """(folder, its files' names, each with _END behind it) of one name."""
   expanded = os.path.expanduser(name)
   if '\0' in name or not name:
-    raise UserError(f'--image={printable(name)}: no name of a file')
+    raise UserError(f'--image={printable(name)}: not a file name')
   if os.path.isdir(expanded):
     return _of_folder(name, expanded, is_result)
   if os.path.exists(expanded):
@@ -52,7 +52,7 @@ def _listed(name: str, is_result) -> tuple[str, str]:
   matches = sorted(path for path in glob.iglob(expanded, recursive=True) if not os.path.isdir(path))
   images = [path for path in matches if _is_image(path) and not is_result(path)]
   if not images:
-    found = f'{len(matches):,} files match, none of them an image by its name' if matches else 'no file matches'
+    found = f'{len(matches):,} files match, but none has an image file extension' if matches else 'no file matches'
     raise UserError(f'--image={printable(name)}: {found}')
   return '', ''.join(path + _END for path in images)
 

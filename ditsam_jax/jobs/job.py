@@ -77,7 +77,7 @@ class Job:
     """Those left to do, in order. Raises UserError where they are no longer those that were checked."""
     for request in self._source.chosen(self.todo):
       if request.key() != int(self._keys[request.number]):
-        raise UserError(f'{request}: changed while this command ran; start it again')
+        raise UserError(f'{request}: changed while this command ran; rerun the command')
       yield request
 
   def share(self, host: int, hosts: int) -> None:
@@ -92,7 +92,7 @@ class Job:
     if len(changed):
       request = self._at(int(changed[0]))
       raise UserError(
-        f'{request.place}: id {json.dumps(request.id)} is done, with another image or prompt, in {lines.path}; choose '
+        f'{request.place}: id {json.dumps(request.id)} is already in {lines.path} with another image or prompt; choose '
         f'another --json'
       )
     self.todo &= ~done
@@ -110,7 +110,7 @@ class Job:
     again = np.flatnonzero(first[inverse] != np.arange(len(self._ids)))[0]
     one, other = self._at(int(self._owners[first[inverse[again]]])), self._at(int(self._owners[again]))
     line = one.place.rsplit(' ', 1)[1]
-    raise UserError(f'{other.place}: id {json.dumps(other.id)} is that of line {line}; give each line its own')
+    raise UserError(f'{other.place}: id {json.dumps(other.id)} is already used on line {line}; give each line its own')
 
   def _at(self, number: int) -> Request:
     only = np.zeros(len(self), bool)

@@ -61,7 +61,7 @@ class JsonLines:
       self._stream.flush()
     except OSError as error:
       raise UserError(
-        f'{printable(self.path)}: cannot be written ({error.strerror}); what is there stays, rerun the command to resume'
+        f'{printable(self.path)}: cannot be written ({error.strerror}); results are kept; rerun the command to resume'
       ) from error
 
   def _read(self, file: Path, stream, keys: array, ids: array) -> int:
@@ -94,7 +94,7 @@ class JsonLines:
   def _cut_to(self, whole: int) -> None:
     size = self._stream.seek(0, os.SEEK_END)
     if whole < size:
-      say(f'{printable(self.path)}: the last line was cut off; it is removed, and its request done again')
+      say(f'{printable(self.path)}: the last line is truncated; it is removed and its request redone')
       self._stream.truncate(whole)
       self._stream.seek(whole)
     elif size:
@@ -120,7 +120,9 @@ def _opened(path: Path):
     stream = open(path, 'a+b')  # noqa: SIM115 (closed by JsonLines)
     fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
   except BlockingIOError as error:
-    raise UserError(f'--json={printable(path)}: another process is writing it; wait for it, or name another') from error
+    raise UserError(
+      f'--json={printable(path)}: another process is writing it; wait for it, or choose another'
+    ) from error
   except (OSError, ValueError) as error:
     reason = getattr(error, 'strerror', None) or error
     raise UserError(f'--json={printable(path)}: cannot be written ({reason}); name another') from error

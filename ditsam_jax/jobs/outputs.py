@@ -94,7 +94,7 @@ class Output:
     notes = _notes(mask_file)
     if notes is None or notes['key'] != key:
       raise UserError(
-        f'{printable(mask_file)} is there and is not of this image and prompt; choose another --output, or move it away'
+        f'{printable(mask_file)} exists, but is not of this image and prompt; choose another --output, or move it away'
       )
     return notes
 

@@ -65,10 +65,10 @@ class Remarks:
     self._words_unknown += bool(unknown)
     self._words_cut += bool(cut)
     if unknown:
-      self._once(unknown, f'warning: the model does not know: {listed(unknown)}')
+      self._once(unknown, f'warning: words the model does not know: {listed(unknown)}')
     if cut:
       shown = printable(text or '', 100)
-      self._once(text, f"warning: '{shown}' is longer than the model reads; left out: '{printable(cut, 100)}'")
+      self._once(text, f"warning: '{shown}' exceeds the model's token limit; cut: '{printable(cut, 100)}'")
 
   def failure(self, message: str) -> None:
     """Of one request; the first are listed at the end."""
@@ -86,14 +86,14 @@ class Remarks:
       for count, what in (
         (self._empty, 'found nothing'),
         (self._words_unknown, 'with words that the model does not know'),
-        (self._words_cut, 'with words left out'),
+        (self._words_cut, 'with words cut'),
       )
       if count and done > 1
     ]
     lines = [f'{self._progress.summary()}{": " if counts else ""}{", ".join(counts)}'] if done != 1 or counts else []
     lines += [f'error: {failure}' for failure in self._failures]
     if (more := self._progress.failed - self._counted) > 0:
-      lines.append(f'error: and {more:,} more failed; rerun the command to try them again')
+      lines.append(f'error: and {more:,} more failed; rerun the command to retry them')
     return lines
 
   def _once(self, what: object, line: str) -> None:

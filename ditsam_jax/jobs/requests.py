@@ -122,14 +122,14 @@ class PromptFile:
     name = printable(self._file)
     try:
       if os.path.exists(self._file) and not os.path.isfile(self._file):
-        raise UserError(f'--prompts={name}: not a file; it is read twice, so save the lines to one')
+        raise UserError(f'--prompts={name}: not a file; it is read twice, so save the lines to a file')
       with open(self._file, 'rb') as stream:
         count = 0
         while line := stream.readline(LONGEST_LINE + 1):
           count += 1
           place = f'{name} line {count:,}'
           if len(line) > LONGEST_LINE:
-            raise UserError(f'{place}: longer than {LONGEST_LINE:,} bytes; expected one object a line')
+            raise UserError(f'{place}: longer than {LONGEST_LINE:,} bytes; expected one object per line')
           if count == 1:
             line = line.removeprefix(b'\xef\xbb\xbf')
           if line.strip():
@@ -176,7 +176,7 @@ def _check_row(row: Any) -> None:
     raise ValueError(f"'text' is {_shown(row['text'])}: expected a string")
   for key, expected, is_right in (
     ('points', 'a list of [x, y]', lambda points: all(isinstance(point, list) and _numbers(point) for point in points)),
-    ('labels', 'a list of 1 and 0, one a point', _numbers),
+    ('labels', 'a list of 1 and 0, one per point', _numbers),
     ('box', '[x0, y0, x1, y1]', _numbers),
   ):
     value = row.get(key)
@@ -206,7 +206,7 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _no_number(name: str) -> None:
-  raise ValueError(f'{name} is no number in JSON; expected finite numbers')
+  raise ValueError(f'{name} is not a JSON number; expected finite numbers')
 
 
 def prompts_of(

@@ -23,20 +23,20 @@ class ImageEncoderConfig:
 
   width: int = declared(768, _WIDTH, 'Channels of a token')
   depth: int = declared(12, _DEPTH, 'Blocks')
-  heads: int = declared(12, _HEADS, 'Attention heads; they divide the width')
+  heads: int = declared(12, _HEADS, 'Attention heads; must divide the width')
   patch_size: int = declared(16, Whole(1, 256), 'Side of the square of pixels that becomes a token')
-  mlp_ratio: int = declared(4, Whole(1, 64), 'Hidden width of the MLPs, in widths')
+  mlp_ratio: int = declared(4, Whole(1, 64), 'Hidden width of the MLPs, as a multiple of the width')
   global_blocks: tuple[int, ...] = declared(
-    (2, 5, 8, 11), Several(Whole(0, 127), 0, 128), 'Blocks pre-trained with global attention, from 0'
+    (2, 5, 8, 11), Several(Whole(0, 127), 0, 128), 'Indices of blocks pre-trained with global attention'
   )
   pretrain_grid: int = declared(
-    64, Whole(1, 512), 'Tokens a side of the pre-training image: size of the position embedding and global tables'
+    64, Whole(1, 512), 'Tokens per side of the pre-training image: size of the position embedding and global tables'
   )
   pretrain_window: int = declared(
     14, Whole(1, 512), 'Window of the other blocks in pre-training: size of their relative-position tables'
   )
   attention_scope: str = declared(
-    'global', Choice(SCOPES), "What those other blocks attend to now: 'global', as in DIT, or their windows, as in SAM"
+    'global', Choice(SCOPES), "Attention of those other blocks now: 'global', as in DIT, or their windows, as in SAM"
   )
 
   def window(self, block: int) -> int:
@@ -50,7 +50,7 @@ class MaskDecoderConfig:
 
   width: int = declared(256, _WIDTH, 'Channels of image embedding and prompts; a multiple of 8')
   depth: int = declared(2, _DEPTH, 'Two-way blocks')
-  heads: int = declared(8, _HEADS, 'Attention heads; they divide half the width')
+  heads: int = declared(8, _HEADS, 'Attention heads; must divide half the width')
   mlp_width: int = declared(2048, _HIDDEN, 'Hidden width of the MLPs')
   iou_hidden: int = declared(256, _HIDDEN, 'Hidden width of the head that predicts IoU')
   mask_channels: int = declared(16, Whole(4, 1024), "Channels inside the mask prompt's down-scaling")
@@ -63,7 +63,7 @@ class TextEncoderConfig:
   vocab_size: int = declared(30522, Whole(1, 1_000_000), 'Words of the vocabulary')
   width: int = declared(768, _WIDTH, 'Channels of a token')
   depth: int = declared(12, _DEPTH, 'Blocks')
-  heads: int = declared(12, _HEADS, 'Attention heads; they divide the width')
+  heads: int = declared(12, _HEADS, 'Attention heads; must divide the width')
   mlp_width: int = declared(3072, _HIDDEN, 'Hidden width of the MLPs')
   max_positions: int = declared(512, Whole(1, 8192), 'Longest text in tokens: size of the position table')
   dropout: float = declared(0.1, BELOW_ONE, 'Dropout in training')
@@ -78,21 +78,19 @@ class DitSamConfig:
   text_encoder: TextEncoderConfig | None = group(TextEncoderConfig(), 'BERT', none='SAM as Meta released it')
   fusion: str = declared('layer_wise', Choice(tuple(FUSIONS)), 'How text enters the image encoder')
   fusion_dropout: float = declared(0.1, BELOW_ONE, 'Dropout after each projection of the text, in training')
-  image_size: int = declared(
-    512, Whole(1, 8192), 'Side of the square image that the model is used at; a multiple of the patch size'
-  )
+  image_size: int = declared(512, Whole(1, 8192), 'Side of the square input image; a multiple of the patch size')
   pixel_mean: tuple[float, ...] = declared(
     IMAGENET_MEAN, Several(Real(0, 1), 3, 3), 'Subtracted from red, green and blue, on a scale of 0 to 1'
   )
   pixel_std: tuple[float, ...] = declared(
-    IMAGENET_STD, Several(Real(0.001, 10), 3, 3), 'What they are divided by, on that scale'
+    IMAGENET_STD, Several(Real(0.001, 10), 3, 3), 'Red, green and blue are then divided by this'
   )
-  max_text_tokens: int = declared(20, Whole(1, 8192), 'Tokens kept of a sentence')
+  max_text_tokens: int = declared(20, Whole(1, 8192), 'Tokens kept per sentence')
   mask_threshold: float = declared(
     0.35, Real(0, 1, above=True, below=True), 'Probability above which a pixel belongs to the mask'
   )
   align_corners: bool = declared(
-    True, Flag(), 'Whether logits are upsampled to the image with aligned corners, as in DIT; SAM does without'
+    True, Flag(), 'Upsample logits to the image with aligned corners, as in DIT; False in SAM'
   )
 
   def __post_init__(self):
@@ -104,7 +102,7 @@ class DitSamConfig:
       )
     if self.grid > MOST_TOKENS_A_SIDE:
       raise ValueError(
-        f'model.image_size is {self.image_size}, {self.grid} patches of {encoder.patch_size} a side; expected at most '
+        f'model.image_size is {self.image_size}, {self.grid} patches of {encoder.patch_size} per side; expected at most '
         f'{MOST_TOKENS_A_SIDE}'
       )
     for name, width, heads in (

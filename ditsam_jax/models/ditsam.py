@@ -163,4 +163,4 @@ class DitSam(nnx.Module):
         raise ValueError(f'{name} is {shape}; expected [{", ".join(axes)}] with {known}')
     limit = self.config.text_encoder.max_positions if self.text_encoder is not None else 0
     if sizes.get('T', 0) > limit:
-      raise ValueError(f'{sizes["T"]} tokens a sentence; the text encoder has {limit} positions')
+      raise ValueError(f'{sizes["T"]} tokens per sentence; the text encoder has {limit} positions')

@@ -60,7 +60,7 @@ class Instruction(nnx.Module):
     if sizes.text_width != sizes.width and not cls.any_text_width:
       others = ', '.join(name for name, fusion in FUSIONS.items() if fusion.any_text_width and fusion.has_slots)
       raise ValueError(
-        f'model.fusion {cls.name!r} needs text and image of one width, but they are {sizes.text_width} and '
+        f'model.fusion {cls.name!r} needs text and image of the same width, but they are {sizes.text_width} and '
         f'{sizes.width}; for other widths: {others}'
       )
 

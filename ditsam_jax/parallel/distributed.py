@@ -22,10 +22,10 @@ _COUNTS = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
   """--coordinator, --hosts and --host."""
-  group = parser.add_argument_group('several hosts', 'found out by themselves under SLURM and Open MPI')
-  group.add_argument('--coordinator', metavar='HOST:PORT', help='of the first of the hosts')
-  group.add_argument('--hosts', metavar='N', help="how many there are, or 'pod' on each host of a TPU pod slice")
-  group.add_argument('--host', type=int, metavar='I', help='which of them this is, from 0')
+  group = parser.add_argument_group('several hosts', 'detected automatically under SLURM and Open MPI')
+  group.add_argument('--coordinator', metavar='HOST:PORT', help='address of the first host')
+  group.add_argument('--hosts', metavar='N', help="number of hosts, or 'pod' on each host of a TPU pod slice")
+  group.add_argument('--host', type=int, metavar='I', help='index of this host, from 0')
 
 
 def initialise(options: argparse.Namespace, *, preemptible: bool = False) -> None:
@@ -114,6 +114,6 @@ def _join(**arguments) -> None:
   except (RuntimeError, ValueError) as error:
     reason = str(error).strip().split('\n')[0][:200]
     raise UserError(
-      f'the hosts of this run did not meet ({reason}); start the same command on all of them, with one '
+      f'the hosts of this run could not connect ({reason}); start the same command on all of them, with one '
       f'--coordinator that all can reach'
     ) from error

@@ -45,7 +45,7 @@ def make_mesh(config: ConfigDict, devices: list[jax.Device] | np.ndarray | None 
   fixed = math.prod(size for size in sizes if size != -1)
   if count % fixed or -1 not in sizes and fixed != count:
     raise UserError(
-      f'{told}: makes {fixed} devices, there are {count}; expected sizes whose product '
+      f'{told}: needs {fixed} devices, but there are {count}; expected sizes whose product '
       f'{"divides" if -1 in sizes else "is"} {count}'
     )
   rest = count // fixed

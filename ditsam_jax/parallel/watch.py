@@ -68,7 +68,7 @@ class Watch:
           if greeting[: len(token)] == token:
             self._peers[int(greeting[len(token) :])] = _probed(peer)
       except OSError:  # JAX's own heartbeats remain
-        say('warning: not all hosts can be watched; if one dies, the others take longer to end')
+        say('warning: not all hosts can be watched; if one dies, the others take longer to stop')
 
   def _connect(self, name: str, port: int, token: bytes) -> socket.socket | None:
     here = ['localhost'] if name == socket.gethostname() else []
@@ -96,7 +96,7 @@ class Watch:
         except OSError:
           pass
     say(
-      f'\nhost {dead} of {self._count} ended unexpectedly, so host {self._index} ends too; checkpoints are intact: '
+      f'\nhost {dead} of {self._count} died, so host {self._index} ends too; checkpoints are intact: '
       f'rerun the command on all hosts to resume'
     )
     os._exit(1)  # other threads may wait for the dead host for ever

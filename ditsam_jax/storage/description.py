@@ -39,7 +39,7 @@ def read_description(name_or_dir: str | os.PathLike) -> dict[str, Any]:
   content = read_json(file)
   if not isinstance(content, dict) or 'format' not in content or 'model' not in content:
     raise UserError(
-      f'{printable(file)} is damaged or no ditsam_jax model (no format and model in it); copy the model again'
+      f'{printable(file)} is damaged or not a ditsam_jax model (it has no format and model); copy the model again'
     )
   if type(content['format']) is not int or content['format'] != FORMAT:
     raise UserError(
@@ -101,19 +101,19 @@ def vocabulary_file(name_or_dir: str | os.PathLike) -> Path:
     raise UserError(f'{name} has no vocab.txt: it takes no text; use a text-prompted model (shapes, say)')
   file = next((file for file in (folder / 'vocab.txt', folder / 'tokenizer.json') if file.exists()), None)
   if file is None:
-    raise UserError(f'{name} has no vocab.txt, which its sentences are read with; copy it into {printable(folder)}')
+    raise UserError(f'{name} has no vocab.txt, which it needs to read sentences; copy it into {printable(folder)}')
   pieces = list(read_vocabulary(file))
   recorded, rows = read_description(name_or_dir)['vocabulary'], config.text_encoder.vocab_size
   expected = recorded.get('words', rows)
   if len(pieces) != expected or len(pieces) > rows:
     raise UserError(
       f'{printable(file)} has {len(pieces)} word pieces and the model {expected} (embeddings: {rows}); '
-      f'it is of another model, copy the one that belongs here'
+      f'it belongs to another model; copy the right one'
     )
   if recorded.get('sha256', fingerprint(pieces)) != fingerprint(pieces):
     raise UserError(
-      f'{printable(file)} has {len(pieces)} word pieces as the model was saved with, but others; '
-      f'copy the one that belongs here'
+      f'{printable(file)} has {len(pieces)} word pieces, the number the model was saved with, but different ones; '
+      f'copy the right one'
     )
   return file
 

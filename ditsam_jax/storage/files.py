@@ -142,17 +142,17 @@ def read_json(
       json.dumps(content, ensure_ascii=False, default=str).encode('utf-8')
     return content
   except UnicodeDecodeError as error:
-    raise UserError(f'{name} is no UTF-8 text (byte {error.start}); expected JSON, get a whole copy') from error
+    raise UserError(f'{name} is not UTF-8 text (byte {error.start}); expected JSON, get a complete copy') from error
   except UnicodeEncodeError as error:
-    raise UserError(f'{name} holds text that is no Unicode (a lone surrogate); get a whole copy') from error
+    raise UserError(f'{name} holds text that is not valid Unicode (a lone surrogate); get a complete copy') from error
   except RecursionError as error:
-    raise UserError(f'{name} is nested too deeply to be what was expected; get a whole copy') from error
+    raise UserError(f'{name} is nested too deeply; get a complete copy') from error
   except ValueError as error:
-    raise UserError(f'{name} is damaged or no JSON ({printable(error)}); get a whole copy') from error
+    raise UserError(f'{name} is damaged or not JSON ({printable(error)}); get a complete copy') from error
 
 
 def _no_number(text: str) -> float:
-  raise ValueError(f'{text} is no number')
+  raise ValueError(f'{text} is not a number')
 
 
 def _finite(text: str) -> float:

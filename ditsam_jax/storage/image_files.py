@@ -179,7 +179,7 @@ def _pixels(image: Image.Image, name: str, *, ours: bool = False) -> np.ndarray:
   except UserError:
     raise
   except Exception as error:  # Pillow's decoders raise almost anything on damaged data
-    raise UserError(f'{name}: damaged or cut short ({_reason(error)}); get a whole copy') from error
+    raise UserError(f'{name}: damaged or truncated ({_reason(error)}); get a complete copy') from error
 
 
 # What EXIF's orientations ask for.

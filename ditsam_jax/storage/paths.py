@@ -17,11 +17,11 @@ _INSTEAD = {
 def problem(given: str) -> str | None:
   """What keeps a text from being a path of this machine, as an English clause with a remedy, or None."""
   if '\0' in given:
-    return 'it contains a NUL character; give a path without'
+    return 'it contains a NUL character; give a path without one'
   scheme = _SCHEME.match(given)
   if scheme:
     name = scheme.group(1).lower()
-    return f'{name}:// is not supported; {_INSTEAD.get(name, "give a path of this machine")}'
+    return f'{name}:// is not supported; {_INSTEAD.get(name, "give a local path")}'
   return None
 
 

@@ -49,9 +49,9 @@ def resolve(name_or_dir: str | os.PathLike) -> Path:
   if is_run:
     raise UserError(
       f'{name} is a training run that has not written its model yet; let it finish, or stop it with '
-      f'Ctrl-C, and it is written'
+      f'Ctrl-C to write the model'
     )
   raise UserError(
-    f"{name} is no ditsam_jax model: it has no model.json; give a model's folder, a training run's "
+    f"{name} is not a ditsam_jax model: it has no model.json; give a model's folder, a training run's "
     f'workdir, or a shipped model ({shipped})'
   )

@@ -85,7 +85,7 @@ def check_weights(config: DitSamConfig, weights: dict[str, Any], name: str) -> D
   """
   model = nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))
   _refuse(arrays.differences(weights, weights_of(model)), name, 'weights do not fit model.json')
-  _refuse(arrays.unusable(weights.items()), name, 'weights cannot be computed with')
+  _refuse(arrays.unusable(weights.items()), name, 'unusable weights')
   return model
 
 
@@ -202,7 +202,7 @@ def write(
   except (OSError, ValueError) as error:  # ValueError: a name that no folder can have
     reason = getattr(error, 'strerror', None) or error
     raise UserError(
-      f'the model cannot be written to {printable(directory)}: {reason}; choose another place, or make room'
+      f'the model cannot be written to {printable(directory)}: {reason}; choose another place, or free some space'
     ) from error
   finally:
     remove_for_good(temporary)
@@ -217,7 +217,7 @@ def read_start(name_or_dir: str | os.PathLike, expected: dict[str, jax.ShapeDtyp
   """
   found = check_start(name_or_dir, expected)
   weights = arrays.read(_whole(name_or_dir, 'weights'), found)
-  _refuse(arrays.unusable(weights.items()), name_or_dir, 'weights cannot be computed with')
+  _refuse(arrays.unusable(weights.items()), name_or_dir, 'unusable weights')
   return weights
 
 
@@ -266,7 +266,7 @@ def _check_target(directory: Path) -> None:
     raise UserError(f'the model cannot be written to {printable(directory)}: {reason}; choose another place')
 
   if not directory.name or directory.exists() and not directory.is_dir():
-    refuse('this is no name for a folder' if not directory.name else 'a file of that name is there')
+    refuse('this is not a folder name' if not directory.name else 'a file of that name exists')
   if directory.is_dir() and any(directory.iterdir()):
     try:
       if not {'format', 'model', 'data', 'notes'} <= set(read_json(directory / 'model.json')):

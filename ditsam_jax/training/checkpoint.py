@@ -140,7 +140,7 @@ class Checkpoints:
       except Exception as error:  # Orbax and TensorStore raise many kinds for a full disk
         self._failure = error
     elif self._failure is None:
-      self._failure = RuntimeError('the first host could not begin')
+      self._failure = RuntimeError('the first host could not start writing')
     self._thread = threading.Thread(target=self._complete, args=(folder, step, progress.best_step))
     self._thread.start()
 
@@ -188,13 +188,15 @@ class Checkpoints:
       problem = f'checkpoint {folder} cannot be read ({_reason(failure)})'
       if len(self._steps) == 1:
         raise UserError(f'{problem}; use the version that wrote it, or choose a new --workdir') from failure
-      distributed.tell(f'{problem}; trying the one before')
+      distributed.tell(f'{problem}; trying the previous one')
       self._steps = self._whole(below=self.latest_step)
 
   def _read(self, folder: Path, state: TrainState, iterator: grain.DatasetIterator) -> tuple[TrainState, Progress]:
     run = _read_run(folder)
     if changed := differences(run['config'], self._config):
-      raise UserError(f'checkpoint {folder} is of another config ({"; ".join(changed[:4])}); choose another --workdir')
+      raise UserError(
+        f'checkpoint {folder} belongs to another config ({"; ".join(changed[:4])}); choose another --workdir'
+      )
     restored = self._orbax.restore(folder / 'state', {name: _abstract(x) for name, x in _flatten(state).items()})
     iterator.set_state(run['position'])
     arrays = [restored[name] for name in _flatten(state)]
@@ -206,7 +208,7 @@ class Checkpoints:
     newest = int(multihost_utils.broadcast_one_to_all(np.int32(newest)))
     if newest == _NONE_WHOLE:
       raise UserError(
-        f'no checkpoint in {self._folder} is whole, so this run cannot be resumed; choose another --workdir, '
+        f'no checkpoint in {self._folder} is intact, so this run cannot be resumed; choose another --workdir, '
         f'or delete that folder to start again'
       )
     return [step for step in _numbers(self._folder) if step < newest] + ([newest] if newest != _NONE else [])
@@ -244,11 +246,15 @@ class Checkpoints:
     if error is None:
       return
     reason = _reason(error)
-    last = 'no checkpoint is there yet' if self.latest_step is None else f'that of step {self.latest_step} is whole'
+    last = (
+      'there is no checkpoint yet'
+      if self.latest_step is None
+      else f'the checkpoint of step {self.latest_step} is intact'
+    )
     failed = f'the checkpoint of step {self._writing} could not be written to {self._folder} ({reason}); {last}'
     if self._on_failure == 'stop':
-      raise UserError(f'{failed}; make room, and rerun the command to resume from there') from error
-    distributed.tell(f'warning: {failed}; training continues, make room before it ends')
+      raise UserError(f'{failed}; free some space, then rerun the command to resume') from error
+    distributed.tell(f'warning: {failed}; training continues; free some space before it ends')
 
 
 def _newest_whole(folder: Path, below: int | None = None) -> int:
@@ -256,14 +262,14 @@ def _newest_whole(folder: Path, below: int | None = None) -> int:
   if not os.path.lexists(folder):
     return _NONE
   if not folder.is_dir():
-    raise UserError(f'{folder} is no folder; choose another --workdir, or delete it')
+    raise UserError(f'{folder} is not a folder; choose another --workdir, or delete it')
   _clear_leftovers(folder)
   steps = [step for step in _numbers(folder) if below is None or step < below]
   for step in reversed(steps):
     problem = _problem(folder / str(step))
     if problem is None:
       return step
-    say(f'checkpoint {folder / str(step)} is damaged ({problem}); trying the one before')
+    say(f'checkpoint {folder / str(step)} is damaged ({problem}); trying the previous one')
   return _NONE_WHOLE if steps or below is not None else _NONE
 
 

@@ -151,7 +151,7 @@ class _Appended:
 def _check_file(path: Path) -> None:
   """Raises OSError where a file would be a pipe, which makes whoever opens it wait, or a device."""
   if path.exists() and not path.is_file():
-    raise OSError(errno.EINVAL, f'{path.name} is no file')
+    raise OSError(errno.EINVAL, f'{path.name} is not a file')
 
 
 def _take_back(path: Path, first_step: int, evaluated: int) -> None:

@@ -28,7 +28,7 @@ def write(folder: Path) -> None:
 def problem(folder: Path, *, needed: str) -> str | None:
   """What is wrong with a folder, in a few words; None if every file is as its manifest says, `needed` among them."""
   if not folder.is_dir():
-    return 'it is no folder'
+    return 'it is not a folder'
   if not os.path.lexists(folder / NAME):
     return f'{NAME} is missing'
   try:

@@ -93,4 +93,4 @@ def freeze_pattern(freeze: str) -> re.Pattern | None:
   try:
     return re.compile('|'.join(f'(?:{FREEZE_GROUPS.get(name, name)})' for name in names))
   except re.error as error:
-    raise UserError(f'config.freeze {freeze!r} is no regular expression: {error}') from error
+    raise UserError(f'config.freeze {freeze!r} is not a regular expression: {error}') from error

@@ -147,7 +147,7 @@ def attention_for(name: str, model: DitSamConfig, platform: str, dtype) -> str:
   if name == 'auto':
     return fastest(platform, *shapes)
   for problem in filter(None, (why_not(name, platform, *shape) for shape in shapes)):
-    raise UserError(f"config.attention is {name!r}: {problem}; 'auto' takes the best there is")
+    raise UserError(f"config.attention is {name!r}: {problem}; 'auto' selects the fastest supported one")
   return name
 
 

@@ -43,11 +43,11 @@ class SkippedUpdates:
     if in_a_row >= self._limit:
       raise UserError(
         f'loss or gradient were not finite for {in_a_row} steps in a row, up to step {step.number} '
-        f'(config.max_skipped is {self._limit}); {self._save(step)}; train anew with a lower '
-        f'config.optimizer.learning_rate, or mend the data'
+        f'(config.max_skipped is {self._limit}); {self._save(step)}; restart with a lower '
+        f'config.optimizer.learning_rate, or fix the data'
       )
     if in_a_row == 1:
-      distributed.tell(f'step {step.number}: loss or gradient are not finite; this update is left out')
+      distributed.tell(f'step {step.number}: loss or gradient is not finite; this update is skipped')
 
   def _save(self, step: _Step) -> str:
     """Writes the batch; says where it is, or why it is not."""

@@ -76,9 +76,9 @@ class StopSignal:
     else:
       self.number = number
     told = (
-      'stopping after this step; press Ctrl-C again to stop at once and lose what is not saved'
+      'stopping after this step; press Ctrl-C again to stop at once and lose unsaved work'
       if number == signal.SIGINT
-      else 'asked to stop (SIGTERM): saving after this step'
+      else 'received SIGTERM: saving after this step'
     )
     with contextlib.suppress(OSError):
       os.write(2, f'{told}\n'.encode())  # `print` cannot be interrupted by another `print`

@@ -99,7 +99,7 @@ class Workdir:
         changed = differences(read_json(file, finite=False), config)
         if changed:
           raise UserError(
-            f'workdir {str(self.path)!r} holds a run of another config ({"; ".join(changed[:4])}); '
+            f'workdir {str(self.path)!r} holds a run with another config ({"; ".join(changed[:4])}); '
             f'choose another --workdir or delete this one'
           )
       write_json(file, config)

@@ -85,7 +85,7 @@ def test_a_group_can_be_taken_away_where_that_means_something():
     ('model.image_encoder.width=1000000', ['config.model.image_encoder.width is 1000000', '8,192']),
     ('model.image_encoder.depth=100000', ['config.model.image_encoder.depth is 100000', '128']),
     ('model.image_encoder.patch_size=0', ['config.model.image_encoder.patch_size is 0']),
-    ('model.image_size=8192', ['512 patches of 16 a side', 'at most 512'] and ['model']),
+    ('model.image_size=8192', ['512 patches of 16 per side', 'at most 512'] and ['model']),
     ('optimizer.beta1=2', ['config.optimizer.beta1 is 2', 'from 0 to below 1']),
     ('optimizer.beta2=nan', ["config.optimizer.beta2 is 'nan'"]),
     ('optimizer.clip_norm=-1', ['config.optimizer.clip_norm is -1']),
@@ -118,14 +118,14 @@ def test_impossible_changes_are_refused(override, told):
   overrides = ['total_steps=10', override] if 'warmup' in override else [override]
   if override == 'model.image_size=8192':
     overrides += ['model.image_encoder.patch_size=8']
-    told = ['1024 patches of 8 a side', 'at most 512']
+    told = ['1024 patches of 8 per side', 'at most 512']
   message = refusal(*overrides)
   assert all(part in message for part in told), message
   assert len(message) < 400
 
 
 def test_scenes_belong_to_shapes():
-  assert 'scenes describe shapes' in refusal('data.dataset=refcoco', 'final_split=val', config='ldit:shapes')
+  assert 'scenes apply to shapes only' in refusal('data.dataset=refcoco', 'final_split=val', config='ldit:shapes')
   assert 'config.data.scenes is None' in refusal('data.scenes.train=3')
   assert 'scenes: min_shapes is 9' in refusal('data.scenes.min_shapes=9', config='ldit:shapes')
 

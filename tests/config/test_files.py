@@ -57,8 +57,8 @@ def test_names_are_found_from_any_folder(tmp_path, monkeypatch):
     ('', ["config '' is unknown"]),
     ('ldit:coco', ["data set 'coco' is unknown", 'refcoco+']),
     ('ldit:refcocog/unc', ["not split by 'unc'", 'umd or google']),
-    ('sam_pretrain:refcoco', ['sam_pretrain', 'shapes alone', 'torch_to_flax.py']),
-    (f'{CONFIGS}/sam_pretrain.py:refcoco', ['sam_pretrain', 'shapes alone']),
+    ('sam_pretrain:refcoco', ['sam_pretrain', 'shapes only', 'torch_to_flax.py']),
+    (f'{CONFIGS}/sam_pretrain.py:refcoco', ['sam_pretrain', 'shapes only']),
     (f'{CONFIGS}/lditt.py', ['lditt.py', 'does not exist', 'did you mean', 'ldit.py', 'edit.py']),
     ('/nowhere/at/all.py', ['/nowhere/at/all.py', 'does not exist', 'names are ldit']),
     ('gs://bucket/ldit.py', ['gs:// is not supported', 'gcsfuse']),
@@ -155,8 +155,8 @@ def test_what_is_no_file_of_ours_is_refused_without_being_read(tmp_path):
   os.mkfifo(tmp_path / 'fifo.py')
   (tmp_path / 'dangling.py').symlink_to(tmp_path / 'nothing')
   (tmp_path / 'big.py').write_text('#' * 2_000_000)
-  assert 'is no regular file' in refusal(tmp_path / 'fifo.py')
-  assert 'is no regular file' in refusal('/dev/zero')
+  assert 'is not a regular file' in refusal(tmp_path / 'fifo.py')
+  assert 'is not a regular file' in refusal('/dev/zero')
   assert 'is a folder' in refusal(tmp_path)
   assert 'does not exist' in refusal(tmp_path / 'dangling.py')
   assert '2,000,000 bytes' in refusal(tmp_path / 'big.py')

@@ -77,7 +77,7 @@ def test_given_steps_win_and_the_warm_up_scales(config, overrides, expected):
 
 def test_shapes_in_epochs_need_their_data():
   assert lengths('ldit:shapes', 'epochs=2', samples=640)[:2] == (20, 2)
-  with pytest.raises(UserError, match=r'known once it is made; give --config.total_steps=N'):
+  with pytest.raises(UserError, match=r'unknown until it is made; give --config.total_steps=N'):
     lengths('ldit:shapes', 'epochs=2')
 
 
@@ -92,7 +92,7 @@ def test_data_is_counted_only_where_a_length_depends_on_it():
 def test_what_is_too_long_or_contradictory_is_refused():
   with pytest.raises(UserError, match='config.epochs is 1e.06.*expected at most 1,000,000,000'):
     lengths('ldit', 'epochs=1000000', 'data.batch_size=1')
-  with pytest.raises(UserError, match='total_steps is 5; expected None, since config.epochs is 3'):
+  with pytest.raises(UserError, match='total_steps is 5; expected None, because config.epochs is 3'):
     lengths('ldit', 'epochs=3', 'total_steps=5')
   with pytest.raises(
     UserError, match=r'config.optimizer.warmup_steps is 2000; expected fewer than total_steps \(640\)'

@@ -109,12 +109,12 @@ def test_a_json_of_other_weights_is_noticed(saved, tmp_path):
 @pytest.mark.parametrize(
   'change, message',
   [
-    (lambda text: text[:100], 'damaged or no JSON'),
+    (lambda text: text[:100], 'damaged or not JSON'),
     (lambda text: '[' * 100_000, 'nested too deeply'),
     (lambda text: text.replace('version 1', 'version 2'), 'format ditsam_jax model beside PyTorch weights, version 2'),
     (lambda text: text.replace('"image_size": 96', '"image_size": 97'), 'image_size is 97'),
-    (lambda text: text.replace('"mask_threshold": 0.7', '"mask_threshold": NaN'), 'NaN is no number'),
-    (lambda text: text.replace('"notes": {', '"notes": 3, "x": {'), 'notes is no dict'),
+    (lambda text: text.replace('"mask_threshold": 0.7', '"mask_threshold": NaN'), 'NaN is not a number'),
+    (lambda text: text.replace('"notes": {', '"notes": 3, "x": {'), 'notes is not a dict'),
   ],
 )
 def test_a_damaged_json_is_refused(saved, tmp_path, change, message):

@@ -48,10 +48,10 @@ def test_a_pickle_that_wants_more_is_refused_and_not_run(tmp_path, monkeypatch):
   'name, content, message',
   [
     ('empty.pth', b'', 'is empty'),
-    ('text.pth', b'<html>not found</html>', 'no PyTorch checkpoint'),
+    ('text.pth', b'<html>not found</html>', 'not a PyTorch checkpoint'),
     ('half.pth', 'half', 'truncated'),
     ('empty.safetensors', b'', 'is empty'),
-    ('text.safetensors', b'<html>not found</html>', 'no safetensors file'),
+    ('text.safetensors', b'<html>not found</html>', 'not a safetensors file'),
   ],
 )
 def test_files_that_are_no_checkpoints(tmp_path, name, content, message):
@@ -89,7 +89,7 @@ def test_all_problems_in_one_report(tmp_path, ldit, capsys):
   listed = capsys.readouterr().err
   assert 'visual_encoder.blocks.2.norm1.bias is missing' in listed
   assert 'text_proj.weight is (3, 4), expected (32, 48)' in listed
-  assert 'mask_decoder.extra has no place in a model of these sizes' in listed
+  assert 'mask_decoder.extra does not exist in a model of these sizes' in listed
   assert 'adapter.weight is unknown' in listed
   assert 'text_proj.bias holds int64, expected one of float32, float16, bfloat16, float64' in listed
 
@@ -139,7 +139,7 @@ def test_twins_that_differ(tmp_path, capsys):
   tensors['prompt_encoder.shared_embedding.positional_embedding'] = torch.ones(2, 16)
   torch.save(tensors, tmp_path / 'weights.bin')
   refusal(tmp_path, tmp_path / 'weights.bin', '--decoder-heads=4')
-  assert 'mean the same and differ' in capsys.readouterr().err
+  assert 'are the same parameter, but differ' in capsys.readouterr().err
 
 
 def test_a_layer_that_is_not_there(tmp_path, ldit):
@@ -164,7 +164,7 @@ def test_files_in_the_wrong_place(tmp_path):
   torch.save(torch_models.bert().state_dict(), tmp_path / 'bert.pth')
   sam, bert = tmp_path / 'sam.pth', tmp_path / 'bert.pth'
   assert 'half a model' in refusal(tmp_path, bert)
-  assert 'is no BERT' in refusal(tmp_path, sam, f'--text-encoder={sam}')
+  assert 'is not a BERT' in refusal(tmp_path, sam, f'--text-encoder={sam}')
   assert 'text encoder of its own' in refusal(tmp_path, GOLDEN / 'ldit.pth', f'--text-encoder={bert}')
   heads = ('--text-heads=3', '--decoder-heads=4')
   assert 'say it with --fusion' in refusal(tmp_path, sam, f'--text-encoder={bert}', *heads)
@@ -184,7 +184,7 @@ def test_folders_that_are_incomplete(tmp_path):
   assert 'pytorch_model.bin' in refusal(tmp_path, folder)
   index = folder / 'model.safetensors.index.json'
   for content, message in (
-    ('{', 'no index'),
+    ('{', 'not an index'),
     (json.dumps({'weight_map': {'a': 'one.safetensors'}}), 'not beside it'),
     (json.dumps({'weight_map': {'a': '../secret.safetensors'}}), 'not beside it'),
   ):

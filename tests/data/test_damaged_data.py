@@ -36,8 +36,8 @@ def test_paths_are_checked_also_where_the_work_is_done(tmp_path, option, finishe
     prepare.main(arguments)
   for path, told in [
     ('~nobody-of-that-name/x', 'nobody-of-that-name'),
-    (tmp_path / 'none', 'is no folder'),
-    (tmp_path / 'train2014' / 'COCO_train2014_000000581000.jpg', 'is no folder'),
+    (tmp_path / 'none', 'is not a folder'),
+    (tmp_path / 'train2014' / 'COCO_train2014_000000581000.jpg', 'is not a folder'),
   ]:
     message = refusal(prepare.main, [*arguments, f'{option}={path}'])
     assert option in message and told in message

@@ -154,8 +154,8 @@ def test_a_name_from_a_file_cannot_forge_a_line(tmp_path):
     (lambda one: one['images'][0].update(height=float('nan')), 'nan, expected a whole number'),
     (lambda one: one['images'][0].update(height='480'), "'480', expected a whole number"),
     (lambda one: one['images'][0].update(file_name=None), 'None, expected text'),
-    (lambda one: one.update(images=7), 'not as COCO writes it'),
-    (lambda one: one.update(annotations=None), 'not as COCO writes it'),
+    (lambda one: one.update(images=7), 'not in COCO format'),
+    (lambda one: one.update(annotations=None), 'not in COCO format'),
   ],
 )
 def test_instances_of_another_shape_are_one_line(tmp_path, change, told):
@@ -194,7 +194,7 @@ def test_refs_with_values_of_another_kind_are_one_line(tmp_path, change):
   made = make(tmp_path)
   file = tmp_path / 'refs(unc).p'
   file.write_bytes(pickle.dumps([made.refs[0] | change], 4))
-  assert 'ref 0 is not as in the official files' in refusal(read_refs, file)
+  assert 'ref 0 differs from the official format' in refusal(read_refs, file)
 
 
 @pytest.mark.parametrize(

@@ -103,9 +103,9 @@ def test_the_folder_of_the_data_set_itself_will_do_and_other_folders_are_named(d
   arguments = dict(dataset='refcoco', split_by='unc', images_dir=downloads.root, data_dir=tmp_path / 'data')
   with pytest.raises(UserError, match=r'no refs\(google\)\.p.*refs\(unc\)\.p'):
     builder.prepare(**arguments | {'split_by': 'google'}, annotations_dir=downloads.folder)
-  with pytest.raises(UserError, match='nowhere is no folder'):
+  with pytest.raises(UserError, match='nowhere is not a folder'):
     builder.prepare(**arguments, annotations_dir=tmp_path / 'nowhere')
-  with pytest.raises(UserError, match='--images=.*nowhere is no folder'):
+  with pytest.raises(UserError, match='--images=.*nowhere is not a folder'):
     builder.prepare(**arguments | {'images_dir': tmp_path / 'nowhere'}, annotations_dir=downloads.folder)
   with pytest.raises(UserError, match=r'is the folder of refcoco, not of refcoco\+'):
     builder.prepare(**arguments | {'dataset': 'refcoco+'}, annotations_dir=downloads.folder)
@@ -155,11 +155,11 @@ def test_the_command_prints_counts_and_what_is_missing(downloads, tmp_path, caps
     ['testA', '1', '4', '6'],
     ['all', '5', '20', '30'],
   ]
-  assert 'not complete' in out and 'testB: 0 of 750 images' in out and 'in all: 30 of 142,209 expressions' in out
+  assert 'incomplete' in out and 'testB: 0 of 750 images' in out and 'in all: 30 of 142,209 expressions' in out
   assert 'images/s' in out and 'masks/s' in out and err.splitlines()[-1] == 'preparing: 5 of 5 images'
   assert prepare.main(downloads.arguments(tmp_path / 'data')) == 0  # again: the same, from what was written
   again, err = capsys.readouterr()
-  assert 'left as it is' in again and 'written' not in again and again.splitlines()[:5] == out.splitlines()[:5]
+  assert 'unchanged: ' in again and 'written' not in again and again.splitlines()[:5] == out.splitlines()[:5]
 
 
 @pytest.mark.parametrize('name', catalogue.FAMILY)
@@ -295,7 +295,7 @@ def test_a_fault_is_named_and_stops_or_is_left_out(downloads, tmp_path, fault):
   assert nothing_written(tmp_path / 'data')
   done, said = run_prepare(downloads, tmp_path / 'data', skip_bad=True)
   assert done.left_out[kind] in (1, refs) and done.whole.objects == 20 - refs
-  assert [line for line in said if line.startswith('left out') and example in line]
+  assert [line for line in said if line.startswith('skipped: ') and example in line]
   left = {ref['ref_id'] for ref in downloads.refs[:refs]}
   assert set(objects_of(tmp_path / 'data')) == {ref['ref_id'] for ref in downloads.refs} - left
 
@@ -344,10 +344,10 @@ def test_a_bad_mask_among_good_ones_is_not_overlooked_where_the_shards_are_full(
 
 
 def test_nothing_usable_is_never_a_data_set(downloads, tmp_path):
-  with pytest.raises(UserError, match='not one image'):
+  with pytest.raises(UserError, match='no image has'):
     builder.prepare('refcoco', 'unc', downloads.folder, downloads.folder, tmp_path / 'data', skip_bad=True)
   downloads.image_file(581003).write_bytes(b'')
-  with pytest.raises(UserError, match='not one usable image in val'):
+  with pytest.raises(UserError, match='no usable image in val'):
     run_prepare(downloads, tmp_path / 'data', skip_bad=True)
   assert nothing_written(tmp_path / 'data')
 

@@ -130,14 +130,14 @@ def test_damaged_pickles_are_named(file, data):
     ({'ref_id': '7'}, 'whole number'),
     ({'image_id': None}, 'None'),
     ({'sentences': [{'raw': 'x'}]}, "no 'sent'"),
-    ({'split': 3}, 'no text'),
+    ({'split': 3}, 'not text'),
     ({'ann_id': [1.5]}, '1.5'),
     ({'sentences': 4}, 'not iterable'),
   ],
 )
 def test_refs_of_another_shape_are_named_with_their_place(file, change, told):
   file.write_bytes(pickle.dumps([ITEMS[0], ITEMS[0] | change]))
-  with pytest.raises(UserError, match='ref 1 is not as in the official files') as error:
+  with pytest.raises(UserError, match='ref 1 differs from the official format') as error:
     read_refs(file)
   assert told in str(error.value)
 

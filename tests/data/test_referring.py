@@ -64,7 +64,7 @@ def test_a_copy_in_another_process_reads_the_same(tiny):
 def test_what_cannot_be_opened_is_named(tiny, tmp_path):
   with pytest.raises(UserError, match='no split .*testA.* train, val'):
     ReferringSource(tiny.directory, 'testA')
-  with pytest.raises(UserError, match=f'{tmp_path}.*no prepared data set'):
+  with pytest.raises(UserError, match=f'{tmp_path}.*not a prepared data set'):
     ReferringSource(tmp_path, 'train')
 
 

@@ -141,7 +141,7 @@ ODD_FILES = ('missing', 'folder', 'pipe', 'device', 'zero', 'loop', 'dangling', 
 
 
 def make_odd(path: Path, chance: random.Random) -> str:
-  """Puts something that is no regular file, or nothing, in place of a file or folder; returns what."""
+  """Puts something that is not a regular file, or nothing, in place of a file or folder; returns what."""
   kind = chance.choice(ODD_FILES)
   if path.is_dir() and not path.is_symlink():
     shutil.rmtree(path)

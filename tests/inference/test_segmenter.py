@@ -281,7 +281,7 @@ def test_what_cannot_be_a_segmenter(tmp_path, tokenizer, traced_shapes):
 
 def test_a_model_that_cannot_read_says_so(traced_shapes):
   image = np.zeros((4, 4, 3), np.uint8)
-  with pytest.raises(UserError, match="'red': there is no tokenizer; give from_model one"):
+  with pytest.raises(UserError, match="'red': there is no tokenizer; pass one to from_model"):
     Segmenter.from_model(ColourModel(traced_shapes))(image, 'red')
   mute = ColourModel(traced_shapes)
   mute.config, mute.text_encoder = sam(tiny()), None

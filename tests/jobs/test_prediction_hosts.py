@@ -42,5 +42,5 @@ def test_two_hosts_find_what_one_finds_and_any_number_resumes(images, tmp_path, 
 
   capsys.readouterr()
   assert predict.main(shared) == 2  # alone: sees what the hosts have done, and tries the damaged one again
-  assert '5 results are there already' in capsys.readouterr().err
+  assert '5 results already done' in capsys.readouterr().err
   assert rows_of(tmp_path / 'r.jsonl') == {}

@@ -46,7 +46,7 @@ def problem(path, config, *lines):
     ('{"image": "a", "points": [[1, 2, 3]]}', 'points have shape (1, 3)'),
     ('{"image": "a", "points": []}', 'points have shape'),
     ('{"image": "a", "points": [[1e999, 2]]}', 'NaN or infinite'),
-    ('{"image": "a", "points": [[NaN, 2]]}', 'NaN is no number in JSON'),
+    ('{"image": "a", "points": [[NaN, 2]]}', 'NaN is not a JSON number'),
     ('{"image": "a", "points": [[1' + '0' * 400 + ', 2]]}', 'points'),
     ('{"image": "a", "labels": [1]}', 'labels without points'),
     ('{"image": "a", "text": "b", "labels": [1]}', 'labels without points'),
@@ -80,7 +80,7 @@ def test_an_id_given_twice_is_said_with_both_lines(tmp_path, config):
   path.write_text('\n'.join(lines))
   assert len(Job(PromptFile(str(path), config), None)) == 4  # the number 3 and the text '3' are two ids
   said = problem(path, config, *lines, '', lines[1])
-  assert said == 'line 6: id 3 is that of line 2; give each line its own'
+  assert said == 'line 6: id 3 is already used on line 2; give each line its own'
 
 
 def test_an_empty_file_is_said(tmp_path, config):

@@ -99,7 +99,7 @@ def test_absent_fields_take_their_defaults():
 
 
 def test_an_image_of_absurdly_many_tokens_is_refused():
-  with pytest.raises(ValueError, match='1024 patches of 8 a side; expected at most 512'):
+  with pytest.raises(ValueError, match='1024 patches of 8 per side; expected at most 512'):
     models.vit_b(image_size=8192, image_encoder=ImageEncoderConfig(patch_size=8))
 
 

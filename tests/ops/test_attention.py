@@ -174,5 +174,5 @@ def test_an_unknown_implementation_is_named_with_the_known_ones():
 
 
 def test_an_implementation_that_cannot_says_why():
-  with pytest.raises(ValueError, match="'cudnn': it takes bfloat16 and float16, these are float32"):
+  with pytest.raises(ValueError, match="'cudnn': it supports bfloat16 and float16, not float32"):
     call('cudnn')

@@ -19,11 +19,11 @@ AMPERE, HOPPER = (8, 0), (9, 0)
   [
     ('pallas_tpu', 'cpu', 'float32', VIT_B_512, 'it runs on tpu, this is cpu'),
     ('cudnn', 'tpu', 'bfloat16', VIT_B_512, 'it runs on cuda, this is tpu'),
-    ('cudnn', 'gpu', 'float32', VIT_B_512, 'it takes bfloat16 and float16, these are float32'),
-    ('pallas_tpu', 'tpu', 'float16', VIT_B_512, 'it takes bfloat16 and float32, these are float16'),
-    ('pallas_tpu', 'tpu', 'bfloat16', (64, 16404, 256), 'it takes up to 8192 tokens, these are 16404'),
+    ('cudnn', 'gpu', 'float32', VIT_B_512, 'it supports bfloat16 and float16, not float32'),
+    ('pallas_tpu', 'tpu', 'float16', VIT_B_512, 'it supports bfloat16 and float32, not float16'),
+    ('pallas_tpu', 'tpu', 'bfloat16', (64, 16404, 256), 'it supports up to 8192 tokens, not 16404'),
     ('pallas_gpu', 'cpu', 'bfloat16', VIT_B_512, 'it runs on cuda, this is cpu'),
-    ('pallas_gpu', 'gpu', 'bfloat16', (64, 16404, 256), '128 for relative positions, these are 64 and 256'),
+    ('pallas_gpu', 'gpu', 'bfloat16', (64, 16404, 256), '128 for relative positions, not 64 and 256'),
     ('pallas_gpu', 'gpu', 'bfloat16', VIT_H_1024, None),
     ('fast', 'cpu', 'float32', VIT_B_512, 'choose one of auto, reference'),
     *(
@@ -45,7 +45,11 @@ def test_why_an_implementation_cannot(name, platform, dtype, shape, told):
   [
     (AMPERE, VIT_B_512, None),
     (HOPPER, VIT_H_1024, None),
-    (AMPERE, VIT_H_1024, '80 channels and 128 for relative positions; on a GPU of compute capability 8.0 it takes 128'),
+    (
+      AMPERE,
+      VIT_H_1024,
+      '80 channels and 128 for relative positions; on a GPU of compute capability 8.0 it supports 128',
+    ),
     (None, VIT_B_512, r'JAX sees no CUDA GPU; install jax\[cuda12\]'),
   ],
 )

@@ -144,7 +144,7 @@ def test_a_description_that_cannot_be(copy, change, told):
     (b'{"format": 1, "model": {}, "notes": []}', 'notes is []'),
     (b'{"format": 1, "model": {}, "fresh": "text_proj"}', 'fresh is'),
     (b'{"format": true, "model": {}}', 'format True'),
-    (b'"format model"', 'no ditsam_jax model'),
+    (b'"format model"', 'not a ditsam_jax model'),
     (b' ' * 20_000_000, 'expected at most'),
   ],
 )
@@ -211,7 +211,7 @@ def test_a_vocabulary_of_another_size_is_refused(copy):
   (copy / 'vocab.txt').write_text(VOCABULARY + 'blue\n')
   assert 'has 6 word pieces and the model 5 (embeddings: 20)' in refusal(copy, vocabulary_file)
   (copy / 'vocab.txt').write_text(VOCABULARY.replace('red', 'blue'))
-  assert 'but others' in refusal(copy, vocabulary_file)
+  assert 'but different ones' in refusal(copy, vocabulary_file)
   description = json.loads((copy / 'model.json').read_text())
   del description['vocabulary']
   (copy / 'model.json').write_text(json.dumps(description))

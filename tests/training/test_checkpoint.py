@@ -161,11 +161,11 @@ def change_position(checkpoint):
 @pytest.mark.parametrize(
   'damage, told',
   [
-    (flip, 'has changed: its checksum is another'),
+    (flip, 'has changed: its checksum differs'),
     (truncate, 'bytes instead of'),
     (lambda checkpoint: shutil.rmtree(checkpoint / 'state'), 'is missing'),
     (lambda checkpoint: (checkpoint / manifest.NAME).unlink(), 'manifest.json is missing'),
-    (lambda checkpoint: (checkpoint / manifest.NAME).write_text('{"files": {'), 'damaged or no JSON'),
+    (lambda checkpoint: (checkpoint / manifest.NAME).write_text('{"files": {'), 'damaged or not JSON'),
     (change_position, 'run.json has changed'),
   ],
   ids=['flipped bit', 'truncated', 'deleted', 'no manifest', 'half a manifest', 'other position'],
@@ -295,7 +295,7 @@ def test_what_is_no_checkpoint_is_none(tmp_path, capfd):
   for name in ('9' * 30, '007', 'notes', '\u0663'):
     (folder / name).mkdir()
   assert resumed(tmp_path) == (1, 1.0, 1)
-  assert 'checkpoints/2 is damaged (it is no folder)' in capfd.readouterr().err
+  assert 'checkpoints/2 is damaged (it is not a folder)' in capfd.readouterr().err
   save_steps(tmp_path, 2)
   assert resumed(tmp_path) == (2, 2.0, 1)
 
@@ -304,7 +304,7 @@ def test_no_whole_checkpoint_at_all_is_refused(tmp_path):
   save_steps(tmp_path, 1, 2)
   for number in '12':
     flip(tmp_path / 'checkpoints' / number)
-  with pytest.raises(UserError, match='no checkpoint in .* is whole') as error:
+  with pytest.raises(UserError, match='no checkpoint in .* is intact') as error:
     open_(tmp_path)
   assert '\n' not in str(error.value) and 'delete' in str(error.value)
   assert saved(tmp_path) == ['1', '2']  # they are left for whoever can mend them

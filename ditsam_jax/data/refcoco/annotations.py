@@ -87,7 +87,7 @@ def read_instances(file: Path, image_ids: Collection[int], annotation_ids: Colle
     return Instances(images, annotations, categories)
   except (KeyError, TypeError, ValueError, AttributeError) as error:
     raise UserError(
-      f'{file} is not as COCO writes it (at {printable(error)}); expected images, annotations and categories with '
+      f'{file} is not in COCO format (at {printable(error)}); expected images, annotations and categories with '
       f'their ids'
     ) from error
 
@@ -101,7 +101,7 @@ def draw(segmentation: Any, height: int, width: int) -> np.ndarray:
   else:
     raise MaskError(problems.MALFORMED_MASK, f'{reprlib.repr(segmentation)} is neither polygons nor run lengths')
   if not mask.any():
-    raise MaskError(problems.NO_MASK, 'not one pixel')
+    raise MaskError(problems.NO_MASK, 'no pixels')
   return mask
 
 
@@ -117,7 +117,7 @@ def _compact(segmentation: Any) -> Any:
 def _draw_polygons(parts: list[np.ndarray], height: int, width: int) -> np.ndarray:
   for part in parts:
     if part.size % 2 or not np.isfinite(part).all():
-      raise MaskError(problems.MALFORMED_MASK, 'a polygon that is no list of x, y')
+      raise MaskError(problems.MALFORMED_MASK, 'a polygon that is not a list of x, y')
     # Also a guard: time and memory of the drawing grow with the length of the edges.
     points = part.reshape(-1, 2)
     if (points < -_SLACK).any() or (points > np.array([width, height]) + _SLACK).any():

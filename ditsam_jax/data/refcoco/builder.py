@@ -168,7 +168,7 @@ def prepare(
     annotations_dir: holds the data set's folder with refs and instances.json, or is that folder.
     images_dir: holds COCO's train2014 images, or the folder train2014 with them.
     data_dir: where prepared data sets live.
-    skip_bad: leave out what is wrong and write the rest.
+    skip_bad: skip bad images, refs and sentences and write the rest.
     processes: that read images and draw masks; by default one a core. A script that calls this then needs the
       usual `if __name__ == '__main__'`, or 0. The records do not depend on it.
     say: is told what is going on, a line at a time.
@@ -198,7 +198,7 @@ def prepare(
   del refs, instances
   total = sum(map(len, images.values()))
   if not total:
-    raise _refusal(found, say, f'{dataset} ({split_by}): not one image with a usable ref is there')
+    raise _refusal(found, say, f'{dataset} ({split_by}): no image has a usable ref')
   workers = min(os.cpu_count() or 1, _MOST_WORKERS) if processes is None else processes
   workers = 0 if total < _FEW_IMAGES and processes is None else workers
   try:
@@ -221,7 +221,7 @@ def prepare(
   except _Refused as refused:
     raise _refusal(found, say, f'{dataset} ({split_by}): {refused}') from None
   for line in found.report():
-    say(f'left out: {line}')
+    say(f'skipped: {line}')
   return Prepared(directory, tally.splits, tally.whole(), found.counts, time.monotonic() - started, tally.masks)
 
 
@@ -240,18 +240,17 @@ def _encoded(
         tally.add(split, encoded)
         yield split, encoded
   if found and not skip_bad:
-    raise _Refused('not all is as it should be')
+    raise _Refused('the downloads have problems')
   empty = [split for split, some in images.items() if some and split not in tally.splits]
   if empty:
-    raise _Refused(f'not one usable image in {", ".join(empty)}')
+    raise _Refused(f'no usable image in {", ".join(empty)}')
 
 
 def _refusal(found: Problems, say: Callable[[str], None], reason: str) -> UserError:
   for line in found.report():
     say(line)
   return UserError(
-    f'{reason} ({len(found):,} problems); nothing was written. Mend them, or leave out what they '
-    f'concern with --skip-bad'
+    f'{reason} ({len(found):,} problems); nothing was written. Fix them, or skip the affected data with --skip-bad'
   )
 
 
@@ -266,7 +265,7 @@ def _prepared_before(directory: Path) -> Prepared:
     raise
   except Exception as error:  # TFDS raises many kinds for a foreign or broken folder
     raise UserError(
-      f'{directory} is there, and was not written by this command ({type(error).__name__}); move it away'
+      f'{directory} exists, but was not written by this command ({type(error).__name__}); move it away'
     ) from error
 
 
@@ -275,10 +274,10 @@ def _annotations_folder(given: str | os.PathLike, dataset: str) -> Path:
   if (given / dataset).is_dir():
     return given / dataset
   if not given.is_dir():
-    raise UserError(f'--annotations={given} is no folder; expected the one that holds {dataset}/ as downloaded')
+    raise UserError(f'--annotations={given} is not a folder; expected the one that holds {dataset}/ as downloaded')
   own = given.resolve().name
   if own != dataset and own in catalogue.FAMILY:
-    raise UserError(f'--annotations={given} is the folder of {own}, not of {dataset}; give the one above it')
+    raise UserError(f'--annotations={given} is the folder of {own}, not of {dataset}; give its parent folder')
   return given
 
 
@@ -299,7 +298,7 @@ def _check_given(instances: Path, images_dir: Path) -> None:
 def _images_folder(given: str | os.PathLike) -> Path:
   given = _expanded('--images', given)
   if not given.is_dir():
-    raise UserError(f"--images={given} is no folder; expected the one with COCO's COCO_train2014_*.jpg")
+    raise UserError(f"--images={given} is not a folder; expected the one with COCO's COCO_train2014_*.jpg")
   return given / 'train2014' if (given / 'train2014').is_dir() else given
 
 

@@ -6,12 +6,12 @@ from ditsam_jax.tokenization import MAX_TEXT_BYTES
 
 MISSING_FILE = 'image files that are missing'
 UNREADABLE = 'image files that do not decode as JPEG'
-OTHER_SIZE = 'image files of another size than instances.json says'
+OTHER_SIZE = 'image files whose size differs from instances.json'
 UNKNOWN_IMAGE = 'refs to an image that instances.json lacks'
 UNKNOWN_ANNOTATION = 'refs to an annotation that instances.json lacks'
 OTHER_IMAGE = "refs to another image's annotation"
 UNKNOWN_CATEGORY = 'annotations of a category that instances.json lacks'
-UNKNOWN_SPLIT = 'refs of a split that the data set has not'
+UNKNOWN_SPLIT = 'refs of a split that the data set does not have'
 NO_MASK = 'annotations without a mask'
 MALFORMED_MASK = 'annotations whose mask is malformed'
 LARGE_MASK = 'masks larger than their image'
@@ -22,7 +22,7 @@ MANY_SENTENCES = f'refs with more than {MAX_SENTENCES:,} sentences'
 MANY_REFS = f'refs beyond the first {MAX_OBJECTS:,} of an image and split'
 REPEATED_REF = 'refs with the id of an earlier one'
 NO_TARGET = 'refs without a target (ann_id -1), which only gRefCOCO has'
-FILE_NAME = 'images whose file_name is no plain name of a file'
+FILE_NAME = 'images whose file_name is not a plain file name'
 IMAGE_SIZE = f'images whose height and width are not 1 to {MAX_PIXELS:,} pixels'
 
 _EXAMPLES = 3

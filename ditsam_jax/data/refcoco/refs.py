@@ -42,7 +42,7 @@ def read_refs(file: Path) -> list[Ref]:
   """All refs of a file, in its order. Raises UserError when it is damaged or holds anything but refs."""
   items = read_json(file, most_bytes=_MOST_BYTES) if file.suffix == '.json' else read_pickle(file)
   if not isinstance(items, list) or not items:
-    raise UserError(f'{file} holds no list of refs; expected the official download')
+    raise UserError(f'{file} does not hold a list of refs; expected the official download')
   return [_ref(item, f'{file}: ref {index}') for index, item in enumerate(items)]
 
 
@@ -54,7 +54,7 @@ def read_pickle(file: Path) -> Any:
   except UserError:
     raise
   except Exception as error:  # damaged pickles raise almost anything
-    raise UserError(f'{file} is damaged or no pickle ({printable(error)}); get a whole copy') from error
+    raise UserError(f'{file} is damaged or not a pickle ({printable(error)}); get a complete copy') from error
 
 
 # The private one in Python: that in C keeps its memo in a list as long as the largest index, and a single wrong bit
@@ -105,14 +105,14 @@ def _ref(item: Any, where: str) -> Ref:
   except (KeyError, TypeError, ValueError, IndexError) as error:
     reason = printable(f'no {error}' if isinstance(error, KeyError) else error)
     raise UserError(
-      f'{where} is not as in the official files ({reason}); expected ref_id, image_id, ann_id, split '
+      f'{where} differs from the official format ({reason}); expected ref_id, image_id, ann_id, split '
       f'and sentences with sent'
     ) from error
 
 
 def _whole(value: Any) -> int:
   if isinstance(value, bool) or not isinstance(value, int):
-    raise ValueError(f'{reprlib.repr(value)} is no whole number')  # short: a pickle may hold endless containers
+    raise ValueError(f'{reprlib.repr(value)} is not a whole number')  # short: a pickle may hold endless containers
   if not -(2**63) <= value < 2**63:
     raise ValueError('a number of more than 64 bits')
   return value
@@ -122,6 +122,6 @@ def _text(value: Any) -> str:
   if isinstance(value, bytes):
     return value.decode('latin-1')
   if not isinstance(value, str):
-    raise ValueError(f'{reprlib.repr(value)} is no text')
+    raise ValueError(f'{reprlib.repr(value)} is not text')
   value.encode('utf-8')  # half a character can be neither printed nor stored
   return value

@@ -94,8 +94,8 @@ def described_scene(config: ScenesConfig, split: str, index: int) -> tuple[Scene
     if all(expressions):
       return scene, expressions
   raise UserError(
-    f'scenes: in none of {_SCENE_TRIES} scenes of up to {config.max_shapes} shapes had every '
-    'shape an expression; take fewer shapes, or more kinds_per_scene and colours_per_scene.'
+    f'scenes: none of {_SCENE_TRIES} scenes with up to {config.max_shapes} shapes has an expression for '
+    'every shape; use fewer shapes, or more kinds_per_scene and colours_per_scene'
   )
 
 
@@ -143,7 +143,7 @@ def _builder(scenes: ScenesConfig, workers: int, data_dir: str | os.PathLike) ->
   folder = Path(data_dir, 'shapes', ShapesConfig(scenes).name)
   info = folder / str(Shapes.VERSION) / 'dataset_info.json'
   if info.exists() and not info.is_file():  # TFDS would wait for a pipe
-    raise UserError(damaged(folder, f'{info.name} is no file'))
+    raise UserError(damaged(folder, f'{info.name} is not a file'))
   try:
     return Shapes(scenes=scenes, workers=workers, data_dir=os.fspath(data_dir))
   except Exception as error:  # TFDS reads what is there, and raises many kinds where that is damaged
@@ -156,7 +156,7 @@ def _make(builder: Shapes) -> None:
   folder = Path(builder.data_dir)
   if folder.exists():
     if not (folder / 'dataset_info.json').is_file() or set(builder.info.splits) != set(SPLITS):
-      raise UserError(damaged(folder, f'it is no folder with a dataset_info.json of {", ".join(SPLITS)}'))
+      raise UserError(damaged(folder, f'it is not a folder with a dataset_info.json of {", ".join(SPLITS)}'))
     return
   total = sum(getattr(builder.builder_config.scenes, split) for split in SPLITS)
   try:

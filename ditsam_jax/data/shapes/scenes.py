@@ -49,10 +49,10 @@ class ScenesConfig:
     tuple(COLOURS), Several(Choice(tuple(COLOURS)), 1, len(COLOURS)), 'Colours of shapes'
   )
   kinds_per_scene: tuple[int, int] = declared(
-    (2, 3), Several(Whole(1, len(KINDS)), 2, 2), 'Least and most kinds of a scene; few, so that attributes repeat'
+    (2, 3), Several(Whole(1, len(KINDS)), 2, 2), 'Fewest and most kinds per scene; few, so attributes repeat'
   )
   colours_per_scene: tuple[int, int] = declared(
-    (2, 3), Several(Whole(1, len(COLOURS)), 2, 2), 'Least and most colours of a scene'
+    (2, 3), Several(Whole(1, len(COLOURS)), 2, 2), 'Fewest and most colours per scene'
   )
   small_radius: tuple[float, float] = declared(
     (0.09, 0.112), _RADII, 'Nominal radius of small shapes; corners reach up to 1.35 times as far'
@@ -66,7 +66,7 @@ class ScenesConfig:
   )
   grain: int = declared(1, Whole(0, 255), 'Largest brightness change of the noise over everything, in grey levels')
   expressions_per_object: int = declared(5, Whole(1, 100), 'Referring expressions of an object')
-  seed: int = declared(0, Whole(0, 2**31 - 1), 'Of all scenes')
+  seed: int = declared(0, Whole(0, 2**31 - 1), 'Random seed of all scenes')
   train: int = declared(12000, _SCENES, 'Scenes of the training split')
   val: int = declared(250, _SCENES, 'Scenes of the validation split')
   test: int = declared(500, _SCENES, 'Scenes of the test split')
@@ -146,7 +146,7 @@ def make_scene(config: ScenesConfig, rng: np.random.Generator) -> Scene:
       return Scene(_paint(shapes, coverages, config, rng), shapes, masks)
   raise UserError(
     f'scenes: {config.min_shapes} to {config.max_shapes} shapes of radius up to '
-    f'{config.large_radius[1]} of the image do not fit; take fewer or smaller shapes, '
+    f'{config.large_radius[1]} of the image do not fit; use fewer or smaller shapes, '
     f'or a max_occlusion above {config.max_occlusion}.'
   )
 

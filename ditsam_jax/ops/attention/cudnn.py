@@ -32,7 +32,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array, keys
 def why_not(dtype, width: int, length: int, channels: int) -> str | None:
   """See `choice.why_not`."""
   if jnp.dtype(dtype).name not in TYPES:
-    return f'it takes {" and ".join(TYPES)}, these are {jnp.dtype(dtype).name}'
+    return f'it supports {" and ".join(TYPES)}, not {jnp.dtype(dtype).name}'
   capability = compute_capability()
   if capability is None:
     return 'JAX sees no CUDA GPU; install jax[cuda12] or jax[cuda13]'
@@ -40,7 +40,7 @@ def why_not(dtype, width: int, length: int, channels: int) -> str | None:
   if _padded(width + channels) > limit:
     return (
       f'a head has {width} channels and {channels} for relative positions; on a GPU of compute capability '
-      f'{".".join(map(str, capability))} it takes {limit} together'
+      f'{".".join(map(str, capability))} it supports {limit} in total'
     )
   return None
 

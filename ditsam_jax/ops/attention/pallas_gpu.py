@@ -34,9 +34,9 @@ def why_not(dtype, width: int, length: int, channels: int) -> str | None:
   """See `choice.why_not`."""
   del length
   if jnp.dtype(dtype).name not in TYPES:
-    return f'it takes {", ".join(TYPES)}, these are {jnp.dtype(dtype).name}'
+    return f'it supports {", ".join(TYPES)}, not {jnp.dtype(dtype).name}'
   if max(width, channels) > MOST:
-    return f'it takes {MOST} channels a head and {MOST} for relative positions, these are {width} and {channels}'
+    return f'it supports {MOST} channels per head and {MOST} for relative positions, not {width} and {channels}'
   return None
 
 

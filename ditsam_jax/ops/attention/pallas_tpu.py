@@ -41,9 +41,9 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array, keys
 def why_not(dtype, width: int, length: int, channels: int) -> str | None:
   """See `choice.why_not`."""
   if jnp.dtype(dtype).name not in LARGEST_BLOCK:
-    return f'it takes {" and ".join(LARGEST_BLOCK)}, these are {jnp.dtype(dtype).name}'
+    return f'it supports {" and ".join(LARGEST_BLOCK)}, not {jnp.dtype(dtype).name}'
   if length > LONGEST:
-    return f'it takes up to {LONGEST} tokens, these are {length}'
+    return f'it supports up to {LONGEST} tokens, not {length}'
   return None
 
 
