@@ -11,6 +11,7 @@ A training run's workdir holds such a folder as `model/`, and names it as well.
 import json
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -210,8 +211,17 @@ def write(
       f'the model cannot be written to {printable(directory)}: {reason}; choose another place, or make room'
     ) from error
   finally:
-    shutil.rmtree(temporary, ignore_errors=True)
+    _remove_for_good(temporary)
   return directory
+
+
+def _remove_for_good(folder: Path) -> None:
+  """Where one of TensorStore's writes fails, others go on for a moment, and make their folder again."""
+  if folder.exists():
+    for _ in range(5):
+      shutil.rmtree(folder, ignore_errors=True)
+      time.sleep(0.1)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_start(name_or_dir: str | os.PathLike, expected: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
