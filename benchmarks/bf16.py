@@ -20,6 +20,7 @@ from ditsam_jax.evaluation.forward import forward_of
 from ditsam_jax.geometry.letterbox import logit
 from ditsam_jax.models.weights import cast
 from ditsam_jax.storage import saved_model
+from ditsam_jax.storage.description import data_config, vocabulary_file
 from ditsam_jax.tokenization import Tokenizer
 
 
@@ -32,9 +33,9 @@ def main() -> None:
   wide, narrow = (saved_model.load(options.checkpoint) for _ in range(2))
   cast(narrow, jnp.bfloat16)
   config = wide.config
-  trained_on = saved_model.data_config(options.checkpoint)
+  trained_on = data_config(options.checkpoint)
   source = datasets.open_split(trained_on['dataset'], options.data_dir, 'test', scenes=trained_on.get('scenes'))
-  tokenizer = Tokenizer(saved_model.vocabulary_file(options.checkpoint), config.max_text_tokens)
+  tokenizer = Tokenizer(vocabulary_file(options.checkpoint), config.max_text_tokens)
   batches = evaluation_batches(
     source,
     tokenizer,

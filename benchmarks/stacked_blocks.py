@@ -25,11 +25,11 @@ from ditsam_jax.models import image_encoder
 from ditsam_jax.models.config import DitSamConfig, vit_b
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.execution import REMAT, Execution
-from ditsam_jax.models.weights import dotted, weights_of
+from ditsam_jax.models.weights import Structure, dotted, weights_of
 from ditsam_jax.storage import saved_model
 from ditsam_jax.training.config import recipe
 from ditsam_jax.training.optimizer import make_optimizer
-from ditsam_jax.training.step import Structure, fresh_state, make_train_step, text_forward
+from ditsam_jax.training.step import fresh_state, make_train_step, text_forward
 
 BLOCKS = 'image_encoder.blocks.'
 # Tables of windowed and of global blocks differ in size and are stacked after resizing, in any case.
@@ -60,7 +60,7 @@ def measure(options: argparse.Namespace, variant: str, remat: str) -> dict[str, 
   model.train()
   structure = Structure(model)
   weights = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in weights_of(model).items()}
-  trained = structure.trained()
+  trained = structure.parameters
   stored: dict[str, jax.Array] = {}
   if variant == 'scan_stored_stacked':
     structure = StoredStacked(structure, config, stored)
@@ -115,11 +115,11 @@ class StoredStacked:
   def __init__(self, structure: Structure, config: DitSamConfig, stored: dict[str, jax.Array]):
     self.structure, self.depth, self.stored = structure, config.image_encoder.depth, stored
 
-  def model(self, weights: dict[str, jax.Array]) -> DitSam:
+  def module(self, weights: dict[str, jax.Array]) -> DitSam:
     names = {name: name.removeprefix(STORED) for name in weights if name.startswith(STORED)}
     self.stored.update({names[name]: weights[name] for name in names})
     single = {f'{BLOCKS}{i}.{part}': weights[name][i] for name, part in names.items() for i in range(self.depth)}
-    return self.structure.model(single | {name: x for name, x in weights.items() if name not in names})
+    return self.structure.module(single | {name: x for name, x in weights.items() if name not in names})
 
 
 def take_stored(stored: dict[str, jax.Array], blocks: nnx.List, grid: tuple[int, int]) -> nnx.State:

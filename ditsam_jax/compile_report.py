@@ -1,11 +1,11 @@
-"""What a training step needs on a TPU slice, without one: python -m ditsam_jax.compile_report --topology=v5e:4x4 ...
+"""Compiles a training step for a TPU slice, without a TPU, and reports what it needs: python -m ditsam_jax.compile_report --topology=v5e:4x4 ...
 
   python -m ditsam_jax.compile_report --config=ldit --topology=v5e:4x4 --config.data.batch_size=128
   python -m ditsam_jax.compile_report --config=ldit --topology=v5e:4x4 --compare=mesh.fsdp=16,mesh.data=1 \\
     --compare=mesh.fsdp=4,mesh.data=4 --compare=topology=v5e:8x8,data.batch_size=512
 
-Runs the TPU's own compiler (`pip install -e '.[tpu]'`) on the train step that would run there. Memory, FLOPs and
-collectives are what it compiled; seconds are estimated from the chip's published peaks.
+Compiles the real train step with the TPU's own compiler (`pip install -e '.[tpu]'`). Memory, FLOPs and collectives are
+those of the compiled program; times are estimates from the chip's published peaks.
 """
 
 import argparse
@@ -49,15 +49,17 @@ def main(arguments: list[str] | None = None) -> int:
     action='append',
     default=[],
     metavar='FIELD=VALUE,...',
-    help='a column with these fields changed (topology may be one of them); repeat it',
+    help='add a column with these fields changed (topology may be one of them); repeatable',
   )
-  parser.add_argument('--json', type=local_path, metavar='FILE', help='write everything here as well')
-  parser.add_argument('--picture', type=local_path, metavar='FILE.png', help='draw memory and time as bars')
+  parser.add_argument('--json', type=local_path, metavar='FILE', help='also write the report to this JSON file')
+  parser.add_argument(
+    '--picture', type=local_path, metavar='FILE.png', help='also draw memory and time as bars into this PNG file'
+  )
   overrides, rest = changes.split_arguments(arguments)
   options = parser.parse_args(rest)
   cases = {text or options.topology: _case(options, overrides, text) for text in options.compare or ['']}
 
-  jax.config.update('jax_platforms', 'cpu')  # the compiler needs no TPU, and must not look for one
+  jax.config.update('jax_platforms', 'cpu')  # the compiler needs no TPU; don't look for one
   reports = {}
   for name, (topology, config) in cases.items():
     say(f'compiling {len(reports) + 1} of {len(cases)}: {name} ...')

@@ -31,6 +31,7 @@ from ditsam_jax.options import Parser
 from ditsam_jax.parallel import distributed
 from ditsam_jax.parallel.watch import Watch
 from ditsam_jax.storage import places, saved_model
+from ditsam_jax.storage.description import data_config, vocabulary_file, warn_if_fresh
 from ditsam_jax.storage.files import write_json, write_text
 from ditsam_jax.storage.image_files import write_png
 from ditsam_jax.storage.paths import local
@@ -44,13 +45,13 @@ def main(arguments: list[str] | None = None) -> int:
   """Runs the command."""
   options = _parse(arguments)
   distributed.initialise(options)
-  vocabulary = saved_model.vocabulary_file(options.checkpoint)
-  trained_on = saved_model.data_config(options.checkpoint)
+  vocabulary = vocabulary_file(options.checkpoint)
+  trained_on = data_config(options.checkpoint)
   dataset = options.dataset or trained_on.get('dataset', datasets.SHAPES.name)
   sources = _open(dataset, options, trained_on)
   output = _Output(options)
   model = saved_model.load(options.checkpoint)
-  saved_model.warn_if_fresh(options.checkpoint)
+  warn_if_fresh(options.checkpoint)
   tokenizer = Tokenizer(vocabulary, model.config.max_text_tokens)
   forward = forward_of(model, dtype=options.dtype)
   with Watch():

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from ditsam_jax import command_line
 from ditsam_jax.options import Parser
 from ditsam_jax.storage import saved_model
+from ditsam_jax.storage.description import read_description, vocabulary_file
 from ditsam_jax.storage.paths import local
 
 
@@ -18,9 +19,9 @@ def main(arguments: list[str] | None = None) -> int:
   parser.add_argument('--output', required=True, type=local, help='the folder to be; an earlier one there is replaced')
   parser.add_argument('--dtype', choices=('float32', 'float16', 'bfloat16'), default='float32')
   options = parser.parse_args(arguments)
-  description = saved_model.read_description(options.checkpoint)
+  description = read_description(options.checkpoint)
   model = saved_model.load(options.checkpoint)
-  vocabulary = None if model.config.text_encoder is None else saved_model.vocabulary_file(options.checkpoint)
+  vocabulary = None if model.config.text_encoder is None else vocabulary_file(options.checkpoint)
   saved_model.save(
     options.output,
     model,

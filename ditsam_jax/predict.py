@@ -36,7 +36,7 @@ from ditsam_jax.models.weights import dtype_named
 from ditsam_jax.options import Parser
 from ditsam_jax.parallel import distributed
 from ditsam_jax.parallel.watch import Watch
-from ditsam_jax.storage import saved_model
+from ditsam_jax.storage.description import read_config
 from ditsam_jax.storage.paths import local
 from ditsam_jax.terminal import printable, say
 
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
   """Runs the command; returns 0 if every request gave its result, otherwise 2."""
   options = _parse(arguments)
   distributed.initialise(options)
-  config = saved_model.read_config(options.checkpoint)
+  config = read_config(options.checkpoint)
   names = FileNames(Path(options.output)) if options.pictures else None
   job = Job(_source(options, config), names)
   host, hosts = distributed.place()

@@ -36,6 +36,7 @@ from ditsam_jax.options import Parser
 from ditsam_jax.parallel import distributed, sharding
 from ditsam_jax.parallel.watch import Watch
 from ditsam_jax.storage import saved_model
+from ditsam_jax.storage.description import check_words, fresh_parts, parts_of, read_config
 from ditsam_jax.storage.files import write_json
 from ditsam_jax.storage.image_files import write_png
 from ditsam_jax.storage.paths import local
@@ -110,7 +111,7 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
   claimed.claim(plain)
   tokenizer = Tokenizer(vocabulary, model_config.max_text_tokens) if vocabulary else None
   if tokenizer:
-    saved_model.check_words(len(tokenizer.vocabulary), model_config, vocabulary)
+    check_words(len(tokenizer.vocabulary), model_config, vocabulary)
   iterator = _training_batches(
     config, model_config, source, tokenizer, sharding.rows_of_this_host(mesh, config.data.batch_size)
   )
@@ -293,7 +294,7 @@ def _open(config: ConfigDict, split: str) -> ReferringSource:
 
 def _check_start(init_from: str) -> None:
   try:
-    saved_model.read_config(init_from)
+    read_config(init_from)
   except UserError as error:
     raise UserError(f'config.init_from: {error}') from error
 
@@ -357,7 +358,7 @@ def _count(weights: dict[str, jax.Array]) -> int:
 def _fresh_at_start(fresh: list[str], init_from: str) -> list[str]:
   """Parts of the model that begin with initial values: what `init_from` lacks, and what is untrained there too."""
   lacking = [name for name in fresh if not is_position(name)]  # those are drawn once and never trained
-  return sorted({*saved_model.parts_of(lacking), *(saved_model.fresh_parts(init_from) if init_from else ())})
+  return sorted({*parts_of(lacking), *(fresh_parts(init_from) if init_from else ())})
 
 
 def _untrained(progress: Progress, state: TrainState, step: int) -> list[str]:

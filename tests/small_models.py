@@ -14,8 +14,8 @@ from flax import nnx
 from ditsam_jax.convert import names
 from ditsam_jax.models import config as models
 from ditsam_jax.models.ditsam import DitSam
-from ditsam_jax.models.weights import weights_of
-from ditsam_jax.training.step import Structure, TrainState, fresh_state
+from ditsam_jax.models.weights import Structure, weights_of
+from ditsam_jax.training.step import TrainState, fresh_state, trained_of
 
 GOLDEN = Path(__file__).parent / 'golden'
 
@@ -94,10 +94,10 @@ def random_model(config: models.DitSamConfig, seed: int = 0) -> DitSam:
 def make_state(
   model: DitSam, optimizer: optax.GradientTransformation, frozen: re.Pattern | None = None
 ) -> tuple[Structure, TrainState]:
-  """Structure and first train state of a model in training mode; `frozen` as of `Structure.trained`."""
+  """Structure and first train state of a model in training mode; `frozen` as of `trained_of`."""
   structure = Structure(model)
   weights = {name: variable[...] for name, variable in weights_of(model).items()}
-  return structure, fresh_state(weights, structure.trained(frozen), optimizer)
+  return structure, fresh_state(weights, trained_of(structure.parameters, frozen), optimizer)
 
 
 def golden_model(name: str, image_size: int, **changes) -> DitSam:

@@ -13,20 +13,22 @@ from ditsam_jax.evaluation.forward import forward_of
 from ditsam_jax.export import main as export
 from ditsam_jax.inference.segmenter import Segmenter
 from ditsam_jax.storage import places, saved_model
+from ditsam_jax.storage.description import vocabulary_file
+from ditsam_jax.storage.places import resolve
 from ditsam_jax.tokenization import Tokenizer
 
 
 def test_shipped_models_are_small():
   assert places.shipped_names() == ['sam_shapes', 'shapes']
   for name in places.shipped_names():
-    assert sum(file.stat().st_size for file in saved_model.resolve(name).rglob('*') if file.is_file()) <= 3_000_000
+    assert sum(file.stat().st_size for file in resolve(name).rglob('*') if file.is_file()) <= 3_000_000
 
 
 def test_shapes_finds_what_sentences_name(tmp_path):
   # A short training split: the test split is the same whatever the others' sizes, scene i depends on (seed, split, i).
   source = open_split('shapes', tmp_path, 'test', scenes={'train': 1, 'val': 1, 'test': 60})
   model = saved_model.load('shapes')
-  tokenizer = Tokenizer(saved_model.vocabulary_file('shapes'), model.config.max_text_tokens)
+  tokenizer = Tokenizer(vocabulary_file('shapes'), model.config.max_text_tokens)
   results = evaluate_split(forward_of(model), source, tokenizer, model.config, progress=False)
   assert results.miou >= 80
   assert set(results.kinds) == {'attribute', 'relation', 'order', 'comparison', 'negation'}

@@ -17,6 +17,8 @@ from ditsam_jax import train
 from ditsam_jax.errors import UserError
 from ditsam_jax.evaluation.evaluator import evaluate_split
 from ditsam_jax.storage import saved_model
+from ditsam_jax.storage.description import read_config, read_description
+from ditsam_jax.storage.places import resolve
 from ditsam_jax.train import main
 
 ROOT = Path(__file__).parent.parent
@@ -79,7 +81,7 @@ def test_the_best_on_the_validation_split_is_kept(finished):
   lines = [json.loads(line) for line in (finished / 'train_log.jsonl').read_text().splitlines()]
   (line,) = [line for line in lines if 'val/mIoU' in line]
   assert best == {'step': 4, 'val_mIoU': line['val/mIoU']}
-  assert saved_model.read_description(finished / 'best')['notes'] == {'steps': 4, 'val_mIoU': best['val_mIoU']}
+  assert read_description(finished / 'best')['notes'] == {'steps': 4, 'val_mIoU': best['val_mIoU']}
   assert saved_model.load(finished / 'best').config == saved_model.load(finished).config
   assert (finished / 'checkpoints' / '4').is_dir()  # though not one of those that are due
 
@@ -169,7 +171,7 @@ def test_an_evaluation_that_sigterm_cut_off_is_made_up_for(data_dir, finished, t
   assert (tmp_path / 'run' / 'checkpoints' / '4').is_dir() and not (tmp_path / 'run' / 'best').exists()
   assert run(data_dir, tmp_path / 'run', '--config.eval_every=4') == 0
   assert outcome(tmp_path / 'run') == outcome(finished)
-  assert saved_model.read_description(tmp_path / 'run' / 'best')['notes']['steps'] == 4
+  assert read_description(tmp_path / 'run' / 'best')['notes']['steps'] == 4
 
 
 def test_a_run_that_diverges_ends_with_its_batch(data_dir, tmp_path):
@@ -199,7 +201,7 @@ def test_frozen_encoder_keeps_its_weights_and_projections_learn(data_dir, tmp_pa
 
   run(data_dir, tmp_path / 'run', '--config.freeze=image_encoder', '--config.final_split=val')
   after = weights(tmp_path / 'run')
-  start = saved_model.weights_of(DitSam(saved_model.read_config(tmp_path / 'run'), rngs=nnx.Rngs(0)))
+  start = saved_model.weights_of(DitSam(read_config(tmp_path / 'run'), rngs=nnx.Rngs(0)))
   moved = {name for name, array in after.items() if (array != np.asarray(start[name][...])).any()}
   assert not [name for name in moved if name.startswith('image_encoder.blocks')]
   assert [name for name in moved if name.startswith('image_encoder.instruction')]
@@ -267,7 +269,7 @@ def test_refcoco_says_what_it_needs(tmp_path):
 def test_what_cannot_end_well_is_refused_before_data_is_made(tmp_path, arguments, told):
   (tmp_path / 'damaged').mkdir()
   (tmp_path / 'damaged' / 'model.json').write_text('{')
-  shutil.copytree(saved_model.resolve('sam_shapes'), tmp_path / 'truncated')
+  shutil.copytree(resolve('sam_shapes'), tmp_path / 'truncated')
   for file in (tmp_path / 'truncated' / 'weights').iterdir():
     file.unlink() if file.is_file() else shutil.rmtree(file)
   (tmp_path / 'file').touch()

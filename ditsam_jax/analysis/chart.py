@@ -1,4 +1,4 @@
-"""Reports as a picture: bars of memory and of estimated time, one below the other."""
+"""Reports as a picture: bars of memory above bars of estimated time."""
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -10,7 +10,7 @@ _COLOURS = ('#2f6f9f', '#e0a030', '#7a9a4a')
 
 
 def bar_chart(heading: str, reports: dict[str, Report]) -> Image.Image:
-  """HBM by what it holds, with the chip's capacity, and the estimated step by what it waits for."""
+  """Stacked bars: HBM by content, with the chip's capacity, and the estimated step by bottleneck."""
   gib = 2**30
   memory = {
     name: []
@@ -28,7 +28,7 @@ def bar_chart(heading: str, reports: dict[str, Report]) -> Image.Image:
   draw = ImageDraw.Draw(image)
   draw.text((_MARGIN, _MARGIN), heading, _INK, ImageFont.load_default(size=18))
   y = _bars(
-    draw, 2 * _MARGIN + 12, 'HBM of a chip, GiB', ('state and batch', 'temporaries', 'program'), memory, capacities
+    draw, 2 * _MARGIN + 12, 'HBM per chip, GiB', ('state and batch', 'temporaries', 'program'), memory, capacities
   )
   _bars(draw, y + _MARGIN, 'estimated step, ms (roofline)', ('compute', 'HBM', 'ICI'), times, {})
   return image

@@ -1,4 +1,4 @@
-"""Reports as a table for people: a column a report."""
+"""Reports as a text table, one column per report."""
 
 from collections.abc import Callable
 
@@ -9,8 +9,8 @@ GIB = 2**30
 
 
 def table(heading: str, reports: dict[str, Report]) -> str:
-  """Lines to print; rows that no report has anything to say for are left out."""
-  headings = [name.split(',') for name in reports]  # one field a line
+  """The table as text, without rows that are empty for all reports."""
+  headings = [name.split(',') for name in reports]  # one field per line
   rows = [
     ('', [heading[i] if i < len(heading) else '' for heading in headings]) for i in range(max(map(len, headings)))
   ]
@@ -33,8 +33,8 @@ def table(heading: str, reports: dict[str, Report]) -> str:
 
 
 _NOTE = (
-  'Memory, FLOPs and collectives are what the TPU compiler made. The time is an estimate, a roofline from '
-  'published\npeaks: nothing was run. A real step takes longer.'
+  'Memory, FLOPs and collectives are those of the compiled program. Times are roofline estimates from published peaks;\n'
+  'nothing was run. Real steps take longer.'
 )
 
 
@@ -56,7 +56,7 @@ def _against_ideal(report: Report) -> str:
 
 
 def _amount(count: float) -> str:
-  """Bytes in a unit that suits them."""
+  """Bytes in GB or MB."""
   return f'{count / 1e9:.2f} GB' if count >= 1e9 else f'{count / 1e6:.1f} MB'
 
 
@@ -66,8 +66,8 @@ def _share(report: Report) -> str:
 
 _ROWS = [
   ('chips', lambda r: f'{r.chips} {r.chip.name}'),
-  ('batch', lambda r: f'{r.step.batch_size}, {r.step.batch_size / r.chips:g} a chip'),
-  ('compiled in', lambda r: f'{r.compile_seconds:.0f} s'),
+  ('batch', lambda r: f'{r.step.batch_size}, {r.step.batch_size / r.chips:g} per chip'),
+  ('compile time', lambda r: f'{r.compile_seconds:.0f} s'),
   ('HBM: state and batch', _fitting(lambda r: f'{r.memory.arguments / GIB:.2f} GiB')),
   ('HBM: temporaries', _fitting(lambda r: f'{r.memory.temporaries / GIB:.2f} GiB')),
   ('HBM: program, outputs', _fitting(lambda r: f'{(r.memory.program + r.memory.outputs) / GIB:.2f} GiB')),
@@ -76,10 +76,10 @@ _ROWS = [
     lambda r: 'does not fit' if r.too_large else f'{r.memory.total / GIB:.2f} of {r.chip.hbm_bytes / GIB:.0f} GiB',
   ),
   ('FLOPs', _fitting(lambda r: f'{r.flops / 1e12:.3f} T')),
-  ("of them the model's", _fitting(lambda r: f'{r.step.model_flops / r.chips / 1e12:.3f} T')),
+  ('model FLOPs', _fitting(lambda r: f'{r.step.model_flops / r.chips / 1e12:.3f} T')),
   ('HBM: bytes accessed', _fitting(lambda r: _amount(r.bytes))),
   *((f'sent: {kind}', _fitting(_kind(kind))) for kind in KINDS),
-  ("sent: in all, over FSDP's least", _fitting(_against_ideal)),
+  ('sent: total, relative to the FSDP minimum', _fitting(_against_ideal)),
   ('estimate: step time', _fitting(lambda r: f'{1e3 * r.time.step:.1f} ms')),
   ('estimate: samples/s', _fitting(lambda r: f'{r.samples_per_second:.0f}')),
   ('estimate: MFU', _fitting(lambda r: f'{100 * r.mfu:.0f} %')),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ditsam_jax import command_line
 from ditsam_jax.convert import companion as companions
 from ditsam_jax.convert import names
 from ditsam_jax.convert.sources import from_numpy, release_tensors, to_numpy
@@ -18,8 +19,10 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.options import Parser
 from ditsam_jax.storage import saved_model
+from ditsam_jax.storage.description import read_config, read_description, vocabulary_file
 from ditsam_jax.storage.files import written_whole
 from ditsam_jax.storage.paths import local, local_path
+from ditsam_jax.storage.places import resolve
 from ditsam_jax.terminal import printable
 from ditsam_jax.vocabulary import read_vocabulary
 
@@ -34,9 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
   )
   parser.add_argument('--output', required=True, type=local_path, help='the .pth file; an earlier one is replaced')
   options = parser.parse_args(arguments)
-  config = saved_model.read_config(options.input)
-  check_output(options.output, saved_model.resolve(options.input))
-  description = saved_model.read_description(options.input)
+  config = read_config(options.input)
+  check_output(options.output, resolve(options.input))
+  description = read_description(options.input)
   origin = _origin(description)
   weights = saved_model.read_weights(options.input)
   saved_model.check_weights(config, weights, options.input)
@@ -81,10 +84,10 @@ def _origin(description: dict) -> dict:
 
 def _vocabulary(name_or_dir: str) -> list[str] | None:
   """The model's word pieces; None where it takes no text, or was converted without a vocabulary."""
-  folder = saved_model.resolve(name_or_dir)
+  folder = resolve(name_or_dir)
   if not any((folder / name).exists() for name in FILES):
     return None
-  return list(read_vocabulary(saved_model.vocabulary_file(name_or_dir)))
+  return list(read_vocabulary(vocabulary_file(name_or_dir)))
 
 
 def unused_tensors(config: DitSamConfig) -> dict[str, torch.Tensor]:
@@ -135,3 +138,7 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
   while error is not None:
     yield error
     error = error.__cause__ or error.__context__
+
+
+if __name__ == '__main__':
+  command_line.run(main)

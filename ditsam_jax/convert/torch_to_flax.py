@@ -10,6 +10,7 @@ import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
+from ditsam_jax import command_line
 from ditsam_jax.convert import companion as companions
 from ditsam_jax.convert import hugging_face, names, sources
 from ditsam_jax.convert.architecture import read_architecture
@@ -20,6 +21,7 @@ from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.instruction import FUSIONS
 from ditsam_jax.options import Parser
 from ditsam_jax.storage import saved_model
+from ditsam_jax.storage.description import parts_of
 from ditsam_jax.storage.paths import local_path
 from ditsam_jax.terminal import printable, say
 
@@ -57,7 +59,7 @@ def main(arguments: list[str] | None = None) -> int:
   verified = torch_peer.compare(source.tensors, config, weights) if options.verify else ''
   say(f'writing {printable(options.output)}')
   about = model.companion.about if model.companion else {}
-  fresh = saved_model.parts_of(fresh_weights)
+  fresh = parts_of(fresh_weights)
   notes = about.get('notes', {}) | {'source': {'format': source.format, 'prefix': source.prefix, **source.extra}}
   saved_model.write(
     options.output,
@@ -238,3 +240,7 @@ def _positive(text: str) -> int:
   if not (text.isascii() and text.isdecimal()) or len(text) > 5 or not 1 <= int(text) <= 2**14:
     raise argparse.ArgumentTypeError(f'{printable(text)} is no whole number from 1 to {2**14}')
   return int(text)
+
+
+if __name__ == '__main__':
+  command_line.run(main)

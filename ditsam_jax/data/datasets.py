@@ -14,7 +14,7 @@ from ditsam_jax.data.refcoco import catalogue
 from ditsam_jax.data.referring import ReferringSource
 from ditsam_jax.errors import UserError
 from ditsam_jax.fields import read
-from ditsam_jax.storage import saved_model
+from ditsam_jax.storage.description import read_config, vocabulary_file
 
 
 def scenes_config(fields: Mapping[str, Any]) -> shapes.ScenesConfig:
@@ -83,8 +83,8 @@ def vocabulary(dataset: str, init_from: str = '') -> Path:
   if data_set.vocabulary:
     return data_set.vocabulary
   if init_from:
-    if saved_model.read_config(init_from).text_encoder is not None:
-      return saved_model.vocabulary_file(init_from)
+    if read_config(init_from).text_encoder is not None:
+      return vocabulary_file(init_from)
   lacking = f'config.init_from={init_from!r} has none' if init_from else 'config.init_from names no model'
   raise UserError(
     f'data set {dataset!r} needs the vocabulary and weights of a text encoder, and {lacking}; convert a SAM with '

@@ -19,9 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ditsam_jax.inference import programs
-from ditsam_jax.inference.programs import Weights
 from ditsam_jax.models.ditsam import DitSam
-from ditsam_jax.models.weights import cast_array, dtype_named
+from ditsam_jax.models.weights import Weights, cast_array, dtype_named
 
 _SENTENCES_KEPT = 256  # on a device; of BERT base 60 kB each
 _EMBEDDINGS_KEPT = 8  # of an image, with as many sentences; at 512 1 MB each

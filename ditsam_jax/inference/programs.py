@@ -15,41 +15,15 @@ from flax import nnx
 
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.prompt_encoder import ABSENT
-from ditsam_jax.models.weights import dotted, is_weight, weights_of
-
-Weights = dict[str, jax.Array]  # by dotted path
-
-
-class Part:
-  """A part of a model without its weights, in evaluation mode; equal to other parts of the same structure."""
-
-  def __init__(self, module: nnx.Module):
-    self._graph, weights, self._streams = nnx.split(module, is_weight, ...)
-    self._hash = hash(self._graph)  # takes longer than a small model's forward pass
-    # Programs are kept for good, and a part with them, so it must not hold arrays.
-    self._variables = [
-      (path, variable.replace(jax.ShapeDtypeStruct(variable.shape, variable.dtype)))
-      for path, variable in nnx.to_flat_state(weights)
-    ]
-
-  def module(self, weights: Weights) -> nnx.Module:
-    """The part with weights by dotted path."""
-    state = nnx.from_flat_state([(path, variable.replace(weights[dotted(path)])) for path, variable in self._variables])
-    return nnx.merge(self._graph, state, self._streams)
-
-  def __eq__(self, other: object) -> bool:
-    return self is other or isinstance(other, Part) and self._graph == other._graph
-
-  def __hash__(self) -> int:
-    return self._hash
+from ditsam_jax.models.weights import Structure, Weights, weights_of
 
 
 class Parts(NamedTuple):
-  """A model in the three parts that the programs are made of, each with its weights."""
+  """A model in the three parts that the programs are made of, each with its weights, in evaluation mode."""
 
-  reader: tuple[Part, Weights] | None  # None without a text encoder
-  encoder: tuple[Part, Weights]
-  decoder: tuple[Part, Weights]
+  reader: tuple[Structure, Weights] | None  # None without a text encoder
+  encoder: tuple[Structure, Weights]
+  decoder: tuple[Structure, Weights]
 
 
 def parts_of(model: DitSam) -> Parts:
@@ -61,19 +35,19 @@ def parts_of(model: DitSam) -> Parts:
   return Parts(None if reader is None else _part(reader), _part(encoder), _part(whole))
 
 
-def _part(module: nnx.Module) -> tuple[Part, Weights]:
-  return Part(module), {name: variable[...] for name, variable in weights_of(module).items()}
+def _part(module: nnx.Module) -> tuple[Structure, Weights]:
+  return Structure(module), {name: variable[...] for name, variable in weights_of(module).items()}
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def read(part: Part, weights: Weights, token_ids: jax.Array, token_mask: jax.Array) -> tuple[jax.Array, ...]:
+def read(part: Structure, weights: Weights, token_ids: jax.Array, token_mask: jax.Array) -> tuple[jax.Array, ...]:
   """Text features, [T, Ct] of each sentence; ids and mask [B, T]."""
   return tuple(part.module(weights)(token_ids, token_mask))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def encode(
-  part: Part, weights: Weights, images: jax.Array, features: Sequence[jax.Array] | None
+  part: Structure, weights: Weights, images: jax.Array, features: Sequence[jax.Array] | None
 ) -> tuple[jax.Array, ...]:
   """Embeddings, [h, w, C] of each image [B, S, S, 3], seen with its sentence or alone."""
   return tuple(part.module(weights)(images, None if features is None else jnp.stack(features)))
@@ -81,7 +55,7 @@ def encode(
 
 @functools.partial(jax.jit, static_argnums=0, static_argnames=('multimask', 'squares'))
 def decode(
-  part: Part,
+  part: Structure,
   weights: Weights,
   embeddings: Sequence[jax.Array],
   points: tuple[jax.Array, jax.Array] | None,

@@ -20,6 +20,7 @@ from ditsam_jax.inference.results import Prediction
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.weights import dtype_named
 from ditsam_jax.storage import saved_model
+from ditsam_jax.storage.description import vocabulary_file, warn_if_fresh
 from ditsam_jax.storage.image_files import read_image
 from ditsam_jax.tokenization import Tokenizer
 
@@ -282,11 +283,10 @@ def load_with_tokenizer(checkpoint: str | os.PathLike, dtype: str | None) -> tup
   if dtype is not None:
     dtype_named(dtype, 'cpu')
   model = saved_model.load(checkpoint)
-  if hasattr(saved_model, 'warn_if_fresh'):
-    saved_model.warn_if_fresh(checkpoint)
+  warn_if_fresh(checkpoint)
   if model.config.text_encoder is None:
     return model, None
-  return model, Tokenizer(saved_model.vocabulary_file(checkpoint), model.config.max_text_tokens)
+  return model, Tokenizer(vocabulary_file(checkpoint), model.config.max_text_tokens)
 
 
 def _prompts(text, points, labels, box, mask, multimask) -> list[Prompt]:

@@ -18,8 +18,9 @@ from ditsam_jax.inference.results import Prediction
 from ditsam_jax.jobs.file_names import MASK, OVERLAY
 from ditsam_jax.jobs.json_lines import differing
 from ditsam_jax.jobs.requests import Request, described, in_words
-from ditsam_jax.storage import saved_model
+from ditsam_jax.storage.description import read_description
 from ditsam_jax.storage.image_files import write_photo_png, write_png
+from ditsam_jax.storage.places import resolve
 from ditsam_jax.terminal import printable
 
 _NOTES = 'ditsam_jax'  # the PNG text that says which request a mask belongs to
@@ -109,7 +110,7 @@ class Output:
 
 def made_by(checkpoint: str, dtype: str, multimask: bool) -> dict[str, Any]:
   """How results are made, to tell those of another model or other options. Raises UserError."""
-  description, folder = saved_model.read_description(checkpoint), saved_model.resolve(checkpoint)
+  description, folder = read_description(checkpoint), resolve(checkpoint)
   parts: list[Any] = [description['model'], description.get('files')]
   if not parts[1]:  # a model from before checksums were saved with it
     for file in sorted(path for path in folder.rglob('*') if path.is_file()):

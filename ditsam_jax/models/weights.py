@@ -1,6 +1,7 @@
 """Weights of a model by name."""
 
-from typing import Any
+import functools
+from typing import Any, Generic, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,43 @@ from ditsam_jax.parallel.activations import FSDP, axis_size
 from ditsam_jax.parallel.weights import at_use
 
 DTYPES = ('auto', 'float32', 'bfloat16')
+
+Weights = dict[str, jax.Array]  # by dotted path; plain dictionaries cost a dispatch nothing, NNX states do
+Module = TypeVar('Module', bound=nnx.Module)
+
+
+class Structure(Generic[Module]):
+  """A module without its weights: `structure.module(weights)` puts them together again.
+
+  It holds no arrays but those of random streams, and equals those of other modules of the same structure: programs that
+  are compiled for one serve all.
+  """
+
+  def __init__(self, module: Module):
+    self._graph, weights, self._streams = nnx.split(module, is_weight, ...)
+    self._variables = {
+      dotted(path): (path, variable.replace(jax.ShapeDtypeStruct(variable.shape, variable.dtype)))
+      for path, variable in nnx.to_flat_state(weights)
+    }
+    self.parameters = {name for name, (_, variable) in self._variables.items() if isinstance(variable, nnx.Param)}
+
+  def module(self, *weights: Weights) -> Module:
+    """The module with these weights (together all of them), in the mode it had."""
+    merged = {name: array for part in weights for name, array in part.items()}
+    state = nnx.from_flat_state(
+      [(path, variable.replace(merged[name])) for name, (path, variable) in self._variables.items()]
+    )
+    return nnx.merge(self._graph, state, self._streams)
+
+  def __eq__(self, other: object) -> bool:
+    return self is other or isinstance(other, Structure) and self._graph == other._graph
+
+  def __hash__(self) -> int:
+    return self._hash
+
+  @functools.cached_property
+  def _hash(self) -> int:  # takes longer than a small model's forward pass
+    return hash(self._graph)
 
 
 def weights_of(model: nnx.Module) -> dict[str, nnx.Variable]:

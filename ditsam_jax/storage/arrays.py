@@ -180,7 +180,7 @@ def _refuse_special_files(folder: Path) -> None:
       except OSError:  # a link to nothing: missing
         continue
       if not regular:
-        raise UserError(f'{printable(path)} is a pipe or a device; expected a file, copy the model again')
+        raise UserError(f'{printable(path)}: a device or a pipe, expected a file; copy the model again')
 
 
 def _forget_where(folder: Path) -> None:

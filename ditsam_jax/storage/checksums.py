@@ -14,7 +14,27 @@ _MOST_BYTES = 2**48  # of a file
 
 def of(folder: Path) -> dict[str, list]:
   """[bytes, SHA-256] of every file in a folder and below, by its path there. Raises OSError."""
-  return {path.relative_to(folder).as_posix(): _measured(path) for path in sorted(folder.rglob('*')) if path.is_file()}
+  files = sorted(path for path in folder.rglob('*') if path.is_file())
+  return {path.relative_to(folder).as_posix(): [path.stat().st_size, _digest(path)] for path in files}
+
+
+def difference(path: Path, recorded: Any) -> str | None:
+  """What is wrong with a file that had this [bytes, SHA-256], in a few words; None if it still has.
+
+  Raises:
+    UserError: it is no regular file. OSError: it cannot be read.
+  """
+  if not isinstance(recorded, list) or len(recorded) != 2:
+    return f'has {printable(recorded)} for a checksum'
+  if not os.path.lexists(path):
+    return 'is missing'
+  with open_regular(path, most_bytes=_MOST_BYTES) as file:
+    size = os.fstat(file.fileno()).st_size
+  if size != recorded[0]:
+    return f'has {size:,} bytes instead of {printable(recorded[0])}'
+  if _digest(path) != recorded[1]:
+    return 'has changed: its checksum is another'
+  return None
 
 
 def check(folder: Path, recorded: dict[str, Any]) -> None:
@@ -23,17 +43,14 @@ def check(folder: Path, recorded: dict[str, Any]) -> None:
     path = folder / name
     if folder not in path.parents or '..' in path.parts:
       raise UserError(f'{printable(name)} is recorded in {printable(folder)} and lies outside; copy the model again')
-    if not os.path.lexists(path):
-      raise UserError(f'{printable(path)} is missing; copy the model again')
-    if _measured(path) != entry:
-      raise UserError(
-        f'{printable(path)} is damaged: its size or checksum is another than when it was saved; copy the model again'
-      )
+    try:
+      found = difference(path, entry)
+    except OSError as error:
+      raise UserError(f'{printable(path)} cannot be read: {error.strerror or error}') from error
+    if found:
+      raise UserError(f'{printable(path)} is damaged: it {found}; copy the model again')
 
 
-def _measured(path: Path) -> list:
-  try:
-    with open_regular(path, most_bytes=_MOST_BYTES) as file:
-      return [os.fstat(file.fileno()).st_size, hashlib.file_digest(file, 'sha256').hexdigest()]
-  except OSError as error:
-    raise UserError(f'{printable(path)} cannot be read: {error.strerror or error}') from error
+def _digest(path: Path) -> str:
+  with open_regular(path, most_bytes=_MOST_BYTES) as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()

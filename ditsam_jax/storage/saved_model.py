@@ -32,11 +32,6 @@ from ditsam_jax.storage.description import (
   read_config,
   read_description,
 )
-from ditsam_jax.storage.description import data_config as data_config
-from ditsam_jax.storage.description import fresh_parts as fresh_parts
-from ditsam_jax.storage.description import parts_of as parts_of
-from ditsam_jax.storage.description import vocabulary_file as vocabulary_file
-from ditsam_jax.storage.description import warn_if_fresh as warn_if_fresh
 from ditsam_jax.storage.files import read_json
 from ditsam_jax.storage.paths import local_path
 from ditsam_jax.storage.places import resolve

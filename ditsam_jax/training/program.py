@@ -19,21 +19,20 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.execution import Execution
-from ditsam_jax.models.weights import weights_of
+from ditsam_jax.models.weights import Structure, Weights, weights_of
 from ditsam_jax.ops.attention.choice import fastest, why_not
 from ditsam_jax.parallel import sharding
 from ditsam_jax.storage import saved_model
 from ditsam_jax.training.optimizer import freeze_pattern, make_optimizer
 from ditsam_jax.training.step import (
   Batch,
-  Structure,
   TrainState,
-  Weights,
   averaged_model,
   fresh_state,
   make_train_step,
   prompt_forward,
   text_forward,
+  trained_of,
 )
 
 
@@ -114,7 +113,7 @@ def build(config: ConfigDict, model: DitSamConfig, mesh: Mesh) -> Program:
     name: jax.ShapeDtypeStruct(variable.shape, variable.dtype) for name, variable in weights_of(abstract).items()
   }
   optimizer, rate = make_optimizer(config.optimizer, config.total_steps)
-  trained = structure.trained(freeze_pattern(config.freeze))
+  trained = trained_of(structure.parameters, freeze_pattern(config.freeze))
   state = jax.eval_shape(functools.partial(fresh_state, trained=trained, optimizer=optimizer), weights)
   shardings = sharding.state_shardings(state, weights, mesh)
   step = make_train_step(

@@ -14,13 +14,12 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.execution import Execution
 from ditsam_jax.models.image_encoder import BLOCKS
-from ditsam_jax.models.weights import dotted, is_position, is_weight
+from ditsam_jax.models.weights import Structure, Weights, is_position
 from ditsam_jax.parallel.weights import at_use
 from ditsam_jax.training.loss import mask_loss
 from ditsam_jax.training.optimizer import FREEZE_GROUPS, ema_decay
 
 Batch = dict[str, jax.Array]
-Weights = dict[str, jax.Array]  # by dotted path: plain dicts cost the dispatch of a step nothing, NNX states do
 
 
 class TrainState(NamedTuple):
@@ -34,35 +33,19 @@ class TrainState(NamedTuple):
   skipped: jax.Array  # updates left out, int32 [2]: of all steps, of the last ones without a break
 
 
-class Structure:
-  """A model without its weights: `structure.model(weights, ...)` puts them together again."""
+def trained_of(parameters: set[str], frozen: re.Pattern | None = None) -> set[str]:
+  """Of a model's parameters those that are trained: all but those that a pattern freezes.
 
-  def __init__(self, model: DitSam):
-    self._graph, weights, self._streams = nnx.split(model, is_weight, ...)
-    self._paths = {dotted(path): (path, variable) for path, variable in nnx.to_flat_state(weights)}
-
-  def model(self, *weights: Weights) -> DitSam:
-    """The model with these weights (together all of them)."""
-    merged = {name: array for part in weights for name, array in part.items()}
-    state = nnx.from_flat_state(
-      [(path, variable.replace(merged[name])) for name, (path, variable) in self._paths.items()]
+  Raises:
+    UserError: the pattern matches no parameter.
+  """
+  trained = {name for name in parameters if not (frozen and frozen.match(name))}
+  if frozen and trained == parameters:
+    raise UserError(
+      f'config.freeze matches no parameter; name one of {", ".join(FREEZE_GROUPS)}, or a regular '
+      f'expression over paths such as image_encoder.blocks.0.attn.qkv.kernel'
     )
-    return nnx.merge(self._graph, state, self._streams)
-
-  def trained(self, frozen: re.Pattern | None = None) -> set[str]:
-    """Names of the parameters that are trained: all but those that a pattern freezes.
-
-    Raises:
-      UserError: the pattern matches no parameter.
-    """
-    names = {name for name, (_, variable) in self._paths.items() if isinstance(variable, nnx.Param)}
-    trained = {name for name in names if not (frozen and frozen.match(name))}
-    if frozen and trained == names:
-      raise UserError(
-        f'config.freeze matches no parameter; name one of {", ".join(FREEZE_GROUPS)}, or a regular '
-        f'expression over paths such as image_encoder.blocks.0.attn.qkv.kernel'
-      )
-    return trained
+  return trained
 
 
 def fresh_state(weights: Weights, trained: set[str], optimizer: optax.GradientTransformation) -> TrainState:
@@ -102,7 +85,7 @@ def prompt_forward(model: DitSam, batch: Batch, loss_weights: dict[str, float], 
 
 
 def make_train_step(
-  structure: Structure,
+  structure: Structure[DitSam],
   optimizer: optax.GradientTransformation,
   rate: optax.Schedule,
   forward: Callable,
@@ -138,7 +121,7 @@ def make_train_step(
     blocks = {name: array for name, array in weights.items() if name.startswith(f'{BLOCKS}.')}
     weights = blocks | at_use({name: array for name, array in weights.items() if name not in blocks})
     rngs = nnx.Rngs(dropout=key)  # NNX counts in this trace only
-    return forward(structure.model(weights), batch, loss_weights, rngs, execution)
+    return forward(structure.module(weights), batch, loss_weights, rngs, execution)
 
   def gradient(*args):
     grads, metrics = jax.grad(loss_function, has_aux=True)(*args)
@@ -206,8 +189,8 @@ def update_if_finite(
   return state._replace(step=state.step + 1, skipped=skipped, frozen=frozen)
 
 
-def averaged_model(structure: Structure, state: TrainState) -> DitSam:
+def averaged_model(structure: Structure[DitSam], state: TrainState) -> DitSam:
   """The model with averaged weights, in evaluation mode."""
-  model = structure.model(state.ema, state.frozen)
+  model = structure.module(state.ema, state.frozen)
   model.eval()
   return model

@@ -120,14 +120,14 @@ def test_many_problems_are_cut_with_a_count(tmp_path, capsys):
 @pytest.mark.parametrize('name', ['x.pth', 'model.safetensors'])
 def test_pipes_and_devices_are_refused_at_once(tmp_path, name):
   os.mkfifo(tmp_path / name)
-  assert 'is a pipe or a device' in refusal(tmp_path / name, tmp_path)
-  assert 'is a pipe or a device' in refusal('/dev/zero', tmp_path)
-  assert 'is a pipe or a device' in refusal(tmp_path if name.startswith('model') else tmp_path / name, tmp_path)
+  assert 'a device or a pipe' in refusal(tmp_path / name, tmp_path)
+  assert 'a device or a pipe' in refusal('/dev/zero', tmp_path)
+  assert 'a device or a pipe' in refusal(tmp_path if name.startswith('model') else tmp_path / name, tmp_path)
 
 
 def test_a_pipe_in_place_of_the_vocabulary(tmp_path):
   os.mkfifo(tmp_path / 'vocab.txt')
-  assert 'is a pipe or a device' in refusal(GOLDEN / 'ldit.pth', tmp_path, *FLAGS, f'--vocab={tmp_path / "vocab.txt"}')
+  assert 'a device or a pipe' in refusal(GOLDEN / 'ldit.pth', tmp_path, *FLAGS, f'--vocab={tmp_path / "vocab.txt"}')
 
 
 def test_numbers_beside_the_weights_that_no_json_holds_are_left_out(tmp_path):
@@ -142,9 +142,9 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, command):
   """A bound on the size of files, which fails in the same place and in the same way."""
   output = tmp_path / 'out'
   if command == 'to_flax':
-    arguments = [torch_to_flax.__file__, f'--input={GOLDEN / "ldit.pth"}', f'--output={output}', *FLAGS]
+    arguments = ['-m', torch_to_flax.__name__, f'--input={GOLDEN / "ldit.pth"}', f'--output={output}', *FLAGS]
   elif command == 'to_torch':
-    arguments = [flax_to_torch.__file__, '--input=shapes', f'--output={output}']
+    arguments = ['-m', flax_to_torch.__name__, '--input=shapes', f'--output={output}']
   else:
     arguments = ['-m', 'ditsam_jax.export', '--checkpoint=shapes', f'--output={output}']
   code = (

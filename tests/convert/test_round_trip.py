@@ -12,6 +12,7 @@ from ditsam_jax.convert import flax_to_torch, torch_to_flax
 from ditsam_jax.convert.torch_peer import random_inputs, run_ours
 from ditsam_jax.errors import UserError
 from ditsam_jax.storage import saved_model
+from ditsam_jax.storage.description import data_config, fresh_parts, read_config, read_description, vocabulary_file
 from tests.convert import torch_models
 from tests.small_models import random_model
 
@@ -75,11 +76,11 @@ def test_any_model_comes_back_without_a_flag(saved, tmp_path):
   assert ours.keys() == theirs.keys()
   for stage, expected in theirs.items():
     np.testing.assert_array_equal(ours[stage], expected, err_msg=stage)
-  assert saved_model.data_config(tmp_path / 'back') == {'dataset': 'shapes'}
-  assert saved_model.fresh_parts(tmp_path / 'back') == ['text_proj']
-  assert saved_model.read_description(tmp_path / 'back')['notes']['steps'] == 7
+  assert data_config(tmp_path / 'back') == {'dataset': 'shapes'}
+  assert fresh_parts(tmp_path / 'back') == ['text_proj']
+  assert read_description(tmp_path / 'back')['notes']['steps'] == 7
   if before.config.text_encoder:
-    assert saved_model.vocabulary_file(tmp_path / 'back').read_text().split() == WORDS
+    assert vocabulary_file(tmp_path / 'back').read_text().split() == WORDS
 
 
 def test_without_the_json_nothing_is_guessed(saved, tmp_path):
@@ -102,7 +103,7 @@ def test_a_json_of_other_weights_is_noticed(saved, tmp_path):
   (tmp_path / 'weights.pth.json').write_bytes((saved / 'weights.pth.json').read_bytes())
   assert 'was written for other weights' in refusal(file, tmp_path)
   to_flax(file, tmp_path / 'model', f'--config={tmp_path / "weights.pth.json"}')
-  assert saved_model.read_config(tmp_path / 'model') == saved_model.read_config(saved / 'model')
+  assert read_config(tmp_path / 'model') == read_config(saved / 'model')
 
 
 @pytest.mark.parametrize(
@@ -139,8 +140,8 @@ def test_a_sam_that_came_from_here_joins_a_bert_with_its_own_heads(tmp_path):
   to_flax(
     tmp_path / 'sam.pth', tmp_path / 'start', f'--text-encoder={tmp_path / "bert"}', '--fusion=e2e', '--image-size=64'
   )
-  config = saved_model.read_config(tmp_path / 'start')
+  config = read_config(tmp_path / 'start')
   assert (config.mask_decoder.heads, config.text_encoder.heads) == (2, 3)
   assert config.pixel_mean == (0.25, 0.5, 0.75)
-  assert saved_model.fresh_parts(tmp_path / 'start') == ['image_encoder.instruction', 'text_proj']
+  assert fresh_parts(tmp_path / 'start') == ['image_encoder.instruction', 'text_proj']
   assert 'mask_threshold' in json.loads((tmp_path / 'start' / 'model.json').read_text())['assumed']

@@ -10,7 +10,7 @@ torch = pytest.importorskip('torch')
 
 from ditsam_jax.convert import torch_peer, torch_to_flax
 from ditsam_jax.errors import UserError
-from ditsam_jax.storage import saved_model
+from ditsam_jax.storage.description import read_config
 from tests.convert import torch_models
 from tests.small_models import GOLDEN
 
@@ -241,7 +241,7 @@ def test_hugging_faces_config_tells_what_shapes_do_not(tmp_path):
     f'--output={tmp_path / "model"}',
   ]
   assert torch_to_flax.main(arguments) == 0
-  assert saved_model.read_config(tmp_path / 'model').text_encoder.heads == 3
+  assert read_config(tmp_path / 'model').text_encoder.heads == 3
   config = json.loads((tmp_path / 'bert' / 'config.json').read_text())
   (tmp_path / 'bert' / 'config.json').write_text(json.dumps(config | {'hidden_act': 'relu'}))
   with pytest.raises(UserError, match="hidden_act is 'relu'; only 'gelu' is supported"):

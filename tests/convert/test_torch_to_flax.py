@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from ditsam_jax.convert.torch_peer import random_inputs, relative_differences, r
 from ditsam_jax.models.instruction import FUSIONS
 from ditsam_jax.models.weights import weights_of
 from ditsam_jax.storage import saved_model
+from ditsam_jax.storage.description import read_config
 from tests.convert import torch_models
 from tests.small_models import GOLDEN, golden_arrays, golden_config
 
@@ -74,7 +76,7 @@ def test_every_fusion_is_recognised_and_exact(tmp_path, fusion):
   torch_models.save_release(torch_models.weights_of_peer(peer), tmp_path / 'best.pth', prefix='')
   flags = [f'--fusion={fusion}'] if fusion in ('layer_wise', 'e2e') else []
   convert(f'--input={tmp_path / "best.pth"}', f'--output={tmp_path / "model"}', *torch_models.TEXT_FLAGS, *flags)
-  assert saved_model.read_config(tmp_path / 'model').fusion == fusion
+  assert read_config(tmp_path / 'model').fusion == fusion
   assert largest_difference(tmp_path / 'model', peer) <= 2e-6
 
 
@@ -160,7 +162,7 @@ def test_deeper_decoders_are_read_off_the_tensors(tmp_path):
   peer = torch_models.random_peer(config)
   torch_models.save_release(torch_models.weights_of_peer(peer), tmp_path / 'add_2.pth')
   convert(f'--input={tmp_path / "add_2.pth"}', f'--output={tmp_path / "model"}', *torch_models.TEXT_FLAGS)
-  assert saved_model.read_config(tmp_path / 'model').mask_decoder.depth == 4
+  assert read_config(tmp_path / 'model').mask_decoder.depth == 4
   assert largest_difference(tmp_path / 'model', peer) <= 2e-6
 
 
@@ -177,7 +179,7 @@ def test_half_precision_files_keep_their_type_on_disk_and_load_as_f32(tmp_path, 
 
 
 def test_the_script_runs_from_any_folder_and_without_the_library_installed(tmp_path):
-  script = torch_to_flax.__file__
+  script = Path(__file__).parents[2] / 'convert' / 'torch_to_flax.py'
   run = subprocess.run(
     [sys.executable, script, f'--input={GOLDEN / "ldit.pth"}', '--output=model', '--decoder-heads=4', '--text-heads=4'],
     cwd=tmp_path,

@@ -11,6 +11,7 @@ from ditsam_jax.config import files, lengths, recipes
 from ditsam_jax.data import datasets
 from ditsam_jax.errors import UserError
 from ditsam_jax.storage import saved_model
+from ditsam_jax.storage.description import data_config, fresh_parts
 from tests.data.refcoco_downloads import make
 from tests.small_models import random_model, small_config
 
@@ -55,8 +56,8 @@ def test_three_steps_from_a_converted_model(data_dir, vocabulary_file, tmp_path)
   losses = [json.loads(line) for line in (tmp_path / 'run' / 'train_log.jsonl').read_text().splitlines()]
   assert len([line for line in losses if 'train/loss' in line]) == 3
   assert (tmp_path / 'run' / 'model' / 'vocab.txt').read_bytes() == vocabulary_file.read_bytes()
-  assert saved_model.data_config(tmp_path / 'run') == {'dataset': 'refcoco'}
-  assert saved_model.fresh_parts(tmp_path / 'run') == ['text_encoder']  # frozen, so still untrained
+  assert data_config(tmp_path / 'run') == {'dataset': 'refcoco'}
+  assert fresh_parts(tmp_path / 'run') == ['text_encoder']  # frozen, so still untrained
 
 
 @pytest.mark.parametrize(

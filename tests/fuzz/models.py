@@ -12,6 +12,7 @@ from flax import nnx
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.weights import weights_of
 from ditsam_jax.storage import saved_model
+from ditsam_jax.storage.description import vocabulary_file, warn_if_fresh
 from ditsam_jax.tokenization import Tokenizer
 from tests.fuzz.mutations import changed, damaged, damaged_json, make_odd
 from tests.fuzz.outcomes import ACCEPTED, Violation, attempt, check_numbers
@@ -39,7 +40,7 @@ def _load(folder: Path) -> tuple[nnx.Module, Tokenizer | None]:
   model = saved_model.load(folder)
   if model.config.text_encoder is None:
     return model, None
-  return model, Tokenizer(saved_model.vocabulary_file(folder), model.config.max_text_tokens)
+  return model, Tokenizer(vocabulary_file(folder), model.config.max_text_tokens)
 
 
 def case(made: Path, work: Path, chance: random.Random, note) -> str:
@@ -80,7 +81,7 @@ def case(made: Path, work: Path, chance: random.Random, note) -> str:
         shutil.copy(made / other / part, model / part)
   note(f'{kind}: {what}')
   outcome, loaded = attempt(lambda: _load(model))
-  attempt(lambda: saved_model.warn_if_fresh(model))
+  attempt(lambda: warn_if_fresh(model))
   if outcome == ACCEPTED:
     _check(made / kind, *loaded)
   return outcome

@@ -16,6 +16,7 @@ from ditsam_jax.data.datasets import scenes_config
 from ditsam_jax.data.shapes.builder import described_scene
 from ditsam_jax.errors import UserError
 from ditsam_jax.storage import saved_model
+from ditsam_jax.storage.description import read_config
 
 # As people write it, after Meta's notebook. `sam` and `image` (uint8, RGB, 150 x 100) are there; `found` is compared.
 SCRIPT = """
@@ -84,7 +85,7 @@ def meta():
     package = importlib.import_module('segment_anything')
     from ditsam_jax.convert.sources import release_tensors
 
-    config, weights = saved_model.read_config('sam_shapes'), saved_model.read_weights('sam_shapes')
+    config, weights = read_config('sam_shapes'), saved_model.read_weights('sam_shapes')
     encoder, decoder = config.image_encoder, config.mask_decoder
     modeling = importlib.import_module('segment_anything.modeling')
     sam = modeling.Sam(
@@ -135,7 +136,7 @@ def _stand_ins():
 @pytest.fixture(scope='module')
 def sam():
   # It was trained with aligned corners, which Meta's code does not have.
-  config = dataclasses.replace(saved_model.read_config('sam_shapes'), align_corners=False)
+  config = dataclasses.replace(read_config('sam_shapes'), align_corners=False)
   return saved_model.build(config, saved_model.read_weights('sam_shapes'), 'sam_shapes')
 
 

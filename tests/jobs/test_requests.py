@@ -9,12 +9,12 @@ import pytest
 from ditsam_jax.errors import UserError
 from ditsam_jax.jobs.job import Job
 from ditsam_jax.jobs.requests import PromptFile, described
-from ditsam_jax.storage import saved_model
+from ditsam_jax.storage.description import read_config
 
 
 @pytest.fixture(scope='module')
 def config():
-  return saved_model.read_config('shapes')
+  return read_config('shapes')
 
 
 def problem(path, config, *lines):

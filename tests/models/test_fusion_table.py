@@ -37,7 +37,7 @@ def test_the_documented_table_is_that_of_the_classes():
 def test_the_documented_loops_are_those_that_can_be():
   text = ' '.join(DOCS.read_text().split())
   looped = ', '.join(f'`{name}`' for name, fusion in FUSIONS.items() if not fusion.travels)
-  assert f'where slots depend on the text alone: {looped}.' in text
+  assert f'if the slots depend on the text alone: {looped}.' in text
 
 
 def test_no_parameter_has_two_sources():

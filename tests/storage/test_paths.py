@@ -10,6 +10,7 @@ from ditsam_jax import evaluate, export, predict, prepare, train
 from ditsam_jax.errors import UserError
 from ditsam_jax.inference.segmenter import Segmenter
 from ditsam_jax.storage import paths, saved_model
+from ditsam_jax.storage.description import read_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,7 +67,7 @@ def test_commands_refuse_buckets(tmp_path, monkeypatch, main, arguments):
 
 
 def test_the_library_refuses_buckets_too():
-  for call in (lambda: Segmenter(BUCKET), lambda: saved_model.load(BUCKET), lambda: saved_model.read_config(BUCKET)):
+  for call in (lambda: Segmenter(BUCKET), lambda: saved_model.load(BUCKET), lambda: read_config(BUCKET)):
     with pytest.raises(UserError, match='gs:// is not supported'):
       call()
 

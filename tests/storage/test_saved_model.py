@@ -17,6 +17,8 @@ from ditsam_jax.models import config as models
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.weights import weights_of
 from ditsam_jax.storage import saved_model
+from ditsam_jax.storage.description import data_config, fresh_parts, read_description, vocabulary_file, warn_if_fresh
+from ditsam_jax.storage.places import resolve
 from ditsam_jax.tokenization import _bert_tokenizer
 from ditsam_jax.vocabulary import read_vocabulary
 from tests.small_models import random_model, small_config
@@ -59,8 +61,8 @@ def test_everything_comes_back(model, saved):
   for name in ours:
     assert type(ours[name]) is type(theirs[name])
     np.testing.assert_array_equal(ours[name][...], theirs[name][...], err_msg=name)
-  assert saved_model.vocabulary_file(saved).read_text() == VOCABULARY
-  assert saved_model.data_config(saved) == DATA
+  assert vocabulary_file(saved).read_text() == VOCABULARY
+  assert data_config(saved) == DATA
 
 
 def test_a_loaded_model_is_in_evaluation_mode(saved):
@@ -81,13 +83,13 @@ def test_half_precision_rounds_and_loads_as_f32(model, tmp_path):
 
 def test_a_runs_workdir_names_its_model(saved, tmp_path):
   shutil.copytree(saved, tmp_path / 'run' / 'model')
-  assert saved_model.resolve(tmp_path / 'run') == tmp_path / 'run' / 'model'
+  assert resolve(tmp_path / 'run') == tmp_path / 'run' / 'model'
 
 
 def test_saving_again_replaces_and_leaves_nothing_behind(model, tmp_path):
   for step in (1, 2):
     saved_model.save(tmp_path / 'mine', model, notes={'steps': step})
-  assert saved_model.read_description(tmp_path / 'mine')['notes'] == {'steps': 2}
+  assert read_description(tmp_path / 'mine')['notes'] == {'steps': 2}
   assert [path.name for path in tmp_path.iterdir()] == ['mine']
 
 
@@ -108,7 +110,7 @@ def test_a_run_without_a_model_yet(tmp_path):
 
 def test_a_model_without_text_has_no_vocabulary(model, tmp_path):
   saved_model.save(tmp_path / 'plain', model)
-  assert 'vocab.txt' in refusal(tmp_path / 'plain', saved_model.vocabulary_file)
+  assert 'vocab.txt' in refusal(tmp_path / 'plain', vocabulary_file)
 
 
 @pytest.mark.parametrize('text', ['', '{"format": 1', '[]', '{}', '\xff\x00'])
@@ -156,8 +158,8 @@ def test_a_hostile_description(copy, content, told):
 def test_pipes_in_place_of_files_are_not_waited_for(copy, name):
   (copy / name).unlink()
   os.mkfifo(copy / name)
-  function = saved_model.vocabulary_file if name == 'vocab.txt' else saved_model.load
-  assert 'is a pipe or a device' in refusal(copy, function)
+  function = vocabulary_file if name == 'vocab.txt' else saved_model.load
+  assert 'a device or a pipe' in refusal(copy, function)
 
 
 def test_a_flipped_bit_in_the_weights_is_refused(copy):
@@ -180,7 +182,7 @@ def test_models_of_before_the_checksums_load(copy):
     del description[name]
   (copy / 'model.json').write_text(json.dumps(description))
   saved_model.load(copy)
-  assert saved_model.fresh_parts(copy) == []
+  assert fresh_parts(copy) == []
 
 
 @pytest.mark.parametrize('value', [np.nan, -1e30])
@@ -208,13 +210,13 @@ def test_weights_too_large_for_a_smaller_type_are_refused(tmp_path):
 
 def test_a_vocabulary_of_another_size_is_refused(copy):
   (copy / 'vocab.txt').write_text(VOCABULARY + 'blue\n')
-  assert 'has 6 word pieces and the model 5 (embeddings: 20)' in refusal(copy, saved_model.vocabulary_file)
+  assert 'has 6 word pieces and the model 5 (embeddings: 20)' in refusal(copy, vocabulary_file)
   (copy / 'vocab.txt').write_text(VOCABULARY.replace('red', 'blue'))
-  assert 'but others' in refusal(copy, saved_model.vocabulary_file)
+  assert 'but others' in refusal(copy, vocabulary_file)
   description = json.loads((copy / 'model.json').read_text())
   del description['vocabulary']
   (copy / 'model.json').write_text(json.dumps(description))
-  assert 'has 5 word pieces and the model 20' in refusal(copy, saved_model.vocabulary_file)
+  assert 'has 5 word pieces and the model 20' in refusal(copy, vocabulary_file)
 
 
 def test_more_words_than_embeddings_are_refused_when_saving(model, tmp_path):
@@ -229,19 +231,19 @@ def test_a_tokenizer_json_stands_in_for_a_vocabulary(copy, saved):
   tokenizer = _bert_tokenizer(read_vocabulary(saved / 'vocab.txt'))
   (copy / 'vocab.txt').unlink()
   tokenizer.save(str(copy / 'tokenizer.json'))
-  assert saved_model.vocabulary_file(copy) == copy / 'tokenizer.json'
+  assert vocabulary_file(copy) == copy / 'tokenizer.json'
   assert read_vocabulary(copy / 'tokenizer.json') == read_vocabulary(saved / 'vocab.txt')
 
 
 def test_untrained_parts_are_recorded_and_warned_of(model, tmp_path, capsys):
   folder = saved_model.save(tmp_path / 'start', model, fresh=['image_encoder.instruction', 'text_proj'], assumed=['x'])
-  assert saved_model.fresh_parts(folder) == ['image_encoder.instruction', 'text_proj']
-  assert saved_model.read_description(folder)['assumed'] == ['x']
-  saved_model.warn_if_fresh(folder)
+  assert fresh_parts(folder) == ['image_encoder.instruction', 'text_proj']
+  assert read_description(folder)['assumed'] == ['x']
+  warn_if_fresh(folder)
   printed = capsys.readouterr().err
   assert printed.count('\n') == 1
   assert 'image_encoder.instruction, text_proj are untrained' in printed
-  saved_model.warn_if_fresh('shapes')
+  warn_if_fresh('shapes')
   assert capsys.readouterr().err == ''
 
 

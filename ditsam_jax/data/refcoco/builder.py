@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
-import tqdm
 
 from ditsam_jax.data.records import check_shards, quiet_tfds, record_features, writing_to
 from ditsam_jax.data.refcoco import catalogue
@@ -26,7 +25,7 @@ from ditsam_jax.data.refcoco.refs import read_refs, refs_file
 from ditsam_jax.data.workers import check_processes
 from ditsam_jax.errors import UserError
 from ditsam_jax.storage.files import open_regular
-from ditsam_jax.terminal import printable
+from ditsam_jax.terminal import printable, progress
 
 _SHARD = 400  # images: TFDS holds the examples of one shard in memory, about 60 MB
 _FEW_IMAGES = 300  # read faster than worker processes start
@@ -231,7 +230,7 @@ def _encoded(
 ) -> Iterator[tuple[str, EncodedImage]]:
   """All images of all splits, with a progress bar. Raises _Refused at the end if any must not be written."""
   order = [(split, image) for split, some in images.items() for image in some]
-  with tqdm.tqdm(total=len(order), desc='preparing', unit=' images', mininterval=1.0) as bar:
+  with progress(len(order), 'preparing', 'images') as bar:
     for (split, _), encoded in zip(order, encode_all((image for _, image in order), workers)):
       for problem in encoded.problems:
         found.add(*problem)

@@ -16,14 +16,13 @@ from typing import Any
 import cv2
 import numpy as np
 import tensorflow_datasets as tfds
-import tqdm
 
 from ditsam_jax.data.records import damaged, quiet_tfds, record_features, writing_to
 from ditsam_jax.data.shapes.expressions import describe
 from ditsam_jax.data.shapes.scenes import SPLITS, Scene, ScenesConfig, make_scene, scene_rng
 from ditsam_jax.data.workers import check_processes, map_ordered
 from ditsam_jax.errors import UserError
-from ditsam_jax.terminal import printable
+from ditsam_jax.terminal import printable, progress
 
 _SPLIT_STRIDE = 1_000_000  # image ids of different splits never meet
 _OBJECT_STRIDE = 100
@@ -163,7 +162,7 @@ def _make(builder: Shapes) -> None:
   try:
     with (
       tempfile.TemporaryDirectory() as unused,
-      tqdm.tqdm(total=total, desc='making shapes', unit=' scenes', mininterval=1.0) as bar,
+      progress(total, 'making shapes', 'scenes') as bar,
     ):
       builder.on_record = bar.update
       builder.download_and_prepare(download_dir=unused)
