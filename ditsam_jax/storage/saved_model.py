@@ -11,6 +11,7 @@ A training run's workdir holds such a folder as `model/`, and names it as well.
 import json
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
