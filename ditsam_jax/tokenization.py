@@ -16,7 +16,7 @@ class _Pieces(NamedTuple):
   """The word pieces of a text: their ids, the number of the word of each, and its place in the text."""
 
   ids: list[int]
-  words: list[int]
+  words: list[int | None]
   places: list[tuple[int, int]]
 
 

@@ -6,8 +6,8 @@ is kept of an image or of a sentence is an array of its own, whatever batch it w
 """
 
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from ditsam_jax.models.prompt_encoder import ABSENT
 from ditsam_jax.models.weights import dotted, is_weight, weights_of
 
 Weights = dict[str, jax.Array]  # by dotted path
+Device = Any  # jax.Device, of which type checkers know nothing
 
 
 class Part:
@@ -32,7 +33,7 @@ class Part:
       for path, variable in nnx.to_flat_state(weights)
     ]
 
-  def module(self, weights: Weights) -> nnx.Module:
+  def module(self, weights: Weights) -> Any:
     """The part with weights by dotted path."""
     state = nnx.from_flat_state([(path, variable.replace(weights[dotted(path)])) for path, variable in self._variables])
     return nnx.merge(self._graph, state, self._streams)
@@ -51,10 +52,18 @@ class Parts(NamedTuple):
   encoder: tuple[Part, Weights]
   decoder: tuple[Part, Weights]
 
+  def mapped(self, function: Callable[[Weights], Weights]) -> 'Parts':
+    """The same with other weights."""
+
+    def of(part: tuple[Part, Weights]) -> tuple[Part, Weights]:
+      return part[0], function(part[1])
+
+    return Parts(self.reader and of(self.reader), of(self.encoder), of(self.decoder))
+
 
 def parts_of(model: DitSam) -> Parts:
   """The parts of a model, whose own mode does not matter."""
-  whole = nnx.merge(*nnx.split(model))
+  whole: Any = nnx.merge(*nnx.split(model))  # what is left of it is no whole DitSam
   whole.eval()
   reader, encoder = whole.text_encoder, whole.image_encoder
   whole.text_encoder = whole.image_encoder = None

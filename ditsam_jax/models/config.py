@@ -81,10 +81,10 @@ class DitSamConfig:
   image_size: int = declared(
     512, Whole(1, 8192), 'Side of the square image that the model is used at; a multiple of the patch size'
   )
-  pixel_mean: tuple[float, ...] = declared(
+  pixel_mean: tuple[float, float, float] = declared(
     IMAGENET_MEAN, Several(Real(0, 1), 3, 3), 'Subtracted from red, green and blue, on a scale of 0 to 1'
   )
-  pixel_std: tuple[float, ...] = declared(
+  pixel_std: tuple[float, float, float] = declared(
     IMAGENET_STD, Several(Real(0.001, 10), 3, 3), 'What they are divided by, on that scale'
   )
   max_text_tokens: int = declared(20, Whole(1, 8192), 'Tokens kept of a sentence')
@@ -149,7 +149,7 @@ class DitSamConfig:
     return dataclasses.asdict(self)
 
   @classmethod
-  def from_dict(cls, fields: dict[str, Any]) -> 'DitSamConfig':
+  def from_dict(cls, fields: Any) -> 'DitSamConfig':
     """The inverse of `to_dict`, also of its JSON form. Raises ValueError on unknown fields and impossible values."""
     if isinstance(fields, dict) and fields.get('attention') == 'auto':  # in models saved before it became a setting
       fields = {name: value for name, value in fields.items() if name != 'attention'}

@@ -1,6 +1,6 @@
 """Weights of a model by name."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +9,8 @@ from flax import nnx
 from ditsam_jax.errors import UserError
 from ditsam_jax.parallel.activations import FSDP, axis_size
 from ditsam_jax.parallel.weights import at_use
+
+M = TypeVar('M', bound=nnx.Module)
 
 DTYPES = ('auto', 'float32', 'bfloat16')
 
@@ -65,7 +67,7 @@ def is_weight(path: tuple, value: Any) -> bool:
   return isinstance(value, nnx.Variable) and not isinstance(value, nnx.RngState)
 
 
-def module_at_use(module: nnx.Module, path: str) -> nnx.Module:
+def module_at_use(module: M, path: str) -> M:
   """A copy of a module whose weights are gathered; `path` is where in the whole model it is."""
   if axis_size(FSDP) == 1:
     return module

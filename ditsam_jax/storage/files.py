@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import errno
+import io
 import json
 import math
 import os
@@ -11,7 +12,7 @@ import stat
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from ditsam_jax.errors import UserError
 from ditsam_jax.terminal import printable
@@ -51,7 +52,7 @@ def write_json(path: Path, data: Any) -> None:
   write_text(path, json.dumps(data, indent=1) + '\n')
 
 
-def open_regular(path: str | os.PathLike, *, most_bytes: int, name: str = '') -> BinaryIO:
+def open_regular(path: str | os.PathLike, *, most_bytes: int, name: str = '') -> io.BufferedReader:
   """Opens a regular file for reading, never waiting for a pipe or reading a device.
 
   Raises:
@@ -118,7 +119,7 @@ def read_json(
       raise ValueError(f'an object has the key {twice!r} twice')
     return hook(item) if hook else item
 
-  checks = {'parse_constant': _no_number, 'parse_float': _finite} if finite else {}
+  checks: dict[str, Any] = {'parse_constant': _no_number, 'parse_float': _finite} if finite else {}
   try:
     data = read_bytes(path, most_bytes=most_bytes)
     suspicious = _SURROGATE.search(data) is not None
