@@ -222,6 +222,7 @@ class Segmenter:
     return Row(framed.square, sentence, points, prompt.mask, prompt.multimask)
 
   def _read_anew(self, text: str) -> _Read:
+    assert self.tokenizer is not None  # see `prompt`
     ids, token_mask = self.tokenizer([text])
     return _Read(Sentence(ids[0], token_mask[0]), self.tokenizer.cut(text), tuple(self.tokenizer.unknown(text)))
 

@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import errno
+import io
 import json
 import math
 import os
@@ -13,7 +14,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from ditsam_jax.errors import UserError
 from ditsam_jax.terminal import printable
@@ -65,7 +66,7 @@ def remove_for_good(folder: Path) -> None:
     time.sleep(0.05)
 
 
-def open_regular(path: str | os.PathLike, *, most_bytes: int, name: str = '') -> BinaryIO:
+def open_regular(path: str | os.PathLike, *, most_bytes: int, name: str = '') -> io.BufferedReader:
   """Opens a regular file for reading, never waiting for a pipe or reading a device.
 
   Raises:
@@ -132,7 +133,7 @@ def read_json(
       raise ValueError(f'an object has the key {twice!r} twice')
     return hook(item) if hook else item
 
-  checks = {'parse_constant': _no_number, 'parse_float': _finite} if finite else {}
+  checks: dict[str, Any] = {'parse_constant': _no_number, 'parse_float': _finite} if finite else {}
   try:
     data = read_bytes(path, most_bytes=most_bytes)
     suspicious = _SURROGATE.search(data) is not None

@@ -11,8 +11,7 @@ A training run's workdir holds such a folder as `model/`, and names it as well.
 import json
 import os
 import shutil
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +209,9 @@ def write(
   return directory
 
 
-def read_start(name_or_dir: str | os.PathLike, expected: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+def read_start(
+  name_or_dir: str | os.PathLike, expected: Mapping[str, jax.Array | jax.ShapeDtypeStruct]
+) -> dict[str, jax.Array]:
   """Those of the expected weights (by dotted path, with shardings) that a saved model has, each read where it belongs.
 
   Raises:
@@ -223,8 +224,8 @@ def read_start(name_or_dir: str | os.PathLike, expected: dict[str, jax.ShapeDtyp
 
 
 def check_start(
-  name_or_dir: str | os.PathLike, expected: dict[str, jax.ShapeDtypeStruct]
-) -> dict[str, jax.ShapeDtypeStruct]:
+  name_or_dir: str | os.PathLike, expected: Mapping[str, jax.Array | jax.ShapeDtypeStruct]
+) -> dict[str, jax.Array | jax.ShapeDtypeStruct]:
   """Those of the expected weights that a saved model has, of which no value is read.
 
   Raises:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from ditsam_jax.config import files, lengths
-from ditsam_jax.config.checks import plain
 from ditsam_jax.config.run import RunConfig
 from ditsam_jax.errors import UserError
 from ditsam_jax.fields import find
@@ -87,7 +86,7 @@ def test_a_new_field_is_a_difference():
 def test_a_run_of_an_earlier_version_can_be_resumed():
   """It noted no epochs and no share, and fields that are no more."""
   config = files.load('ldit:shapes', [])
-  now = plain(lengths.resolve(config, lambda: 0))
+  now = lengths.resolve(config, lambda: 0).to_json()
   before = json.loads(json.dumps(now)) | {'keep_best': True}
   del before['epochs'], before['optimizer']['warmup_share']
   assert differences(before, now) == []
