@@ -300,12 +300,14 @@ def test_what_cannot_end_well_is_refused_before_data_is_made(tmp_path, arguments
 
 
 def test_a_run_that_failed_before_its_first_step_leaves_its_workdir_to_another_config(data_dir, tmp_path, monkeypatch):
-  with monkeypatch.context() as patch, pytest.raises(OSError, match='no such luck'):
-    patch.setattr(train, '_log', lambda *_: (_ for _ in ()).throw(OSError('no such luck')))
-    run(data_dir, tmp_path / 'run')
-  assert (tmp_path / 'run' / 'config.json').exists()
-  assert run(data_dir, tmp_path / 'run', '--config.seed=1') == 0
-  assert json.loads((tmp_path / 'run' / 'config.json').read_text())['seed'] == 1
+  def fail(*_):
+    raise OSError('no such luck')
+
+  monkeypatch.setattr(train, 'Checkpoints', fail)
+  for seed in (0, 1):
+    with pytest.raises(OSError, match='no such luck'):
+      run(data_dir, tmp_path / 'run', f'--config.seed={seed}')
+    assert json.loads((tmp_path / 'run' / 'config.json').read_text())['seed'] == seed
 
 
 def test_a_name_trains_and_lengths_are_noted_in_numbers(data_dir, tmp_path):
