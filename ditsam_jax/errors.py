@@ -1,4 +1,4 @@
-"""The one exception that users see."""
+"""The exception for bad input."""
 
 from ditsam_jax.terminal import printable
 
@@ -8,7 +8,7 @@ LONGEST = 2000  # characters of a message
 class UserError(Exception):
   """Bad input. The message names the thing, its value, what was expected and what to do, on one line.
 
-  Whatever of the input is in it is escaped, and the middle of a long one is left out: see `terminal.printable`.
+  Input quoted in the message is escaped, and long messages are shortened in the middle: see `terminal.printable`.
   """
 
   def __init__(self, message: object = ''):

@@ -14,7 +14,7 @@ _MOST_KEPT = 2**18  # sentences; RefCOCO has 142,209
 
 
 class _Pieces(NamedTuple):
-  """The word pieces of a text: their ids, the number of the word of each, and its place in the text."""
+  """The word pieces of a text: ids, word index of each piece, and its span in the text."""
 
   ids: list[int]
   words: list[int | None]
@@ -29,8 +29,7 @@ class _Pieces(NamedTuple):
 class Tokenizer:
   """BERT's tokenizer on a local vocabulary: lower-cased, `[CLS] words [SEP]`, padded to `max_tokens`.
 
-  A sentence that returns is tokenised once; one object may be used from several threads.
-  A vocabulary that is missing or is no WordPiece list raises UserError.
+  Sentences are cached. Threads may share a tokenizer. A missing or invalid vocabulary raises UserError.
   """
 
   def __init__(self, vocabulary_file: str | Path, max_tokens: int):
@@ -48,16 +47,16 @@ class Tokenizer:
     return Tokenizer, (self.vocabulary_file, self.max_tokens)
 
   def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids and 0/1 mask of `texts`, both int32 [n, max_tokens]; what does not fit is left out."""
+    """Token ids and 0/1 mask of `texts`, both int32 [n, max_tokens]; longer texts are cut."""
     rows = [self._row(text) for text in texts]
     if not rows:
       return np.zeros((0, self.max_tokens), np.int32), np.zeros((0, self.max_tokens), np.int32)
     return np.stack([ids for ids, _ in rows]), np.stack([mask for _, mask in rows])
 
   def cut(self, text: str) -> str:
-    """The end of `text`, from the first word that does not wholly fit in `max_tokens`.
+    """The end of `text`, from the first word that does not fit into `max_tokens`.
 
-    '' if all fits, or if only `unknown` words do not.
+    '' if everything fits, or if only `unknown` words don't.
     """
     pieces = self._pieces(text)
     if len(pieces.ids) <= self._room:
@@ -69,9 +68,9 @@ class Tokenizer:
     return text[pieces.places[pieces.words.index(first)][0] :].strip()
 
   def unknown(self, text: str) -> list[str]:
-    """The words of `text` that the vocabulary lacks, each once.
+    """The distinct words of `text` that the vocabulary lacks.
 
-    The model reads [UNK] in their place, or a spelling letter by letter, which means nothing to it.
+    The model reads them as [UNK] or letter by letter, which carries no meaning.
     """
     pieces = self._pieces(text)
     spans = [pieces.span(word) for word in self._unknown_words(pieces)]
@@ -113,7 +112,7 @@ class Tokenizer:
 
 
 def _bert_tokenizer(vocabulary: dict[str, int]):
-  """What transformers.BertTokenizerFast builds, without importing transformers (a second, and PyTorch where it is)."""
+  """Builds what transformers.BertTokenizerFast builds, without importing transformers (a second, and PyTorch)."""
   from tokenizers import Tokenizer as RustTokenizer
   from tokenizers import models, normalizers, pre_tokenizers
 

@@ -1,4 +1,4 @@
-"""What is asked of an image: words, points, a box, a mask, in any combination; and the one place that checks it."""
+"""Prompts: text, points, a box and a mask in any combination, and the one place that checks them."""
 
 import dataclasses
 from typing import Any
@@ -20,15 +20,15 @@ _TEXT_EXPECTED = "expected words that name an object, such as 'the red circle'"
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prompt:
-  """What to segment. All that is given is taken together; None leaves a part out.
+  """What to segment. All given parts are combined; None omits a part.
 
   Attributes:
     text: a sentence, for models with a text encoder.
-    points: [P, 2], (x, y) in pixels of the image; they may lie outside of it.
+    points: [P, 2], (x, y) in pixels of the image; may lie outside it.
     labels: [P], 1 for points on the object, 0 for points off it; None if all points are on it.
     box: [4], (x0, y0, x1, y1) in pixels of the image.
-    mask: f32 [S/4, S/4] or [1, S/4, S/4], one of an earlier prediction's `low_res_logits`.
-    multimask: three masks for an ambiguous prompt, such as a single click, instead of one.
+    mask: f32 [S/4, S/4] or [1, S/4, S/4], from the `low_res_logits` of an earlier prediction.
+    multimask: return three masks instead of one, for ambiguous prompts such as a single click.
   """
 
   text: str | None = None
@@ -40,7 +40,7 @@ class Prompt:
 
   @property
   def is_empty(self) -> bool:
-    """Whether nothing is asked for: no words, points, box or mask."""
+    """Whether the prompt is empty: no text, points, box or mask."""
     return all(part is None for part in (self.text, self.points, self.box, self.mask))
 
   def __repr__(self) -> str:
@@ -55,10 +55,10 @@ class Prompt:
 
 
 def checked(prompt: Prompt, config: DitSamConfig) -> Prompt:
-  """The prompt with arrays in place of what else was given: points f64 [P, 2], labels i32 [P], box f64 [4], mask f32.
+  """Checks a prompt and converts its parts to arrays: points f64 [P, 2], labels i32 [P], box f64 [4], mask f32.
 
   Raises:
-    UserError: a part is not as `Prompt` says, out of bounds, or not for a model of this config.
+    UserError: a part has the wrong type or shape, is out of bounds, or is not supported by the model.
   """
   if not isinstance(prompt, Prompt):
     raise UserError(f'a prompt of type {type(prompt).__name__}: expected a text or a Prompt')
@@ -77,14 +77,15 @@ def checked(prompt: Prompt, config: DitSamConfig) -> Prompt:
 
 
 def point_tokens(prompt: Prompt, scale: np.ndarray, offset: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-  """A checked prompt's points and corners as the decoder gets them; None where the sentence is all there is.
+  """A checked prompt's points and box corners as decoder tokens; None if the prompt is only text.
 
-  They are filled up to 8, 16, 32, ... tokens, which the attention does not see: tokens cost next to nothing beside the
-  image's, programs cost seconds.
+  They are padded to 8, 16, 32, ... tokens and masked: extra tokens cost almost nothing next to the image's, but a new
+  program costs seconds.
 
   Args:
     prompt: points and box in pixels of the image.
-    scale, offset: f64 [2], from there to pixels of the model's square.
+    scale: f64 [2], from there to pixels of the model's square.
+    offset: f64 [2], added after scaling.
 
   Returns:
     (x, y) f32 [N, 2] and SAM's labels int32 [N].
@@ -104,7 +105,7 @@ def point_tokens(prompt: Prompt, scale: np.ndarray, offset: np.ndarray) -> tuple
 
 
 def check_text(text: str) -> None:
-  """Raises UserError unless `text` is a string with something to read in it, of at most MAX_TEXT_BYTES."""
+  """Raises UserError unless `text` is a non-blank string of at most MAX_TEXT_BYTES."""
   if not isinstance(text, str):
     raise UserError(f'a text of type {type(text).__name__}: {_TEXT_EXPECTED}')
   if not any(character.isprintable() and not character.isspace() for character in text):

@@ -1,4 +1,4 @@
-"""What a prompt means in an image."""
+"""The result of one prompt on one image."""
 
 import dataclasses
 import functools
@@ -13,19 +13,19 @@ from ditsam_jax.inference.prompts import Prompt
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Prediction:
-  """What a prompt means in an image: M masks at the image's own size, 3 with `multimask`, else 1.
+  """The result of one prompt on one image: M masks at the image's own size, 3 with `multimask`, else 1.
 
-  `mask`, `score`, `area`, `box`, `probability` and `rle()` are those of the mask with the best score.
+  `mask`, `score`, `area`, `box`, `probability` and `rle()` belong to the mask with the highest score.
 
   Attributes:
-    prompt: what was asked, in the arrays of `prompts.checked`.
+    prompt: the prompt, as arrays (see `prompts.checked`).
     image: uint8 [h, w, 3].
     masks: bool [M, h, w].
-    scores: f32 [M], the model's own estimates of the masks' IoU; trained towards 0..1, not bound to it.
-    logits: f32 [M, h, w]; the masks are where they exceed the model's threshold.
-    low_res_logits: f32 [M, S/4, S/4] in the model's square of side S; one of them is a mask prompt.
-    cut: the end of the sentence that the model did not read, for want of tokens; '' normally.
-    unknown: words of the sentence that the model's vocabulary lacks.
+    scores: f32 [M], the predicted IoU of each mask; trained towards 0..1, but not clipped.
+    logits: f32 [M, h, w]; pixels above the model's threshold belong to the mask.
+    low_res_logits: f32 [M, S/4, S/4] in the model's square of side S; each can be used as a mask prompt.
+    cut: the end of the sentence that exceeds the model's token limit; usually ''.
+    unknown: words of the sentence that are missing from the vocabulary.
   """
 
   prompt: Prompt
@@ -44,7 +44,7 @@ class Prediction:
 
   @property
   def best(self) -> int:
-    """Which of the masks has the best score."""
+    """Index of the mask with the highest score."""
     return int(self.scores.argmax())
 
   @property
@@ -54,12 +54,12 @@ class Prediction:
 
   @property
   def score(self) -> float:
-    """The model's own estimate of the best mask's IoU."""
+    """Predicted IoU of the best mask."""
     return float(self.scores[self.best])
 
   @property
   def iou(self) -> float:
-    """`score`."""
+    """The same as `score`."""
     return self.score
 
   @functools.cached_property
@@ -74,29 +74,29 @@ class Prediction:
 
   @functools.cached_property
   def boxes(self) -> list[list[int] | None]:
-    """[x0, y0, x1, y1] around each mask, without x1 and y1 themselves; None around an empty one."""
+    """[x0, y0, x1, y1] around each mask, with x1 and y1 exclusive; None for an empty mask."""
     return [box and list(box) for box in map(bounding_box, self.masks)]
 
   @property
   def box(self) -> list[int] | None:
-    """[x0, y0, x1, y1] around the best mask, without x1 and y1 themselves; None if it is empty."""
+    """[x0, y0, x1, y1] around the best mask, with x1 and y1 exclusive; None if it is empty."""
     return self.boxes[self.best]
 
   @property
   def probability(self) -> np.ndarray:
-    """The probability that a pixel belongs to the best mask, f32 [h, w]."""
+    """Probability of each pixel to belong to the best mask, f32 [h, w]."""
     return 0.5 + 0.5 * np.tanh(0.5 * self.logits[self.best])  # the sigmoid, without overflow
 
   def rle(self) -> dict[str, Any]:
-    """The best mask as COCO's run lengths, {'size': [h, w], 'counts': str}."""
+    """The best mask as COCO run-length encoding, {'size': [h, w], 'counts': str}."""
     return encode_rle(self.mask)
 
   def rles(self) -> list[dict[str, Any]]:
-    """All masks as COCO's run lengths."""
+    """All masks as COCO run-length encodings."""
     return [encode_rle(mask) for mask in self.masks]
 
   def overlay(self) -> Image.Image:
-    """The image with the best mask laid over it, the prompt and the score."""
+    """A PIL image with the best mask, the prompt and the score drawn over it."""
     from ditsam_jax.inference.pictures import draw  # drawing is slow to import
 
     return Image.fromarray(draw(self.image, self.mask[None], self.prompt, self.scores[self.best :][:1]))

@@ -1,4 +1,4 @@
-"""Meta's `segment_anything.SamPredictor`, with sentences for models that read them."""
+"""Meta's `segment_anything.SamPredictor`, with text prompts for models that support them."""
 
 import dataclasses
 import os
@@ -23,7 +23,7 @@ _BATCH_ELSEWHERE = 64
 
 
 class NoImageError(UserError, RuntimeError):
-  """No image is set; Meta's code raises a RuntimeError."""
+  """No image is set. Also a RuntimeError, as in Meta's code."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,7 @@ class _ImageEncoder:
 
 @dataclasses.dataclass(frozen=True)
 class _Sam:
-  """What code written for Meta's predictor reads of its model."""
+  """The attributes that code written for Meta's predictor reads from its model."""
 
   mask_threshold: float  # on logits
   image_encoder: _ImageEncoder
@@ -42,9 +42,9 @@ class _Sam:
 
 
 class Transform:
-  """Where images, points and boxes go in the model's square, as Meta's ResizeLongestSide.
+  """Maps images, points and boxes to the model's square, as Meta's ResizeLongestSide.
 
-  Models with a text encoder see the image centred, so their coordinates are shifted as well.
+  Models with a text encoder centre the image, so coordinates are shifted too.
   """
 
   def __init__(self, config: DitSamConfig) -> None:
@@ -56,12 +56,12 @@ class Transform:
     return resize_as_meta(image, self.target_length)
 
   def apply_coords(self, coords: np.ndarray, original_size: tuple[int, int]) -> np.ndarray:
-    """(x, y) in pixels of an image of `original_size` (height, width) [..., 2], in pixels of the square."""
+    """Maps (x, y) [..., 2] in pixels of an image of `original_size` (height, width) to pixels of the square."""
     framed = frame(np.zeros((*original_size, 3), np.uint8), self._config)
     return np.asarray(coords, float) * framed.scale + framed.offset
 
   def apply_boxes(self, boxes: np.ndarray, original_size: tuple[int, int]) -> np.ndarray:
-    """Boxes [..., 4], (x0, y0, x1, y1), likewise: [B, 4]."""
+    """Maps boxes [..., 4], (x0, y0, x1, y1), in the same way, to [B, 4]."""
     return self.apply_coords(np.reshape(boxes, (-1, 2, 2)), original_size).reshape(-1, 4)
 
   @staticmethod
@@ -71,25 +71,25 @@ class Transform:
 
 
 class SamPredictor:
-  """Segments one image by prompts; code written for `segment_anything.SamPredictor` runs unchanged.
+  """Segments one image; code written for `segment_anything.SamPredictor` runs unchanged.
 
       predictor = SamPredictor('sam_shapes')
       predictor.set_image(image)
       masks, scores, logits = predictor.predict(point_coords=np.array([[40, 60]]), point_labels=np.array([1]))
       masks, _, _ = predictor.predict(np.array([[40, 60], [80, 20]]), np.array([1, 0]), mask_input=logits[:1])
 
-  The image is encoded once, every prompt costs the decoder only. For models in which the text goes through the
-  image encoder, each new sentence encodes the image once more; the last few sentences are remembered.
+  The image is encoded once; each prompt only runs the decoder. If the text enters the image encoder, each new sentence
+  encodes the image again; the last few sentences are cached.
 
-  Everything comes back as NumPy arrays, and `predict_torch` is `predict_batch`, in pixels of the image. The decoder is
-  compiled once a prompt shape: points are filled up to 8, 16, 32, ... tokens, and the filling is masked out.
+  Results are NumPy arrays. `predict_batch` replaces `predict_torch` and takes pixels of the image. Points are padded to
+  8, 16, 32, ... tokens and masked, so new point counts don't recompile.
 
-  A predictor holds one image: threads take one predictor each.
+  A predictor holds one image: use one predictor per thread.
 
   Attributes:
     model: `mask_threshold` (on logits), `image_format`, `image_encoder.img_size`, `device`, as Meta's code reads them.
-    transform: where images, points and boxes go in the model's square.
-    is_image_set: whether prompts can be given.
+    transform: maps images, points and boxes to the model's square.
+    is_image_set: whether an image is set.
     original_size: (height, width) of the image.
     input_size: (height, width) of the image in the model's square.
   """
@@ -101,15 +101,15 @@ class SamPredictor:
     tokenizer: Tokenizer | None = None,
     dtype: str | None = 'auto',
   ) -> None:
-    """Takes a model.
+    """Creates a predictor.
 
     Args:
-      sam_model: a model in memory, the folder of a saved model, or the name of one that comes with the package.
-      tokenizer: of a model in memory that is to read.
+      sam_model: a model in memory, a saved model's folder, or the name of a shipped model.
+      tokenizer: for a model in memory that takes text.
       dtype: 'float32', 'bfloat16', or 'auto': bfloat16 on TPUs and GPUs, float32 on CPUs.
 
     Raises:
-      UserError: there is no model there, or no such type.
+      UserError: there is no such model or type.
     """
     if not isinstance(sam_model, DitSam):
       sam_model, own = load_with_tokenizer(sam_model, dtype)
@@ -126,40 +126,40 @@ class SamPredictor:
   def from_model(
     cls, model: DitSam, tokenizer: Tokenizer | None = None, *, dtype: str | None = 'auto'
   ) -> 'SamPredictor':
-    """Wraps a model in memory; without a tokenizer it takes no text."""
+    """Wraps a model in memory. Without a tokenizer it accepts no text."""
     return cls(model, tokenizer=tokenizer, dtype=dtype)
 
   @property
   def device(self) -> Device:
-    """Where the image is encoded."""
+    """The device that encodes the image."""
     return self.model.device
 
   @property
   def dtype(self) -> str:
-    """What the model computes in, 'float32' or 'bfloat16'."""
+    """The compute type, 'float32' or 'bfloat16'."""
     return self._segmenter.dtype
 
   @property
   def features(self) -> np.ndarray | None:
-    """`get_image_embedding()`, None without an image."""
+    """The same as `get_image_embedding()`, or None if no image is set."""
     return self.get_image_embedding() if self.is_image_set else None
 
   def set_image(self, image: Any, image_format: str = 'RGB') -> None:
-    """Makes `image` the one that prompts are about.
+    """Sets the image for the prompts that follow.
 
     Args:
-      image: uint8 [h, w, 3], or whatever else `image_files.read_image` takes.
-      image_format: 'RGB' or 'BGR', the order of an array's channels.
+      image: uint8 [h, w, 3], or anything else that `image_files.read_image` accepts.
+      image_format: 'RGB' or 'BGR', the channel order of an array.
 
     Raises:
-      UserError: the image cannot be read, or there is no such format; the earlier image stays.
+      UserError: the image cannot be read, or the format is unknown; the previous image stays set.
     """
     if image_format not in _FORMATS:
       raise UserError(f'image_format {image_format!r}: expected one of {", ".join(_FORMATS)}')
     if image_format == 'BGR':
       image = _from_bgr(image)
     framed = frame(read_image(image), self.config)
-    if self.config.fusion == 'none':  # else the first prompt tells whether the image is seen with a sentence
+    if self.config.fusion == 'none':  # otherwise the first prompt decides whether a sentence is encoded with the image
       self._segmenter.engine.embedding(framed.square)
     self._framed = framed
     self.original_size = framed.size
@@ -176,25 +176,25 @@ class SamPredictor:
     *,
     text: str | None = None,
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Segments what the prompts mean together; None leaves a prompt out, and all may be left out.
+    """Segments the image by the combined prompts. Each prompt may be None, even all of them.
 
     Args:
-      point_coords: [N, 2], (x, y) in pixels of the image; they may lie outside of it.
+      point_coords: [N, 2], (x, y) in pixels of the image; may lie outside it.
       point_labels: [N], 1 for points on the object, 0 for points off it.
       box: [4] or [1, 4], (x0, y0, x1, y1) in pixels of the image.
-      mask_input: f32 [1, S/4, S/4], one of an earlier prediction's low-resolution logits.
-      multimask_output: three masks for ambiguous prompts, such as a single click, instead of one. By default True as in
-        Meta's code, but False with a text, since models are trained to answer texts with the single mask.
-      return_logits: logits instead of masks.
+      mask_input: f32 [1, S/4, S/4], low-resolution logits of an earlier prediction.
+      multimask_output: return three masks instead of one, for ambiguous prompts such as a single click. Defaults to
+        True, as in Meta's code, but to False with text, because models are trained to answer text with one mask.
+      return_logits: return logits instead of masks.
       text: a sentence, for models with a text encoder.
 
     Returns:
-      Masks bool [C, h, w] at the image's own size (logits f32 with `return_logits`), the model's own estimates of their
-      IoU f32 [C], and low-resolution logits f32 [C, S/4, S/4]; C is 3 with `multimask_output`, else 1.
+      Masks bool [C, h, w] at the image's own size (logits f32 with `return_logits`), predicted IoU f32 [C], and
+      low-resolution logits f32 [C, S/4, S/4]; C is 3 with `multimask_output`, else 1.
 
     Raises:
       NoImageError: no image is set.
-      UserError: a prompt is not as above.
+      UserError: a prompt is invalid.
     """
     prompt = _prompt(point_coords, point_labels, _one_box(box), mask_input, multimask_output, text)
     return tuple(array[0] for array in self._predicted([prompt], return_logits))
@@ -210,22 +210,23 @@ class SamPredictor:
     *,
     text: list[str] | None = None,
   ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`predict` for B prompts at once: `predict_torch`, but in pixels of the image, and NumPy arrays.
+    """Runs `predict` for B prompts at once. Replaces `predict_torch`; takes pixels of the image and NumPy arrays.
 
     Args:
       point_coords: [B, N, 2].
       point_labels: [B, N].
       boxes: [B, 4].
       mask_input: [B, 1, S/4, S/4].
-      multimask_output, return_logits: as of `predict`.
+      multimask_output: see `predict`.
+      return_logits: see `predict`.
       text: B sentences.
 
     Returns:
-      As `predict`, each with an axis of B in front.
+      The arrays of `predict`, each with a leading axis of B.
 
     Raises:
       NoImageError: no image is set.
-      UserError: a prompt is not as `predict` says, or there are not as many of each.
+      UserError: a prompt is invalid, or the numbers of prompts differ.
     """
     given: dict[str, Any] = {
       'point_coords': point_coords,
@@ -243,12 +244,12 @@ class SamPredictor:
     return self._predicted(prompts, return_logits)
 
   def get_image_embedding(self) -> np.ndarray:
-    """The embedding of the image without a sentence, f32 [1, C, h, w] as Meta's code has it."""
+    """The image embedding without a sentence, f32 [1, C, h, w], as in Meta's code."""
     embedding = self._segmenter.engine.embedding(self._image().square)
     return np.asarray(embedding, np.float32).transpose(2, 0, 1)[None]
 
   def reset_image(self) -> None:
-    """Forgets the image."""
+    """Removes the image."""
     self._framed: Framed | None = None
     self.original_size = self.input_size = None
 
@@ -268,7 +269,7 @@ class SamPredictor:
     at_once = 1 if len(prompts) == 1 else 8 if len(prompts) <= 8 else most
     checked = [self._segmenter.prompt(prompt, may_be_empty=True) for prompt in prompts]
     found = self._segmenter.predict(framed, checked, at_once=at_once)
-    # One at a time: all logits at the image's own size would take four times the memory of the masks.
+    # One at a time: logits at the image's own size take four times the memory of the masks.
     rows = ((each.logits if return_logits else each.masks, each.scores, each.low_res_logits) for each in found)
     masks, scores, low_res = (np.stack(arrays) for arrays in zip(*rows))
     return masks, scores, low_res
@@ -281,10 +282,10 @@ def _prompt(points, labels, box, mask, multimask, text) -> Prompt:
 
 
 def _one_box(box: Any) -> Any:
-  """[4] of [1, 4]; whatever else is given stays."""
+  """[1, 4] to [4]; anything else is returned unchanged."""
   try:
     return np.reshape(box, 4) if np.shape(box) == (1, 4) else box
-  except ValueError:  # lists of several lengths, which the prompt's check names
+  except ValueError:  # ragged lists, which the prompt check reports
     return box
 
 
@@ -296,7 +297,7 @@ def _count(name: str, value: Any) -> int:
 
 
 def _from_bgr(image: Any) -> np.ndarray:
-  """An array with its colours in the order RGB."""
+  """An array with its channels in RGB order."""
   if not hasattr(image, '__array__') or isinstance(image, str | os.PathLike) or not hasattr(image, 'shape'):
     raise UserError(f"image_format 'BGR' with an image of type {type(image).__name__}: expected an array")
   array = np.asarray(image)

@@ -26,7 +26,7 @@ from ditsam_jax.tokenization import Tokenizer
 
 Asked = str | Prompt  # a text alone, or any prompt
 
-_AHEAD = 2  # batches that are on their way through the devices while a caller handles the results before them
+_AHEAD = 2  # batches computed ahead while the caller handles earlier results
 _READERS = min(4, os.cpu_count() or 1)  # threads that decode images and fit them into the model's square
 _TEXTS_KEPT = 4096
 
@@ -38,7 +38,7 @@ class _Read(NamedTuple):
 
 
 class Segmenter:
-  """Segments what a sentence names, what is clicked on, what lies in a box, in any combination.
+  """Segments objects from sentences, points, boxes and masks, in any combination.
 
       segmenter = Segmenter('shapes')
       result = segmenter('scene.png', 'the red circle')
@@ -47,8 +47,8 @@ class Segmenter:
       view = segmenter.look('scene.png')
       view(points=[[40, 60]]), view('the red circle', box=[10, 10, 90, 90])
 
-  Programs are compiled for one prompt and for `batch_size` prompts, each at its first use, whatever the sizes of the
-  images. All devices of this host share a batch. Several threads may use one segmenter.
+  Programs are compiled once for one prompt and once for `batch_size` prompts, at first use; image sizes don't matter.
+  All devices of this host share a batch. Threads may share a segmenter.
   """
 
   def __init__(
@@ -57,12 +57,12 @@ class Segmenter:
     """Loads a model.
 
     Args:
-      checkpoint: the folder of a saved model, or the name of one that comes with the package.
-      batch_size: prompts that each device gets at once, from lists and streams.
+      checkpoint: a saved model's folder, or the name of a shipped model.
+      batch_size: prompts per device and batch, for lists and streams.
       dtype: 'float32', 'bfloat16', or 'auto': bfloat16 on TPUs and GPUs, float32 on CPUs.
 
     Raises:
-      UserError: there is no model there, no such type, or `batch_size` is not a positive whole number.
+      UserError: there is no such model or type, or `batch_size` is not a positive whole number.
     """
     _check_batch_size(batch_size)
     self._set_up(*load_with_tokenizer(checkpoint, dtype), batch_size, dtype)
@@ -71,7 +71,7 @@ class Segmenter:
   def from_model(
     cls, model: DitSam, tokenizer: Tokenizer | None = None, *, batch_size: int = 8, dtype: str | None = 'auto'
   ) -> 'Segmenter':
-    """Wraps a model in memory, such as one just trained; without a tokenizer it takes no text."""
+    """Wraps a model in memory, such as one just trained. Without a tokenizer it accepts no text."""
     _check_batch_size(batch_size)
     segmenter = cls.__new__(cls)
     segmenter._set_up(model, tokenizer, batch_size, dtype)
@@ -87,7 +87,7 @@ class Segmenter:
 
   @property
   def dtype(self) -> str:
-    """What the model computes in, 'float32' or 'bfloat16'."""
+    """The compute type, 'float32' or 'bfloat16'."""
     return self.engine.dtype
 
   def __call__(
@@ -101,19 +101,23 @@ class Segmenter:
     mask: Any = None,
     multimask: bool = False,
   ) -> Prediction | list[Prediction]:
-    """Segments one image, or several.
+    """Segments one image or several.
 
     Args:
-      image: whatever `image_files.read_image` takes, or a list of those.
-      text: a sentence, a Prompt, or a list of those; None for other prompts alone. Two lists are taken in pairs, a
-        single item or a list of one with all of the other list.
-      points, labels, box, mask, multimask: as of Prompt, together with each text.
+      image: a path, PIL image or array (see `image_files.read_image`), or a list of these.
+      text: a sentence, a Prompt, or a list of these; None to prompt without text. Two lists are paired element by
+        element; a single item or a list of one is paired with every item of the other list.
+      points: see Prompt; combined with each text, like the arguments below.
+      labels: see Prompt.
+      box: see Prompt.
+      mask: see Prompt.
+      multimask: see Prompt.
 
     Returns:
-      A Prediction; a list of them where a list was given.
+      A Prediction, or a list of Predictions if any argument is a list.
 
     Raises:
-      UserError: an image cannot be read, a prompt is none, or two lists differ in length.
+      UserError: an image cannot be read, a prompt is invalid, or two lists differ in length.
     """
     several = isinstance(image, list | tuple), isinstance(text, list | tuple)
     images = list(image) if several[0] else [image]
@@ -127,9 +131,9 @@ class Segmenter:
     return found if any(several) else found[0]
 
   def look(self, image: Any) -> 'View':
-    """The image, ready for any number of prompts: it is read and encoded once.
+    """Reads and encodes an image once, for any number of prompts.
 
-    Where sentences enter the image encoder, each sentence encodes it once more; the last few are remembered.
+    If sentences enter the image encoder, each new sentence encodes the image again; the last few are cached.
     """
     view = View(self, frame(read_image(image), self.config))
     if self.config.fusion == 'none':
@@ -142,13 +146,13 @@ class Segmenter:
     return list(self._stream(requests, 1 if len(requests) == 1 else self.batch_size))
 
   def stream(self, requests: Iterable[tuple[Any, Asked]]) -> Iterator[Prediction]:
-    """`many` for more pairs than fit in memory: results come in order, while later pairs are under way.
+    """Segments more (image, prompt) pairs than fit in memory, in order.
 
-    Images are read, and prompts computed, a few batches ahead of the results that are taken. Pairs that follow each
-    other with the same image object or path share its encoding, where sentences leave that alone.
+    Reads and computes a few batches ahead of the results. Consecutive pairs with the same image object or path share
+    its encoding, unless sentences enter the image encoder.
 
     Raises:
-      UserError: something is wrong with a pair, see `__call__`; after the results of all pairs before it.
+      UserError: a pair is invalid, see `__call__`. The results of all earlier pairs come first.
     """
     return self._stream(requests, self.batch_size)
 
@@ -173,7 +177,7 @@ class Segmenter:
       raise failure
 
   def prompt(self, asked: Asked, *, may_be_empty: bool = False) -> Prompt:
-    """A prompt for this model, checked. Raises UserError, also where it asks for nothing unless that is allowed."""
+    """Checks a prompt for this model. Raises UserError if it is invalid, or empty and empty prompts aren't allowed."""
     prompt = checked(Prompt(asked) if isinstance(asked, str) else asked, self.config)
     if prompt.is_empty and not may_be_empty:
       raise UserError('an empty prompt: expected a text, points, a box or a mask')
@@ -182,13 +186,13 @@ class Segmenter:
     return prompt
 
   def predict(self, framed: Framed, prompts: list[Prompt], *, at_once: int | None = None) -> Iterator[Prediction]:
-    """Predictions of checked prompts of one image, in one batch or more."""
+    """Predictions for checked prompts of one image, in one or more batches."""
     at_once = at_once or (1 if len(prompts) == 1 else self.batch_size)
     batch = [(framed, prompt) for prompt in prompts]
     return self._finished(batch, self._begun(batch, at_once, one_image=True))
 
   def _prepared(self, requests, pool, ahead: int) -> Iterator[tuple[Framed, Prompt]]:
-    """Images that were read in other threads, and prompts that were checked; an error comes at its place."""
+    """Images, read in other threads, with their checked prompts; errors are raised in order."""
     under_way = collections.deque()
     for item in self._under_way(requests, pool):
       under_way.append(item)
@@ -249,7 +253,7 @@ class Segmenter:
 
 
 class View:
-  """An image that was looked at; call it with prompts."""
+  """An encoded image; call it with prompts."""
 
   def __init__(self, segmenter: Segmenter, framed: Framed) -> None:
     self._segmenter = segmenter
@@ -270,7 +274,7 @@ class View:
     mask: Any = None,
     multimask: bool = False,
   ) -> Prediction | list[Prediction]:
-    """A Prediction for a prompt, a list of them for a list; see `Segmenter.__call__`."""
+    """Segments the image; a list of prompts returns a list. See `Segmenter.__call__`."""
     prompts = [self._segmenter.prompt(asked) for asked in _prompts(text, points, labels, box, mask, multimask)]
     found = list(self._segmenter.predict(self.framed, prompts))
     return found if isinstance(text, list | tuple) else found[0]
@@ -292,7 +296,7 @@ def load_with_tokenizer(checkpoint: str | os.PathLike, dtype: str | None) -> tup
 
 
 def _prompts(text, points, labels, box, mask, multimask) -> list[Prompt]:
-  """As many as `text` has items, one if it is no list."""
+  """One prompt per item of `text`, or a single one if it is not a list."""
   others = {'points': points, 'labels': labels, 'box': box, 'mask': mask, 'multimask': multimask}
   given = [name for name, value in others.items() if value is not None and value is not False]
 
@@ -312,7 +316,7 @@ def _prompts(text, points, labels, box, mask, multimask) -> list[Prompt]:
 
 
 def _some(items: Iterator, size: int) -> tuple[list, Exception | None]:
-  """At most so many of the next items, and the error that ended them: results before it are not to be lost."""
+  """At most that many of the next items, and the error that ended them, so earlier results are not lost."""
   some = []
   try:
     some.extend(itertools.islice(items, size))

@@ -1,4 +1,4 @@
-"""What a model is, as data: dataclasses, presets, and their JSON form."""
+"""Model configs: dataclasses, presets, and their JSON form."""
 
 import dataclasses
 from typing import Any
@@ -40,7 +40,7 @@ class ImageEncoderConfig:
   )
 
   def window(self, block: int) -> int:
-    """Side of the windows that a block attends in, 0 for the whole grid."""
+    """Side of a block's attention windows; 0 for global attention."""
     return 0 if self.attention_scope == 'global' or block in self.global_blocks else self.pretrain_window
 
 
@@ -71,7 +71,7 @@ class TextEncoderConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DitSamConfig:
-  """A whole model."""
+  """Config of a complete model."""
 
   image_encoder: ImageEncoderConfig = group(ImageEncoderConfig(), "SAM's ViT")
   mask_decoder: MaskDecoderConfig = group(MaskDecoderConfig(), "SAM's prompt encoder and mask decoder")
@@ -126,47 +126,47 @@ class DitSamConfig:
 
   @property
   def grid(self) -> int:
-    """Image tokens a side."""
+    """Image tokens per side."""
     return self.image_size // self.image_encoder.patch_size
 
   @property
   def fusion_sizes(self) -> Sizes:
-    """What the fusion knows of the model."""
+    """The sizes that the fusion needs."""
     encoder, text = self.image_encoder, self.text_encoder
     text_width = text.width if text else None
     return Sizes(encoder.width, encoder.depth, text_width, self.max_text_tokens, self.fusion_dropout)
 
   @property
   def heads(self) -> dict[str, int]:
-    """Attention heads by encoder."""
+    """Attention heads of each encoder."""
     parts = {'image_encoder': self.image_encoder, 'text_encoder': self.text_encoder}
     return {name: part.heads for name, part in parts.items() if part is not None}
 
   def to_dict(self) -> dict[str, Any]:
-    """Plain containers, ready for JSON."""
+    """The config as plain containers, ready for JSON."""
     return dataclasses.asdict(self)
 
   @classmethod
   def from_dict(cls, fields: Any) -> 'DitSamConfig':
-    """The inverse of `to_dict`, also of its JSON form. Raises ValueError on unknown fields and impossible values."""
+    """The inverse of `to_dict`, also from JSON. Raises ValueError for unknown fields and impossible values."""
     if isinstance(fields, dict) and fields.get('attention') == 'auto':  # in models saved before it became a setting
       fields = {name: value for name, value in fields.items() if name != 'attention'}
     return read(cls, fields, 'model')
 
 
 def vit_b(**changes) -> DitSamConfig:
-  """DIT-SAM on SAM's ViT-B with BERT base: the release's L-DIT, for example with fusion='e2e' its E-DIT."""
+  """DIT-SAM on SAM's ViT-B with BERT base. The default is the release's L-DIT; fusion='e2e' is its E-DIT."""
   return dataclasses.replace(DitSamConfig(), **changes)
 
 
 def vit_l(**changes) -> DitSamConfig:
-  """ViT-L: text is projected to its width (1024), hence `layer_wise_vith`."""
+  """ViT-L; text is projected to its width (1024), hence `layer_wise_vith`."""
   encoder = ImageEncoderConfig(width=1024, depth=24, heads=16, global_blocks=(5, 11, 17, 23))
   return dataclasses.replace(DitSamConfig(image_encoder=encoder, fusion='layer_wise_vith'), **changes)
 
 
 def vit_h(**changes) -> DitSamConfig:
-  """ViT-H: text is projected to its width (1280), hence `layer_wise_vith`."""
+  """ViT-H; text is projected to its width (1280), hence `layer_wise_vith`."""
   encoder = ImageEncoderConfig(width=1280, depth=32, heads=16, global_blocks=(7, 15, 23, 31))
   return dataclasses.replace(DitSamConfig(image_encoder=encoder, fusion='layer_wise_vith'), **changes)
 

@@ -1,4 +1,4 @@
-"""The whole model: text-prompted SAM."""
+"""The complete model: text-prompted SAM."""
 
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ _PROMPT_AXES = {
 
 
 class Output(NamedTuple):
-  """What a forward pass gives. With multimask the first three have an axis of 3 masks behind the batch."""
+  """Result of a forward pass. With multimask the first three arrays have an axis of 3 masks after the batch."""
 
   logits: jax.Array  # [B, S, S]
   low_res_logits: jax.Array  # [B, S/4, S/4] (four times the token grid)
@@ -36,7 +36,7 @@ class Output(NamedTuple):
 
 
 class DitSam(nnx.Module):
-  """Segment Anything with deep instruction tuning (arXiv 2404.00650); with `text_encoder=None` plain SAM."""
+  """Segment Anything with deep instruction tuning (arXiv 2404.00650); plain SAM if `text_encoder` is None."""
 
   def __init__(self, config: DitSamConfig, *, rngs: nnx.Rngs):
     self.config = config
@@ -64,25 +64,25 @@ class DitSam(nnx.Module):
     rngs: nnx.Rngs | None = None,
     execution: Execution = Execution(),
   ) -> Output:
-    """Segments one object an image.
+    """Segments one object per image.
 
     Args:
       images: normalised f32 [B, H, W, 3]; sides multiples of the patch size.
-      token_ids: int [B, T], and
-      token_mask: 0/1 [B, T]: the sentence; None for visual prompts only.
-      points: f32 [B, P, 2], (x, y) in pixels, with
+      token_ids: int [B, T], the sentence; None for visual prompts only.
+      token_mask: 0/1 [B, T], 0 at padding; None for visual prompts only.
+      points: f32 [B, P, 2], (x, y) in pixels.
       point_labels: int [B, P] (-1 padding, 0 negative, 1 positive).
       boxes: f32 [B, 4], (x0, y0, x1, y1) in pixels.
       masks: low-resolution mask logits [B, 4h, 4w].
-      multimask: three masks for ambiguous prompts.
-      rngs: a 'dropout' stream for this call; None takes the model's own (needed in training mode only).
+      multimask: return three masks, for ambiguous prompts.
+      rngs: a 'dropout' stream for this call; None uses the model's own (needed in training mode only).
       execution: how the image encoder's blocks run.
 
     Returns:
-      Output.
+      An Output.
 
     Raises:
-      ValueError: shapes or prompts that do not go together.
+      ValueError: shapes or prompts are inconsistent.
     """
     self._check(
       images,
@@ -113,16 +113,16 @@ class DitSam(nnx.Module):
     text: jax.Array | None = None,
     sparse_mask: jax.Array | None = None,
   ) -> Output:
-    """Masks of prompts.
+    """Decodes prompts to masks.
 
     Args:
       embedding: of the image of each prompt [B, h, w, C], or [1, h, w, C] of one image for all of them.
       sparse: tokens of points and boxes, a list of [B, P, C].
       masks: mask prompts [B, 4h, 4w], or None.
       image_size: (height, width) of the model's input, and of the logits.
-      multimask: three masks a prompt instead of one.
-      text: text features [B, T, Ct]; the decoder sees them projected, behind the other sparse tokens.
-      sparse_mask: bool [B, P] over the tokens of `sparse`, False at filling that must not count; None if there is none.
+      multimask: three masks per prompt instead of one.
+      text: text features [B, T, Ct]; projected and appended to the other sparse tokens.
+      sparse_mask: bool [B, P] over the tokens of `sparse`, False at padding; None if there is no padding.
     """
     _, h, w, width = embedding.shape
     if text is not None:
@@ -134,7 +134,7 @@ class DitSam(nnx.Module):
     tokens = jnp.concatenate(sparse, axis=1) if sparse else jnp.zeros((batch, 0, width), embedding.dtype)
     dense = self.prompt_encoder.dense(masks, len(embedding), (h, w))
     pe = self.prompt_encoder.pe_layer.grid(h, w)
-    # Positions are always f32; everything else follows the weights, and what comes out is f32 again.
+    # Positions are always f32; everything else follows the weights; outputs are f32.
     pe, tokens, dense = (x.astype(embedding.dtype) for x in (pe, tokens, dense))
     low_res, iou = map(layers.at_least_f32, self.mask_decoder(embedding, pe, tokens, dense, multimask, sparse_mask))
     if not multimask:

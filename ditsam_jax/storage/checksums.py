@@ -33,7 +33,7 @@ def difference(path: Path, recorded: Any) -> str | None:
   if size != recorded[0]:
     return f'has {size:,} bytes instead of {printable(recorded[0])}'
   if _digest(path) != recorded[1]:
-    return 'has changed: its checksum is another'
+    return 'has changed: its checksum differs'
   return None
 
 

@@ -1,11 +1,11 @@
-"""Models on disk: a folder that is all one needs to rebuild one.
+"""Models on disk: a folder with everything needed to rebuild a model.
 
-  model.json   the model's config; what of it is fresh or assumed; what data it was made with; free notes
-  vocab.txt    the tokeniser's vocabulary, for models with a text encoder
-  weights/     Orbax, one array a parameter, named by its dotted path
-  leftovers/   likewise, for converted models: tensors that the PyTorch code carries along and never uses
+- `model.json`: config, untrained parts (`fresh`), `assumed` config fields, data set, notes, checksums
+- `vocab.txt`: the tokenizer's vocabulary, for models with a text encoder
+- `weights/`: Orbax, one array per parameter, named by its dotted path
+- `leftovers/`: the same for tensors that PyTorch's code stores but never uses, in converted models
 
-A training run's workdir holds such a folder as `model/`, and names it as well.
+A training workdir holds such a folder as `model/`; the workdir's path works too.
 """
 
 import json
@@ -41,15 +41,15 @@ CONTENTS = ('model.json', 'vocab.txt', 'weights', 'leftovers')
 
 
 def load(name_or_dir: str | os.PathLike, *, dtype: str = 'float32') -> DitSam:
-  """Rebuilds a model, in evaluation mode.
+  """Loads a model, in evaluation mode.
 
   Args:
     name_or_dir: a shipped model's name ('shapes'), a model's folder or a training run's workdir.
-    dtype: of the weights, and with them of what the model computes: 'float32', 'bfloat16', or 'auto': bfloat16 on TPUs
-      and GPUs, float32 on CPUs.
+    dtype: type of the weights, and so of the computation: 'float32', 'bfloat16', or 'auto': bfloat16 on TPUs and
+      GPUs, float32 on CPUs.
 
   Raises:
-    UserError: missing, foreign or damaged; no such type.
+    UserError: the model is missing, damaged or not ours, or the type is unknown.
   """
   chosen = dtype_named(dtype, jax.default_backend())
   model = build(read_config(name_or_dir), read_weights(name_or_dir), str(name_or_dir))
@@ -58,7 +58,7 @@ def load(name_or_dir: str | os.PathLike, *, dtype: str = 'float32') -> DitSam:
 
 
 def build(config: DitSamConfig, weights: dict[str, Any], name: str) -> DitSam:
-  """A model of given weights by dotted path, in evaluation mode, in f32.
+  """Builds a model from weights by dotted path, in evaluation mode, in f32.
 
   Raises:
     UserError: weights that are missing, unknown, of another shape or no usable numbers; `name` says whose they are.
@@ -90,12 +90,12 @@ def check_weights(config: DitSamConfig, weights: dict[str, Any], name: str) -> D
 
 
 def size(directory: str | os.PathLike) -> int:
-  """Bytes of all files of a model's folder."""
+  """Size of a model's folder in bytes."""
   return sum(file.stat().st_size for file in Path(directory).rglob('*') if file.is_file())
 
 
 def read_weights(name_or_dir: str | os.PathLike) -> dict[str, np.ndarray]:
-  """All weights by dotted path, in the type they are stored in.
+  """Reads all weights by dotted path, in their stored types.
 
   Raises:
     UserError: missing, damaged, or larger than the config says, which is noticed before they are read.
@@ -113,13 +113,13 @@ def read_weights(name_or_dir: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def read_leftovers(name_or_dir: str | os.PathLike) -> dict[str, np.ndarray]:
-  """What a converted model carries along for the way back, by the source's names; often nothing."""
+  """Reads a converted model's leftovers, by the source's names; often empty."""
   folder = _whole(name_or_dir, 'leftovers')
   return arrays.read(folder) if folder.exists() else {}
 
 
 def _whole(name_or_dir: str | os.PathLike, part: str) -> Path:
-  """The folder of weights or leftovers, every file of it as it was saved. Raises UserError where one is not."""
+  """The folder of weights or leftovers, after comparing checksums. Raises UserError if a file has changed."""
   folder = resolve(name_or_dir)
   files = read_description(name_or_dir)['files']
   checksums.check(folder, {name: entry for name, entry in files.items() if name.startswith(f'{part}/')})
@@ -135,22 +135,22 @@ def save(
   notes: dict[str, Any] | None = None,
   fresh: Sequence[str] = (),
   assumed: Sequence[str] = (),
-  dtype=jnp.float32,
+  dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> Path:
-  """Writes a model whole or not at all; an earlier one at that place is replaced.
+  """Writes a model atomically; replaces an existing model.
 
   Args:
-    directory: the folder to be.
-    model: what to write.
-    vocabulary: the tokeniser's file, for models that take text.
-    data: what it was trained on, plain containers.
+    directory: the folder to write.
+    model: the model.
+    vocabulary: the tokenizer's file, for models that take text.
+    data: the data set it was trained on, plain containers.
     notes: anything worth keeping (scores, steps), plain containers.
     fresh: parts that were never trained, see `parts_of`.
-    assumed: fields of the config that nobody stated and its source does not tell.
-    dtype: type the weights are stored in; f16 halves the size of a shipped model.
+    assumed: config fields that came from a known model instead of from the user or the source.
+    dtype: type of the stored weights; f16 halves the size.
 
   Raises:
-    UserError: it cannot be written, or would hold weights that are no usable numbers (too large for f16, say).
+    UserError: the folder cannot be written, or weights are NaN or infinite in this type.
   """
   weights = {name: variable[...].astype(dtype) for name, variable in weights_of(model).items()}
   _refuse(arrays.unusable(weights.items()), directory, f'weights stored as {jnp.dtype(dtype)}', 'choose another dtype')
@@ -175,11 +175,14 @@ def write(
   assumed: Sequence[str] = (),
   leftovers: dict[str, Any] | None = None,
 ) -> Path:
-  """`save` for weights by dotted path, each in the type it is to be stored in; see there.
+  """`save` for weights by dotted path, each stored in its own type.
 
   Args:
+    directory: as in `save`, like the arguments not listed here.
+    config: the model's config.
+    weights: arrays by dotted path.
     vocabulary: the word pieces, in the order of their ids.
-    leftovers: arrays that no parameter holds, kept so that a way back to their source is complete.
+    leftovers: arrays that belong to no parameter, kept for conversion back to their source.
   """
   directory = local_path(str(directory)).absolute()
   temporary = directory.parent / f'.{directory.name}.writing-{os.getpid()}'
@@ -212,7 +215,7 @@ def write(
 def read_start(
   name_or_dir: str | os.PathLike, expected: Mapping[str, jax.Array | jax.ShapeDtypeStruct]
 ) -> dict[str, jax.Array]:
-  """Those of the expected weights (by dotted path, with shardings) that a saved model has, each read where it belongs.
+  """Reads the expected weights (by dotted path, with shardings) that a saved model has, each onto its devices.
 
   Raises:
     UserError: as `check_start`; files are damaged, values are no usable numbers.
@@ -226,7 +229,7 @@ def read_start(
 def check_start(
   name_or_dir: str | os.PathLike, expected: Mapping[str, jax.Array | jax.ShapeDtypeStruct]
 ) -> dict[str, jax.Array | jax.ShapeDtypeStruct]:
-  """Those of the expected weights that a saved model has, of which no value is read.
+  """The expected weights that a saved model has; reads no values.
 
   Raises:
     UserError: the model is missing or damaged, a weight of the same name has another shape, or nothing fits at all.
@@ -248,7 +251,7 @@ def check_start(
 
 
 def fill_streams(model: DitSam) -> None:
-  """Gives an abstractly built model real random streams (they matter in training mode only)."""
+  """Gives an abstract model real random streams (used in training mode only)."""
   abstract = nnx.state(model, nnx.RngState)
   for _, variable in nnx.to_flat_state(abstract):
     is_key = jnp.issubdtype(variable.dtype, jax.dtypes.prng_key)
@@ -262,7 +265,7 @@ def _refuse(problems: list[str], name: str | os.PathLike, what: str, advice: str
 
 
 def _check_target(directory: Path) -> None:
-  """Raises UserError unless a model may be put there: nothing, an empty folder or an earlier model."""
+  """Raises UserError unless the path is free, an empty folder or an existing model."""
 
   def refuse(reason: str):
     raise UserError(f'the model cannot be written to {printable(directory)}: {reason}; choose another place')
@@ -278,7 +281,7 @@ def _check_target(directory: Path) -> None:
 
 
 def _replace(new: Path, old: Path) -> None:
-  """Renames `new` to `old`; a model there goes, and what else lies in its folder stays."""
+  """Renames `new` to `old`; replaces a model there and keeps other files of its folder."""
   if not old.exists():
     os.replace(new, old)
     return
