@@ -162,12 +162,12 @@ def _text_encoder(shapes: Shapes, heads: int | None, assumed: dict[str, object])
 
 def _fusion(shapes: Shapes, asked: str | None, text: TextEncoderConfig | None) -> str:
   """The fusion that the tensors are of; `asked` decides where several have the same."""
-  possible = possible_fusions(shapes)
-  first, *others = possible
   if text is None:
     if asked not in (None, 'none'):
       raise UserError(f'--fusion={asked} needs a text encoder, but this is a plain SAM; give --text-encoder')
     return 'none'
+  possible = possible_fusions(shapes)  # at least one
+  first, *others = possible
   if asked is None and others:
     raise UserError(
       f'tensor names and shapes fit the fusions {" and ".join(possible)} equally; choose one with --fusion'
