@@ -54,6 +54,7 @@ def end(process, number, after):
   return process.returncode, errors.splitlines()
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize('name', COMMANDS)
 def test_every_command_while_it_imports(name):
   chance = random.Random(name)
@@ -62,6 +63,7 @@ def test_every_command_while_it_imports(name):
     assert end(start(*COMMANDS[name]), number, chance.uniform(0, 0.3)) == (status, [line])
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize('number', ENDS)
 def test_a_command_at_work_and_while_it_compiles(number, tmp_path):
   chance = random.Random(int(number))
@@ -169,6 +171,7 @@ command_line.run({what})
 """
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize('number', ENDS)
 @pytest.mark.parametrize(
   'what, limit',

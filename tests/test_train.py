@@ -70,6 +70,7 @@ def weights(workdir):
   return {name: np.asarray(array) for name, array in saved_model.read_weights(workdir).items()}
 
 
+@pytest.mark.slow
 def test_run_writes_what_it_promises(finished):
   metrics = json.loads((finished / 'metrics.json').read_text())
   assert metrics['steps'] == 6 and metrics['split'] == 'test' and metrics['seconds']['training'] > 0
@@ -82,6 +83,7 @@ def test_run_writes_what_it_promises(finished):
   assert saved_model.load(finished).config.fusion == 'layer_wise'
 
 
+@pytest.mark.slow
 def test_the_best_on_the_validation_split_is_kept(finished):
   best = json.loads((finished / 'metrics.json').read_text())['best']
   lines = [json.loads(line) for line in (finished / 'train_log.jsonl').read_text().splitlines()]
@@ -92,6 +94,7 @@ def test_the_best_on_the_validation_split_is_kept(finished):
   assert (finished / 'checkpoints' / '4').is_dir()  # though not one of those that are due
 
 
+@pytest.mark.slow
 def test_running_again_evaluates_the_finished_run_again(data_dir, finished):
   before = weights(finished)
   run(data_dir, finished, '--config.eval_every=4')
@@ -99,6 +102,7 @@ def test_running_again_evaluates_the_finished_run_again(data_dir, finished):
   assert all((before[name] == after[name]).all() for name in before)
 
 
+@pytest.mark.slow
 def test_a_picture_that_cannot_be_written_costs_no_figures(data_dir, finished, tmp_path, capfd):
   shutil.copytree(finished, tmp_path / 'run')
   (tmp_path / 'run' / 'predictions.png').unlink()
@@ -111,6 +115,7 @@ def test_a_picture_that_cannot_be_written_costs_no_figures(data_dir, finished, t
   assert 'predictions.png' in warning and 'predictions.png' not in output
 
 
+@pytest.mark.slow
 def test_on_a_full_disk_the_run_ends_with_its_figures_and_one_line(data_dir, tmp_path, capfd):
   before = resource.getrlimit(resource.RLIMIT_FSIZE)
   resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))  # of a file: less than weights, more than figures
@@ -136,6 +141,7 @@ def whole(data_dir, tmp_path_factory):
   return workdir
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize('number, status', [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
 def test_stopped_run_goes_on_to_the_same_bits(data_dir, whole, tmp_path, number, status):
   environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
@@ -175,6 +181,7 @@ def outcome(workdir):
   return json.loads((workdir / 'metrics.json').read_text())['weights_sha256'], (workdir / 'train_log.jsonl').read_text()
 
 
+@pytest.mark.slow
 def test_an_evaluation_that_sigterm_cut_off_is_made_up_for(data_dir, finished, tmp_path, monkeypatch):
   def evaluate(*args, **settings):
     signal.raise_signal(signal.SIGTERM)
@@ -189,6 +196,7 @@ def test_an_evaluation_that_sigterm_cut_off_is_made_up_for(data_dir, finished, t
   assert read_description(tmp_path / 'run' / 'best')['notes']['steps'] == 4
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_ends_with_its_batch(data_dir, tmp_path):
   with pytest.raises(UserError, match='not finite for 2 steps in a row'):
     run(
@@ -204,11 +212,13 @@ def test_a_run_that_diverges_ends_with_its_batch(data_dir, tmp_path):
   assert not (tmp_path / 'run' / 'metrics.json').exists()
 
 
+@pytest.mark.slow
 def test_workdir_of_another_config_is_refused(data_dir, finished):
   with pytest.raises(UserError, match=r'config\.seed was 0, is 1'):
     run(data_dir, finished, '--config.eval_every=4', '--config.seed=1')
 
 
+@pytest.mark.slow
 def test_frozen_encoder_keeps_its_weights_and_projections_learn(data_dir, tmp_path):
   from flax import nnx
 
@@ -222,6 +232,7 @@ def test_frozen_encoder_keeps_its_weights_and_projections_learn(data_dir, tmp_pa
   assert [name for name in moved if name.startswith('image_encoder.instruction')]
 
 
+@pytest.mark.slow
 def test_pretraining_with_visual_prompts_makes_a_start_for_text(data_dir, tmp_path):
   small = [f for f in SMALL if 'text_encoder' not in f]
   assert (
@@ -310,6 +321,7 @@ def test_a_run_that_failed_before_its_first_step_leaves_its_workdir_to_another_c
     assert json.loads((tmp_path / 'run' / 'config.json').read_text())['seed'] == seed
 
 
+@pytest.mark.slow
 def test_a_name_trains_and_lengths_are_noted_in_numbers(data_dir, tmp_path):
   """An epoch of 12 scenes; the same lengths given in steps resume the run."""
   arguments = [f'--config.data.data_dir={data_dir}', f'--workdir={tmp_path / "run"}', '--config=ldit:shapes']

@@ -58,6 +58,7 @@ def alone(data_dir, tmp_path_factory):
   return workdir
 
 
+@pytest.mark.multiprocess
 def test_two_hosts_one_dies_and_four_go_on_to_the_figures_of_one(alone, data_dir, tmp_path):
   workdir = tmp_path / 'run'
   with hosts(2, 'ditsam_jax.train', *arguments(data_dir, workdir)) as both:
@@ -83,6 +84,7 @@ def test_two_hosts_one_dies_and_four_go_on_to_the_figures_of_one(alone, data_dir
   )
 
 
+@pytest.mark.multiprocess
 def test_a_host_that_is_taken_away_stops_all_in_order(data_dir, tmp_path):
   workdir = tmp_path / 'run'
   with hosts(2, 'ditsam_jax.train', *arguments(data_dir, workdir), '--config.total_steps=2000') as both:

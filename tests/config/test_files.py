@@ -181,6 +181,7 @@ def test_a_file_may_freeze_its_config_and_define_dataclasses(tmp_path):
   assert files.load(str(tmp_path / 'mine.py'), ['seed=7']).seed == 7
 
 
+@pytest.mark.multiprocess
 def test_the_command_ends_with_status_2_and_one_line(tmp_path):
   (tmp_path / 'mine.py').write_text('def get_config():\n  return 1 / 0\n')
   ended = subprocess.run(

@@ -137,6 +137,7 @@ def test_numbers_beside_the_weights_that_no_json_holds_are_left_out(tmp_path):
   assert flax_to_torch.main([f'--input={tmp_path / "m"}', f'--output={tmp_path / "back.pth"}']) == 0
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize('command', ['to_flax', 'to_torch', 'export'])
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, command):
   """A bound on the size of files, which fails in the same place and in the same way."""

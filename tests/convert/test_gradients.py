@@ -52,6 +52,7 @@ def our_gradients(name: str, batch: dict) -> dict[str, np.ndarray]:
   return gradients
 
 
+@pytest.mark.slow
 @pytest.mark.verifies(
   'The gradient of every parameter, L-DIT and E-DIT',
   against="PyTorch autograd of the same model, of Meta's modules",

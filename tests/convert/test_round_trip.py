@@ -67,6 +67,7 @@ def saved(request, tmp_path_factory):
   return folder
 
 
+@pytest.mark.slow
 def test_any_model_comes_back_without_a_flag(saved, tmp_path):
   to_flax(saved / 'weights.pth', tmp_path / 'back')
   before, after = saved_model.load(saved / 'model'), saved_model.load(tmp_path / 'back')

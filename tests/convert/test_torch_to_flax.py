@@ -38,6 +38,7 @@ def largest_difference(directory, peer) -> float:
   return max(relative_differences(ours, run_peer(peer.double(), inputs)).values())
 
 
+@pytest.mark.slow
 @pytest.mark.verifies(
   "Masks of the release's six checkpoints, converted", against='the DIT release', within='2e-5 relative'
 )
@@ -73,6 +74,7 @@ def test_the_releases_checkpoints_give_its_numbers(tmp_path, name, flags, side):
   assert dataclasses.replace(model.config, text_encoder=text, fusion_dropout=0.0) == golden_config(name, side)
 
 
+@pytest.mark.slow
 @pytest.mark.verifies(
   'Every stage of a converted model of every fusion, and of plain SAM with windows',
   against="the same model in PyTorch, of Meta's modules, in float64",
@@ -88,6 +90,7 @@ def test_every_fusion_is_recognised_and_exact(tmp_path, fusion):
   assert largest_difference(tmp_path / 'model', peer) <= 2e-6
 
 
+@pytest.mark.slow
 @pytest.mark.verifies(
   'Every stage of a converted model of every fusion, and of plain SAM with windows',
   against="the same model in PyTorch, of Meta's modules, in float64",

@@ -25,6 +25,7 @@ def data_dir(tmp_path_factory):
   return made.root / 'data'
 
 
+@pytest.mark.slow
 def test_three_steps_from_a_converted_model(data_dir, vocabulary_file, tmp_path):
   model = small_config()
   model = dataclasses.replace(

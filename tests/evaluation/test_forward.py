@@ -20,6 +20,7 @@ def batch_for(config, size=2):
   return {'image': image, 'token_ids': ids, 'token_mask': np.ones_like(ids)}
 
 
+@pytest.mark.slow
 def test_the_forward_has_no_dropout_and_is_compiled_once_for_all_weights(monkeypatch):
   encoder = ImageEncoderConfig(width=24, depth=1, heads=2, global_blocks=(0,), pretrain_grid=4)
   config = small_config(image_encoder=encoder, fusion_dropout=0.5)

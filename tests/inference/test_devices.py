@@ -1,6 +1,7 @@
 """All devices of a host share a batch, and find what one finds, bit for bit."""
 
 import numpy as np
+import pytest
 
 from tests.devices import run_on_devices
 
@@ -30,6 +31,7 @@ np.savez(sys.argv[3], *[np.append(result.low_res_logits, result.scores) for resu
 """
 
 
+@pytest.mark.multiprocess
 def test_devices_share_batches_and_change_no_bit(tmp_path):
   from tests.inference.test_sam_predictor import WORDS
 

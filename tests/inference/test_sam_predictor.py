@@ -394,6 +394,7 @@ def test_models_on_disk(reader, tokenizer, tmp_path):
     SamPredictor(tmp_path / 'nowhere')
 
 
+@pytest.mark.slow
 def test_the_shipped_sam_follows_boxes_and_clicks():
   predictor = SamPredictor('sam_shapes')
   ious = []

@@ -26,6 +26,7 @@ def images(tmp_path_factory):
   return folder
 
 
+@pytest.mark.multiprocess
 def test_two_hosts_find_what_one_finds_and_any_number_resumes(images, tmp_path, capsys):
   arguments = [f'--image={images}', '--box=8,2,42,38', '--checkpoint=sam_shapes', '--batch-size=2', '--no-pictures']
   shared = [*arguments, f'--json={tmp_path / "r.jsonl"}']

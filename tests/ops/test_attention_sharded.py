@@ -2,9 +2,12 @@
 
 import json
 
+import pytest
+
 from tests.devices import run_on_devices
 
 
+@pytest.mark.multiprocess
 def test_eight_devices_compute_what_one_does():
   printed = run_on_devices('from tests.ops.sharded_attention import main; main()', 8)
   rows = [json.loads(line) for line in printed.splitlines()]

@@ -53,6 +53,7 @@ def arguments(place, output, *more):
   ]
 
 
+@pytest.mark.multiprocess
 def test_two_hosts_of_two_devices_write_what_one_of_one_writes(place, tmp_path):
   with hosts(
     2,

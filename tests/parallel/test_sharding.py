@@ -60,6 +60,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.multiprocess
 def test_meshes_rematerialisation_loops_and_accumulation_change_no_loss(tmp_path):
   start = saved_model.save(tmp_path / 'start', random_model(small_config()))
   found = json.loads(run_on_devices(ON_EIGHT % str(start), 8))

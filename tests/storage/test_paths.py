@@ -72,6 +72,7 @@ def test_the_library_refuses_buckets_too():
       call()
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize('script', ['torch_to_flax', 'flax_to_torch'])
 def test_converters_refuse_buckets(tmp_path, script):
   ended = subprocess.run(

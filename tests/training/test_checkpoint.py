@@ -80,6 +80,7 @@ def fresh_state():
   return structure_and_state()[1]
 
 
+@pytest.mark.slow
 def test_resuming_is_invisible(tmp_path):
   whole, losses = train(fresh_state(), iterator(), 5)
 
@@ -371,6 +372,7 @@ print(len(prints), int(restored.step))
 """
 
 
+@pytest.mark.multiprocess
 def test_another_layout_over_devices_gets_the_same_bits(tmp_path):
   assert run_on_devices(RESHARDED, 8, tmp_path).split() == ['1', '5']
 

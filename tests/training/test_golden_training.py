@@ -66,6 +66,7 @@ def relative_error(logits, golden) -> float:
   return np.abs(logits - golden[:, 0]).max() / np.abs(golden).max()
 
 
+@pytest.mark.slow
 @pytest.mark.verifies(
   'Whole training runs in f32: losses, final and averaged weights',
   against='the DIT release',
@@ -81,6 +82,7 @@ def test_a_run_follows_the_releases(name, attention):
     assert relative_error(ours[key], golden[key]) <= 1e-2, key
 
 
+@pytest.mark.slow
 @pytest.mark.verifies(
   'Whole training runs in float64: losses, gradient norms, final and averaged weights',
   against='the DIT release',

@@ -66,6 +66,7 @@ def test_bfloat16_reaches_every_layer():
   assert set(product_types(small_program(ALONE))) == {('f32', 'f32')}
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_the_state_in_f32_and_the_loss_near(tmp_path):
   start = str(saved_model.save(tmp_path / 'start', random_model(small_config())))
   found = {}
