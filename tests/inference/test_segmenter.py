@@ -236,7 +236,7 @@ def test_texts_that_say_nothing_are_refused(segmenter, text):
 
 def test_a_prompt_must_ask_for_something(segmenter):
   for asked in (None, Prompt(multimask=True), [Prompt()]):
-    with pytest.raises(UserError, match='asks for nothing: expected a text, points, a box or a mask'):
+    with pytest.raises(UserError, match='an empty prompt: expected a text, points, a box or a mask'):
       segmenter(np.zeros((4, 4, 3), np.uint8), asked)
 
 
