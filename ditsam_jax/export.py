@@ -1,6 +1,6 @@
-"""Copies a model into a folder of its own: python -m ditsam_jax.export --checkpoint=runs/ldit --output=models/ldit
+"""Copies a model, optionally in a smaller type: python -m ditsam_jax.export --checkpoint=runs/ldit --output=models/ldit
 
-With --dtype=float16 at half the size; that is how the shipped models were made.
+--dtype=float16 halves the size; the shipped models were made this way.
 """
 
 import jax.numpy as jnp

@@ -1,6 +1,6 @@
 """Trains a model: python -m ditsam_jax.train --config=configs/ldit.py:shapes --workdir=runs/ldit
 
-Running the same command again resumes, to the same bits. Ctrl-C and SIGTERM save. At the end the workdir holds the
+Rerun the command to resume, bit-identically. Ctrl-C and SIGTERM save. At the end the workdir holds the
 model (`model/`), the best one on the validation split (`best/`), `metrics.json` and `predictions.png`; `tensorboard
 --logdir=WORKDIR` shows the rest.
 """

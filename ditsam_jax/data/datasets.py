@@ -1,4 +1,4 @@
-"""From a data set's name to its samples and its vocabulary.
+"""The list of data sets; resolves a name to samples and vocabulary.
 
 A new data set is a new `DataSet` in DATA_SETS (data/declaration.py says what it declares) and a reader.
 """

@@ -1,4 +1,4 @@
-"""What is known of a data set before it is read; one declaration each, from which all else that names it derives.
+"""Declarations of data sets: everything known before reading them.
 
 `data/datasets.py` lists them: the config, the commands' help, the messages and docs/config.md know no other list.
 """

@@ -1,4 +1,4 @@
-"""Questions a researcher asks next: how the figures depend on the sentence's length, the target's size, ..."""
+"""Breakdowns of the metrics: by sentence length, target size, ..."""
 
 import re
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What an evaluation found: pixel counts of every sample, and the figures, tables and files that follow from them."""
+"""Results of an evaluation: pixel counts per sample, and figures, tables and files derived from them."""
 
 import csv
 import dataclasses

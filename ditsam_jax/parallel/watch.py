@@ -1,4 +1,4 @@
-"""Notices at once when a host of a run dies, and ends the others with one line instead of leaving them waiting.
+"""Detects a dead host at once, and ends the others with one line.
 
 JAX notices too, by missing heartbeats, but then aborts with a stack of its own. Here every host holds a TCP connection
 to the first one: the system closes it when a process ends, however that happens, and keep-alive probes find a machine

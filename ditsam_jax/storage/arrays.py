@@ -1,4 +1,4 @@
-"""Named arrays on disk, through Orbax, and whether their values can be computed with."""
+"""Reads and writes named arrays with Orbax; detects unusable values."""
 
 import contextlib
 import os

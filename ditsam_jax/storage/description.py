@@ -1,4 +1,4 @@
-"""model.json: what a saved model is, what of it is fresh or assumed, and the vocabulary that belongs to it."""
+"""model.json: config, untrained and assumed values, and vocabulary of a saved model."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Files that appear under their name only once they are whole; bytes and JSON in, from regular files only."""
+"""Atomic writes; reads bytes and JSON from regular files only."""
 
 import collections
 import contextlib

@@ -1,4 +1,4 @@
-"""Images in: any picture becomes uint8 RGB [h, w, 3]. Images out: PNG files that are whole or absent.
+"""Reads any image format as uint8 RGB [h, w, 3]; writes PNG and JPEG files atomically.
 
 Memory while reading: Pillow keeps 1 to 4 bytes a pixel, and what leaves takes 3 more; both are converted a tile at a
 time. So the peak is 1.5 to 3 times the result for most files, 4 times for progressive JPEG and for TIFF in one strip.

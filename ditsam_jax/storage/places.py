@@ -1,4 +1,4 @@
-"""Where models are: from a name or a folder to the folder that holds model.json."""
+"""Resolves a name or folder to the folder that holds model.json."""
 
 import os
 from pathlib import Path

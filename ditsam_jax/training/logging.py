@@ -1,4 +1,4 @@
-"""What a run tells people: a progress bar, TensorBoard without TensorFlow, one JSON line an interval."""
+"""Training logs: progress bar, TensorBoard without TensorFlow, JSON lines."""
 
 import errno
 import json
@@ -74,7 +74,7 @@ class RunLog:
     self._event(step=step, summary=summary.image('predictions', image, dataformats='HWC'))
 
   def say(self, text: str) -> None:
-    """A line above the bar."""
+    """Prints a line above the progress bar."""
     self._bar.write(text, file=sys.stderr)
 
   def _event(self, **fields) -> None:

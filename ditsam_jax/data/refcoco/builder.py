@@ -171,7 +171,7 @@ def prepare(
     skip_bad: skip bad images, refs and sentences and write the rest.
     processes: that read images and draw masks; by default one a core. A script that calls this then needs the
       usual `if __name__ == '__main__'`, or 0. The records do not depend on it.
-    say: is told what is going on, a line at a time.
+    say: receives progress messages, one line at a time.
 
   Raises:
     UserError: files missing or damaged, problems found without `skip_bad` (after each kind was told to `say`),
