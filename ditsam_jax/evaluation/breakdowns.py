@@ -20,7 +20,7 @@ class Asked(Protocol):
 
 
 class Breakdown(NamedTuple):
-  """A way to sort samples into groups; `label` returns one of `labels`, which are told in this order."""
+  """A way to sort samples into groups; `label` returns one of `labels`, which are reported in this order."""
 
   name: str
   labels: tuple[str, ...]

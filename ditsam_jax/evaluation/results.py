@@ -64,7 +64,7 @@ class Results:
     samples: in the order of the split.
     overlaps: intersection and union by protocol, int64 [N, 2].
     chances: expected IoU of each of oracles.ORACLES, float64 [N, 2]; None for data sets other than shapes.
-    generalised: expressions may name nothing, so gRefCOCO's metrics are told as well.
+    generalised: expressions may refer to nothing, so gRefCOCO's metrics are reported too.
   """
 
   samples: list[Sample]

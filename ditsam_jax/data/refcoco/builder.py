@@ -174,7 +174,7 @@ def prepare(
     say: receives progress messages, one line at a time.
 
   Raises:
-    UserError: files missing or damaged, problems found without `skip_bad` (after each kind was told to `say`),
+    UserError: files missing or damaged, problems found without `skip_bad` (after reporting each kind to `say`),
       another process at the same work, a folder that cannot be written to.
   """
   if processes is not None:

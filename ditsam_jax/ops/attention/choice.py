@@ -37,8 +37,7 @@ def why_not(name: str, platform: str | None, dtype, width: int, length: int, cha
 def fastest(platform: str, *shapes: tuple) -> str:
   """The fastest implementation on a platform that can compute all of these shapes, each (dtype, width, length, channels).
 
-  If the platform is known, naming it avoids keeping what 'auto' needs for the gradients of
-    all platforms.
+  A training step, whose platform is known, names it: 'auto' keeps intermediate values for the gradients of all platforms.
   """
   name = FASTEST.get('cuda' if platform == 'gpu' else platform, 'xla')
   return 'xla' if any(why_not(name, platform, *shape) for shape in shapes) else name
