@@ -182,7 +182,7 @@ def predicted(options, config: DitSamConfig, model: DitSam, segmenter, sentence:
     for i, file in enumerate(files):
       Image.fromarray(photograph(480, 640, seed=i)).save(file, quality=90)
     squares = [frame(np.asarray(Image.open(file)), config).square.pixels for file in files]
-    sentence_row = segmenter._row(frame(photograph(480, 640), config), segmenter.prompt(sentence)).sentence
+    sentence_row = segmenter.row(frame(photograph(480, 640), config), segmenter.prompt(sentence)).sentence
 
     def engine():
       from ditsam_jax.inference.engine import Square

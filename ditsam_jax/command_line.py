@@ -109,7 +109,9 @@ def _explain(error: BaseException) -> NoReturn:
 
 def _missing_extra(error: BaseException) -> str | None:
   """What to install if an optional package is missing."""
-  extra = _EXTRA_OF.get((error.name or '').partition('.')[0]) if isinstance(error, ModuleNotFoundError) else None
+  if not isinstance(error, ModuleNotFoundError):
+    return None
+  extra = _EXTRA_OF.get((error.name or '').partition('.')[0])
   return extra and f"{error.name} is not installed; this needs the extra '{extra}': pip install 'ditsam_jax[{extra}]'"
 
 
@@ -134,8 +136,8 @@ def _silence_python() -> None:
 def _take_any_text() -> None:
   """Makes printing independent of the terminal's encoding, and line-buffered in pipes."""
   for stream in (sys.stdout, sys.stderr):
-    if hasattr(stream, 'reconfigure'):
-      stream.reconfigure(errors='backslashreplace', line_buffering=True)
+    if reconfigure := getattr(stream, 'reconfigure', None):
+      reconfigure(errors='backslashreplace', line_buffering=True)
 
 
 def _keep_what_is_compiled() -> None:

@@ -23,7 +23,7 @@ from ditsam_jax.analysis.chart import bar_chart
 from ditsam_jax.analysis.report import Report, Step, analyse, fully_sharded_bytes
 from ditsam_jax.analysis.table import table
 from ditsam_jax.config import changes, checks, files, lengths
-from ditsam_jax.models.config import DitSamConfig
+from ditsam_jax.config.run import RunConfig
 from ditsam_jax.models.flops import training_flops
 from ditsam_jax.options import Parser
 from ditsam_jax.parallel.sharding import make_mesh
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
   arguments = sys.argv[1:] if arguments is None else arguments
   parser = Parser(
     prog='python -m ditsam_jax.compile_report',
-    description=__doc__.split(':')[0],
+    description=(__doc__ or '').split(':')[0],
     epilog='--config.any.field=value changes a field of the config',
   )
   parser.add_argument('--config', required=True, metavar='NAME[:DATA]', help=files.HELP)
@@ -82,30 +82,33 @@ def report(config: ConfigDict, topology: str) -> Report:
     UserError: no compiler, unknown topology, a mesh or batch that does not divide.
   """
   chip, count = chips.parse_topology(topology)
-  mesh = make_mesh(config.mesh, chips.topology_devices(topology))
-  config = lengths.resolve(config, lambda: lengths.samples_without_data(config))
-  model = checks.model_config(config)
-  program = build(config, model, mesh)
-  return analyse(program.lower(), chip, count, _step(config, model, program), time.monotonic)
+  checked = checks.check(config)
+  mesh = make_mesh(checked.mesh, chips.topology_devices(topology))
+  run = lengths.resolve(config, lambda: lengths.samples_without_data(checked))
+  program = build(run, run.model, mesh)
+  return analyse(program.lower(), chip, count, _step(run, program), time.monotonic)
 
 
 def _case(options: argparse.Namespace, overrides: list[str], text: str) -> tuple[str, ConfigDict]:
   """Topology and config of one column; everything is checked before the first of them compiles."""
-  different = dict(change.partition('=')[::2] for change in re.split(r',(?=[a-z_][\w.]*=)', text) if change)
+  given = (change.partition('=') for change in re.split(r',(?=[a-z_][\w.]*=)', text) if change)
+  different: dict[str, str] = {name: value for name, _, value in given}
   topology = different.pop('topology', options.topology)
   chips.parse_topology(topology)
   config = files.load(options.config, overrides + [f'{name}={value}' for name, value in different.items()])
   return topology, config
 
 
-def _step(config: ConfigDict, model: DitSamConfig, program: Program) -> Step:
+def _step(config: RunConfig, program: Program) -> Step:
   batch_size, mesh = config.data.batch_size, program.mesh
   prompts = {}
   if config.task == 'prompts':
     prompts = {'prompts': config.data.objects_per_image, 'prompt_tokens': program.batch['points'].shape[2]}
   sizes = [sum(array.size for array in weights.values()) for weights in (program.state.params, program.state.frozen)]
   ideal = fully_sharded_bytes(*sizes, data=mesh.shape['data'], fsdp=mesh.shape['fsdp'])
-  return Step(batch_size, batch_size * training_flops(model, **prompts), ideal if mesh.shape['tensor'] == 1 else None)
+  return Step(
+    batch_size, batch_size * training_flops(config.model, **prompts), ideal if mesh.shape['tensor'] == 1 else None
+  )
 
 
 def _write_json(file: Path, config_name: str, reports: dict[str, Report]) -> None:

@@ -88,7 +88,7 @@ def _evaluate(
     config,
     batch_size=options.batch_size,
     limit=options.limit,
-    protocols=PROTOCOLS if options.protocol == 'both' else [options.protocol],
+    protocols=tuple(PROTOCOLS) if options.protocol == 'both' else [options.protocol],
     generalised=datasets.find(about['dataset'])[0].generalised,
     gallery=gallery,
   )
@@ -143,12 +143,11 @@ class _Output:
     if self._several:
       figures = {**{name: about[name] for name in ('checkpoint', 'dataset', 'dtype')}, 'splits': self._figures}
     try:
-      for name, write, content in (
-        ('metrics.json', write_json, figures),
-        (self._named(split, 'samples', 'csv'), write_text, results.to_csv()),
-      ):
-        write(self._folder / name, content)
-        self._written[self._folder / name] = None
+      metrics, samples = self._folder / 'metrics.json', self._folder / self._named(split, 'samples', 'csv')
+      write_json(metrics, figures)
+      self._written[metrics] = None
+      write_text(samples, results.to_csv())
+      self._written[samples] = None
     except OSError as error:
       raise UserError(
         f'results cannot be written to {str(self._folder)!r} ({error.strerror or error}); choose another --output'

@@ -149,8 +149,9 @@ class _Watch:
 
   def _raise_again(self) -> None:
     time.sleep(0.05)
-    self._raising = self.asked
-    _thread.interrupt_main(self.asked)
+    if self.asked is not None:
+      self._raising = self.asked
+      _thread.interrupt_main(signal.Signals(self.asked))
 
 
 _watch: _Watch | None = None
@@ -236,7 +237,7 @@ def deferred(take: Taker, numbers: Iterable[int] = _NUMBERS) -> Iterator[None]:
   finally:
     if watch:
       watch.takers.remove(take)
-    if alone:
+    if alone and _watch:
       _watch.uninstall()
       _watch = None
 

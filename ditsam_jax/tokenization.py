@@ -17,7 +17,7 @@ class _Pieces(NamedTuple):
   """The word pieces of a text: ids, word index of each piece, and its span in the text."""
 
   ids: list[int]
-  words: list[int]
+  words: list[int | None]
   places: list[tuple[int, int]]
 
   def span(self, word: int) -> tuple[int, int]:
@@ -80,7 +80,8 @@ class Tokenizer:
     """The numbers of those words, in their order."""
     spelled: dict[int, list[int]] = {}
     for piece, word in zip(pieces.ids, pieces.words):
-      spelled.setdefault(word, []).append(piece)
+      if word is not None:  # as special tokens are
+        spelled.setdefault(word, []).append(piece)
     return [
       word
       for word, ids in spelled.items()

@@ -5,8 +5,8 @@ model (`model/`), the best one on the validation split (`best/`), `metrics.json`
 --logdir=WORKDIR` shows the rest.
 """
 
+import dataclasses
 import functools
-import json
 import signal
 import sys
 import time
@@ -20,8 +20,8 @@ from ml_collections import ConfigDict
 
 from ditsam_jax import command_line
 from ditsam_jax.config import changes, checks, files, lengths
+from ditsam_jax.config.run import ResolvedRunConfig, RunConfig
 from ditsam_jax.data import datasets
-from ditsam_jax.data.augmentation import AugmentationConfig
 from ditsam_jax.data.pipeline import BatchStream, prompt_batches, train_batches
 from ditsam_jax.data.referring import ReferringSource
 from ditsam_jax.errors import UserError
@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
   arguments = sys.argv[1:] if arguments is None else arguments
   parser = Parser(
     prog='python -m ditsam_jax.train',
-    description=__doc__.split('\n')[0],
+    description=(__doc__ or '').split('\n')[0],
     epilog='--config.any.field=value changes a field of the config',
   )
   parser.add_argument('--config', required=True, metavar='NAME[:DATA]', help=files.HELP)
@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
   options = parser.parse_args(rest)
   config = files.load(options.config, overrides)
   distributed.initialise(options, preemptible=True)
-  default = f'runs/{files.short_name(options.config)}-{config.data.dataset.replace("/", "-")}'
+  default = f'runs/{files.short_name(options.config)}-{checks.check(config).data.dataset.replace("/", "-")}'
   train(config, Path(options.workdir or default))
   return 0
 
@@ -86,38 +86,40 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
   return summary
 
 
-def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal) -> dict[str, Any] | None:
+def _train(given: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal) -> dict[str, Any] | None:
   started = time.time()
   # --------------------------------------------------------------------- what can be refused before any long work
-  mesh = sharding.make_mesh(config.mesh)
-  model_config = checks.check(config).model
+  checked = checks.check(given)
+  mesh = sharding.make_mesh(checked.mesh)
   claimed.check_place()
-  datasets.check_data(config.data.dataset, config.data.data_dir, _splits(config))
-  vocabulary = datasets.vocabulary(config.data.dataset, config.init_from) if config.task == 'text' else None
-  starts = bool(config.init_from) and not claimed.begun
+  datasets.check_data(checked.data.dataset, checked.data.data_dir, _splits(checked))
+  vocabulary = datasets.vocabulary(checked.data.dataset, checked.init_from) if checked.task == 'text' else None
+  starts = bool(checked.init_from) and not claimed.begun
   if starts:
-    _check_start(config.init_from)
+    _check_start(checked.init_from)
 
   # ------------------------------------------------------------------------------------ data, lengths, train step
-  data = functools.cache(lambda: distributed.first_alone_first(lambda: _open(config, 'train'), 'data'))
-  config = lengths.resolve(config, lambda: _samples(data(), config.task))
+  data = functools.cache(lambda: distributed.first_alone_first(lambda: _open(checked, 'train'), 'data'))
+  config = lengths.resolve(given, lambda: _samples(data(), checked.task))
+  model_config = config.model
   program = build(config, model_config, mesh)
   if starts:
     saved_model.check_start(config.init_from, program.state.params | program.state.frozen)
   source = data()
-  plain = json.loads(config.to_json())
+  plain = config.to_json()
   claimed.claim(plain)
-  tokenizer = Tokenizer(vocabulary, model_config.max_text_tokens) if vocabulary else None
-  if tokenizer:
+  tokenizer = None
+  if vocabulary:
+    tokenizer = Tokenizer(vocabulary, model_config.max_text_tokens)
     check_words(len(tokenizer.vocabulary), model_config, vocabulary)
   iterator = _training_batches(
     config, model_config, source, tokenizer, sharding.rows_of_this_host(mesh, config.data.batch_size)
   )
 
   # --------------------------------------------------------------------------------------------------------- loop
-  evaluation = _Evaluation(config, tokenizer, stop) if config.task == 'text' else None
+  evaluation = _Evaluation(config, tokenizer, stop) if tokenizer else None
   progress, skipped = Progress(), SkippedUpdates(workdir, config.max_skipped)
-  describe = dict(vocabulary=vocabulary, data=_about_data(config))
+  describe: dict[str, Any] = dict(vocabulary=vocabulary, data=_about_data(config))
   with Checkpoints(workdir, config.keep_checkpoints, plain, config.on_save_failure) as checkpoints:
     if checkpoints.latest_step is None:
       state, fresh = program.initial_state(config.init_from)
@@ -205,6 +207,7 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
   }
   if progress.best_step is not None:
     summary['best'] = {'step': progress.best_step, 'val_mIoU': progress.best_score}
+  results = gallery = None
   if evaluation:
     results, gallery = evaluation(model, config.final_split, None)
     if results is None:
@@ -213,13 +216,13 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
   summary['seconds'] = {'training': round(trained - started, 1), 'evaluation': round(time.time() - trained, 1)}
   if not distributed.is_first():
     return summary
-  if evaluation:
+  if results is not None:
     print(results.table())
   write_json(workdir / 'metrics.json', summary)
   written = [workdir / 'metrics.json', workdir / 'model']
   if unsaved:
     raise UserError(f'{unsaved}; {written[0]} is written; rerun the command to write the model') from unsaved
-  if evaluation:
+  if results is not None and gallery is not None:
     try:  # after the figures, which a picture must not cost
       write_png(workdir / 'predictions.png', gallery.panel(_headline(config, results)))
       written.append(workdir / 'predictions.png')
@@ -229,11 +232,11 @@ def _train(config: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal
   return summary
 
 
-def _stopped(step: int, config: ConfigDict) -> None:
+def _stopped(step: int, config: ResolvedRunConfig) -> None:
   distributed.tell(f'stopped at step {step} of {config.total_steps}, all saved; rerun the command to resume')
 
 
-def _save_best(workdir: Path, config: ConfigDict, model: DitSam, progress: Progress, describe: dict[str, Any]) -> None:
+def _save_best(workdir: Path, config: RunConfig, model: DitSam, progress: Progress, describe: dict[str, Any]) -> None:
   """The model with the highest score on the validation split; a failure is one of `config.on_save_failure`."""
   if not distributed.is_first():
     return
@@ -250,7 +253,7 @@ def _save_best(workdir: Path, config: ConfigDict, model: DitSam, progress: Progr
 class _Evaluation:
   """Scores a run's models on its data; compiled once. Results are None where a signal asked to stop."""
 
-  def __init__(self, config: ConfigDict, tokenizer: Tokenizer, stop: StopSignal):
+  def __init__(self, config: RunConfig, tokenizer: Tokenizer, stop: StopSignal):
     self._config, self._tokenizer, self._stop = config, tokenizer, stop
     self._sources: dict[str, ReferringSource] = {}
 
@@ -277,16 +280,17 @@ class _Evaluation:
     return results, gallery
 
 
-def _log(workdir: Path, step: int, progress: Progress, config: ConfigDict) -> RunLog | SilentLog:
+def _log(workdir: Path, step: int, progress: Progress, config: ResolvedRunConfig) -> RunLog | SilentLog:
   if not distributed.is_first():
     return SilentLog()
   return RunLog(workdir, first_step=step, evaluated=progress.evaluated, total_steps=config.total_steps)
 
 
-def _open(config: ConfigDict, split: str) -> ReferringSource:
+def _open(config: RunConfig, split: str) -> ReferringSource:
   data = config.data
+  scenes = dataclasses.asdict(data.scenes) if data.scenes else None
   return datasets.open_split(
-    data.dataset, data.data_dir, split, scenes=data.get('scenes'), in_memory=data.in_memory and split == 'train'
+    data.dataset, data.data_dir, split, scenes=scenes, in_memory=data.in_memory and split == 'train'
   )
 
 
@@ -297,7 +301,7 @@ def _check_start(init_from: str) -> None:
     raise UserError(f'config.init_from: {error}') from error
 
 
-def _splits(config: ConfigDict) -> set[str]:
+def _splits(config: RunConfig) -> set[str]:
   """What a run reads."""
   evaluated = {config.final_split} | ({'val'} if config.eval_every != 0 else set())
   return {'train'} | (evaluated if config.task == 'text' else set())
@@ -309,32 +313,32 @@ def _samples(source: ReferringSource, task: str) -> int:
 
 
 def _training_batches(
-  config: ConfigDict, model: DitSamConfig, source: ReferringSource, tokenizer: Tokenizer | None, rows: np.ndarray
+  config: RunConfig, model: DitSamConfig, source: ReferringSource, tokenizer: Tokenizer | None, rows: np.ndarray
 ) -> BatchStream:
   data = config.data
-  settings = dict(
+  settings: dict[str, Any] = dict(
     image_size=model.image_size,
     pixel_mean=model.pixel_mean,
     pixel_std=model.pixel_std,
-    augmentation=AugmentationConfig(**data.augmentation),
+    augmentation=data.augmentation,
     batch_size=data.batch_size,
     seed=config.seed,
     threads=data.threads,
     processes=data.processes,
     rows=rows,
   )
-  if config.task == 'text':
+  if tokenizer:
     return train_batches(source, tokenizer, **settings)
   return prompt_batches(source, objects_per_image=data.objects_per_image, **settings)
 
 
-def _about_data(config: ConfigDict) -> dict[str, Any]:
+def _about_data(config: ResolvedRunConfig) -> dict[str, Any]:
   """What a saved model tells of its data: enough to make the same samples again, no paths."""
-  data = json.loads(config.data.to_json())
+  data = config.to_json()['data']
   return {name: data[name] for name in ('dataset', 'scenes') if data[name] is not None}
 
 
-def _headline(config: ConfigDict, results: Results) -> str:
+def _headline(config: RunConfig, results: Results) -> str:
   return f'{config.data.dataset} {config.final_split}, {config.model.fusion}: mIoU {results.miou:.1f}'
 
 

@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# These processes are compared with each other, and spend most of their time compiling: LLVM need not optimise.
-QUICK_TO_COMPILE = '--xla_backend_optimization_level=0'
 
 
 def run_on_devices(program: str, count: int, *arguments: object) -> str:
@@ -62,5 +60,5 @@ def _environment(devices: int) -> dict[str, str]:
     **os.environ,
     'JAX_PLATFORMS': 'cpu',
     'PYTHONPATH': os.pathsep.join([str(ROOT), *sys.path]),
-    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} {QUICK_TO_COMPILE}',
+    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
   }

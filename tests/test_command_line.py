@@ -37,7 +37,7 @@ def run(body, **environment):
     ("raise MemoryError('an array of 9 TiB')", 'there is not enough memory (an array of 9 TiB)'),
     ('def deeper(): deeper()\ndeeper()', 'something in the input is nested too deeply'),
     ("raise RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes')", 'the device is out of memory'),
-    ("from ditsam_jax import UserError\nraise UserError('bad\\n\\x1b[2J thing')", r'bad \x1b[2J thing'),
+    ("from ditsam_jax import UserError\nraise UserError('bad\\n\\x1b[2J thing')", r'bad\n\x1b[2J thing'),
   ],
 )
 def test_what_a_user_or_the_machine_can_mend_is_one_line(body, line):
@@ -49,8 +49,10 @@ def test_what_a_user_or_the_machine_can_mend_is_one_line(body, line):
 def test_a_defect_keeps_its_traceback_and_any_error_has_one_for_the_asking():
   status, _, errors = run("raise KeyError('a defect')")
   assert status == 1 and 'Traceback' in errors and errors.endswith("KeyError: 'a defect'\n")
-  status, _, errors = run("open('/nowhere')", DITSAM_TRACEBACK='1')
-  assert status == 2 and 'Traceback' in errors and errors.endswith('error: /nowhere: No such file or directory\n')
+  status, _, errors = run("open('/nowhere/at/all')", DITSAM_TRACEBACK='1')
+  assert (
+    status == 2 and 'Traceback' in errors and errors.endswith('error: /nowhere/at/all: No such file or directory\n')
+  )
 
 
 NOISE = "warnings.warn('old'); logging.getLogger('absl').error('damaged entry')\nprint('result')"

@@ -18,7 +18,7 @@ COMMANDS = {
   'evaluate': ['-m', 'ditsam_jax.evaluate', '--checkpoint=shapes'],
   'predict': ['-m', 'ditsam_jax.predict', '--image=docs/scene.png', '--text=the red circle'],
   'prepare': ['-m', 'ditsam_jax.prepare', '--dataset=refcoco', '--annotations=nowhere', '--images=nowhere'],
-  'export': ['-m', 'ditsam_jax.export', '--checkpoint=shapes', '--output=/nowhere/export'],
+  'export': ['-m', 'ditsam_jax.export', '--checkpoint=shapes', '--output=/dev/null/export'],
   'compile_report': ['-m', 'ditsam_jax.compile_report', '--config=configs/ldit.py', '--topology=v5e:2x2'],
   'torch_to_flax': ['convert/torch_to_flax.py', '--input=nowhere', '--output=nowhere'],
   'flax_to_torch': ['convert/flax_to_torch.py', '--input=nowhere', '--output=nowhere'],
@@ -46,7 +46,10 @@ def end(process, number, after):
     assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
   time.sleep(after)
   process.send_signal(number)
-  _, errors = process.communicate(timeout=60)
+  try:
+    _, errors = process.communicate(timeout=60)
+  finally:
+    process.kill()
   assert 'Traceback' not in errors and 'Error' not in errors, errors
   return process.returncode, errors.splitlines()
 

@@ -22,15 +22,17 @@ from tests.small_models import random_model, small_config
 
 ROOT = Path(__file__).parents[1]
 USED = {
+  'benchmarks/compile_inference.py': {'import _src'},
   'benchmarks/model_sides.py': {'_foreach_lerp_'},
   'ditsam_jax/data/records.py': {'_tf_dtype'},
   'ditsam_jax/data/refcoco/builder.py': {'def _download_and_prepare', 'def _info', 'def _shard_iterators_per_split'},
+  'ditsam_jax/data/refcoco/refs.py': {'_Unpickler'},
   'ditsam_jax/data/shapes/builder.py': {'def _info', 'def _split_generators', 'def _generate_examples'},
 }
 
 
 def private(name: str) -> bool:
-  documented = ('_', '_asdict', '_exit', '_fields', '_make', '_replace')  # in the standard library, so named
+  documented = ('_', '_asdict', '_exit', '_fields', '_make', '_replace', '_thread')  # in the standard library, so named
   return name.startswith('_') and not name.startswith('__') and name not in documented
 
 

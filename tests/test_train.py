@@ -24,12 +24,18 @@ from ditsam_jax.train import main
 ROOT = Path(__file__).parent.parent
 SMALL = [
   '--config.init_from=',
+  '--config.data.scenes.image_size=64',
   '--config.data.scenes.train=12',
   '--config.data.scenes.val=4',
   '--config.data.scenes.test=4',
+  '--config.model.image_size=64',
+  '--config.model.image_encoder.width=48',
   '--config.model.image_encoder.depth=1',
   '--config.model.image_encoder.global_blocks=[0]',
+  '--config.model.text_encoder.width=48',
   '--config.model.text_encoder.depth=1',
+  '--config.model.mask_decoder.width=48',
+  '--config.model.mask_decoder.depth=1',
   '--config.data.batch_size=4',
   '--config.eval_batch_size=16',
   '--config.eval_samples=8',
@@ -119,10 +125,19 @@ def test_on_a_full_disk_the_run_ends_with_its_figures_and_one_line(data_dir, tmp
   assert not [path for path in (tmp_path / 'run').iterdir() if 'writing' in path.name]
 
 
+FORTY = ['--config.total_steps=40', '--config.final_split=val']
+
+
+@pytest.fixture(scope='module')
+def whole(data_dir, tmp_path_factory):
+  """A run of 40 steps that nothing disturbs."""
+  workdir = tmp_path_factory.mktemp('undisturbed') / 'whole'
+  assert run(data_dir, workdir, *FORTY) == 0
+  return workdir
+
+
 @pytest.mark.parametrize('number, status', [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
-def test_stopped_run_goes_on_to_the_same_bits(data_dir, tmp_path, number, status):
-  steps = ['--config.total_steps=40', '--config.final_split=val']
-  assert run(data_dir, tmp_path / 'whole', *steps) == 0
+def test_stopped_run_goes_on_to_the_same_bits(data_dir, whole, tmp_path, number, status):
   environment = {**os.environ, 'PYTHONPATH': str(ROOT)}
   process = subprocess.Popen(
     [
@@ -133,7 +148,7 @@ def test_stopped_run_goes_on_to_the_same_bits(data_dir, tmp_path, number, status
       f'--workdir={tmp_path / "stopped"}',
       f'--config.data.data_dir={data_dir}',
       *SMALL,
-      *steps,
+      *FORTY,
     ],
     env=environment,
     stderr=subprocess.PIPE,
@@ -151,8 +166,8 @@ def test_stopped_run_goes_on_to_the_same_bits(data_dir, tmp_path, number, status
   assert f'stopped at step {saved} of 40' in errors and 0 < saved < 40
   if number == signal.SIGINT:  # a person may want to look at it
     assert json.loads((tmp_path / 'stopped' / 'model' / 'model.json').read_text())['notes']['steps'] == saved
-  assert run(data_dir, tmp_path / 'stopped', *steps) == 0
-  assert outcome(tmp_path / 'stopped') == outcome(tmp_path / 'whole')
+  assert run(data_dir, tmp_path / 'stopped', *FORTY) == 0
+  assert outcome(tmp_path / 'stopped') == outcome(whole)
 
 
 def outcome(workdir):
@@ -185,7 +200,7 @@ def test_a_run_that_diverges_ends_with_its_batch(data_dir, tmp_path):
     )
   (file,) = (tmp_path / 'run').glob('skipped_batch_*.npz')
   with np.load(file) as batch:
-    assert batch['image'].shape == (4, 128, 128, 3) and np.isfinite(batch['image']).all()
+    assert batch['image'].shape == (4, 64, 64, 3) and np.isfinite(batch['image']).all()
   assert not (tmp_path / 'run' / 'metrics.json').exists()
 
 
@@ -285,12 +300,14 @@ def test_what_cannot_end_well_is_refused_before_data_is_made(tmp_path, arguments
 
 
 def test_a_run_that_failed_before_its_first_step_leaves_its_workdir_to_another_config(data_dir, tmp_path, monkeypatch):
-  with monkeypatch.context() as patch, pytest.raises(OSError, match='no such luck'):
-    patch.setattr(train, '_log', lambda *_: (_ for _ in ()).throw(OSError('no such luck')))
-    run(data_dir, tmp_path / 'run')
-  assert (tmp_path / 'run' / 'config.json').exists()
-  assert run(data_dir, tmp_path / 'run', '--config.seed=1') == 0
-  assert json.loads((tmp_path / 'run' / 'config.json').read_text())['seed'] == 1
+  def fail(*_):
+    raise OSError('no such luck')
+
+  monkeypatch.setattr(train, 'Checkpoints', fail)
+  for seed in (0, 1):
+    with pytest.raises(OSError, match='no such luck'):
+      run(data_dir, tmp_path / 'run', f'--config.seed={seed}')
+    assert json.loads((tmp_path / 'run' / 'config.json').read_text())['seed'] == seed
 
 
 def test_a_name_trains_and_lengths_are_noted_in_numbers(data_dir, tmp_path):

@@ -17,7 +17,6 @@ STEPS = [
   '--config.data.batch_size=8',
   '--config.final_split=val',
   '--config.model.mask_threshold=0.1',
-  '--config.model.mask_decoder.depth=1',
 ]
 
 

@@ -53,13 +53,13 @@ def collectives(module: Module) -> list[Collective]:
 
 
 def _of(
-  module: Module, computation: Computation, instruction: Instruction, times: int, started: set[str]
+  module: Module, computation: Computation, instruction: Instruction, times: int, started: set[str | None]
 ) -> list[Collective]:
   """The collectives that one scheduled instruction runs."""
-  if _kind(instruction):
+  if kind := _kind(instruction):
     overlapped = instruction.opcode.endswith('-start') or instruction.opcode.startswith('async')
-    return [_collective(module, computation, instruction, _kind(instruction), times, overlapped)]
-  inner = module.computations.get(instruction.called('calls') or '') if instruction.opcode == 'fusion' else None
+    return [_collective(module, computation, instruction, kind, times, overlapped)]
+  inner = module.computations.get(instruction.called('calls')) if instruction.opcode == 'fusion' else None
   if inner is None:
     return []
   is_start = inner.calls(ASYNC_START)
@@ -67,8 +67,9 @@ def _of(
   for i in inner.instructions.values():
     if i.opcode == 'fusion':
       found += _of(module, inner, i, times, started)
-    elif _kind(i) and (is_start or _channel(i) not in started) and not inner.calls('AsyncCollectiveDone'):
-      kind = 'reduce-scatter' if _kind(i) == 'all-reduce' and _is_sliced(inner, i) else _kind(i)
+    elif (kind := _kind(i)) and (is_start or _channel(i) not in started) and not inner.calls('AsyncCollectiveDone'):
+      if kind == 'all-reduce' and _is_sliced(inner, i):
+        kind = 'reduce-scatter'
       found.append(_collective(module, inner, i, kind, times, is_start, instruction))
   return found
 

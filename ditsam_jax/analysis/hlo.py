@@ -71,10 +71,10 @@ class Instruction:
     found = re.search(r'op_name="([^"]*)"', self.attributes)
     return found.group(1) if found else ''
 
-  def called(self, role: str) -> str | None:
-    """The computation named by attribute `role` ('calls', 'body', 'condition')."""
+  def called(self, role: str) -> str:
+    """The computation named by attribute `role` ('calls', 'body', 'condition'), '' if there is none."""
     found = re.search(rf'\b{role}=%([\w.\-]+)', self.attributes)
-    return found.group(1) if found else None
+    return found.group(1) if found else ''
 
 
 ASYNC_START = 'AsyncCollectiveStart'  # custom call of a fusion in which an asynchronous collective begins
@@ -215,10 +215,10 @@ class Module:
     if value.opcode == 'get-tuple-element':
       index = re.search(r'index=(\d+)', value.attributes)
       of = computation.instructions[value.operands[0]]
-      return (int(index.group(1)), 0) if of.opcode == 'parameter' and outside is None else None
+      return (int(index.group(1)), 0) if index and of.opcode == 'parameter' and outside is None else None
     if value.opcode == 'add':
-      terms = [follow(operand) for operand in value.operands]
-      if None in terms or all(index is not None for index, _ in terms):
+      terms = [term for term in map(follow, value.operands) if term is not None]
+      if len(terms) < len(value.operands) or all(index is not None for index, _ in terms):
         return None
       return next((i for i, _ in terms if i is not None), None), sum(c for _, c in terms)
     if value.opcode == 'fusion' and outside is None:
@@ -242,6 +242,8 @@ def _instruction(line: str) -> Instruction | None:
   start = named.end()
   end = _closing(line, start) + 1 if line[start] == '(' else line.index(' ', start)
   opcode = _OPCODE.match(line, end)
+  if not opcode:
+    raise ValueError(f'no operation in HLO: {line[:80]}')
   close = _closing(line, opcode.end() - 1)
   arguments = line[opcode.end() : close]
   return Instruction(

@@ -91,6 +91,8 @@ def _convolution_flops(instruction: Instruction, image: Shape, kernel: Shape) ->
   labels = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', instruction.attributes)
   window = re.search(r'window=\{([^}]*)\}', instruction.attributes)
   window = dict(part.split('=') for part in window.group(1).split()) if window else {}
+  if labels is None:
+    raise ValueError(f'no dim_labels of convolution {instruction.name}; expected HLO as printed by compiled.as_text()')
   image_axes, kernel_axes, out_axes = labels.groups()
   out = instruction.shapes[0]
   pairs = 1

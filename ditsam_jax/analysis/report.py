@@ -39,18 +39,18 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """One compiled training step, per chip. Where it does not fit, `too_large` says so and the rest is None."""
+  """One compiled training step, per chip. Where it does not fit, `too_large` says so and the rest is empty."""
 
   chip: Chip
   chips: int
   step: Step
   compile_seconds: float
   too_large: str = ''
-  memory: Memory | None = None
-  flops: int | None = None
-  bytes: int | None = None
+  memory: Memory = Memory(0, 0, 0, 0)
+  flops: int = 0
+  bytes: int = 0
   collectives: tuple[Collective, ...] = ()
-  time: Roofline | None = None
+  time: Roofline = Roofline(0.0, 0.0, 0.0)
   endless: tuple[str, ...] = ()
 
   @property
@@ -80,7 +80,7 @@ class Report:
 
   def to_json(self) -> dict[str, Any]:
     """Plain containers; bytes, FLOPs and seconds per chip and step."""
-    out = {
+    out: dict[str, Any] = {
       'chip': self.chip.name,
       'chips': self.chips,
       'batch_size': self.step.batch_size,
@@ -136,7 +136,7 @@ def analyse(lowered: jax.stages.Lowered, chip: Chip, chips: int, step: Step, clo
       raise
     return Report(chip, chips, step, clock() - started, too_large=_reason(str(error)))
   seconds = clock() - started
-  module = Module(compiled.as_text())
+  module = Module(compiled.as_text() or '')
   work, sent = operations(module), tuple(collectives(module))
   return Report(
     chip,
@@ -175,6 +175,7 @@ def largest(found: tuple[Collective, ...], count: int = 12) -> list[dict[str, An
 
 def _memory(compiled: jax.stages.Compiled) -> Memory:
   stats = compiled.memory_analysis()
+  assert stats is not None  # compilers of TPUs and CPUs know
   return Memory(
     stats.argument_size_in_bytes,
     stats.output_size_in_bytes - stats.alias_size_in_bytes,

@@ -8,6 +8,7 @@ longer.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 from ditsam_jax.analysis.chips import Chip
 from ditsam_jax.analysis.collectives import Collective
@@ -33,7 +34,7 @@ class Roofline:
     return sorted((('compute', self.compute), ('HBM', self.hbm), ('ICI', self.ici)), key=lambda part: -part[1])
 
 
-def roofline(chip: Chip, operations: list[Operation], collectives: list[Collective]) -> Roofline:
+def roofline(chip: Chip, operations: list[Operation], collectives: Sequence[Collective]) -> Roofline:
   """The estimate for a program's operations and collectives on one chip."""
   compute = hbm = 0.0
   moved = sum(operation.bytes * operation.times for operation in operations) / chip.hbm_bandwidth

@@ -1,5 +1,7 @@
 """Changes to a config from the command line: --config.any.field=value."""
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from ditsam_jax import fields
@@ -41,7 +43,8 @@ def _apply(config: ConfigDict, change: str) -> str:
   except ValueError as error:
     raise UserError(str(error)) from error
   *parents, name = path.split('.')
-  node, trail = config, 'config'
+  node: Any = config
+  trail = 'config'
   for parent in parents:
     node, trail = node[parent], f'{trail}.{parent}'
     if node is None:

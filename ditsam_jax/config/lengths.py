@@ -1,17 +1,18 @@
 """Lengths in updates, derived last: after all overrides, from the prepared data."""
 
 from collections.abc import Callable
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from ditsam_jax.config.checks import check, check_warmup
-from ditsam_jax.config.run import MOST_STEPS
+from ditsam_jax.config.run import MOST_STEPS, ResolvedOptimizerConfig, ResolvedRunConfig, RunConfig
 from ditsam_jax.data import datasets
 from ditsam_jax.errors import UserError
 
 
-def resolve(config: ConfigDict, samples: Callable[[], int]) -> ConfigDict:
-  """A copy in which total_steps, warmup_steps, eval_every and checkpoint_every are numbers, and epochs is None.
+def resolve(config: ConfigDict, samples: Callable[[], int]) -> ResolvedRunConfig:
+  """The config, checked, with numbers as total_steps, warmup_steps, eval_every and checkpoint_every, and epochs None.
 
   Args:
     config: as `config.files.load` gives it.
@@ -21,27 +22,25 @@ def resolve(config: ConfigDict, samples: Callable[[], int]) -> ConfigDict:
     UserError: as `checks.check`; a warm-up as long as the training; more updates than can be counted.
   """
   run = check(config)
-  config = config.copy_and_resolve_references()
   epoch = 0  # updates in which every sample is seen once; the last, smaller batch counts
   if None in (run.total_steps, run.eval_every, run.checkpoint_every):
     epoch = max(1, -(-samples() // run.data.batch_size))
-  if run.epochs is not None:  # then total_steps is None, see `check`
-    config.total_steps, config.epochs = max(1, round(run.epochs * epoch)), None
-    if config.total_steps > MOST_STEPS:
-      raise UserError(
-        f'config.epochs is {run.epochs:g}, {config.total_steps:,} updates; expected at most {MOST_STEPS:,}'
-      )
-  if run.optimizer.warmup_steps is None:
-    warmup = round(run.optimizer.warmup_share * config.total_steps)
-    config.optimizer.warmup_steps = min(warmup, config.total_steps - 1)
-  check_warmup(config.optimizer.warmup_steps, config.total_steps)
-  for name in ('eval_every', 'checkpoint_every'):
-    if config[name] is None:
-      config[name] = epoch
-  return config
+  total_steps = _total_steps(run, epoch)
+  warmup_steps = run.optimizer.warmup_steps
+  if warmup_steps is None:
+    warmup_steps = min(round(run.optimizer.warmup_share * total_steps), total_steps - 1)
+  check_warmup(warmup_steps, total_steps)
+  lengths: dict[str, Any] = {
+    'optimizer': ResolvedOptimizerConfig(**dict(vars(run.optimizer), warmup_steps=warmup_steps)),
+    'epochs': None,
+    'total_steps': total_steps,
+    'eval_every': epoch if run.eval_every is None else run.eval_every,
+    'checkpoint_every': epoch if run.checkpoint_every is None else run.checkpoint_every,
+  }
+  return ResolvedRunConfig(**(vars(run) | lengths))
 
 
-def samples_without_data(config: ConfigDict) -> int:
+def samples_without_data(config: RunConfig) -> int:
   """How many samples an epoch has, by the prepared data's counts, or as published where there is none.
 
   Raises:
@@ -55,3 +54,13 @@ def samples_without_data(config: ConfigDict) -> int:
       f'--config.total_steps=N (and eval_every, checkpoint_every) instead of epochs'
     )
   return size.objects if config.task == 'text' else size.images
+
+
+def _total_steps(run: RunConfig, epoch: int) -> int:
+  if run.total_steps is not None:
+    return run.total_steps
+  assert run.epochs is not None  # see `check`
+  total_steps = max(1, round(run.epochs * epoch))
+  if total_steps > MOST_STEPS:
+    raise UserError(f'config.epochs is {run.epochs:g}, {total_steps:,} updates; expected at most {MOST_STEPS:,}')
+  return total_steps

@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict, config_dict
 
 from ditsam_jax import fields
-from ditsam_jax.config.run import RunConfig
+from ditsam_jax.config.run import DataConfig, RunConfig
 from ditsam_jax.data import datasets
 from ditsam_jax.data.shapes import ScenesConfig
 from ditsam_jax.errors import UserError
@@ -121,11 +121,9 @@ def recipe(data_set: str, model: models.DitSamConfig | None = None) -> ConfigDic
     UserError: the data set is unknown.
   """
   small = datasets.find(data_set)[0].small
-  config = as_config_dict(RunConfig())
-  config.data.dataset = data_set
-  config.model = as_config_dict(models.tiny() if small else model or models.vit_b())
+  data = DataConfig(dataset=data_set, scenes=ScenesConfig() if small else None)
+  config = as_config_dict(RunConfig(data=data, model=models.tiny() if small else model or models.vit_b()))
   if small:
-    config.data.scenes = as_config_dict(ScenesConfig())
     _change(config, _SMALL)
   return config
 
@@ -173,7 +171,7 @@ def as_config_dict(config: Any) -> ConfigDict:
 def _change(config: ConfigDict, changes: Mapping[str, Any]) -> None:
   for path, value in changes.items():
     *parents, name = path.split('.')
-    node = config
+    node: Any = config
     for parent in parents:
       node = node[parent]
     node[name] = value

@@ -1,6 +1,7 @@
 """Every field of a run, declared once. The defaults are the DIT release's recipe, as its code runs it."""
 
 import dataclasses
+import json
 from typing import Any
 
 from ditsam_jax.data import datasets
@@ -190,3 +191,24 @@ class RunConfig:
   max_skipped: int = declared(
     10, Whole(1, 1_000_000), 'Consecutive updates with a non-finite loss or gradient after which the run stops'
   )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResolvedOptimizerConfig(OptimizerConfig):
+  """An optimiser whose warm-up is a number of updates."""
+
+  warmup_steps: int = dataclasses.field()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResolvedRunConfig(RunConfig):
+  """A run whose lengths are numbers of updates, see config/lengths.py: what a training takes."""
+
+  optimizer: ResolvedOptimizerConfig = dataclasses.field()
+  total_steps: int = dataclasses.field()
+  eval_every: int = dataclasses.field()
+  checkpoint_every: int = dataclasses.field()
+
+  def to_json(self) -> dict[str, Any]:
+    """Every field in plain containers, as config.json holds it."""
+    return json.loads(json.dumps(dataclasses.asdict(self)))

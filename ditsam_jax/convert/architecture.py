@@ -1,7 +1,7 @@
 """Infers the architecture from tensor shapes; the rest comes from known models or flags."""
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig, ImageEncoderConfig, MaskDecoderConfig, TextEncoderConfig
@@ -56,7 +56,9 @@ def read_architecture(
     decoder = _mask_decoder(shapes, decoder_heads, assumed)
     text = _text_encoder(shapes, text_heads, assumed) if _has(shapes, r'lang_encoder\.') else None
     kind = _new_fusion(fusion) if new_fusion else _fusion(shapes, fusion, text)
-    settings = dict(fusion=kind, image_size=image_size or (pretrained_size if text is None else RELEASE_IMAGE_SIZE))
+    settings: dict[str, Any] = dict(
+      fusion=kind, image_size=image_size or (pretrained_size if text is None else RELEASE_IMAGE_SIZE)
+    )
     if text is None:
       settings |= dict(mask_threshold=0.5, align_corners=False)  # SAM's own
     settings |= _text_tokens(shapes, kind)
@@ -161,17 +163,18 @@ def _text_encoder(shapes: Shapes, heads: int | None, assumed: dict[str, object])
 def _fusion(shapes: Shapes, asked: str | None, text: TextEncoderConfig | None) -> str:
   """The fusion that the tensors are of; `asked` decides where several have the same."""
   possible = possible_fusions(shapes)
+  first, *others = possible
   if text is None:
     if asked not in (None, 'none'):
       raise UserError(f'--fusion={asked} needs a text encoder, but this is a plain SAM; give --text-encoder')
     return 'none'
-  if asked is None and len(possible) > 1:
+  if asked is None and others:
     raise UserError(
       f'tensor names and shapes fit the fusions {" and ".join(possible)} equally; choose one with --fusion'
     )
   if asked is not None and asked not in possible:
     raise UserError(f'--fusion={asked} does not fit the tensors, which belong to {" or ".join(possible)}')
-  return asked or possible[0]
+  return asked or first
 
 
 def _new_fusion(asked: str | None) -> str:

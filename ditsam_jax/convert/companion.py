@@ -5,7 +5,7 @@ It names the tensors it belongs to by their SHA-256, so one that has stayed behi
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -87,7 +87,7 @@ def check_belongs(companion: Companion, weights: Path, tensors: dict[str, np.nda
 
 
 def _parsed(path: Path, content: Any) -> Companion:
-  def refuse(reason: str):
+  def refuse(reason: str) -> NoReturn:
     raise UserError(f"{printable(path)} does not describe a model ({reason}); expected flax_to_torch.py's JSON")
 
   if not isinstance(content, dict) or content.get('format') != FORMAT:

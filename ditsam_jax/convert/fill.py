@@ -26,7 +26,8 @@ def fill(config: DitSamConfig, source: sources.Source) -> tuple[dict[str, np.nda
       numbers too large for f32; all in one report.
   """
   model = nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))
-  weights, fresh, problems, used = {}, [], list(source.problems.values()), set()
+  weights, fresh, problems = {}, [], list(source.problems.values())
+  used: set[str] = set()
   may_be_fresh = source.format != 'release' and config.text_encoder is not None
   for path, variable in weights_of(model).items():
     entry = names.entry(path)

@@ -31,7 +31,7 @@ QUERIES = 4  # rows of the release's unused query_embeddings
 
 def main(arguments: list[str] | None = None) -> int:
   """The command."""
-  parser = Parser(prog='python convert/flax_to_torch.py', description=__doc__.split('\n')[0])
+  parser = Parser(prog='python convert/flax_to_torch.py', description=(__doc__ or '').split('\n')[0])
   parser.add_argument(
     '--input', required=True, type=local, help="a model's folder, a training run's workdir or a shipped model"
   )
@@ -94,6 +94,7 @@ def _vocabulary(name_or_dir: str) -> list[str] | None:
 
 def unused_tensors(config: DitSamConfig) -> dict[str, torch.Tensor]:
   """What the release's modules carry along without using, as zeros, so that its strict loading succeeds."""
+  assert config.text_encoder is not None  # the release's models all have one
   width = config.text_encoder.width
   shapes = {'lang_encoder.bert.pooler.dense.weight': (width, width), 'lang_encoder.bert.pooler.dense.bias': (width,)}
   if config.fusion != 'none':

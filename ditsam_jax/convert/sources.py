@@ -4,7 +4,7 @@ import pickle
 import warnings
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -199,7 +199,7 @@ def _read_file(path: Path) -> dict:
     ) from error
 
 
-def _load(path: Path) -> object:
+def _load(path: Path) -> Any:
   try:
     # Mapped into memory, so that a tensor costs memory only while it is being converted.
     return torch.load(path, map_location='cpu', weights_only=True, mmap=True)
@@ -256,7 +256,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
     ) from error
 
 
-def _unwrapped(content: object, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, int | float]]:
+def _unwrapped(content: Any, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, int | float]]:
   """The tensors of a state_dict, itself or wrapped as training checkpoints are."""
   extra = {}
   wrapped = next(

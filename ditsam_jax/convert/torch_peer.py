@@ -9,7 +9,7 @@ import sys
 import types
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -42,7 +42,9 @@ def segment_anything_modeling() -> types.ModuleType:
   if 'segment_anything.modeling' in sys.modules:
     return sys.modules['segment_anything.modeling']
   package = types.ModuleType('segment_anything')
-  package.__path__ = list(importlib.util.find_spec('segment_anything').submodule_search_locations)
+  check_installed()
+  spec = importlib.util.find_spec('segment_anything')
+  package.__path__ = list(spec.submodule_search_locations or ()) if spec else []
   before = sys.modules.get('segment_anything')
   sys.modules['segment_anything'] = package
   try:
@@ -53,7 +55,7 @@ def segment_anything_modeling() -> types.ModuleType:
       sys.modules['segment_anything'] = before
 
 
-def attend(attention: torch.nn.Module, x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
+def attend(attention: Any, x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
   """One of SAM's attention modules over [slots, image]; relative positions between image tokens only."""
   add_decomposed_rel_pos = sys.modules['segment_anything.modeling'].image_encoder.add_decomposed_rel_pos
   batch, length, width = x.shape
@@ -110,7 +112,7 @@ class Peer(torch.nn.Module):
     if text is not None:
       from transformers import BertConfig, BertModel
 
-      self.lang_encoder = torch.nn.Module()
+      self.lang_encoder: Any = torch.nn.Module()
       self.lang_encoder.bert = BertModel(
         BertConfig(
           vocab_size=text.vocab_size,

@@ -7,6 +7,7 @@ docs/convert.md says what they do not tell and where that comes from.
 
 import argparse
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -164,7 +165,7 @@ def _flags_of(config: DitSamConfig) -> dict[str, object]:
   }  # fmt: skip
 
 
-def _check_flags(flags: dict[str, object], known: dict[str, object], file: Path) -> None:
+def _check_flags(flags: dict[str, object], known: Mapping[str, object], file: Path) -> None:
   """Raises UserError for a flag that says something else than a file."""
   for name, value in known.items():
     if None not in (value, flags[name]) and flags[name] != value:
@@ -208,7 +209,7 @@ def _short(value: object) -> str:
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
-  parser = Parser(prog='python convert/torch_to_flax.py', description=__doc__.split('\n')[0])
+  parser = Parser(prog='python convert/torch_to_flax.py', description=(__doc__ or '').split('\n')[0])
   parser.add_argument('--input', required=True, type=local_path, help='a PyTorch file, or a Hugging Face folder')
   parser.add_argument(
     '--output', required=True, type=local_path, help='output folder; an existing model there is replaced'

@@ -5,7 +5,7 @@ import concurrent.futures
 import dataclasses
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import grain
@@ -238,7 +238,7 @@ class _DealtOut(grain.MapDataset):
   def __len__(self) -> int:
     return sys.maxsize
 
-  def __getitem__(self, index: int) -> Batch:
+  def __getitem__(self, index: int) -> Sample | None:
     batch, place = divmod(index, len(self._rows))
     return self._parent[(self._first + batch) * self._batch_size + int(self._rows[place])]
 
@@ -257,15 +257,16 @@ def _endless_batches(
   return BatchStream(samples, batch_size, np.arange(batch_size) if rows is None else rows, threads, processes)
 
 
-def _stack(rows: list[Sample]) -> Batch:
+def _stack(rows: Sequence[Mapping[str, np.ndarray | Unplaced]]) -> Batch:
   return {name: _stacked([row[name] for row in rows]) for name in rows[0]}
 
 
-def _stacked(values: list[np.ndarray] | list[Unplaced]) -> np.ndarray:
-  if not isinstance(values[0], Unplaced):
-    return np.stack(values)
-  squares = np.zeros((len(values), values[0].size, values[0].size, 3), np.float32)
-  for value, square in zip(values, squares):
+def _stacked(values: list[np.ndarray | Unplaced]) -> np.ndarray:
+  unplaced = [value for value in values if isinstance(value, Unplaced)]
+  if not unplaced:
+    return np.stack([value for value in values if not isinstance(value, Unplaced)])
+  squares = np.zeros((len(unplaced), unplaced[0].size, unplaced[0].size, 3), np.float32)
+  for value, square in zip(unplaced, squares):
     value.place(square)
   return squares
 

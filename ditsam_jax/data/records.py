@@ -6,11 +6,12 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
-from array_record.python import array_record_module
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]  # compiled
 
 from ditsam_jax.errors import UserError
 from ditsam_jax.terminal import printable
@@ -43,16 +44,16 @@ def record_features(encoding_format: str = 'png') -> tfds.features.FeaturesDict:
   serialized_info = features.get_serialized_info
 
   def with_numpy_dtypes():
-    info = serialized_info()
+    info: Any = serialized_info()
     for tensor in info['objects'].values():
       tensor._tf_dtype = tensor.np_dtype
     return info
 
-  features.get_serialized_info = with_numpy_dtypes
+  features.get_serialized_info = with_numpy_dtypes  # pyright: ignore[reportAttributeAccessIssue]  # see above
   return features
 
 
-def check_shards(directory: str | Path, splits: Mapping[str, tfds.core.SplitInfo]) -> None:
+def check_shards(directory: str | Path, splits: Mapping[str, Any]) -> None:
   """Raises UserError where files of a prepared data set are missing, cut short or of other data."""
   for info in splits.values():
     for name, length in zip(sorted(info.filenames), info.shard_lengths):

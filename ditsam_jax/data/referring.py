@@ -4,7 +4,7 @@ import dataclasses
 import multiprocessing
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -55,7 +55,8 @@ class ImageRecord:
   """
 
   def __init__(self, serialised: bytes, *, keep: bool = False):
-    self._features = tf_example_pb2.Example.FromString(serialised).features.feature
+    example = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]  # protobuf makes it when run
+    self._features = example.FromString(serialised).features.feature
     self._names = _REF_COCO if _REF_COCO.image_id in self._features else _OURS
     # Of each object, and under None of the image.
     self._kept: dict[int | None, np.ndarray] | None = {} if keep else None
@@ -170,7 +171,7 @@ class ReferringSource:
 
   def __init__(self, directory: str | Path, split: str, *, in_memory: bool = False):
     self.directory, self.split, self.in_memory = str(directory), split, in_memory
-    self._records = _open(self.directory, split)
+    self._records: Any = _open(self.directory, split)  # of bytes, or of ImageRecord
     if in_memory:
       self._records = [self._record(index, keep=True) for index in range(len(self._records))]
     self._image_of, self._object_of, self.expression_counts = self._index()
@@ -203,7 +204,8 @@ class ReferringSource:
     rows = [
       (image, index, number) for image, numbers in enumerate(counts) for index, number in enumerate(numbers) if number
     ]
-    return tuple(np.array(rows, np.int64).reshape(-1, 3).T)
+    images, objects, numbers = np.array(rows, np.int64).reshape(-1, 3).T
+    return images, objects, numbers
 
   def _counts(self, index: int) -> tuple[int, ...]:
     record = self.image(index)
@@ -225,7 +227,7 @@ def check_split(directory: str | Path, split: str) -> None:
   _builder(str(directory), split)
 
 
-def _builder(directory: str, split: str):
+def _builder(directory: str, split: str) -> Any:
   for name in ('dataset_info.json', 'features.json'):  # TFDS would wait for a pipe
     if Path(directory, name).exists() and not Path(directory, name).is_file():
       raise UserError(damaged(directory, f'{name} is not a file'))

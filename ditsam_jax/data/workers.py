@@ -5,10 +5,11 @@ import concurrent.futures
 import contextlib
 import itertools
 import multiprocessing.context
+import multiprocessing.process
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any
 
 import cv2
@@ -25,7 +26,7 @@ def check_processes(number: int, name: str = 'processes') -> None:
     raise UserError(f'{name}={number}: expected 0 to {MAX_PROCESSES}; more than the number of cores gains nothing')
 
 
-def map_ordered(function: Callable[[Any], Any], items: Iterable[Any], processes: int) -> Iterator[Any]:
+def map_ordered(function: Callable[[Any], Any], items: Iterable[Any], processes: int) -> Generator[Any, None, None]:
   """`map` by that many worker processes; 0 takes this one. `function` and its results are pickled.
 
   Raises:
@@ -94,5 +95,6 @@ def _be_a_worker() -> None:
 
 
 def _end_with_parent() -> None:
-  multiprocessing.parent_process().join()
+  if parent := multiprocessing.parent_process():
+    parent.join()
   os._exit(1)

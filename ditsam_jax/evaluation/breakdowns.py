@@ -14,9 +14,12 @@ POSITION_WORDS = frozenset(
 class Asked(Protocol):
   """What a breakdown may look at."""
 
-  expression: str
-  target_pixels: int
-  image_pixels: int
+  @property
+  def expression(self) -> str: ...
+  @property
+  def target_pixels(self) -> int: ...
+  @property
+  def image_pixels(self) -> int: ...
 
 
 class Breakdown(NamedTuple):

@@ -58,6 +58,6 @@ class _Forward:
       else:
         squares.append(Square(image))
     if squares[-1] is not self._last:
-      self._last = squares[-1]
-      self._last.pixels = images[-1].copy()  # a view would keep the whole batch
+      self._last = last = squares[-1]
+      last.pixels = images[-1].copy()  # a view would keep the whole batch
     return squares

@@ -108,8 +108,8 @@ def shown(
   prediction: np.ndarray,
   truth: np.ndarray,
   iou: float,
-  mean: Sequence[float],
-  std: Sequence[float],
+  mean: Sequence[float] | np.ndarray,
+  std: Sequence[float] | np.ndarray,
 ) -> Shown:
   """A sample cut out of the model's square; arguments as of `Gallery.offer`, `mean` and `std` of the normalisation."""
   window = info.letterbox.window
@@ -228,7 +228,7 @@ def _fitted(array: np.ndarray) -> np.ndarray:
   return cv2.resize(array, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
 
 
-def wrap(text: str, font: ImageFont.FreeTypeFont, width: float, lines: int) -> list[str]:
+def wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float, lines: int) -> list[str]:
   """Breaks text into at most `lines` lines no wider than `width` pixels; what does not fit ends in '…'."""
   broken, words = [''], text.split()
   for word in words:
@@ -243,7 +243,7 @@ def wrap(text: str, font: ImageFont.FreeTypeFont, width: float, lines: int) -> l
   return [_shortened(line, font, width) for line in kept]
 
 
-def _shortened(line: str, font: ImageFont.FreeTypeFont, width: float) -> str:
+def _shortened(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
   while font.getlength(line) > width and len(line) > 1:
     line = line.rstrip('…')[:-1] + '…'
   return line

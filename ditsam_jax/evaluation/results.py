@@ -175,11 +175,11 @@ class Results:
     return np.array([kind is None or sample.kind == kind for sample in self.samples], bool)
 
   def _metrics(self, protocol: str, rows: np.ndarray) -> dict[str, float]:
-    overlaps = self.overlaps[protocol][rows].T
+    intersection, union = self.overlaps[protocol][rows].T
     if not self.generalised:
-      return rates(*overlaps)
+      return rates(intersection, union)
     targets = np.array([sample.target_pixels for sample in self.samples], np.int64)[rows]
-    return rates(*overlaps) | generalised_rates(*overlaps, targets)
+    return rates(intersection, union) | generalised_rates(intersection, union, targets)
 
   def _intervals(self, protocol: str, rows: np.ndarray) -> dict[str, tuple[float, float]]:
     # Tables and JSON ask for the same, and bootstrapping a group of a large split takes a while.
@@ -193,7 +193,7 @@ class Results:
     return {} if self.chances is None else dict(zip(ORACLES, (100 * self.chances[rows].mean(0)).tolist()))
 
   def _figures(self, rows: np.ndarray) -> dict[str, Any]:
-    figures = {'samples': int(rows.sum())}
+    figures: dict[str, Any] = {'samples': int(rows.sum())}
     for protocol in self.protocols:
       ranges = {name: list(ends) for name, ends in self._intervals(protocol, rows).items()}
       figures[protocol] = {**self._metrics(protocol, rows), 'intervals': ranges}

@@ -53,7 +53,8 @@ def normalise(image: np.ndarray, mean: Triple, std: Triple) -> np.ndarray:
 
 def centre(array: np.ndarray, size: int) -> tuple[np.ndarray, Letterbox]:
   """`array` [h, w, ...], no side above `size`, amid a `size` square of zeros, and where it lies."""
-  box = _centred(*array.shape[:2], size)
+  height, width = array.shape[:2]
+  box = _centred(height, width, size)
   if array.shape[:2] == (size, size):
     return array, box
   square = np.zeros((size, size, *array.shape[2:]), array.dtype)
@@ -83,7 +84,8 @@ class Unplaced:
 
   def place(self, square: np.ndarray) -> None:
     """Writes what `centre(normalise(image))` is into `square`, float32 [size, size, 3] of zeros."""
-    box = _centred(*self.image.shape[:2], self.size)
+    height, width = self.image.shape[:2]
+    box = _centred(height, width, self.size)
     cv2.LUT(self.image, _normalised_levels(tuple(self.mean), tuple(self.std)), square[box.window])
 
 
@@ -111,10 +113,11 @@ def to_own_size(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _resize(array: np.ndarray, long_side: int, interpolation: int) -> np.ndarray:
-  height, width = resized_shape(*array.shape[:2], long_side)
-  if (height, width) == array.shape[:2]:
+  height, width = array.shape[:2]
+  rows, columns = resized_shape(height, width, long_side)
+  if (rows, columns) == (height, width):
     return array
-  return cv2.resize(array, (width, height), interpolation=interpolation)
+  return cv2.resize(array, (columns, rows), interpolation=interpolation)
 
 
 def _centred(height: int, width: int, size: int) -> Letterbox:

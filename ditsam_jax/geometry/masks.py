@@ -17,7 +17,7 @@ _MOST_DIGITS = 8  # characters of five bits a number: 40 bits, where no image ha
 
 def encode_rle(mask: np.ndarray) -> dict[str, Any]:
   """COCO's compressed run lengths of `mask` bool [h, w]: {'size': [h, w], 'counts': text}."""
-  runs = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+  runs: dict[str, Any] = dict(coco_mask.encode(np.asfortranarray(mask, np.uint8)))
   return {'size': [int(side) for side in mask.shape], 'counts': runs['counts'].decode('ascii')}
 
 
@@ -58,7 +58,7 @@ def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
 
 
 def _size(rle: Any) -> tuple[int, int]:
-  size = rle.get('size') if isinstance(rle, dict) else None
+  size: Any = rle.get('size') if isinstance(rle, dict) else None
   try:
     height, width = (operator.index(side) for side in size)
   except (TypeError, ValueError) as error:
@@ -71,9 +71,9 @@ def _size(rle: Any) -> tuple[int, int]:
 def _whole_numbers(counts: Any) -> list[int]:
   if isinstance(counts, np.ndarray):
     counts = counts.tolist()
-  wrong = next((count for count in counts if type(count) is not int), None)
-  if wrong is not None:
-    raise UserError(f'run lengths: a count of type {type(wrong).__name__}; expected whole numbers')
+  wrong = [type(count).__name__ for count in counts if type(count) is not int]
+  if wrong:
+    raise UserError(f'run lengths: a count of type {wrong[0]}; expected whole numbers')
   return list(counts)
 
 

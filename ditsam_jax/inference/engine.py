@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ditsam_jax.inference import programs
+from ditsam_jax.inference.programs import Device
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.weights import Weights, cast_array, dtype_named
 
@@ -34,16 +35,16 @@ class Square:
 
   def __init__(self, pixels: np.ndarray):
     self.pixels = pixels
-    self._embeddings: dict[Hashable, dict[jax.Device, jax.Array]] = {}
+    self._embeddings: dict[Hashable, dict[Device, jax.Array]] = {}
 
-  def known(self, sentence: Hashable, device: jax.Device) -> jax.Array | None:
+  def known(self, sentence: Hashable, device: Device) -> jax.Array | None:
     """An embedding, which another device may have computed."""
     copies = self._embeddings.get(sentence, {})
     if copies and device not in copies:
       copies[device] = jax.device_put(next(iter(copies.values())), device)
     return copies.get(device)
 
-  def keep(self, sentence: Hashable, device: jax.Device, embedding: jax.Array) -> None:
+  def keep(self, sentence: Hashable, device: Device, embedding: jax.Array) -> None:
     """Keeps an embedding; that of the image alone stays, those with sentences make room for later ones."""
     self._embeddings[sentence] = {device: embedding}
     with_sentence = [key for key in list(self._embeddings) if key is not None]
@@ -123,9 +124,9 @@ class Engine:
     narrow = dtype == 'auto' and given != jnp.float32  # somebody chose it
     chosen = given if dtype is None or narrow else dtype_named(dtype, self.devices[0].platform)
     self.dtype = chosen.name
-    self.parts = programs.Parts(*(part and (part[0], _cast(part[1], chosen)) for part in parts))
+    self.parts = parts.mapped(lambda weights: _cast(weights, chosen))
     self._lock = threading.Lock()
-    self._replicas: dict[jax.Device, _Replica] = {}
+    self._replicas: dict[Device, _Replica] = {}
 
   def run(self, rows: Sequence[Row], at_once: int, *, one_image: bool = False, squares: bool = False) -> list[Piece]:
     """Starts the computation of rows; devices take whole stretches of them.
@@ -147,7 +148,7 @@ class Engine:
     """The embedding [h, w, C] of an image, computed if it is not known."""
     return self._replica(self.devices[0]).embeddings([Row(square, sentence)], 1)[0]
 
-  def _replica(self, device: jax.Device) -> '_Replica':
+  def _replica(self, device: Device) -> '_Replica':
     with self._lock:
       if device not in self._replicas:  # one that is never needed gets no weights
         self._replicas[device] = _Replica(self.parts, self.config.fusion != 'none', device)
@@ -157,8 +158,8 @@ class Engine:
 class _Replica:
   """The model on one device."""
 
-  def __init__(self, parts: programs.Parts, fused: bool, device: jax.Device):
-    self._parts = programs.Parts(*(part and (part[0], jax.device_put(part[1], device)) for part in parts))
+  def __init__(self, parts: programs.Parts, fused: bool, device: Device):
+    self._parts = parts.mapped(lambda weights: jax.device_put(weights, device))
     self._fused, self._device = fused, device
     self._lock = threading.Lock()
     self._sentences: collections.OrderedDict[Hashable, jax.Array] = collections.OrderedDict()
@@ -188,13 +189,14 @@ class _Replica:
     features = self._features(rows, at_once) if features is None else features
     if not self._fused:
       features, at_once = [None] * len(rows), -(-at_once // 2)  # images of several prompts each, as a rule
-    keys = [None if text is None else row.sentence.key for row, text in zip(rows, features)]
-    found = {(id(row.square), key): row.square.known(key, self._device) for row, key in zip(rows, keys)}
+    keys = [None if text is None or row.sentence is None else row.sentence.key for row, text in zip(rows, features)]
+    known = {(id(row.square), key): row.square.known(key, self._device) for row, key in zip(rows, keys)}
+    found = {key: embedding for key, embedding in known.items() if embedding is not None}
     for with_text in (False, True):
       missing = {
         (id(row.square), key): i
         for i, (row, key) in enumerate(zip(rows, keys))
-        if found[id(row.square), key] is None and (features[i] is not None) == with_text
+        if (id(row.square), key) not in found and (features[i] is not None) == with_text
       }
       self._encode(rows, keys, features if with_text else None, list(missing.values()), at_once, found)
     return [found[id(row.square), key] for row, key in zip(rows, keys)]
@@ -212,11 +214,12 @@ class _Replica:
     """Text features [T, Ct] of every row's sentence; None for none."""
     # Those read in a batch of another size have other bits.
     keys = [None if row.sentence is None else (at_once, row.sentence.key) for row in rows]
-    sentences = {key: row.sentence for key, row in zip(keys, rows) if key is not None}
+    sentences = {key: row.sentence for key, row in zip(keys, rows) if row.sentence is not None}
     with self._lock:
-      found = {key: self._sentences.get(key) for key in sentences}
-    missing = [key for key, features in found.items() if features is None]
+      found = {key: self._sentences[key] for key in sentences if key in self._sentences}
+    missing = [key for key in sentences if key not in found]
     for some, filled in _batches(missing, at_once):
+      assert self._parts.reader is not None  # a model without one is given no sentences
       part, weights = self._parts.reader
       tokens = [np.stack([sentences[key][i] for key in filled]) for i in range(2)]
       found.update(zip(some, programs.read(part, weights, *jax.device_put(tokens, self._device))))
@@ -229,18 +232,19 @@ class _Replica:
   def _decoded(self, rows: list[Row], embeddings: list[jax.Array], features: list[jax.Array | None], squares: bool):
     part, weights = self._parts.decoder
     has_text, tokens, has_mask, multimask = rows[0].kind
-    points = tuple(np.stack([row.points[i] for row in rows]) for i in range(2)) if tokens else None
-    masks = np.stack([row.mask for row in rows]) if has_mask else None
+    given = [row.points for row in rows if row.points is not None]
+    points = (np.stack([xy for xy, _ in given]), np.stack([labels for _, labels in given])) if tokens else None
+    masks = np.stack([row.mask for row in rows if row.mask is not None]) if has_mask else None
     points, masks = jax.device_put((points, masks), self._device)
-    texts = tuple(features) if has_text else None
+    texts = tuple(text for text in features if text is not None) if has_text else None
     return programs.decode(part, weights, tuple(embeddings), points, masks, texts, multimask=multimask, squares=squares)
 
 
 def _groups(rows: list[Row], embeddings: list[jax.Array] | None) -> list[tuple[list[int], bool]]:
   """Places of rows that go through one program together, and whether from one embedding (where those are given)."""
-  groups: dict[Hashable, list[int]] = {}
+  groups: dict[tuple[tuple, int | None], list[int]] = {}
   for i, row in enumerate(rows):
-    groups.setdefault((row.kind, embeddings and id(embeddings[i])), []).append(i)
+    groups.setdefault((row.kind, None if embeddings is None else id(embeddings[i])), []).append(i)
   if embeddings is None:
     return [(group, False) for group in groups.values()]
   alone: dict[tuple, list[int]] = {}  # an embedding with a single prompt is no reason for a batch of its own

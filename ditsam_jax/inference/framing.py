@@ -71,14 +71,15 @@ def resized_as_meta(height: int, width: int, long_side: int) -> tuple[int, int]:
 
 def resize_as_meta(image: np.ndarray, long_side: int) -> np.ndarray:
   """`image` uint8 [h, w, 3] with its long side at `long_side`, by Pillow, which smooths when it shrinks."""
-  height, width = resized_as_meta(*image.shape[:2], long_side)
+  height, width = resized_as_meta(image.shape[0], image.shape[1], long_side)
   return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def _top_left(image: np.ndarray, config: DitSamConfig) -> tuple[np.ndarray, Letterbox]:
   """ResizeLongestSide and preprocess: f32 [S, S, 3], and where the image lies."""
   resized = resize_as_meta(image, config.image_size)
-  box = Letterbox(0, 0, *resized.shape[:2])
+  height, width = resized.shape[:2]
+  box = Letterbox(0, 0, height, width)
   square = np.zeros((config.image_size, config.image_size, 3), np.float32)
   square[box.window] = normalise(resized, config.pixel_mean, config.pixel_std)
   return square, box

@@ -6,8 +6,8 @@ is kept of an image or of a sentence is an array of its own, whatever batch it w
 """
 
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,8 @@ from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.prompt_encoder import ABSENT
 from ditsam_jax.models.weights import Structure, Weights, weights_of
 
+Device = Any  # jax.Device, of which type checkers know nothing
+
 
 class Parts(NamedTuple):
   """A model in the three parts that the programs are made of, each with its weights, in evaluation mode."""
@@ -25,10 +27,18 @@ class Parts(NamedTuple):
   encoder: tuple[Structure, Weights]
   decoder: tuple[Structure, Weights]
 
+  def mapped(self, function: Callable[[Weights], Weights]) -> 'Parts':
+    """The same with other weights."""
+
+    def of(part: tuple[Structure, Weights]) -> tuple[Structure, Weights]:
+      return part[0], function(part[1])
+
+    return Parts(self.reader and of(self.reader), of(self.encoder), of(self.decoder))
+
 
 def parts_of(model: DitSam) -> Parts:
   """The parts of a model, whose own mode does not matter."""
-  whole = nnx.merge(*nnx.split(model))
+  whole: Any = nnx.merge(*nnx.split(model))  # what is left of it is no whole DitSam
   whole.eval()
   reader, encoder = whole.text_encoder, whole.image_encoder
   whole.text_encoder = whole.image_encoder = None

@@ -4,12 +4,12 @@ import dataclasses
 import os
 from typing import Any
 
-import jax
 import numpy as np
 
 from ditsam_jax.errors import UserError
 from ditsam_jax.geometry.letterbox import logit
 from ditsam_jax.inference.framing import Framed, frame, resize_as_meta, resized_as_meta
+from ditsam_jax.inference.programs import Device
 from ditsam_jax.inference.prompts import Prompt
 from ditsam_jax.inference.segmenter import Segmenter, load_with_tokenizer
 from ditsam_jax.models.config import DitSamConfig
@@ -37,7 +37,7 @@ class _Sam:
 
   mask_threshold: float  # on logits
   image_encoder: _ImageEncoder
-  device: jax.Device
+  device: Device
   image_format: str = 'RGB'
 
 
@@ -130,7 +130,7 @@ class SamPredictor:
     return cls(model, tokenizer=tokenizer, dtype=dtype)
 
   @property
-  def device(self) -> jax.Device:
+  def device(self) -> Device:
     """The device that encodes the image."""
     return self.model.device
 
@@ -228,14 +228,20 @@ class SamPredictor:
       NoImageError: no image is set.
       UserError: a prompt is invalid, or the numbers of prompts differ.
     """
-    given = {'point_coords': point_coords, 'point_labels': point_labels, 'boxes': boxes, 'mask_input': mask_input}
+    given: dict[str, Any] = {
+      'point_coords': point_coords,
+      'point_labels': point_labels,
+      'boxes': boxes,
+      'mask_input': mask_input,
+    }
     given['text'] = text
     counts = {name: _count(name, value) for name, value in given.items() if value is not None}
     if len(set(counts.values())) != 1 or not max(counts.values()):
       told = ', '.join(f'{count} {name}' for name, count in counts.items()) or 'no prompts'
       raise UserError(f'{told}: expected the same number of each, at least 1')
     rows = zip(*([None] * max(counts.values()) if value is None else value for value in given.values()))
-    return self._predicted([_prompt(*row[:4], multimask_output, row[4]) for row in rows], return_logits)
+    prompts = [_prompt(xy, labels, box, mask, multimask_output, sentence) for xy, labels, box, mask, sentence in rows]
+    return self._predicted(prompts, return_logits)
 
   def get_image_embedding(self) -> np.ndarray:
     """The image embedding without a sentence, f32 [1, C, h, w], as in Meta's code."""
@@ -265,7 +271,8 @@ class SamPredictor:
     found = self._segmenter.predict(framed, checked, at_once=at_once)
     # One at a time: logits at the image's own size take four times the memory of the masks.
     rows = ((each.logits if return_logits else each.masks, each.scores, each.low_res_logits) for each in found)
-    return tuple(np.stack(arrays) for arrays in zip(*rows))
+    masks, scores, low_res = (np.stack(arrays) for arrays in zip(*rows))
+    return masks, scores, low_res
 
 
 def _prompt(points, labels, box, mask, multimask, text) -> Prompt:

@@ -217,14 +217,16 @@ class Segmenter:
       yield failed, None
 
   def _begun(self, batch: list[tuple[Framed, Prompt]], at_once: int, one_image: bool = False) -> list[Piece]:
-    return self.engine.run([self._row(*request) for request in batch], at_once, one_image=one_image)
+    return self.engine.run([self.row(*request) for request in batch], at_once, one_image=one_image)
 
-  def _row(self, framed: Framed, prompt: Prompt) -> Row:
+  def row(self, framed: Framed, prompt: Prompt) -> Row:
+    """A prompt on an image as the engine takes it."""
     sentence = None if prompt.text is None else self._read(prompt.text).sentence
     points = point_tokens(prompt, framed.scale, framed.offset)
     return Row(framed.square, sentence, points, prompt.mask, prompt.multimask)
 
   def _read_anew(self, text: str) -> _Read:
+    assert self.tokenizer is not None  # see `prompt`
     ids, token_mask = self.tokenizer([text])
     return _Read(Sentence(ids[0], token_mask[0]), self.tokenizer.cut(text), tuple(self.tokenizer.unknown(text)))
 

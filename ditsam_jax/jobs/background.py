@@ -3,7 +3,7 @@
 import collections
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -87,7 +87,7 @@ class _Room:
 
 def in_order(
   function: Callable[[T], R], items: Iterable[T], size: Callable[[T], int], threads: int = THREADS
-) -> Iterator[tuple[T, R | UserError]]:
+) -> Generator[tuple[T, R | UserError], None, None]:
   """Yields (item, function(item) or the UserError it raised) in order, while items go on coming.
 
   Where `items` end with an exception, Ctrl-C too, what has been begun is yielded before it is raised.

@@ -79,10 +79,10 @@ class DitSamConfig:
   fusion: str = declared('layer_wise', Choice(tuple(FUSIONS)), 'How text enters the image encoder')
   fusion_dropout: float = declared(0.1, BELOW_ONE, 'Dropout after each projection of the text, in training')
   image_size: int = declared(512, Whole(1, 8192), 'Side of the square input image; a multiple of the patch size')
-  pixel_mean: tuple[float, ...] = declared(
+  pixel_mean: tuple[float, float, float] = declared(
     IMAGENET_MEAN, Several(Real(0, 1), 3, 3), 'Subtracted from red, green and blue, on a scale of 0 to 1'
   )
-  pixel_std: tuple[float, ...] = declared(
+  pixel_std: tuple[float, float, float] = declared(
     IMAGENET_STD, Several(Real(0.001, 10), 3, 3), 'Red, green and blue are then divided by this'
   )
   max_text_tokens: int = declared(20, Whole(1, 8192), 'Tokens kept per sentence')
@@ -147,11 +147,9 @@ class DitSamConfig:
     return dataclasses.asdict(self)
 
   @classmethod
-  def from_dict(cls, fields: dict[str, Any]) -> 'DitSamConfig':
+  def from_dict(cls, fields: Any) -> 'DitSamConfig':
     """The inverse of `to_dict`, also from JSON. Raises ValueError for unknown fields and impossible values."""
-    if (
-      isinstance(fields, dict) and fields.get('attention') == 'auto'
-    ):  # missing in models saved before it became a field
+    if isinstance(fields, dict) and fields.get('attention') == 'auto':  # in models saved before it became a setting
       fields = {name: value for name, value in fields.items() if name != 'attention'}
     return read(cls, fields, 'model')
 

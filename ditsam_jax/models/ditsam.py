@@ -95,10 +95,13 @@ class DitSam(nnx.Module):
         'masks': masks,
       },
     )
-    text = None if token_ids is None else self.text_encoder(token_ids, token_mask, rngs=rngs)
+    text = None
+    if self.text_encoder is not None and token_ids is not None and token_mask is not None:
+      text = self.text_encoder(token_ids, token_mask, rngs=rngs)
     embedding = self.image_encoder(images, text, rngs=rngs, execution=execution)
-    sparse = self.prompt_encoder.sparse(points, point_labels, boxes, images.shape[1:3])
-    return self.decode(embedding, sparse, masks, images.shape[1:3], multimask, text)
+    size = images.shape[1], images.shape[2]
+    sparse = self.prompt_encoder.sparse(points, point_labels, boxes, size)
+    return self.decode(embedding, sparse, masks, size, multimask, text)
 
   def decode(
     self,
@@ -123,6 +126,7 @@ class DitSam(nnx.Module):
     """
     _, h, w, width = embedding.shape
     if text is not None:
+      assert self.text_proj is not None  # without a text encoder there is no text
       sparse = [*sparse, self.text_proj(text)]
       if sparse_mask is not None:
         sparse_mask = jnp.pad(sparse_mask, ((0, 0), (0, text.shape[1])), constant_values=True)
@@ -155,12 +159,13 @@ class DitSam(nnx.Module):
       '4w': 4 * images.shape[2] // patch,
     }
     for name, axes in _PROMPT_AXES.items():
-      if prompts[name] is None:
+      prompt = prompts[name]
+      if prompt is None:
         continue
-      shape = prompts[name].shape  # T and P get their size from the first prompt that has them
+      shape = prompt.shape  # T and P get their size from the first prompt that has them
       if len(shape) != len(axes) or any(sizes.setdefault(axis, size) != size for axis, size in zip(axes, shape)):
         known = ', '.join(f'{axis} = {sizes[axis]}' for axis in axes if axis in sizes and not axis.isdigit())
         raise ValueError(f'{name} is {shape}; expected [{", ".join(axes)}] with {known}')
-    limit = self.config.text_encoder.max_positions if self.text_encoder is not None else 0
+    limit = self.config.text_encoder.max_positions if self.config.text_encoder is not None else 0
     if sizes.get('T', 0) > limit:
       raise ValueError(f'{sizes["T"]} tokens per sentence; the text encoder has {limit} positions')

@@ -4,7 +4,7 @@ Matrix products and convolutions only, two FLOPs for a multiplication and its ad
 channels, resizing of images and tables, and everything elementwise do not count.
 """
 
-from ditsam_jax.models.config import DitSamConfig
+from ditsam_jax.models.config import DitSamConfig, TextEncoderConfig
 from ditsam_jax.models.instruction import FUSIONS
 from ditsam_jax.models.layers import attention_flops, linear_flops
 from ditsam_jax.models.mask_decoder import MASK_TOKENS
@@ -24,7 +24,8 @@ def forward_flops(config: DitSamConfig, *, prompts: int = 1, prompt_tokens: int 
     'mask_decoder': prompts * _mask_decoder(config, text if prompt_tokens is None else prompt_tokens),
   }
   if text:
-    parts['text_encoder'] = _text_encoder(config)
+    assert config.text_encoder is not None  # no other model takes sentences
+    parts['text_encoder'] = _text_encoder(config.text_encoder, text)
     parts['text_proj'] = 2 * text * config.text_encoder.width * config.mask_decoder.width
     parts['instruction'] = FUSIONS[config.fusion].flops(config.fusion_sizes)
   return parts
@@ -56,8 +57,7 @@ def _image_encoder(config: DitSamConfig, text: int) -> int:
   return flops + linear_flops(tokens, width, out) + 9 * linear_flops(tokens, out, out)
 
 
-def _text_encoder(config: DitSamConfig) -> int:
-  encoder, text = config.text_encoder, config.max_text_tokens
+def _text_encoder(encoder: TextEncoderConfig, text: int) -> int:
   width = encoder.width
   attention = 4 * linear_flops(text, width, width) + attention_flops(text, text, width)
   return encoder.depth * (attention + linear_flops(text, width, encoder.mlp_width, width))

@@ -1,6 +1,7 @@
 """SAM's ViT (arXiv 2304.02643), once, for every fusion."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +81,9 @@ class Attention(nnx.Module):
       weight = weight.reshape(*weight.shape[:-1], 3, self.heads, -1).swapaxes(-3, -2)
       return shard(weight, *[None] * (weight.ndim - 3), TENSOR, None, None).reshape(*weight.shape[:-3], -1)
 
-    qkv = x.reshape(-1, width) @ by_head(self.qkv.kernel[...]) + by_head(self.qkv.bias[...])
+    kernel, bias = self.qkv.kernel, self.qkv.bias
+    assert bias is not None  # it was made with one
+    qkv = x.reshape(-1, width) @ by_head(kernel[...]) + by_head(bias[...])
     qkv = shard(qkv.reshape(batch, length, self.heads, 3, -1), BATCH, None, TENSOR, None, None)
     return qkv.transpose(3, 0, 2, 1, 4)
 
@@ -169,18 +172,18 @@ class ImageEncoder(nnx.Module):
     x = x + resize_grid(self.pos_embed[...], (h, w))
     x = shard_rows(x.reshape(batch, h * w, width))
     instruction = None if text is None else self.instruction
-    features = None if instruction is None else instruction.features(text)
+    features = None if instruction is None or text is None else instruction.features(text)
     if execution.scan and self._alike(instruction):
       slots = (
         None
-        if instruction is None
+        if instruction is None or features is None
         else jnp.stack([instruction.slots(i, features, None, rngs) for i in range(len(self.blocks))])
       )
       x = self._scanned(x, (h, w), slots, execution)
     else:
       slots = None
       for i, block in enumerate(self.blocks):
-        slots = None if instruction is None else instruction.slots(i, features, slots, rngs)
+        slots = None if instruction is None or features is None else instruction.slots(i, features, slots, rngs)
         run = functools.partial(_run, block, i, (h, w), execution.attention)
         slots, x = execution.rematerialised(run)(slots, x)
     return self.neck(x.reshape(batch, h, w, width))
@@ -220,7 +223,8 @@ def stacked_weights(blocks: nnx.List, grid: tuple[int, int]) -> nnx.State:
 def _weights(block: Block, grid: tuple[int, int]) -> nnx.State:
   """A block's weights with tables of the grid's size, so that those of all blocks have the same shapes."""
   _, weights = nnx.split(block)
+  tables: Any = weights['attn']
   for name, size in zip(('rel_pos_h', 'rel_pos_w'), grid):
-    table = weights['attn'][name]
-    weights['attn'][name] = table.replace(resize_rows(table[...], 2 * size - 1))
+    table = tables[name]
+    tables[name] = table.replace(resize_rows(table[...], 2 * size - 1))
   return weights

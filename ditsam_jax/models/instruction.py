@@ -52,6 +52,9 @@ class Instruction(nnx.Module):
   any_text_width: ClassVar[bool] = False  # whether text features may differ in width from image tokens
   travels: ClassVar[bool] = True  # whether slots(i) reads the slots after block i-1
 
+  def __init__(self, sizes: Sizes, *, rngs: nnx.Rngs):
+    del sizes, rngs
+
   @classmethod
   def check(cls, sizes: Sizes) -> None:
     """Raises ValueError where the fusion cannot be used in a model of these sizes."""
@@ -137,6 +140,7 @@ class LayerWiseProjected(LayerWise):
 
   def __init__(self, sizes: Sizes, *, rngs: nnx.Rngs):
     super().__init__(sizes, rngs=rngs)
+    assert sizes.text_width is not None  # see `check`
     self.prob_text = layers.Linear(sizes.text_width, sizes.width, rngs=rngs)
 
   @classmethod

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,11 +74,12 @@ class LayerNorm(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     scale, bias = at_least_f32(self.scale[...]), at_least_f32(self.bias[...])
-    return _layer_norm(at_least_f32(x), scale, bias, self.epsilon).astype(x.dtype)
+    normed: Any = _layer_norm(at_least_f32(x), scale, bias, self.epsilon)  # custom_vjp hides its type
+    return normed.astype(x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _layer_norm(x, scale, bias, epsilon):
+def _layer_norm(x, scale, bias, epsilon) -> jax.Array:
   return _layer_norm_forward(x, scale, bias, epsilon)[0]
 
 

@@ -88,6 +88,7 @@ class PromptEncoder(nnx.Module):
     """Sparse tokens of points and boxes, as a list to be joined; points without a box get SAM's padding point."""
     tokens = []
     if points is not None:
+      assert labels is not None  # they go together
       if boxes is None:
         points = jnp.pad(points, ((0, 0), (0, 1), (0, 0)))
         labels = jnp.pad(labels, ((0, 0), (0, 1)), constant_values=-1)

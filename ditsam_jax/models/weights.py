@@ -14,17 +14,17 @@ from ditsam_jax.parallel.weights import at_use
 DTYPES = ('auto', 'float32', 'bfloat16')
 
 Weights = dict[str, jax.Array]  # by dotted path; plain dictionaries cost a dispatch nothing, NNX states do
-Module = TypeVar('Module', bound=nnx.Module)
+M = TypeVar('M', bound=nnx.Module)
 
 
-class Structure(Generic[Module]):
+class Structure(Generic[M]):
   """A module without its weights: `structure.module(weights)` puts them together again.
 
   It holds no arrays but those of random streams, and equals those of other modules of the same structure: programs that
   are compiled for one serve all.
   """
 
-  def __init__(self, module: Module):
+  def __init__(self, module: M):
     self._graph, weights, self._streams = nnx.split(module, is_weight, ...)
     self._variables = {
       dotted(path): (path, variable.replace(jax.ShapeDtypeStruct(variable.shape, variable.dtype)))
@@ -32,7 +32,7 @@ class Structure(Generic[Module]):
     }
     self.parameters = {name for name, (_, variable) in self._variables.items() if isinstance(variable, nnx.Param)}
 
-  def module(self, *weights: Weights) -> Module:
+  def module(self, *weights: Weights) -> M:
     """The module with these weights (together all of them), in the mode it had."""
     merged = {name: array for part in weights for name, array in part.items()}
     state = nnx.from_flat_state(
@@ -103,7 +103,7 @@ def is_weight(path: tuple, value: Any) -> bool:
   return isinstance(value, nnx.Variable) and not isinstance(value, nnx.RngState)
 
 
-def module_at_use(module: nnx.Module, path: str) -> nnx.Module:
+def module_at_use(module: M, path: str) -> M:
   """A copy of a module whose weights are gathered; `path` is where in the whole model it is."""
   if axis_size(FSDP) == 1:
     return module

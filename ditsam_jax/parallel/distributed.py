@@ -81,9 +81,12 @@ def on_any_host(condition: bool) -> bool:
 
 def first_alone_first(function: Callable[[], T], name: str) -> T:
   """Calls a function on all hosts, but on the first one before the others: what it makes, they find."""
-  made = function() if is_first() else None
+  if not is_first():
+    wait_for_all(name)
+    return function()
+  made = function()
   wait_for_all(name)
-  return made if is_first() else function()
+  return made
 
 
 def gathered(rows: list[Any]) -> list[Any]:

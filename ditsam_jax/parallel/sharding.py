@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
 
+from ditsam_jax.config.run import MeshConfig
 from ditsam_jax.errors import UserError
 from ditsam_jax.parallel.activations import AXES, BATCH, DATA, FSDP, TENSOR
 from ditsam_jax.parallel.weights import spec_at_rest
@@ -20,7 +20,7 @@ MOST_FSDP = (
 )
 
 
-def make_mesh(config: ConfigDict, devices: list[jax.Device] | np.ndarray | None = None) -> Mesh:
+def make_mesh(config: MeshConfig, devices: list[Any] | np.ndarray | None = None) -> Mesh:
   """The mesh of `config.mesh` (`data`, `fsdp`, `tensor`; one of them may be -1, the rest of the devices).
 
   Where both `data` and `fsdp` are -1, `fsdp` is as many of the rest as divide it, MOST_FSDP at most, and `data` what
@@ -35,7 +35,7 @@ def make_mesh(config: ConfigDict, devices: list[jax.Device] | np.ndarray | None 
   """
   devices = jax.devices() if devices is None else devices
   count = np.size(devices)
-  sizes = [config[axis] for axis in AXES]
+  sizes = [getattr(config, axis) for axis in AXES]
   told = ' '.join(f'--config.mesh.{axis}={size}' for axis, size in zip(AXES, sizes))
   both = sizes[:2] == [-1, -1] and sizes[2] != -1
   if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1 and not both:

@@ -31,7 +31,7 @@ def shapes_and_types(folder: Path) -> dict[str, jax.ShapeDtypeStruct]:
     return {name: jax.ShapeDtypeStruct(tuple(array.shape), array.dtype) for name, array in tree.items()}
 
 
-def read(folder: Path, places: dict[str, jax.ShapeDtypeStruct] | None = None) -> dict[str, Any]:
+def read(folder: Path, places: Mapping[str, jax.Array | jax.ShapeDtypeStruct] | None = None) -> dict[str, Any]:
   """All stored arrays, in NumPy, in their own types; or those in `places`, with the types and shardings given there.
 
   Raises:

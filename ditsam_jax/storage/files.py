@@ -3,15 +3,18 @@
 import collections
 import contextlib
 import errno
+import io
 import json
 import math
 import os
 import re
+import shutil
 import stat
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from ditsam_jax.errors import UserError
 from ditsam_jax.terminal import printable
@@ -19,6 +22,7 @@ from ditsam_jax.terminal import printable
 MOST_JSON = 2**24  # bytes of a JSON file that people or this library write; data sets have larger ones
 _SURROGATE = re.compile(rb'\\u[dD][89a-fA-F]')
 
+_QUIET = 6  # times in a row that a folder stays away
 UNFINISHED = r'\.writing-[0-9a-f]{32}'  # names of what a killed process leaves
 
 
@@ -51,7 +55,18 @@ def write_json(path: Path, data: Any) -> None:
   write_text(path, json.dumps(data, indent=1) + '\n')
 
 
-def open_regular(path: str | os.PathLike, *, most_bytes: int, name: str = '') -> BinaryIO:
+def remove_for_good(folder: Path) -> None:
+  """Removes a folder to which a library's threads may still add after they have failed: TensorStore makes it anew."""
+  absent = 0 if folder.exists() else _QUIET
+  for _ in range(100):
+    if absent == _QUIET:
+      return
+    absent = 0 if folder.exists() else absent + 1
+    shutil.rmtree(folder, ignore_errors=True)
+    time.sleep(0.05)
+
+
+def open_regular(path: str | os.PathLike, *, most_bytes: int, name: str = '') -> io.BufferedReader:
   """Opens a regular file for reading, never waiting for a pipe or reading a device.
 
   Raises:
@@ -118,7 +133,7 @@ def read_json(
       raise ValueError(f'an object has the key {twice!r} twice')
     return hook(item) if hook else item
 
-  checks = {'parse_constant': _no_number, 'parse_float': _finite} if finite else {}
+  checks: dict[str, Any] = {'parse_constant': _no_number, 'parse_float': _finite} if finite else {}
   try:
     data = read_bytes(path, most_bytes=most_bytes)
     suspicious = _SURROGATE.search(data) is not None

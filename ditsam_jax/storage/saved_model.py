@@ -11,7 +11,7 @@ A training workdir holds such a folder as `model/`; the workdir's path works too
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from ditsam_jax.storage.description import (
   read_config,
   read_description,
 )
-from ditsam_jax.storage.files import read_json
+from ditsam_jax.storage.files import read_json, remove_for_good
 from ditsam_jax.storage.paths import local_path
 from ditsam_jax.storage.places import resolve
 from ditsam_jax.terminal import listed, printable
@@ -208,11 +208,13 @@ def write(
       f'the model cannot be written to {printable(directory)}: {reason}; choose another place, or free some space'
     ) from error
   finally:
-    shutil.rmtree(temporary, ignore_errors=True)
+    remove_for_good(temporary)
   return directory
 
 
-def read_start(name_or_dir: str | os.PathLike, expected: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+def read_start(
+  name_or_dir: str | os.PathLike, expected: Mapping[str, jax.Array | jax.ShapeDtypeStruct]
+) -> dict[str, jax.Array]:
   """Reads the expected weights (by dotted path, with shardings) that a saved model has, each onto its devices.
 
   Raises:
@@ -225,8 +227,8 @@ def read_start(name_or_dir: str | os.PathLike, expected: dict[str, jax.ShapeDtyp
 
 
 def check_start(
-  name_or_dir: str | os.PathLike, expected: dict[str, jax.ShapeDtypeStruct]
-) -> dict[str, jax.ShapeDtypeStruct]:
+  name_or_dir: str | os.PathLike, expected: Mapping[str, jax.Array | jax.ShapeDtypeStruct]
+) -> dict[str, jax.Array | jax.ShapeDtypeStruct]:
   """The expected weights that a saved model has; reads no values.
 
   Raises:

@@ -20,12 +20,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from ditsam_jax.data.pipeline import BatchStream
 from ditsam_jax.errors import UserError
 from ditsam_jax.parallel import distributed
 from ditsam_jax.storage.files import read_json
@@ -108,7 +108,7 @@ class Checkpoints:
     """Of the newest whole checkpoint."""
     return self._steps[-1] if self._steps else None
 
-  def save(self, state: TrainState, iterator: grain.DatasetIterator, progress: Progress) -> None:
+  def save(self, state: TrainState, iterator: BatchStream, progress: Progress) -> None:
     """Begins to save, when the save before is done; does nothing where this step is saved already.
 
     Raises:
@@ -162,7 +162,7 @@ class Checkpoints:
       self._steps = [step for step in self._steps if step != self._writing]
     self._tell_failure()
 
-  def restore(self, state: TrainState, iterator: grain.DatasetIterator) -> tuple[TrainState, Progress]:
+  def restore(self, state: TrainState, iterator: BatchStream) -> tuple[TrainState, Progress]:
     """The newest whole checkpoint; the iterator is put into its place.
 
     Args:
@@ -191,7 +191,7 @@ class Checkpoints:
       distributed.tell(f'{problem}; trying the previous one')
       self._steps = self._whole(below=self.latest_step)
 
-  def _read(self, folder: Path, state: TrainState, iterator: grain.DatasetIterator) -> tuple[TrainState, Progress]:
+  def _read(self, folder: Path, state: TrainState, iterator: BatchStream) -> tuple[TrainState, Progress]:
     run = _read_run(folder)
     if changed := differences(run['config'], self._config):
       raise UserError(

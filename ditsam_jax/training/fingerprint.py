@@ -1,13 +1,14 @@
 """A fingerprint of weights: equal if and, practically, only if every bit of every array is equal."""
 
 import hashlib
+from collections.abc import Mapping
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
 
-def weights_sha256(**parts: dict[str, jax.Array]) -> str:
+def weights_sha256(**parts: Mapping[str, jax.Array | np.ndarray]) -> str:
   """SHA-256 over name (part/name), type, shape and bytes (C order) of every array, in the order of the names.
 
   Arrays may be sharded in any way, which does not change the result; one of them at a time is gathered. Where they

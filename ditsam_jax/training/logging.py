@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from tensorboardX import summary
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]  # protobuf makes them when run
 from tensorboardX.record_writer import masked_crc32c
 
 from ditsam_jax.terminal import progress

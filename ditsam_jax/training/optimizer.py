@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 import optax.contrib
-from ml_collections import ConfigDict
 
+from ditsam_jax.config.run import ResolvedOptimizerConfig
 from ditsam_jax.errors import UserError
 
 # Names that stand for a part of the model in `freeze`; anything else is a regular expression over parameter paths.
@@ -43,7 +43,9 @@ def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
   return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def make_optimizer(config: ConfigDict, total_steps: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+def make_optimizer(
+  config: ResolvedOptimizerConfig, total_steps: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
   """Optimiser and its learning-rate schedule from `config.optimizer`."""
   rate = schedule(
     config.learning_rate,

@@ -13,8 +13,8 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
+from ditsam_jax.config.run import ResolvedRunConfig
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
@@ -43,7 +43,7 @@ class Program:
   mesh: Mesh
   structure: Structure
   state: TrainState  # shapes, types and shardings
-  batch: Batch  # likewise, of a whole batch over all hosts
+  batch: dict[str, jax.ShapeDtypeStruct]  # of a whole batch over all hosts
   _step: Any
   _optimizer: optax.GradientTransformation
   _model: DitSamConfig
@@ -96,7 +96,7 @@ class Program:
     return averaged_model(self.structure, state._replace(ema=ema, frozen=frozen))
 
 
-def build(config: ConfigDict, model: DitSamConfig, mesh: Mesh) -> Program:
+def build(config: ResolvedRunConfig, model: DitSamConfig, mesh: Mesh) -> Program:
   """The program of a config with all lengths (config/lengths.py) on a mesh, whose devices need not be there.
 
   Raises:
@@ -121,7 +121,7 @@ def build(config: ConfigDict, model: DitSamConfig, mesh: Mesh) -> Program:
     optimizer,
     rate,
     text_forward if config.task == 'text' else prompt_forward,
-    loss_weights=config.loss.to_dict(),
+    loss_weights=dataclasses.asdict(config.loss),
     ema_limit=config.ema,
     seed=config.seed,
     execution=Execution(config.remat, config.scan, attention),
@@ -151,7 +151,7 @@ def attention_for(name: str, model: DitSamConfig, platform: str, dtype) -> str:
   return name
 
 
-def _batch(config: ConfigDict, model: DitSamConfig, mesh: Mesh) -> Batch:
+def _batch(config: ResolvedRunConfig, model: DitSamConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
   """Shapes of a batch as the pipeline makes them, see `train_batches` and `prompt_batches`."""
   rows, size, tokens = config.data.batch_size, model.image_size, model.max_text_tokens
   count = config.data.objects_per_image

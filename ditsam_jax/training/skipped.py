@@ -55,7 +55,7 @@ class SkippedUpdates:
     path = self._workdir / f'skipped_batch_{step.number}{host}.npz'
     try:
       with written_whole(path) as unfinished, unfinished.open('wb') as file:
-        np.savez(file, **step.batch)
+        np.savez(file, **step.batch)  # pyright: ignore[reportArgumentType]  # no array is called `allow_pickle`
     except OSError as error:
       return f'its batch could not be written to {path} ({error.strerror})'
     return f'its batch is in {path}'

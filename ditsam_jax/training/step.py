@@ -75,12 +75,13 @@ def prompt_forward(model: DitSam, batch: Batch, loss_weights: dict[str, float], 
   """
   batch_size, count = batch['labels'].shape[:2]
   images = batch['image']
+  size = images.shape[1], images.shape[2]
   embedding = jnp.repeat(model.image_encoder(images, rngs=rngs, execution=execution), count, axis=0)
   flat = {
     name: batch[name].reshape(batch_size * count, *batch[name].shape[2:]) for name in ('points', 'labels', 'masks')
   }
-  sparse = model.prompt_encoder.embed_points(flat['points'], flat['labels'], images.shape[1:3])
-  out = model.decode(embedding, [sparse], None, images.shape[1:3])
+  sparse = model.prompt_encoder.embed_points(flat['points'], flat['labels'], size)
+  out = model.decode(embedding, [sparse], None, size)
   return mask_loss(out.logits, flat['masks'], out.iou, **loss_weights)
 
 

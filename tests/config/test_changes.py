@@ -102,7 +102,7 @@ def test_a_group_can_be_taken_away_where_that_means_something():
     ('freeze=(', ['config.freeze', 'regular expression']),
     ('freeze=a\nb', ['config.freeze']),
     ('data.threads=1000', ['config.data.threads is 1000', '256']),
-    ('data.processes=1000', ['config.data.processes is 1000', '256']),
+    ('data.processes=1000', ['config.data.processes is 1000', 'from 0 to 64']),
     ('data.processes=-1', ['config.data.processes is -1']),
     ('data.data_dir=gs://bucket/data', ['config.data.data_dir', 'gs:// is not supported', 'gcsfuse']),
     ('init_from=s3://bucket/model', ['config.init_from', 's3:// is not supported']),

@@ -27,15 +27,16 @@ def assert_same_bits(ours, theirs):
     )
 
 
+@pytest.mark.verifies('PyTorch weights in and out again', against="the release's six checkpoints", within='equal bits')
 @pytest.mark.parametrize(
   'name, flags',
   [
     ('ldit', ['--fusion=layer_wise', '--decoder-heads=4', '--text-heads=4']),
     ('edit', ['--fusion=e2e', '--decoder-heads=4', '--text-heads=4']),
     ('sam_text', ['--decoder-heads=4', '--text-heads=4']),
-    ('edit_token', ['--text-heads=5']),
-    ('ldit_token', ['--text-heads=5']),
-    ('ldit_wide', ['--text-heads=4']),
+    ('edit_token', ['--decoder-heads=8', '--text-heads=5']),
+    ('ldit_token', ['--decoder-heads=8', '--text-heads=5']),
+    ('ldit_wide', ['--decoder-heads=8', '--text-heads=4']),
   ],
 )
 def test_the_releases_checkpoints_come_back_whole(tmp_path, name, flags):
@@ -58,6 +59,9 @@ def test_so_does_the_fusion_that_there_is_none_of(tmp_path):
   )
 
 
+@pytest.mark.verifies(
+  'PyTorch weights in and out again, in f32, f16 and bf16', against="a checkpoint of Meta's SAM", within='equal bits'
+)
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 def test_metas_sam_comes_back_in_its_own_layout_and_type(tmp_path, dtype):
   tensors = torch_models.save_meta(torch_models.random_peer(torch_models.SAM), tmp_path / 'sam.pth')

@@ -52,6 +52,11 @@ def our_gradients(name: str, batch: dict) -> dict[str, np.ndarray]:
   return gradients
 
 
+@pytest.mark.verifies(
+  'The gradient of every parameter, L-DIT and E-DIT',
+  against="PyTorch autograd of the same model, of Meta's modules",
+  within="1e-3 of each gradient's norm",
+)
 @pytest.mark.parametrize('name', ['ldit', 'edit'])
 def test_every_parameters_gradient(name):
   batch = {key: golden_arrays(name)[f'train/{key}'][0] for key in ('image', 'token_ids', 'token_mask', 'mask')}

@@ -74,7 +74,7 @@ def test_other_things_than_tensors(tmp_path):
   ):
     torch.save(content, tmp_path / 'other.pth')
     assert message in refusal(tmp_path, tmp_path / 'other.pth')
-  assert 'No such file' in refusal(tmp_path, tmp_path / 'absent.pth')
+  assert 'no such file' in refusal(tmp_path, tmp_path / 'absent.pth')
 
 
 def test_all_problems_in_one_report(tmp_path, ldit, capsys):
@@ -156,7 +156,7 @@ def test_what_shapes_cannot_tell_is_asked_for(tmp_path):
   assert 'give --decoder-heads' in refusal(tmp_path, file, '--fusion=layer_wise', '--text-heads=4')
   assert 'does not fit the tensors' in refusal(tmp_path, file, '--fusion=cross_attention', *heads)
   assert '5 heads do not divide' in refusal(tmp_path, file, '--fusion=e2e', '--text-heads=5', '--decoder-heads=4')
-  assert 'must be a multiple' in refusal(tmp_path, file, *FLAGS, '--image-size=100')
+  assert 'expected a multiple' in refusal(tmp_path, file, *FLAGS, '--image-size=100')
 
 
 def test_files_in_the_wrong_place(tmp_path):

@@ -38,15 +38,18 @@ def largest_difference(directory, peer) -> float:
   return max(relative_differences(ours, run_peer(peer.double(), inputs)).values())
 
 
+@pytest.mark.verifies(
+  "Masks of the release's six checkpoints, converted", against='the DIT release', within='2e-5 relative'
+)
 @pytest.mark.parametrize(
   'name, flags, side',
   [
     ('ldit', ['--fusion=layer_wise', '--decoder-heads=4', '--text-heads=4'], 128),
     ('edit', ['--fusion=e2e', '--decoder-heads=4', '--text-heads=4'], 128),
     ('sam_text', ['--decoder-heads=4', '--text-heads=4'], 128),
-    ('edit_token', ['--text-heads=5'], 96),
-    ('ldit_token', ['--text-heads=5'], 96),
-    ('ldit_wide', ['--text-heads=4'], 96),
+    ('edit_token', ['--decoder-heads=8', '--text-heads=5'], 96),
+    ('ldit_token', ['--decoder-heads=8', '--text-heads=5'], 96),
+    ('ldit_wide', ['--decoder-heads=8', '--text-heads=4'], 96),
   ],
 )
 def test_the_releases_checkpoints_give_its_numbers(tmp_path, name, flags, side):
@@ -70,6 +73,11 @@ def test_the_releases_checkpoints_give_its_numbers(tmp_path, name, flags, side):
   assert dataclasses.replace(model.config, text_encoder=text, fusion_dropout=0.0) == golden_config(name, side)
 
 
+@pytest.mark.verifies(
+  'Every stage of a converted model of every fusion, and of plain SAM with windows',
+  against="the same model in PyTorch, of Meta's modules, in float64",
+  within='2e-6 relative',
+)
 @pytest.mark.parametrize('fusion', FUSIONS)
 def test_every_fusion_is_recognised_and_exact(tmp_path, fusion):
   peer = torch_models.random_peer(torch_models.text_config(fusion))
@@ -80,6 +88,11 @@ def test_every_fusion_is_recognised_and_exact(tmp_path, fusion):
   assert largest_difference(tmp_path / 'model', peer) <= 2e-6
 
 
+@pytest.mark.verifies(
+  'Every stage of a converted model of every fusion, and of plain SAM with windows',
+  against="the same model in PyTorch, of Meta's modules, in float64",
+  within='2e-6 relative',
+)
 def test_metas_sam_with_its_windows(tmp_path, capsys):
   peer = torch_models.random_peer(torch_models.SAM)
   torch_models.save_meta(peer, tmp_path / 'sam.pth')
@@ -91,6 +104,9 @@ def test_metas_sam_with_its_windows(tmp_path, capsys):
   assert 'image_embedding' in printed
 
 
+@pytest.mark.verifies(
+  'Masks and predicted IoU of a converted SamModel', against="transformers' SamModel", within='2e-5 relative'
+)
 @pytest.mark.parametrize('layout', ['safetensors', 'sharded', 'bin'])
 def test_hugging_faces_sam(tmp_path, layout):
   theirs = torch_models.hugging_face_sam()

@@ -22,6 +22,7 @@ def picture(height=40, width=60, seed=0):
   return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
+@pytest.mark.verifies('Where the letterbox lies', against='the DIT release', within='equal')
 def test_the_letterbox_lies_where_the_release_puts_it():
   golden = np.load(Path(__file__).parents[1] / 'golden' / 'metrics.npz')
   infos = [golden[name] for name in golden.files if name.endswith('/info')]
@@ -31,6 +32,7 @@ def test_the_letterbox_lies_where_the_release_puts_it():
     assert box == (top, left, new_height, new_width)
 
 
+@pytest.mark.verifies('Normalised images', against='float64 NumPy', within='3e-7')
 def test_normalise_is_the_arithmetic_of_its_definition():
   image = picture()
   expected = (image.astype(np.float64) / 255 - MEAN) / STD
@@ -97,6 +99,7 @@ def test_a_scaled_mask_stays_on_its_object():
   assert set(np.unique(mask)) == {0, 1}
 
 
+@pytest.mark.verifies('Colour jitter', against="Pillow's ImageEnhance", within='equal bits')
 def test_jitter_is_pillows_three_enhancers_to_the_bit():
   rng, replay = np.random.default_rng(0), np.random.default_rng(0)
   orders, factors = set(), []

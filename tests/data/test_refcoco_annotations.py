@@ -30,6 +30,7 @@ def test_several_polygons_are_united_even_where_they_overlap():
   np.testing.assert_array_equal(draw(polygons(first, second), 30, 40), one | two)
 
 
+@pytest.mark.verifies('Masks of polygons', against="OpenCV's pointPolygonTest", within='equal, but for the outline')
 def test_a_curved_polygon_holds_the_pixels_whose_centres_it_holds():
   angles = np.linspace(0, 2 * np.pi, 60, endpoint=False)
   points = np.stack([50 + 31 * np.cos(angles), 40 + 23 * np.sin(3 * angles)], -1).astype(np.float32)
@@ -54,6 +55,7 @@ def test_both_spellings_of_run_lengths_give_the_mask_back(mask):
     np.testing.assert_array_equal(draw({'size': list(mask.shape), 'counts': counts}, *mask.shape), mask)
 
 
+@pytest.mark.verifies('Masks of compressed run lengths', against='pycocotools', within='equal')
 def test_long_runs_survive_compression():
   mask = disc(480, 640)
   np.testing.assert_array_equal(draw(compressed(mask), 480, 640), mask)

@@ -50,6 +50,9 @@ def test_a_sentence_by_hand(tmp_path):
   assert ids.dtype == mask.dtype == np.int32
 
 
+@pytest.mark.verifies(
+  'Token ids and masks', against="tokenizers' WordPiece and transformers' BertTokenizerFast", within='equal'
+)
 def test_agrees_with_the_plain_wordpiece_tokenizer(vocabulary_file):
   plain = tokenizers.BertWordPieceTokenizer(str(vocabulary_file), lowercase=True)
   plain.enable_truncation(8)
@@ -90,6 +93,9 @@ def test_many_threads_get_the_answers_of_one(vocabulary_file):
   np.testing.assert_array_equal(rows, expected)
 
 
+@pytest.mark.verifies(
+  'Token ids and masks', against="tokenizers' WordPiece and transformers' BertTokenizerFast", within='equal'
+)
 def test_ids_are_those_of_transformers(vocabulary_file):
   """Whole sentences of odd characters, accents, special tokens spelled out, words that are too long."""
   transformers = pytest.importorskip('transformers')

@@ -34,6 +34,9 @@ def test_images_are_drawn_not_samples():
   assert as_if_independent[1] - as_if_independent[0] < 0.4 * (high - low)
 
 
+@pytest.mark.verifies(
+  '95 % intervals of mIoU and oIoU', against='a plain loop over the drawn images', within='1e-6 relative'
+)
 def test_as_a_plain_loop_over_the_drawn_images():
   rng = np.random.default_rng(3)
   ids = rng.integers(5, 17, 60)

@@ -10,6 +10,9 @@ def test_an_empty_prediction_of_an_empty_truth_is_right():
   assert mask_iou(np.array([0, 0, 3]), np.array([0, 7, 4])) == pytest.approx([1, 0, 0.75], abs=1e-9)
 
 
+@pytest.mark.verifies(
+  "MIoU, oIoU, P@X, and gRefCOCO's gIoU, cIoU, N-acc and T-acc", against='worked out by hand', within='equal'
+)
 def test_rates_by_hand():
   # IoU 0.6, 0, 1, 0.96
   figures = rates(np.array([6, 0, 0, 96]), np.array([10, 4, 0, 100]))
@@ -28,6 +31,9 @@ def test_nothing_counted_gives_no_rates():
   assert rates(np.zeros(0, np.int64), np.zeros(0, np.int64)) == {}
 
 
+@pytest.mark.verifies(
+  "MIoU, oIoU, P@X, and gRefCOCO's gIoU, cIoU, N-acc and T-acc", against='worked out by hand', within='equal'
+)
 def test_grefcocos_metrics_by_hand():
   # Four targets of 10 pixels: IoU 0.7; IoU 0.9; called nothing; missed, with 5 pixels elsewhere.
   # Three without a target: called nothing twice, 8 pixels once.

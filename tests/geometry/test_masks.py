@@ -12,6 +12,7 @@ from ditsam_jax.geometry.masks import bounding_box, decode_rle, encode_rle
 MASKS = arrays.arrays(bool, strategies.tuples(strategies.integers(1, 40), strategies.integers(1, 40)))
 
 
+@pytest.mark.verifies('Run lengths of masks', against='pycocotools', within='equal')
 @settings(max_examples=80, deadline=None)
 @given(MASKS)
 def test_masks_come_back_from_both_spellings_and_as_pycocotools_reads_them(mask):
@@ -26,6 +27,7 @@ def test_masks_come_back_from_both_spellings_and_as_pycocotools_reads_them(mask)
   np.testing.assert_array_equal(decode_rle({'size': mask.shape, 'counts': counts}), mask)
 
 
+@pytest.mark.verifies('Boxes of masks', against='pycocotools', within='equal')
 @settings(max_examples=40, deadline=None)
 @given(MASKS)
 def test_boxes_are_those_of_pycocotools(mask):

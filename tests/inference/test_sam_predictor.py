@@ -186,6 +186,11 @@ def peers():
   torch.set_num_threads(threads)
 
 
+@pytest.mark.verifies(
+  'SamPredictor: masks, scores and low-resolution logits of clicks, boxes and masks',
+  against="Meta's SamPredictor",
+  within='1e-4 relative',
+)
 @pytest.mark.parametrize('size', SIZES)
 def test_predictions_are_metas(peers, size):
   ours, meta = peers
@@ -205,6 +210,11 @@ def test_predictions_are_metas(peers, size):
       assert (result.masks == (logits > 0))[sure].all()
 
 
+@pytest.mark.verifies(
+  'SamPredictor: masks, scores and low-resolution logits of clicks, boxes and masks',
+  against="Meta's SamPredictor",
+  within='1e-4 relative',
+)
 def test_refining_an_earlier_mask_is_metas(peers):
   click, clicks = (in_pixels(PROMPTS[name], (60, 100)) for name in ('a positive point', 'mixed points'))
   ours, meta = peers

@@ -37,6 +37,9 @@ BOXES = np.asarray([[4.0, 5.0, 30.0, 40.0], [0.0, 0.0, 63.0, 20.0]], np.float32)
 MASKS = np.random.default_rng(1).normal(size=(2, SIDE // 4, SIDE // 4)).astype(np.float32)
 
 
+@pytest.mark.verifies(
+  'Numbers of parameters of ViT-B, ViT-L and ViT-H', against="Meta's segment_anything", within='equal'
+)
 @pytest.mark.parametrize(
   'preset, parameters', [(models.vit_b, 93_735_472), (models.vit_l, 312_342_832), (models.vit_h, 641_090_608)]
 )

@@ -23,6 +23,7 @@ def counted_by_xla(config, prompts):
   return forward.lower(weights, shapes).cost_analysis()['flops']
 
 
+@pytest.mark.verifies('FLOPs of a forward pass, for MFU', against="XLA's count of the lowered program", within='2 %')
 @pytest.mark.parametrize(
   'config',
   [models.vit_b(), models.vit_b(fusion='none'), models.vit_b(fusion='cross_attention'), models.vit_h()],
@@ -34,6 +35,7 @@ def test_with_a_sentence(config):
   assert expected / sum(forward_flops(config).values()) == pytest.approx(1.01, abs=0.01)
 
 
+@pytest.mark.verifies('FLOPs of a forward pass, for MFU', against="XLA's count of the lowered program", within='2 %')
 def test_plain_sam_in_windows_with_a_box():
   config = models.sam(models.vit_b())
   expected = counted_by_xla(config, {'boxes': ((4,), jnp.float32)})

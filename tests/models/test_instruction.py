@@ -82,6 +82,9 @@ class Rules:
     return self.linear(f'{name}.out_proj', out)
 
 
+@pytest.mark.verifies(
+  'What every fusion puts before every block', against='the rules of paper and release, in NumPy', within='1e-4'
+)
 @pytest.mark.parametrize('fusion', WITH_SLOTS)
 def test_the_slots_follow_the_rules(fusion):
   encoder = random_model(small_config(fusion)).image_encoder

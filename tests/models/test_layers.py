@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from ditsam_jax.models import layers, weights
@@ -23,6 +24,7 @@ def test_quick_draws_are_the_streams_own_keys():
   assert jnp.array_equal(jax.random.key_data(expected.params()), jax.random.key_data(given.params()))  # goes on
 
 
+@pytest.mark.verifies('LayerNorm in bfloat16', against='float64 NumPy', within='2⁻⁸')
 def test_layer_norm_of_bf16_takes_its_statistics_in_f32():
   x = jnp.asarray(np.random.default_rng(0).normal(100, 1, (4, 256)), jnp.bfloat16)
   wide = np.asarray(x, np.float64)
@@ -32,6 +34,7 @@ def test_layer_norm_of_bf16_takes_its_statistics_in_f32():
   np.testing.assert_allclose(np.asarray(normed, np.float64), expected, rtol=2**-8, atol=2**-8)
 
 
+@pytest.mark.verifies("LayerNorm's gradients", against='differences in float64 NumPy', within='3e-6 relative')
 def test_gradients_of_layer_norm_are_its_slopes():
   """Written by hand; against differences in float64, for x off its mean and over two axes of rows."""
   rng = np.random.default_rng(1)
@@ -60,6 +63,7 @@ def test_gradients_of_layer_norm_are_its_slopes():
     np.testing.assert_allclose(gradient, slopes, atol=3e-6 * np.abs(slopes).max())
 
 
+@pytest.mark.verifies('GELU', against="Python's math.erf", within='1e-6')
 def test_gelu_is_exact_and_keeps_the_type():
   x = jnp.linspace(-4, 4, 101)
   expected = [0.5 * v * (1 + math.erf(v / 2**0.5)) for v in np.asarray(x, np.float64)]

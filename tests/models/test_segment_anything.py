@@ -49,17 +49,26 @@ def prompts(sam, case):
   return arguments
 
 
+@pytest.mark.verifies(
+  "Plain SAM: the windowed encoder's image embedding", against="Meta's segment_anything", within='2e-5'
+)
 def test_windowed_image_embedding(model, sam):
   embedding = nnx.jit(lambda model, images: model.image_encoder(images))(model, np.moveaxis(sam['image'], 1, -1))
   np.testing.assert_allclose(np.moveaxis(embedding, -1, 1), sam['embedding'], atol=2e-5)
 
 
+@pytest.mark.verifies(
+  'Plain SAM: positional encoding, prompt tokens and dense embeddings', against="Meta's segment_anything", within='1e-5'
+)
 def test_dense_positional_encoding(model, sam):
   np.testing.assert_allclose(
     np.moveaxis(model.prompt_encoder.pe_layer.grid(5, 5), -1, 0), sam['dense_pe'][0], atol=1e-5
   )
 
 
+@pytest.mark.verifies(
+  'Plain SAM: positional encoding, prompt tokens and dense embeddings', against="Meta's segment_anything", within='1e-5'
+)
 @pytest.mark.parametrize('case', ['points', 'boxes', 'masks', 'all'])
 def test_prompt_tokens(model, sam, case):
   given = prompts(sam, case)
@@ -74,6 +83,11 @@ def test_prompt_tokens(model, sam, case):
   np.testing.assert_allclose(np.moveaxis(dense, -1, 1), np.broadcast_to(sam[f'{case}/dense'], (2, 32, 5, 5)), atol=1e-5)
 
 
+@pytest.mark.verifies(
+  'Plain SAM: masks and predicted IoU of points, boxes, masks and all together, one mask or three',
+  against="Meta's segment_anything",
+  within='1e-4',
+)
 @pytest.mark.parametrize(
   'case, multimask',
   [('points', False), ('boxes', True), ('masks', False), ('masks', True), ('all', False), ('all', True)],

@@ -28,11 +28,13 @@ def encoder(bert):
   return encoder
 
 
+@pytest.mark.verifies('The text encoder on padded sentences', against="transformers' BertModel", within='2e-5')
 def test_states_of_padded_sentences(encoder, bert):
   states = encoder(bert['token_ids'], bert['token_mask'])
   np.testing.assert_allclose(states, bert['states'], atol=2e-5)
 
 
+@pytest.mark.verifies("The gradient of the text encoder's word table", against="transformers' BertModel", within='1e-3')
 def test_gradient_of_the_word_table(encoder, bert):
   """Also where BertModel gives none: the row of [PAD]."""
 

@@ -39,6 +39,11 @@ def test_forward_and_backward_compile_without_an_array_of_all_pairs():
     assert not row['square'] and row['largest'] <= 128, row  # numbers a token and head; all pairs would be 1044
 
 
+@pytest.mark.verifies(
+  "The TPU's kernels on two simulated cores in random order",
+  against='the definition in float64',
+  within='2e-5 relative, no race',
+)
 def test_two_cores_in_any_order_race_for_nothing(monkeypatch, capfd):
   """The interpreter deals the parallel axes to two cores in a random order; memory that nobody wrote is not a number."""
   monkeypatch.setitem(pallas_tpu.LARGEST_BLOCK, 'float32', 128)  # three blocks of queries and of keys

@@ -16,12 +16,18 @@ def torch_values():
   return golden_arrays('resize')
 
 
+@pytest.mark.verifies(
+  'Resizing: linear, bicubic, and bilinear with aligned corners', against="PyTorch's interpolate", within='2e-6'
+)
 @pytest.mark.parametrize('size', [1, 7, 27, 63, 127])
 def test_rows_linear(torch_values, size):
   rows = torch_values['line'][0].T  # [27, 3]
   np.testing.assert_allclose(resize_rows(rows, size), torch_values[f'linear/{size}'][0].T, atol=1e-6)
 
 
+@pytest.mark.verifies(
+  'Resizing: linear, bicubic, and bilinear with aligned corners', against="PyTorch's interpolate", within='2e-6'
+)
 @pytest.mark.parametrize('size', SIZES)
 def test_grid_bicubic(torch_values, size):
   for plane, expected in zip(torch_values['plane'], torch_values[f'bicubic/{size[0]}x{size[1]}']):
@@ -29,6 +35,9 @@ def test_grid_bicubic(torch_values, size):
     np.testing.assert_allclose(np.moveaxis(resized, -1, 0), expected, atol=2e-6)
 
 
+@pytest.mark.verifies(
+  'Resizing: linear, bicubic, and bilinear with aligned corners', against="PyTorch's interpolate", within='2e-6'
+)
 @pytest.mark.parametrize('size', SIZES)
 def test_bilinear_with_aligned_corners(torch_values, size):
   expected = torch_values[f'aligned/{size[0]}x{size[1]}']
@@ -41,6 +50,7 @@ def test_a_constant_stays_a_constant(method, old, new):
   np.testing.assert_allclose(resize_matrix(old, new, method).sum(1), 1.0, atol=1e-6)
 
 
+@pytest.mark.verifies('Gradients through resizing', against='worked out by hand', within='1e-6')
 def test_gradients_go_through_the_resizing():
   """A table of 3 rows resized to 5, by hand: half-pixel centres at -0.2, 0.4, 1, 1.6, 2.2 of the old axis."""
   gradient = jax.grad(lambda table: (resize_rows(table, 5) * jnp.arange(1.0, 6.0)[:, None]).sum())(jnp.zeros((3, 1)))

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -329,3 +330,15 @@ def test_an_interrupted_exchange_leaves_the_earlier_model(model, tmp_path, monke
     saved_model.save(folder, model, notes={'new': True})
   assert (folder / 'model.json').read_bytes() == before
   assert [path.name for path in tmp_path.iterdir()] == ['mine']
+
+
+def test_what_is_still_written_after_an_error_is_removed_too(model, tmp_path, monkeypatch):
+  def write(folder, arrays):
+    folder.mkdir()
+    threading.Timer(0.2, lambda: (folder / 'again').mkdir(parents=True)).start()
+    raise OSError(None, 'File too large')
+
+  monkeypatch.setattr(saved_model.arrays, 'write', write)
+  with pytest.raises(UserError, match='File too large'):
+    saved_model.save(tmp_path / 'model', model)
+  assert list(tmp_path.iterdir()) == []

@@ -66,6 +66,11 @@ def relative_error(logits, golden) -> float:
   return np.abs(logits - golden[:, 0]).max() / np.abs(golden).max()
 
 
+@pytest.mark.verifies(
+  'Whole training runs in f32: losses, final and averaged weights',
+  against='the DIT release',
+  within='losses 5e-4; masks 1e-2 relative',
+)
 @pytest.mark.parametrize('name, attention', [('ldit', 'auto'), ('edit', 'auto'), ('edit', 'pallas_tpu')])
 def test_a_run_follows_the_releases(name, attention):
   with on_cpu(attention):
@@ -76,6 +81,11 @@ def test_a_run_follows_the_releases(name, attention):
     assert relative_error(ours[key], golden[key]) <= 1e-2, key
 
 
+@pytest.mark.verifies(
+  'Whole training runs in float64: losses, gradient norms, final and averaged weights',
+  against='the DIT release',
+  within='losses 1e-5; norms 5e-4; masks 1e-3 relative',
+)
 @pytest.mark.parametrize('name', ['ldit', 'edit'])
 def test_a_run_in_float64_is_the_releases(name):
   """Without rounding (a ReLU that flips moves a gradient's norm by a percent), the two are the same rule by rule."""

@@ -28,6 +28,7 @@ def by_numpy(logits, target, predicted_iou):
   return np.mean(rows, axis=0)
 
 
+@pytest.mark.verifies('The loss: BCE, Dice, predicted IoU', against='float64 NumPy', within='1e-5 relative')
 @pytest.mark.parametrize('weights', [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (1.0, 2.0, 0.5)])
 def test_the_loss_is_the_weighted_sum(batch, weights):
   loss, log = mask_loss(*batch, **dict(zip(('bce', 'dice', 'iou'), weights)))

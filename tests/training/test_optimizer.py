@@ -18,6 +18,9 @@ from ditsam_jax.training.optimizer import (
 )
 
 
+@pytest.mark.verifies(
+  'Learning rate, clipping, AdamW, weight decay, moving average', against='worked out by hand', within='1e-6'
+)
 def test_schedule_warms_up_linearly_and_ends_by_a_cosine():
   rate = schedule(1e-3, start=1e-7, end=1e-6, warmup_steps=4, total_steps=12)
   expected = {
@@ -38,6 +41,9 @@ def test_without_warm_up_the_first_update_has_the_full_rate():
   assert float(schedule(1e-3, start=1e-7, end=0.0, warmup_steps=0, total_steps=10)(0)) == pytest.approx(1e-3)
 
 
+@pytest.mark.verifies(
+  'Learning rate, clipping, AdamW, weight decay, moving average', against='worked out by hand', within='1e-6'
+)
 @pytest.mark.parametrize(
   'gradients, factor',
   [
@@ -58,6 +64,9 @@ def test_average_decay_grows_to_its_limit():
   assert decays == pytest.approx([1 / 10, 2 / 11, 9 / 18, 81 / 90, 0.9, 0.9])
 
 
+@pytest.mark.verifies(
+  'Learning rate, clipping, AdamW, weight decay, moving average', against='worked out by hand', within='1e-6'
+)
 def test_adam_by_hand():
   """Two updates of one weight, gradients small enough not to be clipped."""
   config = recipe('refcoco').optimizer

@@ -71,6 +71,9 @@ def test_the_positional_buffer_is_never_trained():
   assert list(state.frozen) == ['prompt_encoder.pe_layer.gaussian_matrix']
 
 
+@pytest.mark.verifies(
+  'Learning rate, clipping, AdamW, weight decay, moving average', against='worked out by hand', within='1e-6'
+)
 def test_the_average_of_the_first_two_updates_by_hand():
   (structure, state), step = structure_and_state(), train_step()
   start = to_numpy(state.params)

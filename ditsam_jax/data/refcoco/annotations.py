@@ -129,7 +129,7 @@ def _draw_polygons(parts: list[np.ndarray], height: int, width: int) -> np.ndarr
   polygons = [part.tolist() for part in parts if part.size >= 6]
   if not polygons:
     raise MaskError(problems.NO_MASK, 'no polygon')
-  return _draw_runs(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)), height, width)
+  return _draw_runs(dict(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))), height, width)
 
 
 def _draw_runs(runs: dict[str, Any], height: int, width: int) -> np.ndarray:

@@ -8,11 +8,12 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core import registered
 
 from ditsam_jax.data.records import check_shards, quiet_tfds, record_features, writing_to
 from ditsam_jax.data.refcoco import catalogue
@@ -49,7 +50,7 @@ class _Refused(Exception):
 
 
 # Out of TFDS' registry, so that `tfds.load` reads the folder instead of asking this class for arguments.
-with tfds.core.registered.skip_registration():
+with registered.skip_registration():
 
   class RefCoco(tfds.core.ShardBasedBuilder):
     """Referring expressions on COCO's train2014 images, one record an image with all its refs of the split.
@@ -63,7 +64,7 @@ with tfds.core.registered.skip_registration():
     url_infos = None
 
     def __init__(self, dataset: str, split_by: str, images: dict[str, list[PlannedImage]], **kwargs: Any):
-      self.name = catalogue.tfds_name(dataset)
+      self.name = catalogue.tfds_name(dataset)  # pyright: ignore[reportAttributeAccessIssue]  # TFDS' is the class's
       self._planned = images
       self.encoded: Iterator[tuple[str, EncodedImage]] = iter(())  # all that `images` plans, but for what is bad
       self.at_end: Callable[[], dict[str, Any]] = dict  # what metadata.json gets
@@ -91,6 +92,7 @@ with tfds.core.registered.skip_registration():
     def _download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
       super()._download_and_prepare(*args, **kwargs)
       next(self.encoded, None)  # to its end, which may refuse
+      assert self.info.metadata is not None  # `_info` gave it some
       self.info.metadata.update(self.at_end())
 
 
@@ -227,7 +229,7 @@ def prepare(
 
 def _encoded(
   images: dict[str, list[PlannedImage]], workers: int, found: Problems, tally: _Tally, skip_bad: bool
-) -> Iterator[tuple[str, EncodedImage]]:
+) -> Generator[tuple[str, EncodedImage], None, None]:
   """All images of all splits, with a progress bar. Raises _Refused at the end if any must not be written."""
   order = [(split, image) for split, some in images.items() for image in some]
   with progress(len(order), 'preparing', 'images') as bar:
@@ -257,7 +259,7 @@ def _refusal(found: Problems, say: Callable[[str], None], reason: str) -> UserEr
 def _prepared_before(directory: Path) -> Prepared:
   try:
     builder = tfds.builder_from_directory(directory)
-    metadata = builder.info.metadata
+    metadata = builder.info.metadata or {}
     splits = {name: Counts(**counts) for name, counts in metadata['splits'].items()}
     check_shards(directory, builder.info.splits)
     return Prepared(directory, splits, Counts(**metadata['whole']), metadata['left_out'], None, 0)

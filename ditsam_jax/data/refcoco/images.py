@@ -4,7 +4,7 @@ import dataclasses
 import io
 import os
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 
 import cv2
 import numpy as np
@@ -47,7 +47,7 @@ def encode(planned: PlannedImage) -> EncodedImage:
   return EncodedImage(planned, data if objects else b'', tuple(objects), tuple(found))
 
 
-def encode_all(images: Iterable[PlannedImage], processes: int) -> Iterator[EncodedImage]:
+def encode_all(images: Iterable[PlannedImage], processes: int) -> Generator[EncodedImage, None, None]:
   """`encode` of each, in order, by that many worker processes; 0 takes this one."""
   return map_ordered(encode, images, processes)
 

@@ -54,7 +54,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
   url_infos = None
 
   def __init__(self, *, scenes: ScenesConfig = ScenesConfig(), workers: int = 0, **kwargs: Any):
-    self._workers = workers
+    self.scenes, self._workers = scenes, workers
     self.on_record: Callable[[], Any] = lambda: None  # called after each one written
     super().__init__(config=ShapesConfig(scenes), file_format='array_record', **kwargs)
 
@@ -68,7 +68,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
     return {split: self._generate_examples(split) for split in SPLITS}
 
   def _generate_examples(self, split: str) -> Iterator[tuple[int, dict]]:
-    for index, record in enumerate(_records(self.builder_config.scenes, split, self._workers)):
+    for index, record in enumerate(_records(self.scenes, split, self._workers)):
       yield index, record
       self.on_record()
 
@@ -158,7 +158,7 @@ def _make(builder: Shapes) -> None:
     if not (folder / 'dataset_info.json').is_file() or set(builder.info.splits) != set(SPLITS):
       raise UserError(damaged(folder, f'it is not a folder with a dataset_info.json of {", ".join(SPLITS)}'))
     return
-  total = sum(getattr(builder.builder_config.scenes, split) for split in SPLITS)
+  total = sum(getattr(builder.scenes, split) for split in SPLITS)
   try:
     with (
       tempfile.TemporaryDirectory() as unused,

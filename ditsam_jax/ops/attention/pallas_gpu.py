@@ -9,6 +9,7 @@ with zeros to whole blocks and to channels in powers of two, as Triton wants the
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,8 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array, keys
   """q, k, v: [B, H, N, D], q not scaled; queries [B, H, N, R] and keys [1, 1, N, R] as of `extra_channels`."""
   *_, length, width = q.shape
   scaled = q * jnp.asarray(width**-0.5, q.dtype)
-  return _attention(length, *map(_filled_up, (scaled, k, v, queries, keys)))[:, :, :length, :width]
+  out: Any = _attention(length, *map(_filled_up, (scaled, k, v, queries, keys)))  # custom_vjp hides its type
+  return out[:, :, :length, :width]
 
 
 def why_not(dtype, width: int, length: int, channels: int) -> str | None:
@@ -47,7 +49,7 @@ def _filled_up(x: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(length, q, k, v, x, y):
+def _attention(length, q, k, v, x, y) -> jax.Array:
   return _forward(length, q, k, v, x, y)[0]
 
 

@@ -17,7 +17,7 @@ in VMEM (2 D N floats), which is what limits N.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -79,8 +79,8 @@ def _attention_forward(q, k, v, x, y):
 
 
 def _attention_backward(kept, gradient):
-  y = kept[4]
-  return *_backward(*kept, gradient), jnp.zeros_like(y)
+  q, k, v, x, y, out, logsumexp = kept
+  return *_backward(q, k, v, x, y, out, logsumexp, gradient), jnp.zeros_like(y)
 
 
 _attention.defvjp(_attention_forward, _attention_backward)
@@ -99,7 +99,7 @@ def _dot(a: jax.Array, b: jax.Array, over: str) -> jax.Array:
   return jax.lax.dot_general(a, b, (axes, ((), ())), preferred_element_type=jnp.float32)
 
 
-def _read(ref, index=None, blocks: _Blocks | None = None) -> jax.Array:
+def _read(ref, index: int | jax.Array = 0, blocks: _Blocks | None = None) -> jax.Array:
   """A block as a matrix; with `blocks`, columns behind the last token, whose content is anything, are zero."""
   x = ref[0, 0]
   if blocks is None:
@@ -113,7 +113,7 @@ def _logits(q, k, x, y) -> jax.Array:
   return _dot(k, scaled, 'rows') + _dot(y, x, 'rows')
 
 
-def _seen(shape: tuple[int, int], axis: int, index, blocks: _Blocks) -> jax.Array:
+def _seen(shape: tuple[int, ...], axis: int, index, blocks: _Blocks) -> jax.Array:
   """Where a block of logits lies before the last key (axis 0) or query (axis 1)."""
   return jax.lax.broadcasted_iota(jnp.int32, shape, axis) < blocks.length - index * blocks.size
 
@@ -223,7 +223,7 @@ def _at_the_edge(add, at_edge, blocks: _Blocks):
 # -------------------------------------------------------------------------------------------------------------- calls
 
 
-def _parameters(*semantics: str) -> pltpu.CompilerParams:
+def _parameters(*semantics: Literal['parallel', 'arbitrary']) -> pltpu.CompilerParams:
   return pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=VMEM_LIMIT)
 
 

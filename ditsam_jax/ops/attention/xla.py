@@ -8,6 +8,7 @@ transposed logits, an explicit bias, `jax.nn.softmax`. Small logits fit the cach
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,12 +30,12 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array, keys
     weights, total, _ = _softmax(q, k)
     out = (_product(weights, v, 'gnm,gmd->gnd') / total).astype(v.dtype)
   else:
-    out = _in_turns(q, k, v, width)
+    out: Any = _in_turns(q, k, v, width)  # custom_vjp hides its type
   return out.reshape(batch, heads, length, width)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _in_turns(q, k, v, width):
+def _in_turns(q, k, v, width) -> jax.Array:
   """`width`: channels of k that get a gradient; the codes behind them are constants."""
   del width
   return _forward(q, k, v)[0]
@@ -85,7 +86,7 @@ def _softmax(q, k):
 
 
 def _forward_in_turns(q, k, v, *, limit):
-  heads, queries = _turn(*q.shape[:2], limit)
+  heads, queries = _turn(q.shape[0], q.shape[1], limit)
 
   def turn(q, k, v):
     weights, total, maximum = _softmax(q, k)
@@ -101,7 +102,7 @@ def _forward_in_turns(q, k, v, *, limit):
 
 
 def _backward_in_turns(q, k, v, out, logsumexp, dout, *, width, limit):
-  heads, queries = _turn(*q.shape[:2], limit)
+  heads, queries = _turn(q.shape[0], q.shape[1], limit)
   delta = _product(dout, out, 'gnd,gnd->gn')[..., None]
 
   def turn(q, delta, logsumexp, dout, k, v):
@@ -114,14 +115,15 @@ def _backward_in_turns(q, k, v, out, logsumexp, dout, *, width, limit):
     )
 
   def some_heads(arrays):
-    q, k, v, *others = arrays
+    q, k, v, delta, logsumexp, dout = arrays
 
     def step(sums, chunk):
-      dq, dk, dv = turn(*chunk, k, v)
+      q, delta, logsumexp, dout = chunk
+      dq, dk, dv = turn(q, delta, logsumexp, dout, k, v)
       return (sums[0] + dk, sums[1] + dv), dq
 
     zeros = tuple(jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)) for x in (k[..., :width], v))
-    (dk, dv), dq = jax.lax.scan(step, zeros, tuple(_chunks(x, queries) for x in (q, *others)))
+    (dk, dv), dq = jax.lax.scan(step, zeros, tuple(_chunks(x, queries) for x in (q, delta, logsumexp, dout)))
     return _whole(dq, q), dk.astype(k.dtype), dv.astype(v.dtype)
 
   arrays = q, k, v, delta, logsumexp, dout
