@@ -1,4 +1,4 @@
-"""What every command shares: bad input becomes one clear line and exit status 2; signals end it in one line."""
+"""Shared by all commands: bad input ends with one clear line and exit status 2, signals with one line."""
 
 import logging
 import os
@@ -29,7 +29,7 @@ _QUIET = {  # what libraries say of themselves, and what a person cannot act on
 
 
 def begin() -> None:
-  """From now on Ctrl-C and SIGTERM end this process in one line, and libraries keep quiet.
+  """Makes Ctrl-C and SIGTERM end this process with one line, and silences libraries.
 
   `python -m ditsam_jax.COMMAND` does this before it imports anything else (ditsam_jax/__init__.py); scripts that are
   started by their path call it first.
@@ -81,7 +81,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
 
 
 def _explain(error: BaseException) -> NoReturn:
-  """One line for what a user, or the machine, can mend; the traceback for the rest."""
+  """One line for errors that the user can fix; a traceback for the rest."""
   match error:
     case UserError():
       fail(str(error))
@@ -108,7 +108,7 @@ def _explain(error: BaseException) -> NoReturn:
 
 
 def _missing_extra(error: BaseException) -> str | None:
-  """What to install, where an import failed for want of an optional package."""
+  """What to install if an optional package is missing."""
   if not isinstance(error, ModuleNotFoundError):
     return None
   extra = _EXTRA_OF.get((error.name or '').partition('.')[0])
@@ -128,13 +128,13 @@ def _shows_all() -> bool:
 
 
 def _silence_python() -> None:
-  """What users should know this package prints itself, in one line."""
+  """Hides warnings of libraries: this package prints what users need to know."""
   warnings.simplefilter('ignore')
   logging.disable(logging.CRITICAL)
 
 
 def _take_any_text() -> None:
-  """Nothing printed can fail on a terminal's encoding, and lines reach a pipe one by one."""
+  """Makes printing independent of the terminal's encoding, and line-buffered in pipes."""
   for stream in (sys.stdout, sys.stderr):
     if reconfigure := getattr(stream, 'reconfigure', None):
       reconfigure(errors='backslashreplace', line_buffering=True)

@@ -35,7 +35,7 @@ from ditsam_jax.training.program import Program, build
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """The command."""
+  """Runs the command."""
   arguments = sys.argv[1:] if arguments is None else arguments
   parser = Parser(
     prog='python -m ditsam_jax.compile_report',

@@ -1,4 +1,4 @@
-"""Scores a model on one or more splits, by the release's protocol and the standard one.
+"""Evaluates a model on one or more splits, with the release's and the standard protocol.
 
   python -m ditsam_jax.evaluate --checkpoint=shapes --split=test
   python -m ditsam_jax.evaluate --checkpoint=runs/ldit --dataset=refcoco --splits=val,testA,testB

@@ -1,6 +1,6 @@
-"""Copies a model into a folder of its own: python -m ditsam_jax.export --checkpoint=runs/ldit --output=models/ldit
+"""Copies a model, optionally in a smaller type: python -m ditsam_jax.export --checkpoint=runs/ldit --output=models/ldit
 
-With --dtype=float16 at half the size; that is how the shipped models were made.
+--dtype=float16 halves the size; the shipped models were made this way.
 """
 
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ from ditsam_jax.storage.paths import local
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """The command."""
+  """Runs the command."""
   parser = Parser(prog='python -m ditsam_jax.export', description=(__doc__ or '').split('\n')[0])
   parser.add_argument('--checkpoint', required=True, type=local, help="a model's folder or a training run's workdir")
   parser.add_argument('--output', required=True, type=local, help='output folder; an existing model there is replaced')

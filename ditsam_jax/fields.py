@@ -1,4 +1,4 @@
-"""Fields of configs, declared once: default, kind of value, meaning.
+"""Config fields, declared once: default, kind of value, meaning.
 
 A config is a dataclass whose fields are made by `declared` and `group`. From these come the checks of values and their
 messages (`read`, `check`), the fields that a command line may change (`find`), and the reference in docs/config.md.
@@ -52,7 +52,7 @@ class Kind:
 
 @dataclasses.dataclass(frozen=True)
 class Whole(Kind):
-  """Whole numbers from `least` to `most`; `also` are allowed besides."""
+  """Whole numbers from `least` to `most`, and those in `also`."""
 
   least: int
   most: int

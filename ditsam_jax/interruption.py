@@ -1,16 +1,15 @@
-"""Ctrl-C and SIGTERM end a command in one line, at any moment.
+"""Ctrl-C and SIGTERM end a command with one line, at any moment.
 
-What a signal handler raises comes up wherever the main thread is: in an import that catches everything, in a destructor
-or a callback of the garbage collector, where Python drops it, or late, after minutes in a call into C. So it is not
-relied on alone:
+An exception raised in a signal handler surfaces wherever the main thread is: in an import that catches everything, in a
+destructor or garbage-collector callback, where Python drops it, or late, after minutes in C code. So it is not enough:
 
-- Before the work (imports) and after it nothing needs to be undone: the process ends at once.
-- During the work KeyboardInterrupt is raised, which removes unfinished files. Where Python drops it, it is raised again.
-- A thread that signals wake, whatever the main thread does, ends the process where that does not answer for `_STUCK`
-  seconds, or has not ended after `_GRACE`. A second Ctrl-C ends it at once.
-- A training run takes the first signal itself: see `deferred`.
+- Before the work (imports) and after it, there is nothing to undo: the process ends at once.
+- During the work, KeyboardInterrupt is raised, which removes unfinished files. If Python drops it, it is raised again.
+- A thread that signals wake ends the process if the main thread does not respond for `_STUCK` seconds or has not ended
+  after `_GRACE`. A second Ctrl-C ends it at once.
+- A training run handles the first signal itself: see `deferred`.
 
-Files are written under another name and renamed, so a process may end anywhere.
+Files are written to a temporary name and renamed, so a process may end anywhere.
 """
 
 import _thread
@@ -221,7 +220,7 @@ def nothing_to_undo() -> Iterator[None]:
 
 @contextlib.contextmanager
 def deferred(take: Taker, numbers: Iterable[int] = _NUMBERS) -> Iterator[None]:
-  """Meanwhile signals are offered to `take`, which returns whether the work goes on to an end of its own.
+  """Meanwhile signals go to `take`, which returns whether the work will end by itself.
 
   It may be called in the main thread or, while that is in a call into C, in another.
   """

@@ -1,4 +1,4 @@
-"""Bounds on what comes in: beyond them is a mistake or an attack, and is refused before any work."""
+"""Upper bounds on input; anything larger is refused before any work."""
 
 MAX_PIXELS = 89_478_485  # of an image; Pillow's own bound for "could be a decompression bomb": 1 GiB / 4 / 3
 MAX_SENTENCES = 1_000  # of one object

@@ -1,11 +1,11 @@
-"""Segments what prompts mean in image files: words, points, boxes, or all together.
+"""Segments image files from text, points and boxes, in any combination.
 
   python -m ditsam_jax.predict --image photo.jpg --text='the red circle'
   python -m ditsam_jax.predict --image photos --point=120,80 --point=40,60,0 --json=results.jsonl
   python -m ditsam_jax.predict --prompts=prompts.jsonl --json=results.jsonl --no-pictures
 
 Each result is two PNG files at the image's own size (the mask as 0/255, and the image with the mask over it), and a
-line: on the screen, or of JSON with --json. Rerun the command to resume: what is done is left out.
+line: on the screen, or of JSON with --json. Rerun the command to resume: finished requests are skipped.
 """
 
 import argparse

@@ -3,7 +3,7 @@
   python -m ditsam_jax.prepare --dataset=refcoco --annotations=refer/data --images=train2014 --data-dir=data
 
 Checks the official downloads (refs, instances.json, COCO's train2014 images) and writes them as a TFDS data set.
-Needs about as much disk as the images that the data set uses, 3 to 4 GB. Interrupted: run it again.
+Needs as much disk space as the data set's images, 3 to 4 GB. Rerun the command after an interruption.
 """
 
 import argparse

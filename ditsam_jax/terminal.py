@@ -1,4 +1,4 @@
-"""What is printed, and how."""
+"""Printing to the terminal."""
 
 import sys
 import time
@@ -10,12 +10,12 @@ _HARMLESS = '\u200c\u200d'  # joiners: not "printable" for Python, but part of P
 
 
 def say(text: str) -> None:
-  """Prints a line on stderr at once: progress and remarks, beside the results on stdout."""
+  """Prints a line to stderr at once: progress and warnings; results go to stdout."""
   print(text, file=sys.stderr, flush=True)
 
 
 def printable(name: object, longest: int = _LONGEST) -> str:
-  """A name from a file, a path or an argument as it may be printed.
+  """Escapes a name from a file, a path or an argument for printing.
 
   Line breaks, control characters, what turns the direction of writing and bytes that are no text are escaped, so a
   name cannot forge a line of output; of a long one the middle is left out.
@@ -39,7 +39,7 @@ def listed(items: Iterable[object], most: int = 5) -> str:
 def progress(
   total: int, description: str, unit: str = '', *, initial: int = 0, shown: bool = True, leave: bool = True
 ) -> Any:
-  """How far some work is, on stderr: a tqdm bar on a terminal, elsewhere (a file, a pipe) a line every half minute."""
+  """Progress on stderr: a tqdm bar on a terminal, otherwise (file, pipe) a line every half minute."""
   if shown and not sys.stderr.isatty():
     return _Lines(total, description, unit, initial)
   import tqdm  # commands import this file before anything that takes time

@@ -1,6 +1,6 @@
 """Trains a model: python -m ditsam_jax.train --config=configs/ldit.py:shapes --workdir=runs/ldit
 
-Running the same command again resumes, to the same bits. Ctrl-C and SIGTERM save. At the end the workdir holds the
+Rerun the command to resume, bit-identically. Ctrl-C and SIGTERM save. At the end the workdir holds the
 model (`model/`), the best one on the validation split (`best/`), `metrics.json` and `predictions.png`; `tensorboard
 --logdir=WORKDIR` shows the rest.
 """
@@ -52,7 +52,7 @@ from ditsam_jax.training.workdir import Workdir
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """The command."""
+  """Runs the command."""
   arguments = sys.argv[1:] if arguments is None else arguments
   parser = Parser(
     prog='python -m ditsam_jax.train',
@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def train(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
-  """Trains, evaluates and writes `workdir`; returns what metrics.json holds, None after SIGTERM with everything saved.
+  """Trains, evaluates and writes `workdir`. Returns the content of metrics.json, or None after SIGTERM.
 
   Raises:
     UserError: impossible config, missing data, a workdir of another run or in use, no whole checkpoint, too many
@@ -302,13 +302,13 @@ def _check_start(init_from: str) -> None:
 
 
 def _splits(config: RunConfig) -> set[str]:
-  """What a run reads."""
+  """The data of a run."""
   evaluated = {config.final_split} | ({'val'} if config.eval_every != 0 else set())
   return {'train'} | (evaluated if config.task == 'text' else set())
 
 
 def _samples(source: ReferringSource, task: str) -> int:
-  """How many of the training split make an epoch."""
+  """Number of training samples per epoch."""
   return len(source) if task == 'text' else source.num_images
 
 
@@ -348,7 +348,7 @@ def _curves(results: Results) -> dict[str, float]:
 
 
 def _devices(mesh: Mesh) -> str:
-  """What the run computes on."""
+  """The devices of the run, in words."""
   axes = ' x '.join(f'{axis} {size}' for axis, size in mesh.shape.items())
   return f'{mesh.size} {mesh.devices.flat[0].platform} device(s)' + (f' as {axes}' if mesh.size > 1 else '')
 
@@ -358,7 +358,7 @@ def _count(weights: dict[str, jax.Array]) -> int:
 
 
 def _fresh_at_start(fresh: list[str], init_from: str) -> list[str]:
-  """Parts of the model that begin with initial values: what `init_from` lacks, and what is untrained there too."""
+  """Untrained parts of the model: missing in `init_from`, or untrained there too."""
   lacking = [name for name in fresh if not is_position(name)]  # those are drawn once and never trained
   return sorted({*parts_of(lacking), *(fresh_parts(init_from) if init_from else ())})
 

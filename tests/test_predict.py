@@ -211,7 +211,7 @@ def test_words_that_are_unknown_or_left_out_are_a_warning(tmp_path, image, capsy
   printed = capsys.readouterr()
   *warnings, summary = printed.err.splitlines()
   assert warnings == [
-    'warning: the model does not know: cat',
+    'warning: words the model does not know: cat',
     "warning: 'big red round cat thing' exceeds the model's token limit; cut: 'thing'",
   ]
   assert '1 found nothing, 2 with words that the model does not know, 2 with words cut' in summary
@@ -330,7 +330,7 @@ def test_results_of_other_commands_are_not_mixed(tmp_path, image, capsys):
   predict.main([prompt_file(tmp_path / 'p', {'image': image, 'text': 'red', 'id': 1}), '--no-pictures', results])
   BrightSegmenter.made.clear()
   other = prompt_file(tmp_path / 'p', {'image': image, 'text': 'blue', 'id': 1})
-  assert 'line 1: id 1 is done, with another' in refused(other, '--no-pictures', results)
+  assert 'line 1: id 1 is already in ' in refused(other, '--no-pictures', results)
 
 
 def test_what_is_not_ours_is_never_written_over(tmp_path, image, capsys):
@@ -345,7 +345,7 @@ def test_what_is_not_ours_is_never_written_over(tmp_path, image, capsys):
     line = refused('--image', image, '--text=red', '--no-pictures', f'--json={tmp_path / "r"}')
     assert 'not a result of this command' in line and (tmp_path / 'r').read_bytes() == content
   prompts = prompt_file(tmp_path / 'p', {'image': image, 'text': 'red'})
-  assert 'the file of the prompts' in refused(prompts, '--no-pictures', f'--json={tmp_path / "p"}')
+  assert 'this is the prompts file' in refused(prompts, '--no-pictures', f'--json={tmp_path / "p"}')
 
 
 def test_two_processes_do_not_write_one_file(tmp_path, image):

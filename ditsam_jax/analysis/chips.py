@@ -55,7 +55,7 @@ CHIPS = {
 
 
 def parse_topology(topology: str) -> tuple[Chip, int]:
-  """'v5e:4x4' -> its chip and how many of them. Raises UserError, naming what is known, for any other."""
+  """'v5e:4x4' -> its chip and the number of chips. Raises UserError, listing known topologies."""
   name, _, slice_ = topology.partition(':')
   chip = CHIPS.get(name)
   if chip is None:
@@ -69,7 +69,7 @@ def parse_topology(topology: str) -> tuple[Chip, int]:
 
 
 def topology_devices(topology: str) -> list[Any]:
-  """The devices of a slice that need not be there, to compile for. Raises UserError without libtpu."""
+  """The devices of a slice to compile for; no TPU is needed. Raises UserError without libtpu."""
   parse_topology(topology)
   if importlib.util.find_spec('libtpu') is None:
     raise UserError("the TPU compiler (libtpu) is not installed; run: pip install -e '.[tpu]'")

@@ -1,4 +1,4 @@
-"""What chips send each other in one call of a program, from its optimised HLO.
+"""Collectives of a program, and the bytes they send, from its optimised HLO.
 
 A collective counts once for every time it runs: a start and its done are one, loop bodies count by their trip counts,
 and a TPU's asynchronous collectives, whose parts XLA repeats inside several fusions, count at their start. A
@@ -20,7 +20,7 @@ _PASSING = ('bitcast', 'reshape', 'copy', 'transpose', 'convert')
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """One collective of the program and what a chip sends for it."""
+  """One collective and the bytes that a chip sends for it."""
 
   kind: str  # one of KINDS
   chips: int  # that take part together

@@ -1,4 +1,4 @@
-"""What a chip computes and moves in one call of a program, operation by operation, from its optimised HLO.
+"""FLOPs and memory traffic of a program, operation by operation, from its optimised HLO.
 
 FLOPs are those of matrix products and convolutions, two for a multiplication and its addition; what meets padding or
 the zeros of a dilation is not counted. Bytes are reads and writes of the device's main memory: what the schedule keeps
@@ -74,7 +74,7 @@ def _flops(module: Module, computation: Computation, instruction: Instruction) -
 
 
 def _told(instruction: Instruction, field: str) -> int | None:
-  """What a kernel of our own tells of its cost."""
+  """The FLOPs that one of our kernels reports."""
   found = re.search(rf'"cost_estimate":\{{[^}}]*"{field}":"?(\d+)', instruction.attributes)
   return int(found.group(1)) if found else None
 

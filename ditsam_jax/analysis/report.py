@@ -1,4 +1,4 @@
-"""What the compiler says of one training step on a slice: memory, work, traffic, and an estimate of its time."""
+"""The report of one compiled training step: memory, FLOPs, traffic, and a time estimate."""
 
 import dataclasses
 import re
@@ -30,7 +30,7 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-  """What a run needs in every step, whatever the compiler makes of it."""
+  """What a step needs independently of the compiler."""
 
   batch_size: int  # over all chips
   model_flops: int  # of all chips together
@@ -185,6 +185,6 @@ def _memory(compiled: jax.stages.Compiled) -> Memory:
 
 
 def _reason(message: str) -> str:
-  """The compiler's sentence about the memory."""
+  """The compiler's message about memory."""
   found = re.search(r'(?:Ran out of memory|Used [\d.]+\w of)[^\n]*', message)
   return (found.group(0) if found else message.split('\n')[0])[:300]

@@ -1,4 +1,4 @@
-"""How long a program should take, from what it does and published peaks: a roofline. An estimate, no measurement.
+"""A roofline estimate of a program's time from its operations and published peaks. Not a measurement.
 
 Operations run one after the other, each as long as its FLOPs at the chip's bf16 peak or its bytes at the bandwidth of
 its HBM take, whichever is more. Copies that the compiler runs beside other work cost nothing unless all bytes together
@@ -17,7 +17,7 @@ from ditsam_jax.analysis.operations import Operation
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-  """Seconds a step on one chip, by what they wait for; they add up to `step`."""
+  """Seconds per step on one chip by bottleneck; they add up to `step`."""
 
   compute: float  # operations whose FLOPs take longer
   hbm: float  # operations whose bytes take longer
@@ -30,7 +30,7 @@ class Roofline:
 
   @property
   def parts(self) -> list[tuple[str, float]]:
-    """What the step waits for, by name, in seconds; most of it first."""
+    """Seconds by bottleneck, largest first."""
     return sorted((('compute', self.compute), ('HBM', self.hbm), ('ICI', self.ici)), key=lambda part: -part[1])
 
 

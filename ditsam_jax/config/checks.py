@@ -1,4 +1,4 @@
-"""A whole config, checked: every field by its declaration, and what fields must be together."""
+"""Checks a complete config: every field by its declaration, and combinations of fields."""
 
 from collections.abc import Mapping
 from typing import Any

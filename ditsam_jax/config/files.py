@@ -1,4 +1,4 @@
-"""Configs by name or from a user's Python file. Whatever is wrong with a file is told in one line, with its place."""
+"""Configs by name or from a user's Python file. Errors in a file are one line with file and line number."""
 
 import inspect
 import os

@@ -1,4 +1,4 @@
-"""Lengths in updates, derived last: after all changes, and from the data that is there."""
+"""Lengths in updates, derived last: after all overrides, from the prepared data."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""One recipe a kind of data, one table of what differs: the files in configs/ and the names of `--config=` are its rows."""
+"""One recipe per kind of data, and a table of the differences. `--config=` names and configs/ files are its rows."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ _SHORT = {'epochs': 25.0, 'optimizer.warmup_share': 3 / 25}
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """What makes a config what it is."""
+  """One row of TABLE: how a config differs from the recipe."""
 
   about: str
   changes: Mapping[str, Any]  # on every data set, by dotted field

@@ -1,4 +1,4 @@
-"""The architecture, inferred from tensor shapes; what they do not tell comes from known models or from flags."""
+"""Infers the architecture from tensor shapes; the rest comes from known models or flags."""
 
 import re
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ DECODERS, TEXT_ENCODERS = "SAM's (256 wide, 2 deep; DIT's are 4 or 6)", 'BERT ba
 
 
 class Architecture(NamedTuple):
-  """A config, and the fields of it that are a known model's: nothing in the file tells them, and no flag."""
+  """A config, and its fields that come from a known model instead of the file or a flag."""
 
   config: DitSamConfig
   assumed: dict[str, object]

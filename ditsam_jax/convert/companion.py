@@ -1,4 +1,4 @@
-"""FILE.pth.json beside FILE.pth: what tensors do not tell of a model, written by flax_to_torch, read by torch_to_flax.
+"""FILE.pth.json next to FILE.pth: settings that tensors lack, written by flax_to_torch, read by torch_to_flax.
 
 It names the tensors it belongs to by their SHA-256, so one that has stayed behind beside other weights is noticed.
 """

@@ -1,4 +1,4 @@
-"""Our weights from a source's tensors: each in its place, of its shape, with values to compute with."""
+"""Fills our weights from a source's tensors; checks names, shapes and values."""
 
 from pathlib import Path
 

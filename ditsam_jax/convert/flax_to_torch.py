@@ -30,7 +30,7 @@ QUERIES = 4  # rows of the release's unused query_embeddings
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """The command."""
+  """Runs the command."""
   parser = Parser(prog='python convert/flax_to_torch.py', description=(__doc__ or '').split('\n')[0])
   parser.add_argument(
     '--input', required=True, type=local, help="a model's folder, a training run's workdir or a shipped model"

@@ -1,4 +1,4 @@
-"""What Hugging Face's config.json beside weights says that their shapes do not."""
+"""Settings from Hugging Face's config.json that tensor shapes lack."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The one table of names: our parameters and PyTorch's tensors, with the change of layout between them.
+"""The table of names and layouts of our parameters and PyTorch's tensors.
 
 Every source is brought to the names of the DIT release first (FORMATS, one entry each); TABLE then leads from our dotted
 paths to those names, in both directions.

@@ -1,4 +1,4 @@
-"""PyTorch files in: tensors by the release's names, from every format in names.FORMATS. Nothing is executed."""
+"""Reads PyTorch files of every format in names.FORMATS, as tensors by the release's names. Executes nothing."""
 
 import pickle
 import warnings

@@ -1,4 +1,4 @@
-"""The PyTorch models that converted ones are compared with.
+"""PyTorch models to compare converted models with.
 
 Peer is put together from Meta's segment_anything and Hugging Face's BertModel; what DIT adds to them (arXiv 2404.00650,
 section 3) is written out here. Parameters have the release's names.

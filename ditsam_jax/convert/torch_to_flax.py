@@ -37,7 +37,7 @@ class Model(NamedTuple):
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """The command."""
+  """Runs the command."""
   options = _parse(arguments)
   if options.verify:
     from ditsam_jax.convert import torch_peer

@@ -1,4 +1,4 @@
-"""The vocabulary of a converted model: given, written down beside the weights, or found there."""
+"""The vocabulary of a converted model: from --vocab, the companion JSON, or the weights' folder."""
 
 from pathlib import Path
 

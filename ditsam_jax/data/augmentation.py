@@ -1,4 +1,4 @@
-"""Turning an image of any size, its mask and its sentence into the model's square; each step alone.
+"""Augmentation: an image of any size, its mask and its sentence, to the model's square; one function per step.
 
 Steps and numbers are those of the DIT release. Every random choice comes from the generator passed in.
 """

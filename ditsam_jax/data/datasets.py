@@ -1,4 +1,4 @@
-"""From a data set's name to its samples and its vocabulary.
+"""The list of data sets; resolves a name to samples and vocabulary.
 
 A new data set is a new `DataSet` in DATA_SETS (data/declaration.py says what it declares) and a reader.
 """
@@ -67,7 +67,7 @@ def check_splits(dataset: str, splits: Iterable[str]) -> None:
 
 
 def check_data(dataset: str, data_dir: str | os.PathLike, splits: Iterable[str]) -> None:
-  """Raises UserError where data is not there and has to be prepared first, or lacks a split; reads none of it."""
+  """Raises UserError if the data is not prepared or lacks a split; reads no samples."""
   data_set, partition = find(dataset)
   for split in splits:
     data_set.reader.check(data_set, partition, data_dir, split)
@@ -96,11 +96,11 @@ def vocabulary(dataset: str, init_from: str = '') -> Path:
 def open_split(
   dataset: str, data_dir: str | Path, split: str, *, scenes: Mapping[str, Any] | None = None, in_memory: bool = False
 ) -> ReferringSource:
-  """Samples of one split; shapes are made on the first call.
+  """Opens one split; shapes are generated on the first call.
 
   Args:
     dataset: one of NAMES; 'refcocog/google' for another split-by than the usual one.
-    data_dir: where prepared data sets live.
+    data_dir: folder of prepared data sets.
     split: one of the data set's, see `DATA_SETS`.
     scenes: changes to the defaults of shapes.ScenesConfig; of shapes alone.
     in_memory: keep decoded pixels; for small images that are visited many times.
@@ -115,6 +115,6 @@ def open_split(
 
 
 def size(dataset: str, data_dir: str | os.PathLike, split: str) -> Counts | None:
-  """How much a split holds, without reading its samples: by the prepared data, else as published; None if unknown."""
+  """Size of a split without reading samples: of the prepared data, else as published; None if unknown."""
   data_set, partition = find(dataset)
   return data_set.reader.size(data_set, partition, data_dir, split)

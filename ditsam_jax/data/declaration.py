@@ -1,4 +1,4 @@
-"""What is known of a data set before it is read; one declaration each, from which all else that names it derives.
+"""Declarations of data sets: everything known before reading them.
 
 `data/datasets.py` lists them: the config, the commands' help, the messages and docs/config.md know no other list.
 """
@@ -13,7 +13,7 @@ from ditsam_jax.fields import did_you_mean
 
 
 class Counts(NamedTuple):
-  """How much a data set or a split holds."""
+  """Size of a data set or split."""
 
   images: int = 0
   objects: int = 0  # refs; in gRefCOCO a ref stands for none, one or several objects
@@ -24,14 +24,14 @@ class Counts(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Partition:
-  """One way of cutting a data set into splits; RefCOCO's kin are known by who did it."""
+  """One division of a data set into splits, named after its authors, as for RefCOCO and relatives."""
 
   name: str  # '' where there is one way alone
   splits: Mapping[str, tuple[int, int] | None]  # name -> published images and objects, None where nobody says
 
 
 class Reader(NamedTuple):
-  """How the samples of a data set are reached; all three take (data set, partition, data_dir, split)."""
+  """Functions that open a data set; all three take (data set, partition, data_dir, split)."""
 
   open: Callable[..., Any]  # and in_memory=, scenes= where it is small -> a ReferringSource; raises UserError
   check: Callable[

@@ -83,7 +83,7 @@ def prompt_batches(
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSample:
-  """What scoring needs to know of one (object, expression)."""
+  """What evaluation needs to know about one (object, expression)."""
 
   image_id: int
   object_id: int
@@ -209,7 +209,7 @@ class BatchStream(Iterator[Batch]):
     return {'batches': self._done}
 
   def set_state(self, state: dict[str, int]) -> None:
-    """Goes to that place."""
+    """Moves to that position."""
     self._done = int(state['batches'])
     self._iterator = iter(self._batches_from(self._done))
 

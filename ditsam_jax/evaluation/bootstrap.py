@@ -1,4 +1,4 @@
-"""How far a split's figures would move with other images: bootstrap confidence intervals."""
+"""Bootstrap confidence intervals over images."""
 
 import numpy as np
 

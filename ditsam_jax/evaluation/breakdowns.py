@@ -1,4 +1,4 @@
-"""Questions a researcher asks next: how the figures depend on the sentence's length, the target's size, ..."""
+"""Breakdowns of the metrics: by sentence length, target size, ..."""
 
 import re
 from collections.abc import Callable
@@ -23,7 +23,7 @@ class Asked(Protocol):
 
 
 class Breakdown(NamedTuple):
-  """A way to sort samples into groups; `label` returns one of `labels`, which are told in this order."""
+  """A way to sort samples into groups; `label` returns one of `labels`, which are reported in this order."""
 
   name: str
   labels: tuple[str, ...]

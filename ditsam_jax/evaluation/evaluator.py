@@ -36,18 +36,18 @@ def evaluate_split(
   gallery: Gallery | None = None,
   progress: bool = True,
 ) -> Results:
-  """Scores `forward` on every (object, expression) of a split; hosts share the work, and all get all results.
+  """Evaluates `forward` on every (object, expression) of a split; hosts share the work and all get all results.
 
   Args:
     forward: a batch to logits [B, S, S], see `forward_of`.
     source: the split.
     tokenizer: the model's.
     model_config: the model's; its size, normalisation and mask threshold are used.
-    batch_size: samples the model gets at once, on each host.
+    batch_size: samples per batch on each host.
     limit: evaluate this many samples, evenly spread, instead of all.
     protocols: some of PROTOCOLS.
     generalised: gRefCOCO's metrics even where every expression has a target.
-    gallery: is offered every sample of this host.
+    gallery: receives every sample of this host.
     progress: a bar on stderr, on the first host.
 
   Raises:

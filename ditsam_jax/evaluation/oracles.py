@@ -1,4 +1,4 @@
-"""What answering without reading would score on the very samples evaluated, given perfect masks.
+"""Scores of guessing with perfect masks, on the evaluated samples.
 
 Expected values. A perfect mask of the right object has IoU 1 and of a wrong one 0 (visible pixels are
 disjoint), so the chance of naming the right object is the expected mIoU, and every P@X too.

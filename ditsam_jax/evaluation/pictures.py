@@ -1,4 +1,4 @@
-"""Pictures for people: masks laid over images, and contact sheets of good and bad predictions."""
+"""Overlays and contact sheets of good and bad predictions."""
 
 import dataclasses
 import itertools

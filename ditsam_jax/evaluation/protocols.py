@@ -1,6 +1,6 @@
-"""From logits on the model's square to a mask at the image's own size, in the two ways the field uses.
+"""Converts logits in the model's square to a mask at the image's own size, by two protocols.
 
-`release` is what the authors' numbers were made with: the *binary* mask is resized and every pixel above 0
+`release` is the authors' protocol: the *binary* mask is resized and every pixel above 0
 counts, so masks grow by up to a pixel. `standard` resizes logits and thresholds after, as most papers do.
 """
 

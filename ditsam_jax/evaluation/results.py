@@ -1,4 +1,4 @@
-"""What an evaluation found: pixel counts of every sample, and the figures, tables and files that follow from them."""
+"""Results of an evaluation: pixel counts per sample, and figures, tables and files derived from them."""
 
 import csv
 import dataclasses
@@ -64,7 +64,7 @@ class Results:
     samples: in the order of the split.
     overlaps: intersection and union by protocol, int64 [N, 2].
     chances: expected IoU of each of oracles.ORACLES, float64 [N, 2]; None for data sets other than shapes.
-    generalised: expressions may name nothing, so gRefCOCO's metrics are told as well.
+    generalised: expressions may refer to nothing, so gRefCOCO's metrics are reported too.
   """
 
   samples: list[Sample]

@@ -84,7 +84,7 @@ def _decompressed(text: str | bytes, pixels: int) -> list[int]:
   except UnicodeEncodeError as error:
     raise UserError('run lengths: an invalid character') from error
   if not codes.size or codes.min() < 0 or codes.max() > 63:
-    raise UserError('run lengths: no characters, or an invalid one')
+    raise UserError('run lengths: no characters, or an invalid character')
   ends = np.flatnonzero(codes < 32)
   if not ends.size or ends[-1] != codes.size - 1:
     raise UserError('run lengths: they end in the middle of a number')

@@ -1,1 +1,1 @@
-"""Every way of predicting."""
+"""Prediction and its engine."""

@@ -1,4 +1,4 @@
-"""Lines of text on pictures of any size, in any script."""
+"""Captions for pictures of any size, in any script."""
 
 import functools
 import unicodedata

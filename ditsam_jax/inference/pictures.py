@@ -1,4 +1,4 @@
-"""Masks laid over images, with what was asked and how sure the model is."""
+"""Draws masks, prompts and scores over images."""
 
 import cv2
 import numpy as np

@@ -1,1 +1,1 @@
-"""Predictions in bulk: what to segment, in which files results go, what is done already."""
+"""Bulk prediction: requests, output files and resuming."""

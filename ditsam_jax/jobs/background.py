@@ -1,4 +1,4 @@
-"""Reading ahead of the device and writing behind it: work done in threads, in order, with bounds."""
+"""Reads ahead of the device and writes behind it, in threads, in order, with bounded queues."""
 
 import collections
 import os

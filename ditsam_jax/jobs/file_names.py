@@ -1,4 +1,4 @@
-"""Names of the files of results: readable, never two results in one file, never an input's own."""
+"""File names of results: readable and unique; inputs are never overwritten."""
 
 import functools
 import os

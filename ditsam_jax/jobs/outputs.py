@@ -1,4 +1,4 @@
-"""What is written of a prediction: the mask, the picture with the mask over it, a line of JSON."""
+"""Writes a prediction: mask, overlay, and a line of JSON."""
 
 import errno
 import hashlib

@@ -1,4 +1,4 @@
-"""How far a long job is: a bar on a terminal, a line now and then elsewhere; and what there is to say at its end."""
+"""Progress of a long job, and its summary."""
 
 import sys
 import time
@@ -51,7 +51,7 @@ class Progress:
 
 
 class Remarks:
-  """What there is to say about results, at once for the first of each kind and counted at the end."""
+  """Warnings about results: the first of each kind at once, the rest counted at the end."""
 
   def __init__(self, progress: Progress) -> None:
     self._progress = progress

@@ -1,4 +1,4 @@
-"""What a job of predictions consists of: one request an image and a prompt, checked, never all in memory."""
+"""Requests of a prediction job: one image and one prompt each, checked, never all in memory."""
 
 import difflib
 import functools

@@ -1,4 +1,4 @@
-"""How the image encoder's blocks run. What they compute is the same; time and memory differ."""
+"""How the image encoder's blocks run: same results, different time and memory."""
 
 import dataclasses
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Model FLOPs: what the mathematics of a model needs, however it is computed. The numerator of MFU.
+"""Model FLOPs: what the mathematics needs, independent of the implementation. The numerator of MFU.
 
 Matrix products and convolutions only, two FLOPs for a multiplication and its addition. Recomputation, padding, one-hot
 channels, resizing of images and tables, and everything elementwise do not count.

@@ -1,4 +1,4 @@
-"""The fusions: what the text slots hold when block i starts (arXiv 2404.00650, section 3).
+"""The fusions: the content of the text slots before block i (arXiv 2404.00650, section 3).
 
 A fusion is one class, listed in FUSIONS. It says what its slots are, which tensors of the DIT release its parameters come
 from, what it needs of a model and how many FLOPs it takes. The names a config accepts, the table of names of the
@@ -17,7 +17,7 @@ CROSS_HEADS, CROSS_WIDTH = 8, 512
 
 
 class Sizes(NamedTuple):
-  """What a fusion knows of its model."""
+  """The model sizes that a fusion needs."""
 
   width: int  # of image tokens and text slots
   depth: int  # blocks of the image encoder
@@ -251,7 +251,7 @@ def make_instruction(fusion: str, sizes: Sizes, *, rngs: nnx.Rngs) -> Instructio
 
 
 def _zero_linear(width: int, rngs: nnx.Rngs) -> layers.Linear:
-  """Zero weights and bias: tuning starts from slots that say nothing."""
+  """Zero weights and bias, so training starts from empty slots."""
   return layers.Linear(width, width, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
 
 

@@ -57,7 +57,7 @@ def weights_of(model: nnx.Module) -> dict[str, nnx.Variable]:
 
 
 def cast(model: nnx.Module, dtype: jnp.dtype) -> None:
-  """Rounds the weights, and with them what the model computes in; positions stay f32, they would lose their meaning.
+  """Casts the weights, and with them the computation; positions stay f32, because rounding would move them.
 
   LayerNorms, softmax and the outputs are f32 whatever the weights are.
   """

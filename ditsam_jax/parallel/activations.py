@@ -1,4 +1,4 @@
-"""Where activations lie on a mesh: said beside the computation, and nothing at all where no mesh is set.
+"""Sharding of activations, set next to the computation; does nothing if no mesh is set.
 
 The mesh has three axes. `data` and `fsdp` share the rows of a batch, `fsdp` the weights too, and `tensor` the heads of
 the attention and the channels between the two layers of an MLP.

@@ -1,4 +1,4 @@
-"""Several hosts as one run."""
+"""Connects several hosts into one run."""
 
 import argparse
 import json
@@ -52,12 +52,12 @@ def initialise(options: argparse.Namespace, *, preemptible: bool = False) -> Non
 
 
 def is_first() -> bool:
-  """Whether this is the host that writes and tells."""
+  """Whether this host writes files and messages."""
   return jax.process_index() == 0
 
 
 def place() -> tuple[int, int]:
-  """Which of the hosts this is, from 0, and how many there are."""
+  """Index of this host, from 0, and the number of hosts."""
   return jax.process_index(), jax.process_count()
 
 

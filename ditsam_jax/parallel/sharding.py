@@ -1,4 +1,4 @@
-"""The mesh of a run, and where the arrays of its train state and its batches lie on it.
+"""The mesh of a run, and the sharding of its train state and batches.
 
 The optimiser's moments and the moving average lie where their parameter does, see parallel/weights.py.
 """

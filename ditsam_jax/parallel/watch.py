@@ -1,8 +1,8 @@
-"""Notices at once when a host of a run dies, and ends the others with one line instead of leaving them waiting.
+"""Detects a dead host at once, and ends the others with one line.
 
-JAX notices too, by missing heartbeats, but then aborts with a stack of its own. Here every host holds a TCP connection
-to the first one: the system closes it when a process ends, however that happens, and keep-alive probes find a machine
-that is gone. Whoever leaves in order says so before.
+JAX also detects it, by missed heartbeats, but then aborts with a stack trace. Here every host holds a TCP connection to
+the first one: the system closes it when a process ends for any reason, and keep-alive probes detect a machine that is
+gone. A host that exits normally says goodbye first.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Where every weight lies on a mesh, by name: the first pattern that matches a dotted path decides.
+"""Sharding of every weight, by name: the first pattern that matches its dotted path decides.
 
 At rest a weight is spread over `fsdp` (and `tensor`); a computation gathers the `fsdp` shares of what it uses, and its
 gradient is summed into shares again. An axis that does not divide its dimension is left out.

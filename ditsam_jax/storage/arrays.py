@@ -1,4 +1,4 @@
-"""Named arrays on disk, through Orbax, and whether their values can be computed with."""
+"""Reads and writes named arrays with Orbax; detects unusable values."""
 
 import contextlib
 import os
@@ -184,7 +184,7 @@ def _refuse_special_files(folder: Path) -> None:
 
 
 def _forget_where(folder: Path) -> None:
-  """Removes what Orbax notes of the place and the devices of saving: no use to whoever loads, 3 % of a tiny model."""
+  """Removes Orbax's record of the path and devices of saving: not needed for loading, and 3 % of a tiny model."""
   for name in ('_sharding', 'commit_success.txt'):
     (folder / name).unlink(missing_ok=True)
   shutil.rmtree(folder / 'array_metadatas', ignore_errors=True)

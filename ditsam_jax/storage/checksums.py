@@ -1,4 +1,4 @@
-"""Size and SHA-256 of files: TensorStore reads weights with a flipped bit without a word."""
+"""Size and SHA-256 of files, because TensorStore reads weights with a flipped bit without an error."""
 
 import hashlib
 import os

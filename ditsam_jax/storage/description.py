@@ -1,4 +1,4 @@
-"""model.json: what a saved model is, what of it is fresh or assumed, and the vocabulary that belongs to it."""
+"""model.json: config, untrained and assumed values, and vocabulary of a saved model."""
 
 import json
 import os
@@ -66,7 +66,7 @@ def read_config(name_or_dir: str | os.PathLike) -> DitSamConfig:
 
 
 def data_config(name_or_dir: str | os.PathLike) -> dict[str, Any]:
-  """What the model was trained on: {'dataset': ..., 'scenes': ...}."""
+  """The data set the model was trained on: {'dataset': ..., 'scenes': ...}."""
   return read_description(name_or_dir)['data']
 
 
@@ -76,7 +76,7 @@ def fresh_parts(name_or_dir: str | os.PathLike) -> list[str]:
 
 
 def warn_if_fresh(name_or_dir: str | os.PathLike) -> None:
-  """One line on stderr for a model with parts that were never trained."""
+  """Warns on stderr if parts of a model were never trained."""
   parts = fresh_parts(name_or_dir)
   if parts:
     say(
@@ -86,7 +86,7 @@ def warn_if_fresh(name_or_dir: str | os.PathLike) -> None:
 
 
 def parts_of(names: Iterable[str]) -> list[str]:
-  """The parts of a model that some parameters, by dotted path, belong to: as of `fresh_parts`, sorted."""
+  """The parts of a model that parameters, by dotted path, belong to, as in `fresh_parts`; sorted."""
   return sorted({'.'.join(name.split('.')[: 2 if name.startswith('image_encoder') else 1]) for name in names})
 
 

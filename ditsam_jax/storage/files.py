@@ -1,4 +1,4 @@
-"""Files that appear under their name only once they are whole; bytes and JSON in, from regular files only."""
+"""Atomic writes; reads bytes and JSON from regular files only."""
 
 import collections
 import contextlib
@@ -28,7 +28,7 @@ UNFINISHED = r'\.writing-[0-9a-f]{32}'  # names of what a killed process leaves
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-  """A path to write to, whose file takes the place of `path` at the end, or goes where an exception ends the block.
+  """A temporary path to write to; its file replaces `path` at the end, or is deleted after an exception.
 
   Raises:
     OSError: names `path`, whose old content is still there.
@@ -45,13 +45,13 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-  """Writes a file whole or not at all. Raises OSError, which names the file."""
+  """Writes a file atomically. Raises OSError, which names the file."""
   with written_whole(path) as unfinished:
     unfinished.write_text(text)
 
 
 def write_json(path: Path, data: Any) -> None:
-  """Writes JSON whole or not at all. Raises OSError, which names the file."""
+  """Writes JSON atomically. Raises OSError, which names the file."""
   write_text(path, json.dumps(data, indent=1) + '\n')
 
 

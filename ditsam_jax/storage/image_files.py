@@ -1,4 +1,4 @@
-"""Images in: any picture becomes uint8 RGB [h, w, 3]. Images out: PNG files that are whole or absent.
+"""Reads any image format as uint8 RGB [h, w, 3]; writes PNG and JPEG files atomically.
 
 Memory while reading: Pillow keeps 1 to 4 bytes a pixel, and what leaves takes 3 more; both are converted a tile at a
 time. So the peak is 1.5 to 3 times the result for most files, 4 times for progressive JPEG and for TIFF in one strip.
@@ -36,9 +36,9 @@ _header_lock = threading.Lock()
 
 
 def read_image(source: str | os.PathLike | Image.Image | Any) -> np.ndarray:
-  """Reads a picture as RGB.
+  """Reads an image as RGB.
 
-  Transparent areas are laid over white. EXIF rotation is applied. Animations give their first frame.
+  Transparent areas become white. EXIF rotation is applied. Animations are read as their first frame.
   16-bit grey is scaled to 8 bits (65535 becomes 255).
 
   Args:
@@ -49,7 +49,7 @@ def read_image(source: str | os.PathLike | Image.Image | Any) -> np.ndarray:
     uint8 [h, w, 3].
 
   Raises:
-    UserError: the file is missing, not a picture, damaged, empty or too large; the array is none of these.
+    UserError: the file is missing, not an image, damaged, empty or too large; the array is none of the above.
   """
   if isinstance(source, Image.Image):
     return _pixels(source, 'the PIL image')
@@ -63,7 +63,7 @@ def read_image(source: str | os.PathLike | Image.Image | Any) -> np.ndarray:
 def write_png(path: str | os.PathLike, image: np.ndarray | Image.Image, *, notes: dict[str, str] | None = None) -> None:
   """Writes uint8 [h, w] or [h, w, 3] as PNG, with `notes` as its texts; bool becomes 0/255.
 
-  The file appears under its name only once it is whole; missing folders are made.
+  The file is written atomically; missing folders are created.
 
   Raises:
     UserError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""Paths as users give them: of this machine. Buckets and the like are refused instead of becoming a folder `gs:`."""
+"""Local paths from users. Buckets and other URLs are refused, instead of creating a folder `gs:`."""
 
 import re
 from pathlib import Path

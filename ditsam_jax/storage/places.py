@@ -1,4 +1,4 @@
-"""Where models are: from a name or a folder to the folder that holds model.json."""
+"""Resolves a name or folder to the folder that holds model.json."""
 
 import os
 from pathlib import Path
@@ -11,20 +11,20 @@ SHIPPED = Path(__file__).parents[1] / 'pretrained'
 
 
 def shipped_names() -> list[str]:
-  """Names of the models that come with the library."""
+  """Names of the shipped models."""
   return sorted(path.parent.name for path in SHIPPED.glob('*/model.json'))
 
 
 def is_shipped(name_or_dir: str | os.PathLike) -> bool:
-  """Whether this names a model that comes with the library."""
+  """Whether this is the name of a shipped model."""
   return resolve(name_or_dir).parent == SHIPPED
 
 
 def resolve(name_or_dir: str | os.PathLike) -> Path:
-  """The folder of a shipped model's name, of a model's own folder or of a training run's workdir.
+  """The model folder for a shipped model's name, a model folder or a training workdir.
 
   Raises:
-    UserError: nothing of that kind is there.
+    UserError: there is no such model.
   """
   given = local(str(name_or_dir))
   name = f"'{printable(given)}'"

@@ -302,7 +302,7 @@ def _read_run(checkpoint: Path) -> dict[str, Any]:
 
 
 def _reason(error: BaseException | None) -> str:
-  """Why something failed, in a few words."""
+  """The reason of a failure, in a few words."""
   if error is None:
     return 'on another host'
   text = str(getattr(error, 'strerror', None) or error).strip() or type(error).__name__

@@ -1,4 +1,4 @@
-"""A fingerprint of weights: equal for two runs if, and as good as only if, every bit of every array is equal."""
+"""A fingerprint of weights: equal if and, practically, only if every bit of every array is equal."""
 
 import hashlib
 from collections.abc import Mapping

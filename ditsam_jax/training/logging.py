@@ -1,4 +1,4 @@
-"""What a run tells people: a progress bar, TensorBoard without TensorFlow, one JSON line an interval."""
+"""Training logs: progress bar, TensorBoard without TensorFlow, JSON lines."""
 
 import errno
 import json
@@ -21,14 +21,14 @@ from ditsam_jax.terminal import progress
 class RunLog:
   """Log of a run in `workdir`: `train_log.jsonl`, `tensorboard/`, a bar on stderr. A resumed run continues them.
 
-  What a killed run told of steps that are done again is taken back. A full disk stops no run: what finds no room waits
-  in memory until there is some.
+  Records of steps that are redone are removed. A full disk does not stop the run: records that don't fit wait
+  in memory until there is space.
 
   Args:
     workdir: of this process alone.
-    first_step: steps that were done before; later lines go.
-    evaluated: the last of them that an evaluation was done after.
-    total_steps: of the whole run.
+    first_step: steps done before; later records are removed.
+    evaluated: the last of these steps with an evaluation.
+    total_steps: length of the run.
   """
 
   def __init__(self, workdir: Path, *, first_step: int, evaluated: int, total_steps: int):
@@ -74,11 +74,11 @@ class RunLog:
     self._event(step=step, summary=summary.image('predictions', image, dataformats='HWC'))
 
   def say(self, text: str) -> None:
-    """A line above the bar."""
+    """Prints a line above the progress bar."""
     self._bar.write(text, file=sys.stderr)
 
   def _event(self, **fields) -> None:
-    # Not by tensorboardX' own writer: its thread ends silently on a full disk, and then whoever writes hangs.
+    # Not by tensorboardX' own writer: its thread ends silently on a full disk, and later writes hang.
     data = Event(wall_time=time.time(), **fields).SerializeToString()
     length = struct.pack('<Q', len(data))
     checks = [struct.pack('<I', masked_crc32c(part)) for part in (length, data)]
@@ -149,13 +149,13 @@ class _Appended:
 
 
 def _check_file(path: Path) -> None:
-  """Raises OSError where a file would be a pipe, which makes whoever opens it wait, or a device."""
+  """Raises OSError if a file is a device or a pipe, which would block on opening."""
   if path.exists() and not path.is_file():
     raise OSError(errno.EINVAL, f'{path.name} is not a file')
 
 
 def _take_back(path: Path, first_step: int, evaluated: int) -> None:
-  """Cuts off what was told of later steps and evaluations, and what a killed process wrote of a line. Raises OSError."""
+  """Truncates records of later steps and evaluations, and an incomplete last line. Raises OSError."""
   if not os.path.lexists(path):
     return
   _check_file(path)

@@ -1,4 +1,4 @@
-"""What a folder is made of: size and SHA-256 of every file, to know later whether it is still whole."""
+"""Sizes and SHA-256 of a folder's files, to detect damage later."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The program of a run: the real train step with the shapes and shardings of all it takes, and its first state.
+"""The compiled train step of a run, the shapes and shardings of its arguments, and its first state.
 
 Nothing is computed before `initial_state`: the same program can be compiled for a pod that is not there.
 """

@@ -1,4 +1,4 @@
-"""Updates that were left out because their loss or gradient was not finite: told, and ended when there are too many."""
+"""Reports updates skipped for a non-finite loss or gradient; stops the run after too many in a row."""
 
 from pathlib import Path
 from typing import NamedTuple

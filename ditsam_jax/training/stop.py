@@ -1,4 +1,4 @@
-"""Stopping at the end of a step: for preemption (SIGTERM) and for people (Ctrl-C)."""
+"""Stops training at the end of a step, on SIGTERM (preemption) or Ctrl-C."""
 
 import contextlib
 import os
@@ -12,11 +12,11 @@ from ditsam_jax import interruption
 
 
 class Stopped(Exception):
-  """The work was left off, since a signal asked for it."""
+  """Raised to end the work after a signal."""
 
 
 class StopSignal:
-  """Once there are steps, turns SIGTERM or the first Ctrl-C into a request to stop; the next Ctrl-C ends at once.
+  """After the first step, SIGTERM or Ctrl-C requests a stop; a second Ctrl-C ends the process at once.
 
   Before, when there is nothing to save, both end at once. SIGTERM again changes nothing: schedulers send it to a
   process and to its group.
@@ -50,7 +50,7 @@ class StopSignal:
     return self.asked
 
   def steps_begin(self) -> None:
-    """From now on steps are finished and saved."""
+    """From now on a signal finishes the step and saves."""
     self._stepping = True
 
   def interruptible(self, function: Callable) -> Callable:

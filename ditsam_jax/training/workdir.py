@@ -1,4 +1,4 @@
-"""A run's own folder: for one process at a time, and for one config."""
+"""A run's folder: one process at a time, one config."""
 
 import fcntl
 import os

@@ -181,7 +181,7 @@ def test_known_models_values_are_said_to_be_assumed():
   assert config.mask_decoder.heads == assumed['mask_decoder.heads'] == 8
   assert 'text_encoder.heads' not in assumed and assumed['image_size'] == 512
   assert DECODER_HEADS[256, 2, 2048] == 8 and TEXT_HEADS == {(768, 12, 3072): 12, (1024, 24, 4096): 16}
-  with pytest.raises(UserError, match=r'MLP 1024\) are those of no known model'):
+  with pytest.raises(UserError, match=r'MLP 1024\) match no known model'):
     read_architecture(
       official | {'mask_decoder.transformer.layers.0.mlp.lin1.weight': (1024, 256)}, fusion='layer_wise'
     )

@@ -207,7 +207,7 @@ def test_the_script_runs_from_any_folder_and_without_the_library_installed(tmp_p
   )
   assert run.returncode == 2
   assert run.stderr.splitlines()[-1] == (
-    'error: these tensors fit the fusions layer_wise and e2e alike, in names and shapes: say which it is with --fusion'
+    'error: tensor names and shapes fit the fusions layer_wise and e2e equally; choose one with --fusion'
   )
   assert list(tmp_path.iterdir()) == []
 

@@ -224,7 +224,10 @@ def test_a_batch_finds_what_single_prompts_find(sam, image):
 @pytest.mark.parametrize(
   'arguments, told',
   [
-    (dict(boxes=np.ones((2, 4)), mask_input=np.zeros((3, 1, 32, 32))), '2 boxes, 3 mask_input: expected as many'),
+    (
+      dict(boxes=np.ones((2, 4)), mask_input=np.zeros((3, 1, 32, 32))),
+      '2 boxes, 3 mask_input: expected the same number',
+    ),
     ({}, 'no prompts: expected'),
     (dict(boxes=np.zeros((0, 4))), 'expected'),
     (dict(boxes=5), 'boxes of type int'),

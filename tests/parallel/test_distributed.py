@@ -70,5 +70,5 @@ def test_hosts_that_do_not_meet_get_one_line(joined, monkeypatch):
     raise RuntimeError('DEADLINE_EXCEEDED: nobody came\nand much more')
 
   monkeypatch.setattr(jax.distributed, 'initialize', never)
-  with pytest.raises(UserError, match=r'did not meet \(DEADLINE_EXCEEDED: nobody came\); start the same command'):
+  with pytest.raises(UserError, match=r'could not connect \(DEADLINE_EXCEEDED: nobody came\); start the same command'):
     initialise('--coordinator=first:1', '--hosts=2', '--host=0')

@@ -253,7 +253,7 @@ def test_a_run_json_that_cannot_be_is_damage_too(tmp_path, capfd, change):
   rewrite(tmp_path / 'checkpoints' / '2', change)
   assert resumed(tmp_path) == (1, 1.0, 1)
   (line,) = capfd.readouterr().err.splitlines()
-  assert 'checkpoints/2 ' in line and 'trying the one before' in line, line
+  assert 'checkpoints/2 ' in line and 'trying the previous one' in line, line
 
 
 @pytest.mark.parametrize(
@@ -327,7 +327,7 @@ def test_what_a_process_left_that_died_before_the_end_is_removed(tmp_path, capfd
 def test_a_checkpoint_of_another_config_is_refused(tmp_path):
   save_steps(tmp_path, 1)
   with open_(tmp_path, config={**CONFIG, 'seed': 4, 'log_every': 7}) as checkpoints:
-    with pytest.raises(UserError, match=r'of another config \(config.seed was 3, is 4\)'):
+    with pytest.raises(UserError, match=r'to another config \(config.seed was 3, is 4\)'):
       checkpoints.restore(small_state(0), numbers())
 
 

@@ -160,7 +160,7 @@ def prepare(
   processes: int | None = None,
   say: Callable[[str], None] = lambda text: None,
 ) -> Prepared:
-  """Reads the official files and writes the data set into `catalogue.folder(data_dir, dataset, split_by)`.
+  """Reads the official files and writes the data set to `catalogue.folder(data_dir, dataset, split_by)`.
 
   The folder gets its name when it is whole, so an interrupted preparation is never taken for one; what such a
   one left behind is removed.
@@ -169,14 +169,14 @@ def prepare(
     dataset, split_by: see catalogue.FAMILY.
     annotations_dir: holds the data set's folder with refs and instances.json, or is that folder.
     images_dir: holds COCO's train2014 images, or the folder train2014 with them.
-    data_dir: where prepared data sets live.
+    data_dir: folder of prepared data sets.
     skip_bad: skip bad images, refs and sentences and write the rest.
     processes: that read images and draw masks; by default one a core. A script that calls this then needs the
       usual `if __name__ == '__main__'`, or 0. The records do not depend on it.
-    say: is told what is going on, a line at a time.
+    say: receives progress messages, one line at a time.
 
   Raises:
-    UserError: files missing or damaged, problems found without `skip_bad` (after each kind was told to `say`),
+    UserError: files missing or damaged, problems found without `skip_bad` (after reporting each kind to `say`),
       another process at the same work, a folder that cannot be written to.
   """
   if processes is not None:

@@ -1,4 +1,4 @@
-"""What is wrong with the downloads, collected by kind so that one run tells everything."""
+"""Problems of the downloads, collected by kind, so one run reports all of them."""
 
 from ditsam_jax.limits import MAX_OBJECTS, MAX_PIXELS, MAX_SENTENCES
 from ditsam_jax.terminal import printable

@@ -1,4 +1,4 @@
-"""Which implementation of attention runs: by the platform that the program is compiled for, the type and the shape."""
+"""Selects the attention implementation by platform, type and shape."""
 
 import functools
 from collections.abc import Callable
@@ -16,7 +16,7 @@ _PLATFORM = {'cudnn': 'cuda', 'pallas_tpu': 'tpu', 'pallas_gpu': 'cuda'}
 
 
 def why_not(name: str, platform: str | None, dtype, width: int, length: int, channels: int) -> str | None:
-  """What keeps an implementation from computing attention, as an English clause, or None if nothing does.
+  """Why an implementation is unsupported, as an English clause, or None if it is supported.
 
   Args:
     name: one of IMPLEMENTATIONS.
@@ -37,8 +37,7 @@ def why_not(name: str, platform: str | None, dtype, width: int, length: int, cha
 def fastest(platform: str, *shapes: tuple) -> str:
   """The fastest implementation on a platform that can compute all of these shapes, each (dtype, width, length, channels).
 
-  Naming it beforehand, where the platform is known, spares a training step what 'auto' must keep for the gradients of
-  all platforms.
+  A training step, whose platform is known, names it: 'auto' keeps intermediate values for the gradients of all platforms.
   """
   name = FASTEST.get('cuda' if platform == 'gpu' else platform, 'xla')
   return 'xla' if any(why_not(name, platform, *shape) for shape in shapes) else name

@@ -211,7 +211,7 @@ def _backward_kernel(
 
 
 def _at_the_edge(add, at_edge, blocks: _Blocks):
-  """Runs `add`, told whether its block may reach past the end: masking costs time, and few blocks need it."""
+  """Runs `add` with a flag: whether its block may reach past the end. Masking costs time, and few blocks need it."""
   ragged = blocks.length % blocks.size != 0
   if not ragged or blocks.count == 1:
     add(ragged)
