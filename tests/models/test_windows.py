@@ -63,5 +63,5 @@ def test_global_blocks_stay_global():
   encoder = dataclasses.replace(ENCODER, depth=3, global_blocks=(1,))
   assert [encoder.window(block) for block in range(3)] == [SIDE, 0, SIDE]
   assert [dataclasses.replace(encoder, attention_scope='global').window(block) for block in range(3)] == [0, 0, 0]
-  with pytest.raises(ValueError, match="attention_scope is 'near'; choose one of global, windowed"):
+  with pytest.raises(ValueError, match="attention_scope is 'near'; expected 'global' or 'windowed'"):
     DitSamConfig(dataclasses.replace(encoder, attention_scope='near'))
