@@ -34,7 +34,7 @@ def found_in(downloads: Downloads) -> dict[str, int]:
     {ref.image_id for ref in refs},
     {one for ref in refs for one in ref.annotation_ids},
   )
-  splits = catalogue.SPLITS[downloads.name, 'unc']
+  splits = catalogue.FAMILY[downloads.name].partition('unc').splits
   planned = plan(refs, instances, downloads.image_dir, splits, found, may_lack_target=downloads.name == 'grefcoco')
   for encoded in images.encode_all((image for some in planned.values() for image in some), 0):
     for problem in encoded.problems:
