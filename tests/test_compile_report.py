@@ -35,6 +35,7 @@ assert compile_report.main(%r) == 0
 """
 
 
+@pytest.mark.multiprocess
 def test_the_real_step_in_table_json_and_picture(tmp_path):
   json_file, picture = tmp_path / 'new' / 'report.json', tmp_path / 'report.png'
   printed = run_on_devices(

@@ -27,6 +27,7 @@ def assert_same_bits(ours, theirs):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.verifies('PyTorch weights in and out again', against="the release's six checkpoints", within='equal bits')
 @pytest.mark.parametrize(
   'name, flags',
@@ -47,6 +48,7 @@ def test_the_releases_checkpoints_come_back_whole(tmp_path, name, flags):
   assert_same_bits(back['state_dict'], original['state_dict'])
 
 
+@pytest.mark.slow
 def test_so_does_the_fusion_that_there_is_none_of(tmp_path):
   fusion = 'cross_attention'
   tensors = torch_models.weights_of_peer(torch_models.random_peer(torch_models.text_config(fusion)))
@@ -70,6 +72,7 @@ def test_metas_sam_comes_back_in_its_own_layout_and_type(tmp_path, dtype):
   assert_same_bits(there_and_back(tmp_path, tmp_path / 'sam.pth', *torch_models.SAM_FLAGS), tensors)
 
 
+@pytest.mark.slow
 def test_a_model_trained_here_has_all_that_the_release_loads(tmp_path):
   config = torch_models.text_config('layer_wise')
   saved_model.save(tmp_path / 'model', random_model(config))

@@ -84,6 +84,7 @@ def test_any_model_comes_back_without_a_flag(saved, tmp_path):
     assert vocabulary_file(tmp_path / 'back').read_text().split() == WORDS
 
 
+@pytest.mark.slow
 def test_without_the_json_nothing_is_guessed(saved, tmp_path):
   (tmp_path / 'alone.pth').write_bytes((saved / 'weights.pth').read_bytes())
   assert 'give --decoder-heads' in refusal(tmp_path / 'alone.pth', tmp_path, '--text-heads=2', '--fusion=e2e')

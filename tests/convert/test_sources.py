@@ -217,6 +217,7 @@ def test_a_source_inside_the_output_survives(tmp_path):
   assert [path.name for path in tmp_path.iterdir()] == ['model']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('factor', [1.01, float('nan')])
 def test_verify_refuses_other_results(tmp_path, monkeypatch, factor):
   torch_models.save_meta(torch_models.random_peer(torch_models.SAM), tmp_path / 'sam.pth')

@@ -107,6 +107,7 @@ def test_metas_sam_with_its_windows(tmp_path, capsys):
   assert 'image_embedding' in printed
 
 
+@pytest.mark.slow
 @pytest.mark.verifies(
   'Masks and predicted IoU of a converted SamModel', against="transformers' SamModel", within='2e-5 relative'
 )
@@ -134,6 +135,7 @@ def test_hugging_faces_sam(tmp_path, layout):
   assert max(relative_differences(ours, theirs).values()) <= 2e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('spelling', ['plain', 'old'])
 def test_a_sam_and_a_bert_make_a_start_for_training(tmp_path, spelling, capsys):
   sam = torch_models.random_peer(torch_models.SAM)
@@ -175,6 +177,7 @@ def test_a_sam_and_a_bert_make_a_start_for_training(tmp_path, spelling, capsys):
   assert difference['text_features'] <= 1e-5
 
 
+@pytest.mark.slow
 def test_deeper_decoders_are_read_off_the_tensors(tmp_path):
   config = torch_models.text_config('none')
   config = dataclasses.replace(config, mask_decoder=dataclasses.replace(config.mask_decoder, depth=4))
@@ -185,6 +188,7 @@ def test_deeper_decoders_are_read_off_the_tensors(tmp_path):
   assert largest_difference(tmp_path / 'model', peer) <= 2e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_half_precision_files_keep_their_type_on_disk_and_load_as_f32(tmp_path, dtype):
   peer = torch_models.random_peer(torch_models.SAM)
@@ -197,6 +201,7 @@ def test_half_precision_files_keep_their_type_on_disk_and_load_as_f32(tmp_path, 
   np.testing.assert_array_equal(loaded, halves['image_encoder.pos_embed'][0].float().numpy())
 
 
+@pytest.mark.multiprocess
 def test_the_script_runs_from_any_folder_and_without_the_library_installed(tmp_path):
   script = Path(__file__).parents[2] / 'convert' / 'torch_to_flax.py'
   run = subprocess.run(

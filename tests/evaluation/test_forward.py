@@ -64,6 +64,7 @@ def baseline():
   return model, forward_of(model, share_images=False)
 
 
+@pytest.mark.slow
 def test_rows_that_share_an_image_give_the_same_as_alone(baseline):
   model, alone = baseline
   shared = forward_of(model)

@@ -155,6 +155,7 @@ def close(ours, theirs):
     assert np.abs(ours.astype(float) - theirs).max() <= 1e-4 * max(np.abs(theirs).max(), 1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.verifies(
   'A script written for segment_anything, on the shipped SAM', against="Meta's segment_anything", within='1e-4 relative'
 )
@@ -180,6 +181,7 @@ def test_arguments_have_the_same_names_and_order(meta):
   assert list(inspect.signature(ditsam_jax.SamPredictor.predict_batch).parameters)[: len(theirs)] == theirs
 
 
+@pytest.mark.slow
 @pytest.mark.verifies('SamPredictor: batches of prompts', against="Meta's predict_torch", within='1e-4 relative')
 @pytest.mark.parametrize('count', [1, 3, 11])
 def test_a_batch_is_predict_torch(meta, sam, image, count):

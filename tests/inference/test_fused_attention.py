@@ -45,6 +45,7 @@ def lowered(config, platform, dtype, rows=2):
   return programs.encode.trace(part, weights, images, features).lower(lowering_platforms=(platform,)).as_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('changes', [{}, {'fusion': 'none'}])
 def test_blocks_are_fused_on_a_gpu_and_nowhere_else(changes):
   config = small_config(**changes)

@@ -36,6 +36,7 @@ def same(a: Prediction, b: Prediction) -> bool:
   return a.logits.shape == b.logits.shape and np.abs(a.logits - b.logits).max() <= 1e-4 * scale
 
 
+@pytest.mark.slow
 def test_all_prompts_go_together(segmenter):
   image = picture((50, 60))
   first = segmenter(image, 'the red circle')
@@ -64,6 +65,7 @@ def test_points_without_labels_are_on_the_object(segmenter):
   assert not same(segmenter(image, points=POINTS), segmenter(image, points=POINTS, labels=[1, 0]))
 
 
+@pytest.mark.slow
 def test_lists_views_and_streams_find_the_same(segmenter):
   images = [picture((50, 60), seed) for seed in range(3)]
   prompts = [
@@ -110,6 +112,7 @@ def test_what_can_be_shared_is_computed_once(segmenter, monkeypatch):
   assert calls == {'read': [4], 'encode': [4] if fused else [2]}  # filled up to a batch's size
 
 
+@pytest.mark.slow
 def test_a_plain_sam_takes_everything_but_text():
   model = random_model(sam(small_config()))
   segmenter, image = Segmenter.from_model(model), picture((30, 70))
@@ -146,6 +149,7 @@ def test_a_prompt_with_something_beside_it(segmenter):
     segmenter(picture((9, 9)), Prompt('the red circle'), box=BOX)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('segmenter', ['layer_wise'], indirect=True)
 def test_types_to_compute_in(segmenter, tokenizer, tmp_path):
   model = random_model(segmenter.config)

@@ -186,6 +186,7 @@ def peers():
   torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 @pytest.mark.verifies(
   'SamPredictor: masks, scores and low-resolution logits of clicks, boxes and masks',
   against="Meta's SamPredictor",
@@ -270,6 +271,7 @@ def plain():
   return SamPredictor.from_model(counting_model(CONFIG))
 
 
+@pytest.mark.slow
 def test_masked_filling_changes_nothing():
   model = random_model(CONFIG, seed=1)
   rng = np.random.default_rng(0)
@@ -284,6 +286,7 @@ def test_masked_filling_changes_nothing():
     assert relative_error(getattr(seen, name), getattr(exact, name)) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_changing_number_of_points_hardly_compiles(plain):
   CountingDecoder.traces.clear()
   points, labels = np.random.default_rng(0).random((8, 2)) * 40, [1, 0, 1, 1, 0, 0, 1, 0]
@@ -326,6 +329,7 @@ def reader(request, tokenizer):
   return SamPredictor.from_model(model, tokenizer), model
 
 
+@pytest.mark.slow
 def test_a_sentence_alone_is_the_segmenters(reader, tokenizer):
   predictor, segmenter = reader[0], Segmenter.from_model(reader[1], tokenizer)
   for size in ((64, 64), (33, 90), (70, 41), (20, 31)):
@@ -339,6 +343,7 @@ def test_a_sentence_alone_is_the_segmenters(reader, tokenizer):
       assert (result.masks == expected.masks)[sure].all()  # the threshold is the model's
 
 
+@pytest.mark.slow
 def test_clicks_after_a_sentence_cost_the_decoder_only(reader):
   predictor, model = reader
   again = 0 if model.config.fusion == 'none' else 1  # the embedding depends on the text, or not
@@ -359,6 +364,7 @@ def test_clicks_after_a_sentence_cost_the_decoder_only(reader):
   assert encodings() == 0  # the last sentences are remembered
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('reader', ['layer_wise'], indirect=True)
 def test_sentences_go_with_points_and_boxes(reader, tokenizer):
   """As the whole model has it, prompts put by hand to where the image lies in the square."""

@@ -58,6 +58,7 @@ def test_l_dit_adds_one_projection_a_block_bert_and_the_prompt_projection():
   assert count(models.vit_b()) - count(models.sam(models.vit_b())) == added
 
 
+@pytest.mark.slow
 def test_outputs_have_the_documented_shapes(model, batch):
   out = model(**batch)
   assert out.logits.shape == (2, SIDE, SIDE) and out.low_res_logits.shape == (2, SIDE // 4, SIDE // 4)
@@ -66,11 +67,13 @@ def test_outputs_have_the_documented_shapes(model, batch):
   assert several.logits.shape == (2, 3, SIDE, SIDE) and several.iou.shape == (2, 3)
 
 
+@pytest.mark.slow
 def test_images_need_not_be_square(model, batch):
   out = model(batch['images'][:, :32], batch['token_ids'], batch['token_mask'])
   assert out.logits.shape == (2, 32, SIDE) and np.isfinite(out.logits).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'visual', [PROMPTS, {'boxes': BOXES}, {'masks': MASKS}, {**PROMPTS, 'boxes': BOXES, 'masks': MASKS}]
 )

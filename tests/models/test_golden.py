@@ -25,6 +25,7 @@ def release_order(x: jax.Array) -> jax.Array:
   return jnp.moveaxis(x, -1, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.verifies(
   'Text features, image embedding, masks and predicted IoU of six models: L-DIT, E-DIT, their token and wide variants, the text baseline; with each attention',
   against='the DIT release',

@@ -82,6 +82,7 @@ class Rules:
     return self.linear(f'{name}.out_proj', out)
 
 
+@pytest.mark.slow
 @pytest.mark.verifies(
   'What every fusion puts before every block', against='the rules of paper and release, in NumPy', within='1e-4'
 )
@@ -115,6 +116,7 @@ def without_blocks(encoder, images):
   return empty(images).reshape(len(images), GRID * GRID, WIDTH)
 
 
+@pytest.mark.slow
 def test_the_baseline_sees_the_image_alone():
   config = small_config('none')
   assert fresh(config) is None

@@ -51,6 +51,7 @@ def prompts(sam, case):
   return arguments
 
 
+@pytest.mark.slow
 @pytest.mark.verifies(
   "Plain SAM: the windowed encoder's image embedding", against="Meta's segment_anything", within='2e-5'
 )
@@ -85,6 +86,7 @@ def test_prompt_tokens(model, sam, case):
   np.testing.assert_allclose(np.moveaxis(dense, -1, 1), np.broadcast_to(sam[f'{case}/dense'], (2, 32, 5, 5)), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.verifies(
   'Plain SAM: masks and predicted IoU of points, boxes, masks and all together, one mask or three',
   against="Meta's segment_anything",

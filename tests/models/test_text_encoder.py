@@ -28,12 +28,14 @@ def encoder(bert):
   return encoder
 
 
+@pytest.mark.slow
 @pytest.mark.verifies('The text encoder on padded sentences', against="transformers' BertModel", within='2e-5')
 def test_states_of_padded_sentences(encoder, bert):
   states = encoder(bert['token_ids'], bert['token_mask'])
   np.testing.assert_allclose(states, bert['states'], atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.verifies("The gradient of the text encoder's word table", against="transformers' BertModel", within='1e-3')
 def test_gradient_of_the_word_table(encoder, bert):
   """Also where BertModel gives none: the row of [PAD]."""
@@ -45,6 +47,7 @@ def test_gradient_of_the_word_table(encoder, bert):
   np.testing.assert_allclose(gradient, bert['word_gradient'], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_padding_changes_no_other_state(encoder, bert):
   ids, mask = bert['token_ids'][1:2], bert['token_mask'][1:2]
   length = int(mask.sum())

@@ -27,6 +27,7 @@ def block():
   return made
 
 
+@pytest.mark.slow
 def test_each_window_attends_to_itself_and_all_slots_which_get_the_mean(block):
   x = np.random.default_rng(1).normal(size=(2, SLOTS + 15, WIDTH)).astype(np.float32)
   normed = np.asarray(block.norm1(jnp.asarray(x)))
@@ -45,6 +46,7 @@ def test_each_window_attends_to_itself_and_all_slots_which_get_the_mean(block):
   np.testing.assert_allclose(block(jnp.asarray(x), GRID), expected, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('fusion', ['layer_wise', 'e2e', 'cross_attention'])
 def test_one_window_over_the_whole_grid_is_global_attention(fusion):
   encoder = ImageEncoderConfig(width=24, depth=2, heads=2, global_blocks=(), pretrain_grid=4, pretrain_window=4)
@@ -63,5 +65,5 @@ def test_global_blocks_stay_global():
   encoder = dataclasses.replace(ENCODER, depth=3, global_blocks=(1,))
   assert [encoder.window(block) for block in range(3)] == [SIDE, 0, SIDE]
   assert [dataclasses.replace(encoder, attention_scope='global').window(block) for block in range(3)] == [0, 0, 0]
-  with pytest.raises(ValueError, match="attention_scope is 'near'; choose one of global, windowed"):
+  with pytest.raises(ValueError, match="attention_scope is 'near'; expected 'global' or 'windowed'"):
     DitSamConfig(dataclasses.replace(encoder, attention_scope='near'))

@@ -67,6 +67,7 @@ def test_what_the_tests_compare_with_is_the_definition_and_its_slopes(case):
     np.testing.assert_allclose((gradient * direction).sum(), (high - low) / (2 * step), rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.verifies(
   'Every implementation of attention: outputs and gradients',
   against='the definition in float64',
@@ -92,6 +93,7 @@ def test_models_heads_and_windows(name, index, case):
   check(name, TYPES[name][index % len(TYPES[name])], case)
 
 
+@pytest.mark.slow
 @pytest.mark.verifies(
   'Every implementation of attention: outputs and gradients',
   against='the definition in float64',
@@ -112,6 +114,7 @@ def test_long_sequences_in_parts(name, case):
   check(name, 'float32', case)
 
 
+@pytest.mark.slow
 @pytest.mark.verifies(
   'Every implementation of attention: outputs and gradients',
   against='the definition in float64',

@@ -39,6 +39,7 @@ def test_forward_and_backward_compile_without_an_array_of_all_pairs():
     assert not row['square'] and row['largest'] <= 128, row  # numbers a token and head; all pairs would be 1044
 
 
+@pytest.mark.slow
 @pytest.mark.verifies(
   "The TPU's kernels on two simulated cores in random order",
   against='the definition in float64',

@@ -89,6 +89,7 @@ def test_a_weight_lies_where_the_rules_say(name, shape, spec):
   assert spec_at_rest(name, shape, dict(data=2, fsdp=4, tensor=2)) == PartitionSpec(*spec)
 
 
+@pytest.mark.slow
 def test_moments_and_average_lie_with_their_parameter_and_nothing_large_is_copied():
   devices = np.array([jax.devices()[0]] * 8)  # a mesh is never computed on here
   mesh = jax.sharding.Mesh(devices.reshape(1, 4, 2), AXES, axis_types=(AxisType.Auto,) * 3)

@@ -73,6 +73,7 @@ def tiff(data, **tags):
   return b'II*\0\x08\0\0\0' + struct.pack('<H', len(entries)) + packed + struct.pack('<L', 0) + data
 
 
+@pytest.mark.multiprocess
 @pytest.mark.skipif(not os.access('/proc/self/clear_refs', os.W_OK), reason='measures by /proc')
 def test_memory_is_a_small_multiple_of_the_rgb_pixels(tmp_path):
   y, x = np.mgrid[:SIDE, :SIDE]
@@ -108,6 +109,7 @@ def test_memory_is_a_small_multiple_of_the_rgb_pixels(tmp_path):
     assert mib < most * pixels + SLACK, f'{name}: {mib / pixels:.1f} times the pixels'
 
 
+@pytest.mark.multiprocess
 @pytest.mark.skipif(not os.access('/proc/self/clear_refs', os.W_OK), reason='measures by /proc')
 def test_small_files_that_ask_for_much_get_little(tmp_path):
   small = io.BytesIO()

@@ -65,6 +65,7 @@ def test_everything_comes_back(model, saved):
   assert data_config(saved) == DATA
 
 
+@pytest.mark.slow
 def test_a_loaded_model_is_in_evaluation_mode(saved):
   """Dropout of 0.1 would make two runs differ."""
   encoder = saved_model.load(saved).text_encoder
@@ -72,6 +73,7 @@ def test_a_loaded_model_is_in_evaluation_mode(saved):
   np.testing.assert_array_equal(encoder(*arguments), encoder(*arguments))
 
 
+@pytest.mark.slow
 def test_half_precision_rounds_and_loads_as_f32(model, tmp_path):
   small = saved_model.save(tmp_path / 'half', model, dtype=jnp.float16)
   assert {str(array.dtype) for array in saved_model.read_weights(small).values()} == {'float16'}

@@ -37,6 +37,7 @@ def test_the_loss_is_the_weighted_sum(batch, weights):
   assert float(log['loss']) == float(loss) and float(log['batch_iou']) == pytest.approx(mean_iou, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('logit', [-200.0, 200.0])
 def test_huge_logits_give_finite_losses_and_gradients(logit):
   logits, target = jnp.full((1, 4, 4), logit), jnp.ones((1, 4, 4), jnp.uint8)
