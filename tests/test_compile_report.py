@@ -88,13 +88,13 @@ def test_without_the_compiler_it_says_how_to_install_it(monkeypatch):
 ABSTRACT = """
 import json, math, resource
 import jax
-from ditsam_jax.config import checks, files, lengths
+from ditsam_jax.config import files, lengths
 from ditsam_jax.training.program import build
 from ditsam_jax.parallel.sharding import make_mesh
 config = files.load('ldit_vith', ['mesh.fsdp=8', 'dtype=bfloat16', 'scan=True', 'remat=block'])
 config = lengths.resolve(config, lambda: 42404)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-program = build(config, checks.model_config(config), make_mesh(config.mesh))
+program = build(config, config.model, make_mesh(config.mesh))
 program.lower()
 print(json.dumps({
   'whole': sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(program.state)),
@@ -105,6 +105,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.multiprocess
 def test_vit_h_is_prepared_without_any_of_its_arrays():
   sizes = json.loads(run_on_devices(ABSTRACT, 8))
   assert sizes['whole'] > 11e9  # parameters, average and two moments, f32
