@@ -21,13 +21,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ditsam_jax.config import recipe
 from ditsam_jax.models import image_encoder
 from ditsam_jax.models.config import DitSamConfig, vit_b
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.execution import REMAT, Execution
 from ditsam_jax.models.weights import Structure, dotted, weights_of
 from ditsam_jax.storage import saved_model
-from ditsam_jax.training.config import recipe
 from ditsam_jax.training.optimizer import make_optimizer
 from ditsam_jax.training.step import fresh_state, make_train_step, text_forward
 

@@ -25,7 +25,6 @@ import numpy as np
 
 from benchmarks.measuring import jitted_forward, peak_of_process, timed
 from ditsam_jax.config import lengths
-from ditsam_jax.config.checks import model_config
 from ditsam_jax.config.recipes import as_config_dict, recipe
 from ditsam_jax.models.config import PRESETS
 from ditsam_jax.models.weights import cast
@@ -74,7 +73,7 @@ def measure(options: argparse.Namespace) -> dict:
   config.data.batch_size = options.batch_size
   config.update_from_flattened_dict(PLAIN | CHOICES[options.choice])
   config = lengths.resolve(config, lambda: lengths.samples_without_data(config))
-  program = build(config, model_config(config), sharding.make_mesh(config.mesh))
+  program = build(config, config.model, sharding.make_mesh(config.mesh))
   started = time.perf_counter()
   compiled = program.lower().compile()
   compiling = time.perf_counter() - started

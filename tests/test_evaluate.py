@@ -46,6 +46,7 @@ def evaluated(run, data_dir, *more):
   return main([f'--checkpoint={run}', f'--data-dir={data_dir}', '--batch-size=16', *more])
 
 
+@pytest.mark.slow
 def test_table_figures_samples_and_picture_agree(run, data_dir, capsys):
   assert evaluated(run, data_dir) == 0
   output = run / 'evaluation-test'
@@ -73,6 +74,7 @@ def test_a_picture_that_cannot_be_written_costs_no_figures(run, data_dir, tmp_pa
   assert 'predictions.png' not in output and f'{tmp_path / "ranked.png"}' in output
 
 
+@pytest.mark.slow
 def test_limit_output_split_and_type(run, data_dir, tmp_path):
   output = tmp_path / 'new' / 'place'
   assert evaluated(run, data_dir, '--limit=5', '--split=val', f'--output={output}', '--dtype=bfloat16') == 0
@@ -144,6 +146,7 @@ def test_a_model_without_a_text_encoder_is_refused(data_dir, tmp_path):
     evaluated(tmp_path / 'sam', data_dir)
 
 
+@pytest.mark.multiprocess
 def test_the_process_ends_with_status_2_and_one_line(tmp_path):
   done = subprocess.run(
     [sys.executable, '-m', 'ditsam_jax.evaluate', f'--checkpoint={tmp_path / "no_model"}'],

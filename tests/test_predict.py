@@ -462,6 +462,7 @@ def test_memory_does_not_grow_with_the_job(tmp_path, monkeypatch):
   assert max(ahead) <= 5 and len(rows_of(tmp_path / 'r')) == 40
 
 
+@pytest.mark.multiprocess
 def test_the_process_ends_with_status_2_and_one_line(tmp_path, image):
   command = [sys.executable, '-m', 'ditsam_jax.predict', '--image', image, '--text=red']
   run = subprocess.run(

@@ -24,6 +24,7 @@ def test_shipped_models_are_small():
     assert sum(file.stat().st_size for file in resolve(name).rglob('*') if file.is_file()) <= 3_000_000
 
 
+@pytest.mark.slow
 def test_shapes_finds_what_sentences_name(tmp_path):
   # A short training split: the test split is the same whatever the others' sizes, scene i depends on (seed, split, i).
   source = open_split('shapes', tmp_path, 'test', scenes={'train': 1, 'val': 1, 'test': 60})
@@ -35,6 +36,7 @@ def test_shapes_finds_what_sentences_name(tmp_path):
   assert min(results.metrics(kind=kind)['mIoU'] for kind in results.kinds) >= 70
 
 
+@pytest.mark.slow
 def test_sam_shapes_follows_a_box():
   model = saved_model.load('sam_shapes')
   ious = []
@@ -50,6 +52,7 @@ def test_sam_shapes_follows_a_box():
   assert np.mean(ious) >= 0.85
 
 
+@pytest.mark.slow
 def test_segmenter_by_name_tells_shapes_apart():
   scene, expressions = described_scene(scenes_config({}), 'test', 3)
   texts = [pairs[0][0] for pairs in expressions]
@@ -59,6 +62,7 @@ def test_segmenter_by_name_tells_shapes_apart():
   assert len(set(overlap)) >= len(texts) - 1
 
 
+@pytest.mark.slow
 def test_export_halves_a_model_and_keeps_its_description(tmp_path):
   assert export(['--checkpoint=shapes', f'--output={tmp_path / "copy"}', '--dtype=float16']) == 0
   before, after = (saved_model.read_weights(place) for place in ('shapes', tmp_path / 'copy'))
@@ -67,6 +71,7 @@ def test_export_halves_a_model_and_keeps_its_description(tmp_path):
   assert described['notes']['dtype'] == 'float16' and described['data']['dataset'] == 'shapes'
 
 
+@pytest.mark.slow
 def test_a_model_without_text_says_so_and_takes_the_rest():
   scene, _ = described_scene(scenes_config({}), 'test', 0)
   view = Segmenter('sam_shapes').look(scene.image)

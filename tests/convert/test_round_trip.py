@@ -108,6 +108,7 @@ def test_a_json_of_other_weights_is_noticed(saved, tmp_path):
   assert read_config(tmp_path / 'model') == read_config(saved / 'model')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'change, message',
   [

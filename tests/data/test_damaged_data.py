@@ -208,6 +208,7 @@ def test_damage_to_a_data_set_is_named_with_its_folder(prepared, tmp_path, damag
 # --------------------------------------------------------------------------------------------------------- a full disk
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize('processes', [0, 2])
 def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, processes):
   """RLIMIT_FSIZE stands for the disk: a write fails amid a file."""

@@ -34,6 +34,7 @@ def assert_alike(row, tensors):
     np.testing.assert_array_equal(row[name], expected, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_training_sample_is_that_of_a_plain_loader_with_the_same_luck(loaders):
   source, tokenizer, plain = loaders
   transform = pipeline.TrainTransform(tokenizer, SIZE, MEAN, STD, AugmentationConfig())

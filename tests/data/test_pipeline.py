@@ -109,6 +109,7 @@ def test_hosts_bring_the_rows_of_one_batch(source, tokenizer):
       assert_equal(part, [{name: array[rows] for name, array in batch.items()} for batch in whole])
 
 
+@pytest.mark.multiprocess
 def test_a_run_goes_on_with_other_hosts_threads_and_processes(source, tokenizer):
   stream = train(source, tokenizer, EVERYTHING, batch_size=6, threads=1)
   whole = first(stream, 14)
@@ -139,6 +140,7 @@ def test_the_seed_decides(source, tokenizer):
   assert masks_of(first(train(source, tokenizer, EVERYTHING, seed=4), 3)) != masks_of(batches)
 
 
+@pytest.mark.multiprocess
 @pytest.mark.parametrize('options', [dict(threads=0), dict(threads=5), dict(threads=1, processes=2)], ids=str)
 def test_threads_and_processes_change_no_batch(source, tokenizer, options):
   expected = first(train(source, tokenizer, EVERYTHING, threads=1), 12)

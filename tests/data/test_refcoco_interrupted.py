@@ -131,6 +131,7 @@ def test_memory_holds_a_few_images_ahead_whatever_their_number(monkeypatch):
   assert given == list(range(1000))
 
 
+@pytest.mark.multiprocess
 def test_a_worker_that_the_system_ends_is_one_line(downloads, tmp_path):
   script = tmp_path / 'script.py'
   script.write_text(f"""

@@ -98,12 +98,14 @@ def test_sparse_prompts_are_points_then_boxes_then_text(model, batch):
   np.testing.assert_allclose(again.logits, out.logits, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_samples_of_a_batch_do_not_mix(model, batch):
   out = model(**batch, **PROMPTS)
   alone = model(**{name: x[1:] for name, x in batch.items()}, **{name: x[1:] for name, x in PROMPTS.items()})
   np.testing.assert_allclose(alone.logits[0], out.logits[1], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_dropout_depends_on_the_key_given_and_on_nothing_else(batch):
   model = random_model(small_config())
   model.train()

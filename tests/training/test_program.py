@@ -19,6 +19,7 @@ def flops(**changes):
   return small_program(ALONE, **changes).lower().cost_analysis()['flops']
 
 
+@pytest.mark.slow
 def test_frozen_parts_cost_no_backward_pass_where_none_is_needed():
   """A trained part costs its forward pass three times: gradients of its weights, and of what it got."""
   model = random_model(small_config(fusion='none'))
@@ -35,6 +36,7 @@ def test_frozen_parts_cost_no_backward_pass_where_none_is_needed():
   assert 0.5 * forward < flops() - flops(freeze='image_encoder,text_encoder') < 0.9 * saved
 
 
+@pytest.mark.slow
 def test_rematerialisation_computes_more():
   assert flops() < flops(remat='attention') < flops(remat='block')
 
@@ -57,6 +59,7 @@ def is_row_by_row(line):
   return bool(batch) and len(batch.group(1).split(',')) == result.count('x')
 
 
+@pytest.mark.slow
 def test_bfloat16_reaches_every_layer():
   """Left in f32: the positional encoding, the upsampling of the logits (two products, two gradients), and the gradients
   of the small attention, whose weights are f32."""

@@ -25,6 +25,7 @@ def on_host(state):
   return {jax.tree_util.keystr(path): np.array(x) for path, x in jax.tree_util.tree_leaves_with_path(state)}
 
 
+@pytest.mark.slow
 def test_a_batch_with_nan_changes_nothing_but_the_counts_and_training_goes_on():
   step = train_step()
   state, _ = step(structure_and_state()[1], random_batch(2))

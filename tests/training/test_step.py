@@ -50,6 +50,7 @@ def to_numpy(weights):
   return {name: np.array(x) for name, x in weights.items()}
 
 
+@pytest.mark.slow
 def test_frozen_parts_keep_their_weights_and_have_no_optimiser_state():
   freeze = 'image_encoder,text_encoder'
   (_, state), step = structure_and_state(freeze), train_step(freeze)
@@ -71,6 +72,7 @@ def test_the_positional_buffer_is_never_trained():
   assert list(state.frozen) == ['prompt_encoder.pe_layer.gaussian_matrix']
 
 
+@pytest.mark.slow
 @pytest.mark.verifies(
   'Learning rate, clipping, AdamW, weight decay, moving average', against='worked out by hand', within='1e-6'
 )
@@ -98,6 +100,7 @@ def test_dropout_of_a_step_depends_on_seed_and_number_alone():
   assert len({loss(0, 3), loss(0, 4), loss(1, 3)}) == 3
 
 
+@pytest.mark.slow
 def test_prompts_of_an_image_share_its_embedding_and_nothing_else():
   """K prompts an image are the same as K images with one prompt each."""
   model = random_model(small_config())
