@@ -19,6 +19,7 @@ from ditsam_jax.data.refcoco import annotations
 from ditsam_jax.data.referring import ReferringSource
 from ditsam_jax.errors import UserError
 from ditsam_jax.limits import MAX_PROCESSES
+from tests import screens
 from tests.data.refcoco_downloads import make
 
 ROOT = Path(__file__).parents[2]
@@ -85,14 +86,13 @@ def test_no_worker_outlives_a_killed_maker_of_shapes(tmp_path):
     "if __name__ == '__main__':\n"
     f'  shapes.prepare({str(tmp_path / "data")!r}, shapes.ScenesConfig(train=900_000, val=1, test=1), workers=2)\n'
   )
-  process = subprocess.Popen(
-    [sys.executable, str(script)], env={**os.environ, 'PYTHONPATH': str(ROOT)}, stderr=subprocess.PIPE
-  )
+  process, screen = screens.start(sys.executable, script, env={**os.environ, 'PYTHONPATH': str(ROOT)})
   errors = b''
   while not re.search(rb' [1-9][0-9]*/900002', errors):  # the bar says that workers have worked
-    errors += os.read(process.stderr.fileno(), 1000) or pytest.fail(errors.decode())
+    errors += screens.shown(screen) or pytest.fail(errors.decode())
   process.kill()
-  process.communicate(timeout=60)  # when the workers are gone, which hold stderr too
+  screens.rest(screen)  # until the workers are gone, which hold it too
+  process.wait()
 
 
 # --------------------------------------------------------------------------------------------------------- prepared data

@@ -1,13 +1,10 @@
 """A preparation that is stopped, killed or not alone leaves no half data set, and nothing that runs on."""
 
 import os
-import pty
 import re
-import select
 import signal
 import subprocess
 import sys
-import termios
 from pathlib import Path
 
 import cv2
@@ -17,6 +14,7 @@ import pytest
 from ditsam_jax.data import datasets, workers
 from ditsam_jax.data.refcoco import builder, catalogue
 from ditsam_jax.errors import UserError
+from tests import screens
 from tests.data.refcoco_downloads import make, rectangle
 
 ROOT = Path(__file__).parents[2]
@@ -46,41 +44,29 @@ def slow_down(downloads):
   return downloads.write()
 
 
-def shown(screen):
-  """What a terminal is shown next; nothing once no process has it any more."""
-  assert select.select([screen], [], [], 60)[0], 'nothing is shown, and the terminal is still held'
-  try:
-    return os.read(screen, 1000)
-  except OSError:  # Linux' end of file
-    return b''
-
-
 @pytest.mark.multiprocess
 @pytest.mark.parametrize('number, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_interrupted_leaves_no_data_set_and_no_process_and_the_next_run_makes_it(downloads, tmp_path, number, status):
   slow_down(downloads)
   data_dir = tmp_path / 'data'
-  screen, terminal = pty.openpty()
-  termios.tcsetwinsize(terminal, (24, 100))
-  process = subprocess.Popen(
-    [sys.executable, '-m', 'ditsam_jax.prepare', *downloads.arguments(data_dir, '--processes=2')],
+  process, screen = screens.start(
+    sys.executable,
+    '-m',
+    'ditsam_jax.prepare',
+    *downloads.arguments(data_dir, '--processes=2'),
     env={**os.environ, 'PYTHONPATH': str(ROOT)},
-    stderr=terminal,
     start_new_session=True,
   )
-  os.close(terminal)
   errors = b''
   while not re.search(rb' [1-9][0-9]*/205', errors):  # the bar says that workers have worked
-    errors += shown(screen) or pytest.fail(errors.decode())
+    errors += screens.shown(screen) or pytest.fail(errors.decode())
   parts = data_dir / 'refcoco' / 'unc'
   assert list(parts.glob('incomplete.*/*'))
   if number != signal.SIGKILL:
     os.killpg(process.pid, number)  # as a terminal does: to the workers too
   else:
     process.kill()
-  while more := shown(screen):  # until the workers are gone, which hold it too
-    errors += more
-  os.close(screen)
+  errors += screens.rest(screen)  # until the workers are gone, which hold it too
   assert process.wait(timeout=60) == status, errors.decode()
   assert b'Traceback' not in errors
   assert not (parts / '1.0.0').exists()
