@@ -91,6 +91,7 @@ def test_the_average_of_the_first_two_updates_by_hand():
   np.testing.assert_array_equal(averaged['text_proj.kernel'][...], state.ema['text_proj.kernel'])
 
 
+@pytest.mark.slow
 def test_dropout_of_a_step_depends_on_seed_and_number_alone():
   def loss(seed, step):
     state = structure_and_state()[1]._replace(step=jnp.asarray(step, jnp.int32))
