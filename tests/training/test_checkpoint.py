@@ -414,12 +414,12 @@ def test_a_full_disk_is_told_and_old_checkpoints_stay_whole(full_disk, capfd, on
     checkpoints.wait()
     checkpoints.save(random_state(2), numbers(), Progress())
     if on_failure == 'stop':
-      with pytest.raises(UserError, match='the checkpoint of step 2 could not be written.* make room'):
+      with pytest.raises(UserError, match='the checkpoint of step 2 could not be written.* free some space'):
         checkpoints.wait()
       return
     checkpoints.wait()
     told = capfd.readouterr().err
-    assert 'the checkpoint of step 2 could not be written' in told and 'step 1 is whole' in told, told
+    assert 'the checkpoint of step 2 could not be written' in told and 'step 1 is intact' in told, told
     assert checkpoints.latest_step == 1 and saved(full_disk) == ['1']
     assert manifest.problem(full_disk / 'checkpoints' / '1', needed='run.json') is None
     shutil.rmtree(full_disk / 'checkpoints' / '1')  # someone makes room
