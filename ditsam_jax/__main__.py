@@ -20,18 +20,15 @@ COMMANDS = {
 def main() -> None:
   """Runs the command that the first argument names, and exits with its status."""
   command_line.begin()
-  command_line.run(_run)
-
-
-def _run() -> int | None:
   name = sys.argv[1].replace('-', '_') if len(sys.argv) > 1 else ''
   if name in COMMANDS:
     room = 'ditsam_jax.convert' if name in ('torch_to_flax', 'flax_to_torch') else 'ditsam_jax'
-    return importlib.import_module(f'{room}.{name}').main(sys.argv[2:])
+    # Imported before `run`, which keeps compiled programs only where JAX is imported.
+    command = importlib.import_module(f'{room}.{name}')
+    command_line.run(lambda: command.main(sys.argv[2:]))
   print('usage: ditsam-jax COMMAND ...   (ditsam-jax COMMAND --help)', *_lines(), sep='\n')
-  if name in ('', '__help', '_h'):
-    return 0
-  command_line.fail(f'command {sys.argv[1]!r} is unknown; expected one of {", ".join(COMMANDS)}')
+  if name not in ('', '__help', '_h'):
+    command_line.fail(f'command {sys.argv[1]!r} is unknown; expected one of {", ".join(COMMANDS)}')
 
 
 def _lines() -> list[str]:
