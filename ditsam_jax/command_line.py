@@ -74,7 +74,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
   if error is not None and _shows_all():
     traceback.print_exception(error)
   if number is not None:  # whatever else came of it
-    sys.exit(interruption.status(number))
+    interruption.end_process(number)
   if error is not None:
     _explain(error)
   sys.exit(status)

@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import NoReturn
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
 _ATTENTIVE = 0.5  # seconds in which the main thread handles a signal, if it can
@@ -86,7 +87,7 @@ class _Watch:
       with contextlib.suppress(OSError):
         os.write(2, f'{chr(10) if os.isatty(2) else ""}{line}\n'.encode())
 
-  def end(self, number: int) -> None:
+  def end(self, number: int) -> NoReturn:
     """Ends the process here and now, and its workers."""
     self.tell(number)
     if (multiprocessing := sys.modules.get('multiprocessing')) and hasattr(multiprocessing, 'active_children'):
@@ -200,6 +201,16 @@ def work_ends() -> int | None:
   if _watch.asked:
     _watch.tell(_watch.asked)
   return _watch.asked
+
+
+def end_process(number: int) -> NoReturn:
+  """Ends this process at once after a signal: XLA's threads may still compile, and crash where Python takes itself down."""
+  for stream in (sys.stdout, sys.stderr):
+    with contextlib.suppress(OSError, ValueError):
+      stream.flush()
+  if _watch is None:
+    os._exit(status(number))
+  _watch.end(number)
 
 
 @contextlib.contextmanager

@@ -288,7 +288,7 @@ def test_refcoco_says_what_it_needs(tmp_path):
     (['--config.init_from=TRUNCATED'], 'weights is missing or damaged'),
     (['--config.init_from=sam_shapes', '--config.model.mask_decoder.width=48'], 'does not fit config.model'),
     (['--config.freeze=everything'], 'matches no parameter'),
-    (['--config.mesh.data=3'], 'makes 3 devices'),
+    (['--config.mesh.data=3'], 'needs 3 devices, but there are'),
     (['--workdir=FILE/run'], 'file. is no folder'),
     (['--workdir=PIPE'], 'pipe. is no folder'),
   ],
