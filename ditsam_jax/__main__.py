@@ -8,6 +8,7 @@ from ditsam_jax import command_line
 COMMANDS = {
   'predict': 'segment images from sentences, points and boxes',
   'train': 'train a model',
+  'serve': 'serve a page to try a model on, and an HTTP API',
   'evaluate': 'evaluate a model on a data set',
   'prepare': 'prepare a data set from the official downloads',
   'export': 'copy a model, optionally in a smaller type',

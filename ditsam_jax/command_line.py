@@ -17,6 +17,7 @@ TRACEBACK = 'DITSAM_TRACEBACK'  # =1 in the environment shows where an error com
 _EXTRA_OF = {  # what an optional package comes with
   **dict.fromkeys(('array_record', 'grain', 'ml_collections', 'optax', 'tensorboardX', 'tensorflow_datasets'), 'train'),
   **dict.fromkeys(('safetensors', 'segment_anything', 'torch', 'transformers'), 'convert'),
+  **dict.fromkeys(('h11', 'multipart', 'prometheus_client', 'python_multipart', 'starlette', 'uvicorn'), 'serve'),
 }
 _QUIET = {  # what libraries say of themselves, and what a person cannot act on
   'TF_CPP_MIN_LOG_LEVEL': '3',

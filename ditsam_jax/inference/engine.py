@@ -24,7 +24,7 @@ from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.weights import Weights, cast_array, dtype_named
 
 _SENTENCES_KEPT = 256  # on a device; of BERT base 60 kB each
-_EMBEDDINGS_KEPT = 8  # of an image, with as many sentences; at 512 1 MB each
+EMBEDDINGS_KEPT = 8  # of an image, with as many sentences; at 512 1 MB each
 
 
 class Square:
@@ -48,7 +48,7 @@ class Square:
     """Keeps an embedding; that of the image alone stays, those with sentences make room for later ones."""
     self._embeddings[sentence] = {device: embedding}
     with_sentence = [key for key in list(self._embeddings) if key is not None]
-    for key in with_sentence[:-_EMBEDDINGS_KEPT]:
+    for key in with_sentence[:-EMBEDDINGS_KEPT]:
       self._embeddings.pop(key, None)
 
 

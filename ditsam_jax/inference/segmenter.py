@@ -5,7 +5,7 @@ import concurrent.futures
 import functools
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -230,26 +230,41 @@ class Segmenter:
     ids, token_mask = self.tokenizer([text])
     return _Read(Sentence(ids[0], token_mask[0]), self.tokenizer.cut(text), tuple(self.tokenizer.unknown(text)))
 
+  def begin(self, batch: list[tuple[Framed, Prompt]], at_once: int) -> list[Callable[[], Prediction]]:
+    """Starts the computation of checked prompts, each on an image of its own, and does not wait for it.
+
+    Args:
+      batch: images and prompts, see `prompt`; those of one kind (see `engine.Row.kind`) share programs.
+      at_once: prompts that a program takes.
+
+    Returns:
+      What finishes each prediction: it waits for the device and brings the masks to the image's size. Threads may call
+      them, in any order.
+    """
+    pieces = self._begun(batch, at_once)
+    found = {place: (piece, i) for piece in pieces for i, place in enumerate(piece.rows)}
+    return [functools.partial(self._finish, *request, *found[place]) for place, request in enumerate(batch)]
+
   def _finished(self, batch: list[tuple[Framed, Prompt]], pieces: list[Piece]) -> Iterator[Prediction]:
     found = {place: (piece, i) for piece in pieces for i, place in enumerate(piece.rows)}
-    arrays = {}
     for place, (framed, prompt) in enumerate(batch):
-      piece, i = found[place]
-      if id(piece) not in arrays:
-        arrays[id(piece)] = np.asarray(piece.logits), np.asarray(piece.iou)
-      low_res, scores = (array[i].copy() for array in arrays[id(piece)])  # a view would keep the whole batch
-      logits = framed.own_size(low_res)
-      read = None if prompt.text is None else self._read(prompt.text)
-      yield Prediction(
-        prompt,
-        framed.image,
-        logits > self._threshold,
-        scores,
-        logits,
-        low_res,
-        read.cut if read else '',
-        read.unknown if read else (),
-      )
+      yield self._finish(framed, prompt, *found[place])
+
+  def _finish(self, framed: Framed, prompt: Prompt, piece: Piece, i: int) -> Prediction:
+    # JAX keeps the host's copy of an array; a view would keep the whole batch.
+    low_res, scores = np.asarray(piece.logits)[i].copy(), np.asarray(piece.iou)[i].copy()
+    logits = framed.own_size(low_res)
+    read = None if prompt.text is None else self._read(prompt.text)
+    return Prediction(
+      prompt,
+      framed.image,
+      logits > self._threshold,
+      scores,
+      logits,
+      low_res,
+      read.cut if read else '',
+      read.unknown if read else (),
+    )
 
 
 class View:
@@ -292,7 +307,7 @@ def load_with_tokenizer(checkpoint: str | os.PathLike, dtype: str | None) -> tup
   warn_if_fresh(checkpoint)
   if model.config.text_encoder is None:
     return model, None
-  return model, Tokenizer(vocabulary_file(checkpoint), model.config.max_text_tokens)
+  return model, Tokenizer(vocabulary_file(checkpoint), model.config.max_text_tokens, kept=_TEXTS_KEPT)
 
 
 def _prompts(text, points, labels, box, mask, multimask) -> list[Prompt]:

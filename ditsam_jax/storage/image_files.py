@@ -127,15 +127,22 @@ class _Metered(io.BufferedReader):
     return data
 
 
-def _read_file(source: str | os.PathLike) -> np.ndarray:
-  name = f"image '{printable(os.fspath(source))}'"
-  if not os.fspath(source):
-    raise UserError(f'{name}: no name, expected an image file')
+def read_opened(file: io.BufferedReader, name: str, *, most_pixels: int = MAX_PIXELS) -> np.ndarray:
+  """Reads an opened image file as `read_image` does, and closes it.
+
+  Args:
+    file: at its start.
+    name: what messages call it.
+    most_pixels: an image of more is refused before it is decoded.
+
+  Raises:
+    UserError: see `read_image`.
+  """
   try:
-    with _Metered(open_regular(source, most_bytes=_MOST_FILE, name=name), name) as file, _open(file, name) as image:
-      _check_size(image.width, image.height, name)
+    with _Metered(file, name) as metered, _open(metered, name, most_pixels) as image:
+      _check_size(image.width, image.height, name, most_pixels)
       _check_blocks(image, name)
-      file.allow(_MOST_METADATA + _MOST_BYTES_A_PIXEL * image.width * image.height)
+      metered.allow(_MOST_METADATA + _MOST_BYTES_A_PIXEL * image.width * image.height)
       return _pixels(image, name, ours=True)
   except UnidentifiedImageError as error:
     raise UserError(f'{name}: not an image, or damaged; expected {", ".join(FORMATS)}') from error
@@ -145,7 +152,14 @@ def _read_file(source: str | os.PathLike) -> np.ndarray:
     raise UserError(f'{name}: cannot be read ({_reason(error)})') from error
 
 
-def _open(file: io.BufferedReader, name: str) -> Image.Image:
+def _read_file(source: str | os.PathLike) -> np.ndarray:
+  name = f"image '{printable(os.fspath(source))}'"
+  if not os.fspath(source):
+    raise UserError(f'{name}: no name, expected an image file')
+  return read_opened(open_regular(source, most_bytes=_MOST_FILE, name=name), name)
+
+
+def _open(file: io.BufferedReader, name: str, most_pixels: int) -> Image.Image:
   """Reads the header only (of ICO all)."""
   try:
     with _header_lock, warnings.catch_warnings():
@@ -153,7 +167,7 @@ def _open(file: io.BufferedReader, name: str) -> Image.Image:
       warnings.simplefilter('error', Image.DecompressionBombWarning)
       return Image.open(file, formats=FORMATS)
   except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-    raise UserError(_too_many_pixels(name)) from error
+    raise UserError(_too_many_pixels(name, most_pixels)) from error
 
 
 def _check_blocks(image: Image.Image, name: str) -> None:
@@ -284,15 +298,15 @@ def _tiles(height: int, width: int) -> Iterator[tuple[slice, slice]]:
       yield slice(top, min(top + rows, height)), slice(left, min(left + _TILE, width))
 
 
-def _check_size(width: int, height: int, name: str) -> None:
+def _check_size(width: int, height: int, name: str, most_pixels: int = MAX_PIXELS) -> None:
   if width < 1 or height < 1:
     raise UserError(f'{name}: {width} x {height} pixels, expected at least 1 x 1')
-  if width * height > MAX_PIXELS:
-    raise UserError(_too_many_pixels(name))
+  if width * height > most_pixels:
+    raise UserError(_too_many_pixels(name, most_pixels))
 
 
-def _too_many_pixels(name: str) -> str:
-  return f'{name}: more than {MAX_PIXELS:,} pixels; scale it down first'
+def _too_many_pixels(name: str, most_pixels: int) -> str:
+  return f'{name}: more than {most_pixels:,} pixels; scale it down first'
 
 
 def _over_white(rgba: np.ndarray) -> np.ndarray:
