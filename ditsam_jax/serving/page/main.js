@@ -137,7 +137,7 @@ function stop() {
 }
 
 // The newest question replaces the one under way.
-async function ask(path, content, options = {}) {
+async function ask(path, content, accept = 'application/json') {
   stop();
   const controller = (asking = new AbortController());
   $('busy').hidden = false;
@@ -146,7 +146,7 @@ async function ask(path, content, options = {}) {
     controller.signal.throwIfAborted();
     try {
       return await api.send(`/api/images/${id}/${path}`, {
-        method: 'POST', body: JSON.stringify(content), signal: controller.signal, ...options,
+        method: 'POST', body: JSON.stringify(content), signal: controller.signal, accept,
       });
     } catch (error) {
       if (error.status !== 404 || again) throw error;
@@ -155,7 +155,8 @@ async function ask(path, content, options = {}) {
     }
   };
   try {
-    return await request(false);
+    const response = await request(false);
+    return accept === 'application/json' ? await response.json() : await response.blob();
   } finally {
     if (asking === controller) stop();
   }
@@ -181,8 +182,7 @@ async function segment() {
   const began = performance.now();
   show();
   try {
-    const response = await ask('prompts', { ...prompt, low_res: true });
-    const found = await response.json();
+    const found = await ask('prompts', { ...prompt, low_res: true });
     const { mask, ...told } = prompt;
     answer = { ...found, prompt: mask ? { ...told, mask: 'of the answer before' } : told, sent: prompt, took: performance.now() - began };
     chosen = answer.best;
@@ -197,8 +197,7 @@ async function everything() {
   const began = performance.now();
   say('Segmenting everything.');
   try {
-    const response = await ask('everything', {});
-    answer = { ...(await response.json()), everything: true, took: performance.now() - began };
+    answer = { ...(await ask('everything', {})), everything: true, took: performance.now() - began };
     chosen = 0;
     show();
     say(`${answer.masks.length} objects.`);
@@ -207,10 +206,13 @@ async function everything() {
   }
 }
 
+// What stands in the field is part of every prompt, submitted or not.
+const typed = () => $('text').value.trim();
+
 function submit() {
-  const text = $('text').value.trim();
+  const text = typed();
   if (!picture) say('Choose a picture first.', true);
-  else if (text !== steps.now.text || text) {
+  else if (text || steps.now.text) {
     if (text !== steps.now.text) steps.change({ text });
     words.check();
     segment();
@@ -350,12 +352,12 @@ view.addEventListener('point', ({ detail: { at, label } }) => {
     say(`No more than ${model.limits.points} points.`, true);
     return;
   }
-  steps.addPoint(...at, label);
+  steps.addPoint(...at, label, typed());
   say(`Point ${label ? 'on' : 'off'} the object at ${at.map(Math.round).join(', ')}.`);
   segment();
 });
 view.addEventListener('box', ({ detail: box }) => {
-  steps.change({ box });
+  steps.change({ box, text: typed() });
   say(`Box from ${box.slice(0, 2).map(Math.round).join(', ')} to ${box.slice(2).map(Math.round).join(', ')}.`);
   segment();
 });
@@ -394,8 +396,8 @@ $('opacity').addEventListener('input', () => view.setOpacity($('opacity').value 
 
 $('save-mask').addEventListener('click', async () => {
   try {
-    const response = await ask(`prompts?candidate=${chosen}`, answer.sent, { accept: 'image/png' });
-    save(await response.blob(), `${stem(picture.name)}.mask.png`);
+    const mask = await ask(`prompts?candidate=${chosen}`, answer.sent, 'image/png');
+    save(mask, `${stem(picture.name)}.mask.png`);
   } catch (error) {
     fail(error);
   }

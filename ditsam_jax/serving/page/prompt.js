@@ -21,8 +21,8 @@ export class Steps {
     this.now = Object.freeze({ ...this.now, ...part });
   }
 
-  addPoint(x, y, label) {
-    this.change({ points: [...this.now.points, { x, y, label }] });
+  addPoint(x, y, label, text) {
+    this.change({ points: [...this.now.points, { x, y, label }], text });
   }
 
   undo() {

@@ -26,16 +26,23 @@ export function raster(rle, width, height) {
   const mask = new Uint8Array(width * height);
   let run = 0;
   let end = lengths[0];
+  let last = -1;
   for (let x = 0; x < width; x += 1) {
-    const column = Math.min(columns - 1, Math.floor(((x + 0.5) * columns) / width)) * rows;
+    const column = Math.min(columns - 1, Math.floor(((x + 0.5) * columns) / width));
     for (let y = 0; y < height; y += 1) {
-      const pixel = column + Math.min(rows - 1, Math.floor(((y + 0.5) * rows) / height));
+      const at = y * width + x;
+      if (column === last) {
+        mask[at] = mask[at - 1];
+        continue;
+      }
+      const pixel = column * rows + Math.min(rows - 1, Math.floor(((y + 0.5) * rows) / height));
       while (pixel >= end && run < lengths.length - 1) {
         run += 1;
         end += lengths[run];
       }
-      mask[y * width + x] = run % 2;
+      mask[at] = run % 2;
     }
+    last = column;
   }
   return mask;
 }
