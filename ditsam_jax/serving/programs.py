@@ -69,7 +69,7 @@ def compile_all(
     _run(segmenter, images[item[1]], *item)
     told(next(done), len(work))
 
-  first = {(prompt.text is not None, size): (prompt, size) for prompt, size in reversed(work)}.values()
+  first = {(item[0].text is not None, item[1]): item for item in reversed(work)}.values()
   for item in first:
     compiled(item)
   with concurrent.futures.ThreadPoolExecutor(_COMPILERS, 'compile') as pool:

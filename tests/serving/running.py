@@ -50,8 +50,13 @@ class Client:
       headers.setdefault('Cookie', self.cookie)
     if self.token:
       headers.setdefault('Authorization', f'Bearer {self.token}')
-    self._connection.request(method, path, body, headers)
-    response = self._connection.getresponse()
+    try:
+      self._connection.request(method, path, body, headers)
+      response = self._connection.getresponse()
+    except (BrokenPipeError, ConnectionResetError, http.client.RemoteDisconnected):  # it was idle for too long
+      self._connection.close()
+      self._connection.request(method, path, body, headers)
+      response = self._connection.getresponse()
     answer = Answer(response.status, response.headers, response.read())
     if cookie := answer.headers.get('Set-Cookie'):
       self.cookie = cookie.partition(';')[0]
@@ -71,6 +76,24 @@ class Client:
 
   def close(self) -> None:
     self._connection.close()
+
+
+class Held:
+  """A segmenter that begins a batch only when it may, and remembers batches."""
+
+  def __init__(self, segmenter: Segmenter):
+    self._segmenter, self.go, self.fails = segmenter, threading.Event(), False
+    self.batches: list[tuple[list, int]] = []
+
+  def __getattr__(self, name: str) -> Any:
+    return getattr(self._segmenter, name)
+
+  def begin(self, batch: list, at_once: int) -> list:
+    assert self.go.wait(60)
+    self.batches.append(([prompt.text or len(prompt.points) for _, prompt in batch], at_once))
+    if self.fails:
+      raise RuntimeError('the device is gone')
+    return self._segmenter.begin(batch, at_once)
 
 
 class Running(NamedTuple):
