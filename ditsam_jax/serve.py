@@ -12,6 +12,7 @@ import secrets
 
 from ditsam_jax import command_line
 from ditsam_jax.errors import UserError
+from ditsam_jax.inference.prompts import MOST_POINTS
 from ditsam_jax.inference.segmenter import Segmenter
 from ditsam_jax.options import Parser
 from ditsam_jax.serving import server
@@ -56,6 +57,7 @@ def _limits(options: argparse.Namespace) -> Limits:
     ('max_upload_mib', 1e-3, 2**10),
     ('keep_mib', 1, 2**20),
     ('keep_minutes', 0.01, 7 * 24 * 60),
+    ('max_points', 1, MOST_POINTS),
     ('max_queue', 1, 100_000),
     ('timeout', 0.1, 3600),
     ('batch_wait_ms', 0, 1000),
@@ -68,6 +70,7 @@ def _limits(options: argparse.Namespace) -> Limits:
     pixels=round(options.max_megapixels * 1e6),
     kept_bytes=round(options.keep_mib * _MIB),
     kept_seconds=options.keep_minutes * 60,
+    points=options.max_points,
     queue=options.max_queue,
     per_client=min(limits.per_client, options.max_queue),
     prompts=min(limits.prompts, options.max_queue),
@@ -148,9 +151,11 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     ('--batch-wait-ms', 3, 'milliseconds that a prompt waits for others'),
   ):
     bounds.add_argument(name, type=float, default=default, metavar='N', help=f'{meaning} (default: %(default)s)')
-  bounds.add_argument(
-    '--max-queue', type=int, default=256, metavar='N', help='prompts that wait (default: %(default)s)'
-  )
+  for name, default, meaning in (
+    ('--max-points', 30, 'points of a prompt; more of them are more programs to compile at the start'),
+    ('--max-queue', 256, 'prompts that wait'),
+  ):
+    bounds.add_argument(name, type=int, default=default, metavar='N', help=f'{meaning} (default: %(default)s)')
   options = parser.parse_args(arguments)
   if not 0 <= options.port <= 65535:
     raise UserError(f'--port={options.port}: expected 0 to 65535')
