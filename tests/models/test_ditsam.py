@@ -1,6 +1,7 @@
 """The whole model: sizes, prompts that go together, and what it says to those that do not."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -32,6 +33,11 @@ def batch():
   )
 
 
+@functools.partial(nnx.jit, static_argnames='multimask')
+def forward(model, arguments, multimask=False):
+  return model(**arguments, multimask=multimask)
+
+
 PROMPTS = dict(points=np.asarray([[[10.0, 20.0]], [[30.0, 40.0]]], np.float32), point_labels=np.asarray([[1], [0]]))
 BOXES = np.asarray([[4.0, 5.0, 30.0, 40.0], [0.0, 0.0, 63.0, 20.0]], np.float32)
 MASKS = np.random.default_rng(1).normal(size=(2, SIDE // 4, SIDE // 4)).astype(np.float32)
@@ -60,16 +66,16 @@ def test_l_dit_adds_one_projection_a_block_bert_and_the_prompt_projection():
 
 @pytest.mark.slow
 def test_outputs_have_the_documented_shapes(model, batch):
-  out = model(**batch)
+  out = forward(model, batch)
   assert out.logits.shape == (2, SIDE, SIDE) and out.low_res_logits.shape == (2, SIDE // 4, SIDE // 4)
   assert out.iou.shape == (2,) and out.image_embedding.shape == (2, 4, 4, 16) and out.text_features.shape == (2, 6, 24)
-  several = model(**batch, multimask=True)
+  several = forward(model, batch, multimask=True)
   assert several.logits.shape == (2, 3, SIDE, SIDE) and several.iou.shape == (2, 3)
 
 
 @pytest.mark.slow
 def test_images_need_not_be_square(model, batch):
-  out = model(batch['images'][:, :32], batch['token_ids'], batch['token_mask'])
+  out = forward(model, {**batch, 'images': batch['images'][:, :32]})
   assert out.logits.shape == (2, 32, SIDE) and np.isfinite(out.logits).all()
 
 
@@ -78,8 +84,8 @@ def test_images_need_not_be_square(model, batch):
   'visual', [PROMPTS, {'boxes': BOXES}, {'masks': MASKS}, {**PROMPTS, 'boxes': BOXES, 'masks': MASKS}]
 )
 def test_visual_prompts_go_with_text_and_without(model, batch, visual):
-  both, text = model(**batch, **visual), model(**batch)
-  alone = model(batch['images'], **visual)
+  both, text = forward(model, {**batch, **visual}), forward(model, batch)
+  alone = forward(model, {'images': batch['images'], **visual})
   for one, other in ((both, text), (both, alone), (text, alone)):
     assert np.abs(one.low_res_logits - other.low_res_logits).max() > 1e-3
   assert alone.text_features is None
@@ -87,21 +93,26 @@ def test_visual_prompts_go_with_text_and_without(model, batch, visual):
 
 def test_sparse_prompts_are_points_then_boxes_then_text(model, batch):
   """In the decoder's input, put together by hand."""
-  out = model(**batch, **PROMPTS, boxes=BOXES)
-  encoder = model.prompt_encoder
-  sparse = [
-    encoder.embed_points(PROMPTS['points'], PROMPTS['point_labels'], (SIDE, SIDE)),
-    encoder.embed_boxes(BOXES, (SIDE, SIDE)),
-    model.text_proj(out.text_features),
-  ]
-  again = model.decode(out.image_embedding, sparse, None, (SIDE, SIDE))
+  out = forward(model, {**batch, **PROMPTS, 'boxes': BOXES})
+
+  @nnx.jit
+  def by_hand(model):
+    encoder = model.prompt_encoder
+    sparse = [
+      encoder.embed_points(PROMPTS['points'], PROMPTS['point_labels'], (SIDE, SIDE)),
+      encoder.embed_boxes(BOXES, (SIDE, SIDE)),
+      model.text_proj(out.text_features),
+    ]
+    return model.decode(out.image_embedding, sparse, None, (SIDE, SIDE))
+
+  again = by_hand(model)
   np.testing.assert_allclose(again.logits, out.logits, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_samples_of_a_batch_do_not_mix(model, batch):
-  out = model(**batch, **PROMPTS)
-  alone = model(**{name: x[1:] for name, x in batch.items()}, **{name: x[1:] for name, x in PROMPTS.items()})
+  arguments = {**batch, **PROMPTS}
+  out, alone = forward(model, arguments), forward(model, {name: x[1:] for name, x in arguments.items()})
   np.testing.assert_allclose(alone.logits[0], out.logits[1], atol=1e-4)
 
 
@@ -109,12 +120,12 @@ def test_samples_of_a_batch_do_not_mix(model, batch):
 def test_dropout_depends_on_the_key_given_and_on_nothing_else(batch):
   model = random_model(small_config())
   model.train()
-  forward = nnx.jit(lambda model, seed: model(**batch, rngs=nnx.Rngs(dropout=jax.random.key(seed))).logits)
-  one, same, other = forward(model, 0), forward(model, 0), forward(model, 1)
+  logits = nnx.jit(lambda model, seed: model(**batch, rngs=nnx.Rngs(dropout=jax.random.key(seed))).logits)
+  one, same, other = logits(model, 0), logits(model, 0), logits(model, 1)
   np.testing.assert_array_equal(one, same)
   assert np.abs(one - other).max() > 1e-3
   model.eval()
-  np.testing.assert_array_equal(forward(model, 0), forward(model, 1))
+  np.testing.assert_array_equal(logits(model, 0), logits(model, 1))
 
 
 @pytest.mark.parametrize(
