@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ditsam_jax.terminal import fitting_length, truncated
+
 _BACKGROUND, _INK, _ACCENT = (16, 20, 27), (255, 255, 255), (255, 214, 110)
 _SMALLEST, _LARGEST = 8, 160  # font size in pixels
 _SHARE = 0.3  # maximum share of the picture's height
@@ -71,7 +73,7 @@ def _lines(text: str, font, width: float, reserved: float, most: int) -> list[st
 
 def _first_line(text: str, font, width: float) -> str:
   """The longest beginning of the text that fits, at least one character; breaks between words if possible."""
-  fits = max(1, _fitting_length(text, font, width))
+  fits = max(1, fitting_length(text, width, font.getlength))
   if fits >= len(text):
     return text
   space = text.rfind(' ', 0, fits + 1)
@@ -80,19 +82,8 @@ def _first_line(text: str, font, width: float) -> str:
 
 def _truncated(text: str, font, width: float) -> str:
   """Truncates text with '…' to fit `width`; returns '' if not even three letters fit."""
-  if font.getlength(text) <= width:
-    return text
-  fits = _fitting_length(text, font, width - font.getlength('…'))
-  return f'{text[:fits].rstrip()}…' if fits >= 3 else ''
-
-
-def _fitting_length(text: str, font, width: float) -> int:
-  """The number of leading characters that fit, by binary search."""
-  low, high = 0, len(text)
-  while low < high:
-    middle = (low + high + 1) // 2
-    low, high = (middle, high) if font.getlength(text[:middle]) <= width else (low, middle - 1)
-  return low
+  line = truncated(text, width, font.getlength)
+  return line if line == text or len(line) > 3 else ''
 
 
 def _choose_font(text: str, points: int) -> tuple[Any, str]:

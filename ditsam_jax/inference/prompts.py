@@ -8,6 +8,7 @@ import numpy as np
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.prompt_encoder import ABSENT, BOTTOM_RIGHT, NEGATIVE, PADDING, POSITIVE, TOP_LEFT
+from ditsam_jax.terminal import truncated
 from ditsam_jax.tokenization import MAX_TEXT_BYTES
 
 MOST_POINTS = 1000
@@ -66,7 +67,7 @@ def checked(prompt: Prompt, config: DitSamConfig) -> Prompt:
     check_text(prompt.text)
     if config.text_encoder is None:
       raise UserError(
-        f'text {_shortened(prompt.text)}: this model has no text encoder; prompt it with points, a box or a mask'
+        f'text {_quoted(prompt.text)}: this model has no text encoder; prompt it with points, a box or a mask'
       )
   points, labels = _checked_points(prompt.points, prompt.labels)
   if not isinstance(prompt.multimask, bool | np.bool_):
@@ -109,15 +110,15 @@ def check_text(text: str) -> None:
   if not isinstance(text, str):
     raise UserError(f'a text of type {type(text).__name__}: {_TEXT_EXPECTED}')
   if not any(character.isprintable() and not character.isspace() for character in text):
-    raise UserError(f'text {_shortened(text)}: nothing to read; {_TEXT_EXPECTED}')
+    raise UserError(f'text {_quoted(text)}: nothing to read; {_TEXT_EXPECTED}')
   if any('\ud800' <= character <= '\udfff' for character in text):
-    raise UserError(f'text {_shortened(text)}: not valid Unicode; {_TEXT_EXPECTED}')
+    raise UserError(f'text {_quoted(text)}: not valid Unicode; {_TEXT_EXPECTED}')
   if (size := len(text.encode())) > MAX_TEXT_BYTES:
-    raise UserError(f'text {_shortened(text)}: {size:,} bytes; expected at most {MAX_TEXT_BYTES:,}')
+    raise UserError(f'text {_quoted(text)}: {size:,} bytes; expected at most {MAX_TEXT_BYTES:,}')
 
 
-def _shortened(text: str) -> str:
-  return repr(text if len(text) <= 60 else f'{text[:59]}…')
+def _quoted(text: str) -> str:
+  return repr(truncated(text, 60))
 
 
 def _checked_points(points: Any, labels: Any) -> tuple[np.ndarray | None, np.ndarray | None]:

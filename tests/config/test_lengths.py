@@ -77,7 +77,7 @@ def test_given_steps_win_and_the_warm_up_scales(config, overrides, expected):
 
 def test_shapes_in_epochs_need_their_data():
   assert lengths('ldit:shapes', 'epochs=2', samples=640)[:2] == (20, 2)
-  with pytest.raises(UserError, match=r'unknown until it is made; give --config.total_steps=N'):
+  with pytest.raises(UserError, match=r'unknown until it is prepared; give --config.total_steps=N'):
     lengths('ldit:shapes', 'epochs=2')
 
 
