@@ -4,8 +4,8 @@
   python -m ditsam_jax.predict --image photos --point=120,80 --point=40,60,0 --json=results.jsonl
   python -m ditsam_jax.predict --prompts=prompts.jsonl --json=results.jsonl --no-pictures
 
-Each result is two PNG files at the image's own size (the mask as 0/255, and the image with the mask over it), and a
-line: on the screen, or of JSON with --json. Rerun the command to resume: finished requests are skipped.
+For each result, writes two PNG files at the image's own size (the mask as 0/255, and the image with the mask drawn over
+it) and prints a line, or writes a JSON line with --json. Rerun the command to resume; finished requests are skipped.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from ditsam_jax.terminal import printable, say
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """Runs the command; returns 0 if every request gave its result, otherwise 2."""
+  """Runs the command; returns 0 if all requests succeeded, otherwise 2."""
   options = _parse(arguments)
   distributed.initialise(options)
   config = read_config(options.checkpoint)
@@ -61,8 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
       _make_folder(options.output)
       if any(os.scandir(options.output)):
         job.skip_pictured(output, redo=lines is not None)
-    _say_what_is_left_out(job)
-    at_once = min(options.batch_size, job.count)  # of the whole job: however it is cut, results have the same bits
+    _report_skipped(job)
+    at_once = min(options.batch_size, job.count)  # of the complete job, so a resumed job gives the same bits
     job.share(host, hosts)
     failed = job.left > 0 and _run(job, output, lines, options, at_once)
     distributed.wait_for_all('predicted')
@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(job: Job, output: Output, lines: JsonLines | None, options: argparse.Namespace, at_once: int) -> bool:
-  """Does what is left to do; whether any of it failed."""
+  """Runs the remaining requests; returns whether any failed."""
   segmenter = Segmenter(options.checkpoint, batch_size=at_once, dtype=options.dtype)
   waiting: collections.deque[Request] = collections.deque()
   with Progress(job.left) as progress:
@@ -118,7 +118,7 @@ def _size(item: tuple[Request, Prediction]) -> int:
 
 
 def _outside(request: Request, image: np.ndarray) -> UserError | None:
-  """An error where a point, or the whole box, lies outside of the image."""
+  """Returns an error if a point or the entire box is outside the image."""
   height, width = image.shape[:2]
   points, box = request.prompt.points, request.prompt.box
   size = f'lies outside of the image, {width} x {height} pixels'
@@ -145,12 +145,12 @@ def _make_folder(name: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
   except (OSError, ValueError) as error:
     reason = getattr(error, 'strerror', None) or error
-    raise UserError(f'--output={printable(name)}: cannot be made ({reason}); choose another folder') from error
+    raise UserError(f'--output={printable(name)}: cannot be created ({reason}); choose another folder') from error
   if not os.access(folder, os.W_OK):
     raise UserError(f'--output={printable(name)}: cannot be written to; choose another folder')
 
 
-def _say_what_is_left_out(job: Job) -> None:
+def _report_skipped(job: Job) -> None:
   repeated, done = len(job) - job.count, job.count - job.left
   if repeated:
     distributed.tell(f'{repeated:,} request{"s repeat" if repeated > 1 else " repeats"} others; each is done once')
@@ -187,7 +187,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     help='JSON lines instead of the above: image, and any of text, points, labels, box, id',
   )
   what.add_argument(
-    '--images-dir', type=local, metavar='DIR', help="folder of the images that FILE names (default: FILE's own)"
+    '--images-dir', type=local, metavar='DIR', help="folder of the images named in FILE (default: FILE's folder)"
   )
   how = parser.add_argument_group('how')
   how.add_argument(
@@ -224,7 +224,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _check(options: argparse.Namespace) -> None:
-  """Raises UserError for options that do not go together."""
+  """Raises UserError for inconsistent options."""
   if options.prompts is not None:
     given = [f'--{name}' for name in ('image', 'text', 'point', 'box') if getattr(options, name)]
     if given:

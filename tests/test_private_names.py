@@ -105,7 +105,7 @@ def test_orbax_can_still_write_arrays_without_copying_them():
 
 
 def test_orbax_leaves_nothing_else_of_the_place_of_saving(tmp_path):
-  """Of what it writes, `_forget_where` removes the devices, paths and time; a new file here is one to look at."""
+  """Of what it writes, `_remove_provenance` removes the devices, paths and time; a new file here is one to look at."""
   folder = saved_model.save(tmp_path / 'model', random_model(small_config())) / 'weights'
   assert {path.name for path in folder.iterdir()} == {
     '_CHECKPOINT_METADATA',

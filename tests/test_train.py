@@ -289,8 +289,8 @@ def test_refcoco_says_what_it_needs(tmp_path):
     (['--config.init_from=sam_shapes', '--config.model.mask_decoder.width=48'], 'does not fit config.model'),
     (['--config.freeze=everything'], 'matches no parameter'),
     (['--config.mesh.data=3'], 'needs 3 devices, but there are'),
-    (['--workdir=FILE/run'], 'file. is no folder'),
-    (['--workdir=PIPE'], 'pipe. is no folder'),
+    (['--workdir=FILE/run'], 'file. is not a folder'),
+    (['--workdir=PIPE'], 'pipe. is not a folder'),
   ],
 )
 def test_what_cannot_end_well_is_refused_before_data_is_made(tmp_path, arguments, told):

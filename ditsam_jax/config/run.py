@@ -1,4 +1,4 @@
-"""Every field of a run, declared once. The defaults are the DIT release's recipe, as its code runs it."""
+"""All fields of a run, declared once. The defaults are the DIT release's recipe, as implemented in its code."""
 
 import dataclasses
 import json
@@ -37,7 +37,7 @@ _AXIS = Whole(1, 65_536, also=(-1,))
 
 @dataclasses.dataclass(frozen=True)
 class LocalPath(Text):
-  """A path of this machine."""
+  """A local path."""
 
   what: str = 'a local path (or a mounted bucket)'
 
@@ -51,7 +51,7 @@ class LocalPath(Text):
 
 @dataclasses.dataclass(frozen=True)
 class DataSetName(Kind):
-  """A data set, perhaps with whose partition: 'refcocog/google'."""
+  """A data set, optionally with a partition: 'refcocog/google'."""
 
   @property
   def expected(self) -> str:
@@ -72,7 +72,7 @@ class DataSetName(Kind):
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-  """Where samples come from, and how they are read."""
+  """The source of samples, and how they are read."""
 
   dataset: str = declared('refcoco', DataSetName(), 'Data set')
   data_dir: str = declared('data', LocalPath(), 'Folder of prepared data sets')
@@ -87,7 +87,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-  """Optimiser and learning rate: linear warm-up, then a cosine."""
+  """Optimiser and learning rate: linear warm-up, then cosine decay."""
 
   name: str = declared(
     'adam', Choice(('adam', 'muon')), "'adam', or 'muon': Muon for the transformers' matrices, Adam for the rest"
@@ -108,7 +108,7 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-  """Weights of the parts of the loss, see training/loss.py."""
+  """Weights of the loss terms, see training/loss.py."""
 
   bce: float = declared(1.0, Real(), 'Binary cross-entropy of pixels')
   dice: float = declared(0.0, Real(), 'Dice loss of masks')
@@ -117,7 +117,7 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  """Devices along each axis; -1 is the rest of them, see parallel/sharding.py."""
+  """Devices along each axis; -1 stands for the remaining devices, see parallel/sharding.py."""
 
   data: int = declared(-1, _AXIS, 'Data parallelism: devices with different samples and replicated weights')
   fsdp: int = declared(-1, _AXIS, 'Fully sharded data parallelism: devices with different samples and sharded weights')
@@ -202,7 +202,7 @@ class ResolvedOptimizerConfig(OptimizerConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResolvedRunConfig(RunConfig):
-  """A run whose lengths are numbers of updates, see config/lengths.py: what a training takes."""
+  """A run config whose lengths are in updates, see config/lengths.py; the input of training."""
 
   optimizer: ResolvedOptimizerConfig = dataclasses.field()
   total_steps: int = dataclasses.field()
@@ -210,5 +210,5 @@ class ResolvedRunConfig(RunConfig):
   checkpoint_every: int = dataclasses.field()
 
   def to_json(self) -> dict[str, Any]:
-    """Every field in plain containers, as config.json holds it."""
+    """Converts all fields to plain containers, as stored in config.json."""
     return json.loads(json.dumps(dataclasses.asdict(self)))

@@ -1,6 +1,6 @@
 """The list of data sets; resolves a name to samples and vocabulary.
 
-A new data set is a new `DataSet` in DATA_SETS (data/declaration.py says what it declares) and a reader.
+A new data set is a new `DataSet` in DATA_SETS (see data/declaration.py) and a reader.
 """
 
 import os
@@ -18,7 +18,7 @@ from ditsam_jax.storage.description import read_config, vocabulary_file
 
 
 def scenes_config(fields: Mapping[str, Any]) -> shapes.ScenesConfig:
-  """The scenes that a config or its JSON form describes. Raises UserError on unknown fields or values."""
+  """Converts the scenes of a config, or its JSON form, to a ScenesConfig. Raises UserError for invalid fields."""
   try:
     return read(shapes.ScenesConfig, dict(fields), 'data.scenes')
   except ValueError as error:
@@ -34,7 +34,7 @@ def _open_shapes(
   scenes: Mapping[str, Any] | None = None,
   in_memory: bool,
 ) -> ReferringSource:
-  """Made on the first call."""
+  """Opens a split of shapes; generates the data on the first call."""
   builder = shapes.prepare(data_dir, scenes_config(scenes or {}))
   return ReferringSource(builder.data_dir, split, in_memory=in_memory)
 
@@ -43,7 +43,7 @@ SHAPES = DataSet(
   'shapes',
   'coloured shapes, generated on first use',
   (Partition('', dict.fromkeys(shapes.SPLITS)),),
-  # Made on opening, in a folder that depends on the scenes; how many objects they hold is known then.
+  # Generated when opened, in a folder that depends on the scenes; the number of objects is known only then.
   Reader(_open_shapes, lambda *_: None, lambda *_: None),
   vocabulary=Path(shapes.__file__).parent / 'vocab.txt',
   small=True,
@@ -54,12 +54,12 @@ NAMES = tuple(DATA_SETS)
 
 
 def find(name: str) -> tuple[DataSet, Partition]:
-  """The declaration of 'refcocog' or 'refcocog/google'. Raises UserError for unknown ones."""
+  """Returns the declaration and partition of 'refcocog' or 'refcocog/google'. Raises UserError for unknown names."""
   return named(name, DATA_SETS)
 
 
 def check_splits(dataset: str, splits: Iterable[str]) -> None:
-  """Raises UserError for a data set or splits that do not exist, without looking at any data."""
+  """Raises UserError if the data set or a split does not exist; reads no data."""
   data_set, partition = find(dataset)
   if unknown := [split for split in splits if split not in partition.splits]:
     whose = f'{data_set.name} ({partition.name})' if partition.name else data_set.name
@@ -74,10 +74,13 @@ def check_data(dataset: str, data_dir: str | os.PathLike, splits: Iterable[str])
 
 
 def vocabulary(dataset: str, init_from: str = '') -> Path:
-  """The WordPiece vocabulary that a data set's sentences are read with.
+  """Returns the WordPiece vocabulary file for a data set.
 
-  Shapes bring their own; for photographs it is that of the model `init_from` (a name or folder) that training
-  starts from. Raises UserError where that has none.
+  Shapes have their own. For photographs it is the vocabulary of `init_from`, the name or folder of the model that
+  training starts from.
+
+  Raises:
+    UserError: there is no such model, or it has no vocabulary.
   """
   data_set, _ = find(dataset)
   if data_set.vocabulary:
@@ -99,14 +102,14 @@ def open_split(
   """Opens one split; shapes are generated on the first call.
 
   Args:
-    dataset: one of NAMES; 'refcocog/google' for another split-by than the usual one.
+    dataset: one of NAMES, optionally with a partition: 'refcocog/google'.
     data_dir: folder of prepared data sets.
-    split: one of the data set's, see `DATA_SETS`.
-    scenes: changes to the defaults of shapes.ScenesConfig; of shapes alone.
-    in_memory: keep decoded pixels; for small images that are visited many times.
+    split: one of the data set's splits, see `DATA_SETS`.
+    scenes: changes to the defaults of shapes.ScenesConfig, for shapes only.
+    in_memory: keep decoded pixels in memory; for small images that are read many times.
 
   Raises:
-    UserError: unknown data set or split, or one that has to be prepared first.
+    UserError: the data set or split is unknown, or must be prepared first.
   """
   check_splits(dataset, [split])
   data_set, partition = find(dataset)
@@ -115,6 +118,6 @@ def open_split(
 
 
 def size(dataset: str, data_dir: str | os.PathLike, split: str) -> Counts | None:
-  """Size of a split without reading samples: of the prepared data, else as published; None if unknown."""
+  """Returns the size of a split: that of the prepared data, else the published one; None if unknown. Reads no samples."""
   data_set, partition = find(dataset)
   return data_set.reader.size(data_set, partition, data_dir, split)

@@ -1,4 +1,4 @@
-"""Visual prompts drawn from masks, as SAM is trained with: points, boxes, or nothing."""
+"""Draws visual prompts from masks to train a SAM: points, boxes, or nothing."""
 
 import dataclasses
 
@@ -8,17 +8,17 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.models.prompt_encoder import BOTTOM_RIGHT, NEGATIVE, PADDING, POSITIVE, TOP_LEFT
 
 KINDS = ('point', 'two_points', 'box', 'none')
-POINTS = 2  # slots a prompt has: a point and a second one, or the two corners of a box
+POINTS = 2  # slots per prompt: one or two points, or the two corners of a box
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptConfig:
-  """How often each prompt is drawn; the four add up to 1."""
+  """Probabilities of the prompts; the four add up to 1."""
 
   point: float = 0.35
   two_points: float = 0.2
   box: float = 0.35
-  none: float = 0.1  # no prompt at all; the target is all objects together
+  none: float = 0.1  # no prompt; the target is the union of all objects
   box_jitter: float = 0.1  # each side of a box moves by up to this share of the box's length
 
   def __post_init__(self):
@@ -28,7 +28,7 @@ class PromptConfig:
 
 
 def draw_kind(config: PromptConfig, rng: np.random.Generator) -> str:
-  """'point', 'two_points', 'box' or 'none'."""
+  """Draws 'point', 'two_points', 'box' or 'none'."""
   return KINDS[rng.choice(len(KINDS), p=[getattr(config, kind) for kind in KINDS])]
 
 
@@ -38,10 +38,10 @@ def draw_prompt(
   config: PromptConfig,
   rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """A prompt for `mask` [S, S]: points float32 [POINTS, 2] and labels int32 [POINTS].
+  """Draws a prompt for `mask` [S, S]: points float32 [POINTS, 2] and labels int32 [POINTS].
 
-  Points are (x, y) in pixels, a pixel's centre at its whole-numbered coordinates (SAM adds the half itself).
-  An empty mask, which no point can show, gets the prompt 'none'.
+  Points are (x, y) in pixels; pixel centres have integer coordinates (SAM adds 0.5 itself). An empty mask always gets the
+  prompt 'none'.
   """
   points = np.zeros((POINTS, 2), np.float32)
   labels = np.full(POINTS, PADDING, np.int32)
@@ -60,14 +60,14 @@ def draw_prompt(
 
 
 def _pixel(mask: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
-  """(x, y) of a pixel of `mask`, each as likely as the next."""
+  """Draws a pixel (x, y) of `mask` uniformly."""
   pixels = np.flatnonzero(mask)
   y, x = divmod(int(pixels[rng.integers(len(pixels))]), mask.shape[1])
   return x, y
 
 
 def _box(mask: np.ndarray, jitter: float, rng: np.random.Generator) -> np.ndarray:
-  """[[left, top], [right, bottom]], the outermost pixels of `mask`, each side moved within the square."""
+  """The bounding box [[left, top], [right, bottom]] of `mask`, with each side jittered within the square."""
   columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
   corners = np.array([[columns[0], rows[0]], [columns[-1], rows[-1]]], np.float32)
   lengths = corners[1] - corners[0] + 1

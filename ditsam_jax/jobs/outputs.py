@@ -23,17 +23,17 @@ from ditsam_jax.storage.image_files import write_photo_png, write_png
 from ditsam_jax.storage.places import resolve
 from ditsam_jax.terminal import printable
 
-_NOTES = 'ditsam_jax'  # the PNG text that says which request a mask belongs to
-_HASHED = 2**24  # bytes; of larger files size and time stand for the content
+_NOTES = 'ditsam_jax'  # PNG text chunk that identifies the request of a mask
+_HASHED = 2**24  # bytes; larger files are identified by size and modification time
 
 
 class OutputLost(UserError):
-  """Nothing more can be written, of any result: the disk is full or read-only."""
+  """No further results can be written: the disk is full or read-only."""
 
 
 @dataclass(frozen=True)
 class Written:
-  """What is left to say of a result once its files are written."""
+  """What to report about a result after its files have been written."""
 
   request: Request
   json_line: bytes
@@ -47,11 +47,11 @@ class Output:
   """Writes results; several threads may share one."""
 
   def __init__(self, file_of: Callable[[Request], Path] | None, made_by: dict[str, Any]) -> None:
-    """`file_of`: the path of a request's pictures without their endings; None for no pictures."""
+    """`file_of` returns the path of a request's pictures without suffix; None writes no pictures."""
     self._file_of, self._made_by = file_of, made_by
 
   def write(self, request: Request, prediction: Prediction) -> Written:
-    """Writes the pictures. Raises UserError, or OutputLost where the rest would fail too."""
+    """Writes the pictures. Raises UserError, or OutputLost if all further results would fail too."""
     mask_file = None
     notes = {'key': f'{request.key():016x}', 'made_by': self._made_by}
     if self._file_of is not None:
@@ -70,10 +70,10 @@ class Output:
     )
 
   def is_done(self, request: Request) -> bool:
-    """Whether the pictures are there, of this request and made the same way.
+    """Whether the pictures of this request exist.
 
     Raises:
-      UserError: other pictures are there.
+      UserError: other files have these names, or the pictures were made in another way.
     """
     if self._file_of is None:
       return False
@@ -88,7 +88,7 @@ class Output:
     return os.path.exists(f'{stem}{OVERLAY}')
 
   def _check_free(self, mask_file: Path, key: str) -> dict[str, Any] | None:
-    """The notes of a mask of this request, None where no file is; UserError where there is another."""
+    """Returns the notes of this request's mask, or None if there is no file. Raises UserError if it is another file."""
     if not os.path.lexists(mask_file):
       return None
     notes = _notes(mask_file)
@@ -101,7 +101,7 @@ class Output:
   def _write_pictures(self, stem: Path, prediction: Prediction, notes: dict[str, Any]) -> None:
     try:
       write_photo_png(f'{stem}{OVERLAY}', np.asarray(prediction.overlay()))
-      write_png(f'{stem}{MASK}', prediction.mask, notes={_NOTES: json.dumps(notes)})  # last: with it, both are there
+      write_png(f'{stem}{MASK}', prediction.mask, notes={_NOTES: json.dumps(notes)})  # last, so both exist
     except UserError as error:
       if getattr(error.__cause__, 'errno', None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
         raise OutputLost(f'{error}; rerun the command to resume') from error
@@ -109,10 +109,10 @@ class Output:
 
 
 def made_by(checkpoint: str, dtype: str, multimask: bool) -> dict[str, Any]:
-  """How results are made, to tell those of another model or other options. Raises UserError."""
+  """Identifies the model and options that results are made with. Raises UserError if the model cannot be read."""
   description, folder = read_description(checkpoint), resolve(checkpoint)
   parts: list[Any] = [description['model'], description.get('files')]
-  if not parts[1]:  # a model from before checksums were saved with it
+  if not parts[1]:  # a model saved without checksums, by an earlier version
     for file in sorted(path for path in folder.rglob('*') if path.is_file()):
       size, time = file.stat().st_size, file.stat().st_mtime_ns
       content = hashlib.sha256(file.read_bytes()).hexdigest() if size <= _HASHED else time
@@ -122,7 +122,7 @@ def made_by(checkpoint: str, dtype: str, multimask: bool) -> dict[str, Any]:
 
 
 def _notes(file: Path) -> dict[str, Any] | None:
-  """What `write` noted in a mask; None in any other file."""
+  """The notes that `write` stored in a mask; None for any other file."""
   try:
     with Image.open(file, formats=('PNG',)) as image:
       notes = json.loads(image.info[_NOTES])

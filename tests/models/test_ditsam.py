@@ -1,4 +1,4 @@
-"""The whole model: sizes, prompts that go together, and what it says to those that do not."""
+"""The complete model: parameter counts, output shapes, prompts in combination, and refused inputs."""
 
 import dataclasses
 import functools
@@ -49,13 +49,13 @@ MASKS = np.random.default_rng(1).normal(size=(2, SIDE // 4, SIDE // 4)).astype(n
 @pytest.mark.parametrize(
   'preset, parameters', [(models.vit_b, 93_735_472), (models.vit_l, 312_342_832), (models.vit_h, 641_090_608)]
 )
-def test_plain_sam_has_as_many_parameters_as_metas(preset, parameters):
+def test_plain_sam_has_metas_parameter_count(preset, parameters):
   model = nnx.eval_shape(lambda: DitSam(models.sam(preset()), rngs=nnx.Rngs(0)))
   trained = [v for v in weights_of(model).values() if isinstance(v, nnx.Param)]
   assert sum(np.prod(v.shape) for v in trained) == parameters
 
 
-def test_l_dit_adds_one_projection_a_block_bert_and_the_prompt_projection():
+def test_l_dit_adds_one_projection_per_block_bert_and_the_prompt_projection():
   count = lambda config: sum(
     np.prod(v.shape) for v in weights_of(nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))).values()
   )
@@ -83,7 +83,7 @@ def test_images_need_not_be_square(model, batch):
 @pytest.mark.parametrize(
   'visual', [PROMPTS, {'boxes': BOXES}, {'masks': MASKS}, {**PROMPTS, 'boxes': BOXES, 'masks': MASKS}]
 )
-def test_visual_prompts_go_with_text_and_without(model, batch, visual):
+def test_visual_prompts_work_with_and_without_text(model, batch, visual):
   both, text = forward(model, {**batch, **visual}), forward(model, batch)
   alone = forward(model, {'images': batch['images'], **visual})
   for one, other in ((both, text), (both, alone), (text, alone)):
@@ -92,7 +92,7 @@ def test_visual_prompts_go_with_text_and_without(model, batch, visual):
 
 
 def test_sparse_prompts_are_points_then_boxes_then_text(model, batch):
-  """In the decoder's input, put together by hand."""
+  """Compared with decoder inputs assembled by hand."""
   out = forward(model, {**batch, **PROMPTS, 'boxes': BOXES})
 
   @nnx.jit
@@ -117,7 +117,7 @@ def test_samples_of_a_batch_do_not_mix(model, batch):
 
 
 @pytest.mark.slow
-def test_dropout_depends_on_the_key_given_and_on_nothing_else(batch):
+def test_dropout_depends_only_on_the_given_key(batch):
   model = random_model(small_config())
   model.train()
   logits = nnx.jit(lambda model, seed: model(**batch, rngs=nnx.Rngs(dropout=jax.random.key(seed))).logits)
@@ -129,7 +129,7 @@ def test_dropout_depends_on_the_key_given_and_on_nothing_else(batch):
 
 
 @pytest.mark.parametrize(
-  'wrong, told',
+  'wrong, expected',
   [
     (dict(images=np.zeros((2, 60, 64, 3))), r'\(2, 60, 64, 3\).*multiples of 16'),
     (dict(images=np.zeros((2, 3, 64, 64))), r'\(2, 3, 64, 64\).*\[B, H, W, 3\]'),
@@ -148,12 +148,12 @@ def test_dropout_depends_on_the_key_given_and_on_nothing_else(batch):
     (dict(masks=MASKS[:, :8]), r'masks is \(2, 8, 16\).*4h = 16'),
   ],
 )
-def test_prompts_that_do_not_go_together_are_named(model, batch, wrong, told):
-  with pytest.raises(ValueError, match=told):
+def test_inconsistent_prompts_are_named(model, batch, wrong, expected):
+  with pytest.raises(ValueError, match=expected):
     model(**{**batch, **wrong})
 
 
-def test_text_for_a_model_without_text_encoder_is_refused(batch):
+def test_text_without_a_text_encoder_is_refused(batch):
   model = random_model(small_config(fusion='none'))
   plain = random_model(dataclasses.replace(model.config, text_encoder=None))
   with pytest.raises(ValueError, match='no text encoder'):
