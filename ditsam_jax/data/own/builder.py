@@ -1,0 +1,104 @@
+"""`prepare`: checks a user's own annotations and pictures, and writes them as a data set."""
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ditsam_jax.data.own import catalogue
+from ditsam_jax.data.own.entries import Context
+from ditsam_jax.data.own.formats import format_of, named
+from ditsam_jax.data.own.plan import plan
+from ditsam_jax.data.preparation.problems import Problems
+from ditsam_jax.data.preparation.writer import Prepared, Target, prepared_before, write
+from ditsam_jax.data.workers import check_processes
+from ditsam_jax.errors import UserError
+from ditsam_jax.terminal import printable
+
+
+def prepare(
+  name: str,
+  annotations: str | os.PathLike,
+  images_dir: str | os.PathLike | None,
+  data_dir: str | os.PathLike,
+  *,
+  format: str = '',
+  masks_dir: str | os.PathLike | None = None,
+  seed: int = 0,
+  skip_bad: bool = False,
+  processes: int | None = None,
+  check_only: bool = False,
+  say: Callable[[str], None] = lambda text: None,
+) -> Prepared:
+  """Reads annotations of any of FORMATS and writes the data set to `data_dir`/`name`.
+
+  The folder gets its name when it is whole, so an interrupted preparation is never taken for one; what such a
+  one left behind is removed.
+
+  Args:
+    name: of the data set: lower-case letters, digits and underscores.
+    annotations: the file, or folder, of annotations.
+    images_dir: what the paths of images are relative to; None: the folder of the annotations.
+    data_dir: folder of prepared data sets.
+    format: one of formats.FORMATS; '' to tell by looking.
+    masks_dir: what the paths of masks are relative to; None: the folder of the annotations.
+    seed: of the splits, where the annotations have none.
+    skip_bad: skip bad entries, images, masks and sentences and write the rest.
+    processes: that read images and draw masks; by default one a core. A script that calls this then needs the
+      usual `if __name__ == '__main__'`, or 0. The records do not depend on it.
+    check_only: validate and report, write no data set.
+    say: receives progress messages, one line at a time.
+
+  Raises:
+    UserError: a name that cannot be, files missing or of no known format, problems found without `skip_bad` (after
+      reporting each kind to `say`), another process at the same work, a folder that cannot be written to.
+  """
+  if processes is not None:
+    check_processes(processes, '--processes')
+  catalogue.check_name(name)
+  annotations = _existing('--annotations', annotations)
+  home = annotations if annotations.is_dir() else annotations.parent
+  images_dir = home if images_dir is None else _folder('--images', images_dir)
+  masks_dir = home if masks_dir is None else _folder('--masks', masks_dir)
+  format = format or format_of(annotations)
+  reader = named(format)
+  target = Target(name, '', f'data set {name!r}', data_dir, None)
+  if not check_only and (target.directory / 'dataset_info.json').exists():
+    return prepared_before(target.directory)
+  started = time.monotonic()
+  context = Context(annotations, images_dir, Problems(), say)
+  say(f'reading {annotations} ({format})')
+  planned = plan(reader.read(context), images_dir, masks_dir, context, seed=seed)
+  if planned.split_here and any(planned.images.values()):
+    shares = ', '.join(f'{split} {len(images):,}' for split, images in planned.images.items())
+    say(f'the annotations have no splits: split by image at random (seed {seed}): {shares} images')
+  tally = write(
+    target,
+    planned.images,
+    context.found,
+    skip_bad=skip_bad,
+    processes=processes,
+    say=say,
+    metadata=lambda: {catalogue.OWN: {'format': format}},
+    check_only=check_only,
+  )
+  seconds = time.monotonic() - started
+  return Prepared(target.directory, tally.splits, tally.whole(), context.found.counts, seconds, tally.masks)
+
+
+def _existing(option: str, given: str | os.PathLike) -> Path:
+  try:
+    path = Path(given).expanduser()
+    if not path.exists():
+      raise UserError(f'{option}={printable(given)}: no such file or folder')
+    return path
+  except (RuntimeError, OSError, ValueError) as error:  # ~somebody who is not there; a name that no file can have
+    reason = getattr(error, 'strerror', None) or error
+    raise UserError(f'{option}={printable(given)}: {printable(reason)}; expected a file or folder') from error
+
+
+def _folder(option: str, given: str | os.PathLike) -> Path:
+  path = _existing(option, given)
+  if not path.is_dir():
+    raise UserError(f'{option}={printable(given)} is not a folder')
+  return path
