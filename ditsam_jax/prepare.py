@@ -17,7 +17,13 @@ from ditsam_jax.options import Parser
 from ditsam_jax.storage.paths import local
 from ditsam_jax.terminal import say
 
-_OF_OWN = {'format': '', 'masks': None, 'seed': 0, 'check': False}  # options with --name alone, and their defaults
+_OF_OWN = {
+  'format': '',
+  'masks': None,
+  'seed': 0,
+  'check': False,
+  'model': 'shapes',
+}  # options with --name alone, and their defaults
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
       f'{done.seconds:.0f} s: {done.whole.images / done.seconds:.0f} images/s, {done.masks / done.seconds:.0f} masks/s'
     )
   if options.check:
-    print('checked; nothing was written to', options.data_dir)
+    print('checked; no data set was written')
   elif done.seconds is None:
     print(f'unchanged: {done.directory} was already prepared; delete it to prepare it again')
   else:
@@ -54,7 +60,9 @@ def _own(options: argparse.Namespace):
     skip_bad=options.skip_bad,
     processes=options.processes,
     check_only=options.check,
+    model=options.model,
     say=say,
+    show=print,
   )
   print(_table(done))
   return done
@@ -152,6 +160,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   )
   own.add_argument(
     '--seed', type=int, default=0, help='of the random splits, where the annotations have none (default: %(default)s)'
+  )
+  own.add_argument(
+    '--model',
+    default='shapes',
+    type=local,
+    metavar='DIR',
+    help='whose vocabulary and tokens the report is about: the model that training starts from (default: %(default)s)',
   )
   refcoco = parser.add_argument_group('with --dataset')
   refcoco.add_argument('--split-by', default='', metavar='WHO', help=f'{_partitions()} (default: the first)')

@@ -60,6 +60,14 @@ def prepared_names(data_dir: str | os.PathLike) -> list[str]:
   return found
 
 
+def words(name: str, data_dir: str | os.PathLike) -> dict[str, int]:
+  """The words of the training split and how often they occur, as `prepare` counted them."""
+  try:
+    return dict(json.loads((prepared_folder(data_dir, name) / 'metadata.json').read_text())[OWN]['words'])
+  except (OSError, ValueError, KeyError, TypeError):
+    return {}
+
+
 def _open(data_set: DataSet, partition: Partition, data_dir: str | os.PathLike, split: str, *, in_memory: bool):
   del partition
   return ReferringSource(prepared_folder(data_dir, data_set.name), split, in_memory=in_memory)

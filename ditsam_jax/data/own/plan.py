@@ -30,6 +30,7 @@ _SAME_SPLIT = {'validation': 'val', 'valid': 'val', 'training': 'train', 'testin
 class Named:
   """What the user calls an object of the prepared data."""
 
+  place: str  # 'line 7'
   image: str
   id: str
 
@@ -80,7 +81,7 @@ def plan(entries: Iterable[Entry], images_dir: Path, masks_dir: Path, context: C
     if split is None and len(without) < 3:
       without.append(entry.place)
     number = numbers.take(entry)
-    names[number] = Named(name, '' if entry.id is None else str(entry.id))
+    names[number] = Named(entry.place, name, '' if entry.id is None else str(entry.id))
     found.objects.append(PlannedObject(number, entry.category, expressions, mask))
   unsplit = by_split.pop(None, {})
   if unsplit and by_split:
