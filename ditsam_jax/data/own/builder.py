@@ -79,9 +79,9 @@ def prepare(
     return prepared_before(target.directory)
   tokenizer = Tokenizer(vocabulary_file(model), read_config(model).max_text_tokens)
   started = time.monotonic()
-  context = Context(annotations, images_dir, Problems(), say)
+  context = Context(annotations, images_dir, masks_dir, Problems(), say)
   say(f'reading {annotations} ({format})')
-  planned = plan(reader.read(context), images_dir, masks_dir, context, seed=seed)
+  planned = plan(reader.read(context), context, seed=seed)
   if planned.split_here and any(planned.images.values()):
     shares = ', '.join(f'{split} {len(images):,}' for split, images in planned.images.items())
     say(f'the annotations have no splits: split by image at random (seed {seed}): {shares} images')

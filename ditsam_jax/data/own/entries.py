@@ -18,12 +18,12 @@ LONGEST_ID = 200
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Packed:
-  """An image inside of a Parquet file."""
+  """An image inside of a Parquet file. Rows with the same bytes hold the same image, and make one record."""
 
-  file: str
-  row: int
-  column: str
-  digest: bytes  # of the encoded bytes: rows with the same image make one record
+  file: str = dataclasses.field(compare=False)
+  row: int = dataclasses.field(compare=False)
+  column: str = dataclasses.field(compare=False)
+  digest: bytes  # of the encoded bytes
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -54,9 +54,11 @@ class Context:
 
   annotations: Path
   images_dir: Path
+  masks_dir: Path
   found: Problems
   say: Callable[[str], None]
   ignored: dict[str, int] = dataclasses.field(default_factory=dict)  # fields that nothing reads, and how often
+  hinted: bool = False  # about where the images are
   notes: list[str] = dataclasses.field(default_factory=list)  # of the report
 
   def reject(self, place: str, error: Rejected) -> None:

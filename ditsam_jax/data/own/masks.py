@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ditsam_jax.data.own.entries import shown
 from ditsam_jax.data.preparation import problems
 from ditsam_jax.data.preparation.images import MOST_BYTES
 from ditsam_jax.data.preparation.masks import MaskError, draw_polygons, draw_runs
@@ -26,9 +27,12 @@ class Segmentation:
   def draw(self, height: int, width: int) -> np.ndarray:
     """The mask, bool [height, width]. Raises MaskError."""
     if isinstance(self.value, dict):
-      if list(self.value.get('size') or []) == [width, height] and width != height:
-        raise MaskError(problems.MASK_SIZE, f'run lengths of {width} x {height}, image of {height} x {width} (h x w)')
+      size = self.value.get('size')
+      if isinstance(size, list) and len(size) == 2 and size != [height, width]:
+        raise MaskError(problems.MASK_SIZE, f'size {shown(size)}, the image has {[height, width]} (height, width)')
       return draw_runs(self.value, height, width)
+    if max(height, width) > 2 and self.value and all(part.size and (abs(part) <= 1).all() for part in self.value):
+      raise MaskError(problems.MALFORMED_MASK, 'coordinates from 0 to 1; expected pixels')
     mask = draw_polygons(self.value, height, width)
     if not mask.any():
       raise MaskError(problems.NO_MASK, 'no pixels; write null where the sentence names nothing in the image')

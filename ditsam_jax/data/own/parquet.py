@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from ditsam_jax.storage.files import open_regular, parse_json
 from ditsam_jax.terminal import listed, printable
 
 _BATCH = 64  # rows in memory
+_DEPTH = 20  # folders of a path that may be left out
 _MOST_ROW_GROUP = 2**32  # bytes of the images that one read takes
 # Columns, the first that is there counts. lmms-lab's `answer` holds the sentences, its `question` is always the same.
 _TEXTS = ('sentences', 'answer', 'captions', 'caption', 'text')
@@ -180,8 +182,8 @@ def _under(entry: Entry, prefix: dict[str, str], context: Context) -> Entry:
   if folder not in prefix:
     parts = entry.image.split('/')
     here = context.images_dir
-    ends = ['/'.join(parts[start:]) for start in range(len(parts))]
-    found = next((end for end in ends if '..' not in end and (here / end).is_file()), entry.image)
+    ends = ['/'.join(parts[start:]) for start in range(min(len(parts), _DEPTH))]
+    found = next((end for end in ends if '..' not in parts and os.path.isfile(here / end)), entry.image)
     prefix[folder] = entry.image[: len(entry.image) - len(found)]
     if prefix[folder]:
       context.say(f'image paths: without {printable(prefix[folder])}, as {printable(here)} has them')

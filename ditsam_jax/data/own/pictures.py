@@ -35,7 +35,7 @@ class Picture:
   def read(self) -> ReadImage:
     """The bytes to be stored. Raises ImageError."""
     data = self._bytes()
-    name = f"'{printable(self.name)}'"
+    name = printable(self.name)
     try:
       pixels, plain = _decoded(data, name, self.size)
     except UserError as error:

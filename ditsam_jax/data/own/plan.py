@@ -52,7 +52,7 @@ class _Found:
   objects: list[PlannedObject]
 
 
-def plan(entries: Iterable[Entry], images_dir: Path, masks_dir: Path, context: Context, *, seed: int = 0) -> Plan:
+def plan(entries: Iterable[Entry], context: Context, *, seed: int = 0) -> Plan:
   """The images of each split in the order in which the entries first name them, each with its objects in their order.
 
   Adds what is wrong to `context.found` and leaves it out. Masks are not looked at yet, nor the pixels of images.
@@ -61,32 +61,33 @@ def plan(entries: Iterable[Entry], images_dir: Path, masks_dir: Path, context: C
   by_split: dict[str | None, dict[str | Packed, _Found]] = {}
   numbers = _Numbers()
   names: dict[int, Named] = {}
-  without: list[str] = []
   for entry in entries:
     try:
-      place, name = _image(entry, images_dir)
+      place, name = _image(entry, context.images_dir)
+      _hint(entry, place, context)
       split = _split(entry)
       numbers.check(entry)
-      mask = _mask(entry, masks_dir)
+      mask = _mask(entry, context.masks_dir)
     except Rejected as error:
       context.reject(entry.place, error)
       continue
     expressions = good_sentences(entry.texts, entry.place, context.found)
     if not expressions:
       continue
-    found = by_split.setdefault(split, {}).setdefault(place, _Found(Picture(place, name, entry.size), []))
+    found = by_split.setdefault(split, {}).setdefault(
+      place, _Found(Picture(place, f'{name} ({entry.place})', entry.size), [])
+    )
     if len(found.objects) >= MAX_OBJECTS:
       context.found.add(problems.MANY_OBJECTS, f'{entry.place} ({name})')
       continue
-    if split is None and len(without) < 3:
-      without.append(entry.place)
     number = numbers.take(entry)
     names[number] = Named(entry.place, name, '' if entry.id is None else str(entry.id))
     found.objects.append(PlannedObject(number, entry.category, expressions, mask))
   unsplit = by_split.pop(None, {})
-  if unsplit and by_split:
-    for place in without:
-      context.found.add(problems.BAD_SPLIT, f'{place} (no split, where other entries have one)')
+  if by_split:
+    for found in unsplit.values():
+      for one in found.objects:
+        context.found.add(problems.BAD_SPLIT, f'{names[one.object_id].place} (no split, where other entries have one)')
   images = by_split if by_split else _split_images(unsplit, seed)
   return Plan(_numbered(_ordered(images)), names, not by_split)
 
@@ -120,8 +121,21 @@ class _Numbers:
 def _image(entry: Entry, images_dir: Path) -> tuple[str | Packed, str]:
   """Where the image is, and its name for messages."""
   if isinstance(entry.image, Packed):
-    return entry.image, f'{os.path.basename(entry.image.file)} row {entry.image.row:,}'
+    return entry.image, os.path.basename(entry.image.file)
   return below(images_dir, entry.image, 'image'), entry.image
+
+
+def _hint(entry: Entry, place: str | Packed, context: Context) -> None:
+  """Says once where images are that are not in the folder of images."""
+  if context.hinted or isinstance(place, Packed) or isinstance(entry.image, Packed) or os.path.exists(place):
+    return
+  context.hinted = True
+  home = context.annotations.parent
+  if '..' not in entry.image.split('/') and os.path.isfile(home / entry.image):
+    context.say(
+      f"hint: '{printable(entry.image)}' is not in {printable(context.images_dir)}, but in {printable(home)}: give "
+      f'--images={printable(home)}'
+    )
 
 
 def _mask(entry: Entry, masks_dir: Path) -> tuple[PlannedMask, ...]:

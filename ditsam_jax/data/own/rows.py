@@ -1,6 +1,7 @@
 """JSON lines and CSV: a row an entry, read line by line."""
 
 import csv
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -104,6 +105,7 @@ def _lines(context: Context, *, blank: bool = False) -> Iterator[tuple[int, byte
 def parsed(line: bytes) -> Any:
   """JSON with every key once, valid Unicode and finite numbers. Raises Rejected."""
   try:
-    return parse_json(line)
+    return parse_json(line.strip())
   except ValueError as error:
-    raise Rejected(problems.BAD_LINE, str(error).removeprefix('is ')) from error
+    reason = re.sub(r'line \d+ column (\d+) \(char \d+\)', r'character \1', str(error))  # there is one line
+    raise Rejected(problems.BAD_LINE, reason.removeprefix('is ')) from error
