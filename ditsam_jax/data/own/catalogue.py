@@ -4,6 +4,7 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 from ditsam_jax.data.declaration import Counts, DataSet, Partition, Reader, counted, prepared_folder
 from ditsam_jax.data.referring import ReferringSource, check_split
@@ -62,8 +63,19 @@ def prepared_names(data_dir: str | os.PathLike) -> list[str]:
 
 def words(name: str, data_dir: str | os.PathLike) -> dict[str, int]:
   """The words of the training split and how often they occur, as `prepare` counted them."""
+  found = _noted(name, data_dir).get('words')
+  return found if isinstance(found, dict) else {}
+
+
+def made_of(name: str, data_dir: str | os.PathLike) -> str:
+  """The hash of what a data set was prepared from."""
+  return str(_noted(name, data_dir).get('made_of', ''))
+
+
+def _noted(name: str, data_dir: str | os.PathLike) -> dict[str, Any]:
   try:
-    return dict(json.loads((prepared_folder(data_dir, name) / 'metadata.json').read_text())[OWN]['words'])
+    noted = json.loads((prepared_folder(data_dir, name) / 'metadata.json').read_text())[OWN]
+    return noted if isinstance(noted, dict) else {}
   except (OSError, ValueError, KeyError, TypeError):
     return {}
 
