@@ -89,7 +89,7 @@ def _evaluate(
     batch_size=options.batch_size,
     limit=options.limit,
     protocols=tuple(PROTOCOLS) if options.protocol == 'both' else [options.protocol],
-    generalised=datasets.find(about['dataset'])[0].generalised,
+    generalised=datasets.find(about['dataset'], options.data_dir)[0].generalised,
     gallery=gallery,
   )
   about['seconds'] = round(time.time() - started, 1)
@@ -110,7 +110,7 @@ def _evaluate(
 
 def _open(dataset: str, options: argparse.Namespace, trained_on: dict[str, Any]) -> dict[str, ReferringSource]:
   """Opens all splits before any work, so a wrong name is not found only after hours."""
-  datasets.check_splits(dataset, options.splits)
+  datasets.check_splits(dataset, options.splits, options.data_dir)
   # A model trained on shapes is evaluated on scenes like its training data.
   scenes = trained_on.get('scenes') if dataset == trained_on.get('dataset') else None
   return {split: datasets.open_split(dataset, options.data_dir, split, scenes=scenes) for split in options.splits}

@@ -1,5 +1,6 @@
 """Tokenizes sentences into BERT WordPiece ids of a fixed length."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -109,6 +110,19 @@ class Tokenizer:
       padded[: len(ids)] = ids
       row = self._rows.setdefault(text, (padded, (np.arange(self.max_tokens) < len(ids)).astype(np.int32)))
     return row
+
+
+def words_of(text: str) -> list[str]:
+  """The words and signs that BERT reads a text as, before it looks at any vocabulary: lower-cased, without accents."""
+  normalizer, splitter = _bert_words()
+  return [word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))]
+
+
+@functools.cache
+def _bert_words():
+  from tokenizers import normalizers, pre_tokenizers
+
+  return normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
 
 
 def _bert_tokenizer(vocabulary: dict[str, int]):

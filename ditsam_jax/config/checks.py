@@ -16,7 +16,10 @@ from ditsam_jax.training.optimizer import freeze_pattern
 def check(config: ConfigDict) -> RunConfig:
   """Validates a config and converts it to dataclasses. Raises UserError for the first invalid field or combination."""
   run = check_fields(config)
-  data = datasets.find(run.data.dataset)[0]
+  try:
+    data = datasets.find(run.data.dataset, run.data.data_dir)[0]
+  except UserError as error:
+    raise UserError(f'config.data.dataset is {run.data.dataset!r}: {error}') from error
   if run.task == 'text' and run.model.text_encoder is None:
     _refuse('model.text_encoder', None, "a text encoder for task 'text'")
   if run.epochs is not None and run.total_steps is not None:
@@ -35,7 +38,7 @@ def check(config: ConfigDict) -> RunConfig:
   if run.task == 'text':
     for field, split in [('final_split', run.final_split)] + [('eval_every', 'val')] * (run.eval_every != 0):
       try:
-        datasets.check_splits(run.data.dataset, [split])
+        datasets.check_splits(run.data.dataset, [split], run.data.data_dir)
       except UserError as error:
         raise UserError(f'config.{field} is {getattr(run, field)!r}: {error}') from error
   return run

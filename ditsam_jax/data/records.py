@@ -19,8 +19,8 @@ from ditsam_jax.terminal import printable
 _REFUSED = re.compile(r'\b(?:open|write|close|fsync|ftruncate|mkdir|rename)\(\) failed: ([^;]+)')
 
 
-def record_features(encoding_format: str = 'png') -> tfds.features.FeaturesDict:
-  """Features of a record. `encoding_format` of the image is 'png' or 'jpeg'; masks are PNG with 0 and 255.
+def record_features(encoding_format: str | None = 'png') -> tfds.features.FeaturesDict:
+  """Features of a record. `encoding_format` of the image is 'png', 'jpeg' or None (either); masks are PNG with 0 and 255.
 
   Images and masks must be given as file objects of encoded bytes, because TFDS encodes arrays with TensorFlow only.
   """

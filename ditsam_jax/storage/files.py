@@ -128,7 +128,18 @@ def read_json(
     UserError: see `open_regular`; also if the file is not UTF-8 or not JSON, is nested too deeply, or contains duplicate
       keys, invalid Unicode, NaN, or numbers out of range.
   """
-  name = printable(os.fspath(path))
+  try:
+    return parse_json(read_bytes(path, most_bytes=most_bytes), hook=hook, finite=finite)
+  except ValueError as error:
+    raise UserError(f'{printable(os.fspath(path))} {error}; get a complete copy') from error
+
+
+def parse_json(data: bytes, *, hook: Callable[[dict[str, Any]], Any] | None = None, finite: bool = True) -> Any:
+  """Parses JSON into plain containers; for `hook` and `finite` see `read_json`.
+
+  Raises:
+    ValueError: invalid JSON; the message continues a sentence: 'is nested too deeply'.
+  """
 
   def unique(pairs: list[tuple[str, Any]]) -> Any:
     item = dict(pairs)
@@ -138,22 +149,20 @@ def read_json(
     return hook(item) if hook else item
 
   checks: dict[str, Any] = {'parse_constant': _refuse_constant, 'parse_float': _finite} if finite else {}
+  suspicious = _SURROGATE.search(data) is not None
   try:
-    data = read_bytes(path, most_bytes=most_bytes)
-    suspicious = _SURROGATE.search(data) is not None
-    data = data.decode('utf-8')
-    content = json.loads(data, object_pairs_hook=unique, **checks)
+    content = json.loads(data.decode('utf-8'), object_pairs_hook=unique, **checks)
     if suspicious:  # fails on lone surrogates, which can be neither printed nor stored
       json.dumps(content, ensure_ascii=False, default=str).encode('utf-8')
     return content
   except UnicodeDecodeError as error:
-    raise UserError(f'{name} is not UTF-8 text (byte {error.start}); expected JSON, get a complete copy') from error
+    raise ValueError(f'is not UTF-8 text (byte {error.start}), expected JSON') from error
   except UnicodeEncodeError as error:
-    raise UserError(f'{name} holds text that is not valid Unicode (a lone surrogate); get a complete copy') from error
+    raise ValueError('holds text that is not valid Unicode (a lone surrogate)') from error
   except RecursionError as error:
-    raise UserError(f'{name} is nested too deeply; get a complete copy') from error
+    raise ValueError('is nested too deeply') from error
   except ValueError as error:
-    raise UserError(f'{name} is damaged or not JSON ({printable(error)}); get a complete copy') from error
+    raise ValueError(f'is damaged or not JSON ({printable(error)})') from error
 
 
 def _refuse_constant(text: str) -> float:
