@@ -76,6 +76,17 @@ class Tokenizer:
     spans = [pieces.span(word) for word in self._unknown_words(pieces)]
     return list(dict.fromkeys(text[start:end] for start, end in spans))
 
+  def words(self, text: str) -> list[str]:
+    """The words of `text` as a vocabulary spells them: lower-cased, without accents, punctuation on its own."""
+    self._pieces(text)  # refuses what is no text
+    normal = self._bert.normalizer.normalize_str(text)
+    return [word for word, _ in self._bert.pre_tokenizer.pre_tokenize_str(normal)]
+
+  def known_pieces(self, word: str) -> list[int]:
+    """The ids of the pieces that `word` is read as; [] if it is `unknown`."""
+    pieces = self._pieces(word)
+    return [] if self._unknown_words(pieces) else pieces.ids
+
   def _unknown_words(self, pieces: _Pieces) -> list[int]:
     """The numbers of those words, in their order."""
     spelled: dict[int, list[int]] = {}

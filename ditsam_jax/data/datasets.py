@@ -76,15 +76,14 @@ def check_data(dataset: str, data_dir: str | os.PathLike, splits: Iterable[str])
 def vocabulary(dataset: str, init_from: str = '') -> Path:
   """The WordPiece vocabulary that a data set's sentences are read with.
 
-  Shapes bring their own; for photographs it is that of the model `init_from` (a name or folder) that training
-  starts from. Raises UserError where that has none.
+  That of the model `init_from` (a name or folder) that training starts from; shapes have their own for a start without
+  one. Raises UserError where there is none.
   """
   data_set, _ = find(dataset)
+  if init_from and read_config(init_from).text_encoder is not None:
+    return vocabulary_file(init_from)
   if data_set.vocabulary:
     return data_set.vocabulary
-  if init_from:
-    if read_config(init_from).text_encoder is not None:
-      return vocabulary_file(init_from)
   lacking = f'config.init_from={init_from!r} has none' if init_from else 'config.init_from names no model'
   raise UserError(
     f'data set {dataset!r} needs the vocabulary and weights of a text encoder, but {lacking}; convert a SAM with '

@@ -5,6 +5,8 @@ Nothing is computed before `initial_state`: the same program can be compiled for
 
 import dataclasses
 import functools
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -66,11 +68,19 @@ class Program:
     with jax.set_mesh(self.mesh):
       return self._step.lower(self.state, self.batch)
 
-  def initial_state(self, init_from: str = '') -> tuple[TrainState, list[str]]:
+  def compiled(self) -> tuple['Program', jax.stages.Compiled]:
+    """This program with its step compiled ahead of time, and what was compiled."""
+    step = self.lower().compile()
+    return dataclasses.replace(self, _step=step), step
+
+  def initial_state(
+    self, init_from: str = '', grown: Mapping[str, Callable[[np.ndarray], np.ndarray]] = MappingProxyType({})
+  ) -> tuple[TrainState, list[str]]:
     """The state before the first update, every array made or read where it belongs.
 
     Args:
       init_from: a saved model whose weights are taken where it has them.
+      grown: of weights that have more rows here, see `saved_model.read_start`.
 
     Returns:
       The state, and the names of the weights that are fresh.
@@ -79,7 +89,7 @@ class Program:
       UserError: `init_from` cannot be read, or does not fit.
     """
     expected = self.state.params | self.state.frozen
-    weights = saved_model.read_start(init_from, expected) if init_from else {}
+    weights = saved_model.read_start(init_from, expected, grown) if init_from else {}
     fresh = {name: array.sharding for name, array in expected.items() if name not in weights}
     if fresh:  # in one program: what is not asked for is never drawn
       weights |= jax.jit(
