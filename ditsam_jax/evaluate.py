@@ -89,7 +89,7 @@ def _evaluate(
     batch_size=options.batch_size,
     limit=options.limit,
     protocols=tuple(PROTOCOLS) if options.protocol == 'both' else [options.protocol],
-    generalised=datasets.find(about['dataset'])[0].generalised,
+    generalised=datasets.find(about['dataset'], options.data_dir)[0].generalised,
     gallery=gallery,
   )
   about['seconds'] = round(time.time() - started, 1)
@@ -110,7 +110,7 @@ def _evaluate(
 
 def _open(dataset: str, options: argparse.Namespace, trained_on: dict[str, Any]) -> dict[str, ReferringSource]:
   """All splits, before any work: a wrong name at the end of the list should not wait for hours."""
-  datasets.check_splits(dataset, options.splits)
+  datasets.check_splits(dataset, options.splits, options.data_dir)
   # A model of shapes is scored on scenes like those it was trained on.
   scenes = trained_on.get('scenes') if dataset == trained_on.get('dataset') else None
   return {split: datasets.open_split(dataset, options.data_dir, split, scenes=scenes) for split in options.splits}

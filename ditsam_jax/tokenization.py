@@ -1,5 +1,6 @@
 """Sentences to BERT WordPiece ids of a fixed length."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -76,12 +77,6 @@ class Tokenizer:
     spans = [pieces.span(word) for word in self._unknown_words(pieces)]
     return list(dict.fromkeys(text[start:end] for start, end in spans))
 
-  def words(self, text: str) -> list[str]:
-    """The words of `text` as a vocabulary spells them: lower-cased, without accents, punctuation on its own."""
-    self._pieces(text)  # refuses what is no text
-    normal = self._bert.normalizer.normalize_str(text)
-    return [word for word, _ in self._bert.pre_tokenizer.pre_tokenize_str(normal)]
-
   def known_pieces(self, word: str) -> list[int]:
     """The ids of the pieces that `word` is read as; [] if it is `unknown`."""
     pieces = self._pieces(word)
@@ -120,6 +115,19 @@ class Tokenizer:
       padded[: len(ids)] = ids
       row = self._rows.setdefault(text, (padded, (np.arange(self.max_tokens) < len(ids)).astype(np.int32)))
     return row
+
+
+def words_of(text: str) -> list[str]:
+  """The words and signs that BERT reads a text as, before it looks at any vocabulary: lower-cased, without accents."""
+  normalizer, splitter = _bert_words()
+  return [word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))]
+
+
+@functools.cache
+def _bert_words():
+  from tokenizers import normalizers, pre_tokenizers
+
+  return normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
 
 
 def _bert_tokenizer(vocabulary: dict[str, int]):

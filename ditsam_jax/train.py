@@ -293,7 +293,7 @@ class _Evaluation:
         model.config,
         batch_size=config.eval_batch_size,
         limit=limit,
-        generalised=datasets.find(config.data.dataset)[0].generalised,
+        generalised=datasets.find(config.data.dataset, config.data.data_dir)[0].generalised,
         gallery=gallery,
         progress=limit is None,
       )

@@ -24,7 +24,10 @@ def check(config: ConfigDict) -> RunConfig:
   run = check_fields(config)
   if run.model is None:
     run = dataclasses.replace(run, model=start.model_of(run.init_from))
-  data = datasets.find(run.data.dataset)[0]
+  try:
+    data = datasets.find(run.data.dataset, run.data.data_dir)[0]
+  except UserError as error:
+    raise UserError(f'config.data.dataset is {run.data.dataset!r}: {error}') from error
   if run.task == 'text' and run.model.text_encoder is None:
     whose = f' (init_from={run.init_from!r} takes no text)' if run.init_from else ''
     _refuse('model.text_encoder', f'None{whose}', "a text encoder for task 'text'")
@@ -46,7 +49,7 @@ def check(config: ConfigDict) -> RunConfig:
   if run.task == 'text':
     for field, split in [('final_split', run.final_split)] + [('eval_every', 'val')] * (run.eval_every != 0):
       try:
-        datasets.check_splits(run.data.dataset, [split])
+        datasets.check_splits(run.data.dataset, [split], run.data.data_dir)
       except UserError as error:
         raise UserError(f'config.{field} is {getattr(run, field)!r}: {error}') from error
   return run

@@ -146,7 +146,7 @@ def recipe(data_set: str, model: models.DitSamConfig | None = None) -> ConfigDic
   Raises:
     UserError: the data set is unknown.
   """
-  small = datasets.find(data_set)[0].small
+  small = datasets.is_small(data_set)
   data = DataConfig(dataset=data_set, scenes=ScenesConfig() if small else None)
   config = as_config_dict(RunConfig(data=data, model=models.tiny() if small else model or models.vit_b()))
   if small:
@@ -167,7 +167,7 @@ def named(name: str, data_set: str = '') -> ConfigDict:
     )
   row = TABLE[name]
   data_set = data_set or row.default
-  small = datasets.find(data_set)[0].small
+  small = datasets.is_small(data_set)
   if not small and row.shapes_alone:
     raise UserError(
       f'config {name!r} is for shapes only, not for {data_set!r}: on photographs start from an official SAM '

@@ -51,15 +51,19 @@ class LocalPath(Text):
 
 @dataclasses.dataclass(frozen=True)
 class DataSetName(Kind):
-  """A data set, perhaps with whose partition: 'refcocog/google'."""
+  """A data set, perhaps with whose partition: 'refcocog/google'; or an own one, which `checks.check` looks for."""
 
   @property
   def expected(self) -> str:
-    return f'one of {", ".join(datasets.NAMES)}, optionally with a partition, such as refcocog/google'
+    names = ', '.join(datasets.NAMES)
+    return f'one of {names}, optionally with a partition, such as refcocog/google, or the name of a prepared data set'
 
   def accepts(self, value: Any) -> bool:
+    if type(value) is not str:
+      return False
     try:
-      return type(value) is str and bool(datasets.find(value))
+      datasets.check_name(value)
+      return True
     except UserError:
       return False
 

@@ -4,12 +4,16 @@
 """
 
 import dataclasses
+import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ditsam_jax.errors import UserError
 from ditsam_jax.fields import did_you_mean
+
+VERSION = '1.0.0'  # of the record
 
 
 class Counts(NamedTuple):
@@ -76,3 +80,17 @@ def named(name: str, known: Mapping[str, DataSet]) -> tuple[DataSet, Partition]:
   except KeyError:
     choices = ' or '.join(partition.name for partition in data_set.partitions)
     raise UserError(f'{own} is not split by {split_by!r}; choose {choices or repr(own)}') from None
+
+
+def prepared_folder(data_dir: str | os.PathLike, name: str, split_by: str = '') -> Path:
+  """Where a prepared data set is, or will be; `name` is the one in TFDS."""
+  return Path(data_dir, name, split_by, VERSION)
+
+
+def counted(folder: Path) -> dict[str, Counts]:
+  """Sizes of the splits, as `ditsam_jax.prepare` counted them; empty where it did not prepare that folder."""
+  try:
+    splits = json.loads((folder / 'metadata.json').read_text())['splits']
+    return {name: Counts(**counts) for name, counts in splits.items()}
+  except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not prepared, or by TFDS
+    return {}

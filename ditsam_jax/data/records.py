@@ -19,8 +19,8 @@ from ditsam_jax.terminal import printable
 _REFUSED = re.compile(r'\b(?:open|write|close|fsync|ftruncate|mkdir|rename)\(\) failed: ([^;]+)')
 
 
-def record_features(encoding_format: str = 'png') -> tfds.features.FeaturesDict:
-  """Features of one record; `encoding_format` of the image: 'png' or 'jpeg'. Masks are PNG of 0 and 255.
+def record_features(encoding_format: str | None = 'png') -> tfds.features.FeaturesDict:
+  """Features of one record; `encoding_format` of the image: 'png', 'jpeg', None for either. Masks are PNG of 0 and 255.
 
   Images and masks must be given as file objects of encoded bytes: TFDS encodes arrays with TensorFlow only.
   """

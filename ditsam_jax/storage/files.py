@@ -124,7 +124,18 @@ def read_json(
     UserError: as in `open_regular`; not UTF-8, no JSON, nested too deeply, an object that names a key twice, text that
       is no Unicode, NaN or numbers out of range.
   """
-  name = printable(os.fspath(path))
+  try:
+    return parse_json(read_bytes(path, most_bytes=most_bytes), hook=hook, finite=finite)
+  except ValueError as error:
+    raise UserError(f'{printable(os.fspath(path))} {error}; get a complete copy') from error
+
+
+def parse_json(data: bytes, *, hook: Callable[[dict[str, Any]], Any] | None = None, finite: bool = True) -> Any:
+  """JSON as plain containers; `hook` and `finite` as of `read_json`.
+
+  Raises:
+    ValueError: what is wrong, in words that follow a name: 'is nested too deeply'.
+  """
 
   def unique(pairs: list[tuple[str, Any]]) -> Any:
     item = dict(pairs)
@@ -134,22 +145,20 @@ def read_json(
     return hook(item) if hook else item
 
   checks: dict[str, Any] = {'parse_constant': _no_number, 'parse_float': _finite} if finite else {}
+  suspicious = _SURROGATE.search(data) is not None
   try:
-    data = read_bytes(path, most_bytes=most_bytes)
-    suspicious = _SURROGATE.search(data) is not None
-    data = data.decode('utf-8')
-    content = json.loads(data, object_pairs_hook=unique, **checks)
+    content = json.loads(data.decode('utf-8'), object_pairs_hook=unique, **checks)
     if suspicious:  # half a character: it can be neither printed nor stored
       json.dumps(content, ensure_ascii=False, default=str).encode('utf-8')
     return content
   except UnicodeDecodeError as error:
-    raise UserError(f'{name} is not UTF-8 text (byte {error.start}); expected JSON, get a complete copy') from error
+    raise ValueError(f'is not UTF-8 text (byte {error.start}), expected JSON') from error
   except UnicodeEncodeError as error:
-    raise UserError(f'{name} holds text that is not valid Unicode (a lone surrogate); get a complete copy') from error
+    raise ValueError('holds text that is not valid Unicode (a lone surrogate)') from error
   except RecursionError as error:
-    raise UserError(f'{name} is nested too deeply; get a complete copy') from error
+    raise ValueError('is nested too deeply') from error
   except ValueError as error:
-    raise UserError(f'{name} is damaged or not JSON ({printable(error)}); get a complete copy') from error
+    raise ValueError(f'is damaged or not JSON ({printable(error)})') from error
 
 
 def _no_number(text: str) -> float:

@@ -103,9 +103,9 @@ def _write(path: Path, write: Callable[[Path], Any]) -> None:
 class _Metered(io.BufferedReader):
   """A file of which decoders may read only so much: what is no pixel they keep in memory, whatever its size."""
 
-  def __init__(self, file: io.BufferedReader, name: str):
-    super().__init__(file.detach())
-    self._name, self._size = name, os.fstat(self.fileno()).st_size
+  def __init__(self, file: io.RawIOBase | io.BytesIO, size: int, name: str):
+    super().__init__(file)  # pyright: ignore[reportArgumentType]  # of which it asks what BytesIO has
+    self._name, self._size = name, size
     self._most = _MOST_JPEG_METADATA if self.peek(2).startswith(b'\xff\xd8') else _MOST_METADATA
     self.allow(self._most, _MOST_READS)
 
@@ -127,12 +127,23 @@ class _Metered(io.BufferedReader):
     return data
 
 
+def read_encoded(data: bytes, name: str) -> np.ndarray:
+  """`read_image` of a file's bytes; errors start with `name`."""
+  return _read(io.BytesIO(data), len(data), name)
+
+
 def _read_file(source: str | os.PathLike) -> np.ndarray:
   name = f"image '{printable(os.fspath(source))}'"
   if not os.fspath(source):
     raise UserError(f'{name}: no name, expected an image file')
+  file = open_regular(source, most_bytes=_MOST_FILE, name=name)
+  size = os.fstat(file.fileno()).st_size
+  return _read(file.detach(), size, name)
+
+
+def _read(raw: io.RawIOBase | io.BytesIO, size: int, name: str) -> np.ndarray:
   try:
-    with _Metered(open_regular(source, most_bytes=_MOST_FILE, name=name), name) as file, _open(file, name) as image:
+    with _Metered(raw, size, name) as file, _open(file, name) as image:
       _check_size(image.width, image.height, name)
       _check_blocks(image, name)
       file.allow(_MOST_METADATA + _MOST_BYTES_A_PIXEL * image.width * image.height)

@@ -17,7 +17,7 @@ from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.parallel import distributed
 from ditsam_jax.storage.files import write_text
 from ditsam_jax.terminal import listed, printable
-from ditsam_jax.tokenization import Tokenizer
+from ditsam_jax.tokenization import Tokenizer, words_of
 from ditsam_jax.training.step import TrainState
 from ditsam_jax.vocabulary import LONGEST_WORD, read_vocabulary
 
@@ -104,7 +104,7 @@ def new_words(add_words: str, tokenizer: Tokenizer, source: ReferringSource) -> 
   found = set()
   for word in asked:
     if word != FROM_DATA:
-      found.add(_single(word, tokenizer))
+      found.add(_single(word))
   if FROM_DATA in asked:
     found |= unknown_words(tokenizer, source)
   return sorted(word for word in found if word not in tokenizer.vocabulary)
@@ -118,7 +118,7 @@ def unknown_words(tokenizer: Tokenizer, source: ReferringSource) -> set[str]:
     for index in range(record.num_objects):
       for sentence in record.expressions(index):
         found.update(tokenizer.unknown(sentence))
-  words = {word for text in found for word in tokenizer.words(text)}
+  words = {word for text in found for word in words_of(text)}
   return {word for word in words if len(word) <= LONGEST_WORD}  # longer ones no BERT tokenizer reads
 
 
@@ -146,8 +146,8 @@ def table_with(table: np.ndarray, words: Sequence[str], tokenizer: Tokenizer, ro
   return grown
 
 
-def _single(word: str, tokenizer: Tokenizer) -> str:
-  spelled = tokenizer.words(word)
+def _single(word: str) -> str:
+  spelled = words_of(word)
   if len(spelled) != 1 or len(spelled[0]) > LONGEST_WORD:
     problem = f'is read as {len(spelled)} words' if len(spelled) != 1 else f'has more than {LONGEST_WORD} characters'
     raise UserError(

@@ -55,9 +55,7 @@ def applied(flag, config):
 
 
 @pytest.mark.slow
-def test_what_is_offered_fits_and_says_by_how_much_the_step_does_not(
-  program, config, mesh, needed, monkeypatch, capfd
-):
+def test_what_is_offered_fits_and_says_by_how_much_the_step_does_not(program, config, mesh, needed, monkeypatch, capfd):
   limit = int(0.7 * needed)
   monkeypatch.setenv(memory.VARIABLE, str(limit))
   with pytest.raises(UserError) as error:
@@ -79,7 +77,9 @@ def test_what_is_offered_fits_and_says_by_how_much_the_step_does_not(
 @pytest.mark.slow
 def test_where_nothing_is_enough_it_says_what_all_together_would_need(program, config, monkeypatch):
   monkeypatch.setenv(memory.VARIABLE, '100KB')
-  with pytest.raises(UserError, match=r'even --config\.remat=block --config\.accumulate=8 --config\.dtype=bfloat16 needs'):
+  with pytest.raises(
+    UserError, match=r'even --config\.remat=block --config\.accumulate=8 --config\.dtype=bfloat16 needs'
+  ):
     memory.compiled(program, config)
 
 
