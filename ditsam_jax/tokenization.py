@@ -77,6 +77,11 @@ class Tokenizer:
     spans = [pieces.span(word) for word in self._unknown_words(pieces)]
     return list(dict.fromkeys(text[start:end] for start, end in spans))
 
+  def known_pieces(self, word: str) -> list[int]:
+    """The ids of the pieces that `word` is read as; [] if it is `unknown`."""
+    pieces = self._pieces(word)
+    return [] if self._unknown_words(pieces) else pieces.ids
+
   def _unknown_words(self, pieces: _Pieces) -> list[int]:
     """The indices of the unknown words, in order."""
     spelled: dict[int, list[int]] = {}

@@ -17,10 +17,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+from PIL import Image
 
 from ditsam_jax import command_line
 from ditsam_jax.config import changes, checks, files, lengths
 from ditsam_jax.config.run import ResolvedRunConfig, RunConfig
+from ditsam_jax.config.start import check_changes
 from ditsam_jax.data import datasets
 from ditsam_jax.data.pipeline import BatchStream, prompt_batches, train_batches
 from ditsam_jax.data.referring import ReferringSource
@@ -36,11 +38,12 @@ from ditsam_jax.options import Parser
 from ditsam_jax.parallel import distributed, sharding
 from ditsam_jax.parallel.watch import Watch
 from ditsam_jax.storage import saved_model
-from ditsam_jax.storage.description import check_words, fresh_parts, parts_of, read_config
+from ditsam_jax.storage.description import check_words, fresh_parts, parts_of
 from ditsam_jax.storage.files import write_json
 from ditsam_jax.storage.image_files import write_png
 from ditsam_jax.storage.paths import local
 from ditsam_jax.tokenization import Tokenizer
+from ditsam_jax.training import memory, words
 from ditsam_jax.training.checkpoint import Checkpoints, Progress
 from ditsam_jax.training.fingerprint import weights_sha256
 from ditsam_jax.training.logging import RunLog, SilentLog
@@ -93,21 +96,28 @@ def _train(given: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal)
   mesh = sharding.make_mesh(checked.mesh)
   claimed.check_place()
   datasets.check_data(checked.data.dataset, checked.data.data_dir, _splits(checked))
-  vocabulary = datasets.vocabulary(checked.data.dataset, checked.init_from) if checked.task == 'text' else None
   starts = bool(checked.init_from) and not claimed.begun
   if starts:
-    _check_start(checked.init_from)
+    check_changes(dataclasses.asdict(checked.model), checked.init_from, whole=False)
+  vocabulary = datasets.vocabulary(checked.data.dataset, checked.init_from) if checked.task == 'text' else None
 
   # ------------------------------------------------------------------------------------ data, lengths, train step
   data = functools.cache(lambda: distributed.first_alone_first(lambda: _open(checked, 'train'), 'data'))
   config = lengths.resolve(given, lambda: _samples(data(), checked.task))
-  model_config = config.model
-  program = build(config, model_config, mesh)
+  program = build(config, config.model, mesh)
   if starts:
     saved_model.check_start(config.init_from, program.state.params | program.state.frozen)
-  source = data()
+  source, added, grown = data(), None, {}
+  if config.data.add_words and vocabulary:
+    added = words.added(config, vocabulary, source, workdir / 'vocab.txt' if claimed.begun else None)
+    config = dataclasses.replace(config, model=added.model)
+    program = build(config, config.model, mesh)
+    grown = added.grown(program.state, config)
+  model_config = config.model
   plain = config.to_json()
   claimed.claim(plain)
+  if added:
+    vocabulary = added.write(workdir / 'vocab.txt')
   tokenizer = None
   if vocabulary:
     tokenizer = Tokenizer(vocabulary, model_config.max_text_tokens)
@@ -120,11 +130,18 @@ def _train(given: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal)
   evaluation = _Evaluation(config, tokenizer, stop) if tokenizer else None
   progress, skipped = Progress(), SkippedUpdates(workdir, config.max_skipped)
   describe: dict[str, Any] = dict(vocabulary=vocabulary, data=_about_data(config))
-  with Checkpoints(workdir, config.keep_checkpoints, plain, config.on_save_failure) as checkpoints:
+  with (
+    Checkpoints(workdir, config.keep_checkpoints, plain, config.on_save_failure) as checkpoints,
+    memory.explained(program, config),
+  ):
+    if checkpoints.latest_step != config.total_steps:
+      program = memory.compiled(program, config)
     if checkpoints.latest_step is None:
-      state, fresh = program.initial_state(config.init_from)
+      state, fresh = program.initial_state(config.init_from, grown)
       progress.fresh = _fresh_at_start(fresh, config.init_from)
       if config.init_from:
+        if not progress.fresh:  # a model that can do something: what can it do before?
+          progress.evaluated = -1
         distributed.tell(f'weights from {config.init_from!r}; fresh: {", ".join(progress.fresh) or "none"}')
     else:
       state, progress = checkpoints.restore(program.state, iterator)
@@ -133,7 +150,7 @@ def _train(given: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal)
       f'{_count(state.params)} parameters trained, {_count(state.frozen)} frozen; {len(source)} objects '
       f'in {source.num_images} images; {_devices(mesh)}'
     )
-    step, began = int(state.step), None
+    step = int(state.step)
     stop.steps_begin()
     with _log(workdir, step, progress, config) as log:
       while True:
@@ -144,7 +161,7 @@ def _train(given: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal)
           results, gallery = evaluation(model, 'val', config.eval_samples)
           if results:
             log.scalars(step, _curves(results), 'val')
-            log.panel(step, np.asarray(gallery.panel()))
+            log.panel(step, np.asarray(_save_samples(workdir, step, results, gallery, config)))
             progress.evaluated = step
             if progress.improved(step, results.miou):
               _save_best(workdir, config, model, progress, describe | {'fresh': _untrained(progress, state, step)})
@@ -162,13 +179,7 @@ def _train(given: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal)
           if not stop.asked:
             raise
           continue
-        if first := began is None:
-          began = time.monotonic()
-          log.say('compiling the training step ...')
         state, metrics = program.step(state, program.assemble(arrays))
-        if first:
-          jax.block_until_ready(metrics)
-          log.say(f'compiled, first step done in {time.monotonic() - began:.1f} s')
         step += 1
         skipped.watch(step, arrays, metrics)
         checkpoints.check()
@@ -250,6 +261,17 @@ def _save_best(workdir: Path, config: RunConfig, model: DitSam, progress: Progre
     distributed.tell(f'warning: {error}; training continues')
 
 
+def _save_samples(workdir: Path, step: int, results: Results, gallery: Gallery, config: RunConfig) -> Image.Image:
+  """The same validation samples at every evaluation, as a picture and a file; one that cannot be written is a warning."""
+  picture = gallery.fixed_panel(f'{config.data.dataset} val, step {step}: mIoU {results.miou:.1f}')
+  if distributed.is_first():
+    try:
+      write_png(workdir / 'validation' / f'step_{step:06d}.png', picture)
+    except UserError as error:
+      distributed.tell(f'warning: {error}; training continues')
+  return picture
+
+
 class _Evaluation:
   """Scores a run's models on its data, compiling once. Results are None if a signal requested a stop."""
 
@@ -292,13 +314,6 @@ def _open(config: RunConfig, split: str) -> ReferringSource:
   return datasets.open_split(
     data.dataset, data.data_dir, split, scenes=scenes, in_memory=data.in_memory and split == 'train'
   )
-
-
-def _check_start(init_from: str) -> None:
-  try:
-    read_config(init_from)
-  except UserError as error:
-    raise UserError(f'config.init_from: {error}') from error
 
 
 def _splits(config: RunConfig) -> set[str]:

@@ -5,6 +5,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ditsam_jax import fields
+from ditsam_jax.config import checks, start
+from ditsam_jax.config.recipes import as_config_dict
 from ditsam_jax.config.run import RunConfig
 from ditsam_jax.errors import UserError
 
@@ -19,19 +21,28 @@ def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
 
 
 def apply(config: ConfigDict, changes: list[str]) -> None:
-  """Applies changes in order, in place.
+  """Applies changes in order, in place; those of `model` last, because the model may come from `init_from`.
 
   Args:
     config: the config to change.
     changes: 'any.field=value', values as Python literals or bare strings.
 
   Raises:
-    UserError: a field is unknown (the message suggests similar names), or does not accept the value.
+    UserError: a field is unknown (the message suggests similar names), does not accept the value, or does not fit the
+      weights of `init_from`.
   """
-  given = [_apply(config, change) for change in changes]
+  of_model = [change for change in changes if change.startswith('model.')]
+  given = [_apply(config, change) for change in changes if not change.startswith('model.')]
   for name, other in _ALTERNATIVES.items():
     if name in given and other not in given and config[name] is not None:
       config[other] = None
+  from_start = config.model is None
+  if from_start:
+    config.model = as_config_dict(start.model_of(config.init_from))
+  for change in of_model:
+    _apply(config, change)
+  if from_start and of_model:
+    start.check_changes(checks.plain(config.model), config.init_from, whole=True)
 
 
 def _apply(config: ConfigDict, change: str) -> str:

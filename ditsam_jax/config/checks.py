@@ -1,11 +1,13 @@
 """Validates a config: each field by its declaration, and combinations of fields."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from ditsam_jax import fields
+from ditsam_jax.config import start
 from ditsam_jax.config.run import RunConfig
 from ditsam_jax.data import datasets
 from ditsam_jax.errors import UserError
@@ -14,14 +16,21 @@ from ditsam_jax.training.optimizer import freeze_pattern
 
 
 def check(config: ConfigDict) -> RunConfig:
-  """Validates a config and converts it to dataclasses. Raises UserError for the first invalid field or combination."""
+  """Validates a config and converts it to dataclasses; a model that is None becomes that of `init_from`.
+
+  Raises:
+    UserError: the first invalid field or combination.
+  """
   run = check_fields(config)
+  if run.model is None:
+    run = dataclasses.replace(run, model=start.model_of(run.init_from))
   try:
     data = datasets.find(run.data.dataset, run.data.data_dir)[0]
   except UserError as error:
     raise UserError(f'config.data.dataset is {run.data.dataset!r}: {error}') from error
   if run.task == 'text' and run.model.text_encoder is None:
-    _refuse('model.text_encoder', None, "a text encoder for task 'text'")
+    whose = f' (init_from={run.init_from!r} takes no text)' if run.init_from else ''
+    _refuse('model.text_encoder', f'None{whose}', "a text encoder for task 'text'")
   if run.epochs is not None and run.total_steps is not None:
     _refuse(
       'total_steps', run.total_steps, f'None, because config.epochs is {run.epochs:g}; set one and leave the other None'
@@ -35,6 +44,8 @@ def check(config: ConfigDict) -> RunConfig:
     _refuse('data.scenes', '{...}', f'None for data set {run.data.dataset!r}; scenes apply to shapes only')
   run.data.augmentation.check(run.model.image_size)
   freeze_pattern(run.freeze)
+  if run.data.add_words and not (run.init_from and run.task == 'text'):
+    _refuse('data.add_words', run.data.add_words, "'' unless config.init_from names a model that reads sentences")
   if run.task == 'text':
     for field, split in [('final_split', run.final_split)] + [('eval_every', 'val')] * (run.eval_every != 0):
       try:

@@ -67,6 +67,32 @@ TABLE: dict[str, Row] = {
     {'model.fusion': 'none', 'model.mask_decoder.depth': 6},
     photographs=_SHORT,
   ),
+  'finetune': Row(
+    'Your own pictures, hundreds to thousands of samples: the model is that of init_from',
+    {
+      'init_from': '',
+      'model': None,
+      'scan': True,
+      'data.batch_size': 16,
+      'data.augmentation.scale_steps': 3,
+      'data.augmentation.scale_stride': 16,
+      'data.augmentation.jitter_probability': 0.5,
+      'data.augmentation.jitter_strength': 0.2,  # more makes another colour of it
+      'optimizer.name': 'adam',
+      'optimizer.learning_rate': 3e-5,
+      'optimizer.clip_norm': 1.0,
+      'optimizer.warmup_share': 0.05,
+      'epochs': 30.0,
+      'total_steps': None,
+      'loss.dice': 1.0,
+      'loss.iou': 0.05,
+      'ema': 0.99,  # about the last hundred updates
+      'eval_every': None,
+      'eval_samples': 500,
+      'checkpoint_every': None,
+      'final_split': 'val',
+    },
+  ),
   'sam_pretrain': Row(
     'A tiny SAM from scratch on shapes, without text',
     {

@@ -58,7 +58,8 @@ def _names() -> Iterator[str]:
     if row.shapes_alone:
       length = 'shapes only'
     else:
-      length = f'{row.photographs.get("epochs", RunConfig().epochs):g} epochs'
+      changes = {**row.changes, **row.photographs}
+      length = f'{changes.get("epochs", RunConfig().epochs):g} epochs'
     yield f'| `{name}` | {row.about} | {length} |'
 
 

@@ -86,6 +86,12 @@ class DataConfig:
   processes: int = declared(0, Whole(0, MAX_PROCESSES), 'Worker processes; 0 reads in the main process')
   in_memory: bool = declared(False, Flag(), 'Keep decoded pixels in memory: for small images that are read many times')
   augmentation: AugmentationConfig = group(AugmentationConfig(), 'Augmentation of training samples')
+  add_words: str = declared(
+    '',
+    Text('words'),
+    'Words to add to the vocabulary of init_from, separated by commas; from-data stands for all words of the training '
+    'split that it cannot read',
+  )
   scenes: ScenesConfig | None = group(None, 'Appearance of the shapes scenes', none='for other data sets')
 
 
@@ -149,7 +155,8 @@ class RunConfig:
     'Parts not trained: image_encoder, text_encoder, prompt_encoder, mask_decoder or regular expressions over '
     'parameter names, separated by commas',
   )
-  model: DitSamConfig = group(DitSamConfig(), 'The model')
+  # None in a ConfigDict alone: `checks.check` puts the model of init_from there.
+  model: DitSamConfig = group(DitSamConfig(), 'The model', none='that of init_from')
   data: DataConfig = group(DataConfig(), 'The data')
   optimizer: OptimizerConfig = group(OptimizerConfig(), 'The optimiser')
   epochs: float | None = declared(

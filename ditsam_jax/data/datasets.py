@@ -105,18 +105,17 @@ def check_data(dataset: str, data_dir: str | os.PathLike, splits: Iterable[str])
 def vocabulary(dataset: str, init_from: str = '') -> Path:
   """Returns the WordPiece vocabulary file for a data set.
 
-  Shapes have their own. For photographs it is the vocabulary of `init_from`, the name or folder of the model that
-  training starts from.
+  It is the vocabulary of `init_from`, the name or folder of the model that training starts from. Shapes have their own
+  for training from scratch.
 
   Raises:
     UserError: there is no such model, or it has no vocabulary.
   """
   check_name(dataset)
+  if init_from and read_config(init_from).text_encoder is not None:
+    return vocabulary_file(init_from)
   if own_words := DATA_SETS[dataset].vocabulary if dataset in DATA_SETS else None:
     return own_words
-  if init_from:
-    if read_config(init_from).text_encoder is not None:
-      return vocabulary_file(init_from)
   lacking = f'config.init_from={init_from!r} has none' if init_from else 'config.init_from names no model'
   raise UserError(
     f'data set {dataset!r} needs the vocabulary and weights of a text encoder, but {lacking}; convert a SAM with '

@@ -85,6 +85,10 @@ class Gallery:
     """The contact sheet."""
     return prediction_panel(self.sections(), heading=heading, columns=self._columns)
 
+  def fixed_panel(self, heading: str = '') -> Image.Image:
+    """The contact sheet of the random draw alone: the same samples at every evaluation."""
+    return prediction_panel(self.sections()[:1], heading=heading, columns=self._columns)
+
   def sections(self) -> list[tuple[str, list[Shown]]]:
     """Titles and samples of the random selection and of the failures."""
     evenly = ', evenly from the kinds of expression' if len(self._draws) > 1 else ''

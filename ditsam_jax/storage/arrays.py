@@ -6,7 +6,7 @@ import re
 import shutil
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,26 +31,33 @@ def shapes_and_types(folder: Path) -> dict[str, jax.ShapeDtypeStruct]:
     return {name: jax.ShapeDtypeStruct(tuple(array.shape), array.dtype) for name, array in tree.items()}
 
 
-def read(folder: Path, places: Mapping[str, jax.Array | jax.ShapeDtypeStruct] | None = None) -> dict[str, Any]:
-  """Reads all stored arrays into NumPy in their own types, or those in `places` with the types and shardings given there.
+def read(
+  folder: Path,
+  places: Mapping[str, jax.Array | jax.ShapeDtypeStruct] | None = None,
+  *,
+  names: Collection[str] | None = None,
+) -> dict[str, Any]:
+  """Reads all stored arrays, or `names`, into NumPy in their own types; or `places` with the types and shardings given there.
 
   Raises:
     UserError: arrays are missing or damaged.
   """
   import orbax.checkpoint as ocp
 
+  stored = shapes_and_types(folder)
+  wanted = set(places if places is not None else stored if names is None else names)
+
   def where(name: str) -> ocp.RestoreArgs:
+    if name not in wanted:
+      return ocp.RestoreArgs(restore_type=None)
     if places is None:
       return ocp.RestoreArgs(restore_type=np.ndarray)
-    if name not in places:
-      return ocp.RestoreArgs(restore_type=None)
     return ocp.ArrayRestoreArgs(sharding=places[name].sharding, dtype=places[name].dtype)
 
-  names = shapes_and_types(folder)
   with _explained(folder), ocp.PyTreeCheckpointer() as checkpointer:
-    wanted = {name: ocp.PLACEHOLDER if places and name not in places else 0 for name in names}
-    restored = checkpointer.restore(folder.absolute(), item=wanted, restore_args={name: where(name) for name in names})
-  return {name: array for name, array in restored.items() if places is None or name in places}
+    item = {name: 0 if name in wanted else ocp.PLACEHOLDER for name in stored}
+    restored = checkpointer.restore(folder.absolute(), item=item, restore_args={name: where(name) for name in stored})
+  return {name: array for name, array in restored.items() if name in wanted}
 
 
 def write(folder: Path, arrays: dict[str, Any]) -> None:

@@ -45,7 +45,7 @@ def _is_step(value: Any) -> bool:
 
 # Validates the fields of `Progress` read from a file.
 _PROGRESS: dict[str, Callable[[Any], bool]] = {
-  'evaluated': _is_step,
+  'evaluated': lambda value: value == -1 or _is_step(value),
   'best_step': lambda value: value is None or _is_step(value),
   'best_score': lambda value: value is None or type(value) in (int, float),
   'fresh': lambda value: isinstance(value, list) and all(type(part) is str for part in value),
@@ -56,7 +56,7 @@ _PROGRESS: dict[str, Callable[[Any], bool]] = {
 class Progress:
   """A run's progress, apart from the train state."""
 
-  evaluated: int = 0  # step of the last evaluation on the validation split
+  evaluated: int = 0  # step of the last evaluation on the validation split; -1: before the evaluation of the start
   best_step: int | None = None  # step with the highest validation score, whose checkpoint is kept
   best_score: float | None = None
   fresh: list[str] = dataclasses.field(

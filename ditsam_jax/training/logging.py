@@ -70,8 +70,8 @@ class RunLog:
     self._bar.set_postfix(self._shown, refresh=False)
 
   def panel(self, step: int, image: np.ndarray) -> None:
-    """Logs an image of predictions, uint8 [h, w, 3], to TensorBoard."""
-    self._event(step=step, summary=summary.image('predictions', image, dataformats='HWC'))
+    """Logs an image of predictions on validation samples, uint8 [h, w, 3], to TensorBoard."""
+    self._event(step=step, summary=summary.image('validation', image, dataformats='HWC'))
 
   def say(self, text: str) -> None:
     """Prints a line above the progress bar."""

@@ -5,6 +5,8 @@ Nothing is computed before `initial_state`, so the program can also be compiled 
 
 import dataclasses
 import functools
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -66,11 +68,19 @@ class Program:
     with jax.set_mesh(self.mesh):
       return self._step.lower(self.state, self.batch)
 
-  def initial_state(self, init_from: str = '') -> tuple[TrainState, list[str]]:
+  def compiled(self) -> tuple['Program', jax.stages.Compiled]:
+    """Returns this program with its step compiled ahead of time, and the compiled step."""
+    step = self.lower().compile()
+    return dataclasses.replace(self, _step=step), step
+
+  def initial_state(
+    self, init_from: str = '', grown: Mapping[str, Callable[[np.ndarray], np.ndarray]] = MappingProxyType({})
+  ) -> tuple[TrainState, list[str]]:
     """Creates the state before the first update; each array is created or read directly in its sharding.
 
     Args:
       init_from: a saved model to initialise weights from; the weights it lacks are initialised randomly.
+      grown: for weights with more rows than the saved ones, see `saved_model.read_start`.
 
     Returns:
       The state, and the names of the randomly initialised weights.
@@ -79,7 +89,7 @@ class Program:
       UserError: `init_from` cannot be read, or does not fit.
     """
     expected = self.state.params | self.state.frozen
-    weights = saved_model.read_start(init_from, expected) if init_from else {}
+    weights = saved_model.read_start(init_from, expected, grown) if init_from else {}
     fresh = {name: array.sharding for name, array in expected.items() if name not in weights}
     if fresh:  # in one program, so that unused weights are never drawn
       weights |= jax.jit(
