@@ -221,9 +221,12 @@ class Segmenter:
 
   def row(self, framed: Framed, prompt: Prompt) -> Row:
     """A prompt on an image as the engine takes it."""
-    sentence = None if prompt.text is None else self._read(prompt.text).sentence
     points = point_tokens(prompt, framed.scale, framed.offset)
-    return Row(framed.square, sentence, points, prompt.mask, prompt.multimask)
+    return Row(framed.square, self.sentence(prompt), points, prompt.mask, prompt.multimask)
+
+  def sentence(self, prompt: Prompt) -> Sentence | None:
+    """The tokens of a checked prompt's text."""
+    return None if prompt.text is None else self._read(prompt.text).sentence
 
   def _read_anew(self, text: str) -> _Read:
     assert self.tokenizer is not None  # see `prompt`

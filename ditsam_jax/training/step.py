@@ -68,23 +68,6 @@ def text_forward(model: DitSam, batch: Batch, loss_weights: dict[str, float], rn
   return mask_loss(out.logits, batch['mask'], out.iou, **loss_weights)
 
 
-def prompt_forward(model: DitSam, batch: Batch, loss_weights: dict[str, float], rngs: nnx.Rngs, execution: Execution):
-  """Loss of K visual prompts an image, which share its embedding.
-
-  batch: image [B,S,S,3], points [B,K,P,2], labels [B,K,P], masks [B,K,S,S].
-  """
-  batch_size, count = batch['labels'].shape[:2]
-  images = batch['image']
-  size = images.shape[1], images.shape[2]
-  embedding = jnp.repeat(model.image_encoder(images, rngs=rngs, execution=execution), count, axis=0)
-  flat = {
-    name: batch[name].reshape(batch_size * count, *batch[name].shape[2:]) for name in ('points', 'labels', 'masks')
-  }
-  sparse = model.prompt_encoder.embed_points(flat['points'], flat['labels'], size)
-  out = model.decode(embedding, [sparse], None, size)
-  return mask_loss(out.logits, flat['masks'], out.iou, **loss_weights)
-
-
 def make_train_step(
   structure: Structure[DitSam],
   optimizer: optax.GradientTransformation,
@@ -103,7 +86,7 @@ def make_train_step(
 
   Args:
     structure, optimizer, rate: the model's, and what moves it.
-    forward: text_forward or prompt_forward.
+    forward: text_forward, or that of `prompt_rounds`.
     loss_weights: of the losses, see mask_loss.
     ema_limit: of the moving average's decay.
     seed: of dropout.

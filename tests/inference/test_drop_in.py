@@ -1,11 +1,6 @@
 """Code written for segment_anything's SamPredictor runs after changing the import, and finds the same."""
 
 import dataclasses
-import functools
-import importlib
-import importlib.util
-import sys
-import types
 
 import numpy as np
 import pytest
@@ -17,6 +12,7 @@ from ditsam_jax.data.shapes.builder import described_scene
 from ditsam_jax.errors import UserError
 from ditsam_jax.storage import saved_model
 from ditsam_jax.storage.description import read_config
+from tests.meta_sam import meta_package, meta_sam
 
 # As people write it, after Meta's notebook. `sam` and `image` (uint8, RGB, 150 x 100) are there; `found` is compared.
 SCRIPT = """
@@ -75,62 +71,8 @@ assert not predictor.is_image_set and predictor.features is None
 @pytest.fixture(scope='module')
 def meta():
   """segment_anything, and the shipped SAM as its model."""
-  torch = pytest.importorskip('torch')
-  if importlib.util.find_spec('segment_anything') is None:
-    pytest.skip('segment_anything is not installed')
-  with pytest.MonkeyPatch.context() as patch:
-    if importlib.util.find_spec('torchvision') is None:
-      for name, module in _stand_ins().items():
-        patch.setitem(sys.modules, name, module)
-    package = importlib.import_module('segment_anything')
-    from ditsam_jax.convert.sources import release_tensors
-
-    config, weights = read_config('sam_shapes'), saved_model.read_weights('sam_shapes')
-    encoder, decoder = config.image_encoder, config.mask_decoder
-    modeling = importlib.import_module('segment_anything.modeling')
-    sam = modeling.Sam(
-      modeling.ImageEncoderViT(
-        img_size=config.image_size,
-        embed_dim=encoder.width,
-        depth=encoder.depth,
-        num_heads=encoder.heads,
-        out_chans=decoder.width,
-        use_rel_pos=True,
-        norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6),
-        window_size=encoder.pretrain_window,
-        global_attn_indexes=encoder.global_blocks,
-      ),
-      modeling.PromptEncoder(decoder.width, (config.grid,) * 2, (config.image_size,) * 2, decoder.mask_channels),
-      modeling.MaskDecoder(
-        transformer_dim=decoder.width,
-        iou_head_hidden_dim=decoder.iou_hidden,
-        transformer=modeling.TwoWayTransformer(
-          depth=decoder.depth, embedding_dim=decoder.width, mlp_dim=decoder.mlp_width, num_heads=decoder.heads
-        ),
-      ),
-      pixel_mean=[255 * value for value in config.pixel_mean],
-      pixel_std=[255 * value for value in config.pixel_std],
-    ).eval()
-    tensors = {name.replace('visual_encoder.', 'image_encoder.'): t for name, t in release_tensors(weights).items()}
-    sam.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=True)
-    yield package, sam
-    for name in [name for name in sys.modules if name.split('.')[0] == 'segment_anything']:
-      patch.delitem(sys.modules, name)
-
-
-def _stand_ins():
-  """What segment_anything wants of torchvision, by Pillow: that is what torchvision resizes Pillow's images with."""
-  names = (
-    'torchvision',
-    *(f'torchvision.{name}' for name in ('transforms', 'transforms.functional', 'ops', 'ops.boxes')),
-  )
-  modules = {name: types.ModuleType(name) for name in names}
-  modules['torchvision.transforms.functional'].to_pil_image = Image.fromarray
-  modules['torchvision.transforms.functional'].resize = lambda image, size: image.resize(
-    size[::-1], Image.Resampling.BILINEAR
-  )
-  modules['torchvision.ops.boxes'].batched_nms = modules['torchvision.ops.boxes'].box_area = None
-  return modules
+  with meta_package() as package:
+    yield package, meta_sam(package, read_config('sam_shapes'), saved_model.read_weights('sam_shapes'))
 
 
 @pytest.fixture(scope='module')
