@@ -20,7 +20,7 @@ from ditsam_jax.inference.mask_programs import Measures, Tile
 from ditsam_jax.inference.mask_records import Found, record, without_regions
 from ditsam_jax.inference.mask_settings import MaskSettings
 from ditsam_jax.inference.prompts import Prompt, point_tokens
-from ditsam_jax.inference.segmenter import Segmenter, load_with_tokenizer
+from ditsam_jax.inference.segmenter import Segmenter, load_with_tokenizer, same_image
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.storage.image_files import read_image
 from ditsam_jax.tokenization import Tokenizer
@@ -163,22 +163,22 @@ class SamAutomaticMaskGenerator:
     Raises:
       UserError: the image cannot be read, or the model takes no text.
     """
-    [records] = self.stream([image], text)
+    [records] = self.stream([(image, text)])
     return records
 
-  def stream(self, images: Iterable[Any], text: str | None = None) -> Iterator[list[dict[str, Any]]]:
-    """`generate` for any number of images, in order.
+  def stream(self, requests: Iterable[tuple[Any, str | None]]) -> Iterator[list[dict[str, Any]]]:
+    """`generate` for any number of (image, text) pairs, in order; text is None for everything.
 
-    The next images are read, and the last one's masks drawn and encoded, while the device is at work.
+    The next images are read, and the last one's masks drawn and encoded, while the device is at work. Consecutive pairs
+    with the same image object or path share its encoding, unless the text enters the image encoder.
 
     Raises:
-      UserError: an image cannot be read; all earlier results come first.
+      UserError: a pair is invalid, see `generate`; all earlier results come first.
     """
-    prompt = self._segmenter.prompt(Prompt(text), may_be_empty=True)
     with concurrent.futures.ThreadPoolExecutor(2) as readers, concurrent.futures.ThreadPoolExecutor(1) as writer:
       finishing: collections.deque[concurrent.futures.Future] = collections.deque()
       try:
-        for crops in _ahead(readers, self._crops, images):
+        for crops, prompt in self._ahead(readers, requests):
           size = crops[0].framed.size
           candidates = self._candidates(crops, prompt)
           finishing.append(writer.submit(self._records, crops, candidates, size))
@@ -190,6 +190,30 @@ class SamAutomaticMaskGenerator:
         raise
       while finishing:
         yield finishing.popleft().result()
+
+  def _ahead(
+    self, pool: concurrent.futures.Executor, requests: Iterable[tuple[Any, str | None]]
+  ) -> Iterator[tuple[list[_Crop], Prompt]]:
+    """Crops, made in other threads, with their checked prompts; errors are raised in order."""
+    waiting: collections.deque[tuple[concurrent.futures.Future, Prompt]] = collections.deque()
+    last: Any = None, None
+    failure = None
+    try:
+      for image, text in requests:
+        prompt = self._segmenter.prompt(Prompt(text), may_be_empty=True)
+        if last[1] is None or not same_image(image, last[0]):
+          last = image, pool.submit(self._crops, image)
+        waiting.append((last[1], prompt))
+        if len(waiting) > _READ_AHEAD:
+          future, prompt = waiting.popleft()
+          yield future.result(), prompt
+    except UserError as error:
+      failure = error
+    while waiting:
+      future, prompt = waiting.popleft()
+      yield future.result(), prompt
+    if failure is not None:
+      raise failure
 
   def _crops(self, image: Any) -> list[_Crop]:
     """The image and its crops, resized and normalised."""
@@ -238,9 +262,7 @@ class SamAutomaticMaskGenerator:
 
   def _row(self, framed: Framed, point: np.ndarray, sentence: Sentence | None) -> Row:
     prompt = Prompt(points=point[None], labels=np.ones(1, np.int32))
-    return Row(
-      framed.square, sentence, point_tokens(prompt, framed.scale, framed.offset), multimask=sentence is None
-    )
+    return Row(framed.square, sentence, point_tokens(prompt, framed.scale, framed.offset), multimask=sentence is None)
 
   def _good(self, points: np.ndarray, pieces) -> Iterator[_Candidate]:
     least = self.settings.pred_iou_thresh
@@ -265,9 +287,7 @@ class SamAutomaticMaskGenerator:
       measures, np.float32(settings.stability_score_thresh), np.array(crop.box, np.float32), image, np.float32(EDGE)
     )
     rows = zip(candidates, *(np.asarray(array).tolist() for array in judged))
-    return [
-      candidate._replace(stability=stability, box=tuple(box)) for candidate, kept, stability, box in rows if kept
-    ]
+    return [candidate._replace(stability=stability, box=tuple(box)) for candidate, kept, stability, box in rows if kept]
 
   def _filled(self, candidates: list[_Candidate]) -> tuple[jax.Array, ...]:
     """Their logits on one device, filled up to a whole program's worth."""
@@ -331,14 +351,3 @@ def kept_of(boxes: np.ndarray, scores: Sequence[float], threshold: float) -> lis
 def _moved(box: tuple[int, int, int, int], crop: Box) -> tuple[int, int, int, int]:
   x0, y0, x1, y1 = box
   return x0 + crop[0], y0 + crop[1], x1 + crop[0], y1 + crop[1]
-
-
-def _ahead(pool: concurrent.futures.Executor, function, items: Iterable[Any]) -> Iterator[Any]:
-  """function(item) of each, in order, a few ahead."""
-  waiting: collections.deque[concurrent.futures.Future] = collections.deque()
-  for item in items:
-    waiting.append(pool.submit(function, item))
-    if len(waiting) > _READ_AHEAD:
-      yield waiting.popleft().result()
-  while waiting:
-    yield waiting.popleft().result()

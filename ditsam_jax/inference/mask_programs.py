@@ -140,7 +140,9 @@ def suppress(boxes: jax.Array, scores: jax.Array, threshold: np.ndarray) -> jax.
   areas = (sorted_boxes[:, 2] - sorted_boxes[:, 0]) * (sorted_boxes[:, 3] - sorted_boxes[:, 1])
 
   def step(i: jax.Array, kept: jax.Array) -> jax.Array:
-    corner = jnp.minimum(sorted_boxes[:, 2:], sorted_boxes[i, 2:]) - jnp.maximum(sorted_boxes[:, :2], sorted_boxes[i, :2])
+    corner = jnp.minimum(sorted_boxes[:, 2:], sorted_boxes[i, 2:]) - jnp.maximum(
+      sorted_boxes[:, :2], sorted_boxes[i, :2]
+    )
     overlap = jnp.maximum(corner, 0).prod(1)
     dropped = overlap / (areas + areas[i] - overlap) > threshold  # NaN between two points: no overlap
     return kept & ~(dropped & (jnp.arange(count) > i) & kept[i])

@@ -208,7 +208,7 @@ class Segmenter:
     try:
       for image, asked in requests:  # in this thread: requests are the caller's
         prompt = self.prompt(asked)
-        if last is None or not _same(image, last_image):
+        if last is None or not same_image(image, last_image):
           last_image, last = image, pool.submit(lambda image: frame(read_image(image), self.config), image)
         yield last, prompt
     except Exception as error:
@@ -328,7 +328,8 @@ def _some(items: Iterator, size: int) -> tuple[list, Exception | None]:
   return some, None
 
 
-def _same(image: Any, other: Any) -> bool:
+def same_image(image: Any, other: Any) -> bool:
+  """Whether two images are the same object, or the same path."""
   return image is other or isinstance(image, str | Path) and isinstance(other, str | Path) and image == other
 
 

@@ -9,10 +9,10 @@ import pytest
 from ditsam_jax.data import pipeline
 from ditsam_jax.data.augmentation import AugmentationConfig
 from ditsam_jax.data.prompts import PromptConfig
-from ditsam_jax.models.prompt_encoder import ABSENT
 from ditsam_jax.data.referring import ReferringSource
 from ditsam_jax.errors import UserError
 from ditsam_jax.geometry.letterbox import centre, letterbox
+from ditsam_jax.models.prompt_encoder import ABSENT
 from ditsam_jax.tokenization import Tokenizer
 
 SIZE = 64

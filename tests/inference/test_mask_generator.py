@@ -20,15 +20,18 @@ from ditsam_jax.storage.description import read_config
 from tests.meta_sam import meta_package, meta_sam
 from tests.small_models import random_model
 
-# Open enough for a model with random weights; each is moved once below.
-BASE = dict(
+# Random weights give masks that spread over the whole image: no box is a duplicate.
+RANDOM = dict(
   points_per_side=5,
   points_per_batch=16,
-  pred_iou_thresh=0.1,
-  stability_score_thresh=0.6,
+  pred_iou_thresh=0.06,
+  stability_score_thresh=0.17,
   stability_score_offset=0.05,
-  box_nms_thresh=0.9,
+  box_nms_thresh=1.0,
+  crop_nms_thresh=1.0,
 )
+# For the shipped SAM; each is moved once below.
+BASE = dict(points_per_side=8, points_per_batch=16, pred_iou_thresh=0.7, stability_score_thresh=0.8)
 
 
 def windowed_config():
@@ -52,7 +55,7 @@ def package():
 
 @pytest.fixture(scope='module')
 def windowed(package):
-  model = random_model(windowed_config())
+  model = random_model(windowed_config(), seed=4)
   weights = {name: np.asarray(variable[...]) for name, variable in weights_of(model).items()}
   return model, meta_sam(package, model.config, weights)
 
@@ -119,7 +122,7 @@ def compare(package, pair, image, least=1, **settings):
 @pytest.mark.parametrize('size', [(96, 96), (150, 100), (40, 130), (300, 211)])
 @pytest.mark.parametrize('crops', [0, 1])
 def test_random_windowed_sam_finds_the_same_masks(package, windowed, size, crops):
-  compare(package, windowed, image_of(*size), least=3, **BASE, crop_n_layers=crops)
+  compare(package, windowed, image_of(*size), least=3, **RANDOM, crop_n_layers=crops)
 
 
 MOVED = [
@@ -141,38 +144,19 @@ MOVED = [
 
 
 @pytest.mark.verifies(
-  'Automatic mask generation: every parameter moved once',
+  'Automatic mask generation: the shipped SAM, exported to PyTorch; every parameter moved once',
   against="Meta's SamAutomaticMaskGenerator",
   within='masks 0.99 IoU, scores 1e-4',
 )
 @pytest.mark.parametrize('moved', MOVED, ids=lambda moved: '-'.join(moved))
-def test_each_parameter_does_what_metas_does(package, windowed, moved):
-  compare(package, windowed, image_of(120, 90), **BASE | moved)
-
-
-@pytest.mark.slow
-@pytest.mark.verifies(
-  'Automatic mask generation: the shipped SAM, exported to PyTorch',
-  against="Meta's SamAutomaticMaskGenerator",
-  within='masks 0.99 IoU, scores 1e-4',
-)
-@pytest.mark.parametrize(
-  'size, settings',
-  [
-    ((128, 128), dict(points_per_side=8)),
-    ((200, 150), dict(points_per_side=8, crop_n_layers=1, min_mask_region_area=30)),
-  ],
-)
-def test_the_shipped_sam_finds_the_same_masks(package, shipped, size, settings):
-  settings = dict(pred_iou_thresh=0.6, stability_score_thresh=0.85) | settings
-  found = compare(package, shipped, image_of(*size, number=3), least=3, **settings)
-  assert len(found) < 40
+def test_each_parameter_does_what_metas_does(package, shipped, moved):
+  compare(package, shipped, image_of(150, 110), **BASE | moved)
 
 
 @pytest.mark.parametrize('mode', ['uncompressed_rle', 'coco_rle'])
 def test_run_lengths_are_metas(package, windowed, mode):
   image = image_of(70, 90)
-  settings = BASE | dict(output_mode=mode)
+  settings = RANDOM | dict(output_mode=mode)
   ours = ditsam_jax.SamAutomaticMaskGenerator(windowed[0], **settings).generate(image)
   theirs = package.SamAutomaticMaskGenerator(windowed[1], **settings).generate(image)
   assert len(ours) == len(theirs) > 1
@@ -192,12 +176,12 @@ def test_arguments_are_metas_with_their_defaults(package):
 
 
 def test_nothing_recompiles_from_image_to_image(windowed, compilations):
-  generator = ditsam_jax.SamAutomaticMaskGenerator(windowed[0], **BASE, crop_n_layers=1)
+  generator = ditsam_jax.SamAutomaticMaskGenerator(windowed[0], **RANDOM, crop_n_layers=1)
   generator.generate(image_of(100, 80))
   before = len(compilations)
   for width, height in ((96, 96), (31, 200), (410, 233)):
     generator.generate(image_of(width, height))
-  other = BASE | dict(points_per_side=3, pred_iou_thresh=0.2, stability_score_thresh=0.5, stability_score_offset=0.1)
+  other = RANDOM | dict(points_per_side=3, pred_iou_thresh=0.07, stability_score_thresh=0.2, stability_score_offset=0.1)
   ditsam_jax.SamAutomaticMaskGenerator(windowed[0], **other).generate(image_of(55, 77))
   assert len(compilations) == before
 
@@ -219,9 +203,9 @@ def compilations():
 
 
 def test_a_stream_gives_what_single_images_give(windowed):
-  generator = ditsam_jax.SamAutomaticMaskGenerator(windowed[0], **BASE)
+  generator = ditsam_jax.SamAutomaticMaskGenerator(windowed[0], **RANDOM)
   images = [image_of(100, 80, number) for number in range(5)]
-  together = list(generator.stream(images))
+  together = list(generator.stream((image, None) for image in images))
   assert len(together) == 5
   for records, image in zip(together, images):
     alone = generator.generate(image)
@@ -230,15 +214,16 @@ def test_a_stream_gives_what_single_images_give(windowed):
 
 
 def test_an_image_that_cannot_be_read_loses_no_earlier_result(windowed, tmp_path):
-  generator = ditsam_jax.SamAutomaticMaskGenerator(windowed[0], **BASE)
-  found = generator.stream([image_of(50, 50), image_of(60, 60), tmp_path / 'missing.png', image_of(70, 70)])
+  generator = ditsam_jax.SamAutomaticMaskGenerator(windowed[0], **RANDOM)
+  images = image_of(50, 50), image_of(60, 60), tmp_path / 'missing.png', image_of(70, 70)
+  found = generator.stream((image, None) for image in images)
   assert len([next(found), next(found)]) == 2
   with pytest.raises(UserError, match=r'missing\.png'):
     next(found)
 
 
 def test_an_image_without_masks_gives_an_empty_list(windowed):
-  settings = BASE | dict(pred_iou_thresh=1e6, crop_n_layers=1, min_mask_region_area=10)
+  settings = RANDOM | dict(pred_iou_thresh=1e6, crop_n_layers=1, min_mask_region_area=10)
   assert ditsam_jax.SamAutomaticMaskGenerator(windowed[0], **settings).generate(image_of(50, 50)) == []
 
 
