@@ -39,6 +39,7 @@ from ditsam_jax.parallel import distributed
 from ditsam_jax.parallel.watch import Watch
 from ditsam_jax.storage.description import read_config
 from ditsam_jax.storage.paths import local
+from ditsam_jax.terminal import printable
 
 _HELP = {
   'points_per_side': 'points along each side of the image',
@@ -114,7 +115,8 @@ def _too_small(layers: int):
     height, width = image.shape[:2]
     if min(height, width) >= 4**layers:
       return None
-    return UserError(f'image {request.name}: {width} x {height} pixels have no room for {layers} layers of crops')
+    crops = f'{layers} layer{"s" if layers > 1 else ""} of crops'
+    return UserError(f'image {printable(request.name)}: {width} x {height} pixels have no room for {crops}')
 
   return problem
 

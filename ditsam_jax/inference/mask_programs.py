@@ -6,11 +6,13 @@ of these programs do not depend on the image, and no full-size logits are ever s
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+Array = Any  # JAX's or NumPy's, scalars too
 
 _FAR = np.iinfo(np.int32).max
 
@@ -18,12 +20,12 @@ _FAR = np.iinfo(np.int32).max
 class Measures(NamedTuple):
   """Of C masks at the image's own size, int32 [C] each; the box's last row and column belong to the mask, -1 for none."""
 
-  inner: jax.Array  # pixels above the threshold plus the offset
-  outer: jax.Array  # above the threshold less the offset
-  left: jax.Array
-  top: jax.Array
-  right: jax.Array
-  bottom: jax.Array
+  inner: Array  # pixels above the threshold plus the offset
+  outer: Array  # above the threshold less the offset
+  left: Array
+  top: Array
+  right: Array
+  bottom: Array
 
   @classmethod
   def none(cls, count: int) -> 'Measures':
@@ -35,12 +37,12 @@ class Measures(NamedTuple):
 class Tile(NamedTuple):
   """A part of the image's own pixels: the operators' rows f32 [T, S/4], which may end in zeros, and what they are."""
 
-  rows: np.ndarray
-  columns: np.ndarray
-  top: np.ndarray  # int32 [], the tile's first row, and so on
-  left: np.ndarray
-  height: np.ndarray  # int32 [], of the tile's part of the image
-  width: np.ndarray
+  rows: Array
+  columns: Array
+  top: Array  # int32 [], the tile's first row, and so on
+  left: Array
+  height: Array  # int32 [], of the tile's part of the image
+  width: Array
 
 
 def tiles_of(rows: np.ndarray, columns: np.ndarray, side: int) -> list[Tile]:
@@ -59,15 +61,13 @@ def tiles_of(rows: np.ndarray, columns: np.ndarray, side: int) -> list[Tile]:
 
 
 @jax.jit
-def pick(logits: jax.Array, row: np.ndarray, mask: np.ndarray) -> jax.Array:
+def pick(logits: jax.Array, row: Array, mask: Array) -> jax.Array:
   """One mask [S/4, S/4] of logits [R, M, S/4, S/4]."""
   return logits[row, mask]
 
 
 @jax.jit
-def measure(
-  measures: Measures, logits: Sequence[jax.Array], tile: Tile, threshold: np.ndarray, offset: np.ndarray
-) -> Measures:
+def measure(measures: Measures, logits: Sequence[jax.Array], tile: Tile, threshold: Array, offset: Array) -> Measures:
   """Adds a tile to the measures of C masks, each f32 [S/4, S/4]; threshold and offset f32 []."""
   values = _own_size(logits, tile)
   inside = _inside(tile)
@@ -76,7 +76,7 @@ def measure(
   y = tile.top + jnp.arange(len(tile.rows), dtype=jnp.int32)[:, None]
   x = tile.left + jnp.arange(len(tile.columns), dtype=jnp.int32)[None]
 
-  def count(limit: jax.Array) -> jax.Array:
+  def count(limit: Array) -> jax.Array:
     return ((values > limit) & inside).sum((0, 2), dtype=jnp.int32)
 
   return Measures(
@@ -91,7 +91,7 @@ def measure(
 
 @jax.jit
 def judge(
-  measures: Measures, stability_threshold: np.ndarray, crop: np.ndarray, image: np.ndarray, margin: np.ndarray
+  measures: Measures, stability_threshold: Array, crop: Array, image: Array, margin: Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """What is kept of C masks, by their stability and by where they end.
 
@@ -118,13 +118,13 @@ def judge(
 
 
 @jax.jit
-def draw(logits: Sequence[jax.Array], tile: Tile, threshold: np.ndarray) -> jax.Array:
+def draw(logits: Sequence[jax.Array], tile: Tile, threshold: Array) -> jax.Array:
   """A tile of C masks, eight pixels a byte: uint8 [T, C, T/8]."""
   return jnp.packbits(_own_size(logits, tile) > threshold, axis=2)
 
 
 @jax.jit
-def suppress(boxes: jax.Array, scores: jax.Array, threshold: np.ndarray) -> jax.Array:
+def suppress(boxes: Array, scores: Array, threshold: Array) -> jax.Array:
   """Non-maximum suppression: from the highest score down, boxes drop those that overlap them more than the threshold.
 
   Args:

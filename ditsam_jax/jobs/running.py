@@ -16,13 +16,14 @@ from ditsam_jax.jobs.requests import Request
 from ditsam_jax.terminal import say
 
 R = TypeVar('R')
+R_contra = TypeVar('R_contra', contravariant=True)
 Asked = Iterator[tuple[Request, np.ndarray]]  # the image, uint8 [h, w, 3]
 
 
-class Writer(Protocol[R]):
+class Writer(Protocol[R_contra]):
   """Writes results; several threads may share one."""
 
-  def write(self, request: Request, result: R, /) -> Written:
+  def write(self, request: Request, result: R_contra, /) -> Written:
     """Raises UserError, or OutputLost where the rest would fail too."""
     ...
 
@@ -56,11 +57,12 @@ def run(
 
     def asked() -> Asked:
       for request, image in images_ahead(job.requests()):
-        problem = image if isinstance(image, UserError) else refused(request, image)
-        if problem is None:
-          yield request, image
-        else:
+        if isinstance(image, UserError):
+          fail(request, image)
+        elif problem := refused(request, image):
           fail(request, problem)
+        else:
+          yield request, image
 
     written = in_order(lambda item: output.write(*item), results(asked()), lambda item: size(item[1]))
     with contextlib.closing(written):
