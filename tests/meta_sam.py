@@ -31,12 +31,24 @@ def meta_package() -> Iterator[Any]:
       patch.delitem(sys.modules, name)
 
 
+def stand_in_for_torchvision() -> None:
+  """segment_anything can be imported in this process, with or without torchvision."""
+  if importlib.util.find_spec('torchvision') is None:
+    sys.modules.update(_stand_ins())
+
+
 def meta_sam(package: Any, config: DitSamConfig, weights: dict[str, np.ndarray]) -> Any:
   """A plain SAM of ours as Meta's `Sam`, in evaluation mode."""
-  import torch
-
   from ditsam_jax.convert import names
   from ditsam_jax.convert.sources import release_tensors
+
+  tensors = {names.meta_name(name): tensor.float() for name, tensor in release_tensors(weights).items()}
+  return build_meta_sam(package, config, tensors)
+
+
+def build_meta_sam(package: Any, config: DitSamConfig, tensors: dict[str, Any]) -> Any:
+  """Meta's `Sam` of a config with PyTorch tensors by Meta's names."""
+  import torch
 
   encoder, decoder = config.image_encoder, config.mask_decoder
   modeling = importlib.import_module(f'{package.__name__}.modeling')
@@ -65,7 +77,6 @@ def meta_sam(package: Any, config: DitSamConfig, weights: dict[str, np.ndarray])
     pixel_mean=[255 * value for value in config.pixel_mean],
     pixel_std=[255 * value for value in config.pixel_std],
   ).eval()
-  tensors = {names.meta_name(name): tensor.float() for name, tensor in release_tensors(weights).items()}
   sam.load_state_dict(tensors, strict=True)
   return sam
 
