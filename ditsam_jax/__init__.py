@@ -32,6 +32,7 @@ _WHERE = {
   'Output': 'ditsam_jax.models.ditsam',
   'Prediction': 'ditsam_jax.inference.results',
   'Prompt': 'ditsam_jax.inference.prompts',
+  'SamAutomaticMaskGenerator': 'ditsam_jax.inference.mask_generator',
   'SamPredictor': 'ditsam_jax.inference.sam_predictor',
   'Segmenter': 'ditsam_jax.inference.segmenter',
   'TextEncoderConfig': 'ditsam_jax.models.config',

@@ -7,6 +7,7 @@ from ditsam_jax import command_line
 
 COMMANDS = {
   'predict': 'segment images from sentences, points and boxes',
+  'everything': 'segment everything in images, or everything that a phrase names',
   'train': 'train a model',
   'evaluate': 'evaluate a model on a data set',
   'prepare': 'prepare a data set from the official downloads',

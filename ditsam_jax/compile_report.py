@@ -103,7 +103,10 @@ def _step(config: RunConfig, program: Program) -> Step:
   batch_size, mesh = config.data.batch_size, program.mesh
   prompts = {}
   if config.task == 'prompts':
-    prompts = {'prompts': config.data.objects_per_image, 'prompt_tokens': program.batch['points'].shape[2]}
+    prompts = {
+      'prompts': config.rounds * config.data.objects_per_image,
+      'prompt_tokens': program.batch['points'].shape[2],
+    }
   sizes = [sum(array.size for array in weights.values()) for weights in (program.state.params, program.state.frozen)]
   ideal = fully_sharded_bytes(*sizes, data=mesh.shape['data'], fsdp=mesh.shape['fsdp'])
   return Step(

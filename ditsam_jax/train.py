@@ -344,7 +344,7 @@ def _training_batches(
   )
   if tokenizer:
     return train_batches(source, tokenizer, **settings)
-  return prompt_batches(source, objects_per_image=data.objects_per_image, **settings)
+  return prompt_batches(source, objects_per_image=data.objects_per_image, prompt=data.prompts, **settings)
 
 
 def _about_data(config: ResolvedRunConfig) -> dict[str, Any]:

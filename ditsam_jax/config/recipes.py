@@ -98,9 +98,15 @@ TABLE: dict[str, Row] = {
     {
       'task': 'prompts',
       'init_from': '',
+      'rounds': 4,
+      'model.align_corners': False,  # as SAM, unlike DIT
       'model.fusion': 'none',
       'model.text_encoder': None,
       'data.batch_size': 32,  # images, each with objects_per_image prompts
+      'data.prompts.point': 0.45,
+      'data.prompts.box': 0.3,
+      'data.prompts.background': 0.15,
+      'loss.iou': 0.25,  # it chooses among the three masks, and what is kept of everything
       'total_steps': 2800,
       'eval_every': 0,
       'optimizer.warmup_share': 1 / 14,

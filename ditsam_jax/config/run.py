@@ -6,6 +6,7 @@ from typing import Any
 
 from ditsam_jax.data import datasets
 from ditsam_jax.data.augmentation import AugmentationConfig
+from ditsam_jax.data.prompts import PromptConfig
 from ditsam_jax.data.shapes import ScenesConfig
 from ditsam_jax.errors import UserError
 from ditsam_jax.fields import (
@@ -85,6 +86,7 @@ class DataConfig:
   threads: int = declared(8, Whole(1, MAX_THREADS), 'Threads that read and augment, per process')
   processes: int = declared(0, Whole(0, MAX_PROCESSES), 'Worker processes; 0 reads in the main process')
   in_memory: bool = declared(False, Flag(), 'Keep decoded pixels in memory: for small images that are read many times')
+  prompts: PromptConfig = group(PromptConfig(), "First prompts, for task 'prompts'")
   augmentation: AugmentationConfig = group(AugmentationConfig(), 'Augmentation of training samples')
   add_words: str = declared(
     '',
@@ -142,6 +144,12 @@ class RunConfig:
     'text',
     Choice(('text', 'prompts')),
     "'text': one sentence per sample; 'prompts': points and boxes, to pre-train a SAM",
+  )
+  rounds: int = declared(
+    1,
+    Whole(1, 64),
+    "Prompts of a target in one update, for task 'prompts': after the first, each adds a click where the last mask was "
+    'wrong, and that mask; the last of three or more adds the mask only',
   )
   seed: int = declared(0, Whole(0, 2**31 - 1), 'Random seed of initial weights, data order and dropout')
   init_from: str = declared(

@@ -19,7 +19,7 @@ from ditsam_jax.data.prompts import PromptConfig
 from ditsam_jax.data.referring import ImageRecord, ReferringSample, ReferringSource
 from ditsam_jax.data.workers import check_processes
 from ditsam_jax.errors import UserError
-from ditsam_jax.geometry.letterbox import Letterbox, Triple, Unplaced, centre, letterbox, resize_mask
+from ditsam_jax.geometry.letterbox import Letterbox, Triple, Unplaced, centre, letterbox, resize_mask, top_left
 from ditsam_jax.limits import MAX_THREADS
 from ditsam_jax.tokenization import Tokenizer
 
@@ -73,9 +73,9 @@ def prompt_batches(
 ) -> 'BatchStream':
   """Returns endless batches of images, each with K = `objects_per_image` targets and a visual prompt for each.
 
-  A batch is {'image' float32 [B, S, S, 3], 'points' float32 [B, K, 2, 2] as (x, y) in pixels of the square,
-  'labels' int32 [B, K, 2] (SAM's: -1 padding, 0 negative, 1 positive, 2 and 3 box corners), 'masks' uint8 0/1
-  [B, K, S, S]}. For order, seeds, state and errors see `train_batches`.
+  A batch is {'image' float32 [B, S, S, 3] with the image at its top left, as SAM pads, 'points' float32 [B, K, 2, 2] as
+  (x, y) in pixels of the square, 'labels' int32 [B, K, 2] (SAM's: -1 padding, 1 positive, 2 and 3 box corners; ABSENT
+  for none), 'masks' uint8 0/1 [B, K, S, S]}. Order, seeds, state and errors as in `train_batches`.
   """
   augmentation.check(image_size)
   transform = _PromptTransform(image_size, pixel_mean, pixel_std, augmentation, objects_per_image, prompt)
@@ -186,18 +186,17 @@ class _PromptTransform(grain.transforms.RandomMap):
     image = augment.color_jitter(image, self.config, rng)
     image, masks, _ = augment.flip(image, masks, '', self.config, rng)
     masks = masks.reshape(*image.shape[:2], -1)  # OpenCV drops the last axis of a single mask
-    masks, _ = centre(masks, self.image_size)
+    masks = top_left(masks, self.image_size)
     masks = np.ascontiguousarray(np.moveaxis(masks, -1, 0))
     targets = [self._target(masks, index, rng) for index in self._objects(record.num_objects, rng)]
-    return {'image': Unplaced(image, self.image_size, self.mean, self.std), **_stack(targets)}
+    return {'image': Unplaced(image, self.image_size, self.mean, self.std, centred=False), **_stack(targets)}
 
   def _objects(self, number: int, rng: np.random.Generator) -> np.ndarray:
     return rng.choice(number, self.num_targets, replace=number < self.num_targets)
 
   def _target(self, masks: np.ndarray, index: int, rng: np.random.Generator) -> Batch:
     kind = prompts.draw_kind(self.prompt, rng)
-    mask = masks.max(0) if kind == 'none' else masks[index]
-    points, labels = prompts.draw_prompt(kind, mask, self.prompt, rng)
+    points, labels, mask = prompts.draw_target(kind, masks, index, self.prompt, rng)
     return {'points': points, 'labels': labels, 'masks': mask}
 
 

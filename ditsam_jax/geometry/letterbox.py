@@ -62,6 +62,13 @@ def centre(array: np.ndarray, size: int) -> tuple[np.ndarray, Letterbox]:
   return square, box
 
 
+def top_left(array: np.ndarray, size: int) -> np.ndarray:
+  """`array` [h, w, ...], no side above `size`, in the corner of a `size` square of zeros, as SAM pads images."""
+  square = np.zeros((size, size, *array.shape[2:]), array.dtype)
+  square[: array.shape[0], : array.shape[1]] = array
+  return square
+
+
 def letterbox(image: np.ndarray, size: int, mean: Triple, std: Triple) -> tuple[np.ndarray, Letterbox]:
   """Resizes, normalises and centres an image, uint8 [h, w, 3]: float32 [size, size, 3], and its position.
 
@@ -81,11 +88,12 @@ class Unplaced:
   size: int
   mean: Triple
   std: Triple
+  centred: bool = True  # or at the top left, as SAM has it
 
   def place(self, square: np.ndarray) -> None:
-    """Writes `centre(normalise(image))` into `square`, float32 [size, size, 3] of zeros."""
+    """Writes what `centre(normalise(image))` or `top_left` of it is into `square`, float32 [size, size, 3] of zeros."""
     height, width = self.image.shape[:2]
-    box = _centred(height, width, self.size)
+    box = _centred(height, width, self.size) if self.centred else Letterbox(0, 0, height, width)
     cv2.LUT(self.image, _normalised_levels(tuple(self.mean), tuple(self.std)), square[box.window])
 
 

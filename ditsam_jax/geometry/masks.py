@@ -1,4 +1,4 @@
-"""COCO run-length encoding of masks, and bounding boxes.
+"""Masks as run lengths, COCO's way, the box around a mask, and masks without small regions.
 
 pycocotools decodes run lengths without checks, and damaged ones crash the process, so decoding is implemented here.
 """
@@ -6,6 +6,7 @@ pycocotools decodes run lengths without checks, and damaged ones crash the proce
 import operator
 from typing import Any
 
+import cv2
 import numpy as np
 from pycocotools import mask as coco_mask
 
@@ -19,6 +20,14 @@ def encode_rle(mask: np.ndarray) -> dict[str, Any]:
   """Encodes a mask, bool [h, w], as COCO's compressed run lengths: {'size': [h, w], 'counts': text}."""
   runs: dict[str, Any] = dict(coco_mask.encode(np.asfortranarray(mask, np.uint8)))
   return {'size': [int(side) for side in mask.shape], 'counts': runs['counts'].decode('ascii')}
+
+
+def uncompressed_rle(mask: np.ndarray) -> dict[str, Any]:
+  """COCO's uncompressed run lengths of `mask` bool [h, w]: {'size': [h, w], 'counts': list}, background first."""
+  pixels = np.asarray(mask, bool).ravel(order='F')
+  ends = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
+  counts = np.diff(ends, prepend=0, append=pixels.size).tolist()
+  return {'size': [int(side) for side in mask.shape], 'counts': [0, *counts] if pixels[0] else counts}
 
 
 def decode_rle(rle: dict[str, Any]) -> np.ndarray:
@@ -55,6 +64,33 @@ def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
   if not rows.size:
     return None
   return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def without_small_regions(mask: np.ndarray, area: float) -> tuple[np.ndarray, bool]:
+  """`mask` bool [h, w] without holes, then without islands, of fewer than `area` pixels, and whether it changed.
+
+  Pixels that touch at a corner are connected. The largest island stays, however small. OpenCV labels the regions, as in
+  Meta's code.
+  """
+  filled, is_filled = _without_regions(mask, area, holes=True)
+  cleared, is_cleared = _without_regions(filled, area, holes=False)
+  return cleared, is_filled or is_cleared
+
+
+def _without_regions(mask: np.ndarray, area: float, *, holes: bool) -> tuple[np.ndarray, bool]:
+  _, regions, stats, _ = cv2.connectedComponentsWithStats((mask != holes).astype(np.uint8), connectivity=8)
+  sizes = stats[:, cv2.CC_STAT_AREA]
+  small = sizes < area
+  small[0] = False  # what is not a region
+  if not small.any():
+    return mask, False
+  if holes:
+    return mask | small[regions], True
+  kept = ~small
+  kept[0] = False
+  if not kept.any():
+    kept[1 + sizes[1:].argmax()] = True
+  return kept[regions], True
 
 
 def _size(rle: Any) -> tuple[int, int]:

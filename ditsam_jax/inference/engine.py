@@ -147,6 +147,12 @@ class Engine:
     """Returns the embedding [h, w, C] of an image, from the cache if possible."""
     return self._replica(self.devices[0]).embeddings([Row(square, sentence)], 1)[0]
 
+  def encode(self, squares: Sequence[Square], at_once: int, sentence: Sentence | None = None) -> None:
+    """Starts to encode images that are not known yet, `at_once` in a program, on all devices; later rows find them."""
+    share = -(-len(squares) // (len(self.devices) * at_once)) * at_once
+    for device, start in zip(self.devices, range(0, len(squares), max(share, 1))):
+      self._replica(device).encode([Row(square, sentence) for square in squares[start : start + share]], at_once)
+
   def _replica(self, device: Device) -> '_Replica':
     with self._lock:
       if device not in self._replicas:  # created lazily: unused devices hold no weights
@@ -187,7 +193,16 @@ class _Replica:
     """Image embeddings of all rows, with the sentence if it enters the image encoder."""
     features = self._features(rows, at_once) if features is None else features
     if not self._fused:
-      features, at_once = [None] * len(rows), -(-at_once // 2)  # usually, several rows share an image
+      at_once = -(-at_once // 2)  # images of several prompts each, as a rule
+    return self._encoded(rows, at_once, features)
+
+  def encode(self, rows: Sequence[Row], at_once: int) -> None:
+    """Starts to encode the images of rows, `at_once` in a program."""
+    self._encoded(rows, at_once, self._features(rows, at_once))
+
+  def _encoded(self, rows: Sequence[Row], at_once: int, features: Sequence[jax.Array | None]) -> list[jax.Array]:
+    if not self._fused:
+      features = [None] * len(rows)
     keys = [None if text is None or row.sentence is None else row.sentence.key for row, text in zip(rows, features)]
     known = {(id(row.square), key): row.square.known(key, self._device) for row, key in zip(rows, keys)}
     found = {key: embedding for key, embedding in known.items() if embedding is not None}

@@ -5,6 +5,7 @@ with a text encoder centre the image, as in training and evaluation.
 """
 
 import dataclasses
+import functools
 
 import cv2
 import numpy as np
@@ -53,6 +54,16 @@ class Framed:
     squares = (_upscaled(logits, self.config.image_size, self.config.align_corners) for logits in low_res)
     return np.stack([own_size_logits(square, self.box, self.size) for square in squares])
 
+  def own_size_operators(self) -> tuple[np.ndarray, np.ndarray]:
+    """What `own_size` does, as matrices: rows f32 [h, S/4] and columns f32 [w, S/4], for rows @ logits @ columns.T."""
+    height, width = self.size
+    box, side, aligned = self.box, self.config.image_size, self.config.align_corners
+    low_res = 4 * self.config.grid
+    return (
+      _operator(low_res, side, aligned, box.top, box.height, height),
+      _operator(low_res, side, aligned, box.left, box.width, width),
+    )
+
 
 def frame(image: np.ndarray, config: DitSamConfig) -> Framed:
   """Fits an image, uint8 [h, w, 3], into the model's square."""
@@ -83,6 +94,13 @@ def _top_left(image: np.ndarray, config: DitSamConfig) -> tuple[np.ndarray, Lett
   square = np.zeros((config.image_size, config.image_size, 3), np.float32)
   square[box.window] = normalise(resized, config.pixel_mean, config.pixel_std)
   return square, box
+
+
+@functools.lru_cache(maxsize=64)
+def _operator(low_res: int, side: int, aligned: bool, start: int, length: int, own: int) -> np.ndarray:
+  """f32 [own, low_res]: an axis of low-resolution logits to the square, the image's part of it, its own size."""
+  part = resize_matrix(low_res, side, 'linear', aligned)[start : start + length]
+  return part if own == length else resize_matrix(length, own, 'linear') @ part
 
 
 def _upscaled(logits: np.ndarray, size: int, align_corners: bool) -> np.ndarray:

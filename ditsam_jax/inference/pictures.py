@@ -64,7 +64,7 @@ def _draw_prompt(pixels: np.ndarray, prompt: Prompt) -> None:
   for (x, y), label in zip(_inside(prompt.points, width, height).tolist(), prompt.labels):
     for colour, size in ((_DARK, radius + 2 * thin), (_LIGHT, radius + thin), (_ON if label else _OFF, radius)):
       if label:
-        cv2.circle(pixels, (x, y), size, colour, -1, _line_type(thin))
+        cv2.circle(pixels, (x, y), size, colour, -1, line_type(thin))
       else:
         cv2.rectangle(pixels, (x - size, y - size), (x + size, y + size), colour, -1)
     arm = round(0.6 * radius)
@@ -105,8 +105,8 @@ def overlay(
   contours, _ = cv2.findContours(mask[box], cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=(left, top))
   thickness = max(2, round(max(image.shape[:2]) / 256))
   # A light line under the coloured one keeps the outline visible on an object of the same colour.
-  cv2.polylines(pixels, contours, True, (255, 255, 255), 2 * thickness, _line_type(thickness))
-  cv2.polylines(pixels, contours, True, colour, thickness, _line_type(thickness))
+  cv2.polylines(pixels, contours, True, (255, 255, 255), 2 * thickness, line_type(thickness))
+  cv2.polylines(pixels, contours, True, colour, thickness, line_type(thickness))
   return pixels
 
 
@@ -122,6 +122,7 @@ def _tinting(colour: tuple[int, int, int], amount: float) -> np.ndarray:
   return np.hstack([(1 - amount) * np.eye(3), amount * np.array(colour, np.float64)[:, None]])
 
 
-def _line_type(thickness: int) -> int:
-  # Antialiasing takes most of the time and is only visible on thin lines.
+def line_type(thickness: int) -> int:
+  """OpenCV's kind of line of some thickness."""
+  # Smoothing takes most of the time, and shows in thin lines only.
   return cv2.LINE_AA if thickness < 6 else cv2.LINE_8

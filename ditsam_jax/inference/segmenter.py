@@ -209,7 +209,7 @@ class Segmenter:
     try:
       for image, asked in requests:  # in this thread, because the iterator is the caller's
         prompt = self.prompt(asked)
-        if last is None or not _same(image, last_image):
+        if last is None or not same_image(image, last_image):
           last_image, last = image, pool.submit(lambda image: frame(read_image(image), self.config), image)
         yield last, prompt
     except Exception as error:
@@ -221,10 +221,13 @@ class Segmenter:
     return self.engine.run([self.row(*request) for request in batch], at_once, one_image=one_image)
 
   def row(self, framed: Framed, prompt: Prompt) -> Row:
-    """Converts an image and a checked prompt to a row for the engine."""
-    sentence = None if prompt.text is None else self._tokenized(prompt.text).sentence
+    """A prompt on an image as the engine takes it."""
     points = point_tokens(prompt, framed.scale, framed.offset)
-    return Row(framed.square, sentence, points, prompt.mask, prompt.multimask)
+    return Row(framed.square, self.sentence(prompt), points, prompt.mask, prompt.multimask)
+
+  def sentence(self, prompt: Prompt) -> Sentence | None:
+    """The tokens of a checked prompt's text."""
+    return None if prompt.text is None else self._read(prompt.text).sentence
 
   def _tokenize(self, text: str) -> _Tokenized:
     assert self.tokenizer is not None  # see `prompt`
@@ -327,7 +330,8 @@ def _next_batch(items: Iterator, size: int) -> tuple[list, Exception | None]:
   return batch, None
 
 
-def _same(image: Any, other: Any) -> bool:
+def same_image(image: Any, other: Any) -> bool:
+  """Whether two images are the same object, or the same path."""
   return image is other or isinstance(image, str | Path) and isinstance(other, str | Path) and image == other
 
 

@@ -14,6 +14,8 @@ from ditsam_jax.inference.prompts import Prompt
 from ditsam_jax.jobs.requests import Request, digest
 
 MASK, OVERLAY = '.mask.png', '.overlay.png'
+METADATA = 'metadata.csv'  # beside 0.png, 1.png, ... of everything in an image, as Meta's amg.py names them
+_NUMBERED = re.compile(r'\d+\.png')
 _NO_WORD = re.compile(r'\W+')
 _NAME_BYTES = 80  # for the image's name, and for the prompt's; file systems allow 255 in total
 
@@ -77,11 +79,17 @@ class FileNames:
 
 
 def is_result(path: str, folder: Path) -> bool:
-  """Whether a file is in the results folder and has the name of a result."""
-  if not path.endswith((MASK, OVERLAY)):
+  """Whether a file lies in the folder of the results and is named like one."""
+  if not path.endswith((MASK, OVERLAY)) and not _is_numbered_mask(path):
     return False
   root = os.path.realpath(folder)
   return os.path.commonpath([root, os.path.realpath(os.path.dirname(path) or '.')]) == root
+
+
+def _is_numbered_mask(path: str) -> bool:
+  """Whether it is one of the masks in a folder of everything in an image."""
+  parent, name = os.path.split(path)
+  return _NUMBERED.fullmatch(name) is not None and os.path.exists(os.path.join(parent, METADATA))
 
 
 class _Image(NamedTuple):
@@ -129,7 +137,7 @@ def _as_text(prompt: Prompt) -> str:
     parts.append(f'point-{"-".join(points)}')
   if prompt.box is not None:
     parts.append('box-' + '-'.join(f'{number:g}' for number in prompt.box))
-  return '-'.join(parts)
+  return '-'.join(parts) or 'everything'
 
 
 def _slug(text: str) -> str:

@@ -10,8 +10,9 @@ import numpy as np
 from ditsam_jax.errors import UserError
 from ditsam_jax.jobs.file_names import FileNames
 from ditsam_jax.jobs.json_lines import JsonLines
-from ditsam_jax.jobs.outputs import Output
+from ditsam_jax.jobs.outputs import ResultFiles
 from ditsam_jax.jobs.requests import Request, digest
+from ditsam_jax.parallel import distributed
 
 
 class Source(Protocol):
@@ -97,11 +98,19 @@ class Job:
       )
     self.todo &= ~done
 
-  def skip_pictured(self, output: Output, *, redo: bool) -> None:
-    """Skips requests whose pictures exist, unless `redo`. Raises UserError if other files have these names."""
+  def skip_pictured(self, output: ResultFiles, *, redo: bool) -> None:
+    """Leaves out what has its pictures, unless `redo`. Raises UserError where others are in their place."""
     for request in self._source.chosen(self.todo):
       if output.is_done(request) and not redo:
         self.todo[request.number] = False
+
+  def say_what_is_left_out(self) -> None:
+    """Tells how many requests repeat others, and how many are done."""
+    repeated, done = len(self) - self.count, self.count - self.left
+    if repeated:
+      distributed.tell(f'{repeated:,} request{"s repeat" if repeated > 1 else " repeats"} others; each is done once')
+    if done:
+      distributed.tell(f'{done:,} result{"s" if done > 1 else ""} already done')
 
   def _check_ids(self) -> None:
     if len(np.unique(self._ids)) == len(self._ids):

@@ -88,7 +88,7 @@ class JsonLines:
     if made_by != self._made_by:
       difference = differing(made_by, self._made_by)
       raise UserError(f'{place}: made with {difference}; {_ELSEWHERE}')
-    if self._pictures and 'mask' not in row:
+    if self._pictures and 'mask' not in row and 'overlay' not in row:
       raise UserError(f'{place}: made without pictures; give --no-pictures, or {_ELSEWHERE}')
 
   def _truncate(self, complete: int) -> None:

@@ -70,7 +70,7 @@ def in_words(prompt: Prompt) -> str:
     parts.append(f'{len(prompt.points)} point{"s" if len(prompt.points) > 1 else ""}')
   if prompt.box is not None:
     parts.append('a box')
-  return ', '.join(parts)
+  return ', '.join(parts) or 'everything'
 
 
 def _as_int(value: Any) -> Any:

@@ -109,7 +109,7 @@ class DitSam(nnx.Module):
     sparse: list[jax.Array],
     masks: jax.Array | None,
     image_size: tuple[int, int],
-    multimask: bool = False,
+    multimask: bool | None = False,
     text: jax.Array | None = None,
     sparse_mask: jax.Array | None = None,
   ) -> Output:
@@ -120,7 +120,7 @@ class DitSam(nnx.Module):
       sparse: tokens of points and boxes, a list of [B, P, C].
       masks: mask prompts [B, 4h, 4w], or None.
       image_size: (height, width) of the model's input, and of the logits.
-      multimask: predict three masks per prompt instead of one.
+      multimask: three masks per prompt instead of one; None for all four, the single one first.
       text: text features [B, T, Ct]; projected and appended to the other sparse tokens.
       sparse_mask: bool [B, P] over the tokens of `sparse`, False at padding; None if there is no padding.
     """
@@ -137,7 +137,7 @@ class DitSam(nnx.Module):
     # Positions are always f32, everything else has the type of the weights, and outputs are f32.
     pe, tokens, dense = (x.astype(embedding.dtype) for x in (pe, tokens, dense))
     low_res, iou = map(layers.at_least_f32, self.mask_decoder(embedding, pe, tokens, dense, multimask, sparse_mask))
-    if not multimask:
+    if multimask is False:
       low_res, iou = low_res[:, 0], iou[:, 0]
     logits = resize_masks(low_res, image_size, self.config.align_corners)
     return Output(logits, low_res, iou, embedding, text)

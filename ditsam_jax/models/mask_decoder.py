@@ -105,7 +105,7 @@ class MaskDecoder(nnx.Module):
     image_pe: jax.Array,
     sparse: jax.Array,
     dense: jax.Array,
-    multimask: bool = False,
+    multimask: bool | None = False,
     sparse_mask: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
     """Decodes prompts into masks.
@@ -116,11 +116,11 @@ class MaskDecoder(nnx.Module):
       image_pe: its positional encoding [h, w, C].
       sparse: prompt tokens [B, P, C], P may be 0.
       dense: [B, h, w, C], or [1, h, w, C] for all prompts.
-      multimask: predict three masks, for ambiguous prompts, instead of one.
-      sparse_mask: bool [B, P], False for padding tokens, which are masked; None if there are none.
+      multimask: three masks for an ambiguous prompt instead of the single one; None for all four, the single one first.
+      sparse_mask: bool [B, P], False where a prompt token is filling that nothing may see; None if all count.
 
     Returns:
-      Low-resolution logits [B, M, 4h, 4w] and predicted IoU [B, M]; M is 3 with multimask, else 1.
+      Low-resolution logits [B, M, 4h, 4w] and predicted IoU [B, M]; M is 1, 3 or 4.
     """
     _, h, w, width = image.shape
     batch = len(sparse)
@@ -130,7 +130,7 @@ class MaskDecoder(nnx.Module):
     image = image.reshape(len(image), h * w, width)
     bias = None if sparse_mask is None else _bias(sparse_mask, tokens.dtype)
     tokens, image = self.transformer(image, image_pe.reshape(1, h * w, width), tokens, bias)
-    wanted = slice(1, MASK_TOKENS) if multimask else slice(0, 1)
+    wanted = slice(1 if multimask else 0, 1 if multimask is False else MASK_TOKENS)
     hyper = jnp.stack(
       [self.output_hypernetworks_mlps[i](tokens[:, 1 + i]) for i in range(MASK_TOKENS)[wanted]], axis=1
     )  # [B, M, C/8]

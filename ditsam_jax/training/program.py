@@ -26,13 +26,13 @@ from ditsam_jax.ops.attention.choice import fastest, why_not
 from ditsam_jax.parallel import sharding
 from ditsam_jax.storage import saved_model
 from ditsam_jax.training.optimizer import freeze_pattern, make_optimizer
+from ditsam_jax.training.prompt_rounds import prompt_forward
 from ditsam_jax.training.step import (
   Batch,
   TrainState,
   averaged_model,
   fresh_state,
   make_train_step,
-  prompt_forward,
   text_forward,
   trained_of,
 )
@@ -130,7 +130,7 @@ def build(config: ResolvedRunConfig, model: DitSamConfig, mesh: Mesh) -> Program
     structure,
     optimizer,
     rate,
-    text_forward if config.task == 'text' else prompt_forward,
+    text_forward if config.task == 'text' else functools.partial(prompt_forward, rounds=config.rounds),
     loss_weights=dataclasses.asdict(config.loss),
     ema_limit=config.ema,
     seed=config.seed,

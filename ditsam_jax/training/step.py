@@ -68,23 +68,6 @@ def text_forward(model: DitSam, batch: Batch, loss_weights: dict[str, float], rn
   return mask_loss(out.logits, batch['mask'], out.iou, **loss_weights)
 
 
-def prompt_forward(model: DitSam, batch: Batch, loss_weights: dict[str, float], rngs: nnx.Rngs, execution: Execution):
-  """Loss for K visual prompts per image, which share its embedding.
-
-  batch: image [B,S,S,3], points [B,K,P,2], labels [B,K,P], masks [B,K,S,S].
-  """
-  batch_size, count = batch['labels'].shape[:2]
-  images = batch['image']
-  size = images.shape[1], images.shape[2]
-  embedding = jnp.repeat(model.image_encoder(images, rngs=rngs, execution=execution), count, axis=0)
-  flat = {
-    name: batch[name].reshape(batch_size * count, *batch[name].shape[2:]) for name in ('points', 'labels', 'masks')
-  }
-  sparse = model.prompt_encoder.embed_points(flat['points'], flat['labels'], size)
-  out = model.decode(embedding, [sparse], None, size)
-  return mask_loss(out.logits, flat['masks'], out.iou, **loss_weights)
-
-
 def make_train_step(
   structure: Structure[DitSam],
   optimizer: optax.GradientTransformation,
@@ -102,12 +85,11 @@ def make_train_step(
   """Creates the jitted update. Random streams of step n depend only on (seed, n), so a resumed run repeats them.
 
   Args:
-    structure: the model's structure.
-    optimizer, rate: the optimiser and its learning-rate schedule.
-    forward: text_forward or prompt_forward.
-    loss_weights: weights of the losses, see mask_loss.
-    ema_limit: maximum decay of the moving average.
-    seed: seed of dropout.
+    structure, optimizer, rate: the model's, and what moves it.
+    forward: text_forward, or that of `prompt_rounds`.
+    loss_weights: of the losses, see mask_loss.
+    ema_limit: of the moving average's decay.
+    seed: of dropout.
     execution: how the image encoder's blocks run.
     dtype: compute type. The model's weights are cast to it; parameters, moments, moving average and loss are not. None
       computes in the parameters' type.

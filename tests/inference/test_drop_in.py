@@ -1,10 +1,6 @@
 """Code written for segment_anything's SamPredictor gives the same results after changing the import."""
 
 import dataclasses
-import importlib
-import importlib.util
-import sys
-import types
 
 import numpy as np
 import pytest
@@ -16,6 +12,7 @@ from ditsam_jax.data.shapes.builder import described_scene
 from ditsam_jax.errors import UserError
 from ditsam_jax.storage import saved_model
 from ditsam_jax.storage.description import read_config
+from tests.meta_sam import meta_package, meta_sam
 
 # Typical user code, after Meta's notebook. It gets `sam` and `image` (uint8, RGB, 150 x 100); `found` is compared.
 SCRIPT = """
@@ -73,40 +70,9 @@ assert not predictor.is_image_set and predictor.features is None
 
 @pytest.fixture(scope='module')
 def meta():
-  """The segment_anything package, and the shipped SAM as its model."""
-  pytest.importorskip('torch')
-  if importlib.util.find_spec('segment_anything') is None:
-    pytest.skip('segment_anything is not installed')
-  with pytest.MonkeyPatch.context() as patch:
-    if importlib.util.find_spec('torchvision') is None:
-      for name, module in _stand_ins().items():
-        patch.setitem(sys.modules, name, module)
-    package = importlib.import_module('segment_anything')
-    from ditsam_jax.convert.sources import release_tensors
-    from tests.convert.torch_models import meta_sam
-
-    config, weights = read_config('sam_shapes'), saved_model.read_weights('sam_shapes')
-    sam = meta_sam(config, importlib.import_module('segment_anything.modeling'))
-    tensors = {name.replace('visual_encoder.', 'image_encoder.'): t for name, t in release_tensors(weights).items()}
-    sam.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=True)
-    yield package, sam
-    for name in [name for name in sys.modules if name.split('.')[0] == 'segment_anything']:
-      patch.delitem(sys.modules, name)
-
-
-def _stand_ins():
-  """Replaces the parts of torchvision that segment_anything uses; torchvision too resizes Pillow images with Pillow."""
-  names = (
-    'torchvision',
-    *(f'torchvision.{name}' for name in ('transforms', 'transforms.functional', 'ops', 'ops.boxes')),
-  )
-  modules = {name: types.ModuleType(name) for name in names}
-  modules['torchvision.transforms.functional'].to_pil_image = Image.fromarray
-  modules['torchvision.transforms.functional'].resize = lambda image, size: image.resize(
-    size[::-1], Image.Resampling.BILINEAR
-  )
-  modules['torchvision.ops.boxes'].batched_nms = modules['torchvision.ops.boxes'].box_area = None
-  return modules
+  """segment_anything, and the shipped SAM as its model."""
+  with meta_package() as package:
+    yield package, meta_sam(package, read_config('sam_shapes'), saved_model.read_weights('sam_shapes'))
 
 
 @pytest.fixture(scope='module')

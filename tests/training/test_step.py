@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 
 from ditsam_jax.config import recipe
-from ditsam_jax.models.execution import Execution
 from ditsam_jax.models.weights import weights_of
-from ditsam_jax.training.loss import mask_loss
 from ditsam_jax.training.optimizer import freeze_pattern, make_optimizer
-from ditsam_jax.training.step import averaged_model, make_train_step, prompt_forward, text_forward
+from ditsam_jax.training.step import averaged_model, make_train_step, text_forward
 from tests.small_models import make_state, random_batch, random_model, small_config
 
 LOSS = dict(bce=1.0, dice=0.5, iou=0.1)
@@ -99,34 +97,3 @@ def test_dropout_depends_only_on_seed_and_step():
 
   assert loss(0, 3) == loss(0, 3)
   assert len({loss(0, 3), loss(0, 4), loss(1, 3)}) == 3
-
-
-@pytest.mark.slow
-def test_prompts_of_an_image_share_only_its_embedding():
-  """K prompts per image give the same loss as K images with one prompt each."""
-  model = random_model(small_config())
-  model.eval()
-  rng = np.random.default_rng(0)
-  batch = dict(
-    image=random_batch(2)['image'],
-    points=rng.uniform(0, 64, (2, 3, 2, 2)).astype(np.float32),
-    labels=np.asarray([[[1, -1], [2, 3], [0, 1]]] * 2),
-    masks=rng.integers(0, 2, (2, 3, 64, 64), np.uint8),
-  )
-  loss, _ = jax.jit(lambda batch: prompt_forward(model, batch, LOSS, None, Execution()))(batch)
-
-  @jax.jit
-  def one(image, points, labels):
-    embedding = model.image_encoder(image)
-    sparse = model.prompt_encoder.embed_points(points, labels, (64, 64))
-    out = model.decode(embedding, [sparse], None, (64, 64))
-    return out.logits[0], out.iou[0]
-
-  outputs = [
-    one(batch['image'][i : i + 1], batch['points'][i, k : k + 1], batch['labels'][i, k : k + 1])
-    for i in range(2)
-    for k in range(3)
-  ]
-  logits, iou = (jnp.stack(part) for part in zip(*outputs))
-  expected, _ = mask_loss(logits, batch['masks'].reshape(6, 64, 64), iou, **LOSS)
-  assert float(loss) == pytest.approx(float(expected), rel=1e-5)

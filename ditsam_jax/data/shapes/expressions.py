@@ -24,19 +24,24 @@ AREA_RATIO = 1.3
 _LARGEST_SHARE = 0.2
 
 _ORDINALS = ('first', 'second', 'third', 'fourth')
-_RELATIONS = (('left of', 'right of'), ('above', 'below'))  # by axis: smaller coordinate, larger coordinate
+RELATIONS = (('left of', 'right of'), ('above', 'below'))  # an axis each: nearer its origin, farther from it
 _SIDES = (('left', 'right'), ('top', 'bottom'))
 _PROPERTIES = ('size', 'colour', 'kind')
 _SUBSETS = tuple(subset for n in range(4) for subset in itertools.combinations(_PROPERTIES, n))
 
 
 @dataclasses.dataclass(frozen=True)
-class _Group:
-  """All objects of a scene that match a noun."""
+class Group:
+  """All objects of a scene that a noun fits."""
 
   noun: str  # 'small red circle', or 'red shape' without the kind
   properties: tuple[str, ...]  # those that the noun mentions
   members: list[int]
+
+  @staticmethod
+  def noun_of(size: str, colour: str, kind: str) -> str:
+    """'small red circle'; an empty word is left out."""
+    return ' '.join(word for word in (size, colour, kind or 'shape') if word)
 
 
 def describe(
@@ -62,8 +67,8 @@ def describe(
 
 
 def _candidates(shapes: Sequence[Shape], side: float, rng: np.random.Generator) -> list[dict[str, list[str]]]:
-  """All expressions that refer to each shape only, by kind, in random order."""
-  singles, crowds = _groups(shapes)
+  """For each shape all expressions that fit it alone, by kind, in a random order."""
+  singles, crowds = groups(shapes)
   positions = [(shape.x / side, shape.y / side) for shape in shapes]
   found = {
     'attribute': [(group.members[0], f'the {group.noun}') for group in singles],
@@ -81,8 +86,8 @@ def _candidates(shapes: Sequence[Shape], side: float, rng: np.random.Generator) 
   return choices
 
 
-def _groups(shapes: Sequence[Shape]) -> tuple[list[_Group], list[_Group]]:
-  """Returns the groups of a single object, and those of several."""
+def groups(shapes: Sequence[Shape]) -> tuple[list[Group], list[Group]]:
+  """The groups of one object, and those of several."""
   groups = []
   for properties in _SUBSETS:
     members = collections.defaultdict(list)
@@ -90,12 +95,12 @@ def _groups(shapes: Sequence[Shape]) -> tuple[list[_Group], list[_Group]]:
       members[tuple(getattr(shape, name) for name in properties)].append(i)
     for words, indices in members.items():
       noun = ' '.join(words if 'kind' in properties else (*words, 'shape'))
-      groups.append(_Group(noun, properties, indices))
+      groups.append(Group(noun, properties, indices))
   return [g for g in groups if len(g.members) == 1], [g for g in groups if len(g.members) > 1]
 
 
 def _relations(
-  crowds: list[_Group], anchors: list[_Group], positions: list[tuple[float, float]]
+  crowds: list[Group], anchors: list[Group], positions: list[tuple[float, float]]
 ) -> Iterator[tuple[int, str]]:
   by_anchor = collections.defaultdict(list)
   for anchor in anchors:
@@ -105,7 +110,7 @@ def _relations(
       members = [i for i in crowd.members if i != anchor]
       if len(members) < 2:  # the relation would be redundant
         continue
-      for axis, (nearer, farther) in enumerate(_RELATIONS):
+      for axis, (nearer, farther) in enumerate(RELATIONS):
         offsets = [positions[i][axis] - positions[anchor][axis] for i in members]
         if min(map(abs, offsets)) < RELATION_MARGIN:
           continue
@@ -118,7 +123,7 @@ def _relations(
               yield fitting[0], f'the {crowd.noun} {relation} the {noun}'
 
 
-def _orders(crowds: list[_Group], positions: list[tuple[float, float]]) -> Iterator[tuple[int, str]]:
+def _orders(crowds: list[Group], positions: list[tuple[float, float]]) -> Iterator[tuple[int, str]]:
   for crowd in crowds:
     for axis, (near_side, far_side) in enumerate(_SIDES):
       along = sorted(crowd.members, key=lambda i: positions[i][axis])
@@ -131,7 +136,7 @@ def _orders(crowds: list[_Group], positions: list[tuple[float, float]]) -> Itera
             yield target, f'the {ordinal} {crowd.noun} from the {side}'
 
 
-def _comparisons(crowds: list[_Group], shapes: Sequence[Shape]) -> Iterator[tuple[int, str]]:
+def _comparisons(crowds: list[Group], shapes: Sequence[Shape]) -> Iterator[tuple[int, str]]:
   for crowd in crowds:
     if 'size' in crowd.properties:
       continue
@@ -145,7 +150,7 @@ def _comparisons(crowds: list[_Group], shapes: Sequence[Shape]) -> Iterator[tupl
         yield shapes.index(first), f'the {superlative} {crowd.noun}'
 
 
-def _negations(crowds: list[_Group], shapes: Sequence[Shape]) -> Iterator[tuple[int, str]]:
+def _negations(crowds: list[Group], shapes: Sequence[Shape]) -> Iterator[tuple[int, str]]:
   for crowd in crowds:
     for name in _PROPERTIES:
       if name in crowd.properties:
