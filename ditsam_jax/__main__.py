@@ -9,6 +9,7 @@ COMMANDS = {
   'predict': 'segment images from sentences, points and boxes',
   'everything': 'segment everything in images, or everything that a phrase names',
   'train': 'train a model',
+  'serve': 'serve a page to try a model on, and an HTTP API',
   'evaluate': 'evaluate a model on a data set',
   'prepare': 'prepare a data set from the official downloads',
   'export': 'copy a model, optionally in a smaller type',

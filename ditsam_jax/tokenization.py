@@ -33,11 +33,13 @@ class Tokenizer:
   Sentences are cached. Threads may share a tokenizer. A missing or invalid vocabulary raises UserError.
   """
 
-  def __init__(self, vocabulary_file: str | Path, max_tokens: int):
+  def __init__(self, vocabulary_file: str | Path, max_tokens: int, *, kept: int = _MOST_KEPT):
+    """Reads the vocabulary. `kept`: sentences that are cached."""
     if max_tokens < 3:
       raise UserError(f'max_tokens is {max_tokens}, expected at least 3: [CLS], one word piece, [SEP]')
     self.vocabulary_file = Path(vocabulary_file)
     self.max_tokens = max_tokens
+    self._kept = kept
     self.vocabulary = read_vocabulary(self.vocabulary_file)
     self._bert = _bert_tokenizer(self.vocabulary)
     self._letters = {index for piece, index in self.vocabulary.items() if len(piece.removeprefix('##')) == 1}
@@ -73,9 +75,12 @@ class Tokenizer:
 
     The model reads them as [UNK] or letter by letter, which carries no meaning.
     """
+    return list(dict.fromkeys(text[start:end] for start, end in self.unknown_places(text)))
+
+  def unknown_places(self, text: str) -> list[tuple[int, int]]:
+    """Where those words begin and end in `text`, repeated ones included."""
     pieces = self._pieces(text)
-    spans = [pieces.span(word) for word in self._unknown_words(pieces)]
-    return list(dict.fromkeys(text[start:end] for start, end in spans))
+    return [pieces.span(word) for word in self._unknown_words(pieces)]
 
   def known_pieces(self, word: str) -> list[int]:
     """The ids of the pieces that `word` is read as; [] if it is `unknown`."""
@@ -108,7 +113,7 @@ class Tokenizer:
   def _row(self, text: str) -> tuple[np.ndarray, np.ndarray]:
     row = self._rows.get(text)
     if row is None:
-      if len(self._rows) >= _MOST_KEPT:
+      if len(self._rows) >= self._kept:
         self._rows.clear()
       ids = [self.vocabulary[START], *self._pieces(text).ids[: self._room], self.vocabulary[END]]
       padded = np.full(self.max_tokens, self.vocabulary[PAD], np.int32)

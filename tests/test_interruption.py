@@ -18,6 +18,7 @@ COMMANDS = {
   'evaluate': ['-m', 'ditsam_jax.evaluate', '--checkpoint=shapes'],
   'predict': ['-m', 'ditsam_jax.predict', '--image=docs/scene.png', '--text=the red circle'],
   'prepare': ['-m', 'ditsam_jax.prepare', '--dataset=refcoco', '--annotations=nowhere', '--images=nowhere'],
+  'serve': ['-m', 'ditsam_jax.serve', '--checkpoint=shapes', '--port=0'],
   'export': ['-m', 'ditsam_jax.export', '--checkpoint=shapes', '--output=/dev/null/export'],
   'compile_report': ['-m', 'ditsam_jax.compile_report', '--config=configs/ldit.py', '--topology=v5e:2x2'],
   'torch_to_flax': ['convert/torch_to_flax.py', '--input=nowhere', '--output=nowhere'],

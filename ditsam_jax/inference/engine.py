@@ -24,7 +24,7 @@ from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.weights import Weights, cast_array, dtype_named
 
 _SENTENCES_KEPT = 256  # per device; 60 kB each with BERT base
-_EMBEDDINGS_KEPT = 8  # per image, with different sentences; 1 MB each at 512 x 512
+EMBEDDINGS_KEPT = 8  # per image, with different sentences; 1 MB each at 512 x 512
 
 
 class Square:
@@ -48,7 +48,7 @@ class Square:
     """Caches an embedding. Old embeddings with sentences are evicted; that of the image alone stays."""
     self._embeddings[sentence] = {device: embedding}
     with_sentence = [key for key in list(self._embeddings) if key is not None]
-    for key in with_sentence[:-_EMBEDDINGS_KEPT]:
+    for key in with_sentence[:-EMBEDDINGS_KEPT]:
       self._embeddings.pop(key, None)
 
 

@@ -5,7 +5,7 @@ import concurrent.futures
 import functools
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -227,34 +227,49 @@ class Segmenter:
 
   def sentence(self, prompt: Prompt) -> Sentence | None:
     """The tokens of a checked prompt's text."""
-    return None if prompt.text is None else self._read(prompt.text).sentence
+    return None if prompt.text is None else self._tokenized(prompt.text).sentence
 
   def _tokenize(self, text: str) -> _Tokenized:
     assert self.tokenizer is not None  # see `prompt`
     ids, token_mask = self.tokenizer([text])
     return _Tokenized(Sentence(ids[0], token_mask[0]), self.tokenizer.cut(text), tuple(self.tokenizer.unknown(text)))
 
+  def begin(self, batch: list[tuple[Framed, Prompt]], at_once: int) -> list[Callable[[], Prediction]]:
+    """Starts the computation of checked prompts, each on an image of its own, and does not wait for it.
+
+    Args:
+      batch: images and prompts, see `prompt`; prompts of one kind (see `engine.Row.kind`) share programs.
+      at_once: batch size of a program.
+
+    Returns:
+      One function per prompt, which waits for the device and returns the prediction at the image's size. They may be
+      called from any thread, in any order.
+    """
+    pieces = self._start(batch, at_once)
+    found = {place: (piece, i) for piece in pieces for i, place in enumerate(piece.rows)}
+    return [functools.partial(self._finish, *request, *found[place]) for place, request in enumerate(batch)]
+
   def _results(self, batch: list[tuple[Framed, Prompt]], pieces: list[Piece]) -> Iterator[Prediction]:
     """Waits for the pieces of a batch and yields its predictions in order."""
     found = {place: (piece, i) for piece in pieces for i, place in enumerate(piece.rows)}
-    arrays = {}
     for place, (framed, prompt) in enumerate(batch):
-      piece, i = found[place]
-      if id(piece) not in arrays:
-        arrays[id(piece)] = np.asarray(piece.logits), np.asarray(piece.iou)
-      low_res, scores = (array[i].copy() for array in arrays[id(piece)])  # a view would keep the whole batch
-      logits = framed.own_size(low_res)
-      read = None if prompt.text is None else self._tokenized(prompt.text)
-      yield Prediction(
-        prompt,
-        framed.image,
-        logits > self._threshold,
-        scores,
-        logits,
-        low_res,
-        read.cut if read else '',
-        read.unknown if read else (),
-      )
+      yield self._finish(framed, prompt, *found[place])
+
+  def _finish(self, framed: Framed, prompt: Prompt, piece: Piece, i: int) -> Prediction:
+    # JAX keeps the host's copy of an array; a view would keep the whole batch.
+    low_res, scores = np.asarray(piece.logits)[i].copy(), np.asarray(piece.iou)[i].copy()
+    logits = framed.own_size(low_res)
+    read = None if prompt.text is None else self._tokenized(prompt.text)
+    return Prediction(
+      prompt,
+      framed.image,
+      logits > self._threshold,
+      scores,
+      logits,
+      low_res,
+      read.cut if read else '',
+      read.unknown if read else (),
+    )
 
 
 class View:
@@ -297,7 +312,7 @@ def load_with_tokenizer(checkpoint: str | os.PathLike, dtype: str | None) -> tup
   warn_if_fresh(checkpoint)
   if model.config.text_encoder is None:
     return model, None
-  return model, Tokenizer(vocabulary_file(checkpoint), model.config.max_text_tokens)
+  return model, Tokenizer(vocabulary_file(checkpoint), model.config.max_text_tokens, kept=_TEXTS_KEPT)
 
 
 def _prompts(text, points, labels, box, mask, multimask) -> list[Prompt]:

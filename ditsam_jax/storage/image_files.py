@@ -129,22 +129,35 @@ class _Metered(io.BufferedReader):
 
 def read_encoded(data: bytes, name: str) -> np.ndarray:
   """`read_image` of a file's bytes; errors start with `name`."""
-  return _read(io.BytesIO(data), len(data), name)
+  return _read(io.BytesIO(data), len(data), name, MAX_PIXELS)
+
+
+def read_opened(file: io.BufferedReader, name: str, *, most_pixels: int = MAX_PIXELS) -> np.ndarray:
+  """Reads an open image file as `read_image` does, and closes it.
+
+  Args:
+    file: at its start.
+    name: what error messages call it.
+    most_pixels: larger images are refused before they are decoded.
+
+  Raises:
+    UserError: see `read_image`.
+  """
+  size = os.fstat(file.fileno()).st_size
+  return _read(file.detach(), size, name, most_pixels)
 
 
 def _read_file(source: str | os.PathLike) -> np.ndarray:
   name = f"image '{printable(os.fspath(source))}'"
   if not os.fspath(source):
     raise UserError(f'{name}: no name, expected an image file')
-  file = open_regular(source, most_bytes=_MOST_FILE, name=name)
-  size = os.fstat(file.fileno()).st_size
-  return _read(file.detach(), size, name)
+  return read_opened(open_regular(source, most_bytes=_MOST_FILE, name=name), name)
 
 
-def _read(raw: io.RawIOBase | io.BytesIO, size: int, name: str) -> np.ndarray:
+def _read(raw: io.RawIOBase | io.BytesIO, size: int, name: str, most_pixels: int) -> np.ndarray:
   try:
-    with _Metered(raw, size, name) as file, _open(file, name) as image:
-      _check_size(image.width, image.height, name)
+    with _Metered(raw, size, name) as file, _open(file, name, most_pixels) as image:
+      _check_size(image.width, image.height, name, most_pixels)
       _check_blocks(image, name)
       file.allow(_MOST_METADATA + _MOST_BYTES_A_PIXEL * image.width * image.height)
       return _to_rgb(image, name, close=True)
@@ -156,7 +169,7 @@ def _read(raw: io.RawIOBase | io.BytesIO, size: int, name: str) -> np.ndarray:
     raise UserError(f'{name}: cannot be read ({_reason(error)})') from error
 
 
-def _open(file: io.BufferedReader, name: str) -> Image.Image:
+def _open(file: io.BufferedReader, name: str, most_pixels: int) -> Image.Image:
   """Reads only the header (ICO files entirely)."""
   try:
     with _header_lock, warnings.catch_warnings():
@@ -164,7 +177,7 @@ def _open(file: io.BufferedReader, name: str) -> Image.Image:
       warnings.simplefilter('error', Image.DecompressionBombWarning)
       return Image.open(file, formats=FORMATS)
   except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-    raise UserError(_too_many_pixels(name)) from error
+    raise UserError(_too_many_pixels(name, most_pixels)) from error
 
 
 def _check_blocks(image: Image.Image, name: str) -> None:
@@ -295,15 +308,15 @@ def _tiles(height: int, width: int) -> Iterator[tuple[slice, slice]]:
       yield slice(top, min(top + rows, height)), slice(left, min(left + _TILE, width))
 
 
-def _check_size(width: int, height: int, name: str) -> None:
+def _check_size(width: int, height: int, name: str, most_pixels: int = MAX_PIXELS) -> None:
   if width < 1 or height < 1:
     raise UserError(f'{name}: {width} x {height} pixels, expected at least 1 x 1')
-  if width * height > MAX_PIXELS:
-    raise UserError(_too_many_pixels(name))
+  if width * height > most_pixels:
+    raise UserError(_too_many_pixels(name, most_pixels))
 
 
-def _too_many_pixels(name: str) -> str:
-  return f'{name}: more than {MAX_PIXELS:,} pixels; scale it down first'
+def _too_many_pixels(name: str, most_pixels: int) -> str:
+  return f'{name}: more than {most_pixels:,} pixels; scale it down first'
 
 
 def _over_white(rgba: np.ndarray) -> np.ndarray:

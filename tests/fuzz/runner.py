@@ -22,6 +22,7 @@ WEIGHTS = {
   'sentences': 6,
   'prompts': 8,
   'jobs': 6,
+  'serving': 12,
   'models': 12,
   'pytorch': 8,
   'refcoco': 12,
