@@ -27,11 +27,11 @@ def peak_of_process() -> float:
   return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)
 
 
-def timed(function: Callable[[], object], steps: int) -> list[float]:
-  """Seconds of calls that wait for their result; the first one is not counted."""
+def timed(function: Callable[[], object], steps: int, *, warm: bool = False) -> list[float]:
+  """Seconds of calls that wait for their result; the first one is not counted, unless all is `warm`."""
   seconds = []
-  for _ in range(steps + 1):
+  for _ in range(steps + (not warm)):
     started = time.perf_counter()
     function()
     seconds.append(time.perf_counter() - started)
-  return seconds[1:]
+  return seconds if warm else seconds[1:]

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ditsam_jax.config import recipe
+from ditsam_jax.config import lengths, recipe
 from ditsam_jax.models import image_encoder
 from ditsam_jax.models.config import DitSamConfig, vit_b
 from ditsam_jax.models.ditsam import DitSam
@@ -67,13 +67,14 @@ def measure(options: argparse.Namespace, variant: str, remat: str) -> dict[str, 
     trained = {_stored_name(name) for name in trained}
     weights = {_stored_name(name): _stored_shape(name, x, config) for name, x in weights.items()}
   settings = recipe('refcoco')
+  settings = lengths.resolve(settings, lambda: lengths.samples_without_data(settings))
   optimizer, rate = make_optimizer(settings.optimizer, settings.total_steps)
   step = make_train_step(
     structure,
     optimizer,
     rate,
     text_forward,
-    loss_weights=settings.loss.to_dict(),
+    loss_weights=dataclasses.asdict(settings.loss),
     ema_limit=settings.ema,
     seed=0,
     execution=Execution(remat, scan=variant != 'unrolled', attention='xla'),

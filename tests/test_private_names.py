@@ -16,7 +16,7 @@ from PIL import Image
 from tensorflow_datasets.core import example_serializer
 
 from ditsam_jax.data import records
-from ditsam_jax.data.refcoco import builder
+from ditsam_jax.data.preparation import writer
 from ditsam_jax.storage import saved_model
 from tests.small_models import random_model, small_config
 
@@ -25,7 +25,7 @@ USED = {
   'benchmarks/compile_inference.py': {'import _src'},
   'benchmarks/model_sides.py': {'_foreach_lerp_'},
   'ditsam_jax/data/records.py': {'_tf_dtype'},
-  'ditsam_jax/data/refcoco/builder.py': {'def _download_and_prepare', 'def _info', 'def _shard_iterators_per_split'},
+  'ditsam_jax/data/preparation/writer.py': {'def _download_and_prepare', 'def _info', 'def _shard_iterators_per_split'},
   'ditsam_jax/data/refcoco/refs.py': {'_Unpickler'},
   'ditsam_jax/data/shapes/builder.py': {'def _info', 'def _split_generators', 'def _generate_examples'},
 }
@@ -97,7 +97,7 @@ def test_tfds_still_needs_help_to_write_nested_sequences_without_tensorflow(patc
 def test_tfds_builders_still_have_what_ours_override(base, method, arguments):
   parameters = inspect.signature(getattr(base, method)).parameters
   assert [name for name in parameters if name not in ('args', 'pipeline')][: len(arguments)] == arguments
-  assert issubclass(builder.RefCoco, tfds.core.ShardBasedBuilder)
+  assert issubclass(writer.ReferringBuilder, tfds.core.ShardBasedBuilder)
 
 
 def test_orbax_can_still_write_arrays_without_copying_them():
@@ -105,7 +105,7 @@ def test_orbax_can_still_write_arrays_without_copying_them():
 
 
 def test_orbax_leaves_nothing_else_of_the_place_of_saving(tmp_path):
-  """Of what it writes, `_forget_where` removes the devices, paths and time; a new file here is one to look at."""
+  """Of what it writes, `_remove_provenance` removes the devices, paths and time; a new file here is one to look at."""
   folder = saved_model.save(tmp_path / 'model', random_model(small_config())) / 'weights'
   assert {path.name for path in folder.iterdir()} == {
     '_CHECKPOINT_METADATA',

@@ -286,11 +286,14 @@ def test_refcoco_says_what_it_needs(tmp_path):
     (['--config.init_from=nowhere'], "config.init_from: checkpoint 'nowhere' does not exist"),
     (['--config.init_from=DAMAGED'], 'config.init_from: .*model.json is damaged'),
     (['--config.init_from=TRUNCATED'], 'weights is missing or damaged'),
-    (['--config.init_from=sam_shapes', '--config.model.mask_decoder.width=48'], 'does not fit config.model'),
+    (
+      ['--config.init_from=sam_shapes', '--config.model.mask_decoder.width=48'],
+      "config.model.mask_decoder.width is 48; config.init_from='sam_shapes' does not fit config.model: it has 96",
+    ),
     (['--config.freeze=everything'], 'matches no parameter'),
     (['--config.mesh.data=3'], 'needs 3 devices, but there are'),
-    (['--workdir=FILE/run'], 'file. is no folder'),
-    (['--workdir=PIPE'], 'pipe. is no folder'),
+    (['--workdir=FILE/run'], 'file. is not a folder'),
+    (['--workdir=PIPE'], 'pipe. is not a folder'),
   ],
 )
 def test_what_cannot_end_well_is_refused_before_data_is_made(tmp_path, arguments, told):

@@ -12,6 +12,7 @@ from ditsam_jax.data.prompts import PromptConfig
 from ditsam_jax.data.referring import ReferringSource
 from ditsam_jax.errors import UserError
 from ditsam_jax.geometry.letterbox import centre, letterbox
+from ditsam_jax.models.prompt_encoder import ABSENT
 from ditsam_jax.tokenization import Tokenizer
 
 SIZE = 64
@@ -190,7 +191,7 @@ def all_masks(source, image_square):
 
 
 def test_visual_targets_are_objects_of_their_image_drawn_without_repeats_where_possible(source):
-  for batch in prompt_batches(source, PromptConfig(point=0, two_points=0, box=1, none=0), count=6):
+  for batch in prompt_batches(source, PromptConfig(point=0, box=1, none=0), count=6):
     assert batch['masks'].shape == (4, 3, 64, 64) and batch['masks'].dtype == np.uint8
     assert batch['points'].shape == (4, 3, 2, 2) and batch['points'].dtype == np.float32
     assert batch['labels'].shape == (4, 3, 2) and batch['labels'].dtype == np.int32
@@ -203,8 +204,8 @@ def test_visual_targets_are_objects_of_their_image_drawn_without_repeats_where_p
 
 
 def test_without_a_prompt_the_target_is_all_objects(source):
-  [batch] = prompt_batches(source, PromptConfig(point=0, two_points=0, box=0, none=1), count=1)
-  assert (batch['labels'] == -1).all()
+  [batch] = prompt_batches(source, PromptConfig(point=0, box=0, none=1), count=1)
+  assert (batch['labels'] == ABSENT).all()
   for image, masks in zip(batch['image'], batch['masks']):
     union = all_masks(source, image).any(0)
     for mask in masks:
@@ -212,7 +213,7 @@ def test_without_a_prompt_the_target_is_all_objects(source):
 
 
 def test_points_lie_in_their_targets(source):
-  for batch in prompt_batches(source, PromptConfig(point=1, two_points=0, box=0, none=0), count=6):
+  for batch in prompt_batches(source, PromptConfig(point=1, box=0, none=0), count=6):
     x, y = np.moveaxis(batch['points'][:, :, 0].astype(int), -1, 0)
     rows, targets = np.indices(x.shape)
     assert batch['masks'][rows, targets, y, x].all()

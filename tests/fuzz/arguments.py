@@ -4,7 +4,7 @@ import random
 import shutil
 from pathlib import Path
 
-from ditsam_jax import compile_report, evaluate, export, predict, train
+from ditsam_jax import compile_report, evaluate, everything, export, predict, train
 from ditsam_jax import prepare as prepare_command
 from ditsam_jax.convert import flax_to_torch, torch_to_flax
 from tests.fuzz.mutations import NUMBERS, TEXTS, URLS, odd_path
@@ -19,6 +19,7 @@ _COMMANDS = {
   'evaluate': (evaluate.main, {'--checkpoint': 'MODEL', '--dataset': 'refcoco', '--split': 'val', '--data-dir': 'nowhere', '--output': 'out', '--batch-size': '8', '--limit': '2', '--save-pictures': '1'}),
   'predict': (predict.main, {'--checkpoint': 'MODEL', '--image': 'IMAGE', '--text': 'the red circle', '--output': 'out', '--json': 'out.jsonl', '--batch-size': '1', '--dtype': 'float32'}),
   'predict a file': (predict.main, {'--checkpoint': 'MODEL', '--prompts': 'PROMPTS', '--images-dir': 'FOLDER', '--output': 'out', '--json': 'out.jsonl'}),
+  'everything': (everything.main, {'--checkpoint': 'MODEL', '--image': 'IMAGE', '--text': 'the red circle', '--output': 'out', '--json': 'out.jsonl', '--dtype': 'float32', '--points-per-side': '2', '--crop-n-layers': '0', '--min-mask-region-area': '9'}),
   'prepare': (prepare_command.main, {'--dataset': 'refcoco', '--annotations': 'FOLDER', '--images': 'FOLDER', '--data-dir': 'data', '--split-by': 'unc', '--processes': '0'}),
   'export': (export.main, {'--checkpoint': 'MODEL', '--output': 'out', '--dtype': 'float16'}),
   'compile_report': (compile_report.main, {'--config': 'ldit:shapes', '--topology': 'nothing:1x1', '--json': 'out.json', '--picture': 'out.png'}),
