@@ -72,7 +72,7 @@ class SamAutomaticMaskGenerator:
 
   def __init__(
     self,
-    model: str | os.PathLike | DitSam,
+    model: str | os.PathLike | DitSam | Segmenter,
     points_per_side: int | None = 32,
     points_per_batch: int = 64,
     pred_iou_thresh: float = 0.88,
@@ -93,7 +93,8 @@ class SamAutomaticMaskGenerator:
     """Creates a generator; arguments up to `output_mode` and their defaults are Meta's.
 
     Args:
-      model: a model in memory, a saved model's folder, or the name of a shipped model.
+      model: a model in memory, a saved model's folder, or the name of a shipped model; or a segmenter, whose engine is
+        shared.
       points_per_side: points along each side of the image; None with `point_grids`.
       points_per_batch: at most so many points at once on a device; 8 on CPUs, whose caches hold no more.
       pred_iou_thresh: masks with a predicted IoU up to this are dropped; 0 keeps all.
@@ -130,11 +131,11 @@ class SamAutomaticMaskGenerator:
       output_mode=output_mode,
     )
     self._grids = self.settings.grids()
-    if not isinstance(model, DitSam):
+    if not isinstance(model, DitSam | Segmenter):
       model, own = load_with_tokenizer(model, dtype)
       tokenizer = tokenizer or own
     self.config = model.config
-    self._segmenter = Segmenter.from_model(model, tokenizer, dtype=dtype)
+    self._segmenter = model if isinstance(model, Segmenter) else Segmenter.from_model(model, tokenizer, dtype=dtype)
     self._engine = self._segmenter.engine
     self._threshold = np.float32(logit(self.config.mask_threshold))
     platform = self._engine.devices[0].platform

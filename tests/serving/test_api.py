@@ -10,6 +10,8 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from ditsam_jax.geometry.masks import bounding_box
+from ditsam_jax.inference.mask_generator import SamAutomaticMaskGenerator
 from tests.fuzz.seeds import picture
 from tests.serving.running import form, png
 
@@ -108,6 +110,32 @@ def test_an_image_belongs_to_its_session(live, client, image):
 def test_a_forgotten_image_is_gone(client, image):
   assert client.request('DELETE', image).status == 204
   assert client.post(f'{image}/prompts', PROMPTS[0]).status == 404
+
+
+@pytest.mark.parametrize('text', [None, 'the red circles'])
+def test_everything(live, client, image, segmenter, monkeypatch, text):
+  settings = {'points_per_side': 2, 'pred_iou_thresh': 0, 'stability_score_thresh': 0}
+  monkeypatch.setattr(
+    live.service.everything, '_generator', SamAutomaticMaskGenerator(segmenter, output_mode='coco_rle', **settings)
+  )
+  found = client.post(f'{image}/everything', {'text': text} if text else {}).json['masks']
+  wanted = SamAutomaticMaskGenerator(segmenter, **settings).generate(picture(), text)
+  assert len(found) == len(wanted) > 0
+  for mask, record in zip(found, wanted):
+    assert np.array_equal(coco_mask.decode(mask['rle']), record['segmentation'])
+    assert (mask['score'], mask['area']) == (record['predicted_iou'], record['area'])
+    assert tuple(mask['box']) == bounding_box(record['segmentation'])
+
+
+def test_wrong_questions_about_everything(client, image):
+  for body, told in (
+    ([], 'a phrase'),
+    ({'points': [[1, 2]]}, 'a phrase'),
+    ({'text': ''}, 'nothing to read'),
+    ({'text': 3}, 'int'),
+  ):
+    answer = client.post(f'{image}/everything', body)
+    assert answer.status == 400 and told in answer.json['error'], answer
 
 
 BAD_PROMPTS = [
