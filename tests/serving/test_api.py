@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from ditsam_jax.inference.mask_generator import SamAutomaticMaskGenerator
 from tests.fuzz.seeds import picture
 from tests.serving.running import form, png
 
+ROOT = Path(__file__).parents[2]
 PROMPTS = [
   {'text': 'the red circle'},
   {'points': [[3, 4], [30, 20]], 'labels': [1, 0]},
@@ -304,3 +306,13 @@ def test_alive_and_ready_are_two_things(live, client, image):
   finally:
     live.service.state.ready = True
   assert client.get('/readyz').status == 200
+
+
+def test_the_client_in_the_documentation(live, monkeypatch, capsys):
+  monkeypatch.chdir(ROOT / 'docs')
+  block = re.search(r'```python\n(.*?)```', (ROOT / 'docs/serving.md').read_text(), re.DOTALL)[1]
+  assert len(block.splitlines()) <= 10
+  exec(block.replace('127.0.0.1:8000', f'127.0.0.1:{live.port}'), {})
+  score, *_, area = capsys.readouterr().out.split()
+  found = live.service.segmenter('scene.png', 'the large red circle')
+  assert (float(score), int(area)) == (found.score, found.area)
