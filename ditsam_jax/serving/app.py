@@ -153,7 +153,6 @@ class Service:
       {
         'model': self.name,
         'text': config.text_encoder is not None,
-        'everything': self.everything.available,
         'image_size': config.image_size,
         'mask_prompt_side': 4 * config.grid,
         'ready': self.state.ready,

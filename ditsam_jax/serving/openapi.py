@@ -67,7 +67,6 @@ def document(name: str, limits: Limits) -> dict[str, Any]:
     '/api/images/{id}/everything': {
       'post': {
         'summary': 'Segment everything in an uploaded image',
-        'description': 'Only where `everything` of `/api/model` is true.',
         'parameters': [image_id],
         'responses': {'200': _answer('All masks.', _ref('Everything')), **_refusals(401, 404, 503)},
       }
@@ -230,7 +229,6 @@ def _schemas(limits: Limits) -> dict[str, Any]:
       {
         'model': {'type': 'string'},
         'text': {'type': 'boolean', 'description': 'Whether it reads sentences.'},
-        'everything': {'type': 'boolean'},
         'image_size': {'type': 'integer'},
         'mask_prompt_side': {'type': 'integer'},
         'ready': {'type': 'boolean'},

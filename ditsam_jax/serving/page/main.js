@@ -45,7 +45,6 @@ async function connect() {
   model = await api.json('/api/model');
   $('model').textContent = model.model;
   $('kept').textContent = duration(model.limits.kept_seconds);
-  $('everything').hidden = !model.everything;
   if (!model.text) {
     $('text').disabled = $('ask').disabled = true;
     $('text').placeholder = 'this model does not read: click on an object';
