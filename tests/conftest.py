@@ -1,4 +1,4 @@
-"""Programs compile quickly, and those of one test, or of a process that it starts, are there for the next."""
+"""Settings for all tests: quick compilation, and a compilation cache shared by all tests and their subprocesses."""
 
 import atexit
 import os
@@ -8,21 +8,21 @@ import tempfile
 
 import pytest
 
-# Before JAX is imported. Most tests compare programs with each other and spend their time compiling them: LLVM need not
-# optimise. Set it to 0 to test all that users get.
+# Set before JAX is imported. Most tests compare our programs with each other and spend their time compiling, so LLVM
+# need not optimise. Set it to 0 to run every test with the programs that users get.
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
   os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='ditsam_jax-compiled-')
   atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background job; what tests start would inherit it
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in a shell's background job; subprocesses would inherit it
   signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
 def compiled_as_for_users(request):
-  """Tests that compare with independent sources run the programs that users get."""
+  """Optimises fully, as for users, in tests that compare with independent sources."""
   if request.node.get_closest_marker('verifies') is None:
     yield
     return
