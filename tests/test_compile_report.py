@@ -142,7 +142,7 @@ print(json.dumps([kinds, sum(o.flops * o.times for o in operations(module)), mod
 
 
 @pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason="libtpu is not installed (the extra 'tpu')")
-def test_collectives_and_flops_of_sharded_layers_compiled_for_tpu():
+def test_tpu_compiler_gives_the_expected_collectives_and_flops():
   kinds, flops, endless = json.loads(run_on_devices(ON_TPU, 1))
   weights = 6 * 512 * 512 * 2
   assert kinds['all-gather'] == 2 * weights * 3 / 4  # forward, and rematerialised backward
