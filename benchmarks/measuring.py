@@ -28,7 +28,7 @@ def peak_of_process() -> float:
 
 
 def timed(function: Callable[[], object], steps: int) -> list[float]:
-  """Calls a function that waits for its result; returns the seconds of each call but the first, a warm-up."""
+  """Seconds of calls that wait for their result; the first one is not counted."""
   seconds = []
   for _ in range(steps + 1):
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Settings for all tests: quick compilation, and a compilation cache shared by all tests and their subprocesses."""
+"""Programs compile quickly, and those of one test, or of a process that it starts, are there for the next."""
 
 import atexit
 import os

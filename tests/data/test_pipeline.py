@@ -189,7 +189,7 @@ def all_masks(source, image_square):
   raise AssertionError('no such image')
 
 
-def test_visual_targets_are_objects_of_their_image_without_repeats_if_possible(source):
+def test_visual_targets_are_objects_of_their_image_drawn_without_repeats_where_possible(source):
   for batch in prompt_batches(source, PromptConfig(point=0, two_points=0, box=1, none=0), count=6):
     assert batch['masks'].shape == (4, 3, 64, 64) and batch['masks'].dtype == np.uint8
     assert batch['points'].shape == (4, 3, 2, 2) and batch['points'].dtype == np.float32
@@ -202,7 +202,7 @@ def test_visual_targets_are_objects_of_their_image_without_repeats_if_possible(s
         assert len(drawn) == 3
 
 
-def test_without_a_prompt_the_target_is_the_union_of_all_objects(source):
+def test_without_a_prompt_the_target_is_all_objects(source):
   [batch] = prompt_batches(source, PromptConfig(point=0, two_points=0, box=0, none=1), count=1)
   assert (batch['labels'] == -1).all()
   for image, masks in zip(batch['image'], batch['masks']):
@@ -211,7 +211,7 @@ def test_without_a_prompt_the_target_is_the_union_of_all_objects(source):
       np.testing.assert_array_equal(mask, union)
 
 
-def test_points_lie_inside_their_targets(source):
+def test_points_lie_in_their_targets(source):
   for batch in prompt_batches(source, PromptConfig(point=1, two_points=0, box=0, none=0), count=6):
     x, y = np.moveaxis(batch['points'][:, :, 0].astype(int), -1, 0)
     rows, targets = np.indices(x.shape)

@@ -1,4 +1,4 @@
-"""Sampled prompts indicate their object, in SAM's encoding."""
+"""Prompts show the object that they were drawn for, in SAM's own encoding."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def box_mask(top, left, bottom, right, size=64):
   return mask
 
 
-def test_kinds_are_sampled_with_the_configured_probabilities():
+def test_kinds_are_as_frequent_as_configured():
   rng = np.random.default_rng(0)
   kinds, counts = np.unique([draw_kind(CONFIG, rng) for _ in range(4000)], return_counts=True)
   shares = dict(zip(kinds, counts / 4000))
@@ -23,7 +23,7 @@ def test_kinds_are_sampled_with_the_configured_probabilities():
     assert shares[kind] == pytest.approx(getattr(CONFIG, kind), abs=0.03)
 
 
-def test_points_are_uniform_over_the_mask():
+def test_a_point_is_any_pixel_of_the_mask_equally_often():
   mask = np.zeros((8, 8), np.uint8)
   mask[1, 2] = mask[5, 6] = mask[7, 0] = mask[0, 7] = 1
   rng = np.random.default_rng(0)
@@ -36,7 +36,7 @@ def test_points_are_uniform_over_the_mask():
   assert min(seen.values()) > 400
 
 
-def test_the_second_point_is_inside_or_outside_according_to_its_label():
+def test_the_second_point_is_inside_or_outside_as_its_label_says():
   mask = box_mask(10, 20, 30, 25)
   rng = np.random.default_rng(0)
   second = []
@@ -49,22 +49,22 @@ def test_the_second_point_is_inside_or_outside_according_to_its_label():
   assert 0.4 < np.mean(second) < 0.6
 
 
-def test_a_mask_that_fills_the_image_has_no_negative_point():
+def test_a_mask_that_fills_the_square_has_no_negative_point():
   rng = np.random.default_rng(0)
   for _ in range(20):
     assert draw_prompt('two_points', np.ones((4, 4), np.uint8), CONFIG, rng)[1].tolist() == [1, 1]
 
 
-def test_a_box_without_jitter_is_tight():
+def test_a_box_without_jitter_touches_the_outermost_pixels():
   points, labels = draw_prompt('box', box_mask(10, 20, 30, 25), PromptConfig(box_jitter=0), np.random.default_rng(0))
   assert labels.tolist() == [2, 3]
   assert points.tolist() == [[20, 10], [25, 30]]
 
 
-def test_box_jitter_is_at_most_a_tenth_and_stays_inside():
+def test_a_box_moves_by_a_tenth_of_its_length_at_most_and_stays_inside():
   rng = np.random.default_rng(0)
   boxes = np.array([draw_prompt('box', box_mask(0, 20, 39, 29), CONFIG, rng)[0] for _ in range(500)])
-  assert boxes[:, 0, 1].min() == 0  # clipped at the top of the image
+  assert boxes[:, 0, 1].min() == 0  # the top is the square's own
   np.testing.assert_allclose([boxes[:, 0, 0].min(), boxes[:, 0, 0].max()], [19, 21], atol=0.05)
   np.testing.assert_allclose([boxes[:, 1, 1].min(), boxes[:, 1, 1].max()], [35, 43], atol=0.2)
 
@@ -76,6 +76,6 @@ def test_no_prompt_and_an_empty_mask_are_all_padding(kind, mask):
 
 
 @pytest.mark.parametrize('shares', [dict(none=0.2), dict(point=-0.1, box=0.8)])
-def test_invalid_probabilities_are_refused(shares):
+def test_shares_that_are_no_probabilities_are_refused(shares):
   with pytest.raises(UserError, match='adding up to 1'):
     PromptConfig(**shares)
