@@ -1,4 +1,4 @@
-"""Every option of every command with paths and values that lead nowhere: one line, and nothing is made of them."""
+"""Invalid paths and values for every option of every command: refused in one line, and no file is created."""
 
 import random
 import shutil
@@ -13,7 +13,7 @@ from tests.fuzz.seeds import save_picture, save_text_model
 
 MOST_MEMORY = 2**30
 
-# Options with values that would do, but for one that keeps the command from long work.
+# Valid options, except for one that keeps the command from starting long work.
 _COMMANDS = {
   'train': (train.main, {'--config': 'ldit:refcoco', '--workdir': 'run', '--config.data.data_dir': 'nowhere', '--config.init_from': 'sam_shapes'}),
   'evaluate': (evaluate.main, {'--checkpoint': 'MODEL', '--dataset': 'refcoco', '--split': 'val', '--data-dir': 'nowhere', '--output': 'out', '--batch-size': '8', '--limit': '2', '--save-pictures': '1'}),
