@@ -12,7 +12,6 @@ from ditsam_jax.data.preparation.images import NEARLY_EQUAL, EncodedImage, Plann
 from ditsam_jax.terminal import listed, printable
 from ditsam_jax.tokenization import Tokenizer, words_of
 
-_MOST_WORDS = 50_000  # different ones that are kept for training
 _EXAMPLES = 3
 _NEEDED = {'train': 'training', 'val': 'evaluation during training'}
 
@@ -28,7 +27,8 @@ class Report:
     self._shares = array.array('d')  # of the image that each mask covers, 0 for none
     self._lengths = array.array('l')  # of sentences, in words
     self._sentences: set[int] = set()  # hashes of different ones
-    self._words: dict[str, collections.Counter[str]] = {}  # by split
+    self._splits: dict[str, None] = {}
+    self._words: set[str] = set()
     self._places: dict[bytes, dict[tuple[str, int], str]] = {}  # by content: split and image id, and a name
     self._nothing = 0
     self._examples: dict[str, list[str]] = collections.defaultdict(list)
@@ -39,6 +39,7 @@ class Report:
     """One image with its objects."""
     objects = [one for one, _ in encoded.objects]
     name = self._named(objects[0]).image
+    self._splits[split] = None
     self._places.setdefault(encoded.digest, {})[split, encoded.planned.image_id] = name
     self._sides.append(encoded.pixels)
     for one, area in zip(objects, encoded.areas):
@@ -50,19 +51,15 @@ class Report:
       elif area == encoded.pixels:
         self._note('full', self._called(one))
       for text in one.expressions:
-        self._read(split, text, one)
+        self._read(text, one)
     for first, second in encoded.alike:
       self._note('alike', f'{self._called(objects[first])} and {self._place(objects[second])}')
-    meant: dict[str, PlannedObject] = {}
-    for index, one in enumerate(objects):
+    meant: dict[str, int] = {}
+    for index, (one, png) in enumerate(encoded.objects):
       for text in {' '.join(words_of(text)) for text in one.expressions}:
-        other = meant.setdefault(text, one)
-        if other is not one and encoded.objects[index][1] != encoded.objects[objects.index(other)][1]:
-          self._note('ambiguous', f"'{printable(text, 60)}' in {self._called(other)} and {self._place(one)}")
-
-  def words(self) -> dict[str, int]:
-    """How often each word occurs in the training split, the most frequent first."""
-    return dict(self._words.get('train', collections.Counter()).most_common(_MOST_WORDS))
+        other = meant.setdefault(text, index)
+        if encoded.objects[other][1] != png:
+          self._note('ambiguous', f"'{printable(text, 60)}' in {self._called(objects[other])} and {self._place(one)}")
 
   def lines(self) -> list[str]:
     """The report, line by line: figures, then warnings, then notes; nothing where no image passed by."""
@@ -70,11 +67,11 @@ class Report:
       return []
     return [*self._figures(), *(f'warning: {line}' for line in self._warnings()), *self._remarks()]
 
-  def _read(self, split: str, text: str, one: PlannedObject) -> None:
+  def _read(self, text: str, one: PlannedObject) -> None:
     words = words_of(text)
     self._lengths.append(len(words))
     self._sentences.add(hash(text))
-    self._words.setdefault(split, collections.Counter()).update(words)
+    self._words.update(words)
     if self._tokenizer is None:
       return
     if unknown := self._tokenizer.unknown(text):
@@ -91,9 +88,8 @@ class Report:
     yield f'masks: {_range(given, "% of the image") if given.size else "none"}{nothing}'
     different = len(self._sentences)
     yield f'sentences: {len(self._lengths):,}, {different:,} different, {_range(np.array(self._lengths), "words")}'
-    words = set().union(*self._words.values()) if self._words else set()
     if self._tokenizer is None:
-      yield f'words: {len(words):,} different'
+      yield f'words: {len(self._words):,} different'
       return
     most = self._tokenizer.max_tokens
     cut = self._counts['cut']
@@ -104,7 +100,7 @@ class Report:
     common = ', '.join(f'{printable(word, 40)} ({number:,})' for word, number in self._lacking.most_common(10))
     more = len(self._lacking) - 10
     yield (
-      f"words that the vocabulary of '{printable(self._whose)}' lacks: {len(self._lacking):,} of {len(words):,}, in "
+      f"words that the vocabulary of '{printable(self._whose)}' lacks: {len(self._lacking):,} of {len(self._words):,}, in "
       f'{self._counts["unknown"]:,} sentences{f": {common}" if common else ""}{f" and {more:,} more" if more > 0 else ""}'
     )
 
@@ -119,8 +115,8 @@ class Report:
       if self._counts[kind]:
         yield f'{self._counts[kind]:,} {told}{self._such(kind)}'
     for split, use in _NEEDED.items():
-      if split not in self._words:
-        yield f"there is no split '{split}', which {use} needs; there are {listed(self._words)}"
+      if split not in self._splits:
+        yield f"there is no split '{split}', which {use} needs; there are {listed(self._splits)}"
 
   def _leaks(self) -> Iterable[str]:
     """Pictures that are in more than one split."""

@@ -1,14 +1,11 @@
 """The report and the preview tell what is in the data, and what looks like a mistake."""
 
-import json
-
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from ditsam_jax import prepare
-from ditsam_jax.data import datasets
 from ditsam_jax.data.own import builder
 from ditsam_jax.data.own.preview import SAMPLES
 from ditsam_jax.errors import UserError
@@ -144,12 +141,3 @@ def test_the_preview_is_drawn_evenly_from_the_splits_whatever_their_size(own):
   finally:
     builder.Preview.sheet = original
   assert plans == [{'train': SAMPLES, 'val': 2, 'test': 1}]
-
-
-def test_words_of_the_training_split_are_kept_with_the_data(own):
-  rows = [row(own, 0, text=['The KETTLE, again', 'kettle']), row(own, 3, text='a lamp'), row(own, 5)]
-  assert prepare.main(own.arguments(own.write_lines(rows))) == 0
-  assert datasets.words('mine', own.root / 'data') == {'kettle': 2, 'the': 1, ',': 1, 'again': 1}
-  assert datasets.words('refcoco', own.root / 'data') == datasets.words('other', own.root / 'data') == {}
-  metadata = json.loads((own.root / 'data' / 'mine' / '1.0.0' / 'metadata.json').read_text())
-  assert metadata['own']['format'] == 'jsonl'
