@@ -211,6 +211,7 @@ def noise(own, number):
   return [{'image': f'big {index}.jpg', 'text': 'noise', 'mask': None, 'split': 'train'} for index in range(number)]
 
 
+@pytest.mark.multiprocess
 def test_a_full_disk_is_one_line_and_leaves_nothing(own):
   file = own.write_lines([*rows(own), *noise(own, 3)])
 

@@ -345,7 +345,7 @@ def test_parquet_with_the_images_inside(own, processes, capsys):
   arguments = [one for one in own.arguments(folder.parent) if not one.startswith('--processes')]
   assert prepare.main([*arguments, f'--processes={processes}']) == 0
   out = capsys.readouterr().out
-  assert "there is no split 'train', which training needs; there are val, testA" in out
+  assert "there is no split 'train', which training needs; there are: val, testA" in out
   source = datasets.open_split('mine', own.root / 'data', 'val')
   assert len(source) == 6 and source.num_images == 5  # the image that two rows have is stored once
   for index in range(6):
