@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ditsam_jax.storage import saved_model
 from tests.convert import torch_models
+from tests.data.own.pictures import make as make_own
 from tests.data.refcoco_downloads import make
 from tests.fuzz.outcomes import ACCEPTED, PARTLY, Violation, check_folder, check_printed
 from tests.fuzz.seeds import save_picture, save_text_model
@@ -24,6 +25,7 @@ _TRAINING = [
 _COMMANDS = {
   'predict': ['-m', 'ditsam_jax.predict', '--checkpoint=model', '--image=a.png', '--text=the red circle', '--output=out', '--json=out.jsonl'],
   'prepare': ['-m', 'ditsam_jax.prepare', '--dataset=refcoco', '--annotations=in/annotations', '--images=in/train2014', '--data-dir=out'],
+  'prepare own': ['-m', 'ditsam_jax.prepare', '--name=mine', '--annotations=own/mine.jsonl', '--images=own/photos', '--data-dir=out'],
   'export': ['-m', 'ditsam_jax.export', '--checkpoint=model', '--output=out/model'],
   'torch_to_flax': [str(_ROOT / 'convert/torch_to_flax.py'), '--input=a.pth', '--output=out/model', *torch_models.TEXT_FLAGS, '--fusion=layer_wise'],
   'flax_to_torch': [str(_ROOT / 'convert/flax_to_torch.py'), '--input=model', '--output=out/a.pth'],
@@ -36,6 +38,9 @@ def prepare(folder: Path) -> None:
   save_text_model(folder / 'model')
   save_picture(folder / 'a.png')
   make(folder / 'in').write()
+  (folder / 'own').mkdir()
+  own = make_own(folder / 'own')
+  own.write_lines([{'image': name, 'text': 'a box', 'mask': f'masks/{name}'} for name in own.masks])
   tensors = torch_models.weights_of_peer(torch_models.random_peer(torch_models.text_config('layer_wise')))
   torch_models.save_release(tensors, folder / 'a.pth')
 

@@ -75,6 +75,8 @@ def prepare(
   masks_dir = home if masks_dir is None else _folder('--masks', masks_dir)
   format = format or format_of(annotations)
   reader = named(format)
+  if format == 'folder' and not all(os.path.samefile(folder, home) for folder in (images_dir, masks_dir)):
+    raise UserError('--images and --masks do not go with a folder per split, which holds them all; leave them out')
   target = Target(name, '', f'data set {name!r}', data_dir, None)
   made_of = _made_of(annotations, format, seed, skip_bad)
   if not check_only and (target.directory / 'dataset_info.json').exists():
@@ -104,7 +106,7 @@ def prepare(
       processes=processes,
       say=say,
       observe=observe,
-      metadata=lambda: {catalogue.OWN: {'format': format, 'made_of': made_of, 'words': report.words()}},
+      metadata=lambda: {catalogue.OWN: {'format': format, 'made_of': made_of}},
       check_only=check_only,
     )
   except UserError:
