@@ -193,7 +193,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     metavar='DIR',
     help="a training run's workdir, a model's folder, or a shipped model: shapes",
   )
-  parser.add_argument('--dataset', help=f'{", ".join(datasets.NAMES)} (default: what the model was trained on)')
+  parser.add_argument(
+    '--dataset', help=f'{", ".join(datasets.NAMES)}, or your own by its name (default: what the model was trained on)'
+  )
   parser.add_argument(
     '--splits',
     '--split',

@@ -25,6 +25,7 @@ WEIGHTS = {
   'models': 12,
   'pytorch': 8,
   'refcoco': 12,
+  'own': 16,
   'configs': 24,
   'checkpoints': 6,
   'arguments': 8,

@@ -1,5 +1,6 @@
 """`prepare`: checks a user's own annotations and pictures, and writes them as a data set."""
 
+import hashlib
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ from ditsam_jax.data.preparation.writer import Prepared, Target, prepared_before
 from ditsam_jax.data.workers import check_processes
 from ditsam_jax.errors import UserError
 from ditsam_jax.storage.description import read_config, vocabulary_file
-from ditsam_jax.storage.files import write_text
+from ditsam_jax.storage.files import open_regular, write_text
 from ditsam_jax.storage.image_files import write_png
 from ditsam_jax.terminal import printable
 from ditsam_jax.tokenization import Tokenizer
@@ -74,9 +75,12 @@ def prepare(
   masks_dir = home if masks_dir is None else _folder('--masks', masks_dir)
   format = format or format_of(annotations)
   reader = named(format)
+  if format == 'folder' and not all(os.path.samefile(folder, home) for folder in (images_dir, masks_dir)):
+    raise UserError('--images and --masks do not go with a folder per split, which holds them all; leave them out')
   target = Target(name, '', f'data set {name!r}', data_dir, None)
+  made_of = _made_of(annotations, format, seed, skip_bad)
   if not check_only and (target.directory / 'dataset_info.json').exists():
-    return prepared_before(target.directory)
+    return _prepared_before(target, made_of)
   tokenizer = Tokenizer(vocabulary_file(model), read_config(model).max_text_tokens)
   started = time.monotonic()
   context = Context(annotations, images_dir, masks_dir, Problems(), say)
@@ -102,7 +106,7 @@ def prepare(
       processes=processes,
       say=say,
       observe=observe,
-      metadata=lambda: {catalogue.OWN: {'format': format, 'words': report.words()}},
+      metadata=lambda: {catalogue.OWN: {'format': format, 'made_of': made_of}},
       check_only=check_only,
     )
   except UserError:
@@ -134,6 +138,31 @@ def _look_back(
     show(f'preview: {folder / "preview.png"}')
   except (UserError, OSError) as error:
     say(f'warning: {printable(error)}')
+
+
+def _made_of(annotations: Path, format: str, seed: int, skip_bad: bool) -> str:
+  """A hash of the annotations and the options that decide about the data set; of folders, of names, sizes and times."""
+  digest = hashlib.blake2b(f'{format} {seed} {skip_bad}'.encode(), digest_size=16)
+  if annotations.is_dir():
+    for file in sorted(path for path in annotations.rglob('*') if path.is_file()):
+      status = file.stat()
+      what = f'{file.relative_to(annotations)} {status.st_size} {status.st_mtime_ns}'
+      digest.update(what.encode('utf-8', 'surrogateescape'))
+  else:
+    with open_regular(annotations, most_bytes=2**63) as file:
+      while block := file.read(2**20):
+        digest.update(block)
+  return digest.hexdigest()
+
+
+def _prepared_before(target: Target, made_of: str) -> Prepared:
+  before = prepared_before(target.directory)
+  if catalogue.made_of(target.name, target.data_dir) != made_of:
+    raise UserError(
+      f'{target.title} is in {printable(target.directory)} already, prepared from other annotations or with other '
+      f'options; delete that folder, or choose another --name'
+    )
+  return before
 
 
 def _existing(option: str, given: str | os.PathLike) -> Path:

@@ -59,7 +59,6 @@ class Context:
   say: Callable[[str], None]
   ignored: dict[str, int] = dataclasses.field(default_factory=dict)  # fields that nothing reads, and how often
   hinted: bool = False  # about where the images are
-  notes: list[str] = dataclasses.field(default_factory=list)  # of the report
 
   def reject(self, place: str, error: Rejected) -> None:
     self.found.add(error.kind, f'{place} ({error})')

@@ -57,8 +57,8 @@ def format_of(annotations: Path) -> str:
       return 'sa2va'
     case b'{':
       return _lines_or_coco(first, second)
-  columns = {cell.strip(b' "\r\n') for cell in first.split(b',')}
-  if {b'image', b'text', b'mask'} <= columns:
+  header = first.decode('utf-8', 'replace')
+  if {'image', 'text', 'mask'} <= {cell.strip(' "\r\n') for cell in header.split(rows.delimiter_of(header))}:
     return 'csv'
   raise UserError(
     f'{printable(annotations)} is in none of the formats {", ".join(FORMATS)}; see docs/own_data.md, or name its '

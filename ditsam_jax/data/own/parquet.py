@@ -19,7 +19,7 @@ from ditsam_jax.terminal import listed, printable
 
 _BATCH = 64  # rows in memory
 _DEPTH = 20  # folders of a path that may be left out
-_MOST_ROW_GROUP = 2**32  # bytes of the images that one read takes
+_MOST_ROW_GROUP = 2**32  # bytes; the images of one are in memory together
 # Columns, the first that is there counts. lmms-lab's `answer` holds the sentences, its `question` is always the same.
 _TEXTS = ('sentences', 'answer', 'captions', 'caption', 'text')
 _MASKS = ('raw_anns', 'segmentation', 'mask')
@@ -79,9 +79,17 @@ def _open(file: Path) -> Any:
     ) from error
   open_regular(file, most_bytes=2**63).close()
   try:
-    return parquet.ParquetFile(file, thrift_string_size_limit=2**26, thrift_container_size_limit=2**20)
+    table = parquet.ParquetFile(file, thrift_string_size_limit=2**26, thrift_container_size_limit=2**20)
+    groups = (table.metadata.row_group(group).total_byte_size for group in range(table.metadata.num_row_groups))
+    largest = max(groups, default=0)
   except Exception as error:  # pyarrow raises many kinds on damaged data
     raise UserError(f'{printable(file)} is damaged or not Parquet ({printable(error, 100)})') from error
+  if largest > _MOST_ROW_GROUP:
+    raise UserError(
+      f'{printable(file)}: a row group of {largest:,} bytes, expected at most {_MOST_ROW_GROUP:,}; write it with fewer '
+      f'rows in a group'
+    )
+  return table
 
 
 def _rows(file: Path, context: Context) -> Iterator[Entry]:

@@ -92,10 +92,12 @@ def test_a_byte_order_mark_and_windows_line_ends(own):
   check(own, nothing=('5.png',))
 
 
-def test_csv(own):
+@pytest.mark.parametrize('delimiter', [',', ';', '\t'])
+def test_csv(own, delimiter):
   file = own.root / 'mine.csv'
   with file.open('w', newline='') as stream:
-    writer = csv.DictWriter(stream, ['split', 'mask', 'image', 'text', 'id', 'category', 'note'])
+    names = ['split', 'mask', 'image', 'text', 'id', 'category', 'note']
+    writer = csv.DictWriter(stream, names, delimiter=delimiter)
     writer.writeheader()
     for index, row in enumerate(rows(own)):
       mask = row['mask'] if isinstance(row['mask'], str) else json.dumps(row['mask'])
@@ -343,7 +345,7 @@ def test_parquet_with_the_images_inside(own, processes, capsys):
   arguments = [one for one in own.arguments(folder.parent) if not one.startswith('--processes')]
   assert prepare.main([*arguments, f'--processes={processes}']) == 0
   out = capsys.readouterr().out
-  assert "there is no split 'train', which training needs; there are val, testA" in out
+  assert "there is no split 'train', which training needs; there are: val, testA" in out
   source = datasets.open_split('mine', own.root / 'data', 'val')
   assert len(source) == 6 and source.num_images == 5  # the image that two rows have is stored once
   for index in range(6):
@@ -390,7 +392,7 @@ def test_rows_that_are_wrong_are_counted(own):
 
 @pytest.mark.parametrize(
   'content',
-  ['', 'image;text;mask\n', 'hello\n', '\0\0\0', '<xml>'],
+  ['', 'image;text\n', 'hello\n', '\0\0\0', '<xml>'],
 )
 def test_files_of_no_format_are_one_line(own, content):
   file = own.root / 'mine.txt'
