@@ -11,7 +11,7 @@ from ditsam_jax.data.augmentation import AugmentationConfig
 from ditsam_jax.data.prompts import PromptConfig
 from ditsam_jax.data.referring import ReferringSource
 from ditsam_jax.errors import UserError
-from ditsam_jax.geometry.letterbox import centre, letterbox
+from ditsam_jax.geometry.letterbox import centre, letterbox, normalise, resize, resize_mask
 from ditsam_jax.models.prompt_encoder import ABSENT
 from ditsam_jax.tokenization import Tokenizer
 
@@ -178,15 +178,18 @@ def prompt_batches(source, prompt, *, count):
 
 
 def all_masks(source, image_square):
-  """The masks of the image shown in `image_square`, mirrored if it is, [n, S, S]."""
+  """The masks of the image that `image_square` shows at its top left, as it is or mirrored, [n, S, S]."""
   for number, step in itertools.product(range(source.num_images), (1, -1)):
     record = source.image(number)
-    square, _ = letterbox(
-      np.ascontiguousarray(record.image()[:, ::step]), SIZE, INPUT['pixel_mean'], INPUT['pixel_std']
-    )
+    resized = resize(np.ascontiguousarray(record.image()[:, ::step]), SIZE)
+    height, width = resized.shape[:2]
+    square = np.zeros((SIZE, SIZE, 3), np.float32)
+    square[:height, :width] = normalise(resized, INPUT['pixel_mean'], INPUT['pixel_std'])
     if np.array_equal(square, image_square):
-      masks = [record.mask(index)[:, ::step].astype(np.uint8) for index in range(record.num_objects)]
-      return np.stack([centre(mask, SIZE)[0] for mask in masks])
+      masks = np.zeros((record.num_objects, SIZE, SIZE), np.uint8)
+      for index in range(record.num_objects):
+        masks[index, :height, :width] = resize_mask(np.ascontiguousarray(record.mask(index)[:, ::step]), SIZE)
+      return masks
   raise AssertionError('no such image')
 
 
