@@ -129,7 +129,7 @@ class _Metered(io.BufferedReader):
 
 def read_encoded(data: bytes, name: str) -> np.ndarray:
   """`read_image` of a file's bytes; errors start with `name`."""
-  return _read(io.BytesIO(data), len(data), name, MAX_PIXELS)
+  return _read(io.BytesIO(data), len(data), name, None)
 
 
 def read_opened(file: io.BufferedReader, name: str, *, most_pixels: int | None = None) -> np.ndarray:
@@ -154,7 +154,7 @@ def _read_file(source: str | os.PathLike) -> np.ndarray:
   return read_opened(open_regular(source, most_bytes=_MOST_FILE, name=name), name)
 
 
-def _read(raw: io.RawIOBase | io.BytesIO, size: int, name: str, most_pixels: int) -> np.ndarray:
+def _read(raw: io.RawIOBase | io.BytesIO, size: int, name: str, most_pixels: int | None) -> np.ndarray:
   try:
     with _Metered(raw, size, name) as file, _open(file, name, most_pixels) as image:
       _check_size(image.width, image.height, name, most_pixels)
