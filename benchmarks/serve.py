@@ -4,7 +4,8 @@ Starts `python -m ditsam_jax.serve` on a free port of 127.0.0.1 and asks it from
 the cores. Prints one JSON line a case. Seconds are the client's, from the request's first byte to the answer's last.
 
   users      so many people with a picture each, who think for a while, then click (half of them) or write a sentence
-  memory     so many requests as fast as they are answered: the server's memory after every tenth
+  memory     so many requests as fast as they are answered: the server's memory after every tenth;
+             pictures fill the room for them early on
   overload   more requests than it can bear: what is answered, and how quickly it recovers
   batching   requests as fast as they are answered, with batches and one by one
 
@@ -33,6 +34,7 @@ from PIL import Image
 
 CASES = ('users', 'memory', 'overload', 'batching')
 THINK = 2.0  # seconds on average
+KEPT = 100  # MiB of pictures in the case memory, which fill early
 CLIENTS = 16  # where requests follow each other at once
 MOST_OPEN = 600  # requests of the overload that wait for their answer
 COLOURS, KINDS = (
@@ -53,11 +55,14 @@ def main() -> None:
   parser.add_argument('--times', type=float, default=4, help='of what it bears: overload')
   options = parser.parse_args()
   wanted = set(options.cases)
-  if wanted & {'users', 'memory', 'overload'}:
-    with Server(options.checkpoint) as server:
-      for case in ('users', 'memory', 'overload'):
-        if case in wanted:
-          show(case, asyncio.run(globals()[case](server, options)))
+  for case, function, arguments in (
+    ('users', users, []),
+    ('memory', memory, [f'--keep-mib={KEPT}']),
+    ('overload', overload, []),
+  ):
+    if case in wanted:
+      with Server(options.checkpoint, *arguments) as server:
+        show(case, asyncio.run(function(server, options)))
   if 'batching' in wanted:
     found = {}
     for size in (8, 1):
@@ -240,13 +245,13 @@ async def overload(server: Server, options: argparse.Namespace) -> dict:
   rate = options.times * bears
   tally, waiting, unsent = Tally(), set(), 0
   chance = random.Random(0)
-  clients = [Client(server.port) for _ in range(MOST_OPEN)]
-  paths = [await client.upload(chance) for client in clients[:: MOST_OPEN // 20]]
-  owners = clients[:: MOST_OPEN // 20]
+  owners = [Client(server.port) for _ in range(20)]
+  sessions = [(await owner.upload(chance), owner._cookie) for owner in owners]
   free = collections.deque()
-  for number, client in enumerate(clients):  # connections of twenty sessions
-    client._cookie = owners[number % 20]._cookie
-    free.append((client, paths[number % 20]))
+  for number in range(MOST_OPEN):
+    client = Client(server.port)
+    path, client._cookie = sessions[number % len(sessions)]
+    free.append((client, path))
 
   async def one(client: Client, path: str) -> None:
     await tally.count(client.request('POST', path, prompt(chance)))
@@ -265,9 +270,9 @@ async def overload(server: Server, options: argparse.Namespace) -> dict:
   after = []
   for _ in range(5):
     started = time.perf_counter()
-    status, _ = await owners[0].request('POST', paths[0], prompt(chance))
+    status, _ = await owners[0].request('POST', sessions[0][0], prompt(chance))
     after.append([status, round(1000 * (time.perf_counter() - started), 1)])
-  for client in clients:
+  for client in (*owners, *(client for client, _ in free)):
     client.close()
   return {
     'bears_per_second': round(bears, 1),

@@ -100,6 +100,14 @@ def test_limits_are_options(model, started):
   assert (limits.queue, limits.per_client, limits.prompts) == (7, 7, 7)
 
 
+def test_the_documentation_names_every_option(capsys):
+  with pytest.raises(SystemExit):
+    serve.main(['--help'])
+  page = (ROOT / 'docs/serving.md').read_text()
+  options = set(re.findall(r'^  (--[a-z-]+)', capsys.readouterr().out, re.MULTILINE)) - {'--help'}
+  assert len(options) > 10 and not [option for option in options if f'`{option}' not in page]
+
+
 @contextlib.contextmanager
 def process(model):
   options = (f'--checkpoint={model}', '--port=0', '--batch-size=1', '--max-points=1')  # few programs

@@ -69,7 +69,7 @@ class Service:
     self.metrics = Metrics()
     self.store = ImageStore(limits.kept_bytes, limits.kept_seconds)
     self.batcher = Batcher(segmenter, limits, self.metrics)
-    self.everything = Everything(segmenter, limits)
+    self.everything = Everything(segmenter)
     self._check_token = guard.checked_token(token)
     self._decoders = concurrent.futures.ThreadPoolExecutor(_DECODERS, 'decode')
     self._uploads = 0
@@ -229,9 +229,11 @@ class Service:
   async def _everything(self, request: Request) -> Response:
     self._check_ready()
     kept = self._image(request)
+    text = requests.phrase(await requests.read_json(request, self.limits), self.segmenter, self.limits)
     with self.store.hold(kept):
-      future = self.everything.submit(kept.framed)
-      return _json(await self._until_gone(request, asyncio.wrap_future(future), self.everything.seconds))
+      future = asyncio.wrap_future(self.everything.submit(kept.framed, text))
+      found = await self._until_gone(request, future, self.everything.seconds)
+    return _json(found | {'model': self.name})
 
   async def _answer(self, request: Request, kept: Kept, content: Any) -> Response:
     began = time.perf_counter()

@@ -66,9 +66,11 @@ def document(name: str, limits: Limits) -> dict[str, Any]:
     },
     '/api/images/{id}/everything': {
       'post': {
-        'summary': 'Segment everything in an uploaded image',
+        'summary': 'Segment everything in an uploaded image, or everything that a phrase names',
+        'description': 'It takes as long as a hundred prompts; few images may wait for it.',
         'parameters': [image_id],
-        'responses': {'200': _answer('All masks.', _ref('Everything')), **_refusals(401, 404, 503)},
+        'requestBody': {'required': True, 'content': {'application/json': {'schema': _ref('Phrase')}}},
+        'responses': {'200': _answer('All masks.', _ref('Everything')), **_refusals(400, 401, 404, 408, 413, 503)},
       }
     },
     '/api/segment': {
@@ -203,8 +205,14 @@ def _schemas(limits: Limits) -> dict[str, Any]:
     ),
     'Mask': _object(mask, ['score', 'area', 'box', 'rle']),
     'RunLengths': rle,
+    'Phrase': _object({'text': {'type': 'string', 'description': 'What to look for. Default: everything.'}}, []),
     'Everything': _object(
-      {'masks': {'type': 'array', 'items': _ref('Mask')}, 'width': {'type': 'integer'}, 'height': {'type': 'integer'}}
+      {
+        'masks': {'type': 'array', 'items': _ref('Mask'), 'description': 'The highest score first.'},
+        'width': {'type': 'integer'},
+        'height': {'type': 'integer'},
+        'model': {'type': 'string'},
+      }
     ),
     'Image': _object(
       {

@@ -147,6 +147,13 @@ def prompts_of(content: Any, segmenter: Segmenter, limits: Limits) -> list[Asked
   return found
 
 
+def phrase(content: Any, segmenter: Segmenter, limits: Limits) -> str | None:
+  """The text of `{"text": ...}`, None where it is missing. Raises UserError."""
+  if not isinstance(content, dict) or set(content) - {'text'}:
+    raise UserError('expected {"text": a phrase}, or {} for everything')
+  return None if content.get('text') is None else asked(content, segmenter, limits).prompt.text
+
+
 def encode_logits(logits: np.ndarray) -> str:
   """f32 [S/4, S/4] as base64 of its little-endian bytes; `asked` takes it as a mask."""
   return base64.b64encode(np.ascontiguousarray(logits, '<f4').tobytes()).decode('ascii')

@@ -116,9 +116,8 @@ def _compile(service: Service, url: str, stop: threading.Event) -> None:
 
   say(f'compiling programs for {service.name}; {url} answers when they are ready')
   try:
-    service.batcher.pays_from.update(
-      programs.compile_all(service.segmenter, service.limits.points, told, lambda: stop.is_set())
-    )
+    service.batcher.pays_from.update(programs.compile_all(service.segmenter, service.limits.points, told, stop.is_set))
+    service.everything.compile()
   except programs.Stopped:
     return
   except BaseException as error:

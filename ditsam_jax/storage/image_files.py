@@ -129,10 +129,10 @@ class _Metered(io.BufferedReader):
 
 def read_encoded(data: bytes, name: str) -> np.ndarray:
   """`read_image` of a file's bytes; errors start with `name`."""
-  return _read(io.BytesIO(data), len(data), name, MAX_PIXELS)
+  return _read(io.BytesIO(data), len(data), name, None)
 
 
-def read_opened(file: io.BufferedReader, name: str, *, most_pixels: int = MAX_PIXELS) -> np.ndarray:
+def read_opened(file: io.BufferedReader, name: str, *, most_pixels: int | None = None) -> np.ndarray:
   """Reads an open image file as `read_image` does, and closes it.
 
   Args:
@@ -154,7 +154,7 @@ def _read_file(source: str | os.PathLike) -> np.ndarray:
   return read_opened(open_regular(source, most_bytes=_MOST_FILE, name=name), name)
 
 
-def _read(raw: io.RawIOBase | io.BytesIO, size: int, name: str, most_pixels: int) -> np.ndarray:
+def _read(raw: io.RawIOBase | io.BytesIO, size: int, name: str, most_pixels: int | None) -> np.ndarray:
   try:
     with _Metered(raw, size, name) as file, _open(file, name, most_pixels) as image:
       _check_size(image.width, image.height, name, most_pixels)
@@ -169,7 +169,7 @@ def _read(raw: io.RawIOBase | io.BytesIO, size: int, name: str, most_pixels: int
     raise UserError(f'{name}: cannot be read ({_reason(error)})') from error
 
 
-def _open(file: io.BufferedReader, name: str, most_pixels: int) -> Image.Image:
+def _open(file: io.BufferedReader, name: str, most_pixels: int | None) -> Image.Image:
   """Reads only the header (ICO files entirely)."""
   try:
     with _header_lock, warnings.catch_warnings():
@@ -308,15 +308,15 @@ def _tiles(height: int, width: int) -> Iterator[tuple[slice, slice]]:
       yield slice(top, min(top + rows, height)), slice(left, min(left + _TILE, width))
 
 
-def _check_size(width: int, height: int, name: str, most_pixels: int = MAX_PIXELS) -> None:
+def _check_size(width: int, height: int, name: str, most_pixels: int | None = None) -> None:
   if width < 1 or height < 1:
     raise UserError(f'{name}: {width} x {height} pixels, expected at least 1 x 1')
-  if width * height > most_pixels:
+  if width * height > (most_pixels or MAX_PIXELS):
     raise UserError(_too_many_pixels(name, most_pixels))
 
 
-def _too_many_pixels(name: str, most_pixels: int) -> str:
-  return f'{name}: more than {most_pixels:,} pixels; scale it down first'
+def _too_many_pixels(name: str, most_pixels: int | None) -> str:
+  return f'{name}: more than {most_pixels or MAX_PIXELS:,} pixels; scale it down first'
 
 
 def _over_white(rgba: np.ndarray) -> np.ndarray:

@@ -78,22 +78,20 @@ class Client:
     self._connection.close()
 
 
-class Held:
-  """A segmenter that begins a batch only when it may, and remembers batches."""
+class Held(Segmenter):
+  """Another segmenter that begins a batch only when it may, and remembers batches."""
 
   def __init__(self, segmenter: Segmenter):
-    self._segmenter, self.go, self.fails = segmenter, threading.Event(), False
+    self.__dict__.update(segmenter.__dict__)
+    self.go, self.fails = threading.Event(), False
     self.batches: list[tuple[list, int]] = []
-
-  def __getattr__(self, name: str) -> Any:
-    return getattr(self._segmenter, name)
 
   def begin(self, batch: list, at_once: int) -> list:
     assert self.go.wait(60)
     self.batches.append(([prompt.text or len(prompt.points) for _, prompt in batch], at_once))
     if self.fails:
       raise RuntimeError('the device is gone')
-    return self._segmenter.begin(batch, at_once)
+    return super().begin(batch, at_once)
 
 
 class Running(NamedTuple):

@@ -4,15 +4,19 @@ import base64
 import io
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from ditsam_jax.geometry.masks import bounding_box
+from ditsam_jax.inference.mask_generator import SamAutomaticMaskGenerator
 from tests.fuzz.seeds import picture
 from tests.serving.running import form, png
 
+ROOT = Path(__file__).parents[2]
 PROMPTS = [
   {'text': 'the red circle'},
   {'points': [[3, 4], [30, 20]], 'labels': [1, 0]},
@@ -108,6 +112,32 @@ def test_an_image_belongs_to_its_session(live, client, image):
 def test_a_forgotten_image_is_gone(client, image):
   assert client.request('DELETE', image).status == 204
   assert client.post(f'{image}/prompts', PROMPTS[0]).status == 404
+
+
+@pytest.mark.parametrize('text', [None, 'the red circles'])
+def test_everything(live, client, image, segmenter, monkeypatch, text):
+  settings = {'points_per_side': 2, 'pred_iou_thresh': 0, 'stability_score_thresh': 0}
+  monkeypatch.setattr(
+    live.service.everything, '_generator', SamAutomaticMaskGenerator(segmenter, output_mode='coco_rle', **settings)
+  )
+  found = client.post(f'{image}/everything', {'text': text} if text else {}).json['masks']
+  wanted = SamAutomaticMaskGenerator(segmenter, **settings).generate(picture(), text)
+  assert len(found) == len(wanted) > 0
+  for mask, record in zip(found, wanted):
+    assert np.array_equal(coco_mask.decode(mask['rle']), record['segmentation'])
+    assert (mask['score'], mask['area']) == (record['predicted_iou'], record['area'])
+    assert tuple(mask['box']) == bounding_box(record['segmentation'])
+
+
+def test_wrong_questions_about_everything(client, image):
+  for body, told in (
+    ([], 'a phrase'),
+    ({'points': [[1, 2]]}, 'a phrase'),
+    ({'text': ''}, 'nothing to read'),
+    ({'text': 3}, 'int'),
+  ):
+    answer = client.post(f'{image}/everything', body)
+    assert answer.status == 400 and told in answer.json['error'], answer
 
 
 BAD_PROMPTS = [
@@ -276,3 +306,13 @@ def test_alive_and_ready_are_two_things(live, client, image):
   finally:
     live.service.state.ready = True
   assert client.get('/readyz').status == 200
+
+
+def test_the_client_in_the_documentation(live, monkeypatch, capsys):
+  monkeypatch.chdir(ROOT / 'docs')
+  block = re.search(r'```python\n(.*?)```', (ROOT / 'docs/serving.md').read_text(), re.DOTALL)[1]
+  assert len(block.splitlines()) <= 10
+  exec(block.replace('127.0.0.1:8000', f'127.0.0.1:{live.port}'), {})
+  score, *_, area = capsys.readouterr().out.split()
+  found = live.service.segmenter('scene.png', 'the large red circle')
+  assert (float(score), int(area)) == (found.score, found.area)

@@ -223,7 +223,7 @@ def test_images_never_take_more_than_they_may(strict):
 
 def test_a_client_that_goes_away_takes_its_prompt_along(segmenter):
   held = Held(segmenter)
-  with running(held) as service:  # type: ignore[arg-type]
+  with running(held) as service:
     client, batcher = service.client(), service.service.batcher
     image = client.upload(picture())
     body = json.dumps(PROMPT).encode()

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from ditsam_jax.geometry.masks import decode_rle
+from ditsam_jax.inference.mask_generator import SamAutomaticMaskGenerator
 from tests.fuzz.seeds import picture
 from tests.serving.running import png, running
 
@@ -162,6 +163,25 @@ def test_every_control(page, segmenter, size):
     page.click('#choose')
   page.click('text=API')
   assert page.url.endswith('/docs')
+
+
+def test_everything(page, live, segmenter, monkeypatch):
+  generator = SamAutomaticMaskGenerator(
+    segmenter, points_per_side=2, pred_iou_thresh=0, stability_score_thresh=0, output_mode='coco_rle'
+  )
+  monkeypatch.setattr(live.service.everything, '_generator', generator)
+  choose(page)
+  before = page.locator('#view').screenshot()
+  with page.expect_response('**/everything') as answer:
+    page.click('#everything')
+  count = len(answer.value.json()['masks'])
+  said(page, f'{count} object')
+  assert page.locator('#view').screenshot() != before
+  assert len(json.loads(downloaded(page, '#save-json')[0].read_text())['masks']) == count
+  page.fill('#text', TEXT)
+  with page.expect_response('**/everything') as answer:
+    page.click('#everything')
+  assert answer.value.request.post_data_json == {'text': TEXT}
 
 
 def test_a_box_and_a_right_click(page, size):

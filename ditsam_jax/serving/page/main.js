@@ -192,14 +192,19 @@ async function segment() {
   }
 }
 
+// Everything, or everything that the sentence names.
 async function everything() {
   const began = performance.now();
-  say('Segmenting everything.');
+  const text = typed();
+  const question = text ? { text } : {};
+  say(text ? `Looking for everything that is ${text}.` : 'Segmenting everything.');
   try {
-    answer = { ...(await ask('everything', {})), everything: true, took: performance.now() - began };
+    const found = await ask('everything', question);
+    answer = { ...found, everything: true, prompt: question, took: performance.now() - began };
     chosen = 0;
     show();
-    say(`${answer.masks.length} objects.`);
+    const count = answer.masks.length;
+    say(count ? `${count} ${count > 1 ? 'objects' : 'object'}.` : 'Nothing found.');
   } catch (error) {
     fail(error);
   }
@@ -231,7 +236,7 @@ function described() {
 function show() {
   view.prompt = steps.now;
   const masks = answer?.masks ?? [];
-  view.setMasks(answer?.everything ? masks.map(({ rle }) => rle) : masks.length ? [masks[chosen].rle] : []);
+  view.setMasks(shownMasks());
   $('undo').disabled = !steps.canUndo;
   $('clear').disabled = steps.empty && !answer;
   $('everything').disabled = !picture;
@@ -244,6 +249,13 @@ function show() {
   $('time').textContent = answer.took < 1000 ? `${Math.round(answer.took)} ms` : `${(answer.took / 1000).toFixed(1)} s`;
   $('save-mask').disabled = Boolean(answer.everything);
   if (!$('candidates').hidden) showCandidates(masks);
+}
+
+// Of everything, small masks lie on top.
+function shownMasks() {
+  if (!answer?.masks.length) return [];
+  const masks = answer.everything ? [...answer.masks].sort((a, b) => b.area - a.area) : [answer.masks[chosen]];
+  return masks.map(({ rle }) => rle);
 }
 
 function showCandidates(masks) {
@@ -402,9 +414,7 @@ $('save-mask').addEventListener('click', async () => {
   }
 });
 $('save-overlay').addEventListener('click', async () => {
-  const masks = answer.everything ? answer.masks : [answer.masks[chosen]];
-  const rles = masks.map(({ rle }) => rle);
-  save(await overlay(picture, rles, steps.now, view.opacity), `${stem(picture.name)}.overlay.png`);
+  save(await overlay(picture, shownMasks(), steps.now, view.opacity), `${stem(picture.name)}.overlay.png`);
 });
 $('save-json').addEventListener('click', () => {
   const { took, sent, masks, ...told } = answer;
