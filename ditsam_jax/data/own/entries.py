@@ -58,7 +58,7 @@ class Context:
   found: Problems
   say: Callable[[str], None]
   ignored: dict[str, int] = dataclasses.field(default_factory=dict)  # fields that nothing reads, and how often
-  hinted: bool = False  # about where the images are
+  hinted: set[str] = dataclasses.field(default_factory=set)  # options that hints were given about
 
   def reject(self, place: str, error: Rejected) -> None:
     self.found.add(error.kind, f'{place} ({error})')
