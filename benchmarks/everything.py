@@ -42,6 +42,7 @@ def main() -> None:
   parser.add_argument('--size', choices=PRESETS, default='vit_b')
   parser.add_argument('--points-per-side', type=int, default=32)
   parser.add_argument('--crop-n-layers', type=int, default=0)
+  parser.add_argument('--box-nms-thresh', type=float, default=0.7, help='1 keeps all: masks of random weights are wide')
   parser.add_argument('--turns', type=int, default=1, help='timed, after one on a few points that is not')
   parser.add_argument('--part', choices=('prepare', *SIDES), help='what a process does with --folder; not for people')
   parser.add_argument('--folder', type=Path)
@@ -104,6 +105,7 @@ def prepare(options: argparse.Namespace, config: DitSamConfig) -> None:
     'pred_iou_thresh': max(iou, 1e-6),  # 0 and below would keep all
     'stability_score_thresh': float(np.quantile(stable, 1 - KEPT_BY_STABILITY)),
     'stability_score_offset': OFFSET,
+    'box_nms_thresh': options.box_nms_thresh,
     'output_mode': 'coco_rle',
   }
   (options.folder / 'settings.json').write_text(json.dumps(settings))

@@ -31,6 +31,7 @@ def main() -> None:
   parser.add_argument('--pred-iou-thresh', type=float, default=0.88)
   parser.add_argument('--stability-score-thresh', type=float, default=0.95)
   parser.add_argument('--crop-n-layers', type=int, default=0)
+  parser.add_argument('--min-mask-region-area', type=int, default=0)
   options = parser.parse_args()
   settings = {name: value for name, value in vars(options).items() if name not in ('checkpoint', 'scenes')}
   generator = ditsam_jax.SamAutomaticMaskGenerator(options.checkpoint, **settings)

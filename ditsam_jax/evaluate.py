@@ -194,7 +194,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     help="a training run's workdir, a model's folder, or a shipped model: shapes",
   )
   parser.add_argument(
-    '--dataset', help=f'{", ".join(datasets.NAMES)} (default: the data set that the model was trained on)'
+    '--dataset',
+    help=f'{", ".join(datasets.NAMES)}, or the name of your own (default: the data set the model was trained on)',
   )
   parser.add_argument(
     '--splits',

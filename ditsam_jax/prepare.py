@@ -120,7 +120,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   what = parser.add_mutually_exclusive_group(required=True)
-  what.add_argument('--name', default='', help='what to call your own data set: letters, digits and underscores')
+  what.add_argument(
+    '--name', default='', help='a name for your own data set: lower-case letters, digits and underscores'
+  )
   what.add_argument('--dataset', help=', '.join(catalogue.FAMILY))
   parser.add_argument(
     '--annotations',
@@ -140,7 +142,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   parser.add_argument(
     '--data-dir', default='data', type=local, metavar='DIR', help='folder of prepared data sets (default: %(default)s)'
   )
-  parser.add_argument('--skip-bad', action='store_true', help='skip what is bad, sentence by sentence, write the rest')
+  parser.add_argument('--skip-bad', action='store_true', help='skip what is bad and write the rest')
   parser.add_argument(
     '--processes',
     type=int,

@@ -31,7 +31,7 @@ COLOURS = {
   'red': (212, 36, 40),
 }
 PHOTOGRAPHS = {
-  'train': ('astronaut', 'chelsea', 'brick', 'gravel', 'immunohistochemistry'),
+  'train': ('astronaut', 'chelsea', 'brick', 'gravel', 'immunohistochemistry', 'camera', 'coins', 'hubble_deep_field'),
   'val': ('rocket', 'grass', 'retina'),
 }
 
@@ -187,6 +187,16 @@ def sentences(thing: Thing, others: list[Thing]) -> list[str]:
   return found
 
 
+def described(split: str, rng: np.random.Generator) -> tuple[Image.Image, list[tuple[Thing, list[str]]]]:
+  """A picture, and up to three sentences of each thing in it that a sentence can single out; two things at least."""
+  while True:
+    image, things = picture(split, rng)
+    found = [(thing, sentences(thing, [other for other in things if other is not thing])) for thing in things]
+    found = [(thing, rng.permutation(texts)[:3].tolist()) for thing, texts in found if texts]
+    if len(found) > 1:
+      return image, found
+
+
 def stored(mask: np.ndarray, kind: str, number: int, folder: Path) -> object:
   """A mask as one of the three kinds, in turn."""
   if number % 3 == 1 and kind not in HOLES:
@@ -212,16 +222,12 @@ def main() -> None:
   lines, number = [], 0
   for index in range(options.pictures):
     split = 'val' if index % 4 == 3 else 'train'
-    image, things = picture(split, rng)
+    image, found = described(split, rng)
     name = f'{index:03d}.jpg'
     image.save(options.output / 'photos' / name, quality=90)
-    for thing in things:
-      texts = sentences(thing, [other for other in things if other is not thing])
-      if not texts:
-        continue
-      chosen = rng.permutation(texts)[:3].tolist()
+    for thing, texts in found:
       mask = stored(thing.mask, thing.kind, number, options.output)
-      lines.append({'image': name, 'text': chosen, 'mask': mask, 'split': split, 'category': thing.kind})
+      lines.append({'image': name, 'text': texts, 'mask': mask, 'split': split, 'category': thing.kind})
       number += 1
   (options.output / 'mine.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
   print(f'{options.pictures} pictures, {number} objects: {options.output / "mine.jsonl"}')

@@ -5,12 +5,12 @@ import signal
 
 import pytest
 
-# Before JAX is imported. Most tests compare programs with each other and spend their time compiling them: LLVM need not
-# optimise. Set it to 0 to test all that users get.
+# Set before JAX is imported. Most tests compare our programs with each other and spend their time compiling, so LLVM
+# need not optimise. Set it to 0 to run every test with the programs that users get.
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background job; what tests start would inherit it
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in a shell's background job; subprocesses would inherit it
   signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -21,7 +21,7 @@ def pytest_configure(config):
 
 @pytest.fixture(autouse=True)
 def compiled_as_for_users(request):
-  """Tests that compare with independent sources run the programs that users get."""
+  """Optimises fully, as for users, in tests that compare with independent sources."""
   if request.node.get_closest_marker('verifies') is None:
     yield
     return

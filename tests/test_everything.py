@@ -194,6 +194,7 @@ def test_small_masks_lie_on_top_each_in_its_colour():
   records = [dict(segmentation=encode_rle(small), area=2500), dict(segmentation=big, area=36400)]
   picture = draw_everything(image, records, 'everything').astype(int)
   for number, (y, x) in enumerate([(120, 200), (75, 75)]):  # the largest gets the first colour
-    expected = 0.45 * 100 + 0.55 * np.array(colour_of(number))
+    expected = 0.3 * 100 + 0.7 * np.array(colour_of(number))
     np.testing.assert_allclose(picture[y, x], expected, atol=1)
-  assert (picture[5, 5] == 55).all()
+  assert (picture[150, 5] == 55).all()
+  assert (picture[-1, 5] != 55).any(), 'the caption lies where it hides no mask'

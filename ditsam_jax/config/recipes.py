@@ -87,9 +87,9 @@ TABLE: dict[str, Row] = {
       'loss.dice': 1.0,
       'loss.iou': 0.05,
       'ema': 0.99,  # about the last hundred updates
-      'eval_every': None,
+      'eval_every': 100,
       'eval_samples': 500,
-      'checkpoint_every': None,
+      'checkpoint_every': 100,
       'final_split': 'val',
     },
   ),

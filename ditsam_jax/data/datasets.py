@@ -124,11 +124,6 @@ def vocabulary(dataset: str, init_from: str = '') -> Path:
   )
 
 
-def words(dataset: str, data_dir: str | os.PathLike) -> dict[str, int]:
-  """How often each word of the training split occurs, the most frequent first; empty but for own data sets."""
-  return {} if dataset in DATA_SETS else own.words(dataset, data_dir)
-
-
 def open_split(
   dataset: str, data_dir: str | Path, split: str, *, scenes: Mapping[str, Any] | None = None, in_memory: bool = False
 ) -> ReferringSource:

@@ -4,7 +4,6 @@ The list is in `data/datasets.py`. Configs, help texts, messages and docs/config
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 from ditsam_jax.errors import UserError
 from ditsam_jax.fields import did_you_mean
+from ditsam_jax.storage.files import read_json
 
 VERSION = '1.0.0'  # of the record
 
@@ -94,7 +94,7 @@ def prepared_folder(data_dir: str | os.PathLike, name: str, split_by: str = '') 
 def counted(folder: Path) -> dict[str, Counts]:
   """Sizes of the splits, as `ditsam_jax.prepare` counted them; empty where it did not prepare that folder."""
   try:
-    splits = json.loads((folder / 'metadata.json').read_text())['splits']
+    splits = read_json(folder / 'metadata.json')['splits']
     return {name: Counts(**counts) for name, counts in splits.items()}
-  except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not prepared, or by TFDS
+  except (UserError, KeyError, TypeError, AttributeError):  # not prepared, or by TFDS
     return {}

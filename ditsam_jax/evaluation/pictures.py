@@ -87,7 +87,8 @@ class Gallery:
 
   def fixed_panel(self, heading: str = '') -> Image.Image:
     """The contact sheet of the random draw alone: the same samples at every evaluation."""
-    return prediction_panel(self.sections()[:1], heading=heading, columns=self._columns)
+    _, samples = self.sections()[0]
+    return prediction_panel([('The same samples at every evaluation', samples)], heading=heading, columns=self._columns)
 
   def sections(self) -> list[tuple[str, list[Shown]]]:
     """Titles and samples of the random selection and of the failures."""

@@ -11,7 +11,7 @@ from ditsam_jax.geometry.masks import decode_rle
 from ditsam_jax.inference.captions import caption
 from ditsam_jax.inference.pictures import line_type
 
-_SHARE = 0.55  # of a mask's colour in its pixels
+_SHARE = 0.7  # of a mask's colour in its pixels; the rest is their brightness, for colours would mix to grey
 _DIM = 0.55  # of the brightness of what belongs to no mask
 _GOLDEN = 0.618034  # hues at such steps are far from each other, however many there are
 
@@ -28,6 +28,7 @@ def draw_everything(image: np.ndarray, records: Sequence[dict[str, Any]], words:
     uint8 [h, w, 3].
   """
   pixels = cv2.convertScaleAbs(image, alpha=_DIM)
+  covered = np.zeros(image.shape[:2], np.uint8)
   thickness = max(1, round(max(image.shape[:2]) / 400))
   for number, record in enumerate(sorted(records, key=lambda record: -record['area'])):
     mask = _mask(record['segmentation'])
@@ -35,6 +36,7 @@ def draw_everything(image: np.ndarray, records: Sequence[dict[str, Any]], words:
     if not width:
       continue
     box = slice(top, top + height), slice(left, left + width)
+    covered |= mask
     cv2.copyTo(_mixed(image[box], colour_of(number)), mask[box], pixels[box])
     contours, _ = cv2.findContours(mask[box], cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=(left, top))
     cv2.polylines(pixels, contours, True, (255, 255, 255), thickness, line_type(thickness))
@@ -42,7 +44,9 @@ def draw_everything(image: np.ndarray, records: Sequence[dict[str, Any]], words:
   figures = (count, f'{len(records):,}') if records else ('nothing found', 'nothing', 'none')
   strip = caption(image.shape[:2], words, figures)
   if strip is not None:
-    pixels[-len(strip) :] = strip
+    rows = len(strip)
+    at_top = np.count_nonzero(covered[:rows]) < np.count_nonzero(covered[-rows:])  # where it hides less
+    pixels[slice(rows) if at_top else slice(len(pixels) - rows, None)] = strip
   return pixels
 
 
@@ -59,5 +63,5 @@ def _mask(segmentation: Any) -> np.ndarray:
 
 
 def _mixed(pixels: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
-  mixing = np.hstack([(1 - _SHARE) * np.eye(3), _SHARE * np.array(colour, np.float64)[:, None]])
+  mixing = np.hstack([np.full((3, 3), (1 - _SHARE) / 3), _SHARE * np.array(colour, np.float64)[:, None]])
   return cv2.transform(pixels, mixing)

@@ -10,7 +10,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -101,20 +101,20 @@ def _ran_out(message: str, config: ResolvedRunConfig, mesh: Mesh) -> str:
 def _advice(needed: float, available: int, config: ResolvedRunConfig, mesh: Mesh) -> str:
   """Which changes fit, each compiled."""
   enough, short = [], []
-  single = list(_changes(needed, available, config, mesh))
-  for number, change in enumerate(single, start=1):
-    found = _try(change, f'{number} of {len(single)}', config, mesh)
-    if found is not None:
-      (enough if found <= available else short).append(f'{change} ({_size(found)})')
+  changes, least = (
+    _changes(config, divisible=_divisors(config, mesh)[-1] > 1),
+    _fewest_parts(needed, available, config, mesh),
+  )
+  for number, of in enumerate(changes, start=1):
+    change, found = _try(of, f'{number} of {len(changes)}', least, needed, available, config, mesh)
+    (enough if found <= available else short).append(f'{change} ({_size(found)})')
   if enough:
     rest = f'; not enough: {", ".join(short)}' if short else ''
     return f'this would fit: {" or ".join(enough)}{rest}'
-  everything = _together(config, mesh)
-  found = _try(everything, 'all of them', config, mesh)
-  if found is None:
-    return 'nothing that was tried compiles; use a device with more memory, or a smaller model'
-  if found <= available:
-    return f'no single change is enough ({", ".join(short)}); this would fit: {everything} ({_size(found)})'
+  for everything in _together(config, mesh):
+    found = _compiled_with(everything, 'together', config, mesh)
+    if found <= available:
+      return f'no single change is enough ({", ".join(short)}); this would fit: {everything} ({_size(found)})'
   return (
     f'even {everything} needs {_size(found)}; use a device with more memory, more devices (config.mesh.fsdp) or a '
     f'smaller model'
@@ -137,55 +137,84 @@ class _Change:
     return ' '.join(f'--config.{name}={value}' for name, value in self.fields)
 
 
-def _changes(needed: float, available: int, config: ResolvedRunConfig, mesh: Mesh) -> Iterator[_Change]:
-  """Single changes, those that keep the results first."""
+def _changes(config: ResolvedRunConfig, divisible: bool) -> list[Callable[[int], _Change]]:
+  """Single changes, those that keep the results first; some depend on the number of parts a batch is taken in."""
+  changes: list[Callable[[int], _Change]] = []
   if config.remat != 'block':
-    yield _Change((('remat', 'block'),))
-  parts = _parts(needed, available, config, mesh)
-  if parts:
-    yield _Change((('accumulate', config.accumulate * parts),))
+    changes.append(lambda parts: _Change((('remat', 'block'),)))
+  if divisible:
+    changes.append(lambda parts: _Change((('accumulate', config.accumulate * parts),)))
   if config.dtype == 'float32':
-    yield _Change((('dtype', 'bfloat16'),))
-  if config.task == 'text' and not config.freeze:
-    yield _Change((('freeze', 'image_encoder'),))
-  if parts:
-    yield _Change((('data.batch_size', config.data.batch_size // parts),))
+    changes.append(lambda parts: _Change((('dtype', 'bfloat16'),)))
+  if 'image_encoder' not in config.freeze:
+    changes.append(lambda parts: _Change((('freeze', _with_frozen_images(config)),)))
+  if divisible:
+    changes.append(lambda parts: _Change((('data.batch_size', config.data.batch_size // parts),)))
+  return changes
 
 
-def _together(config: ResolvedRunConfig, mesh: Mesh) -> _Change:
-  most = config.accumulate * max(_divisors(config, mesh), default=1)
-  return _Change((('remat', 'block'), ('accumulate', most), ('dtype', 'bfloat16')))
+def _together(config: ResolvedRunConfig, mesh: Mesh) -> list[_Change]:
+  """Everything that keeps the results, and everything that needs the least."""
+  rows = _divisors(config, mesh)[-1]
+  cheap = ('remat', 'block'), ('dtype', 'bfloat16')
+  return [
+    _Change((*cheap, ('accumulate', config.accumulate * rows))),
+    _Change((*cheap, ('freeze', _with_frozen_images(config)), ('data.batch_size', config.data.batch_size // rows))),
+  ]
 
 
-def _parts(needed: float, available: int, config: ResolvedRunConfig, mesh: Mesh) -> int | None:
-  """Into how many parts to take a batch, so that it should fit; None if it cannot be divided."""
+def _with_frozen_images(config: ResolvedRunConfig) -> str:
+  return ','.join(filter(None, (config.freeze, 'image_encoder')))
+
+
+def _try(
+  of: Callable[[int], _Change],
+  number: str,
+  least: float,
+  needed: float,
+  available: int,
+  config: ResolvedRunConfig,
+  mesh: Mesh,
+) -> tuple[_Change, float]:
+  """A change and what it needs; where it takes a batch in parts, `least` of them, or more if that is not enough."""
   divisors = _divisors(config, mesh)
-  if not divisors:
-    return None
-  if needed == math.inf or available <= 0:
-    return divisors[-1]
-  # The state stays and the activations shrink.
+
+  def first(least: float) -> int:
+    return next((parts for parts in divisors if parts >= least), divisors[-1])
+
+  parts = first(least)
+  found = _compiled_with(of(parts), number, config, mesh)
+  if found > available and of(1) != of(parts) != of(divisors[-1]):
+    # Now that two points are known: needed = fixed + activations / parts.
+    activations = (needed - found) / (1 - 1 / parts)
+    room = available - (needed - activations)
+    parts = first(max(1.1 * activations / room, parts + 1) if room > 0 and activations < math.inf else math.inf)
+    found = _compiled_with(of(parts), number, config, mesh)
+  return of(parts), found
+
+
+def _fewest_parts(needed: float, available: int, config: ResolvedRunConfig, mesh: Mesh) -> float:
+  """An estimate of the number of parts in which a batch fits: the state stays, and the activations shrink."""
   state = sum(
     math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     for leaf in jax.tree.leaves(build(config, config.model, mesh).state)
   )
-  wanted = (needed - state) / (available - state) if available > state else math.inf
-  return next((parts for parts in divisors if parts >= 1.1 * wanted), divisors[-1])
+  return max(2, 1.1 * (needed - state) / (available - state)) if available > state else math.inf
 
 
 def _divisors(config: ResolvedRunConfig, mesh: Mesh) -> list[int]:
-  """Numbers above 1 that divide the rows of a micro-batch on a device."""
+  """Numbers that divide the rows of a micro-batch on a device."""
   rows = config.data.batch_size // (mesh.shape['data'] * mesh.shape['fsdp'] * config.accumulate)
-  return [parts for parts in range(2, rows + 1) if rows % parts == 0]
+  return [parts for parts in range(1, rows + 1) if rows % parts == 0]
 
 
-def _try(change: _Change, number: str, config: ResolvedRunConfig, mesh: Mesh) -> float | None:
-  """What a step needs after a change; None if it cannot be compiled."""
+def _compiled_with(change: _Change, number: str, config: ResolvedRunConfig, mesh: Mesh) -> float:
+  """What a step needs after a change, infinite if that is impossible."""
   distributed.tell(f'  compiling with {change} ({number}) ...')
   try:
     return _needed(change.applied(config), mesh)
-  except UserError:
-    return None
+  except UserError:  # such as an attention that cannot compute in that type
+    return math.inf
 
 
 def _needed(config: ResolvedRunConfig, mesh: Mesh) -> float:

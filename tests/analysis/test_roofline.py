@@ -79,16 +79,16 @@ def test_the_table_has_one_column_per_report_and_labels_estimates():
 
 
 def test_running_out_of_memory_is_reported_in_the_compilers_words():
-  said = (
+  message = (
     'Ran out of memory on HBM, the total memory required for HLO temporaries (38.58G) exceeds available HBM (15.75G).'
   )
 
   class TooLarge:
     def compile(self):
-      raise jax.errors.JaxRuntimeError(f'RESOURCE_EXHAUSTED: {said}\nmore')
+      raise jax.errors.JaxRuntimeError(f'RESOURCE_EXHAUSTED: {message}\nmore')
 
   found = analyse(TooLarge(), V5E, 4, Step(32, 1, 1.0), time.monotonic)
-  assert found.too_large == said and not found.to_json()['fits']
+  assert found.too_large == message and not found.to_json()['fits']
 
 
 def test_the_largest_collectives_are_summed_over_layers():

@@ -10,7 +10,7 @@ PROGRAM = """
 import dataclasses, sys
 import jax
 import numpy as np
-from ditsam_jax import Prompt, SamPredictor, Segmenter, Tokenizer
+from ditsam_jax import Prompt, SamAutomaticMaskGenerator, SamPredictor, Segmenter, Tokenizer
 from tests.inference.predictor_cases import picture
 from tests.small_models import random_model, small_config
 
@@ -28,7 +28,12 @@ for model, prompts in zip(models, asked):
 predictor = SamPredictor(models[1])
 predictor.set_image(pictures[0])
 batch = predictor.predict_batch(boxes=np.tile([[3, 4, 20, 30]], (20, 1)) + np.arange(20)[:, None] / 2)
-np.savez(sys.argv[3], *[np.append(result.low_res_logits, result.scores) for result in results], batch[2])
+settings = dict(pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=1, crop_nms_thresh=1, crop_n_layers=1)
+everything = SamAutomaticMaskGenerator(models[1], 5, **settings).generate(pictures[0])
+masks = np.stack([record['segmentation'] for record in everything])
+scores = np.array([record['predicted_iou'] for record in everything])
+arrays = [np.append(result.low_res_logits, result.scores) for result in results]
+np.savez(sys.argv[3], *arrays, batch[2], masks, scores)
 """
 
 
@@ -41,6 +46,6 @@ def test_three_devices_are_bit_identical_to_one(tmp_path):
     with np.load(tmp_path / f'{count}.npz') as arrays:
       found.append([arrays[name] for name in arrays.files])
   one, three = found
-  assert len(one) == len(three) == 7 + 14 + 1
+  assert len(one) == len(three) == 7 + 14 + 1 + 2
   for a, b in zip(one, three):
     np.testing.assert_array_equal(a, b)

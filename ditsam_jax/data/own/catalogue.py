@@ -1,14 +1,14 @@
 """Users' own data sets: their names, their folders, and their declarations, which come from what is prepared."""
 
-import json
+import contextlib
 import os
 import re
 from pathlib import Path
-from typing import Any
 
-from ditsam_jax.data.declaration import Counts, DataSet, Partition, Reader, counted, prepared_folder
+from ditsam_jax.data.declaration import VERSION, Counts, DataSet, Partition, Reader, counted, prepared_folder
 from ditsam_jax.data.referring import ReferringSource, check_split
 from ditsam_jax.errors import UserError
+from ditsam_jax.storage.files import read_json
 from ditsam_jax.terminal import printable
 
 _NAME = re.compile(r'[a-z][a-z0-9_]{0,60}')  # what TFDS takes
@@ -51,33 +51,19 @@ def find(name: str, data_dir: str | os.PathLike) -> DataSet | None:
 def prepared_names(data_dir: str | os.PathLike) -> list[str]:
   """The own data sets that are prepared in a folder."""
   found = []
-  for metadata in sorted(Path(data_dir).glob('*/1.0.0/metadata.json'))[:1000]:
-    try:
-      content = json.loads(metadata.read_text())
-    except (OSError, ValueError):
-      continue
-    if isinstance(content, dict) and OWN in content:
-      found.append(metadata.parents[1].name)
+  for metadata in sorted(Path(data_dir).glob(f'*/{VERSION}/metadata.json'))[:1000]:
+    with contextlib.suppress(UserError, TypeError):
+      if OWN in read_json(metadata):
+        found.append(metadata.parents[1].name)
   return found
-
-
-def words(name: str, data_dir: str | os.PathLike) -> dict[str, int]:
-  """The words of the training split and how often they occur, as `prepare` counted them."""
-  found = _noted(name, data_dir).get('words')
-  return found if isinstance(found, dict) else {}
 
 
 def made_of(name: str, data_dir: str | os.PathLike) -> str:
   """The hash of what a data set was prepared from."""
-  return str(_noted(name, data_dir).get('made_of', ''))
-
-
-def _noted(name: str, data_dir: str | os.PathLike) -> dict[str, Any]:
   try:
-    noted = json.loads((prepared_folder(data_dir, name) / 'metadata.json').read_text())[OWN]
-    return noted if isinstance(noted, dict) else {}
-  except (OSError, ValueError, KeyError, TypeError):
-    return {}
+    return str(read_json(prepared_folder(data_dir, name) / 'metadata.json')[OWN]['made_of'])
+  except (UserError, KeyError, TypeError):
+    return ''
 
 
 def _open(data_set: DataSet, partition: Partition, data_dir: str | os.PathLike, split: str, *, in_memory: bool):

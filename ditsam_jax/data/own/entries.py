@@ -13,6 +13,7 @@ from ditsam_jax.data.preparation.problems import Problems
 from ditsam_jax.terminal import printable
 
 FIELDS = ('image', 'text', 'mask', 'split', 'id', 'category')
+SPLITS = ('train', 'val', 'valid', 'validation', 'test', 'testA', 'testB')  # that names of files are searched for
 LONGEST_ID = 200
 
 
@@ -57,12 +58,12 @@ class Context:
   masks_dir: Path
   found: Problems
   say: Callable[[str], None]
+  prefix: str = ''  # of places: the file's name, where there are several
   ignored: dict[str, int] = dataclasses.field(default_factory=dict)  # fields that nothing reads, and how often
-  hinted: bool = False  # about where the images are
-  notes: list[str] = dataclasses.field(default_factory=list)  # of the report
+  hinted: set[str] = dataclasses.field(default_factory=set)  # options that hints were given about
 
   def reject(self, place: str, error: Rejected) -> None:
-    self.found.add(error.kind, f'{place} ({error})')
+    self.found.add(error.kind, f'{self.prefix}{place} ({error})')
 
   def ignore(self, row: Mapping[str, Any], known: tuple[str, ...]) -> None:
     for name in row:

@@ -1,11 +1,12 @@
 """The formats, and how a file tells which one it has."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ditsam_jax.data.own import coco, folders, parquet, rows, sa2va
-from ditsam_jax.data.own.entries import Context, Entry
+from ditsam_jax.data.own.entries import SPLITS, Context, Entry
 from ditsam_jax.errors import UserError
 from ditsam_jax.fields import did_you_mean
 from ditsam_jax.storage.files import open_regular, parse_json
@@ -39,10 +40,43 @@ def named(name: str) -> Format:
   return FORMATS[name]
 
 
+def read(name: str, context: Context) -> Iterator[Entry]:
+  """The entries of the annotations in a format. Of a folder of files each may be a split's, by its name: train.json."""
+  reader = named(name).read
+  files = _files(context.annotations) if name not in ('parquet', 'folder') else []
+  if not files:
+    yield from reader(context)
+  for file in files:
+    split = _split_of(file)
+    for entry in reader(dataclasses.replace(context, annotations=file, prefix=f'{file.name} ')):
+      # Files of a data set count their ids anew.
+      own = entry.id if entry.id is None else f'{file.stem}/{entry.id}'
+      yield dataclasses.replace(entry, place=f'{file.name} {entry.place}', split=entry.split or split, id=own)
+
+
+def _files(folder: Path) -> list[Path]:
+  """The annotation files in a folder; none where it is a file, or holds images."""
+  if not folder.is_dir():
+    return []
+  return sorted(file for file in folder.iterdir() if file.suffix.lower() in ('.jsonl', '.json', '.csv', '.tsv'))
+
+
+def _split_of(file: Path) -> str | None:
+  """The one split that a file's name speaks of: 'val' of instances_val2014.json."""
+  named_there = {split for split in SPLITS if split in re.split('[^A-Za-z]+', file.stem)}
+  return named_there.pop() if len(named_there) == 1 else None
+
+
 def format_of(annotations: Path) -> str:
   """The name of the format of a file or folder, by its content. Raises UserError where it has none of FORMATS."""
   if annotations.is_dir():
-    return 'parquet' if any(annotations.rglob('*.parquet')) else 'folder'
+    if any(annotations.rglob('*.parquet')):
+      return 'parquet'
+    found = {format_of(file): file for file in _files(annotations)}
+    if len(found) > 1:
+      told = ', '.join(f'{printable(file.name)} ({name})' for name, file in found.items())
+      raise UserError(f'{printable(annotations)} holds files of several formats: {told}; expected one')
+    return next(iter(found), 'folder')
   with open_regular(annotations, most_bytes=2**63) as file:
     head = file.read(4)
     if head == b'PAR1':
@@ -57,8 +91,8 @@ def format_of(annotations: Path) -> str:
       return 'sa2va'
     case b'{':
       return _lines_or_coco(first, second)
-  columns = {cell.strip(b' "\r\n') for cell in first.split(b',')}
-  if {b'image', b'text', b'mask'} <= columns:
+  header = first.decode('utf-8', 'replace')
+  if {'image', 'text', 'mask'} <= {cell.strip(' "\r\n') for cell in header.split(rows.delimiter_of(header))}:
     return 'csv'
   raise UserError(
     f'{printable(annotations)} is in none of the formats {", ".join(FORMATS)}; see docs/own_data.md, or name its '

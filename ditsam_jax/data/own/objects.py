@@ -28,7 +28,7 @@ class ObjectList:
       named = self._names[one.object_id]
       self._writer.writerow(
         (one.object_id, encoded.planned.image_id, split, named.image, named.place, named.id, one.category, area,
-         encoded.pixels, ' | '.join(one.expressions))
+         encoded.height * encoded.width, ' | '.join(one.expressions))
       )  # fmt: skip
 
   def write(self, file: Path) -> None:

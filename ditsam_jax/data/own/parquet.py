@@ -10,7 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from ditsam_jax.data.own.coco import sentences_of, size_of
-from ditsam_jax.data.own.entries import Context, Entry, Packed, Rejected, category_of, id_of, mask_of, path_of, split_of
+from ditsam_jax.data.own.entries import (
+  SPLITS,
+  Context,
+  Entry,
+  Packed,
+  Rejected,
+  category_of,
+  id_of,
+  mask_of,
+  path_of,
+  split_of,
+)
 from ditsam_jax.data.preparation import problems
 from ditsam_jax.data.preparation.images import MOST_BYTES, ImageError
 from ditsam_jax.errors import UserError
@@ -19,14 +30,13 @@ from ditsam_jax.terminal import listed, printable
 
 _BATCH = 64  # rows in memory
 _DEPTH = 20  # folders of a path that may be left out
-_MOST_ROW_GROUP = 2**32  # bytes of the images that one read takes
+_MOST_ROW_GROUP = 2**32  # bytes; the images of one are in memory together
 # Columns, the first that is there counts. lmms-lab's `answer` holds the sentences, its `question` is always the same.
 _TEXTS = ('sentences', 'answer', 'captions', 'caption', 'text')
 _MASKS = ('raw_anns', 'segmentation', 'mask')
 _IDS = ('ref_id', 'question_id', 'id')
 _OTHERS = ('split', 'category', 'raw_image_info', 'iscrowd')
 _HUB_NAME = re.compile(r'([A-Za-z][A-Za-z0-9_]*)-\d{5}-of-\d{5}.*')  # val-00000-of-00004.parquet
-_SPLITS = ('train', 'val', 'validation', 'test', 'testA', 'testB')
 
 
 def read(context: Context) -> Iterator[Entry]:
@@ -79,9 +89,17 @@ def _open(file: Path) -> Any:
     ) from error
   open_regular(file, most_bytes=2**63).close()
   try:
-    return parquet.ParquetFile(file, thrift_string_size_limit=2**26, thrift_container_size_limit=2**20)
+    table = parquet.ParquetFile(file, thrift_string_size_limit=2**26, thrift_container_size_limit=2**20)
+    groups = (table.metadata.row_group(group).total_byte_size for group in range(table.metadata.num_row_groups))
+    largest = max(groups, default=0)
   except Exception as error:  # pyarrow raises many kinds on damaged data
     raise UserError(f'{printable(file)} is damaged or not Parquet ({printable(error, 100)})') from error
+  if largest > _MOST_ROW_GROUP:
+    raise UserError(
+      f'{printable(file)}: a row group of {largest:,} bytes, expected at most {_MOST_ROW_GROUP:,}; write it with fewer '
+      f'rows in a group'
+    )
+  return table
 
 
 def _rows(file: Path, context: Context) -> Iterator[Entry]:
@@ -169,7 +187,7 @@ def _split_of_file(file: Path) -> str | None:
   """By the name that the hub gives a file, or its folder."""
   if match := _HUB_NAME.fullmatch(file.stem):
     return match[1]
-  return next((name for name in (file.stem, file.parent.name) if name in _SPLITS), None)
+  return next((name for name in (file.stem, file.parent.name) if name in SPLITS), None)
 
 
 def _under(entry: Entry, prefix: dict[str, str], context: Context) -> Entry:

@@ -17,6 +17,7 @@ from ditsam_jax.storage.files import read_bytes
 from ditsam_jax.storage.image_files import read_encoded
 from ditsam_jax.terminal import printable
 
+_JPEG = b'\xff\xd8'  # also of cameras' MPO
 _QUICK = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE)
 
 
@@ -64,19 +65,15 @@ class Picture:
 
 
 def _decoded(data: bytes, name: str, size: tuple[int, int] | None) -> tuple[np.ndarray, bool]:
-  """The pixels, uint8 [h, w, 3], and whether the file may be stored as it is."""
-  as_it_lies = False
+  """The pixels, uint8 [h, w, 3], and whether the file may be stored as it is, if OpenCV agrees."""
+  as_it_lies = turned = False
   plain = False
   try:
     with warnings.catch_warnings(action='ignore'), Image.open(io.BytesIO(data), formats=('JPEG', 'PNG')) as picture:
-      turned = picture.getexif().get(0x0112, 1) not in (0, 1)
-      as_it_lies = turned and size == (picture.height, picture.width)
-      plain = (
-        picture.mode in ('RGB', 'L')
-        and not picture.has_transparency_data
-        and not getattr(picture, 'is_animated', False)
-      )
-      plain = plain and (as_it_lies or not turned)
+      if data.startswith(_JPEG):  # of PNG this would decode it, and there OpenCV's pixels tell
+        turned = picture.getexif().get(0x0112, 1) in range(2, 9)
+        as_it_lies = turned and size == (picture.height, picture.width)
+      plain = picture.mode in ('RGB', 'L') and (as_it_lies or not turned)
   except Exception:  # another format, or damaged; the reader says which
     pass
   pixels = read_encoded(data, name)
@@ -89,10 +86,9 @@ def _decoded(data: bytes, name: str, size: tuple[int, int] | None) -> tuple[np.n
 
 def _opencv_agrees(data: bytes, pixels: np.ndarray) -> bool:
   """Whether OpenCV, which training reads with, finds the same picture; of JPEG decoders differ by a little."""
-  theirs = _opencv(data)
-  if theirs is None or theirs.shape != pixels.shape:
-    return False
-  return data.startswith(b'\xff\xd8') or bool(np.array_equal(theirs, pixels))
+  if data.startswith(_JPEG):
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_REDUCED_GRAYSCALE_8) is not None
+  return np.array_equal(_opencv(data), pixels)  # pyright: ignore[reportArgumentType]  # None equals nothing
 
 
 def _opencv(data: bytes) -> np.ndarray | None:

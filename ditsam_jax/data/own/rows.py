@@ -1,6 +1,7 @@
 """JSON lines and CSV: a row an entry, read line by line."""
 
 import csv
+import itertools
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -33,9 +34,11 @@ def read_csv(context: Context) -> Iterator[Entry]:
   """The entries of a table with a line of names. `mask` holds a path or JSON: null, polygons, run lengths."""
   place = 'line 1'
   csv.field_size_limit(LONGEST_LINE)
-  rows = csv.reader((_text(line, number) for number, line in _lines(context, blank=True)), strict=True)
+  lines = (_text(line, number) for number, line in _lines(context, blank=True))
   name = printable(context.annotations)
   try:
+    first = next(lines, '')
+    rows = csv.reader(itertools.chain([first], lines), delimiter=delimiter_of(first), strict=True)
     header = [column.strip() for column in next(rows, [])]
     missing = [column for column in ('image', 'text', 'mask') if column not in header]
     if missing or len(set(header)) < len(header):
@@ -57,9 +60,14 @@ def read_csv(context: Context) -> Iterator[Entry]:
         continue
       context.ignore(values, FIELDS)
   except csv.Error as error:
-    raise UserError(f'{name} line {rows.line_num:,}: not CSV ({error}); quote texts with commas') from error
+    raise UserError(f'{name} after {place}: not CSV ({error}); quote texts with commas') from error
   except Rejected as error:
     raise UserError(f'{name}: {error}') from error
+
+
+def delimiter_of(header: str) -> str:
+  """What separates the names of the columns: a comma, or a semicolon or tabulator as some spreadsheets write."""
+  return max(',;\t', key=header.count)
 
 
 def _entry_of_cells(values: dict[str, Any], place: str) -> Entry:
@@ -90,7 +98,7 @@ def _lines(context: Context, *, blank: bool = False) -> Iterator[tuple[int, byte
       while line := stream.readline(LONGEST_LINE + 1):
         number += 1
         if len(line) > LONGEST_LINE:
-          context.found.add(problems.BAD_LINE, f'line {number:,} (longer than {LONGEST_LINE:,} bytes)')
+          context.reject(f'line {number:,}', Rejected(problems.BAD_LINE, f'longer than {LONGEST_LINE:,} bytes'))
           while line and not line.endswith(b'\n'):
             line = stream.readline(LONGEST_LINE)
           continue

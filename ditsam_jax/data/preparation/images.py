@@ -86,7 +86,8 @@ class EncodedImage:
   image: bytes
   objects: tuple[tuple[PlannedObject, bytes], ...]
   problems: tuple[tuple[str, str], ...]  # kind and what
-  pixels: int = 0  # of the image
+  height: int = 0
+  width: int = 0
   areas: tuple[int, ...] = ()  # of the masks, in pixels
   alike: tuple[tuple[int, int], ...] = ()  # pairs of objects with nearly equal masks and different sentences
   digest: bytes = b''
@@ -111,7 +112,8 @@ def encode(planned: PlannedImage) -> EncodedImage:
     read.data if objects else b'',
     tuple(objects),
     tuple(found),
-    read.height * read.width,
+    read.height,
+    read.width,
     tuple(int(np.count_nonzero(mask)) for mask in masks),
     _alike([one for one, _ in objects], masks),
     read.digest,

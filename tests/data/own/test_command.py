@@ -2,7 +2,6 @@
 
 import os
 import re
-import resource
 import signal
 import subprocess
 import sys
@@ -212,20 +211,21 @@ def noise(own, number):
   return [{'image': f'big {index}.jpg', 'text': 'noise', 'mask': None, 'split': 'train'} for index in range(number)]
 
 
+@pytest.mark.multiprocess
 def test_a_full_disk_is_one_line_and_leaves_nothing(own):
   file = own.write_lines([*rows(own), *noise(own, 3)])
 
-  def before():
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
-
+  script = (
+    'import resource, signal, sys; from ditsam_jax import command_line, prepare; '
+    'signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)); '
+    'command_line.run(prepare.main)'
+  )
   done = subprocess.run(
-    [sys.executable, '-m', 'ditsam_jax.prepare', *own.arguments(file)],
+    [sys.executable, '-c', script, *own.arguments(file)],
     env={**os.environ, 'PYTHONPATH': str(ROOT)},
     capture_output=True,
     text=True,
     timeout=120,
-    preexec_fn=before,
   )
   last = done.stderr.splitlines()[-1]
   assert done.returncode == 2 and 'File too large' in last and 'expected a writable folder' in last, done.stderr

@@ -92,10 +92,12 @@ def test_a_byte_order_mark_and_windows_line_ends(own):
   check(own, nothing=('5.png',))
 
 
-def test_csv(own):
+@pytest.mark.parametrize('delimiter', [',', ';', '\t'])
+def test_csv(own, delimiter):
   file = own.root / 'mine.csv'
   with file.open('w', newline='') as stream:
-    writer = csv.DictWriter(stream, ['split', 'mask', 'image', 'text', 'id', 'category', 'note'])
+    names = ['split', 'mask', 'image', 'text', 'id', 'category', 'note']
+    writer = csv.DictWriter(stream, names, delimiter=delimiter)
     writer.writeheader()
     for index, row in enumerate(rows(own)):
       mask = row['mask'] if isinstance(row['mask'], str) else json.dumps(row['mask'])
@@ -131,7 +133,7 @@ def test_cells_that_are_wrong_are_counted(own):
 def read(file, name, own):
   found = Problems()
   context = Context(file, own.photos, own.root, found, lambda text: None)
-  return found, list(formats.named(name).read(context))
+  return found, list(formats.read(name, context))
 
 
 def coco(own, **changes):
@@ -283,6 +285,38 @@ def test_folders_of_images_masks_and_texts(own):
   assert any(line.startswith(f'1 {problems.MASK_FILE}: train/images/2.png: train/masks/2.png') for line in said)
 
 
+def test_a_file_per_split(own):
+  folder = own.root / 'annotations'
+  folder.mkdir()
+  for split in ('train', 'val', 'test'):
+    content = coco(own)
+    content['annotations'] = [one for one in content['annotations'] if SPLITS[one['id'] - 7] == split]
+    for number, annotation in enumerate(content['annotations']):
+      annotation['id'] = number  # anew in every file
+    for image in content['images']:
+      del image['split']
+    (folder / f'instances_{split}2014.json').write_text(json.dumps(content))
+  assert formats.format_of(folder) == 'coco'
+  assert prepare.main(own.arguments(folder)) == 0
+  check(own, [TEXTS[index][:1] if index in (3, 4) else TEXTS[index] for index in range(6)], nothing=('5.png',))
+  listed = list(csv.DictReader((own.root / 'data' / 'mine' / 'objects.csv').open()))
+  assert (listed[-1]['id'], listed[-1]['place']) == ('instances_test2014/0', 'instances_test2014.json annotation 0')
+  own.write_lines([*rows(own), '{'], 'annotations/more_val.jsonl')
+  with pytest.raises(
+    UserError, match='files of several formats: instances_val2014.json .coco., more_val.jsonl .jsonl.'
+  ):
+    formats.format_of(folder)
+  for file in folder.glob('*.json'):
+    file.unlink()
+  found = Problems()
+  context = Context(folder, own.photos, own.root, found, lambda text: None)
+  assert len(list(formats.read('jsonl', context))) == 6
+  assert found.report() == [
+    f'1 {problems.BAD_LINE}: more_val.jsonl line 7 (damaged or not JSON (Expecting property name enclosed in double '
+    'quotes: character 2))'
+  ]
+
+
 # ------------------------------------------------------------------------------------------------------------ Parquet
 
 
@@ -343,7 +377,7 @@ def test_parquet_with_the_images_inside(own, processes, capsys):
   arguments = [one for one in own.arguments(folder.parent) if not one.startswith('--processes')]
   assert prepare.main([*arguments, f'--processes={processes}']) == 0
   out = capsys.readouterr().out
-  assert "there is no split 'train', which training needs; there are val, testA" in out
+  assert "there is no split 'train', which training needs; there are: val, testA" in out
   source = datasets.open_split('mine', own.root / 'data', 'val')
   assert len(source) == 6 and source.num_images == 5  # the image that two rows have is stored once
   for index in range(6):
@@ -390,7 +424,7 @@ def test_rows_that_are_wrong_are_counted(own):
 
 @pytest.mark.parametrize(
   'content',
-  ['', 'image;text;mask\n', 'hello\n', '\0\0\0', '<xml>'],
+  ['', 'image;text\n', 'hello\n', '\0\0\0', '<xml>'],
 )
 def test_files_of_no_format_are_one_line(own, content):
   file = own.root / 'mine.txt'

@@ -99,12 +99,17 @@ def test_the_same_file_by_two_names_is_one_image(context):
   assert [len(image.objects) for image in planned.images['val']] == [2]
 
 
-def test_images_that_are_elsewhere_are_hinted_at(context):
+def test_images_and_masks_that_are_elsewhere_are_hinted_at(context):
   said = []
   context.say = said.append
-  (context.images_dir / 'a.png').touch()
-  plan([entry(1, 'photos/a.png'), entry(2, 'photos/b.png')], context)
-  assert len(said) == 1 and f'give --images={context.annotations.parent}' in said[0]
+  for name in ('a.png', 'mask.png'):
+    (context.images_dir / name).touch()
+  home = context.annotations.parent
+  plan([entry(1, 'photos/a.png', mask='mask.png'), entry(2, 'photos/b.png', mask='photos/mask.png')], context)
+  assert said == [
+    f"hint: 'photos/a.png' is not in {home / 'photos'}, but in {home}: give --images={home}",
+    f"hint: 'mask.png' is not in {home}, but in {home / 'photos'}: give --masks={home / 'photos'}",
+  ]
 
 
 # ---------------------------------------------------------------------------------------------------------------- ids
