@@ -1,4 +1,4 @@
-"""The formats, and how a file tells which one it has."""
+"""Annotation formats and their detection."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from ditsam_jax.terminal import printable
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-  """One way to write annotations down."""
+  """An annotation format."""
 
   about: str
   read: Callable[[Context], Iterator[Entry]]
@@ -31,7 +31,7 @@ FORMATS = {
 
 
 def named(name: str) -> Format:
-  """A format by name. Raises UserError."""
+  """Returns a format by name. Raises UserError if it is unknown."""
   if name not in FORMATS:
     raise UserError(
       f'--format={printable(name)} is unknown; {did_you_mean(name, FORMATS)}choose one of {", ".join(FORMATS)}'
@@ -40,7 +40,7 @@ def named(name: str) -> Format:
 
 
 def format_of(annotations: Path) -> str:
-  """The name of the format of a file or folder, by its content. Raises UserError where it has none of FORMATS."""
+  """Detects the format of a file or folder from its content. Raises UserError if it is none of FORMATS."""
   if annotations.is_dir():
     return 'parquet' if any(annotations.rglob('*.parquet')) else 'folder'
   with open_regular(annotations, most_bytes=2**63) as file:
@@ -61,13 +61,12 @@ def format_of(annotations: Path) -> str:
   if {'image', 'text', 'mask'} <= {cell.strip(' "\r\n') for cell in header.split(rows.delimiter_of(header))}:
     return 'csv'
   raise UserError(
-    f'{printable(annotations)} is in none of the formats {", ".join(FORMATS)}; see docs/own_data.md, or name its '
-    f'format with --format'
+    f'{printable(annotations)} is in none of the formats {", ".join(FORMATS)}; see docs/own_data.md, or set --format'
   )
 
 
 def _lines_or_coco(first: bytes, second: bytes) -> str:
-  """A file that begins with an object holds one a line, or is one."""
+  """Distinguishes JSON lines from a COCO file; both start with an object."""
   try:
     row = parse_json(first, finite=False)
   except ValueError:
