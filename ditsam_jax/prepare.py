@@ -140,7 +140,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   parser.add_argument(
     '--data-dir', default='data', type=local, metavar='DIR', help='folder of prepared data sets (default: %(default)s)'
   )
-  parser.add_argument('--skip-bad', action='store_true', help='skip bad images, masks and sentences; write the rest')
+  parser.add_argument('--skip-bad', action='store_true', help='skip bad data and write the rest')
   parser.add_argument(
     '--processes',
     type=int,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ditsam_jax.data.own import catalogue
 from ditsam_jax.data.own.entries import Context
-from ditsam_jax.data.own.formats import format_of, named
+from ditsam_jax.data.own.formats import format_of, named, read
 from ditsam_jax.data.own.objects import ObjectList
 from ditsam_jax.data.own.plan import plan
 from ditsam_jax.data.own.preview import Preview
@@ -74,7 +74,7 @@ def prepare(
   images_dir = home if images_dir is None else _folder('--images', images_dir)
   masks_dir = home if masks_dir is None else _folder('--masks', masks_dir)
   format = format or format_of(annotations)
-  reader = named(format)
+  named(format)
   if format == 'folder' and not all(os.path.samefile(folder, home) for folder in (images_dir, masks_dir)):
     raise UserError('--images and --masks do not apply to a folder per split, which holds both; leave them out')
   target = Target(name, '', f'data set {name!r}', data_dir, None)
@@ -85,7 +85,7 @@ def prepare(
   started = time.monotonic()
   context = Context(annotations, images_dir, masks_dir, Problems(), say)
   say(f'reading {annotations} ({format})')
-  planned = plan(reader.read(context), context, seed=seed)
+  planned = plan(read(format, context), context, seed=seed)
   if planned.split_here and any(planned.images.values()):
     shares = ', '.join(f'{split} {len(images):,}' for split, images in planned.images.items())
     say(f'the annotations have no splits; splitting images at random (seed {seed}): {shares} images')

@@ -13,6 +13,7 @@ from ditsam_jax.data.preparation.problems import Problems
 from ditsam_jax.terminal import printable
 
 FIELDS = ('image', 'text', 'mask', 'split', 'id', 'category')
+SPLITS = ('train', 'val', 'valid', 'validation', 'test', 'testA', 'testB')  # recognised in file names
 LONGEST_ID = 200
 
 
@@ -57,11 +58,12 @@ class Context:
   masks_dir: Path
   found: Problems
   say: Callable[[str], None]
+  prefix: str = ''  # of places in messages: the file's name, if there are several files
   ignored: dict[str, int] = dataclasses.field(default_factory=dict)  # counts of unknown fields by name
-  hinted: bool = False  # whether the hint about the images' folder was shown
+  hinted: set[str] = dataclasses.field(default_factory=set)  # options that hints were shown for
 
   def reject(self, place: str, error: Rejected) -> None:
-    self.found.add(error.kind, f'{place} ({error})')
+    self.found.add(error.kind, f'{self.prefix}{place} ({error})')
 
   def ignore(self, row: Mapping[str, Any], known: tuple[str, ...]) -> None:
     for name in row:

@@ -10,7 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from ditsam_jax.data.own.coco import sentences_of, size_of
-from ditsam_jax.data.own.entries import Context, Entry, Packed, Rejected, category_of, id_of, mask_of, path_of, split_of
+from ditsam_jax.data.own.entries import (
+  SPLITS,
+  Context,
+  Entry,
+  Packed,
+  Rejected,
+  category_of,
+  id_of,
+  mask_of,
+  path_of,
+  split_of,
+)
 from ditsam_jax.data.preparation import problems
 from ditsam_jax.data.preparation.images import MOST_BYTES, ImageError
 from ditsam_jax.errors import UserError
@@ -26,7 +37,6 @@ _MASKS = ('raw_anns', 'segmentation', 'mask')
 _IDS = ('ref_id', 'question_id', 'id')
 _OTHERS = ('split', 'category', 'raw_image_info', 'iscrowd')
 _HUB_NAME = re.compile(r'([A-Za-z][A-Za-z0-9_]*)-\d{5}-of-\d{5}.*')  # val-00000-of-00004.parquet
-_SPLITS = ('train', 'val', 'validation', 'test', 'testA', 'testB')
 
 
 def read(context: Context) -> Iterator[Entry]:
@@ -177,7 +187,7 @@ def _split_of_file(file: Path) -> str | None:
   """Infers the split from the hub's file name or folder, if possible."""
   if match := _HUB_NAME.fullmatch(file.stem):
     return match[1]
-  return next((name for name in (file.stem, file.parent.name) if name in _SPLITS), None)
+  return next((name for name in (file.stem, file.parent.name) if name in SPLITS), None)
 
 
 def _under(entry: Entry, prefix: dict[str, str], context: Context) -> Entry:

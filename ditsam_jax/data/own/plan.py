@@ -64,10 +64,10 @@ def plan(entries: Iterable[Entry], context: Context, *, seed: int = 0) -> Plan:
   for entry in entries:
     try:
       place, name = _image(entry, context.images_dir)
-      _hint(entry, place, context)
       split = _split(entry)
       numbers.check(entry)
       mask = _mask(entry, context.masks_dir)
+      _hint(entry, context)
     except Rejected as error:
       context.reject(entry.place, error)
       continue
@@ -125,17 +125,21 @@ def _image(entry: Entry, images_dir: Path) -> tuple[str | Packed, str]:
   return below(images_dir, entry.image, 'image'), entry.image
 
 
-def _hint(entry: Entry, place: str | Packed, context: Context) -> None:
-  """Hints once at --images if an image is relative to the annotations' folder instead."""
-  if context.hinted or isinstance(place, Packed) or isinstance(entry.image, Packed) or os.path.exists(place):
-    return
-  context.hinted = True
+def _hint(entry: Entry, context: Context) -> None:
+  """Hints once each at --images and --masks if files are relative to another folder."""
   home = context.annotations.parent
-  if '..' not in entry.image.split('/') and os.path.isfile(home / entry.image):
-    context.say(
-      f"hint: '{printable(entry.image)}' is not in {printable(context.images_dir)} but in {printable(home)}; use "
-      f'--images={printable(home)}'
-    )
+  for given, option, folder, other in (
+    (entry.image, '--images', context.images_dir, home),
+    (entry.mask, '--masks', context.masks_dir, context.images_dir),
+  ):
+    if option in context.hinted or not isinstance(given, str) or '..' in given.split('/'):
+      continue
+    if not os.path.exists(folder / given) and os.path.isfile(other / given):
+      context.hinted.add(option)
+      context.say(
+        f"hint: '{printable(given)}' is not in {printable(folder)} but in {printable(other)}; use "
+        f'{option}={printable(other)}'
+      )
 
 
 def _mask(entry: Entry, masks_dir: Path) -> tuple[PlannedMask, ...]:

@@ -84,8 +84,8 @@ class Report:
       self._note('cut', f"{self._called(one)} ('{printable(cut, 60)}')")
 
   def _figures(self) -> Iterable[str]:
-    (height, width), (most_height, most_width) = self._smallest, self._largest
-    yield f'images: {self._images:,}, from {width} x {height} to {most_width} x {most_height} pixels'
+    least, most = (f'{width} x {height}' for height, width in (self._smallest, self._largest))
+    yield f'images: {self._images:,}, {f"from {least} to {most}" if least != most else f"all {least}"} pixels'
     shares = 100 * np.array(self._shares)
     given = shares[shares > 0]
     nothing = f'; no target (null): {self._nothing:,}' if self._nothing else ''

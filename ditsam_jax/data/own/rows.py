@@ -98,7 +98,7 @@ def _lines(context: Context, *, blank: bool = False) -> Iterator[tuple[int, byte
       while line := stream.readline(LONGEST_LINE + 1):
         number += 1
         if len(line) > LONGEST_LINE:
-          context.found.add(problems.BAD_LINE, f'line {number:,} (longer than {LONGEST_LINE:,} bytes)')
+          context.reject(f'line {number:,}', Rejected(problems.BAD_LINE, f'longer than {LONGEST_LINE:,} bytes'))
           while line and not line.endswith(b'\n'):
             line = stream.readline(LONGEST_LINE)
           continue

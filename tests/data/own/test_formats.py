@@ -133,7 +133,7 @@ def test_bad_cells_are_counted(own):
 def read(file, name, own):
   found = Problems()
   context = Context(file, own.photos, own.root, found, lambda text: None)
-  return found, list(formats.named(name).read(context))
+  return found, list(formats.read(name, context))
 
 
 def coco(own, **changes):
@@ -283,6 +283,38 @@ def test_subfolders_for_images_masks_and_texts(own):
   with pytest.raises(UserError, match='2 problems'):
     builder.prepare('other', root, None, own.root / 'data', processes=0, say=said.append)
   assert any(line.startswith(f'1 {problems.MASK_FILE}: train/images/2.png: train/masks/2.png') for line in said)
+
+
+def test_a_file_per_split(own):
+  folder = own.root / 'annotations'
+  folder.mkdir()
+  for split in ('train', 'val', 'test'):
+    content = coco(own)
+    content['annotations'] = [one for one in content['annotations'] if SPLITS[one['id'] - 7] == split]
+    for number, annotation in enumerate(content['annotations']):
+      annotation['id'] = number  # restarts in every file
+    for image in content['images']:
+      del image['split']
+    (folder / f'instances_{split}2014.json').write_text(json.dumps(content))
+  assert formats.format_of(folder) == 'coco'
+  assert prepare.main(own.arguments(folder)) == 0
+  check(own, [TEXTS[index][:1] if index in (3, 4) else TEXTS[index] for index in range(6)], nothing=('5.png',))
+  listed = list(csv.DictReader((own.root / 'data' / 'mine' / 'objects.csv').open()))
+  assert (listed[-1]['id'], listed[-1]['place']) == ('instances_test2014/0', 'instances_test2014.json annotation 0')
+  own.write_lines([*rows(own), '{'], 'annotations/more_val.jsonl')
+  with pytest.raises(
+    UserError, match='files in several formats: instances_val2014.json .coco., more_val.jsonl .jsonl.'
+  ):
+    formats.format_of(folder)
+  for file in folder.glob('*.json'):
+    file.unlink()
+  found = Problems()
+  context = Context(folder, own.photos, own.root, found, lambda text: None)
+  assert len(list(formats.read('jsonl', context))) == 6
+  assert found.report() == [
+    f'1 {problems.BAD_LINE}: more_val.jsonl line 7 (damaged or not JSON (Expecting property name enclosed in double '
+    'quotes: character 2))'
+  ]
 
 
 # ------------------------------------------------------------------------------------------------------------ Parquet

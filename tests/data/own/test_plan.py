@@ -99,12 +99,17 @@ def test_two_spellings_of_a_path_are_one_image(context):
   assert [len(image.objects) for image in planned.images['val']] == [2]
 
 
-def test_a_hint_names_the_folder_where_images_are_found(context):
+def test_hints_name_the_folders_where_images_and_masks_are_found(context):
   said = []
   context.say = said.append
-  (context.images_dir / 'a.png').touch()
-  plan([entry(1, 'photos/a.png'), entry(2, 'photos/b.png')], context)
-  assert len(said) == 1 and f'use --images={context.annotations.parent}' in said[0]
+  for name in ('a.png', 'mask.png'):
+    (context.images_dir / name).touch()
+  home = context.annotations.parent
+  plan([entry(1, 'photos/a.png', mask='mask.png'), entry(2, 'photos/b.png', mask='photos/mask.png')], context)
+  assert said == [
+    f"hint: 'photos/a.png' is not in {home / 'photos'} but in {home}; use --images={home}",
+    f"hint: 'mask.png' is not in {home} but in {home / 'photos'}; use --masks={home / 'photos'}",
+  ]
 
 
 # ---------------------------------------------------------------------------------------------------------------- ids
