@@ -1,4 +1,4 @@
-"""A tiny SAM from scratch on shapes: points, boxes and no prompts, no text. Makes the shipped `sam_shapes`.
+"""A tiny SAM trained from scratch on shapes with points, boxes and no prompts; no text. Produces the shipped `sam_shapes`.
 
 python -m ditsam_jax.train --config=sam_pretrain --workdir=runs/sam_shapes      about 20 minutes on two CPU cores
 """

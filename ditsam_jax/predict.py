@@ -4,8 +4,8 @@
   python -m ditsam_jax.predict --image photos --point=120,80 --point=40,60,0 --json=results.jsonl
   python -m ditsam_jax.predict --prompts=prompts.jsonl --json=results.jsonl --no-pictures
 
-Each result is two PNG files at the image's own size (the mask as 0/255, and the image with the mask over it), and a
-line: on the screen, or of JSON with --json. Rerun the command to resume: finished requests are skipped.
+For each result, writes two PNG files at the image's own size (the mask as 0/255, and the image with the mask drawn over
+it) and prints a line, or writes a JSON line with --json. Rerun the command to resume; finished requests are skipped.
 """
 
 import argparse
@@ -23,14 +23,13 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.inference.prompts import Prompt
 from ditsam_jax.inference.results import Prediction
 from ditsam_jax.inference.segmenter import Segmenter
-from ditsam_jax.jobs.background import images_ahead, in_order
 from ditsam_jax.jobs.file_names import FileNames, is_result
 from ditsam_jax.jobs.image_paths import ImagePaths
 from ditsam_jax.jobs.job import Job, Source
 from ditsam_jax.jobs.json_lines import JsonLines
-from ditsam_jax.jobs.outputs import Output, OutputLost, made_by
-from ditsam_jax.jobs.progress import Progress, Remarks
+from ditsam_jax.jobs.outputs import Output, made_by, make_folder
 from ditsam_jax.jobs.requests import Combinations, PromptFile, Request, prompts_of
+from ditsam_jax.jobs.running import Asked, run
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.weights import dtype_named
 from ditsam_jax.options import Parser
@@ -38,11 +37,11 @@ from ditsam_jax.parallel import distributed
 from ditsam_jax.parallel.watch import Watch
 from ditsam_jax.storage.description import read_config
 from ditsam_jax.storage.paths import local
-from ditsam_jax.terminal import printable, say
+from ditsam_jax.terminal import printable
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """Runs the command; returns 0 if every request gave its result, otherwise 2."""
+  """Runs the command; returns 0 if all requests succeeded, otherwise 2."""
   options = _parse(arguments)
   distributed.initialise(options)
   config = read_config(options.checkpoint)
@@ -50,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
   job = Job(_source(options, config), names)
   host, hosts = distributed.place()
   dtype = dtype_named(options.dtype, jax.default_backend()).name
-  how = made_by(options.checkpoint, dtype, options.multimask)
+  how = made_by(options.checkpoint, dtype, multimask=options.multimask)
   output = Output(names and names.of, how)
   with Watch(), contextlib.ExitStack() as opened:
     lines = None
@@ -58,10 +57,10 @@ def main(arguments: list[str] | None = None) -> int:
       lines = opened.enter_context(JsonLines(Path(options.json), how, options.pictures, host, hosts))
       job.skip_done(lines)
     if options.pictures:
-      _make_folder(options.output)
+      make_folder(options.output)
       if any(os.scandir(options.output)):
         job.skip_pictured(output, redo=lines is not None)
-    _say_what_is_left_out(job)
+    job.say_what_is_left_out()
     at_once = min(options.batch_size, job.count)  # of the whole job: however it is cut, results have the same bits
     job.share(host, hosts)
     failed = job.left > 0 and _run(job, output, lines, options, at_once)
@@ -70,55 +69,29 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(job: Job, output: Output, lines: JsonLines | None, options: argparse.Namespace, at_once: int) -> bool:
-  """Does what is left to do; whether any of it failed."""
+  """Runs the remaining requests; returns whether any failed."""
   segmenter = Segmenter(options.checkpoint, batch_size=at_once, dtype=options.dtype)
-  waiting: collections.deque[Request] = collections.deque()
-  with Progress(job.left) as progress:
-    remarks = Remarks(progress)
 
-    def fail(request: Request, error: UserError) -> None:
-      if isinstance(error, OutputLost):
-        raise error
-      remarks.failure(f'{request}: {error}' if request.place else str(error))
-      progress.step(failed=True)
+  def predictions(asked: Asked) -> Iterator[tuple[Request, Prediction]]:
+    waiting: collections.deque[Request] = collections.deque()
 
-    def asked() -> Iterator[tuple[np.ndarray, Prompt]]:
-      for request, image in images_ahead(job.requests()):
-        if isinstance(image, UserError):
-          fail(request, image)
-        elif problem := _outside(request, image):
-          fail(request, problem)
-        else:
-          waiting.append(request)
-          yield image, request.prompt
+    def noted() -> Iterator[tuple[np.ndarray, Prompt]]:
+      for request, image in asked:
+        waiting.append(request)
+        yield image, request.prompt
 
-    def found() -> Iterator[tuple[Request, Prediction]]:
-      for prediction in segmenter.stream(asked()):
-        yield waiting.popleft(), prediction
+    for prediction in segmenter.stream(noted()):
+      yield waiting.popleft(), prediction
 
-    with contextlib.closing(in_order(lambda item: output.write(*item), found(), _size)) as results:
-      for (request, _), written in results:
-        if isinstance(written, UserError):
-          fail(request, written)
-          continue
-        if lines is None:
-          progress.show(written.summary)
-        else:
-          lines.append(written.json_line)
-        remarks.result(request.prompt.text, written.unknown, written.cut, written.is_empty)
-        progress.step()
-  for line in remarks.at_the_end():
-    say(line)
-  return progress.failed > 0
+  return run(job, output, lines, predictions, _size, _outside)
 
 
-def _size(item: tuple[Request, Prediction]) -> int:
-  prediction = item[1]
+def _size(prediction: Prediction) -> int:
   return prediction.image.nbytes + prediction.masks.nbytes + prediction.logits.nbytes
 
 
 def _outside(request: Request, image: np.ndarray) -> UserError | None:
-  """An error where a point, or the whole box, lies outside of the image."""
+  """Returns an error if a point or the entire box is outside the image."""
   height, width = image.shape[:2]
   points, box = request.prompt.points, request.prompt.box
   size = f'lies outside of the image, {width} x {height} pixels'
@@ -137,25 +110,6 @@ def _source(options: argparse.Namespace, config: DitSamConfig) -> Source:
     )
   prompts = prompts_of(options.text, options.point, options.box, config, multimask=options.multimask)
   return Combinations(ImagePaths(options.image, lambda path: is_result(path, Path(options.output))), prompts)
-
-
-def _make_folder(name: str) -> None:
-  folder = Path(name)
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-  except (OSError, ValueError) as error:
-    reason = getattr(error, 'strerror', None) or error
-    raise UserError(f'--output={printable(name)}: cannot be made ({reason}); choose another folder') from error
-  if not os.access(folder, os.W_OK):
-    raise UserError(f'--output={printable(name)}: cannot be written to; choose another folder')
-
-
-def _say_what_is_left_out(job: Job) -> None:
-  repeated, done = len(job) - job.count, job.count - job.left
-  if repeated:
-    distributed.tell(f'{repeated:,} request{"s repeat" if repeated > 1 else " repeats"} others; each is done once')
-  if done:
-    distributed.tell(f'{done:,} result{"s" if done > 1 else ""} already done')
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -187,7 +141,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     help='JSON lines instead of the above: image, and any of text, points, labels, box, id',
   )
   what.add_argument(
-    '--images-dir', type=local, metavar='DIR', help="folder of the images that FILE names (default: FILE's own)"
+    '--images-dir', type=local, metavar='DIR', help="folder of the images named in FILE (default: FILE's folder)"
   )
   how = parser.add_argument_group('how')
   how.add_argument(
@@ -224,7 +178,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _check(options: argparse.Namespace) -> None:
-  """Raises UserError for options that do not go together."""
+  """Raises UserError for inconsistent options."""
   if options.prompts is not None:
     given = [f'--{name}' for name in ('image', 'text', 'point', 'box') if getattr(options, name)]
     if given:

@@ -1,8 +1,8 @@
 """Trains a model: python -m ditsam_jax.train --config=configs/ldit.py:shapes --workdir=runs/ldit
 
-Rerun the command to resume, bit-identically. Ctrl-C and SIGTERM save. At the end the workdir holds the
-model (`model/`), the best one on the validation split (`best/`), `metrics.json` and `predictions.png`; `tensorboard
---logdir=WORKDIR` shows the rest.
+Rerun the command to resume, bit-exactly. Ctrl-C and SIGTERM save a checkpoint first. At the end, the workdir contains the
+model (`model/`), the best one on the validation split (`best/`), `metrics.json` and `predictions.png`. `tensorboard
+--logdir=WORKDIR` shows the curves.
 """
 
 import dataclasses
@@ -78,8 +78,8 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
   """Trains, evaluates and writes `workdir`. Returns the content of metrics.json, or None after SIGTERM.
 
   Raises:
-    UserError: impossible config, missing data, a workdir of another run or in use, no whole checkpoint, too many
-      updates in a row whose loss or gradient is not finite, a save that failed where that is to stop the run.
+    UserError: the config is invalid, data is missing, the workdir is in use or contains another run, no checkpoint is
+      intact, too many consecutive updates had a non-finite loss or gradient, or a save failed and the config says to stop.
     KeyboardInterrupt: after Ctrl-C, with everything saved.
   """
   with StopSignal() as stop, Workdir(workdir) as claimed, Watch():
@@ -91,7 +91,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
 
 def _train(given: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal) -> dict[str, Any] | None:
   started = time.time()
-  # --------------------------------------------------------------------- what can be refused before any long work
+  # -------------------------------------------------------------------------------- checks before any long work
   checked = checks.check(given)
   mesh = sharding.make_mesh(checked.mesh)
   claimed.check_place()
@@ -155,7 +155,7 @@ def _train(given: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal)
     with _log(workdir, step, progress, config) as log:
       while True:
         worth_saving = step > 0 and step % config.checkpoint_every == 0
-        # A run that was stopped in the middle of an evaluation begins with it.
+        # A run that was stopped during an evaluation starts with it.
         if evaluation and config.eval_every and step % config.eval_every == 0 and step > progress.evaluated:
           model = program.averaged_model(state)
           results, gallery = evaluation(model, 'val', config.eval_samples)
@@ -166,7 +166,7 @@ def _train(given: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal)
             if progress.improved(step, results.miou):
               _save_best(workdir, config, model, progress, describe | {'fresh': _untrained(progress, state, step)})
               worth_saving = True
-          del model  # the next steps need its room
+          del model  # frees memory for the next steps
         ends = stop.agreed() or step == config.total_steps
         if worth_saving or ends:
           skipped.look()
@@ -175,7 +175,7 @@ def _train(given: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal)
           break
         try:
           arrays = next(iterator)
-        except Exception:  # of a worker process that the signal ended too
+        except Exception:  # a worker process that was ended by the same signal
           if not stop.asked:
             raise
           continue
@@ -192,7 +192,7 @@ def _train(given: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal)
       f'stopped at step {step} of {config.total_steps}, which is not saved (see above); rerun the command to resume '
       f'from step {checkpoints.latest_step or 0}'
     )
-  # Whoever takes the machine away does not wait for more; and of several hosts one alone knows of a Ctrl-C.
+  # On preemption there is no time to write the model; and with several hosts, only one knows of a Ctrl-C.
   if stop.number == signal.SIGTERM or stop.asked and jax.process_count() > 1:
     return _stopped(step, config)
   model = program.averaged_model(state)
@@ -202,7 +202,7 @@ def _train(given: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal)
       saved_model.save(
         workdir / 'model', model, **describe, fresh=_untrained(progress, state, step), notes={'steps': step}
       )
-    except UserError as error:  # the checkpoint is there, and the figures are still to come
+    except UserError as error:  # raised later: the checkpoint is saved, and the metrics are still to be computed
       unsaved = error
   if stop.asked:
     if unsaved:
@@ -234,7 +234,7 @@ def _train(given: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal)
   if unsaved:
     raise UserError(f'{unsaved}; {written[0]} is written; rerun the command to write the model') from unsaved
   if results is not None and gallery is not None:
-    try:  # after the figures, which a picture must not cost
+    try:  # last, so a failure does not prevent writing the metrics
       write_png(workdir / 'predictions.png', gallery.panel(_headline(config, results)))
       written.append(workdir / 'predictions.png')
     except UserError as error:
@@ -248,7 +248,7 @@ def _stopped(step: int, config: ResolvedRunConfig) -> None:
 
 
 def _save_best(workdir: Path, config: RunConfig, model: DitSam, progress: Progress, describe: dict[str, Any]) -> None:
-  """The model with the highest score on the validation split; a failure is one of `config.on_save_failure`."""
+  """Saves the model with the highest validation score; handles failures by `config.on_save_failure`."""
   if not distributed.is_first():
     return
   try:
@@ -273,7 +273,7 @@ def _save_samples(workdir: Path, step: int, results: Results, gallery: Gallery, 
 
 
 class _Evaluation:
-  """Scores a run's models on its data; compiled once. Results are None where a signal asked to stop."""
+  """Scores a run's models on its data, compiling once. Results are None if a signal requested a stop."""
 
   def __init__(self, config: RunConfig, tokenizer: Tokenizer, stop: StopSignal):
     self._config, self._tokenizer, self._stop = config, tokenizer, stop
@@ -317,7 +317,7 @@ def _open(config: RunConfig, split: str) -> ReferringSource:
 
 
 def _splits(config: RunConfig) -> set[str]:
-  """The data of a run."""
+  """The splits that a run needs."""
   evaluated = {config.final_split} | ({'val'} if config.eval_every != 0 else set())
   return {'train'} | (evaluated if config.task == 'text' else set())
 
@@ -344,11 +344,11 @@ def _training_batches(
   )
   if tokenizer:
     return train_batches(source, tokenizer, **settings)
-  return prompt_batches(source, objects_per_image=data.objects_per_image, **settings)
+  return prompt_batches(source, objects_per_image=data.objects_per_image, prompt=data.prompts, **settings)
 
 
 def _about_data(config: ResolvedRunConfig) -> dict[str, Any]:
-  """What a saved model tells of its data: enough to make the same samples again, no paths."""
+  """The description of the data in a saved model: enough to recreate the samples, without paths."""
   data = config.to_json()['data']
   return {name: data[name] for name in ('dataset', 'scenes') if data[name] is not None}
 
@@ -358,12 +358,12 @@ def _headline(config: RunConfig, results: Results) -> str:
 
 
 def _curves(results: Results) -> dict[str, float]:
-  """What TensorBoard plots of an evaluation: mIoU, over all and by kind of expression."""
+  """The curves of an evaluation in TensorBoard: mIoU, in total and by kind of expression."""
   return {'mIoU': results.miou, **{f'mIoU_{kind}': results.metrics(kind=kind)['mIoU'] for kind in results.kinds}}
 
 
 def _devices(mesh: Mesh) -> str:
-  """The devices of the run, in words."""
+  """Describes the devices of the run."""
   axes = ' x '.join(f'{axis} {size}' for axis, size in mesh.shape.items())
   return f'{mesh.size} {mesh.devices.flat[0].platform} device(s)' + (f' as {axes}' if mesh.size > 1 else '')
 
@@ -373,13 +373,13 @@ def _count(weights: dict[str, jax.Array]) -> int:
 
 
 def _fresh_at_start(fresh: list[str], init_from: str) -> list[str]:
-  """Untrained parts of the model: missing in `init_from`, or untrained there too."""
-  lacking = [name for name in fresh if not is_position(name)]  # those are drawn once and never trained
+  """The untrained parts of the initial model: missing from `init_from`, or untrained there too."""
+  lacking = [name for name in fresh if not is_position(name)]  # positional encodings are random and never trained
   return sorted({*parts_of(lacking), *(fresh_parts(init_from) if init_from else ())})
 
 
 def _untrained(progress: Progress, state: TrainState, step: int) -> list[str]:
-  """Of the parts that were fresh at the start those that still are: no parameter of theirs is trained."""
+  """The parts that were fresh at the start and still are, because none of their parameters is trained."""
   return [part for part in progress.fresh if step == 0 or not any(name.startswith(f'{part}.') for name in state.params)]
 
 

@@ -1,4 +1,4 @@
-"""Checks a complete config: every field by its declaration, and combinations of fields."""
+"""Validates a config: each field by its declaration, and combinations of fields."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -16,10 +16,10 @@ from ditsam_jax.training.optimizer import freeze_pattern
 
 
 def check(config: ConfigDict) -> RunConfig:
-  """The config as dataclasses; a model that is None becomes that of init_from.
+  """Validates a config and converts it to dataclasses; a model that is None becomes that of `init_from`.
 
   Raises:
-    UserError: the first thing that cannot be: the field, its value, what is expected.
+    UserError: the first invalid field or combination.
   """
   run = check_fields(config)
   if run.model is None:
@@ -56,7 +56,7 @@ def check(config: ConfigDict) -> RunConfig:
 
 
 def check_fields(config: Any, name: str = 'config') -> RunConfig:
-  """`check` of every field alone: none is unknown, absent, of another type or out of range."""
+  """Validates each field on its own. Raises UserError if one is unknown, missing, of the wrong type or out of range."""
   try:
     return fields.read(RunConfig, plain(config), name, complete=True)
   except ValueError as error:
@@ -64,13 +64,13 @@ def check_fields(config: Any, name: str = 'config') -> RunConfig:
 
 
 def check_warmup(warmup_steps: int | None, total_steps: int | None) -> None:
-  """Raises UserError unless the warm-up ends before the training, or one of them is not known yet."""
+  """Raises UserError unless the warm-up is shorter than the training, or one of them is not known yet."""
   if warmup_steps is not None and total_steps is not None and warmup_steps >= total_steps:
     _refuse('optimizer.warmup_steps', warmup_steps, f'fewer than total_steps ({total_steps})')
 
 
 def model_config(config: ConfigDict) -> models.DitSamConfig:
-  """The model that `config.model` describes. Raises UserError, naming the field."""
+  """Returns the model config of `config.model`. Raises UserError, naming the field."""
   try:
     return fields.read(models.DitSamConfig, plain(config.model), 'config.model')
   except ValueError as error:
@@ -78,7 +78,7 @@ def model_config(config: ConfigDict) -> models.DitSamConfig:
 
 
 def plain(value: Any) -> Any:
-  """Dictionaries in place of ConfigDicts, and values in place of references."""
+  """Converts ConfigDicts to dictionaries and resolves references."""
   if isinstance(value, (ConfigDict, Mapping)):
     return {name: plain(item) for name, item in value.items()}
   return value

@@ -1,4 +1,4 @@
-"""Every field of a run, declared once. The defaults are the DIT release's recipe, as its code runs it."""
+"""All fields of a run, declared once. The defaults are the DIT release's recipe, as implemented in its code."""
 
 import dataclasses
 import json
@@ -6,6 +6,7 @@ from typing import Any
 
 from ditsam_jax.data import datasets
 from ditsam_jax.data.augmentation import AugmentationConfig
+from ditsam_jax.data.prompts import PromptConfig
 from ditsam_jax.data.shapes import ScenesConfig
 from ditsam_jax.errors import UserError
 from ditsam_jax.fields import (
@@ -37,7 +38,7 @@ _AXIS = Whole(1, 65_536, also=(-1,))
 
 @dataclasses.dataclass(frozen=True)
 class LocalPath(Text):
-  """A path of this machine."""
+  """A local path."""
 
   what: str = 'a local path (or a mounted bucket)'
 
@@ -51,7 +52,7 @@ class LocalPath(Text):
 
 @dataclasses.dataclass(frozen=True)
 class DataSetName(Kind):
-  """A data set, perhaps with whose partition: 'refcocog/google'; or an own one, which `checks.check` looks for."""
+  """A data set, optionally with a partition: 'refcocog/google'; or the user's own, which `checks.check` looks up."""
 
   @property
   def expected(self) -> str:
@@ -76,7 +77,7 @@ class DataSetName(Kind):
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-  """Where samples come from, and how they are read."""
+  """The source of samples, and how they are read."""
 
   dataset: str = declared('refcoco', DataSetName(), 'Data set')
   data_dir: str = declared('data', LocalPath(), 'Folder of prepared data sets')
@@ -85,6 +86,7 @@ class DataConfig:
   threads: int = declared(8, Whole(1, MAX_THREADS), 'Threads that read and augment, per process')
   processes: int = declared(0, Whole(0, MAX_PROCESSES), 'Worker processes; 0 reads in the main process')
   in_memory: bool = declared(False, Flag(), 'Keep decoded pixels in memory: for small images that are read many times')
+  prompts: PromptConfig = group(PromptConfig(), "First prompts, for task 'prompts'")
   augmentation: AugmentationConfig = group(AugmentationConfig(), 'Augmentation of training samples')
   add_words: str = declared(
     '',
@@ -97,7 +99,7 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-  """Optimiser and learning rate: linear warm-up, then a cosine."""
+  """Optimiser and learning rate: linear warm-up, then cosine decay."""
 
   name: str = declared(
     'adam', Choice(('adam', 'muon')), "'adam', or 'muon': Muon for the transformers' matrices, Adam for the rest"
@@ -118,7 +120,7 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-  """Weights of the parts of the loss, see training/loss.py."""
+  """Weights of the loss terms, see training/loss.py."""
 
   bce: float = declared(1.0, Real(), 'Binary cross-entropy of pixels')
   dice: float = declared(0.0, Real(), 'Dice loss of masks')
@@ -127,7 +129,7 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  """Devices along each axis; -1 is the rest of them, see parallel/sharding.py."""
+  """Devices along each axis; -1 stands for the remaining devices, see parallel/sharding.py."""
 
   data: int = declared(-1, _AXIS, 'Data parallelism: devices with different samples and replicated weights')
   fsdp: int = declared(-1, _AXIS, 'Fully sharded data parallelism: devices with different samples and sharded weights')
@@ -142,6 +144,12 @@ class RunConfig:
     'text',
     Choice(('text', 'prompts')),
     "'text': one sentence per sample; 'prompts': points and boxes, to pre-train a SAM",
+  )
+  rounds: int = declared(
+    1,
+    Whole(1, 64),
+    "Prompts of a target in one update, for task 'prompts': after the first, each adds a click where the last mask was "
+    'wrong, and that mask; the last of three or more adds the mask only',
   )
   seed: int = declared(0, Whole(0, 2**31 - 1), 'Random seed of initial weights, data order and dropout')
   init_from: str = declared(
@@ -213,7 +221,7 @@ class ResolvedOptimizerConfig(OptimizerConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResolvedRunConfig(RunConfig):
-  """A run whose lengths are numbers of updates, see config/lengths.py: what a training takes."""
+  """A run config whose lengths are in updates, see config/lengths.py; the input of training."""
 
   optimizer: ResolvedOptimizerConfig = dataclasses.field()
   total_steps: int = dataclasses.field()
@@ -221,5 +229,5 @@ class ResolvedRunConfig(RunConfig):
   checkpoint_every: int = dataclasses.field()
 
   def to_json(self) -> dict[str, Any]:
-    """Every field in plain containers, as config.json holds it."""
+    """Converts all fields to plain containers, as stored in config.json."""
     return json.loads(json.dumps(dataclasses.asdict(self)))

@@ -1,7 +1,7 @@
 """The list of data sets; resolves a name to samples and vocabulary.
 
-A new data set is a new `DataSet` in DATA_SETS (data/declaration.py says what it declares) and a reader. Users' own are
-declared by what `ditsam_jax.prepare` wrote for them.
+A new data set is a new `DataSet` in DATA_SETS (see data/declaration.py) and a reader. Users' own data sets are declared
+by the files that `ditsam_jax.prepare` wrote.
 """
 
 import os
@@ -21,7 +21,7 @@ from ditsam_jax.terminal import printable
 
 
 def scenes_config(fields: Mapping[str, Any]) -> shapes.ScenesConfig:
-  """The scenes that a config or its JSON form describes. Raises UserError on unknown fields or values."""
+  """Converts the scenes of a config, or its JSON form, to a ScenesConfig. Raises UserError for invalid fields."""
   try:
     return read(shapes.ScenesConfig, dict(fields), 'data.scenes')
   except ValueError as error:
@@ -37,7 +37,7 @@ def _open_shapes(
   scenes: Mapping[str, Any] | None = None,
   in_memory: bool,
 ) -> ReferringSource:
-  """Made on the first call."""
+  """Opens a split of shapes; generates the data on the first call."""
   builder = shapes.prepare(data_dir, scenes_config(scenes or {}))
   return ReferringSource(builder.data_dir, split, in_memory=in_memory)
 
@@ -46,7 +46,7 @@ SHAPES = DataSet(
   'shapes',
   'coloured shapes, generated on first use',
   (Partition('', dict.fromkeys(shapes.SPLITS)),),
-  # Made on opening, in a folder that depends on the scenes; how many objects they hold is known then.
+  # Generated when opened, in a folder that depends on the scenes; the number of objects is known only then.
   Reader(_open_shapes, lambda *_: None, lambda *_: None),
   vocabulary=Path(shapes.__file__).parent / 'vocab.txt',
   small=True,
@@ -57,10 +57,10 @@ NAMES = tuple(DATA_SETS)
 
 
 def find(name: str, data_dir: str | os.PathLike) -> tuple[DataSet, Partition]:
-  """The declaration of 'refcocog', 'refcocog/google', or of an own data set prepared in `data_dir`.
+  """Returns the declaration and partition of 'refcocog', 'refcocog/google', or a user's data set prepared in `data_dir`.
 
   Raises:
-    UserError: there is none.
+    UserError: the name is unknown.
   """
   if name not in DATA_SETS and (prepared := own.find(name, data_dir)):
     return prepared, prepared.partition()
@@ -76,19 +76,19 @@ def find(name: str, data_dir: str | os.PathLike) -> tuple[DataSet, Partition]:
 
 
 def check_name(name: str) -> None:
-  """Raises UserError for what cannot be the name of a data set, wherever it is prepared."""
+  """Raises UserError if this cannot be the name of a data set."""
   if not own.is_name(name):
     named(name, DATA_SETS)
 
 
 def is_small(name: str) -> bool:
-  """Whether a data set of that name has small pictures that are made here. Raises UserError as `check_name`."""
+  """Whether this data set is generated here and has small images. Raises UserError as `check_name` does."""
   check_name(name)
   return name in DATA_SETS and DATA_SETS[name].small
 
 
 def check_splits(dataset: str, splits: Iterable[str], data_dir: str | os.PathLike) -> None:
-  """Raises UserError for a data set or splits that do not exist, without reading any data."""
+  """Raises UserError if the data set or a split does not exist; reads no data."""
   data_set, partition = find(dataset, data_dir)
   if unknown := [split for split in splits if split not in partition.splits]:
     whose = f'{data_set.name} ({partition.name})' if partition.name else data_set.name
@@ -103,10 +103,13 @@ def check_data(dataset: str, data_dir: str | os.PathLike, splits: Iterable[str])
 
 
 def vocabulary(dataset: str, init_from: str = '') -> Path:
-  """The WordPiece vocabulary that a data set's sentences are read with.
+  """Returns the WordPiece vocabulary file for a data set.
 
-  That of the model `init_from` (a name or folder) that training starts from; shapes have their own for a start without
-  one. Raises UserError where there is none.
+  It is the vocabulary of `init_from`, the name or folder of the model that training starts from. Shapes have their own
+  for training from scratch.
+
+  Raises:
+    UserError: there is no such model, or it has no vocabulary.
   """
   check_name(dataset)
   if init_from and read_config(init_from).text_encoder is not None:
@@ -127,14 +130,14 @@ def open_split(
   """Opens one split; shapes are generated on the first call.
 
   Args:
-    dataset: one of NAMES; 'refcocog/google' for another split-by than the usual one; or an own data set's name.
+    dataset: one of NAMES, optionally with a partition ('refcocog/google'), or the name of a user's own data set.
     data_dir: folder of prepared data sets.
-    split: one of the data set's, see `DATA_SETS`.
-    scenes: changes to the defaults of shapes.ScenesConfig; of shapes alone.
-    in_memory: keep decoded pixels; for small images that are visited many times.
+    split: one of the data set's splits, see `DATA_SETS`.
+    scenes: changes to the defaults of shapes.ScenesConfig, for shapes only.
+    in_memory: keep decoded pixels in memory; for small images that are read many times.
 
   Raises:
-    UserError: unknown data set or split, or one that has to be prepared first.
+    UserError: the data set or split is unknown, or must be prepared first.
   """
   check_splits(dataset, [split], data_dir)
   data_set, partition = find(dataset, data_dir)
@@ -143,6 +146,6 @@ def open_split(
 
 
 def size(dataset: str, data_dir: str | os.PathLike, split: str) -> Counts | None:
-  """Size of a split without reading samples: of the prepared data, else as published; None if unknown."""
+  """Returns the size of a split: that of the prepared data, else the published one; None if unknown. Reads no samples."""
   data_set, partition = find(dataset, data_dir)
   return data_set.reader.size(data_set, partition, data_dir, split)

@@ -1,73 +1,86 @@
-"""Visual prompts drawn from masks, as SAM is trained with: points, boxes, or nothing."""
+"""The first prompt of each target, drawn from masks as SAM is trained with: a click, a box, or nothing."""
 
 import dataclasses
 
 import numpy as np
 
 from ditsam_jax.errors import UserError
-from ditsam_jax.models.prompt_encoder import BOTTOM_RIGHT, NEGATIVE, PADDING, POSITIVE, TOP_LEFT
+from ditsam_jax.fields import SHARE, declared
+from ditsam_jax.models.prompt_encoder import ABSENT, BOTTOM_RIGHT, PADDING, POSITIVE, TOP_LEFT
 
-KINDS = ('point', 'two_points', 'box', 'none')
-POINTS = 2  # slots a prompt has: a point and a second one, or the two corners of a box
+KINDS = ('point', 'box', 'background', 'none')
+POINTS = 2  # slots a prompt has: a point and SAM's padding, or the two corners of a box
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptConfig:
-  """How often each prompt is drawn; the four add up to 1."""
+  """How often each prompt is drawn; the four shares add up to 1."""
 
-  point: float = 0.35
-  two_points: float = 0.2
-  box: float = 0.35
-  none: float = 0.1  # no prompt at all; the target is all objects together
-  box_jitter: float = 0.1  # each side of a box moves by up to this share of the box's length
+  point: float = declared(0.5, SHARE, 'Share of clicks on an object')
+  box: float = declared(0.4, SHARE, 'Share of boxes around an object')
+  background: float = declared(
+    0.0, SHARE, 'Share of clicks beside all objects, whose target is empty: for images whose objects are all annotated'
+  )
+  none: float = declared(0.1, SHARE, 'Share of no prompt at all; the target is all objects together')
+  box_jitter: float = declared(0.1, SHARE, "Each side of a box moves by up to this share of the box's length")
 
   def __post_init__(self):
     shares = {kind: getattr(self, kind) for kind in KINDS}
     if min(shares.values()) < 0 or abs(sum(shares.values()) - 1) > 1e-6:
-      raise UserError(f'prompts: shares are {shares}; expected none below 0, adding up to 1')
+      told = ', '.join(f'{kind} {share:g}' for kind, share in shares.items())
+      raise UserError(f'prompts: the shares are {told}; expected none below 0, adding up to 1')
 
 
 def draw_kind(config: PromptConfig, rng: np.random.Generator) -> str:
-  """'point', 'two_points', 'box' or 'none'."""
+  """One of KINDS."""
   return KINDS[rng.choice(len(KINDS), p=[getattr(config, kind) for kind in KINDS])]
 
 
-def draw_prompt(
+def draw_target(
   kind: str,
-  mask: np.ndarray,
+  masks: np.ndarray,
+  index: int,
   config: PromptConfig,
   rng: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray]:
-  """A prompt for `mask` [S, S]: points float32 [POINTS, 2] and labels int32 [POINTS].
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """A prompt and what it means: points float32 [POINTS, 2], labels int32 [POINTS], target uint8 [S, S].
 
-  Points are (x, y) in pixels, a pixel's centre at its whole-numbered coordinates (SAM adds the half itself).
-  An empty mask, which no point can show, gets the prompt 'none'.
+  Points are (x, y) in pixels, a pixel's centre at its whole-numbered coordinates (SAM adds the half itself). Where no
+  pixel can be clicked (an empty mask, or an image without background), there is no prompt, and the target stays.
+
+  Args:
+    kind: of KINDS.
+    masks: 0/1 [n, S, S] of all objects.
+    index: the object that a click or box is for.
+    config: the jitter of boxes.
+    rng: where chance comes from.
   """
   points = np.zeros((POINTS, 2), np.float32)
-  labels = np.full(POINTS, PADDING, np.int32)
-  if kind == 'none' or not mask.any():
-    return points, labels
+  labels = np.full(POINTS, ABSENT, np.int32)
+  if kind == 'none':
+    return points, labels, masks.max(0)
+  target = np.zeros_like(masks[0]) if kind == 'background' else masks[index]
+  clickable = masks.max(0) == 0 if kind == 'background' else target
+  if not clickable.any():
+    return points, labels, target
   if kind == 'box':
-    points[:] = _box(mask, config.box_jitter, rng)
+    points[:] = _box(target, config.box_jitter, rng)
     labels[:] = TOP_LEFT, BOTTOM_RIGHT
-    return points, labels
-  points[0], labels[0] = _pixel(mask, rng), POSITIVE
-  if kind == 'two_points':
-    outside = rng.random() < 0.5 and not mask.all()
-    points[1] = _pixel(mask == 0 if outside else mask, rng)
-    labels[1] = NEGATIVE if outside else POSITIVE
-  return points, labels
+  else:
+    points[0] = _pixel(clickable, rng)
+    labels[:] = POSITIVE, PADDING
+  return points, labels, target
 
 
 def _pixel(mask: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
-  """(x, y) of a pixel of `mask`, each as likely as the next."""
+  """Draws a pixel (x, y) of `mask` uniformly."""
   pixels = np.flatnonzero(mask)
   y, x = divmod(int(pixels[rng.integers(len(pixels))]), mask.shape[1])
   return x, y
 
 
 def _box(mask: np.ndarray, jitter: float, rng: np.random.Generator) -> np.ndarray:
-  """[[left, top], [right, bottom]], the outermost pixels of `mask`, each side moved within the square."""
+  """The bounding box [[left, top], [right, bottom]] of `mask`, with each side jittered within the square."""
   columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
   corners = np.array([[columns[0], rows[0]], [columns[-1], rows[-1]]], np.float32)
   lengths = corners[1] - corners[0] + 1

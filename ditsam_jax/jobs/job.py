@@ -1,4 +1,4 @@
-"""A job of predictions, planned: all its requests are checked once, then those that are not done are gone through."""
+"""A prediction job: checks all requests once, then yields those that are not done."""
 
 import json
 from array import array
@@ -10,33 +10,34 @@ import numpy as np
 from ditsam_jax.errors import UserError
 from ditsam_jax.jobs.file_names import FileNames
 from ditsam_jax.jobs.json_lines import JsonLines
-from ditsam_jax.jobs.outputs import Output
+from ditsam_jax.jobs.outputs import ResultFiles
 from ditsam_jax.jobs.requests import Request, digest
+from ditsam_jax.parallel import distributed
 
 
 class Source(Protocol):
-  """Requests that can be gone through again: `Combinations` or `PromptFile`."""
+  """Requests that can be iterated repeatedly: `Combinations` or `PromptFile`."""
 
   def __iter__(self) -> Iterator[Request]: ...
 
   def chosen(self, todo: np.ndarray) -> Iterator[Request]:
-    """Those whose place in `todo` is true."""
+    """Yields the requests for which `todo` is true."""
     ...
 
 
 class Job:
-  """Which requests there are and which are left to do; of each a few bytes are kept.
+  """Tracks which requests are left to do, in a few bytes per request.
 
   Attributes:
-    repeated: bool [N], requests that say the same as an earlier one; they are done once.
-    todo: bool [N], what is left to do here.
+    repeated: bool [N], requests that duplicate an earlier one; they are done once.
+    todo: bool [N], requests left to do on this host.
   """
 
   def __init__(self, source: Source, names: FileNames | None) -> None:
-    """Goes through all requests once; `names` sees each.
+    """Checks all requests, and registers them with `names`.
 
     Raises:
-      UserError: a request is not as it should be, an id is given twice, or there are none.
+      UserError: a request is invalid, an id is used twice, or there are no requests.
     """
     self._source = source
     keys, images = array('Q'), array('Q')
@@ -65,28 +66,28 @@ class Job:
 
   @property
   def count(self) -> int:
-    """How many results there will be."""
+    """Number of results: requests without duplicates."""
     return len(self) - int(np.count_nonzero(self.repeated))
 
   @property
   def left(self) -> int:
-    """How many of them are left to do here."""
+    """Number of requests left to do on this host."""
     return int(np.count_nonzero(self.todo))
 
   def requests(self) -> Iterator[Request]:
-    """Those left to do, in order. Raises UserError where they are no longer those that were checked."""
+    """Yields the requests left to do, in order. Raises UserError if they have changed since they were checked."""
     for request in self._source.chosen(self.todo):
       if request.key() != int(self._keys[request.number]):
         raise UserError(f'{request}: changed while this command ran; rerun the command')
       yield request
 
   def share(self, host: int, hosts: int) -> None:
-    """Leaves this host its part: images in turn, the requests that follow each other on one image together."""
+    """Restricts the job to this host's share: every n-th image, keeping consecutive requests for an image together."""
     turns = np.cumsum(np.append(False, self._images[1:] != self._images[:-1]))
     self.todo &= turns % hosts == host
 
   def skip_done(self, lines: JsonLines) -> None:
-    """Leaves out what is in a file of results. Raises UserError where an id there is of another request."""
+    """Skips requests in a file of results. Raises UserError if an id there belongs to another request."""
     done = np.isin(self._keys, lines.keys)
     changed = self._owners[np.isin(self._ids, lines.ids) & ~done[self._owners]]
     if len(changed):
@@ -97,11 +98,19 @@ class Job:
       )
     self.todo &= ~done
 
-  def skip_pictured(self, output: Output, *, redo: bool) -> None:
+  def skip_pictured(self, output: ResultFiles, *, redo: bool) -> None:
     """Leaves out what has its pictures, unless `redo`. Raises UserError where others are in their place."""
     for request in self._source.chosen(self.todo):
       if output.is_done(request) and not redo:
         self.todo[request.number] = False
+
+  def say_what_is_left_out(self) -> None:
+    """Tells how many requests repeat others, and how many are done."""
+    repeated, done = len(self) - self.count, self.count - self.left
+    if repeated:
+      distributed.tell(f'{repeated:,} request{"s repeat" if repeated > 1 else " repeats"} others; each is done once')
+    if done:
+      distributed.tell(f'{done:,} result{"s" if done > 1 else ""} already done')
 
   def _check_ids(self) -> None:
     if len(np.unique(self._ids)) == len(self._ids):

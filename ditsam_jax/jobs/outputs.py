@@ -1,11 +1,12 @@
-"""Writes a prediction: mask, overlay, and a line of JSON."""
+"""The files of results, told apart and resumed; writes a prediction: mask, overlay, and a line of JSON."""
 
+import contextlib
 import errno
 import hashlib
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,17 +24,17 @@ from ditsam_jax.storage.image_files import write_photo_png, write_png
 from ditsam_jax.storage.places import resolve
 from ditsam_jax.terminal import printable
 
-_NOTES = 'ditsam_jax'  # the PNG text that says which request a mask belongs to
+NOTES = 'ditsam_jax'  # the PNG text that says which request a file belongs to
 _HASHED = 2**24  # bytes; of larger files size and time stand for the content
 
 
 class OutputLost(UserError):
-  """Nothing more can be written, of any result: the disk is full or read-only."""
+  """No further results can be written: the disk is full or read-only."""
 
 
 @dataclass(frozen=True)
 class Written:
-  """What is left to say of a result once its files are written."""
+  """What to report about a result after its files have been written."""
 
   request: Request
   json_line: bytes
@@ -43,22 +44,81 @@ class Written:
   cut: str
 
 
-class Output:
-  """Writes results; several threads may share one."""
+class ResultFiles:
+  """The files of results; the one written last notes, in the text of its PNG, its request and what made it."""
+
+  last = ''  # its ending; with it, the others are there
+  others: tuple[str, ...] = ()  # their endings
 
   def __init__(self, file_of: Callable[[Request], Path] | None, made_by: dict[str, Any]) -> None:
-    """`file_of`: the path of a request's pictures without their endings; None for no pictures."""
+    """`file_of`: the path of a request's files without their endings; None for no pictures."""
     self._file_of, self._made_by = file_of, made_by
+
+  def is_done(self, request: Request) -> bool:
+    """Whether the files are there, of this request and made the same way.
+
+    Raises:
+      UserError: other files are there.
+    """
+    if self._file_of is None:
+      return False
+    stem = self._file_of(request)
+    notes = self._check_free(stem, f'{request.key():016x}')
+    if notes is None:
+      return False
+    if notes['made_by'] != self._made_by:
+      difference = differing(notes['made_by'], self._made_by)
+      raise UserError(f'{printable(stem)}{self.last} was made with {difference}; choose another --output')
+    return all(os.path.exists(f'{stem}{ending}') for ending in self.others)
+
+  def notes(self, request: Request) -> dict[str, Any]:
+    """What tells a result from others, in its files and in its line."""
+    return {'key': f'{request.key():016x}', 'made_by': self._made_by}
+
+  def free_place(self, request: Request) -> Path | None:
+    """The path of a request's files without their endings, None for no files; UserError where another's file is."""
+    if self._file_of is None:
+      return None
+    stem = self._file_of(request)
+    self._check_free(stem, f'{request.key():016x}')
+    return stem
+
+  def _check_free(self, stem: Path, key: str) -> dict[str, Any] | None:
+    """The notes of this request's file, None where no file is; UserError where there is another."""
+    file = Path(f'{stem}{self.last}')
+    if not os.path.lexists(file):
+      return None
+    notes = _notes(file)
+    if notes is None or notes['key'] != key:
+      raise UserError(
+        f'{printable(file)} exists, but is not of this image and prompt; choose another --output, or move it away'
+      )
+    return notes
+
+  @contextlib.contextmanager
+  def writing(self) -> Iterator[None]:
+    """OutputLost instead of UserError where nothing more can be written."""
+    try:
+      yield
+    except UserError as error:
+      if getattr(error.__cause__, 'errno', None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        raise OutputLost(f'{error}; rerun the command to resume') from error
+      raise
+
+
+class Output(ResultFiles):
+  """Writes predictions; several threads may share one."""
+
+  last, others = MASK, (OVERLAY,)
 
   def write(self, request: Request, prediction: Prediction) -> Written:
     """Writes the pictures. Raises UserError, or OutputLost where the rest would fail too."""
-    mask_file = None
-    notes = {'key': f'{request.key():016x}', 'made_by': self._made_by}
-    if self._file_of is not None:
-      stem = self._file_of(request)
-      mask_file = Path(f'{stem}{MASK}')
-      self._check_free(mask_file, notes['key'])
-      self._write_pictures(stem, prediction, notes)
+    notes, stem = self.notes(request), self.free_place(request)
+    mask_file = None if stem is None else Path(f'{stem}{MASK}')
+    if mask_file is not None:
+      with self.writing():
+        write_photo_png(f'{stem}{OVERLAY}', np.asarray(prediction.overlay()))
+        write_png(mask_file, prediction.mask, notes={NOTES: json.dumps(notes)})
     line = json.dumps(_row(request, prediction, mask_file) | notes) + '\n'
     return Written(
       request,
@@ -69,63 +129,37 @@ class Output:
       prediction.cut,
     )
 
-  def is_done(self, request: Request) -> bool:
-    """Whether the pictures are there, of this request and made the same way.
 
-    Raises:
-      UserError: other pictures are there.
-    """
-    if self._file_of is None:
-      return False
-    stem = self._file_of(request)
-    mask_file = Path(f'{stem}{MASK}')
-    notes = self._check_free(mask_file, f'{request.key():016x}')
-    if notes is None:
-      return False
-    if notes['made_by'] != self._made_by:
-      difference = differing(notes['made_by'], self._made_by)
-      raise UserError(f'{printable(mask_file)} was made with {difference}; choose another --output')
-    return os.path.exists(f'{stem}{OVERLAY}')
-
-  def _check_free(self, mask_file: Path, key: str) -> dict[str, Any] | None:
-    """The notes of a mask of this request, None where no file is; UserError where there is another."""
-    if not os.path.lexists(mask_file):
-      return None
-    notes = _notes(mask_file)
-    if notes is None or notes['key'] != key:
-      raise UserError(
-        f'{printable(mask_file)} exists, but is not of this image and prompt; choose another --output, or move it away'
-      )
-    return notes
-
-  def _write_pictures(self, stem: Path, prediction: Prediction, notes: dict[str, Any]) -> None:
-    try:
-      write_photo_png(f'{stem}{OVERLAY}', np.asarray(prediction.overlay()))
-      write_png(f'{stem}{MASK}', prediction.mask, notes={_NOTES: json.dumps(notes)})  # last: with it, both are there
-    except UserError as error:
-      if getattr(error.__cause__, 'errno', None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        raise OutputLost(f'{error}; rerun the command to resume') from error
-      raise
+def make_folder(name: str) -> None:
+  """The folder of --output. Raises UserError if it cannot be made or written to."""
+  folder = Path(name)
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except (OSError, ValueError) as error:
+    reason = getattr(error, 'strerror', None) or error
+    raise UserError(f'--output={printable(name)}: cannot be made ({reason}); choose another folder') from error
+  if not os.access(folder, os.W_OK):
+    raise UserError(f'--output={printable(name)}: cannot be written to; choose another folder')
 
 
-def made_by(checkpoint: str, dtype: str, multimask: bool) -> dict[str, Any]:
+def made_by(checkpoint: str, dtype: str, **how: Any) -> dict[str, Any]:
   """How results are made, to tell those of another model or other options. Raises UserError."""
   description, folder = read_description(checkpoint), resolve(checkpoint)
   parts: list[Any] = [description['model'], description.get('files')]
-  if not parts[1]:  # a model from before checksums were saved with it
+  if not parts[1]:  # a model saved without checksums, by an earlier version
     for file in sorted(path for path in folder.rglob('*') if path.is_file()):
       size, time = file.stat().st_size, file.stat().st_mtime_ns
       content = hashlib.sha256(file.read_bytes()).hexdigest() if size <= _HASHED else time
       parts.append([str(file.relative_to(folder)), size, content])
   model = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-  return {'model': model[:12], 'dtype': dtype, 'multimask': multimask}
+  return {'model': model[:12], 'dtype': dtype, **how}
 
 
 def _notes(file: Path) -> dict[str, Any] | None:
-  """What `write` noted in a mask; None in any other file."""
+  """What was noted in a result's file; None in any other file."""
   try:
     with Image.open(file, formats=('PNG',)) as image:
-      notes = json.loads(image.info[_NOTES])
+      notes = json.loads(image.info[NOTES])
       return notes if isinstance(notes['key'], str) and 'made_by' in notes else None
   except (OSError, ValueError, KeyError, TypeError, SyntaxError, RecursionError, Image.DecompressionBombError):
     return None

@@ -1,4 +1,4 @@
-"""Losses of one predicted mask an image, all in f32."""
+"""Losses of predicted masks, all in f32."""
 
 import jax
 import jax.numpy as jnp
@@ -13,18 +13,18 @@ def mask_loss(
   dice: float = 0.0,
   iou: float = 0.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Weighted sum of the losses of REFERENCE's recipe (bce alone) and of SAM's (dice, predicted IoU).
+  """Weighted sum of the DIT release's loss (BCE) and SAM's losses (Dice, predicted IoU).
 
   Args:
     logits: [B, S, S].
     target: 0/1 [B, S, S], any dtype.
-    predicted_iou: [B], the model's own estimate.
-    bce: weight of the mean binary cross-entropy over all pixels, padding counted.
+    predicted_iou: [B], the model's estimate.
+    bce: weight of the mean binary cross-entropy over all pixels, padding included.
     dice: weight of the dice loss with SAM's and DETR's +1 smoothing (arXiv 2304.02643, appendix A).
     iou: weight of the squared error of the predicted IoU against the IoU of the mask logits > 0.
 
   Returns:
-    The loss, and {'loss', 'batch_iou'} for the log; 'batch_iou' is the mean IoU of this batch at threshold 0.5.
+    The loss, and metrics for the log: 'loss' and 'batch_iou', the mean IoU of this batch at threshold 0.5.
   """
   target = target.astype(logits.dtype)
   hit, area, union = _overlap(logits > 0, target)
@@ -39,8 +39,45 @@ def mask_loss(
   return loss, {'loss': loss, 'batch_iou': actual.mean()}
 
 
+def lowest_mask_loss(
+  logits: jax.Array,
+  target: jax.Array,
+  predicted_iou: jax.Array,
+  *,
+  bce: float = 1.0,
+  dice: float = 0.0,
+  iou: float = 0.0,
+) -> tuple[jax.Array, jax.Array]:
+  """`mask_loss` of M masks a target, of which only the one with the lowest loss learns (SAM, appendix A).
+
+  The predicted IoU of all of them learns, so that it tells the good ones from the rest.
+
+  Args:
+    logits: [B, M, S, S].
+    target: 0/1 [B, S, S], any dtype.
+    predicted_iou: [B, M].
+    bce, dice, iou: weights, see `mask_loss`.
+
+  Returns:
+    The loss, and the mean IoU of the masks with the highest predicted IoU.
+  """
+  target = target.astype(logits.dtype)[:, None]
+  hit, area, union = _overlap(logits > 0, target)
+  actual = jax.lax.stop_gradient(hit / jnp.maximum(union, 1.0))
+  losses = bce * (jax.nn.softplus(logits) - logits * target).mean((-2, -1))
+  if dice:
+    probability = jax.nn.sigmoid(logits)
+    numerator = 2 * (probability * target).sum((-2, -1)) + 1
+    losses += dice * (1 - numerator / (probability.sum((-2, -1)) + area + 1))
+  loss = losses.min(1).mean()
+  if iou:
+    loss += iou * jnp.square(predicted_iou - actual).mean()
+  chosen = jnp.take_along_axis(actual, predicted_iou.argmax(1)[:, None], axis=1)
+  return loss, chosen.mean()
+
+
 def _overlap(mask: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Intersection, target area and union [B] in pixels."""
+  """Intersection, target area and union in pixels, [...] of [..., S, S]."""
   mask = mask.astype(target.dtype)
-  hit, area = (mask * target).sum((1, 2)), target.sum((1, 2))
-  return hit, area, mask.sum((1, 2)) + area - hit
+  hit, area = (mask * target).sum((-2, -1)), target.sum((-2, -1))
+  return hit, area, mask.sum((-2, -1)) + area - hit

@@ -1,11 +1,6 @@
-"""Code written for segment_anything's SamPredictor runs after changing the import, and finds the same."""
+"""Code written for segment_anything's SamPredictor gives the same results after changing the import."""
 
 import dataclasses
-import functools
-import importlib
-import importlib.util
-import sys
-import types
 
 import numpy as np
 import pytest
@@ -17,8 +12,9 @@ from ditsam_jax.data.shapes.builder import described_scene
 from ditsam_jax.errors import UserError
 from ditsam_jax.storage import saved_model
 from ditsam_jax.storage.description import read_config
+from tests.meta_sam import meta_package, meta_sam
 
-# As people write it, after Meta's notebook. `sam` and `image` (uint8, RGB, 150 x 100) are there; `found` is compared.
+# Typical user code, after Meta's notebook. It gets `sam` and `image` (uint8, RGB, 150 x 100); `found` is compared.
 SCRIPT = """
 import numpy as np
 from PACKAGE import SamPredictor
@@ -75,67 +71,13 @@ assert not predictor.is_image_set and predictor.features is None
 @pytest.fixture(scope='module')
 def meta():
   """segment_anything, and the shipped SAM as its model."""
-  torch = pytest.importorskip('torch')
-  if importlib.util.find_spec('segment_anything') is None:
-    pytest.skip('segment_anything is not installed')
-  with pytest.MonkeyPatch.context() as patch:
-    if importlib.util.find_spec('torchvision') is None:
-      for name, module in _stand_ins().items():
-        patch.setitem(sys.modules, name, module)
-    package = importlib.import_module('segment_anything')
-    from ditsam_jax.convert.sources import release_tensors
-
-    config, weights = read_config('sam_shapes'), saved_model.read_weights('sam_shapes')
-    encoder, decoder = config.image_encoder, config.mask_decoder
-    modeling = importlib.import_module('segment_anything.modeling')
-    sam = modeling.Sam(
-      modeling.ImageEncoderViT(
-        img_size=config.image_size,
-        embed_dim=encoder.width,
-        depth=encoder.depth,
-        num_heads=encoder.heads,
-        out_chans=decoder.width,
-        use_rel_pos=True,
-        norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6),
-        window_size=encoder.pretrain_window,
-        global_attn_indexes=encoder.global_blocks,
-      ),
-      modeling.PromptEncoder(decoder.width, (config.grid,) * 2, (config.image_size,) * 2, decoder.mask_channels),
-      modeling.MaskDecoder(
-        transformer_dim=decoder.width,
-        iou_head_hidden_dim=decoder.iou_hidden,
-        transformer=modeling.TwoWayTransformer(
-          depth=decoder.depth, embedding_dim=decoder.width, mlp_dim=decoder.mlp_width, num_heads=decoder.heads
-        ),
-      ),
-      pixel_mean=[255 * value for value in config.pixel_mean],
-      pixel_std=[255 * value for value in config.pixel_std],
-    ).eval()
-    tensors = {name.replace('visual_encoder.', 'image_encoder.'): t for name, t in release_tensors(weights).items()}
-    sam.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=True)
-    yield package, sam
-    for name in [name for name in sys.modules if name.split('.')[0] == 'segment_anything']:
-      patch.delitem(sys.modules, name)
-
-
-def _stand_ins():
-  """What segment_anything wants of torchvision, by Pillow: that is what torchvision resizes Pillow's images with."""
-  names = (
-    'torchvision',
-    *(f'torchvision.{name}' for name in ('transforms', 'transforms.functional', 'ops', 'ops.boxes')),
-  )
-  modules = {name: types.ModuleType(name) for name in names}
-  modules['torchvision.transforms.functional'].to_pil_image = Image.fromarray
-  modules['torchvision.transforms.functional'].resize = lambda image, size: image.resize(
-    size[::-1], Image.Resampling.BILINEAR
-  )
-  modules['torchvision.ops.boxes'].batched_nms = modules['torchvision.ops.boxes'].box_area = None
-  return modules
+  with meta_package() as package:
+    yield package, meta_sam(package, read_config('sam_shapes'), saved_model.read_weights('sam_shapes'))
 
 
 @pytest.fixture(scope='module')
 def sam():
-  # It was trained with aligned corners, which Meta's code does not have.
+  # The model was trained with aligned corners, which Meta's code does not support.
   config = dataclasses.replace(read_config('sam_shapes'), align_corners=False)
   return saved_model.build(config, saved_model.read_weights('sam_shapes'), 'sam_shapes')
 
@@ -147,7 +89,7 @@ def image():
 
 
 def close(ours, theirs):
-  """Whether two arrays differ by rounding only: 1e-4 of the largest number; masks away from the threshold are equal."""
+  """Asserts that arrays are equal up to 1e-4 of the largest value, and masks in all but 1e-4 of the pixels."""
   assert ours.shape == theirs.shape and (ours.dtype == bool) == (theirs.dtype == bool)
   if ours.dtype == bool:
     assert (ours != theirs).mean() < 1e-4
@@ -159,7 +101,7 @@ def close(ours, theirs):
 @pytest.mark.verifies(
   'A script written for segment_anything, on the shipped SAM', against="Meta's segment_anything", within='1e-4 relative'
 )
-def test_one_script_runs_with_both_packages(meta, sam, image):
+def test_one_script_gives_the_same_with_both_packages(meta, sam, image):
   ours, theirs = {}, {}
   exec(SCRIPT.replace('PACKAGE', 'segment_anything'), {'sam': meta[1], 'image': image, 'found': theirs})
   exec(SCRIPT.replace('PACKAGE', 'ditsam_jax'), {'sam': sam, 'image': image, 'found': ours})
@@ -184,7 +126,7 @@ def test_arguments_have_the_same_names_and_order(meta):
 @pytest.mark.slow
 @pytest.mark.verifies('SamPredictor: batches of prompts', against="Meta's predict_torch", within='1e-4 relative')
 @pytest.mark.parametrize('count', [1, 3, 11])
-def test_a_batch_is_predict_torch(meta, sam, image, count):
+def test_predict_batch_equals_predict_torch(meta, sam, image, count):
   import torch
 
   rng = np.random.default_rng(count)
@@ -213,18 +155,18 @@ def test_a_batch_is_predict_torch(meta, sam, image, count):
     close(ours, other.numpy())
 
 
-def test_a_batch_finds_what_single_prompts_find(sam, image):
+def test_a_batch_equals_single_prompts(sam, image):
   predictor = ditsam_jax.SamPredictor(sam)
   predictor.set_image(image)
   points = np.random.default_rng(0).uniform(0, 100, (9, 1, 2))
   together = predictor.predict_batch(points, np.ones((9, 1)), return_logits=True)
   for i in range(9):
-    for all_of_them, one in zip(together, predictor.predict(points[i], np.ones(1), return_logits=True)):
-      close(all_of_them[i], one)
+    for batch, one in zip(together, predictor.predict(points[i], np.ones(1), return_logits=True)):
+      close(batch[i], one)
 
 
 @pytest.mark.parametrize(
-  'arguments, told',
+  'arguments, message',
   [
     (
       dict(boxes=np.ones((2, 4)), mask_input=np.zeros((3, 1, 32, 32))),
@@ -238,14 +180,14 @@ def test_a_batch_finds_what_single_prompts_find(sam, image):
     (dict(text=['the red circle']), 'no text encoder'),
   ],
 )
-def test_batches_that_are_none(sam, image, arguments, told):
+def test_invalid_batches(sam, image, arguments, message):
   predictor = ditsam_jax.SamPredictor(sam)
   predictor.set_image(image)
-  with pytest.raises(UserError, match=told):
+  with pytest.raises(UserError, match=message):
     predictor.predict_batch(**arguments)
 
 
-def test_the_order_of_colours_is_never_guessed(sam, image, tmp_path):
+def test_the_channel_order_is_never_guessed(sam, image, tmp_path):
   predictor = ditsam_jax.SamPredictor(sam)
   with pytest.raises(UserError, match="'GBR': expected one of RGB, BGR"):
     predictor.set_image(image, 'GBR')

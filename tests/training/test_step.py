@@ -1,4 +1,4 @@
-"""What one update changes, what it leaves alone, and that devices only share the work."""
+"""What a train step updates, and what it leaves unchanged."""
 
 import functools
 
@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 
 from ditsam_jax.config import recipe
-from ditsam_jax.models.execution import Execution
 from ditsam_jax.models.weights import weights_of
-from ditsam_jax.training.loss import mask_loss
 from ditsam_jax.training.optimizer import freeze_pattern, make_optimizer
-from ditsam_jax.training.step import averaged_model, make_train_step, prompt_forward, text_forward
+from ditsam_jax.training.step import averaged_model, make_train_step, text_forward
 from tests.small_models import make_state, random_batch, random_model, small_config
 
 LOSS = dict(bce=1.0, dice=0.5, iou=0.1)
@@ -20,14 +18,14 @@ LOSS = dict(bce=1.0, dice=0.5, iou=0.1)
 
 @functools.cache
 def make_optimizer_and_rate():
-  """The rate is 1e-2 from the first update on."""
+  """The optimiser and schedule, with a rate of 1e-2 from the first update on."""
   config = recipe('refcoco').optimizer
   config.update(learning_rate=1e-2, warmup_start=1e-2, warmup_steps=0)
   return make_optimizer(config, 100)
 
 
 def structure_and_state(freeze=''):
-  """The small model, in training mode with dropout, before its first update."""
+  """The small model in train mode, with dropout, before its first update."""
   model = random_model(small_config())
   model.train()
   return make_state(model, make_optimizer_and_rate()[0], freeze_pattern(freeze))
@@ -35,7 +33,7 @@ def structure_and_state(freeze=''):
 
 @functools.cache
 def train_step(freeze='', seed=0):
-  """Tests share the compiled step."""
+  """The compiled step, shared by tests."""
   return make_train_step(
     structure_and_state(freeze)[0],
     *make_optimizer_and_rate(),
@@ -76,7 +74,7 @@ def test_the_positional_buffer_is_never_trained():
 @pytest.mark.verifies(
   'Learning rate, clipping, AdamW, weight decay, moving average', against='worked out by hand', within='1e-6'
 )
-def test_the_average_of_the_first_two_updates_by_hand():
+def test_the_moving_average_of_two_updates_by_hand():
   (structure, state), step = structure_and_state(), train_step()
   start = to_numpy(state.params)
   state, _ = step(state, random_batch(2))
@@ -92,41 +90,10 @@ def test_the_average_of_the_first_two_updates_by_hand():
 
 
 @pytest.mark.slow
-def test_dropout_of_a_step_depends_on_seed_and_number_alone():
+def test_dropout_depends_only_on_seed_and_step():
   def loss(seed, step):
     state = structure_and_state()[1]._replace(step=jnp.asarray(step, jnp.int32))
     return float(train_step(seed=seed)(state, random_batch(2))[1]['loss'])
 
   assert loss(0, 3) == loss(0, 3)
   assert len({loss(0, 3), loss(0, 4), loss(1, 3)}) == 3
-
-
-@pytest.mark.slow
-def test_prompts_of_an_image_share_its_embedding_and_nothing_else():
-  """K prompts an image are the same as K images with one prompt each."""
-  model = random_model(small_config())
-  model.eval()
-  rng = np.random.default_rng(0)
-  batch = dict(
-    image=random_batch(2)['image'],
-    points=rng.uniform(0, 64, (2, 3, 2, 2)).astype(np.float32),
-    labels=np.asarray([[[1, -1], [2, 3], [0, 1]]] * 2),
-    masks=rng.integers(0, 2, (2, 3, 64, 64), np.uint8),
-  )
-  loss, _ = jax.jit(lambda batch: prompt_forward(model, batch, LOSS, None, Execution()))(batch)
-
-  @jax.jit
-  def one(image, points, labels):
-    embedding = model.image_encoder(image)
-    sparse = model.prompt_encoder.embed_points(points, labels, (64, 64))
-    out = model.decode(embedding, [sparse], None, (64, 64))
-    return out.logits[0], out.iou[0]
-
-  outputs = [
-    one(batch['image'][i : i + 1], batch['points'][i, k : k + 1], batch['labels'][i, k : k + 1])
-    for i in range(2)
-    for k in range(3)
-  ]
-  logits, iou = (jnp.stack(part) for part in zip(*outputs))
-  expected, _ = mask_loss(logits, batch['masks'].reshape(6, 64, 64), iou, **LOSS)
-  assert float(loss) == pytest.approx(float(expected), rel=1e-5)

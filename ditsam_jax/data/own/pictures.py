@@ -17,6 +17,7 @@ from ditsam_jax.storage.files import read_bytes
 from ditsam_jax.storage.image_files import read_encoded
 from ditsam_jax.terminal import printable
 
+_JPEG = b'\xff\xd8'  # also of cameras' MPO
 _QUICK = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE)
 
 
@@ -69,7 +70,7 @@ def _decoded(data: bytes, name: str, size: tuple[int, int] | None) -> tuple[np.n
   plain = False
   try:
     with warnings.catch_warnings(action='ignore'), Image.open(io.BytesIO(data), formats=('JPEG', 'PNG')) as picture:
-      if picture.format == 'JPEG':  # of PNG this would decode it, and what a turn does OpenCV shows
+      if data.startswith(_JPEG):  # of PNG this would decode it, and there OpenCV's pixels tell
         turned = picture.getexif().get(0x0112, 1) in range(2, 9)
         as_it_lies = turned and size == (picture.height, picture.width)
       plain = picture.mode in ('RGB', 'L') and (as_it_lies or not turned)
@@ -85,7 +86,7 @@ def _decoded(data: bytes, name: str, size: tuple[int, int] | None) -> tuple[np.n
 
 def _opencv_agrees(data: bytes, pixels: np.ndarray) -> bool:
   """Whether OpenCV, which training reads with, finds the same picture; of JPEG decoders differ by a little."""
-  if data.startswith(b'\xff\xd8'):
+  if data.startswith(_JPEG):
     return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_REDUCED_GRAYSCALE_8) is not None
   return np.array_equal(_opencv(data), pixels)  # pyright: ignore[reportArgumentType]  # None equals nothing
 

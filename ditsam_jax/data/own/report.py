@@ -79,7 +79,7 @@ class Report:
     self._words.update(words)
     if unknown := self._tokenizer.unknown(text):
       self._counts['unknown'] += 1
-      self._lacking.update({word.lower() for word in unknown})
+      self._lacking.update(list(dict.fromkeys(word.lower() for word in unknown)))  # in order, once a sentence
     if cut := self._tokenizer.cut(text):
       self._note('cut', f"{self._called(one)} ('{printable(cut, 60)}')")
 

@@ -70,9 +70,11 @@ def test_any_kind_is_stored_as_prediction_reads_it(tmp_path, image, name, as_it_
     np.testing.assert_array_equal(stored_pixels(found.data), theirs)
 
 
+@pytest.mark.parametrize('kind', ['JPEG', 'MPO'])
 @pytest.mark.parametrize('orientation', range(2, 9))
-def test_photographs_are_turned_as_viewers_turn_them(tmp_path, orientation):
-  file = saved(tmp_path, RGB, 'a.jpg', exif=turned(orientation), quality=95)
+def test_photographs_are_turned_as_viewers_turn_them(tmp_path, orientation, kind):
+  more = {'save_all': True, 'append_images': [Image.fromarray(RGB)]} if kind == 'MPO' else {}  # of cameras
+  file = saved(tmp_path, RGB, 'a.jpg', format=kind, exif=turned(orientation), quality=95, **more)
   found = read(file)
   np.testing.assert_array_equal(stored_pixels(found.data), read_image(file))
   if orientation > 4:
@@ -80,6 +82,12 @@ def test_photographs_are_turned_as_viewers_turn_them(tmp_path, orientation):
     as_it_lies = read(file, (40, 60))  # what COCO's annotations mean
     assert as_it_lies.data == file.read_bytes() and as_it_lies.height == 40
     assert read(file, (60, 40)).height == 60
+
+
+def test_a_turned_png_is_turned(tmp_path):
+  file = saved(tmp_path, RGB, 'a.png', exif=turned(6))
+  found = read(file)
+  np.testing.assert_array_equal(stored_pixels(found.data), np.rot90(RGB, -1))
 
 
 def test_the_same_pixels_have_the_same_digest_in_any_file(tmp_path):

@@ -1,0 +1,90 @@
+"""Everything that a phrase names, on shapes: python benchmarks/phrases.py --checkpoint=shapes --scenes=100
+
+Phrases of the test split's scenes, made as `ditsam_jax.data.shapes.phrases` makes them, name 0 to 5 shapes. Prints one
+JSON line: COCO's AP of the instances, how often as many are found as there are targets (by number of targets too), and
+gRefCOCO's scores of their union; and beside it the same of two simple ways, on the same model: the one mask that the
+sentence alone gives (`sentence`), and its pieces that touch nowhere (`pieces`).
+"""
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)
+
+import cv2
+import numpy as np
+
+import ditsam_jax
+from ditsam_jax.data.datasets import scenes_config
+from ditsam_jax.data.shapes import phrases
+from ditsam_jax.data.shapes.builder import described_scene
+from ditsam_jax.evaluation.instances import Answer, instance_rates
+from ditsam_jax.geometry.masks import encode_rle
+
+SMALLEST = 20  # pixels of a piece
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('--checkpoint', default='shapes')
+  parser.add_argument('--scenes', type=int, default=100, help='of the test split')
+  parser.add_argument('--phrases', type=int, default=6, help='of a scene')
+  parser.add_argument('--points-per-side', type=int, default=16)
+  parser.add_argument('--pred-iou-thresh', type=float, default=0.88)
+  parser.add_argument('--stability-score-thresh', type=float, default=0.95)
+  options = parser.parse_args()
+  generator = ditsam_jax.SamAutomaticMaskGenerator(
+    options.checkpoint,
+    options.points_per_side,
+    pred_iou_thresh=options.pred_iou_thresh,
+    stability_score_thresh=options.stability_score_thresh,
+    output_mode='coco_rle',
+  )
+  segmenter = ditsam_jax.Segmenter(options.checkpoint)
+  config, rng = scenes_config({}), np.random.default_rng(0)
+  asked, images = [], []
+  for index in range(options.scenes):
+    scene, _ = described_scene(config, 'test', index)
+    masks = [encode_rle(mask) for mask in scene.masks]
+    for phrase in phrases(scene.shapes, config.image_size, options.phrases, rng):
+      asked.append((phrase, [masks[i] for i in phrase.targets]))
+      images.append(scene.image)
+  texts = [phrase.text for phrase, _ in asked]
+  started = time.perf_counter()
+  found = list(generator.stream(zip(images, texts)))
+  seconds = time.perf_counter() - started
+  whole = segmenter.many(zip(images, texts))
+  answers = {
+    'generator': [([r['segmentation'] for r in records], [r['predicted_iou'] for r in records]) for records in found],
+    'sentence': [([each.rle()] if each.area else [], [each.score] * bool(each.area)) for each in whole],
+    'pieces': [pieces(each.mask, each.score) for each in whole],
+  }
+  scores = {
+    name: instance_rates([Answer(targets, *given) for (_, targets), given in zip(asked, all_given)])
+    for name, all_given in answers.items()
+  }
+  print(
+    json.dumps(
+      {
+        'phrases': len(asked),
+        'by_targets': np.bincount([len(targets) for _, targets in asked]).tolist(),
+        'seconds_a_phrase': round(seconds / len(asked), 3),
+        **{name: {key: round(value, 1) for key, value in rates.items()} for name, rates in scores.items()},
+      }
+    )
+  )
+
+
+def pieces(mask: np.ndarray, score: float) -> tuple[list[dict], list[float]]:
+  """Run lengths of the parts of a mask that touch nowhere, and their scores."""
+  count, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+  some = [i for i in range(1, count) if stats[i, cv2.CC_STAT_AREA] >= SMALLEST]
+  return [encode_rle(labels == i) for i in some], [score] * len(some)
+
+
+if __name__ == '__main__':
+  main()

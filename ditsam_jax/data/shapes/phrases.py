@@ -1,0 +1,98 @@
+"""Phrases that name any number of a scene's shapes: several ('the red circles'), one, or none.
+
+They are no part of the records: the standard splits hold expressions of one object each. Plural words are not in the
+vocabulary either; a tokenizer spells them ('circle', '##s').
+"""
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ditsam_jax.data.shapes.expressions import MAX_TOKENS, RELATION_MARGIN, RELATIONS, Group, groups, vocabulary
+from ditsam_jax.data.shapes.scenes import COLOURS, KINDS, SIZES, Shape
+
+MOST_TARGETS = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Phrase:
+  """`targets`: the indices of all shapes that `text` names, sorted; none if it names nothing."""
+
+  text: str
+  targets: tuple[int, ...]
+
+
+def phrases(shapes: Sequence[Shape], side: float, count: int, rng: np.random.Generator) -> list[Phrase]:
+  """Up to `count` different phrases about a scene, from naming nothing to MOST_TARGETS shapes, in turn.
+
+  A phrase that names nothing is a near miss: its words, or all but one, fit something else in the scene. Like
+  expressions, none hangs on a pixel: relations keep RELATION_MARGIN.
+
+  Args:
+    shapes: of the scene, in order.
+    side: of the image in pixels.
+    count: phrases wanted.
+    rng: where chance comes from.
+  """
+  candidates: dict[int, list[Phrase]] = {number: [] for number in range(MOST_TARGETS + 1)}
+  found = [*_attributes(shapes), *_relations(shapes, side), *_absent(shapes)]
+  for place in rng.permutation(len(found)).tolist():
+    if len(found[place].targets) <= MOST_TARGETS and tokens(found[place].text) <= MAX_TOKENS:
+      candidates[len(found[place].targets)].append(found[place])
+  chosen: dict[str, Phrase] = {}
+  while len(chosen) < count and any(candidates.values()):
+    for number in range(MOST_TARGETS + 1):
+      if candidates[number] and len(chosen) < count:
+        phrase = candidates[number].pop()
+        chosen[phrase.text] = phrase
+  return list(chosen.values())
+
+
+def plural(noun: str) -> str:
+  """'small red circle' -> 'small red circles'."""
+  return f'{noun}es' if noun.endswith('s') else f'{noun}s'
+
+
+def tokens(text: str) -> int:
+  """Tokens of a phrase, [CLS] and [SEP] included; the end of a plural is spelled, a token a letter."""
+  known = set(vocabulary())
+  beginnings = (next(word[:end] for end in range(len(word), 0, -1) if word[:end] in known) for word in text.split())
+  return 2 + sum(1 + len(word) - len(beginning) for word, beginning in zip(text.split(), beginnings))
+
+
+def _attributes(shapes: Sequence[Shape]) -> Iterator[Phrase]:
+  singles, crowds = groups(shapes)
+  for group in singles:
+    yield Phrase(f'the {group.noun}', tuple(group.members))
+  for group in crowds:
+    yield Phrase(f'the {plural(group.noun)}', tuple(group.members))
+
+
+def _relations(shapes: Sequence[Shape], side: float) -> Iterator[Phrase]:
+  singles, crowds = groups(shapes)
+  positions = [(shape.x / side, shape.y / side) for shape in shapes]
+  for anchor, crowd in itertools.product(singles, [*singles, *crowds]):
+    place = anchor.members[0]
+    members = [i for i in crowd.members if i != place]
+    for axis, words in enumerate(RELATIONS):
+      offsets = {i: positions[i][axis] - positions[place][axis] for i in members}
+      if not offsets or min(map(abs, offsets.values())) < RELATION_MARGIN:
+        continue
+      for word, sign in zip(words, (-1, 1)):
+        targets = tuple(i for i in members if sign * offsets[i] > 0)
+        noun = crowd.noun if len(targets) == 1 or len(crowd.members) == 1 else plural(crowd.noun)
+        yield Phrase(f'the {noun} {word} the {anchor.noun}', targets)
+
+
+def _absent(shapes: Sequence[Shape]) -> Iterator[Phrase]:
+  """Combinations of size, colour and kind that no shape has, though it has all of them but one."""
+  for size, colour, kind in itertools.product(('', *SIZES), ('', *COLOURS), ('', *KINDS)):
+    wanted = {name: word for name, word in (('size', size), ('colour', colour), ('kind', kind)) if word}
+    fitting = [sum(getattr(shape, name) == word for name, word in wanted.items()) for shape in shapes]
+    if len(wanted) < 2 or max(fitting) != len(wanted) - 1:
+      continue
+    noun = Group.noun_of(size, colour, kind)
+    yield Phrase(f'the {noun}', ())
+    yield Phrase(f'the {plural(noun)}', ())

@@ -1,0 +1,198 @@
+"""Segments everything in images, or everything that a phrase names.
+
+  python -m ditsam_jax.everything --checkpoint=sam_shapes --image=photos --output=runs/everything
+  python -m ditsam_jax.everything --checkpoint=models/sam --image photo.jpg --crop-n-layers=1 --json=results.jsonl
+  python -m ditsam_jax.everything --checkpoint=shapes --image scene.png --text='the red circles'
+
+Each image gets a picture of all its masks, and the masks as Meta's amg.py writes them: a folder of PNG files with
+metadata.csv, or with --convert-to-rle one file of run lengths. Rerun the command to resume: finished images are skipped.
+"""
+
+import argparse
+import collections
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from ditsam_jax import command_line
+from ditsam_jax.errors import UserError
+from ditsam_jax.inference.mask_generator import SamAutomaticMaskGenerator
+from ditsam_jax.inference.mask_settings import MaskSettings
+from ditsam_jax.inference.prompts import Prompt, checked
+from ditsam_jax.jobs.everything_files import Everything, EverythingFiles
+from ditsam_jax.jobs.file_names import FileNames, is_result
+from ditsam_jax.jobs.image_paths import ImagePaths
+from ditsam_jax.jobs.job import Job
+from ditsam_jax.jobs.json_lines import JsonLines
+from ditsam_jax.jobs.outputs import made_by, make_folder
+from ditsam_jax.jobs.requests import Combinations, Request
+from ditsam_jax.jobs.running import Asked, run
+from ditsam_jax.models.weights import dtype_named
+from ditsam_jax.options import Parser
+from ditsam_jax.parallel import distributed
+from ditsam_jax.parallel.watch import Watch
+from ditsam_jax.storage.description import read_config
+from ditsam_jax.storage.paths import local
+from ditsam_jax.terminal import printable
+
+_HELP = {
+  'points_per_side': 'points along each side of the image',
+  'points_per_batch': 'at most so many points at once on a device',
+  'pred_iou_thresh': 'drop masks with a predicted IoU up to this; 0 keeps all',
+  'stability_score_thresh': 'drop masks less stable than this; 0 keeps all',
+  'stability_score_offset': 'stability: the IoU of the masks at the threshold plus and less this, on logits',
+  'box_nms_thresh': 'of masks whose boxes overlap by more (IoU), keep the best',
+  'crop_n_layers': 'layers of crops to look at too, 4 crops in the first, 16 in the second',
+  'crop_nms_thresh': 'the same between crops; the smaller crop wins',
+  'crop_overlap_ratio': "overlap of the first layer's crops, as a share of the image's short side",
+  'crop_n_points_downscale_factor': 'each layer has so many times fewer points along the side of a crop',
+  'min_mask_region_area': 'remove holes and islands of fewer pixels; 0 leaves them',
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+  """Runs the command; returns 0 if every image gave its result, otherwise 2."""
+  options = _parse(arguments)
+  settings = {name: getattr(options, name) for name in _HELP}
+  MaskSettings(**settings)
+  distributed.initialise(options)
+  config = read_config(options.checkpoint)
+  prompts = [checked(Prompt(text), config) for text in dict.fromkeys(options.text)] or [Prompt()]
+  names = FileNames(Path(options.output)) if options.pictures else None
+  job = Job(Combinations(ImagePaths(options.image, lambda path: is_result(path, Path(options.output))), prompts), names)
+  host, hosts = distributed.place()
+  dtype = dtype_named(options.dtype, jax.default_backend()).name
+  files = {'convert_to_rle': options.convert_to_rle} if options.pictures else {}
+  how = made_by(options.checkpoint, dtype, **settings, **files)
+  output = EverythingFiles(names and names.of, how, convert_to_rle=options.convert_to_rle)
+  with Watch(), contextlib.ExitStack() as opened:
+    lines = None
+    if options.json:
+      lines = opened.enter_context(JsonLines(Path(options.json), how, options.pictures, host, hosts))
+      job.skip_done(lines)
+    if options.pictures:
+      make_folder(options.output)
+      if any(os.scandir(options.output)):
+        job.skip_pictured(output, redo=lines is not None)
+    job.say_what_is_left_out()
+    job.share(host, hosts)
+    failed = job.left > 0 and _run(job, output, lines, options, settings)
+    distributed.wait_for_all('segmented')
+  return 2 if failed else 0
+
+
+def _run(
+  job: Job, output: EverythingFiles, lines: JsonLines | None, options: argparse.Namespace, settings: dict[str, Any]
+) -> bool:
+  """Does what is left to do; whether any of it failed."""
+  generator = SamAutomaticMaskGenerator(options.checkpoint, **settings, output_mode='coco_rle', dtype=options.dtype)
+
+  def everything(asked: Asked) -> Iterator[tuple[Request, Everything]]:
+    waiting: collections.deque[tuple[Request, np.ndarray]] = collections.deque()
+
+    def noted() -> Iterator[tuple[np.ndarray, str | None]]:
+      for request, image in asked:
+        waiting.append((request, image))
+        yield image, request.prompt.text
+
+    for records in generator.stream(noted()):
+      request, image = waiting.popleft()
+      yield request, Everything(image, records)
+
+  return run(job, output, lines, everything, lambda found: found.image.nbytes, _too_small(options.crop_n_layers))
+
+
+def _too_small(layers: int):
+  """Whether an image has no room for the crops."""
+
+  def problem(request: Request, image: np.ndarray) -> UserError | None:
+    height, width = image.shape[:2]
+    if min(height, width) >= 4**layers:
+      return None
+    crops = f'{layers} layer{"s" if layers > 1 else ""} of crops'
+    return UserError(f'image {printable(request.name)}: {width} x {height} pixels have no room for {crops}')
+
+  return problem
+
+
+def _parse(arguments: list[str] | None) -> argparse.Namespace:
+  parser = Parser(
+    prog='python -m ditsam_jax.everything',
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  what = parser.add_argument_group('what to segment')
+  what.add_argument(
+    '--image',
+    nargs='+',
+    action='extend',
+    required=True,
+    type=local,
+    metavar='PATH',
+    help="files, folders, or globs such as 'photos/**/*.jpg'",
+  )
+  what.add_argument(
+    '--text', action='append', default=[], help='a phrase: only what it names, by a model that takes text; repeatable'
+  )
+  how = parser.add_argument_group('how')
+  how.add_argument(
+    '--checkpoint',
+    default='sam_shapes',
+    type=local,
+    metavar='DIR',
+    help="a saved model's folder, or a shipped model (default: %(default)s)",
+  )
+  how.add_argument(
+    '--dtype',
+    default='auto',
+    choices=('auto', 'float32', 'bfloat16'),
+    help='compute type; auto is bfloat16 on TPUs and GPUs, float32 on CPUs',
+  )
+  where = parser.add_argument_group('results')
+  where.add_argument(
+    '--output',
+    default='runs/everything',
+    type=local,
+    metavar='DIR',
+    help='folder of the pictures and masks (default: %(default)s)',
+  )
+  where.add_argument(
+    '--convert-to-rle', action='store_true', help="one JSON file of COCO's run lengths per image, no folder of masks"
+  )
+  where.add_argument('--json', type=local, metavar='FILE', help='write JSON lines, one per image, with run lengths')
+  where.add_argument('--no-pictures', dest='pictures', action='store_false', help='write --json only, for large jobs')
+  amg = parser.add_argument_group("mask generation, as Meta's amg.py")
+  for field in dataclasses.fields(MaskSettings):
+    if field.name in _HELP:
+      kind = type(field.default)
+      amg.add_argument(
+        f'--{field.name.replace("_", "-")}',
+        type=kind,
+        default=field.default,
+        metavar='N' if kind is int else 'X',
+        help=f'{_HELP[field.name]} (default: {field.default:.3g})',
+      )
+  distributed.add_flags(parser)
+  options = parser.parse_args(arguments)
+  _check(options)
+  return options
+
+
+def _check(options: argparse.Namespace) -> None:
+  """Raises UserError for options that do not go together."""
+  if options.json == '-':
+    raise UserError("'-' as a file: results are resumed from --json; name a file")
+  if not options.pictures and not options.json:
+    raise UserError('--no-pictures without --json: nothing would be written; add --json=FILE')
+  if not options.pictures and options.convert_to_rle:
+    raise UserError('--convert-to-rle with --no-pictures: the lines of --json hold run lengths already; omit one')
+
+
+if __name__ == '__main__':
+  command_line.run(main)

@@ -1,0 +1,356 @@
+"""Meta's `segment_anything.SamAutomaticMaskGenerator`: everything in an image, or everything that a phrase names."""
+
+import collections
+import concurrent.futures
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ditsam_jax.errors import UserError
+from ditsam_jax.geometry.letterbox import logit
+from ditsam_jax.geometry.point_grids import Box, crop_boxes
+from ditsam_jax.inference import mask_programs
+from ditsam_jax.inference.engine import Row, Sentence
+from ditsam_jax.inference.framing import Framed, frame
+from ditsam_jax.inference.mask_programs import Measures, Tile
+from ditsam_jax.inference.mask_records import Found, record, without_regions
+from ditsam_jax.inference.mask_settings import MaskSettings
+from ditsam_jax.inference.prompts import Prompt, point_tokens
+from ditsam_jax.inference.segmenter import Segmenter, load_with_tokenizer, same_image
+from ditsam_jax.models.ditsam import DitSam
+from ditsam_jax.storage.image_files import read_image
+from ditsam_jax.tokenization import Tokenizer
+
+EDGE = 20.0  # pixels from a crop's edge within which a mask counts as cut off, as in Meta's code
+
+_POINTS_AT_ONCE = {'cpu': 8}  # by platform: a processor's cache holds no more
+_MASKS_AT_ONCE = {'cpu': 8}  # brought to the image's own size in one program
+_MASKS_ELSEWHERE = 64
+_CROPS_AT_ONCE = {'cpu': 1}  # encoded in one program, where there are crops
+_CROPS_ELSEWHERE = 5  # the image and those of the first layer
+_LARGEST_TILE = 512  # pixels a side
+_READ_AHEAD = 2  # images
+
+
+class _Candidate(NamedTuple):
+  """A mask whose predicted IoU suffices, and later whose stability does."""
+
+  logits: jax.Array  # f32 [S/4, S/4], on a device
+  score: float
+  point: np.ndarray  # (x, y) in pixels of the crop
+  stability: float = 0.0
+  box: tuple[int, int, int, int] = (0, 0, 0, 0)  # in pixels of the crop
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Crop:
+  """A crop, ready for the model, and what the device needs to know of it."""
+
+  framed: Framed
+  box: Box
+  points: np.ndarray  # (x, y) in pixels of the crop [N, 2]
+  tiles: list[Tile]
+
+
+class SamAutomaticMaskGenerator:
+  """Finds the masks of a whole image; code written for `segment_anything.SamAutomaticMaskGenerator` runs unchanged.
+
+      generator = SamAutomaticMaskGenerator('sam_shapes')
+      for record in generator.generate(image):
+        record['segmentation'], record['bbox'], record['predicted_iou']
+
+      SamAutomaticMaskGenerator('shapes').generate(image, text='the red circles')  # models with a text encoder
+
+  A grid of points prompts the model. Its masks are filtered by predicted IoU, stability and edges of crops, and
+  duplicates are dropped, on the device. Programs depend on the model and on `points_per_batch` only, so other images,
+  image sizes, crops, thresholds and grids don't recompile. Threads may share a generator.
+  """
+
+  def __init__(
+    self,
+    model: str | os.PathLike | DitSam | Segmenter,
+    points_per_side: int | None = 32,
+    points_per_batch: int = 64,
+    pred_iou_thresh: float = 0.88,
+    stability_score_thresh: float = 0.95,
+    stability_score_offset: float = 1.0,
+    box_nms_thresh: float = 0.7,
+    crop_n_layers: int = 0,
+    crop_nms_thresh: float = 0.7,
+    crop_overlap_ratio: float = 512 / 1500,
+    crop_n_points_downscale_factor: int = 1,
+    point_grids: Sequence[Any] | None = None,
+    min_mask_region_area: int = 0,
+    output_mode: str = 'binary_mask',
+    *,
+    tokenizer: Tokenizer | None = None,
+    dtype: str | None = 'auto',
+  ) -> None:
+    """Creates a generator; arguments up to `output_mode` and their defaults are Meta's.
+
+    Args:
+      model: a model in memory, a saved model's folder, the name of a shipped model, or a Segmenter to share.
+      points_per_side: points along each side of the image; None with `point_grids`.
+      points_per_batch: at most so many points at once on a device; 8 on CPUs, whose caches hold no more.
+      pred_iou_thresh: masks with a predicted IoU up to this are dropped; 0 keeps all.
+      stability_score_thresh: masks with a lower stability are dropped; 0 keeps all. Stability is the IoU of the masks
+        at the threshold plus and less the offset.
+      stability_score_offset: see there, on logits.
+      box_nms_thresh: of masks whose boxes overlap by more (IoU), the one with the highest predicted IoU stays.
+      crop_n_layers: layers of crops to look at too, 4**n crops in the n-th.
+      crop_nms_thresh: as `box_nms_thresh`, between crops; the mask of the smaller crop stays.
+      crop_overlap_ratio: overlap of crops in the first layer, as a share of the image's short side.
+      crop_n_points_downscale_factor: each layer has so many times fewer points along a crop's side.
+      point_grids: own points (x, y) on 0..1, an array [N, 2] for the image and one for each layer of crops.
+      min_mask_region_area: holes and islands of fewer pixels are removed from masks; 0 leaves them.
+      output_mode: of `segmentation`: 'binary_mask' (bool [h, w]), 'uncompressed_rle' or 'coco_rle'.
+      tokenizer: for a model in memory that takes text.
+      dtype: not for a Segmenter; 'float32', 'bfloat16', or 'auto': bfloat16 on TPUs and GPUs, float32 on CPUs.
+
+    Raises:
+      UserError: an argument is impossible, or there is no such model or type.
+    """
+    self.settings = MaskSettings(
+      points_per_side=points_per_side,
+      points_per_batch=points_per_batch,
+      pred_iou_thresh=pred_iou_thresh,
+      stability_score_thresh=stability_score_thresh,
+      stability_score_offset=stability_score_offset,
+      box_nms_thresh=box_nms_thresh,
+      crop_n_layers=crop_n_layers,
+      crop_nms_thresh=crop_nms_thresh,
+      crop_overlap_ratio=crop_overlap_ratio,
+      crop_n_points_downscale_factor=crop_n_points_downscale_factor,
+      point_grids=point_grids,
+      min_mask_region_area=min_mask_region_area,
+      output_mode=output_mode,
+    )
+    self._grids = self.settings.grids()
+    if isinstance(model, Segmenter):
+      self._segmenter = model
+    else:
+      if not isinstance(model, DitSam):
+        model, own = load_with_tokenizer(model, dtype)
+        tokenizer = tokenizer or own
+      self._segmenter = Segmenter.from_model(model, tokenizer, dtype=dtype)
+    self.config = self._segmenter.config
+    self._engine = self._segmenter.engine
+    self._threshold = np.float32(logit(self.config.mask_threshold))
+    platform = self._engine.devices[0].platform
+    self._points_at_once = min(points_per_batch, _POINTS_AT_ONCE.get(platform, points_per_batch))
+    self._masks_at_once = _MASKS_AT_ONCE.get(platform, _MASKS_ELSEWHERE)
+    self._crops_at_once = _CROPS_AT_ONCE.get(platform, _CROPS_ELSEWHERE) if crop_n_layers else 1
+    self._tile = min(_LARGEST_TILE, max(64, self.config.image_size))
+
+  @property
+  def dtype(self) -> str:
+    """The compute type, 'float32' or 'bfloat16'."""
+    return self._segmenter.dtype
+
+  def generate(self, image: Any, text: str | None = None) -> list[dict[str, Any]]:
+    """Finds the masks of one image.
+
+    Args:
+      image: uint8 [h, w, 3], or anything else that `image_files.read_image` accepts.
+      text: a phrase; only what it names is wanted. It joins each point in one prompt, which a single mask answers.
+
+    Returns:
+      Meta's records: `segmentation`; `area` in pixels; `bbox` [x, y, width, height], from the first pixel to the last;
+      `predicted_iou`; `point_coords` [[x, y]], the point that found the mask; `stability_score`; `crop_box`. Highest
+      predicted IoU first; with crops, smallest crops first.
+
+    Raises:
+      UserError: the image cannot be read, or the model takes no text.
+    """
+    [records] = self.stream([(image, text)])
+    return records
+
+  def stream(self, requests: Iterable[tuple[Any, str | None]]) -> Iterator[list[dict[str, Any]]]:
+    """`generate` for any number of (image, text) pairs, in order; text is None for everything.
+
+    The next images are read, and the last one's masks drawn and encoded, while the device is at work. Consecutive pairs
+    with the same image object or path share its encoding, unless the text enters the image encoder.
+
+    Raises:
+      UserError: a pair is invalid, see `generate`; all earlier results come first.
+    """
+    with concurrent.futures.ThreadPoolExecutor(2) as readers, concurrent.futures.ThreadPoolExecutor(1) as writer:
+      finishing: collections.deque[concurrent.futures.Future] = collections.deque()
+      try:
+        for crops, prompt in self._ahead(readers, requests):
+          size = crops[0].framed.size
+          candidates = self._candidates(crops, prompt)
+          finishing.append(writer.submit(self._records, crops, candidates, size))
+          while finishing and (finishing[0].done() or len(finishing) > 1):
+            yield finishing.popleft().result()
+      except UserError:
+        while finishing:
+          yield finishing.popleft().result()
+        raise
+      while finishing:
+        yield finishing.popleft().result()
+
+  def _ahead(
+    self, pool: concurrent.futures.Executor, requests: Iterable[tuple[Any, str | None]]
+  ) -> Iterator[tuple[list[_Crop], Prompt]]:
+    """Crops, made in other threads, with their checked prompts; errors are raised in order."""
+    waiting: collections.deque[tuple[concurrent.futures.Future, Prompt]] = collections.deque()
+    last: Any = None, None
+    failure = None
+    try:
+      for image, text in requests:
+        prompt = self._segmenter.prompt(Prompt(text), may_be_empty=True)
+        if last[1] is None or not same_image(image, last[0]):
+          last = image, pool.submit(self._crops, image)
+        waiting.append((last[1], prompt))
+        if len(waiting) > _READ_AHEAD:
+          future, prompt = waiting.popleft()
+          yield future.result(), prompt
+    except UserError as error:
+      failure = error
+    while waiting:
+      future, prompt = waiting.popleft()
+      yield future.result(), prompt
+    if failure is not None:
+      raise failure
+
+  def _crops(self, image: Any) -> list[_Crop]:
+    """The image and its crops, resized and normalised."""
+    image = read_image(image)
+    crops = []
+    for box, layer in crop_boxes(image.shape[:2], self.settings.crop_n_layers, self.settings.crop_overlap_ratio):
+      x0, y0, x1, y1 = box
+      if x1 <= x0 or y1 <= y0:
+        raise UserError(
+          f'an image of {image.shape[1]} x {image.shape[0]} pixels has no {self.settings.crop_n_layers} layers of '
+          f'crops; expected fewer'
+        )
+      framed = frame(image[y0:y1, x0:x1], self.config)
+      tiles = mask_programs.tiles_of(*framed.own_size_operators(), self._tile)
+      crops.append(_Crop(framed, box, self._grids[layer] * (x1 - x0, y1 - y0), tiles))
+    return crops
+
+  def _candidates(self, crops: list[_Crop], prompt: Prompt) -> list[list[_Candidate]]:
+    """Of each crop the masks that predicted IoU, stability and edges leave."""
+    sentence = self._segmenter.sentence(prompt)
+    self._engine.encode([crop.framed.square for crop in crops], self._crops_at_once, sentence)
+    image = np.array(crops[0].box, np.float32)
+    kept = []
+    for crop in crops:
+      mine, waiting = [], []
+      for candidate in self._scored(crop, sentence):
+        waiting.append(candidate)
+        if len(waiting) == self._masks_at_once:
+          mine += self._stable(crop, waiting, image)
+          waiting = []
+      kept.append(mine + self._stable(crop, waiting, image))
+    return kept
+
+  def _scored(self, crop: _Crop, sentence: Sentence | None) -> Iterator[_Candidate]:
+    """Masks whose predicted IoU suffices; the device is one batch ahead."""
+    size = self._points_at_once * len(self._engine.devices)
+    ahead: collections.deque = collections.deque()
+    for start in range(0, len(crop.points), size):
+      points = crop.points[start : start + size]
+      rows = [self._row(crop.framed, point, sentence) for point in points]
+      ahead.append((points, self._engine.run(rows, self._points_at_once, one_image=True)))
+      if len(ahead) > 1:
+        yield from self._good(*ahead.popleft())
+    while ahead:
+      yield from self._good(*ahead.popleft())
+
+  def _row(self, framed: Framed, point: np.ndarray, sentence: Sentence | None) -> Row:
+    prompt = Prompt(points=point[None], labels=np.ones(1, np.int32))
+    return Row(framed.square, sentence, point_tokens(prompt, framed.scale, framed.offset), multimask=sentence is None)
+
+  def _good(self, points: np.ndarray, pieces) -> Iterator[_Candidate]:
+    least = self.settings.pred_iou_thresh
+    for piece in pieces:
+      scores = np.asarray(piece.iou)[: len(piece.rows)]
+      good = scores > np.float32(least) if least > 0 else np.ones_like(scores, bool)
+      for row, mask in np.argwhere(good):
+        logits = mask_programs.pick(piece.logits, np.int32(row), np.int32(mask))
+        yield _Candidate(logits, float(scores[row, mask]), points[piece.rows[row]])
+
+  def _stable(self, crop: _Crop, candidates: list[_Candidate], image: np.ndarray) -> list[_Candidate]:
+    """Those of some masks that are stable and not cut off by the crop."""
+    if not candidates:
+      return []
+    settings = self.settings
+    logits = self._filled(candidates)
+    measures = Measures.none(len(logits))
+    offset = np.float32(settings.stability_score_offset)
+    for tile in crop.tiles:
+      measures = mask_programs.measure(measures, logits, tile, self._threshold, offset)
+    judged = mask_programs.judge(
+      measures, np.float32(settings.stability_score_thresh), np.array(crop.box, np.float32), image, np.float32(EDGE)
+    )
+    rows = zip(candidates, *(np.asarray(array).tolist() for array in judged))
+    return [candidate._replace(stability=stability, box=tuple(box)) for candidate, kept, stability, box in rows if kept]
+
+  def _filled(self, candidates: list[_Candidate]) -> tuple[jax.Array, ...]:
+    """Their logits on one device, filled up to a whole program's worth."""
+    logits = [candidate.logits for candidate in candidates]
+    if len(self._engine.devices) > 1:
+      logits = jax.device_put(logits, self._engine.devices[0])
+    return (*logits, *logits[-1:] * (self._masks_at_once - len(logits)))
+
+  def _records(
+    self, crops: list[_Crop], candidates: list[list[_Candidate]], size: tuple[int, int]
+  ) -> list[dict[str, Any]]:
+    """Records of what is left without duplicates, in each crop and between crops."""
+    settings = self.settings
+    chosen: list[tuple[_Crop, _Candidate]] = []
+    for crop, mine in zip(crops, candidates):
+      boxes = np.reshape([candidate.box for candidate in mine], (-1, 4))
+      kept = kept_of(boxes, [candidate.score for candidate in mine], settings.box_nms_thresh)
+      chosen += [(crop, mine[i]) for i in kept]
+    if len(crops) > 1:
+      boxes = np.reshape([_moved(candidate.box, crop.box) for crop, candidate in chosen], (-1, 4))
+      smallness = [1 / ((x1 - x0) * (y1 - y0)) for x0, y0, x1, y1 in (crop.box for crop, _ in chosen)]
+      chosen = [chosen[i] for i in kept_of(boxes, smallness, settings.crop_nms_thresh)]
+    found = self._drawn(chosen)
+    if settings.min_mask_region_area > 0:
+      threshold = max(settings.box_nms_thresh, settings.crop_nms_thresh)
+      found = without_regions(found, size, settings.min_mask_region_area, threshold)
+    return [record(each, size, settings.output_mode) for each in found]
+
+  def _drawn(self, chosen: list[tuple[_Crop, _Candidate]]) -> list[Found]:
+    """Masks at their crop's own size; only these are copied from the device."""
+    masks: dict[int, np.ndarray] = {}
+    by_crop: dict[int, list[int]] = {}
+    for i, (crop, _) in enumerate(chosen):
+      by_crop.setdefault(id(crop), []).append(i)
+    for places in by_crop.values():
+      crop = chosen[places[0]][0]
+      for start in range(0, len(places), self._masks_at_once):
+        some = places[start : start + self._masks_at_once]
+        logits = self._filled([chosen[i][1] for i in some])
+        whole = np.zeros((len(some), *crop.framed.size), bool)
+        # All tiles are under way before the first of them is waited for.
+        for tile, packed in [(tile, mask_programs.draw(logits, tile, self._threshold)) for tile in crop.tiles]:
+          bits = np.unpackbits(np.asarray(packed)[: tile.height, : len(some)], axis=2, count=int(tile.width))
+          rows = slice(int(tile.top), int(tile.top + tile.height))
+          columns = slice(int(tile.left), int(tile.left + tile.width))
+          whole[:, rows, columns] = bits.transpose(1, 0, 2)
+        masks.update(zip(some, whole))
+    found = []
+    for i, (crop, candidate) in enumerate(chosen):
+      x, y = candidate.point + crop.box[:2]
+      box = _moved(candidate.box, crop.box)
+      found.append(Found(masks[i], box, candidate.score, candidate.stability, (float(x), float(y)), crop.box))
+    return found
+
+
+def kept_of(boxes: np.ndarray, scores: Sequence[float], threshold: float) -> list[int]:
+  """See `mask_programs.kept_boxes`."""
+  return mask_programs.kept_boxes(boxes, np.array(scores, np.float32), threshold).tolist()
+
+
+def _moved(box: tuple[int, int, int, int], crop: Box) -> tuple[int, int, int, int]:
+  x0, y0, x1, y1 = box
+  return x0 + crop[0], y0 + crop[1], x1 + crop[0], y1 + crop[1]

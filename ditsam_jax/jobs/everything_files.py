@@ -1,0 +1,98 @@
+"""Writes everything found in an image: masks as Meta's amg.py writes them, a picture, and a line of JSON."""
+
+import csv
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ditsam_jax.errors import UserError
+from ditsam_jax.geometry.masks import decode_rle
+from ditsam_jax.inference.everything_pictures import draw_everything
+from ditsam_jax.jobs.file_names import METADATA, OVERLAY
+from ditsam_jax.jobs.outputs import NOTES, ResultFiles, Written
+from ditsam_jax.jobs.requests import Request, described, in_words
+from ditsam_jax.storage.files import write_json
+from ditsam_jax.storage.image_files import write_png
+from ditsam_jax.terminal import printable
+
+Records = list[dict[str, Any]]  # of SamAutomaticMaskGenerator, with COCO's run lengths
+
+_COLUMNS = (
+  'id,area,bbox_x0,bbox_y0,bbox_w,bbox_h,point_input_x,point_input_y,predicted_iou,stability_score,'
+  'crop_box_x0,crop_box_y0,crop_box_w,crop_box_h'
+).split(',')
+
+
+class Everything(NamedTuple):
+  """What was found in an image, uint8 [h, w, 3]."""
+
+  image: np.ndarray
+  records: Records
+
+
+class EverythingFiles(ResultFiles):
+  """Several threads may share one.
+
+  Beside the picture, an image gets a folder of masks, 0.png and so on with metadata.csv, or a file of run lengths.
+  """
+
+  last = OVERLAY
+
+  def __init__(
+    self, file_of: Callable[[Request], Path] | None, made_by: dict[str, Any], *, convert_to_rle: bool
+  ) -> None:
+    """`file_of`: the path of a request's files without their endings; None for no files."""
+    super().__init__(file_of, made_by)
+    self.others = ('.json',) if convert_to_rle else (f'/{METADATA}',)
+    self._convert_to_rle = convert_to_rle
+
+  def write(self, request: Request, found: Everything) -> Written:
+    """Writes the files. Raises UserError, or OutputLost where the rest would fail too."""
+    notes, stem = self.notes(request), self.free_place(request)
+    picture = None if stem is None else Path(f'{stem}{OVERLAY}')
+    if stem is not None and picture is not None:
+      with self.writing():
+        if self._convert_to_rle:
+          write_json(Path(f'{stem}.json'), found.records)
+        else:
+          _write_masks(stem, found.records)
+        pixels = draw_everything(found.image, found.records, in_words(request.prompt))
+        write_png(picture, pixels, notes={NOTES: json.dumps(notes)})
+    row = {'image': request.name, 'id': request.id, 'prompt': described(request.prompt), 'masks': found.records}
+    if picture is not None:
+      row['overlay'] = str(picture)
+    line = json.dumps(row | notes) + '\n'
+    return Written(request, line.encode(), _summary(request, found.records, picture), not found.records, (), '')
+
+
+def _write_masks(folder: Path, records: Records) -> None:
+  """A folder of masks and their metadata, as Meta's amg.py writes it; it gets its name when it is whole."""
+  unfinished = Path(f'{folder}.unfinished')
+  try:
+    if folder.exists() and not (folder / METADATA).is_file():
+      raise UserError(f'{printable(folder)} exists, but holds no {METADATA}; choose another --output, or move it away')
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    for number, record in enumerate(records):
+      write_png(unfinished / f'{number}.png', decode_rle(record['segmentation']))
+    with open(unfinished / METADATA, 'w', newline='', encoding='utf-8') as file:
+      table = csv.writer(file, lineterminator='\n')
+      table.writerow(_COLUMNS)
+      for number, record in enumerate(records):
+        row = [number, record['area'], *record['bbox'], *record['point_coords'][0]]
+        table.writerow([*row, record['predicted_iou'], record['stability_score'], *record['crop_box']])
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(unfinished, folder)
+  except OSError as error:
+    raise UserError(f'cannot write {printable(folder)}: {error.strerror}; choose another output') from error
+
+
+def _summary(request: Request, records: Records, picture: Path | None) -> str:
+  count = f'{len(records):,} mask{"" if len(records) == 1 else "s"}' if records else 'nothing found'
+  where = '' if picture is None else f' -> {printable(picture)}'
+  return f'{printable(request.name)}: {in_words(request.prompt)}: {count}{where}'

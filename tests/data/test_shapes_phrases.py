@@ -1,0 +1,98 @@
+"""Every phrase is read with a grammar of this file's own and must name its targets, and nothing else."""
+
+import collections
+import dataclasses
+import functools
+import re
+
+import numpy as np
+
+from ditsam_jax.data import shapes
+from ditsam_jax.data.shapes import builder
+from ditsam_jax.data.shapes.phrases import phrases, plural, tokens
+from ditsam_jax.data.shapes.scenes import ScenesConfig
+from ditsam_jax.tokenization import Tokenizer
+from tests.data.test_shapes_expressions import VOCABULARY, named
+
+CONFIG = ScenesConfig()
+PHRASE = re.compile(r'the (?P<noun>[a-z ]+?)(?: (?P<where>left of|right of|above|below) the (?P<anchor>[a-z ]+))?')
+SINGULARS = {'circles': 'circle', 'squares': 'square', 'triangles': 'triangle', 'stars': 'star', 'crosses': 'cross'}
+SINGULARS |= {'shapes': 'shape'}
+
+
+def meaning(text, scene):
+  """Places of the shapes that a phrase names, from what the words say in English; whether it says there are several."""
+  match = PHRASE.fullmatch(text)
+  words = match['noun'].split()
+  several = words[-1] in SINGULARS
+  noun = ' '.join([*words[:-1], SINGULARS.get(words[-1], words[-1])])
+  found = named(noun, scene)
+  if match['where']:
+    [anchor] = named(match['anchor'], scene)
+    side = {
+      'left of': lambda s: s.x < anchor.x,
+      'right of': lambda s: s.x > anchor.x,
+      'above': lambda s: s.y < anchor.y,
+      'below': lambda s: s.y > anchor.y,
+    }[match['where']]
+    found = [s for s in found if s is not anchor and side(s)]
+  return tuple(i for i, shape in enumerate(scene) if any(shape is one for one in found)), several
+
+
+@functools.cache
+def phrased(scenes=150):
+  rng = np.random.default_rng(0)
+  return [
+    (scene, phrases(scene.shapes, CONFIG.image_size, 6, rng))
+    for scene, _ in (builder.described_scene(CONFIG, 'test', i) for i in range(scenes))
+  ]
+
+
+def all_phrases():
+  return [(scene, phrase) for scene, of_scene in phrased() for phrase in of_scene]
+
+
+def test_every_phrase_names_its_targets_and_nothing_else():
+  for scene, phrase in all_phrases():
+    found, several = meaning(phrase.text, scene.shapes)
+    assert found == phrase.targets, phrase
+    assert several == (len(found) > 1) or not found, phrase
+
+
+def test_no_phrase_hangs_on_small_differences():
+  rng = np.random.default_rng(0)
+  for scene, phrase in all_phrases():
+    moves = rng.uniform(-0.029, 0.029, (len(scene.shapes), 2)) * CONFIG.image_size
+    nudged = [dataclasses.replace(s, x=s.x + dx, y=s.y + dy) for s, (dx, dy) in zip(scene.shapes, moves)]
+    assert meaning(phrase.text, nudged)[0] == phrase.targets, phrase
+
+
+def test_phrases_name_from_none_to_five_shapes_none_of_them_rarely():
+  counts = collections.Counter(len(phrase.targets) for _, phrase in all_phrases())
+  assert set(counts) == set(range(6))
+  shares = np.array([counts[number] for number in range(6)]) / counts.total()
+  assert shares[:4].min() > 0.15 and shares[4:].min() > 0.05, shares
+  assert max(len(of_scene) for _, of_scene in phrased()) == 6
+  assert all(len({phrase.text for phrase in of_scene}) == len(of_scene) for _, of_scene in phrased())
+
+
+def test_phrases_that_name_nothing_are_near_misses():
+  """They take words of the scene: without a relation, all but one of them fit a shape that is there."""
+  for scene, phrase in all_phrases():
+    match = PHRASE.fullmatch(phrase.text)
+    if phrase.targets or match['where']:
+      continue
+    words = {SINGULARS.get(word, word) for word in match['noun'].split()} - {'shape'}
+    assert max(len(words & {s.size, s.colour, s.kind}) for s in scene.shapes) == len(words) - 1 >= 1
+
+
+def test_the_model_reads_all_of_a_phrase():
+  tokenizer = Tokenizer(VOCABULARY, shapes.MAX_TOKENS)
+  for _, phrase in all_phrases():
+    assert not tokenizer.cut(phrase.text)
+    ids, mask = tokenizer([phrase.text])
+    assert mask.sum() == tokens(phrase.text)
+
+
+def test_plurals():
+  assert [plural(noun) for noun in ('red circle', 'cross', 'shape')] == ['red circles', 'crosses', 'shapes']

@@ -1,0 +1,254 @@
+"""Automatic mask generation finds what Meta's own generator finds, and nothing recompiles from image to image."""
+
+import dataclasses
+import inspect
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import ditsam_jax
+from ditsam_jax.data.datasets import scenes_config
+from ditsam_jax.data.shapes.builder import described_scene
+from ditsam_jax.errors import UserError
+from ditsam_jax.geometry.masks import decode_rle
+from ditsam_jax.models.config import ImageEncoderConfig, MaskDecoderConfig, sam, tiny
+from ditsam_jax.models.weights import weights_of
+from ditsam_jax.storage import saved_model
+from ditsam_jax.storage.description import read_config
+from tests.meta_sam import meta_package, meta_sam
+from tests.small_models import random_model
+
+# Random weights give masks that spread over the whole image: no box is a duplicate.
+RANDOM = dict(
+  points_per_side=5,
+  points_per_batch=16,
+  pred_iou_thresh=0.06,
+  stability_score_thresh=0.17,
+  stability_score_offset=0.05,
+  box_nms_thresh=1.0,
+  crop_nms_thresh=1.0,
+)
+# For the shipped SAM; each is moved once below.
+BASE = dict(points_per_side=8, points_per_batch=16, pred_iou_thresh=0.7, stability_score_thresh=0.8)
+
+
+def windowed_config():
+  """A SAM of 96 x 96 pixels whose windows of 4 tokens do not divide its 6."""
+  config = tiny(
+    image_encoder=ImageEncoderConfig(
+      width=32, depth=2, heads=2, global_blocks=(1,), pretrain_grid=6, pretrain_window=4
+    ),
+    mask_decoder=MaskDecoderConfig(width=32, heads=2, mlp_width=32, iou_hidden=16),
+    text_encoder=None,
+    fusion='none',
+  )
+  return sam(config)
+
+
+@pytest.fixture(scope='module')
+def package():
+  with meta_package() as package:
+    yield package
+
+
+@pytest.fixture(scope='module')
+def windowed(package):
+  model = random_model(windowed_config(), seed=4)
+  weights = {name: np.asarray(variable[...]) for name, variable in weights_of(model).items()}
+  return model, meta_sam(package, model.config, weights)
+
+
+@pytest.fixture(scope='module')
+def shipped(package):
+  config = dataclasses.replace(read_config('sam_shapes'), align_corners=False)
+  weights = saved_model.read_weights('sam_shapes')
+  return saved_model.build(config, weights, 'sam_shapes'), meta_sam(package, config, weights)
+
+
+def image_of(width, height, number=0):
+  scene, _ = described_scene(scenes_config({}), 'test', number)
+  return np.asarray(Image.fromarray(scene.image).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def iou(one, other):
+  union = np.count_nonzero(one | other)
+  return np.count_nonzero(one & other) / union if union else 1.0
+
+
+def missing(found, others, settings):
+  """Records that have no counterpart among the others, but for those whose score lies at a threshold."""
+  at_edge = lambda record: any(
+    abs(record[score] - settings.get(name, default)) < 1e-4
+    for score, name, default in (
+      ('predicted_iou', 'pred_iou_thresh', 0.88),
+      ('stability_score', 'stability_score_thresh', 0.95),
+    )
+  )
+  return [
+    record
+    for record in found
+    if not at_edge(record)
+    and not any(
+      abs(record['predicted_iou'] - other['predicted_iou']) <= 1e-4
+      and abs(record['stability_score'] - other['stability_score']) <= 1e-4
+      and record['crop_box'] == other['crop_box']
+      and np.abs(np.subtract(record['bbox'], other['bbox'])).max() <= 1
+      and np.allclose(record['point_coords'], other['point_coords'])
+      and iou(record['segmentation'], other['segmentation']) >= 0.99
+      for other in others
+    )
+  ]
+
+
+def compare(package, pair, image, least=1, **settings):
+  """Both generators on an image; returns ours."""
+  ours = ditsam_jax.SamAutomaticMaskGenerator(pair[0], **settings).generate(image)
+  theirs = package.SamAutomaticMaskGenerator(pair[1], **settings).generate(image)
+  assert len(ours) == len(theirs) >= least
+  assert not missing(theirs, ours, settings) and not missing(ours, theirs, settings)
+  for mine, other in zip(ours, theirs):
+    assert list(mine) == list(other)
+    assert [type(value) for value in mine.values()] == [type(value) for value in other.values()]
+  return ours
+
+
+@pytest.mark.verifies(
+  'Automatic mask generation: a windowed SAM with random weights, image sizes and crops',
+  against="Meta's SamAutomaticMaskGenerator",
+  within='masks 0.99 IoU, scores 1e-4',
+)
+@pytest.mark.parametrize('size', [(96, 96), (150, 100), (40, 130), (300, 211)])
+@pytest.mark.parametrize('crops', [0, 1])
+def test_random_windowed_sam_finds_the_same_masks(package, windowed, size, crops):
+  compare(package, windowed, image_of(*size), least=3, **RANDOM, crop_n_layers=crops)
+
+
+MOVED = [
+  dict(points_per_side=3),
+  dict(points_per_batch=3),
+  dict(pred_iou_thresh=0.3),
+  dict(pred_iou_thresh=0),
+  dict(stability_score_thresh=0.8),
+  dict(stability_score_thresh=0, stability_score_offset=1.0),
+  dict(stability_score_offset=0.2),
+  dict(box_nms_thresh=0.5),
+  dict(crop_n_layers=1, crop_nms_thresh=0.3),
+  dict(crop_n_layers=1, crop_overlap_ratio=0.1),
+  dict(crop_n_layers=1, crop_n_points_downscale_factor=2),
+  dict(crop_n_layers=2, crop_n_points_downscale_factor=2),
+  dict(points_per_side=None, point_grids=[np.array([[0.2, 0.3], [0.7, 0.9], [0.5, 0.5]])]),
+  dict(min_mask_region_area=60),
+]
+
+
+@pytest.mark.verifies(
+  'Automatic mask generation: the shipped SAM, exported to PyTorch; every parameter moved once',
+  against="Meta's SamAutomaticMaskGenerator",
+  within='masks 0.99 IoU, scores 1e-4',
+)
+@pytest.mark.parametrize('moved', MOVED, ids=lambda moved: '-'.join(moved))
+def test_each_parameter_does_what_metas_does(package, shipped, moved):
+  compare(package, shipped, image_of(150, 110), **BASE | moved)
+
+
+@pytest.mark.parametrize('mode', ['uncompressed_rle', 'coco_rle'])
+def test_run_lengths_are_metas(package, windowed, mode):
+  image = image_of(70, 90)
+  settings = RANDOM | dict(output_mode=mode)
+  ours = ditsam_jax.SamAutomaticMaskGenerator(windowed[0], **settings).generate(image)
+  theirs = package.SamAutomaticMaskGenerator(windowed[1], **settings).generate(image)
+  assert len(ours) == len(theirs) > 1
+  for mine, other in zip(ours, theirs):
+    assert mine['segmentation'].keys() == other['segmentation'].keys()
+    assert type(mine['segmentation']['counts']) is type(other['segmentation']['counts'])
+    masks = [decode_rle(record['segmentation']) for record in (mine, other)]
+    assert iou(*masks) >= 0.99 and mine['area'] == masks[0].sum()
+
+
+def test_arguments_are_metas_with_their_defaults(package):
+  theirs = inspect.signature(package.SamAutomaticMaskGenerator).parameters
+  ours = inspect.signature(ditsam_jax.SamAutomaticMaskGenerator).parameters
+  assert list(ours)[: len(theirs)] == list(theirs)
+  assert all(ours[name].default == parameter.default for name, parameter in theirs.items())
+  assert all(ours[name].kind is inspect.Parameter.KEYWORD_ONLY for name in list(ours)[len(theirs) :])
+
+
+def test_nothing_recompiles_from_image_to_image(windowed, compilations):
+  generator = ditsam_jax.SamAutomaticMaskGenerator(windowed[0], **RANDOM, crop_n_layers=1)
+  generator.generate(image_of(100, 80))
+  before = len(compilations)
+  for width, height in ((96, 96), (31, 200), (410, 233)):
+    generator.generate(image_of(width, height))
+  other = RANDOM | dict(points_per_side=3, pred_iou_thresh=0.07, stability_score_thresh=0.2, stability_score_offset=0.1)
+  ditsam_jax.SamAutomaticMaskGenerator(windowed[0], **other).generate(image_of(55, 77))
+  assert len(compilations) == before
+
+
+@pytest.fixture
+def compilations():
+  """Grows by one with every program that XLA compiles."""
+  events = []
+
+  def note(event, duration, **details):
+    if event == '/jax/core/compile/backend_compile_duration':
+      events.append(duration)
+
+  jax.monitoring.register_event_duration_secs_listener(note)
+  jax.jit(lambda x: x * 3.21 + 1)(2.0)
+  assert len(events) == 1  # or the test that counts them would always pass
+  yield events
+  jax.monitoring.unregister_event_duration_listener(note)
+
+
+def test_a_stream_gives_what_single_images_give(windowed):
+  generator = ditsam_jax.SamAutomaticMaskGenerator(windowed[0], **RANDOM)
+  images = [image_of(100, 80, number) for number in range(5)]
+  together = list(generator.stream((image, None) for image in images))
+  assert len(together) == 5
+  for records, image in zip(together, images):
+    alone = generator.generate(image)
+    assert [record['bbox'] for record in records] == [record['bbox'] for record in alone]
+    assert all((one['segmentation'] == other['segmentation']).all() for one, other in zip(records, alone))
+
+
+def test_an_image_that_cannot_be_read_loses_no_earlier_result(windowed, tmp_path):
+  generator = ditsam_jax.SamAutomaticMaskGenerator(windowed[0], **RANDOM)
+  images = image_of(50, 50), image_of(60, 60), tmp_path / 'missing.png', image_of(70, 70)
+  found = generator.stream((image, None) for image in images)
+  assert len([next(found), next(found)]) == 2
+  with pytest.raises(UserError, match=r'missing\.png'):
+    next(found)
+
+
+def test_an_image_without_masks_gives_an_empty_list(windowed):
+  settings = RANDOM | dict(pred_iou_thresh=1e6, crop_n_layers=1, min_mask_region_area=10)
+  assert ditsam_jax.SamAutomaticMaskGenerator(windowed[0], **settings).generate(image_of(50, 50)) == []
+
+
+@pytest.mark.parametrize(
+  'settings, message',
+  [
+    (dict(points_per_side=None), 'points_per_side None with point_grids None: expected one of the two'),
+    (dict(point_grids=[[[0.5, 0.5]]]), 'points_per_side 32 with point_grids given: expected one of the two'),
+    (dict(points_per_side=None, point_grids=[[0.5, 0.5]]), r'an array of shape \(2,\)'),
+    (dict(points_per_side=None, point_grids=[[[0.5, 1.5]]]), r'a coordinate outside of 0\.\.1'),
+    (dict(points_per_side=None, point_grids=[[[0.5, 0.5]]], crop_n_layers=1), '1 point_grids with 1 crop layers'),
+    (dict(points_per_side=0), 'points_per_side 0: expected a whole number from 1'),
+    (dict(points_per_side=3, crop_n_layers=2, crop_n_points_downscale_factor=2), 'no points are left'),
+    (dict(points_per_batch=1.5), 'points_per_batch 1.5: expected a whole number'),
+    (dict(pred_iou_thresh='high'), "pred_iou_thresh 'high': expected a number"),
+    (dict(box_nms_thresh=-0.1), 'box_nms_thresh -0.1: expected a number of at least 0'),
+    (dict(crop_overlap_ratio=2), 'crop_overlap_ratio 2: expected 0 to 1'),
+    (dict(output_mode='rle'), "output_mode 'rle': expected one of binary_mask, uncompressed_rle, coco_rle"),
+  ],
+)
+def test_impossible_arguments_are_refused(settings, message):
+  with pytest.raises(UserError, match=message):
+    ditsam_jax.SamAutomaticMaskGenerator('sam_shapes', **settings)
+
+
+def test_text_needs_a_text_encoder(windowed):
+  with pytest.raises(UserError, match="'the red circles': this model has no text encoder"):
+    ditsam_jax.SamAutomaticMaskGenerator(windowed[0]).generate(image_of(50, 50), text='the red circles')

@@ -1,0 +1,200 @@
+"""The command: files for every image, as Meta's amg.py writes them, one line for whatever is wrong, and resuming."""
+
+import csv
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ditsam_jax import everything
+from ditsam_jax.errors import UserError
+from ditsam_jax.geometry.masks import decode_rle, encode_rle
+from ditsam_jax.inference.everything_pictures import colour_of, draw_everything
+from ditsam_jax.jobs.file_names import is_result
+
+
+class QuadrantGenerator:
+  """Finds the upper half of every image, and its left quarter; with a text the quarter alone."""
+
+  made: list['QuadrantGenerator'] = []
+  interrupt_after = None
+
+  def __init__(self, checkpoint, *, output_mode, dtype, **settings):
+    assert output_mode == 'coco_rle'
+    self.settings, self.asked = settings, []
+    self.made.append(self)
+
+  def stream(self, requests):
+    for image, text in requests:
+      if len(self.asked) == self.interrupt_after:
+        raise KeyboardInterrupt
+      self.asked.append(text)
+      half, quarter = np.zeros((2, *image.shape[:2]), bool)
+      half[: len(half) // 2] = True
+      quarter[: len(half) // 2, : half.shape[1] // 2] = True
+      yield [record_of(mask) for mask in ([quarter] if text else [half, quarter])]
+
+
+def record_of(mask):
+  height, width = mask.shape
+  rows, columns = np.nonzero(mask)
+  return {
+    'segmentation': encode_rle(mask),
+    'area': int(mask.sum()),
+    'bbox': [0, 0, int(columns.max()), int(rows.max())],
+    'predicted_iou': 0.9,
+    'point_coords': [[1.5, 2.0]],
+    'stability_score': 0.97,
+    'crop_box': [0, 0, width, height],
+  }
+
+
+@pytest.fixture(autouse=True)
+def quadrant_generator(monkeypatch):
+  monkeypatch.setattr(everything, 'SamAutomaticMaskGenerator', QuadrantGenerator)
+  monkeypatch.setattr(QuadrantGenerator, 'made', [])
+
+
+@pytest.fixture
+def images(tmp_path):
+  folder = tmp_path / 'images'
+  folder.mkdir()
+  for name in ('a.png', 'b.png'):
+    Image.fromarray(np.full((20, 30, 3), 200, np.uint8)).save(folder / name)
+  return folder
+
+
+def run(images, output, *arguments):
+  return everything.main([f'--image={images}', f'--output={output}', *arguments])
+
+
+def test_a_folder_of_masks_as_metas_amg_writes_it(tmp_path, images, capsys):
+  assert run(images / 'a.png', tmp_path / 'out') == 0
+  assert sorted(os.listdir(tmp_path / 'out')) == ['a.everything', 'a.everything.overlay.png']
+  folder = tmp_path / 'out' / 'a.everything'
+  assert sorted(os.listdir(folder)) == ['0.png', '1.png', 'metadata.csv']
+  half = np.asarray(Image.open(folder / '0.png'))
+  assert half.shape == (20, 30) and (half[:10] == 255).all() and not half[10:].any()
+  rows = list(csv.DictReader(open(folder / 'metadata.csv')))
+  # The columns of Meta's script, scripts/amg.py of segment_anything 1.0.
+  assert list(rows[0]) == (
+    'id,area,bbox_x0,bbox_y0,bbox_w,bbox_h,point_input_x,point_input_y,predicted_iou,stability_score,'
+    'crop_box_x0,crop_box_y0,crop_box_w,crop_box_h'
+  ).split(',')
+  assert rows[1]['area'] == '150' and rows[1]['bbox_w'] == '14' and rows[1]['point_input_x'] == '1.5'
+  out = capsys.readouterr().out
+  assert out == f'{images / "a.png"}: everything: 2 masks -> {tmp_path / "out" / "a.everything.overlay.png"}\n'
+
+
+def test_run_lengths_instead_of_a_folder(tmp_path, images):
+  assert run(images / 'a.png', tmp_path / 'out', '--convert-to-rle') == 0
+  assert sorted(os.listdir(tmp_path / 'out')) == ['a.everything.json', 'a.everything.overlay.png']
+  records = json.loads((tmp_path / 'out' / 'a.everything.json').read_text())
+  assert [record['area'] for record in records] == [300, 150]
+  assert decode_rle(records[1]['segmentation'])[:10, :15].all()
+
+
+def test_a_line_per_image_and_phrase(tmp_path, images):
+  lines = tmp_path / 'r.jsonl'
+  assert (
+    run(images, tmp_path / 'out', f'--json={lines}', '--text=the red circles', '--no-pictures', '--checkpoint=shapes')
+    == 0
+  )
+  rows = [json.loads(line) for line in lines.read_text().splitlines()]
+  assert [row['image'] for row in rows] == [str(images / 'a.png'), str(images / 'b.png')]
+  assert rows[0]['prompt'] == {'text': 'the red circles'} and len(rows[0]['masks']) == 1
+  assert not (tmp_path / 'out').exists()
+
+
+def test_a_stopped_job_goes_on_where_it_stopped(tmp_path, images, monkeypatch, capsys):
+  monkeypatch.setattr(QuadrantGenerator, 'interrupt_after', 1)
+  with pytest.raises(KeyboardInterrupt):
+    run(images, tmp_path / 'out')
+  monkeypatch.setattr(QuadrantGenerator, 'interrupt_after', None)
+  first = (tmp_path / 'out' / 'a.everything.overlay.png').stat().st_mtime_ns
+  assert run(images, tmp_path / 'out') == 0
+  assert '1 result already done' in capsys.readouterr().err
+  assert (tmp_path / 'out' / 'a.everything.overlay.png').stat().st_mtime_ns == first
+  assert len(QuadrantGenerator.made[-1].asked) == 1
+  assert run(images, tmp_path / 'out') == 0 and len(QuadrantGenerator.made) == 2
+
+
+def test_a_missing_folder_of_masks_is_made_again(tmp_path, images):
+  run(images, tmp_path / 'out')
+  os.remove(tmp_path / 'out' / 'a.everything' / 'metadata.csv')
+  for name in os.listdir(tmp_path / 'out' / 'a.everything'):
+    os.remove(tmp_path / 'out' / 'a.everything' / name)
+  os.rmdir(tmp_path / 'out' / 'a.everything')
+  assert run(images, tmp_path / 'out') == 0
+  assert (tmp_path / 'out' / 'a.everything' / '1.png').exists()
+
+
+def test_other_settings_are_told_from_these(tmp_path, images):
+  run(images, tmp_path / 'out', f'--json={tmp_path / "r.jsonl"}')
+  with pytest.raises(UserError, match=r'points_per_side 32 \(now 16\); choose another --output'):
+    run(images, tmp_path / 'out', '--points-per-side=16')
+  with pytest.raises(UserError, match=r'made with convert_to_rle False \(now True\); choose another --json'):
+    run(images, tmp_path / 'new', f'--json={tmp_path / "r.jsonl"}', '--convert-to-rle')
+
+
+def test_a_folder_of_something_else_is_not_replaced(tmp_path, images, capsys):
+  (tmp_path / 'out' / 'a.everything').mkdir(parents=True)
+  (tmp_path / 'out' / 'a.everything' / 'letter.txt').write_text('dear')
+  assert run(images, tmp_path / 'out') == 2
+  assert 'a.everything exists, but holds no metadata.csv; choose another --output' in capsys.readouterr().err
+  assert (tmp_path / 'out' / 'a.everything' / 'letter.txt').read_text() == 'dear'
+  assert (tmp_path / 'out' / 'b.everything.overlay.png').exists()
+
+
+def test_results_are_no_images_to_segment(tmp_path, images):
+  run(images, images / 'out')
+  found = [images / 'out' / 'a.everything' / '0.png', images / 'out' / 'a.everything.overlay.png']
+  assert all(is_result(str(path), images / 'out') for path in found)
+  assert not is_result(str(images / 'a.png'), images / 'out')
+  QuadrantGenerator.made.clear()
+  assert everything.main([f'--image={images}/**/*.png', f'--output={images / "out"}']) == 0
+  assert not QuadrantGenerator.made
+
+
+@pytest.mark.parametrize(
+  'arguments, message',
+  [
+    (['--no-pictures'], '--no-pictures without --json: nothing would be written'),
+    (['--no-pictures', '--json=r', '--convert-to-rle'], 'the lines of --json hold run lengths already'),
+    (['--points-per-side=0'], 'points_per_side 0: expected a whole number from 1'),
+    (['--text=the cat'], "'the cat': this model has no text encoder"),
+    (['--checkpoint=nowhere'], 'nowhere'),
+  ],
+)
+def test_what_cannot_be_is_refused_before_the_model_is_loaded(tmp_path, images, arguments, message):
+  with pytest.raises(UserError, match=message):
+    run(images, tmp_path / 'out', *arguments)
+  assert not QuadrantGenerator.made
+
+
+def test_settings_reach_the_generator(tmp_path, images):
+  run(images, tmp_path / 'out', '--points-per-side=7', '--pred-iou-thresh=0.5', '--min-mask-region-area=20')
+  assert QuadrantGenerator.made[0].settings['points_per_side'] == 7
+  assert QuadrantGenerator.made[0].settings['pred_iou_thresh'] == 0.5
+  assert QuadrantGenerator.made[0].settings['min_mask_region_area'] == 20
+
+
+def test_an_image_without_room_for_crops_fails_alone(tmp_path, images, capsys):
+  Image.fromarray(np.zeros((1, 9, 3), np.uint8)).save(images / 'c.png')
+  assert run(images, tmp_path / 'out', '--crop-n-layers=1') == 2
+  assert 'c.png: 9 x 1 pixels have no room for 1 layer of crops' in capsys.readouterr().err
+
+
+def test_small_masks_lie_on_top_each_in_its_colour():
+  image = np.full((200, 300, 3), 100, np.uint8)
+  big, small = np.zeros((2, 200, 300), bool)
+  big[10:140, 10:290] = small[50:100, 50:100] = True
+  records = [dict(segmentation=encode_rle(small), area=2500), dict(segmentation=big, area=36400)]
+  picture = draw_everything(image, records, 'everything').astype(int)
+  for number, (y, x) in enumerate([(120, 200), (75, 75)]):  # the largest gets the first colour
+    expected = 0.3 * 100 + 0.7 * np.array(colour_of(number))
+    np.testing.assert_allclose(picture[y, x], expected, atol=1)
+  assert (picture[150, 5] == 55).all()
+  assert (picture[-1, 5] != 55).any(), 'the caption lies where it hides no mask'
