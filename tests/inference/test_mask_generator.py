@@ -1,6 +1,5 @@
 """Automatic mask generation finds what Meta's own generator finds, and nothing recompiles from image to image."""
 
-import dataclasses
 import inspect
 
 import jax
@@ -62,9 +61,8 @@ def windowed(package):
 
 @pytest.fixture(scope='module')
 def shipped(package):
-  config = dataclasses.replace(read_config('sam_shapes'), align_corners=False)
-  weights = saved_model.read_weights('sam_shapes')
-  return saved_model.build(config, weights, 'sam_shapes'), meta_sam(package, config, weights)
+  config, weights = read_config('sam_shapes_multimask'), saved_model.read_weights('sam_shapes_multimask')
+  return saved_model.build(config, weights, 'sam_shapes_multimask'), meta_sam(package, config, weights)
 
 
 def image_of(width, height, number=0):
