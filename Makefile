@@ -1,9 +1,9 @@
-# make demo    trains on the embedded data in an environment of its own, .venv
-# make test    the whole suite
-# make check   lint, types and the fast tests, before every commit
-# make docs    the documentation site, in build/site
-# make fuzz    mutated inputs, signals and full disks; FUZZ_SECONDS=600 for longer
-# PYTHON names another interpreter: make demo PYTHON=python3.12
+# make demo    installs the package into .venv and trains on the embedded data
+# make test    runs the whole test suite
+# make check   runs lint, type checks and fast tests; use it before every commit
+# make docs    builds the documentation site in build/site
+# make fuzz    tries mutated inputs, signals and full disks; FUZZ_SECONDS=600 runs longer
+# Set PYTHON to use another interpreter: make demo PYTHON=python3.12
 
 PYTHON ?= python3
 VENV := .venv
@@ -20,7 +20,7 @@ demo: $(VENV)/.installed
 	@echo 'pictures: runs/demo/predictions.png     numbers: runs/demo/metrics.json     model: runs/demo/model'
 	@echo 'next, after ". $(VENV)/bin/activate":'
 	@echo '  python -m ditsam_jax.predict --checkpoint=runs/demo --image=docs/scene.png --text="the large red circle"'
-	@echo '  python -m ditsam_jax.evaluate --checkpoint=shapes --split=test    # a model that was trained for longer'
+	@echo '  python -m ditsam_jax.evaluate --checkpoint=shapes --split=test    # a shipped model, trained for longer'
 	@echo '  python -m ditsam_jax.train --config=configs/edit.py:shapes        # the same for E-DIT'
 
 test: $(VENV)/.installed-test
@@ -42,9 +42,9 @@ fuzz: $(VENV)/.installed-test
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
-	  { echo 'error: $(PYTHON) is missing or older than 3.11; name a newer one: make PYTHON=python3.12' >&2; exit 1; }
+	  { echo 'error: $(PYTHON) is missing or older than 3.11; use a newer one: make PYTHON=python3.12' >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
-	  echo 'error: $(PYTHON) cannot make environments; install its venv module (Debian, Ubuntu: python3-venv)' >&2; exit 1; }
+	  echo 'error: $(PYTHON) cannot create environments; install its venv module (Debian, Ubuntu: python3-venv)' >&2; exit 1; }
 
 $(VENV)/.installed: requirements.txt pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet -r requirements.txt

@@ -1,12 +1,12 @@
-"""Attention alone, every way to compute it that runs here: python benchmarks/attention.py
+"""Times every implementation of attention that runs on this device: python benchmarks/attention.py
 
-On a CPU one image, ViT-B at 512, in f32; on a GPU or TPU all presets at 512 and 1024, in bf16. One JSON line for each
-shape, pass and implementation: milliseconds (median, and the range of all rounds), the ratio to the first row (median
-of the rounds' ratios), temporary memory, and the largest error of output and gradients against the reference in f32,
-relative to their largest values. Implementations take turns within a round, so that a busy machine slows all of them.
+On CPUs, one image with ViT-B at 512 in f32; on GPUs and TPUs, all presets at 512 and 1024 in bf16. Prints one JSON line
+per shape, pass and implementation: milliseconds (median and range over all rounds), the ratio to the first row (median
+over rounds), temporary memory, and the largest error of output and gradients against the f32 reference, relative to
+their largest values. Implementations take turns within a round, so that other load slows all of them alike.
 
-Beside those of the library: on CPU what `xla` could have been; on GPU cuDNN's attention without relative positions, the
-bound; and PyTorch's scaled_dot_product_attention with the bias as its mask, where PyTorch is installed.
+Also measured: on CPUs, rejected variants of `xla`; on GPUs, cuDNN's attention without relative positions, as a lower
+bound; and PyTorch's scaled_dot_product_attention with the bias as its mask, if PyTorch is installed.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from ditsam_jax.ops.attention.channels import appended, extra_channels
 from ditsam_jax.ops.attention.choice import why_not
 
 MANY = 2**40
-VARIANTS = {  # of `xla`, by its constants
+VARIANTS = {  # values of constants of `xla`
   'xla, half the queries': {'ON_CPU': 5 * 2**20},
   'xla, single heads': {'HEADS': 1, 'ON_CPU': 5 * 2**20},
   'xla, queries of all heads': {'HEADS': MANY},
@@ -49,7 +49,7 @@ def main() -> None:
     default=['vit_b-512'] if on_cpu else [shape for shape in SHAPES if shape != 'tiny'],
   )
   parser.add_argument('--dtype', choices=('float32', 'bfloat16'), default='float32' if on_cpu else 'bfloat16')
-  parser.add_argument('--batch', type=int, default=1 if on_cpu else None, help="instead of the shape's own")
+  parser.add_argument('--batch', type=int, default=1 if on_cpu else None, help="overrides the shape's batch size")
   parser.add_argument('--rounds', type=int, default=9 if on_cpu else 30)
   options = parser.parse_args()
   print(
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def measure(shape: str, dtype: str, batch: int | None, rounds: int):
-  """The rows of one shape."""
+  """Yields the rows of one shape."""
   own, heads, width, side, prefix = SHAPES[shape]
   grid, tokens = (side, side), side * side
   rng = np.random.default_rng(0)
@@ -107,7 +107,7 @@ def measure(shape: str, dtype: str, batch: int | None, rounds: int):
 
 
 def implementations(q: jax.Array, grid: tuple[int, int], prefix: int) -> dict[str, Callable]:
-  """Functions of (q, k, v, rel_h, rel_w), by name; the reference first."""
+  """Returns functions of (q, k, v, rel_h, rel_w) by name; the reference comes first."""
   platform = jax.default_backend()
   found = {
     name: functools.partial(attention, grid=grid, prefix=prefix, implementation=name)
@@ -125,18 +125,18 @@ def implementations(q: jax.Array, grid: tuple[int, int], prefix: int) -> dict[st
 
 
 def plain_xla(grid, prefix, q, k, v, rel_h, rel_w) -> jax.Array:
-  """`xla` by a way that no earlier trace is kept on."""
+  """`xla`, called so that JAX does not reuse an earlier trace with other constants."""
   return xla.attention(q, k, v, *extra_channels(q.dtype, rel_h, rel_w, grid, prefix))
 
 
 def library_softmax(grid, prefix, q, k, v, rel_h, rel_w) -> jax.Array:
-  """All heads at once, and the library's softmax."""
+  """All heads at once, with jax.nn.softmax."""
   q, k = appended(q, k, *extra_channels(q.dtype, rel_h, rel_w, grid, prefix))
   return jax.nn.softmax((q @ k.swapaxes(-1, -2)).astype(jnp.float32)).astype(v.dtype) @ v
 
 
 def passes(function: Callable) -> tuple[Callable, Callable]:
-  """Functions of (gradient of the output, q, ...): the output; and the output with all gradients."""
+  """Returns two functions of (gradient of the output, q, ...): the output, and the output with all gradients."""
 
   def both(dout, *arrays):
     out, backward = jax.vjp(function, *arrays)
@@ -150,14 +150,14 @@ def run(program, arrays) -> None:
 
 
 def error(name: str, ours, exact) -> float | None:
-  """The largest of all arrays; the bound computes something else."""
+  """Returns the largest relative error over all arrays; None for the bound, which computes something else."""
   if name == 'bound':
     return None
   return float(f'{max(np.abs(a - b).max() / np.abs(b).max() for a, b in zip(ours, exact)):.1e}')
 
 
 def torch_peer(arrays, grid, prefix) -> tuple[Callable, Callable] | None:
-  """The same two passes in PyTorch, or None where it cannot run on this device."""
+  """Returns the same two passes in PyTorch, or None if it cannot run on this device."""
   try:
     import torch
     from torch.nn import functional

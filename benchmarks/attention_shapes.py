@@ -1,4 +1,4 @@
-"""Shapes of attention in the presets: batch, heads, channels of a head, side of the grid, text slots."""
+"""Attention shapes of the presets: batch size, heads, channels per head, side of the grid, text tokens."""
 
 SHAPES = {
   'vit_b-512': (8, 12, 64, 32, 20),

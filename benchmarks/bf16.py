@@ -1,7 +1,7 @@
-"""What bf16 costs on the same weights: python benchmarks/bf16.py --checkpoint=shapes --limit=1000
+"""Measures the accuracy lost in bf16: python benchmarks/bf16.py --checkpoint=shapes --limit=1000
 
-Prints one JSON line: over the test split, the logits' difference to f32 (root mean square over root mean square, and the
-largest over the largest), the IoU of the two masks, and both models' mIoU.
+Prints one JSON line for the test split: the difference of the logits to f32 (relative RMS, and the largest difference
+relative to the largest value), the IoU between the two masks, and the mIoU of both.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--checkpoint', default='shapes')
   parser.add_argument('--data-dir', default='data')
-  parser.add_argument('--limit', type=int, default=1000, help='samples')
+  parser.add_argument('--limit', type=int, default=1000, help='number of samples')
   options = parser.parse_args()
   wide, narrow = (saved_model.load(options.checkpoint) for _ in range(2))
   cast(narrow, jnp.bfloat16)
@@ -71,7 +71,7 @@ def main() -> None:
 
 
 def iou(one: np.ndarray, other: np.ndarray) -> float:
-  """Mean IoU of bool masks [N, h, w]; two empty ones agree."""
+  """Mean IoU of bool masks [N, h, w]; two empty masks have IoU 1."""
   intersection, union = ((one & other).sum((1, 2)), (one | other).sum((1, 2)))
   return float(np.where(union, intersection / np.maximum(union, 1), 1.0).mean())
 

@@ -1,9 +1,9 @@
-"""Attention compiled for TPUs that are not here: python benchmarks/compile_attention.py
+"""Compiles attention for TPUs without a TPU: python benchmarks/compile_attention.py
 
-Needs libtpu (pip install libtpu), no TPU. One JSON line for each chip, shape and implementation: forward and backward
-as one program, its temporary memory, the bytes it moves, the largest array in it for each head and query (a quarter of
-the tokens or more would be logits), and whether an array [.., N, N] is in it. The chip's compiler also decides whether
-a kernel fits at all. Exit status 1 if a kernel does not compile or has such an array.
+Needs libtpu (pip install libtpu). Prints one JSON line per chip, shape and implementation for a program with forward
+and backward pass: temporary memory, bytes accessed, the size of its largest array per head and query (a quarter of the
+tokens or more would be logits), and whether it contains an array [.., N, N]. The compiler also rejects kernels that do
+not fit the chip. Exits with status 1 if a kernel does not compile or contains such an array.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def main() -> int:
   parser.add_argument('--shapes', nargs='+', choices=SHAPES, default=list(SHAPES))
   parser.add_argument('--implementations', nargs='+', default=['pallas_tpu'])
   parser.add_argument('--dtypes', nargs='+', choices=('bfloat16', 'float32'), default=['bfloat16', 'float32'])
-  parser.add_argument('--batch', type=int, help="instead of the shape's own")
+  parser.add_argument('--batch', type=int, help="overrides the shape's batch size")
   options = parser.parse_args()
   failed = False
   for chip in options.chips:
@@ -51,7 +51,7 @@ def main() -> int:
 def report(
   device, name: str, dtype: str, batch_size: int, heads: int, width: int, side: int, prefix: int, batch: int | None
 ) -> dict:
-  """What the compiler says of forward and backward on one device; `error` if it refuses."""
+  """Compiles forward and backward pass for one device; returns the figures to print, or `error` if that fails."""
   tokens, batch = side * side, batch or batch_size
   length = prefix + tokens
   sharding = jax.sharding.SingleDeviceSharding(device)
@@ -67,7 +67,7 @@ def report(
   started = time.perf_counter()
   try:
     compiled = jax.jit(gradients).lower(*arrays).compile()
-  except Exception as error:  # the compiler's own, of any type; its first line says what did not fit
+  except Exception as error:  # compilers raise any type; the first line says what did not fit
     return dict(batch=batch, error=str(error).split('\n')[0][:300])
   text = compiled.as_text()
   return dict(
@@ -81,7 +81,7 @@ def report(
 
 
 def largest_array(text: str) -> int:
-  """Elements of the largest array that a compiled program names."""
+  """Returns the number of elements of the largest array in a compiled program."""
   shapes = set(re.findall(r'\b(?:bf16|f16|f32)\[([\d,]+)\]', text))
   return max(math.prod(map(int, shape.split(','))) for shape in shapes)
 

@@ -1,9 +1,9 @@
-"""Inference compiled for an H100 that is not here: JAX_PLATFORMS=cpu python benchmarks/compile_inference.py
+"""Compiles inference for an H100 without a GPU: JAX_PLATFORMS=cpu python benchmarks/compile_inference.py
 
-Needs jax[cuda12], no GPU. The programs are those of every way of predicting and of evaluation (inference/programs.py), in
-bfloat16 as dtype 'auto' has it there. One JSON line for each model, program and number of rows: seconds of compilation,
-temporary memory, calls of cuDNN's fused attention, and whether an array with a side for every query and one for every
-key is in the program. Exit status 1 if an encoder has less than one call a block, or such an array.
+Needs jax[cuda12]. The programs are those that prediction and evaluation share (inference/programs.py), in bfloat16, which
+dtype 'auto' means on GPUs. Prints one JSON line per model, program and number of rows: seconds of compilation, temporary
+memory, the number of calls to cuDNN's fused attention, and whether the program contains an array of queries by keys.
+Exits with status 1 if an encoder has fewer than one call per block, or contains such an array.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.weights import dtype_named, is_position
 from ditsam_jax.ops.attention import cudnn
 
-# XLA's GpuTargetConfigProto; the numbers are the card's published limits.
+# XLA's GpuTargetConfigProto, with the card's published limits.
 H100 = """
 gpu_device_info {
   threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
@@ -44,7 +44,7 @@ dnn_version_info { major: 9 minor: 10 patch: 0 }
 device_description_str: "NVIDIA H100 80GB HBM3"
 """
 CAPABILITY = (9, 0)
-# Without the first, tile sizes are searched for by timing, on the card.
+# Triton GEMMs would be autotuned by timing them on the card.
 OPTIONS = {'xla_gpu_enable_triton_gemm': False}
 
 
@@ -67,27 +67,27 @@ def main() -> int:
 
 
 def h100() -> jax.Device:
-  """The card as the compiler sees it, and JAX's checks of what is here answered for it."""
-  jax.devices()  # registers CUDA's plugin beside the CPU
+  """Returns an H100 for the compiler, and makes JAX's checks of the local GPU describe it."""
+  jax.devices()  # registers the CUDA plugin in addition to the CPU
   topology = topologies.get_topology_desc(platform='cuda', topology_name='', target_config=H100, topology='1x1x1')
   assume_capability(CAPABILITY)
   return topology.devices[0]
 
 
 def assume_capability(capability: tuple[int, int]) -> None:
-  """Makes this library and JAX take the compute capability of the target for that of a card in this machine.
+  """Makes this library and JAX use the target's compute capability in place of the local GPU's.
 
-  JAX has no public way: jax.nn.dot_product_attention asks the local GPU, even where a program is lowered for another.
+  There is no public API for this: jax.nn.dot_product_attention queries the local GPU even when lowering for another.
   """
   from jax._src.cudnn import fused_attention_stablehlo as fused
 
   cudnn.compute_capability = lambda: capability
-  fused.check_compute_capability = lambda told: capability >= tuple(map(int, told.split('.')))
-  fused.is_cuda_compute_capability_equal = lambda told: capability == tuple(map(int, told.split('.')))
+  fused.check_compute_capability = lambda required: capability >= tuple(map(int, required.split('.')))
+  fused.is_cuda_compute_capability_equal = lambda other: capability == tuple(map(int, other.split('.')))
 
 
 def model_config(name: str, size: str) -> DitSamConfig:
-  """L-DIT and its kin at 512, or plain SAM at 1024."""
+  """L-DIT and its variants at 512, or plain SAM at 1024."""
   if name == 'sam':
     return sam(PRESETS[size]())
   fusions = {'ldit': PRESETS[size]().fusion, 'edit': 'e2e', 'text': 'none'}
@@ -95,7 +95,7 @@ def model_config(name: str, size: str) -> DitSamConfig:
 
 
 def lowered_programs(config: DitSamConfig, rows: int, device: jax.Device):
-  """(name, lowered program) of reading, encoding and decoding so many rows."""
+  """Yields (name, lowered program) of reading, encoding and decoding `rows` rows."""
   sharding = jax.sharding.SingleDeviceSharding(device)
   dtype = dtype_named('auto', 'gpu')
 
@@ -131,7 +131,7 @@ def lowered_programs(config: DitSamConfig, rows: int, device: jax.Device):
 
 
 def report(lowered, config: DitSamConfig) -> dict:
-  """What the compiler says of a program."""
+  """Compiles a program and returns the figures to print."""
   started = time.perf_counter()
   compiled = lowered.compile(compiler_options=OPTIONS)
   text = compiled.as_text()
@@ -144,7 +144,7 @@ def report(lowered, config: DitSamConfig) -> dict:
 
 
 def has_square(text: str, config: DitSamConfig) -> bool:
-  """Whether an array of a program ends in two axes as long as the encoder's sequence, with text slots or without."""
+  """Whether a program contains an array whose last two axes have the encoder's sequence length, with or without text."""
   image, slots = config.grid**2, config.max_text_tokens if config.text_encoder else 0
   lengths = {image, image + slots, image + slots + (image + slots) % 2}
   found = re.findall(r'\[(?:\d+,)*(\d+),(\d+)\]', text)

@@ -1,9 +1,9 @@
-"""What sharing image embeddings saves in the text baseline: python benchmarks/evaluation.py --limit=2000
+"""Measures the time saved by sharing image embeddings in the text baseline: python benchmarks/evaluation.py --limit=2000
 
-The text baseline with random weights is evaluated on shapes in both ways by turns, and L-DIT, where nothing can be
-shared. `--photographs=40` takes 4 pictures of 640 x 480 in RefCOCO's formats, with some 7 expressions each, instead.
-Prints one JSON line: how many images and samples there are, the seconds of each way (median of the turns; lowest and
-highest as `spread`), samples a second, and whether all pixel counts of the baseline's two ways are equal.
+Evaluates the text baseline with random weights on shapes, with and without sharing, and L-DIT, which cannot share, in
+turns. `--photographs=40` uses 4 images of 640 x 480 in RefCOCO's formats instead, with about 7 expressions each. Prints
+one JSON line: numbers of images and samples, seconds (median over turns; minimum and maximum as `spread`), samples per
+second, and whether all pixel counts of the baseline are equal with and without sharing.
 """
 
 import argparse
@@ -35,8 +35,8 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--model', choices=PRESETS, default='tiny')
   parser.add_argument('--data-dir', default='data')
-  parser.add_argument('--photographs', type=int, metavar='N', help='make so many, evaluate a tenth; default: shapes')
-  parser.add_argument('--limit', type=int, help='samples, spread over all images; default: all')
+  parser.add_argument('--photographs', type=int, metavar='N', help='make N, evaluate a tenth of them; default: shapes')
+  parser.add_argument('--limit', type=int, help='number of samples, spread over all images; default: all')
   parser.add_argument('--batch-size', type=int, default=64)
   parser.add_argument('--turns', type=int, default=3)
   options = parser.parse_args()
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, config: DitSamConfig, source: ReferringSource, tokenizer: Tokenizer) -> dict:
-  """Everything that is printed of a split."""
+  """Returns the figures to print."""
   baseline = DitSam(config, rngs=nnx.Rngs(0))
   ldit = DitSam(PRESETS[options.model](fusion='layer_wise'), rngs=nnx.Rngs(0))
   ways = {'shared': forward_of(baseline), 'alone': forward_of(baseline, share_images=False), 'ldit': forward_of(ldit)}

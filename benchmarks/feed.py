@@ -1,10 +1,10 @@
-"""Samples a second of the data pipeline, beside a plain PyTorch loader: python benchmarks/feed.py
+"""Compares the throughput of the data pipeline with a plain PyTorch loader: python benchmarks/feed.py
 
-Feeds pictures like photographs (640 x 480, JPEGs of 145 kB, RefCOCO's formats, prepared in a temporary folder) at 512
-with the release's augmentation. Prints JSON lines: whether both loaders give equal samples for equal random choices;
-the CPU milliseconds of each training step alone; samples a second of one core, and with workers of the machine. One
-core's are samples a CPU second, with OpenCV and PyTorch on one thread, which other work on the machine changes little.
-Figures are medians of turns taken alternately, with the lowest and highest. Without PyTorch its rows are left out.
+Loads photograph-like images (640 x 480, JPEGs of 145 kB, RefCOCO's formats, prepared in a temporary folder) at 512 with
+the release's augmentation. Prints JSON lines: whether both loaders yield equal samples for equal random choices; CPU
+milliseconds of each step of the pipeline; and throughput of one core and with workers on all cores. Throughput of one
+core is in samples per CPU second, with OpenCV and PyTorch on one thread, which other load changes little. Loaders take
+turns; figures are medians with minimum and maximum. Rows of PyTorch are omitted if it is not installed.
 """
 
 import argparse
@@ -49,9 +49,11 @@ RECIPE = AugmentationConfig()
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--images', type=int, default=200)
-  parser.add_argument('--samples', type=int, default=240, help='of a turn')
+  parser.add_argument('--samples', type=int, default=240, help='samples per turn')
   parser.add_argument('--turns', type=int, default=5)
-  parser.add_argument('--workers', type=int, default=os.cpu_count(), help='processes (default: one a core)')
+  parser.add_argument(
+    '--workers', type=int, default=os.cpu_count(), help='threads or processes (default: one per core)'
+  )
   options = parser.parse_args()
   cv2.setNumThreads(1)
   with tempfile.TemporaryDirectory() as folder:
@@ -62,7 +64,7 @@ def main() -> None:
     if plain:
       compare(source, tokenizer, plain)
     else:
-      report(row='left out', what='the rows of the PyTorch loader', why='PyTorch is not installed')
+      report(row='omitted', what='the rows of the PyTorch loader', why='PyTorch is not installed')
     steps(source, tokenizer, options.samples)
     rates(source, tokenizer, plain, options)
 
@@ -72,7 +74,7 @@ def report(**values) -> None:
 
 
 def plain_datasets(root: Path, tokenizer: Tokenizer) -> dict:
-  """PyTorch's, for training and evaluation; none without PyTorch."""
+  """Returns PyTorch data sets for training and evaluation; empty without PyTorch."""
   if torch is None:
     return {}
   torch.set_num_threads(1)
@@ -84,7 +86,7 @@ def plain_datasets(root: Path, tokenizer: Tokenizer) -> dict:
 
 
 def compare(source: ReferringSource, tokenizer: Tokenizer, plain: dict, count: int = 64) -> None:
-  """Both loaders' samples for equal random choices: all equal but for the rounding of normalised pixels."""
+  """Compares the loaders' samples for equal random choices: all equal up to rounding of normalised pixels."""
   transform = pipeline.TrainTransform(tokenizer, SIZE, MEAN, STD, RECIPE)
   ours = []
   for index in range(count):
@@ -101,7 +103,7 @@ def compare(source: ReferringSource, tokenizer: Tokenizer, plain: dict, count: i
 
 
 def differences(ours: list, theirs: list) -> dict:
-  """Of samples (image, mask, token ids, token mask), ours HWC and theirs CHW."""
+  """Compares samples (image, mask, token ids, token mask), ours HWC and theirs CHW."""
   pixels = [np.abs(one[0] - other[0].permute(1, 2, 0).numpy()).max() for one, other in zip(ours, theirs)]
   rest = [np.array_equal(a, b.numpy()) for one, other in zip(ours, theirs) for a, b in zip(one[1:], other[1:])]
   return {
@@ -113,7 +115,7 @@ def differences(ours: list, theirs: list) -> dict:
 
 
 def steps(source: ReferringSource, tokenizer: Tokenizer, samples: int) -> None:
-  """CPU milliseconds of each step of a training sample, mean and share; samples as they come."""
+  """Reports CPU milliseconds of each step of a training sample, as mean and share."""
   spent: dict[str, list[float]] = {}
 
   def timed(step: str, function: Callable, *arguments):
@@ -153,7 +155,7 @@ def into_batch(images: list[Unplaced]) -> np.ndarray:
 
 
 def rates(source: ReferringSource, tokenizer: Tokenizer, plain: dict, options: argparse.Namespace) -> None:
-  """Samples a second of every loader, for training and evaluation, of one core and of the machine."""
+  """Reports the throughput of every loader, for training and evaluation, on one core and on all."""
 
   def threads(what: str, workers: int) -> Iterable:
     if what == 'evaluation':
@@ -175,7 +177,7 @@ def rates(source: ReferringSource, tokenizer: Tokenizer, plain: dict, options: a
 
 
 def compare_rates(what: str, workers: int, loaders: dict[str, Callable], options: argparse.Namespace) -> None:
-  """Reports one kind of batches, of all loaders by turns."""
+  """Times all loaders in turns on training or evaluation batches, and reports them."""
   turns: dict[str, list[float]] = {name: [] for name in loaders}
   for _ in range(options.turns):
     for name, batches in loaders.items():
@@ -196,7 +198,7 @@ def compare_rates(what: str, workers: int, loaders: dict[str, Callable], options
 
 
 def rate(batches: Iterator, count: int) -> tuple[float, float]:
-  """Samples a second by the clock and by this process' CPU time, over `count` batches after the first two."""
+  """Returns samples per second of wall time and of this process's CPU time, over `count` batches after two warm-ups."""
   with contextlib.suppress(StopIteration):
     for _ in range(2):
       next(batches)

@@ -1,17 +1,17 @@
-"""Prediction beside Meta's segment_anything and the same model in PyTorch: python benchmarks/inference.py --turns=3
+"""Compares prediction with Meta's segment_anything and the same model in PyTorch: python benchmarks/inference.py --turns=3
 
-Both sides have the same random weights, compute in f32 and take turns in one process. Prints one JSON line a case:
-seconds of both (median; lowest and highest as `spread`), how many times faster ditsam_jax is, and the largest difference
-of what they find over the largest value.
+Both sides use the same random weights, compute in f32 and take turns in one process. Prints one JSON line per case:
+seconds of both (median; minimum and maximum as `spread`), the speed-up of ditsam_jax, and the largest difference of the
+results relative to the largest value.
 
-  sam_encoder   set_image of plain SAM at 1024, up to the embedding
-  sam_points    64 clicks on that image in one decode, three masks each, at the image's own size
-  ldit_1        L-DIT at 512, one sentence; PyTorch gets the image ready for the model
+  sam_encoder   set_image of plain SAM at 1024, until the embedding is ready
+  sam_points    64 clicks on that image, decoded together, three masks each, at the image's original size
+  ldit_1        L-DIT at 512, one sentence; PyTorch is given the preprocessed image
   ldit_8        eight sentences about one image
-  predict       `ditsam_jax.predict` over JPEGs, from files to files, against the engine alone on arrays in memory
-  cold_start    `python -m ditsam_jax.predict` with the shipped model on one image, programs compiled before
+  predict       the command `ditsam_jax.predict` on JPEG files, against the engine alone on arrays in memory
+  cold_start    `python -m ditsam_jax.predict` with a shipped model on one image, with programs already compiled
 
-Smaller, to try it: --size=tiny --images=4 --points=8 --turns=1
+A quick trial: --size=tiny --images=4 --points=8 --turns=1
 """
 
 import argparse
@@ -51,7 +51,7 @@ from ditsam_jax.models.weights import weights_of
 from ditsam_jax.storage import saved_model
 
 CASES = ('sam_encoder', 'sam_points', 'ldit_1', 'ldit_8', 'predict', 'cold_start')
-TOLERANCE = 1e-3  # beyond it no figure is worth printing
+TOLERANCE = 1e-3  # if results differ more, timing them is pointless
 SENTENCE = 'the {} {} circle left of the large blue square'
 SIZES, COLOURS = ('small', 'large', 'left', 'right'), ('red', 'green', 'blue', 'yellow', 'purple', 'orange')
 
@@ -62,9 +62,9 @@ def main() -> None:
   )
   parser.add_argument('--cases', nargs='+', choices=CASES, default=CASES)
   parser.add_argument('--size', choices=PRESETS, default='vit_b')
-  parser.add_argument('--turns', type=int, default=3, help='timed, after one that is not')
+  parser.add_argument('--turns', type=int, default=3, help='timed turns, after a warm-up')
   parser.add_argument('--points', type=int, default=64)
-  parser.add_argument('--images', type=int, default=200, help='of case predict')
+  parser.add_argument('--images', type=int, default=200, help='number of images of the case predict')
   options = parser.parse_args()
   torch.manual_seed(0)
   torch.set_grad_enabled(False)
@@ -83,7 +83,7 @@ def show(rows) -> None:
 
 
 def sam_rows(config: DitSamConfig, options: argparse.Namespace, wanted: set[str]):
-  """Plain SAM beside Meta's predictor."""
+  """Yields rows that compare plain SAM with Meta's predictor."""
   peer = Peer(config).eval()
   meta = MetaPredictor(peer, config)
   ours = ditsam_jax.SamPredictor(converted(peer, config))
@@ -109,7 +109,7 @@ def sam_rows(config: DitSamConfig, options: argparse.Namespace, wanted: set[str]
 
 
 class MetaPredictor:
-  """segment_anything's SamPredictor; its own class wants torchvision, which only resizes Pillow's images here."""
+  """segment_anything's SamPredictor without its dependency on torchvision, which only resizes Pillow images here."""
 
   def __init__(self, peer: Peer, config: DitSamConfig):
     mean, std = ([255 * value for value in values] for values in (config.pixel_mean, config.pixel_std))
@@ -128,7 +128,7 @@ class MetaPredictor:
     return self._features
 
   def predict_batch(self, points: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, ...]:
-    """`predict_torch` of all prompts at once, three masks each."""
+    """Does what `predict_torch` does for all prompts at once, three masks each."""
     scale = np.array(self._input_size[::-1]) / self._size[::-1]
     coordinates = torch.as_tensor(points * scale, dtype=torch.float), torch.as_tensor(labels, dtype=torch.int)
     sparse, dense = self.sam.prompt_encoder(points=coordinates, boxes=None, masks=None)
@@ -139,9 +139,9 @@ class MetaPredictor:
 
 
 def ldit_rows(options: argparse.Namespace, wanted: set[str]):
-  """L-DIT beside PyTorch, and the command beside the engine."""
+  """Yields rows that compare L-DIT with PyTorch, and the command with the engine."""
   config = PRESETS[options.size](fusion_dropout=0.0)
-  # The words of shapes; the table of words has no part in the time.
+  # The vocabulary of shapes: the size of the embedding table does not affect the time.
   config = dataclasses.replace(
     config, text_encoder=dataclasses.replace(config.text_encoder, dropout=0.0, vocab_size=128)
   )
@@ -149,7 +149,7 @@ def ldit_rows(options: argparse.Namespace, wanted: set[str]):
   model = converted(peer, config)
   tokenizer = ditsam_jax.Tokenizer(datasets.vocabulary('shapes'), config.max_text_tokens)
   segmenter = ditsam_jax.Segmenter.from_model(model, tokenizer)
-  image = photograph(config.image_size, config.image_size)  # of the model's own size, so that logits compare
+  image = photograph(config.image_size, config.image_size)  # at the model's size, so that logits are comparable
   square = torch.from_numpy(frame(image, config).square.pixels).permute(2, 0, 1)[None].contiguous()
   sentences = [SENTENCE.format(*words) for words in itertools.product(SIZES, COLOURS)]
   for count in (1, 8):
@@ -157,7 +157,7 @@ def ldit_rows(options: argparse.Namespace, wanted: set[str]):
       continue
     images = square.repeat(count, 1, 1, 1)
 
-    def texts(turn: int) -> list[str]:  # others at every turn, for those that were read are remembered
+    def texts(turn: int) -> list[str]:  # new ones in every turn, because encoded sentences are cached
       return [sentences[(count * turn + i) % len(sentences)] for i in range(count)]
 
     def in_pytorch(turn: int) -> list[np.ndarray]:
@@ -173,7 +173,7 @@ def ldit_rows(options: argparse.Namespace, wanted: set[str]):
 
 
 def predicted(options, config: DitSamConfig, model: DitSam, segmenter, sentence: str) -> dict:
-  """The command over files, and the engine over the same images in memory."""
+  """Times the command on files, and the engine on the same images in memory."""
   with tempfile.TemporaryDirectory() as folder:
     folder = Path(folder)
     saved_model.save(folder / 'model', model, vocabulary=datasets.vocabulary('shapes'))
@@ -217,7 +217,7 @@ def predicted(options, config: DitSamConfig, model: DitSam, segmenter, sentence:
 
 
 def cold_start(turns: int) -> dict:
-  """A process from nothing to files."""
+  """Times a process from its start until its files are written."""
   with tempfile.TemporaryDirectory() as folder:
     image = Path(folder) / 'scene.png'
     Image.fromarray(photograph(96, 128)).save(image)
@@ -247,7 +247,7 @@ def cold_start(turns: int) -> dict:
 
 
 def compared(case: str, options: argparse.Namespace, ours: Callable, theirs: Callable) -> dict:
-  """Both sides by turns."""
+  """Times both sides in turns."""
   found = [[np.asarray(part, np.float32) for part in run(0)] for run in (ours, theirs)]
   difference = max(float(np.abs(a - b).max() / np.abs(b).max()) for a, b in zip(*found))
   assert difference < TOLERANCE, f'{case}: the sides disagree: {difference}'
@@ -274,7 +274,7 @@ def seconds(run: Callable) -> float:
 
 
 def converted(peer: Peer, config: DitSamConfig) -> DitSam:
-  """A model of ours with a peer's weights."""
+  """Returns our model with the weights of a PyTorch peer."""
   tensors = peer.state_dict()
   shapes = weights_of(nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0))))
   entries = {path: names.entry(path) for path in shapes}
@@ -283,7 +283,7 @@ def converted(peer: Peer, config: DitSamConfig) -> DitSam:
 
 
 def photograph(height: int, width: int, seed: int = 0) -> np.ndarray:
-  """uint8 [h, w, 3] that compresses like a photograph: soft blobs and grain."""
+  """Returns an image that compresses like a photograph, soft blobs and grain, uint8 [h, w, 3]."""
   rng = np.random.default_rng(seed)
   blobs = Image.fromarray(rng.integers(0, 256, (9, 12, 3), np.uint8)).resize((width, height), Image.Resampling.BICUBIC)
   return np.clip(np.asarray(blobs) + rng.normal(0, 6, (height, width, 3)), 0, 255).astype(np.uint8)

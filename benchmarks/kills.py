@@ -1,9 +1,9 @@
-"""Kills a training run again and again, and compares what it ends with: python benchmarks/kills.py --kills=20
+"""Kills a training run repeatedly and compares its result with an undisturbed run: python benchmarks/kills.py --kills=20
 
-A very small model is trained once undisturbed, and once by processes that get SIGKILL at a random moment (while they
-start, between two steps, while a checkpoint is being written) and are started again with the same command. Both must
-end with the same fingerprint of all weights (`weights_sha256`) and the same log, byte for byte. Prints a table of the
-kills, with what each left behind on the disk, writes it to OUTPUT/kills.json, and exits with 1 if anything differs.
+A tiny model is trained once undisturbed, and once by processes that receive SIGKILL at random moments (during start-up,
+between steps, while a checkpoint is being written) and are restarted with the same command. Both must end with the same
+hash of all weights (`weights_sha256`) and byte-identical logs. Prints a table of the kills and of the unfinished files
+each left on disk, writes it to OUTPUT/kills.json, and exits with status 1 if anything differs.
 """
 
 import argparse
@@ -50,24 +50,24 @@ FIELDS = {
 
 @dataclasses.dataclass
 class Kill:
-  """One process, what it was killed at, and what it left."""
+  """A killed process and the files it left."""
 
-  aim: str
-  seconds: float  # that it lived
-  resumed_at: int  # step of the newest whole checkpoint before
+  aim: str  # during which phase it was to be killed
+  seconds: float  # its lifetime
+  resumed_at: int  # step of the newest complete checkpoint before
   last_step: int  # in the log
-  checkpoint: int  # the newest that has its number
-  left_behind: str  # what this process left of a checkpoint: '' if no write was in progress
+  checkpoint: int  # step of the newest complete checkpoint after
+  left_behind: str  # unfinished part of a checkpoint; '' if none was being written
 
 
 def run(output: Path, kills: int, steps: int, seed: int = 0) -> dict[str, Any]:
-  """Both trainings.
+  """Runs both trainings and compares them.
 
   Args:
-    output: a folder of its own, which is emptied.
+    output: folder for both runs, emptied first.
     kills: how often the second training is killed.
-    steps: of the training; enough of them that it does not end before the last kill.
-    seed: of the moments.
+    steps: number of training steps; must be large enough for the training to outlast the last kill.
+    seed: seed of the moments of the kills.
   """
   shutil.rmtree(output, ignore_errors=True)
   output.mkdir(parents=True)
@@ -91,7 +91,7 @@ def run(output: Path, kills: int, steps: int, seed: int = 0) -> dict[str, Any]:
 
 
 def start(output: Path, workdir: Path, steps: int, *more: str) -> subprocess.Popen:
-  """The training as a process; compiled programs are kept in `output`, so that only the first one compiles."""
+  """Starts the training as a process; compiled programs are cached in `output`, so only the first process compiles."""
   environment = {
     **os.environ,
     'PYTHONPATH': str(ROOT),
@@ -129,7 +129,7 @@ def _kill(output: Path, workdir: Path, steps: int, aim: str, chance: random.Rand
   if aim == 'start':
     _sleep(process, chance.uniform(0, 8))
   else:
-    _wait(process, lambda: _changed(log) != changed and _last_step(log) > resumed_at)  # lines may be taken back first
+    _wait(process, lambda: _changed(log) != changed and _last_step(log) > resumed_at)  # the log may be truncated first
     for _ in range(chance.randrange(3)):
       whole = _newest(checkpoints)
       _wait(process, lambda: _newest(checkpoints) != whole)
@@ -139,7 +139,7 @@ def _kill(output: Path, workdir: Path, steps: int, aim: str, chance: random.Rand
     else:
       _sleep(process, chance.uniform(0, 1))
   if process.poll() is not None:
-    raise SystemExit(f'the training ended before it was killed; take more --steps, or read {output / "stderr.txt"}')
+    raise SystemExit(f'the training ended before it was killed; increase --steps, or see {output / "stderr.txt"}')
   process.send_signal(signal.SIGKILL)
   process.wait()
   return Kill(
@@ -153,24 +153,24 @@ def _kill(output: Path, workdir: Path, steps: int, aim: str, chance: random.Rand
 
 
 def _unfinished(checkpoints: Path) -> set[tuple[str, int]]:
-  """Checkpoints on their way in or out: name and when the folder was last added to."""
+  """Returns name and modification time of checkpoints that are being written or deleted."""
   found = set()
   for pattern in ('*.writing', '*.deleting'):
     for folder in checkpoints.glob(pattern):
       try:
         found.add((folder.name, folder.stat().st_mtime_ns))
-      except FileNotFoundError:  # in the meantime it is done
+      except FileNotFoundError:  # finished in the meantime
         pass
   return found
 
 
 def _left_behind(checkpoints: Path, older: set[tuple[str, int]]) -> str:
-  """What the disk holds of a checkpoint that was on its way in or out, and was not there before."""
+  """Describes the unfinished checkpoint that was not there before; '' if there is none."""
   for name, _ in sorted(_unfinished(checkpoints) - older, reverse=True):
     if name.endswith('.deleting'):
-      return 'an old one half removed'
+      return 'partly deleted old checkpoint'
     if (checkpoints / name / 'manifest.json').exists():
-      return 'manifest, not yet numbered'
+      return 'manifest, not yet renamed'
     return 'all arrays, no manifest' if (checkpoints / name / 'state').is_dir() else 'some arrays'
   return ''
 
@@ -205,12 +205,12 @@ def _table(result: dict[str, Any]) -> str:
       f'{number:4} {row["aim"]:8} {row["seconds"]:7} {row["resumed_at"]:7} {row["last_step"]:9} '
       f'{row["checkpoint"]:10}  {row["left_behind"]}'
     )
-  same = ('another', 'the same')
+  same = ('different', 'equal')
   return '\n'.join(
     [
       *lines,
-      f'{len(result["kills"])} kills, {result["writes_hit"]} of them in a write; '
-      f'{same[result["same_weights"]]} fingerprint, {same[result["same_log"]]} log',
+      f'{len(result["kills"])} kills, {result["writes_hit"]} during a write; '
+      f'{same[result["same_weights"]]} weights, {same[result["same_log"]]} logs',
     ]
   )
 
@@ -220,7 +220,7 @@ def main() -> int:
   parser.add_argument('--kills', type=int, default=20)
   parser.add_argument('--steps', type=int, default=400)
   parser.add_argument('--seed', type=int, default=0)
-  parser.add_argument('--output', type=Path, default=Path('runs/kills'), help='is emptied first')
+  parser.add_argument('--output', type=Path, default=Path('runs/kills'), help='folder, emptied first')
   options = parser.parse_args()
   result = run(options.output.absolute(), options.kills, options.steps, options.seed)
   (options.output / 'kills.json').write_text(json.dumps(result, indent=1) + '\n')

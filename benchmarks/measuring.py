@@ -1,4 +1,4 @@
-"""What the benchmarks share: a compiled forward pass, seconds of a call, memory of the process."""
+"""Shared by the benchmarks: a compiled forward pass, timing of calls, peak memory of the process."""
 
 import functools
 import resource
@@ -13,7 +13,7 @@ from ditsam_jax.models.execution import Execution
 
 
 def jitted_forward(model: DitSam, execution: Execution = Execution()) -> Callable[..., jax.Array]:
-  """A compiled function of images, token ids and mask to logits, which holds the model's weights."""
+  """Returns a compiled function from images, token ids and mask to logits, with the model's weights bound."""
   graph, weights = nnx.split(model)
 
   def forward(weights, *inputs):
@@ -23,7 +23,7 @@ def jitted_forward(model: DitSam, execution: Execution = Execution()) -> Callabl
 
 
 def peak_of_process() -> float:
-  """The most memory that this process had, GB."""
+  """Returns the peak resident memory of this process, GB."""
   return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2)
 
 

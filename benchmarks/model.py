@@ -1,12 +1,11 @@
-"""L-DIT beside PyTorch, forward pass and train step: python benchmarks/model.py --turns=2
+"""Compares L-DIT's forward pass and train step with PyTorch: python benchmarks/model.py --turns=2
 
-Three sides, each in processes of its own that take turns: `ditsam_jax`; `pytorch`, the same model with the same weights;
-and `segment_anything`, Meta's own encoder at this size (global attention, no text) with its mask decoder, which is less
-work. A train step is forward and backward pass, clipping, Adam and the moving average, by the release's recipe. Prints
-one JSON line a side and pass: seconds (median; lowest and highest as `spread`), images a second, the most memory of a
-process (of the device on a GPU), the share of `--peak-tflops` that model FLOPs make up (MFU), and for ditsam_jax how many
-times faster it is than each peer in this run, the largest difference of the logits to PyTorch's over the largest value,
-and that of the losses.
+Three sides take turns in separate processes: `ditsam_jax`; `pytorch`, the same model with the same weights; and
+`segment_anything`, Meta's encoder at this size (global attention, no text) with its mask decoder, which is less work. A
+train step consists of forward and backward pass, clipping, Adam and the moving average, as in the release. Prints one
+JSON line per side and pass: seconds (median; minimum and maximum as `spread`), images per second, peak memory of the
+process (of the device on GPUs), model FLOPs relative to `--peak-tflops` (MFU), and for ditsam_jax the speed-up over each
+peer, the largest difference of the logits to PyTorch's relative to the largest value, and that of the losses.
 
 On a GPU (PyTorch: bf16 autocast, fused attention, torch.compile):
   python benchmarks/model.py --batch-size=64 --dtype=bfloat16 --steps=20 --peak-tflops=989
@@ -32,7 +31,7 @@ from ditsam_jax.models.config import PRESETS, DitSamConfig
 from ditsam_jax.models.flops import forward_flops, training_flops
 
 SIDES = ('ditsam_jax', 'pytorch', 'segment_anything')
-TOLERANCE = {'float32': 1e-3, 'bfloat16': 5e-2}  # of the logits; beyond it no figure is worth printing
+TOLERANCE = {'float32': 1e-3, 'bfloat16': 5e-2}  # of the logits; if they differ more, timing them is pointless
 
 
 def main() -> None:
@@ -40,12 +39,12 @@ def main() -> None:
   parser.add_argument('--model', choices=('tiny', 'vit_b', 'vit_l', 'vit_h'), default='vit_b')
   parser.add_argument('--batch-size', type=int, default=1)
   parser.add_argument('--dtype', choices=TOLERANCE, default='float32')
-  parser.add_argument('--steps', type=int, default=3, help='timed, after one that is not')
+  parser.add_argument('--steps', type=int, default=3, help='timed steps, after a warm-up')
   parser.add_argument('--turns', type=int, default=2)
-  parser.add_argument('--attention', default='auto', help='which implementation ditsam_jax takes')
-  parser.add_argument('--remat', default='none', help="what ditsam_jax's backward pass recomputes")
-  parser.add_argument('--scan', action='store_true', help='ditsam_jax loops over its blocks')
-  parser.add_argument('--peak-tflops', type=float, help='of the device, for MFU')
+  parser.add_argument('--attention', default='auto', help='attention implementation of ditsam_jax')
+  parser.add_argument('--remat', default='none', help='rematerialisation of ditsam_jax')
+  parser.add_argument('--scan', action='store_true', help='make ditsam_jax scan over its blocks')
+  parser.add_argument('--peak-tflops', type=float, help='peak of the device, for MFU')
   parser.add_argument('--side', choices=SIDES, help=argparse.SUPPRESS)
   parser.add_argument('--folder', type=Path, help=argparse.SUPPRESS)
   options = parser.parse_args()
@@ -58,25 +57,25 @@ def main() -> None:
 
 
 def configured(options: argparse.Namespace) -> DitSamConfig:
-  """The model without dropout, which would be noise in the comparison."""
+  """Returns the config without dropout, which would make results incomparable."""
   config = PRESETS[options.model](fusion_dropout=0.0)
   return dataclasses.replace(config, text_encoder=dataclasses.replace(config.text_encoder, dropout=0.0))
 
 
 def measure(options: argparse.Namespace, folder: Path):
-  """Rows of both passes and all sides."""
+  """Yields the rows of both passes and all sides."""
   config = configured(options)
   prepare(options, config, folder)
   found = {side: [] for side in SIDES}
   for _ in range(options.turns):
     for side, results in found.items():
-      told = subprocess.run(
+      printed = subprocess.run(
         [sys.executable, __file__, *sys.argv[1:], f'--side={side}', f'--folder={folder}'],
         check=True,
         stdout=subprocess.PIPE,
         text=True,
       ).stdout
-      results.append(json.loads(told.strip().split('\n')[-1]))
+      results.append(json.loads(printed.strip().split('\n')[-1]))
   flops = {'forward': sum(forward_flops(config).values()), 'train': training_flops(config)}
   difference, loss_difference = agreement(folder, found)
   assert difference < TOLERANCE[options.dtype], f'the models disagree: {difference}'
@@ -111,7 +110,7 @@ def measure(options: argparse.Namespace, folder: Path):
 
 
 def prepare(options: argparse.Namespace, config: DitSamConfig, folder: Path) -> None:
-  """Weights of one random model for all sides, and one batch."""
+  """Saves the weights of a random model for all sides, and one batch."""
   import torch
 
   from benchmarks.parity import random_peer
@@ -138,7 +137,7 @@ def prepare(options: argparse.Namespace, config: DitSamConfig, folder: Path) -> 
 
 
 def agreement(folder: Path, found: dict[str, list]) -> tuple[float, float]:
-  """Largest difference of the logits over the largest value, and relative difference of the first loss."""
+  """Returns the relative differences of the logits (largest over largest) and of the first loss."""
   ours, theirs = (np.load(folder / f'{side}.npy') for side in SIDES[:2])
   losses = [found[side][0]['loss'] for side in SIDES[:2]]
   return float(np.abs(ours - theirs).max() / np.abs(theirs).max()), abs(losses[0] / losses[1] - 1)

@@ -1,4 +1,4 @@
-"""The sides of benchmarks/model.py, each run in a process of its own."""
+"""The sides of benchmarks/model.py, each run in a separate process."""
 
 import argparse
 from functools import partial
@@ -10,7 +10,7 @@ from ditsam_jax.models.config import DitSamConfig
 
 
 def run(options: argparse.Namespace, config: DitSamConfig) -> dict:
-  """Seconds of both passes, memory, the first loss; the logits go to a file."""
+  """Runs one side; returns the seconds of both passes, memory and the first loss, and writes the logits to a file."""
   with np.load(options.folder / 'batch.npz') as file:
     batch = dict(file)
   side = _ditsam_jax if options.side == 'ditsam_jax' else _torch
@@ -38,7 +38,7 @@ def _ditsam_jax(options: argparse.Namespace, config: DitSamConfig, batch: dict[s
   np.save(options.folder / 'ditsam_jax.npy', forward(*inputs))
   seconds = timed(lambda: forward(*inputs).block_until_ready(), options.steps)
   peak = {'forward': _jax_peak()}
-  model = forward = None  # or the train step would not have the memory to itself
+  model = forward = None  # frees their memory for the train step
   settings = recipe('refcoco')
   settings.model = as_config_dict(config)
   settings.update(dtype=options.dtype, remat=options.remat, scan=options.scan, attention=options.attention)
@@ -136,7 +136,7 @@ def _torch_peak(on_gpu: bool) -> float:
 
 
 def _peer(config: DitSamConfig, folder, fused: bool):
-  """The same model; on a GPU with PyTorch's fused attention."""
+  """Returns the same model in PyTorch, with its fused attention if `fused`."""
   import torch
 
   from ditsam_jax.convert import torch_peer
@@ -147,7 +147,7 @@ def _peer(config: DitSamConfig, folder, fused: bool):
 
 
 def _fused_attention(attention, x, grid):
-  """As torch_peer's, with the relative positions as the bias of scaled_dot_product_attention."""
+  """Like torch_peer.attend, with the relative positions as the bias of scaled_dot_product_attention."""
   import torch
   from torch.nn import functional
 
@@ -170,14 +170,14 @@ def _fused_attention(attention, x, grid):
 
 
 def _MetaSam(config: DitSamConfig):
-  """segment_anything's encoder at this size, every block global, and its decoder with as many tokens as a sentence."""
+  """Returns segment_anything's encoder at this size, with all blocks global, and its decoder with a sentence's tokens."""
   import torch
   from torch.nn import functional
 
   from ditsam_jax.convert.torch_peer import segment_anything_modeling
 
   class MetaSam(torch.nn.Module):
-    """Image to logits; the sentence is not looked at."""
+    """Computes logits from the image and ignores the sentence."""
 
     def __init__(self):
       super().__init__()

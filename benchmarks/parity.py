@@ -1,7 +1,7 @@
-"""Converts a random model of real size and compares it with PyTorch: python benchmarks/parity.py --model=vit_b --kind=sam
+"""Converts a full-size random model and compares it with PyTorch: python benchmarks/parity.py --model=vit_b --kind=sam
 
-Prints one JSON line: the conversion's seconds and peak memory (against 1.5 times the file + 1 GB), and by stage the
-largest difference to PyTorch over the largest value.
+Prints one JSON line: seconds and peak memory of the conversion (allowed: 1.5 times the file + 1 GB), and for each stage
+the largest difference to PyTorch relative to the largest value.
 """
 
 import argparse
@@ -34,14 +34,14 @@ def main() -> None:
 
 
 def measure(config: DitSamConfig, folder: Path) -> dict:
-  """Converts and compares one model; everything that is printed of it."""
+  """Converts and compares one model; returns the figures to print."""
   file, output = folder / 'model.pth', folder / 'model'
   peer = random_peer(config)
   tensors = peer.state_dict()
   if config.text_encoder is None:
     tensors = {name.replace('visual_encoder.', 'image_encoder.'): tensor for name, tensor in tensors.items()}
   torch.save(tensors, file)
-  del peer, tensors  # or the child process would start from this one's memory
+  del peer, tensors  # otherwise their memory would count as the child's peak after fork
   flags = ['--fusion=layer_wise'] if config.fusion == 'layer_wise' else []
   script = Path(__file__).resolve().parents[1] / 'convert' / 'torch_to_flax.py'
   started = time.time()
@@ -68,7 +68,7 @@ def measure(config: DitSamConfig, folder: Path) -> dict:
 
 
 def random_peer(config: DitSamConfig) -> Peer:
-  """A PyTorch model with PyTorch's own initial values, and noise where those are zero (positions, projections)."""
+  """Returns a PyTorch model with PyTorch's initialisation, and noise in the position embeddings, which start at zero."""
   torch.manual_seed(0)
   peer = Peer(config).eval()
   with torch.no_grad():

@@ -1,7 +1,7 @@
-"""RefCOCO's own formats around pictures like photographs: python benchmarks/photographs.py --output=DIR --images=1000
+"""Makes photograph-like images in RefCOCO's formats: python benchmarks/photographs.py --output=DIR --images=1000
 
 Writes DIR/annotations/refcoco/ (refs(unc).p, instances.json) and DIR/train2014/: JPEGs of 640 x 480 and about 145 kB,
-as COCO's are, with 2 or 3 objects of 30 corners an image and 2 to 4 expressions an object. Prints a JSON line.
+like COCO's, with 2 or 3 objects per image, each a polygon with 30 corners and 2 to 4 expressions. Prints a JSON line.
 """
 
 import argparse
@@ -28,7 +28,7 @@ WORDS = ('left', 'right', 'man', 'woman', 'dog', 'red', 'shirt', 'chair', 'the',
 
 
 def write(root: Path, images: int, seed: int = 0) -> dict:
-  """Makes that many images and all that belongs to them; what was made, as numbers."""
+  """Writes images and annotations; returns their numbers and sizes."""
   folder, pictures = root / 'annotations' / 'refcoco', root / 'train2014'
   folder.mkdir(parents=True)
   pictures.mkdir()
@@ -41,7 +41,7 @@ def write(root: Path, images: int, seed: int = 0) -> dict:
     (pictures / name).write_bytes(encoded)
     size += len(encoded)
     infos.append({'id': image_id, 'file_name': name, 'height': HEIGHT, 'width': WIDTH})
-    # Seven of ten to the training split.
+    # Seven in ten images are in the training split.
     split = ('train', 'val', 'testA', 'testB')[max(0, image_id % 10 - 6)]
     for polygon in polygons:
       number = len(annotations) + 1
@@ -78,20 +78,20 @@ def write(root: Path, images: int, seed: int = 0) -> dict:
 
 
 def open_prepared(root: Path, split: str, max_tokens: int) -> tuple[ReferringSource, Tokenizer]:
-  """A split of what `write` made in `root`, prepared there, and a tokenizer that knows its words."""
-  with contextlib.redirect_stderr(io.StringIO()):  # a progress bar
+  """Prepares the output of `write` in `root`; returns one split and a tokenizer with its words."""
+  with contextlib.redirect_stderr(io.StringIO()):  # hides the progress bar
     builder.prepare('refcoco', 'unc', root / 'annotations', root / 'train2014', root / 'data', processes=0)
   (root / 'vocab.txt').write_text('\n'.join(('[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *WORDS)))
   return datasets.open_split('refcoco', root / 'data', split), Tokenizer(root / 'vocab.txt', max_tokens)
 
 
 def photograph(polygons: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-  """Uint8 [480, 640, 3]: noise of all scales with amplitudes as in photographs, lit objects with edges, and grain."""
+  """Returns noise with a photograph's spectrum, objects with sharp edges and grain, uint8 [480, 640, 3]."""
   picture = np.zeros((HEIGHT, WIDTH, 3), np.float32)
   for octave in range(9):
     step = 2**octave
     noise = rng.standard_normal((HEIGHT // step + 2, WIDTH // step + 2, 3), np.float32)
-    noise = 0.8 * noise.mean(-1, keepdims=True) + 0.2 * noise  # mostly light, little colour
+    noise = 0.8 * noise.mean(-1, keepdims=True) + 0.2 * noise  # mostly brightness, little colour
     picture += cv2.resize(noise, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC) * step**0.7
   picture *= 60 / picture.std()
   for polygon in polygons:
@@ -103,7 +103,7 @@ def photograph(polygons: list[np.ndarray], rng: np.random.Generator) -> np.ndarr
 
 
 def _polygon(rng: np.random.Generator) -> np.ndarray:
-  """Corners (x, y) of a blob within the image, float64 [30, 2]."""
+  """Returns the corners (x, y) of a blob inside the image, float64 [30, 2]."""
   angles = np.linspace(0, 2 * np.pi, CORNERS, endpoint=False)
   radii = rng.uniform(40, 140) * rng.uniform(0.7, 1.0, CORNERS)
   centre = rng.uniform((100, 100), (WIDTH - 100, HEIGHT - 100))
@@ -113,7 +113,7 @@ def _polygon(rng: np.random.Generator) -> np.ndarray:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-  parser.add_argument('--output', type=Path, required=True, help='folder to make')
+  parser.add_argument('--output', type=Path, required=True, help='folder to create')
   parser.add_argument('--images', type=int, default=1000)
   options = parser.parse_args()
   print(json.dumps(write(options.output, options.images)))

@@ -1,8 +1,8 @@
-"""Whether storing looped blocks stacked would pay: python benchmarks/stacked_blocks.py --width=384 --batch-size=2
+"""Estimates the benefit of storing scanned blocks stacked: python benchmarks/stacked_blocks.py --width=384 --batch-size=2
 
-A train state holds every block's weights by name, so a step with `scan` stacks them first. Here the same step is also
-compiled for a state that holds them stacked, which is no option of the library. Only compiles, runs nothing. Prints one
-JSON line a variant: bytes of the train state and of the step's temporaries by XLA's account.
+A train state stores each block's weights separately, so a step with `scan` stacks them first. This compiles, but does
+not run, the same step for a state that stores them stacked, which the library does not offer. Prints one JSON line per
+variant: sizes of the train state and of the step's temporaries according to XLA.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ditsam_jax.config import recipe
+from ditsam_jax.config import lengths, recipe
 from ditsam_jax.models import image_encoder
 from ditsam_jax.models.config import DitSamConfig, vit_b
 from ditsam_jax.models.ditsam import DitSam
@@ -32,7 +32,7 @@ from ditsam_jax.training.optimizer import make_optimizer
 from ditsam_jax.training.step import fresh_state, make_train_step, text_forward
 
 BLOCKS = 'image_encoder.blocks.'
-# Tables of windowed and of global blocks differ in size and are stacked after resizing, in any case.
+# Relative positions differ in size between windowed and global blocks; they are always stacked after resizing.
 STACKED = re.compile(re.escape(BLOCKS) + r'\d+\.(?!attn\.rel_pos)(.*)')
 STORED = BLOCKS + 'all.'
 stacked_of = image_encoder.stacked_weights
@@ -53,7 +53,7 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, variant: str, remat: str) -> dict[str, float]:
-  """GB of the state and of the temporaries."""
+  """Compiles one variant; returns the sizes of its state and temporaries, GB."""
   config = configured(options)
   model = nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))
   saved_model.fill_streams(model)
@@ -67,13 +67,14 @@ def measure(options: argparse.Namespace, variant: str, remat: str) -> dict[str, 
     trained = {_stored_name(name) for name in trained}
     weights = {_stored_name(name): _stored_shape(name, x, config) for name, x in weights.items()}
   settings = recipe('refcoco')
+  settings = lengths.resolve(settings, lambda: lengths.samples_without_data(settings))
   optimizer, rate = make_optimizer(settings.optimizer, settings.total_steps)
   step = make_train_step(
     structure,
     optimizer,
     rate,
     text_forward,
-    loss_weights=settings.loss.to_dict(),
+    loss_weights=dataclasses.asdict(settings.loss),
     ema_limit=settings.ema,
     seed=0,
     execution=Execution(remat, scan=variant != 'unrolled', attention='xla'),
@@ -88,7 +89,7 @@ def measure(options: argparse.Namespace, variant: str, remat: str) -> dict[str, 
 
 
 def configured(options: argparse.Namespace) -> DitSamConfig:
-  """L-DIT of a ViT of this size; the text encoder is as wide."""
+  """Returns L-DIT with a ViT of this size and a text encoder of the same width."""
   config, width, depth = vit_b(image_size=options.image_size), options.width, options.depth
   encoder = dataclasses.replace(
     config.image_encoder, width=width, depth=depth, heads=width // 64, global_blocks=tuple(range(2, depth, 3))
@@ -98,7 +99,7 @@ def configured(options: argparse.Namespace) -> DitSamConfig:
 
 
 def batch_of(config: DitSamConfig, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes of a training batch."""
+  """Returns the shapes of a training batch."""
   size, tokens = config.image_size, config.max_text_tokens
   shapes = {
     'image': ((size, size, 3), jnp.float32),
@@ -110,7 +111,7 @@ def batch_of(config: DitSamConfig, rows: int) -> dict[str, jax.ShapeDtypeStruct]
 
 
 class StoredStacked:
-  """`Structure` for weights of which those of the blocks are stacked; notes them in `stored` for `take_stored`."""
+  """A `Structure` for weights with stacked blocks, which it puts into `stored` for `take_stored`."""
 
   def __init__(self, structure: Structure, config: DitSamConfig, stored: dict[str, jax.Array]):
     self.structure, self.depth, self.stored = structure, config.image_encoder.depth, stored
@@ -123,7 +124,7 @@ class StoredStacked:
 
 
 def take_stored(stored: dict[str, jax.Array], blocks: nnx.List, grid: tuple[int, int]) -> nnx.State:
-  """The blocks' weights along a new axis, those in `stored` as they are there."""
+  """Returns the blocks' weights stacked along a new axis, taken from `stored` if they are there."""
   stacked = nnx.to_flat_state(stacked_of(blocks, grid))
   return nnx.from_flat_state([(path, x.replace(stored.get(dotted(path), x[...]))) for path, x in stacked])
 

@@ -1,7 +1,7 @@
-"""A plain PyTorch data set of RefCOCO's downloads: the peer of benchmarks/feed.py.
+"""A plain PyTorch data set of RefCOCO's original files, which benchmarks/feed.py compares with ours.
 
-The same recipe the way such loaders are written: a JPEG file read by Pillow, a polygon drawn by pycocotools, OpenCV's
-resizing, Pillow's enhancers, tensors normalised by PyTorch, every sentence tokenised when it comes.
+It follows the same recipe the way such loaders are usually written: Pillow reads the JPEG file, pycocotools rasterises
+the polygon, OpenCV resizes, Pillow changes colours, PyTorch normalises, and every sentence is tokenised on the fly.
 """
 
 import itertools
@@ -20,7 +20,7 @@ ENHANCERS = ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color
 
 
 class PlainDataset(torch.utils.data.Dataset):
-  """(image f32 [3, S, S], mask u8 [S, S], token ids, token mask) of objects, or of single expressions (evaluation)."""
+  """Yields (image f32 [3, S, S], mask u8 [S, S], token ids, token mask) per object, or per expression in evaluation."""
 
   def __init__(
     self,
@@ -34,7 +34,7 @@ class PlainDataset(torch.utils.data.Dataset):
     train: bool,
   ):
     folder = root / 'annotations' / 'refcoco'
-    refs = pickle.loads((folder / 'refs(unc).p').read_bytes())  # made by photographs.py a moment ago
+    refs = pickle.loads((folder / 'refs(unc).p').read_bytes())  # safe: just written by photographs.py
     annotations = json.loads((folder / 'instances.json').read_text())['annotations']
     self.polygons = {one['id']: one['segmentation'] for one in annotations}
     self.refs = [ref for ref in refs if ref['split'] == split]
@@ -56,7 +56,7 @@ class PlainDataset(torch.utils.data.Dataset):
     return self.finish(*self.resized(image, mask, self.size), text)
 
   def drawn(self, index: int, rng: np.random.Generator) -> tuple[torch.Tensor, ...]:
-    """Object `index`, with the release's augmentation drawn from `rng`."""
+    """Returns object `index` with the release's augmentation, sampled with `rng`."""
     ref = self.refs[index]
     text = ref['sentences'][rng.integers(len(ref['sentences']))]['sent']
     image, mask = self.resized(*self.read(ref), self.size - 32 * int(rng.integers(7)))
@@ -71,18 +71,18 @@ class PlainDataset(torch.utils.data.Dataset):
     return self.finish(image, mask, text)
 
   def read(self, ref: dict) -> tuple[np.ndarray, np.ndarray]:
-    """Image uint8 [h, w, 3] and mask uint8 [h, w] of a ref."""
+    """Returns image uint8 [h, w, 3] and mask uint8 [h, w] of a ref."""
     image = np.asarray(Image.open(self.pictures / ref['file_name']).convert('RGB'))
     runs = coco_mask.frPyObjects(self.polygons[ref['ann_id']], *image.shape[:2])
     return image, coco_mask.decode(coco_mask.merge(runs))
 
   def resized(self, image: np.ndarray, mask: np.ndarray, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Both with the long side at `side`."""
+    """Resizes both so that the longer side is `side`."""
     height, width = (round(length * side / max(mask.shape)) for length in mask.shape)
     return cv2.resize(image, (width, height)), cv2.resize(mask, (width, height), interpolation=cv2.INTER_NEAREST)
 
   def finish(self, image: np.ndarray, mask: np.ndarray, text: str) -> tuple[torch.Tensor, ...]:
-    """Normalised, amid the square, as tensors."""
+    """Normalises, centres in the square, tokenises, and converts to tensors."""
     pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1).float().div(255)
     pixels = pixels.sub(self.mean).div(self.std)
     top, left = (round((self.size - length) / 2 - 0.1) for length in mask.shape)
@@ -97,7 +97,7 @@ class PlainDataset(torch.utils.data.Dataset):
 
 
 def batches(dataset: PlainDataset, batch_size: int, workers: int) -> torch.utils.data.DataLoader:
-  """Of one epoch, shuffled for training."""
+  """Returns the batches of one epoch, shuffled for training."""
   return torch.utils.data.DataLoader(
     dataset, batch_size, shuffle=dataset.train, num_workers=workers, persistent_workers=False
   )

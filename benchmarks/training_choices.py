@@ -1,9 +1,9 @@
-"""What each way of training costs: python benchmarks/training_choices.py --batch-size=2
+"""Measures the time and memory of each training option: python benchmarks/training_choices.py --batch-size=2
 
-L-DIT with random weights on random batches, on whatever device is there; every choice in a process of its own, and each
-changes the one thing that it names. Prints one JSON line a choice: seconds of a step and of a forward pass (medians;
-lowest and highest as `spread`) and to compile, bytes of the train state (weights, average, moments) and of the step's
-temporaries by XLA's account, and the most memory that the process ever had.
+Trains L-DIT with random weights on random batches, on the available device; each choice runs in a separate process and
+changes only what its name says. Prints one JSON line per choice: seconds of a step, of a forward pass (medians; minimum
+and maximum as `spread`) and of compilation, sizes of the train state (weights, average, moments) and of the step's
+temporaries according to XLA, and the process's peak memory.
 
 Windows and image sizes: python benchmarks/training_choices.py --batch-size=1 --image-size=1024 --choices plain windowed
 """
@@ -32,7 +32,7 @@ from ditsam_jax.parallel import sharding
 from ditsam_jax.training.program import build
 
 PLAIN = {'scan': False, 'remat': 'none', 'accumulate': 1, 'dtype': 'float32', 'freeze': ''}
-CHOICES = {  # fields of the config; what is not named is as in PLAIN
+CHOICES = {  # config fields that differ from PLAIN
   'plain': {},
   'remat_attention': {'remat': 'attention'},
   'remat_block': {'remat': 'block'},
@@ -61,13 +61,13 @@ def main() -> None:
     return
   for choice in options.choices:
     if choice == 'accumulate_2' and options.batch_size % 2:
-      print('accumulate_2 is left out: it needs an even --batch-size', file=sys.stderr)
+      print('skipping accumulate_2: it needs an even --batch-size', file=sys.stderr)
       continue
     subprocess.run([sys.executable, __file__, *sys.argv[1:], f'--choice={choice}'], check=True)
 
 
 def measure(options: argparse.Namespace) -> dict:
-  """Everything that is printed of a choice."""
+  """Measures one choice; returns the figures to print."""
   config = recipe('refcoco')
   config.model = as_config_dict(PRESETS[options.model](image_size=options.image_size))
   config.data.batch_size = options.batch_size

@@ -1,4 +1,4 @@
-"""Ablation: before every block, text attends to the slots that come out of the one before.
+"""Ablation: before each block, text attends to the slots of the previous one.
 
   python -m ditsam_jax.train --config=cross_attention:shapes      tiny, on the embedded data: minutes on two CPU cores
   python -m ditsam_jax.train --config=cross_attention:refcoco --config.init_from=models/start

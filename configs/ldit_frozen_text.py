@@ -1,4 +1,4 @@
-"""Ablation: L-DIT with BERT as it is.
+"""Ablation: L-DIT with BERT frozen.
 
   python -m ditsam_jax.train --config=ldit_frozen_text:shapes      tiny, on the embedded data: minutes on two CPU cores
   python -m ditsam_jax.train --config=ldit_frozen_text:refcoco --config.init_from=models/start

@@ -1,4 +1,4 @@
-"""Ablation: L-DIT with learnt tokens added to the text before every block instead of projections.
+"""Ablation: L-DIT with learnt tokens added to the text before each block instead of projections.
 
   python -m ditsam_jax.train --config=ldit_token:shapes      tiny, on the embedded data: minutes on two CPU cores
   python -m ditsam_jax.train --config=ldit_token:refcoco --config.init_from=models/start

@@ -1,4 +1,4 @@
-"""The text baseline: SAM's encoder sees the image alone, the sentence prompts the mask decoder.
+"""The text baseline: the sentence only prompts the mask decoder; SAM's encoder sees the image alone.
 
   python -m ditsam_jax.train --config=sam_text:shapes      tiny, on the embedded data: minutes on two CPU cores
   python -m ditsam_jax.train --config=sam_text:refcoco --config.init_from=models/start

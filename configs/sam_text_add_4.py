@@ -3,7 +3,7 @@
   python -m ditsam_jax.train --config=sam_text_add_4:shapes      tiny, on the embedded data: minutes on two CPU cores
   python -m ditsam_jax.train --config=sam_text_add_4:refcoco --config.init_from=models/start
 
-25 epochs. The added blocks start fresh: SAM has two.
+25 epochs. SAM has two blocks, so the added ones are initialised randomly.
 """
 
 from ditsam_jax.config import named

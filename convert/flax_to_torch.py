@@ -1,6 +1,6 @@
-"""PyTorch weights out: python convert/flax_to_torch.py --input=DIR --output=FILE
+"""Writes PyTorch weights: python convert/flax_to_torch.py --input=DIR --output=FILE
 
-The command is ditsam_jax/convert/flax_to_torch.py; this script runs it from a clone that is not installed.
+Runs ditsam_jax/convert/flax_to_torch.py from a clone, without installing it.
 """
 
 import sys

@@ -1,6 +1,6 @@
-"""PyTorch weights in: python convert/torch_to_flax.py --input=FILE_OR_DIR --output=DIR
+"""Converts PyTorch weights: python convert/torch_to_flax.py --input=FILE_OR_DIR --output=DIR
 
-The command is ditsam_jax/convert/torch_to_flax.py; this script runs it from a clone that is not installed.
+Runs ditsam_jax/convert/torch_to_flax.py from a clone, without installing it.
 """
 
 import sys

@@ -13,7 +13,7 @@ import os
 import sys
 
 if sys.argv[:1] == ['-m'] and sys.orig_argv[-len(sys.argv)].removeprefix('-m').startswith('ditsam_jax.'):
-  # A command (python -m ditsam_jax.train) imports this before itself: what it imports can be interrupted in one line.
+  # python -m ditsam_jax.COMMAND imports this first, so interrupting the command's imports gives one line.
   from ditsam_jax import command_line
 
   command_line.begin()
@@ -23,7 +23,7 @@ elif 'multiprocessing.spawn' in sys.modules and os.path.dirname(sys.argv[0]) == 
 
   interruption.leave_to_parent()
 
-# Loaded when first asked for: `import ditsam_jax` is light.
+# Imported lazily, so `import ditsam_jax` is fast.
 _WHERE = {
   'DitSam': 'ditsam_jax.models.ditsam',
   'DitSamConfig': 'ditsam_jax.models.config',

@@ -1,4 +1,4 @@
-"""All commands under one name: `ditsam-jax predict ...`, the same as `python -m ditsam_jax.predict ...`."""
+"""All commands under one name: `ditsam-jax predict ...` is the same as `python -m ditsam_jax.predict ...`."""
 
 import importlib
 import sys
@@ -9,6 +9,7 @@ COMMANDS = {
   'predict': 'segment images from sentences, points and boxes',
   'everything': 'segment everything in images, or everything that a phrase names',
   'train': 'train a model',
+  'serve': 'serve a page to try a model on, and an HTTP API',
   'evaluate': 'evaluate a model on a data set',
   'prepare': 'prepare a data set from the official downloads',
   'export': 'copy a model, optionally in a smaller type',
@@ -19,13 +20,13 @@ COMMANDS = {
 
 
 def main() -> None:
-  """Runs the command that the first argument names, and exits with its status."""
+  """Runs the command named by the first argument, and exits with its status."""
   command_line.begin()
   name = sys.argv[1].replace('-', '_') if len(sys.argv) > 1 else ''
   if name in COMMANDS:
-    room = 'ditsam_jax.convert' if name in ('torch_to_flax', 'flax_to_torch') else 'ditsam_jax'
-    # Imported before `run`, which keeps compiled programs only where JAX is imported.
-    command = importlib.import_module(f'{room}.{name}')
+    package = 'ditsam_jax.convert' if name in ('torch_to_flax', 'flax_to_torch') else 'ditsam_jax'
+    # Imported before `run`, which sets up the compilation cache only if JAX has been imported.
+    command = importlib.import_module(f'{package}.{name}')
     command_line.run(lambda: command.main(sys.argv[2:]))
   print('usage: ditsam-jax COMMAND ...   (ditsam-jax COMMAND --help)', *_lines(), sep='\n')
   if name not in ('', '__help', '_h'):

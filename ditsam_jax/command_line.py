@@ -1,4 +1,4 @@
-"""Shared by all commands: bad input ends with one clear line and exit status 2, signals with one line."""
+"""Shared by all commands: errors in the input and signals give one line and an exit status."""
 
 import logging
 import os
@@ -13,17 +13,18 @@ from ditsam_jax import interruption
 from ditsam_jax.errors import LONGEST, UserError
 from ditsam_jax.terminal import printable
 
-TRACEBACK = 'DITSAM_TRACEBACK'  # =1 in the environment shows where an error comes from, and what libraries say
-_EXTRA_OF = {  # what an optional package comes with
+TRACEBACK = 'DITSAM_TRACEBACK'  # environment variable; 1 shows tracebacks and the messages of libraries
+_EXTRA_OF = {  # the extra that installs an optional package
   **dict.fromkeys(('array_record', 'grain', 'ml_collections', 'optax', 'tensorboardX', 'tensorflow_datasets'), 'train'),
   **dict.fromkeys(('safetensors', 'segment_anything', 'torch', 'transformers'), 'convert'),
+  **dict.fromkeys(('h11', 'multipart', 'prometheus_client', 'python_multipart', 'starlette', 'uvicorn'), 'serve'),
 }
-_QUIET = {  # what libraries say of themselves, and what a person cannot act on
+_QUIET = {  # silences messages of libraries that users cannot act on
   'TF_CPP_MIN_LOG_LEVEL': '3',
   'GRPC_VERBOSITY': 'ERROR',
   'ABSL_MIN_LOG_LEVEL': '3',
   'TRANSFORMERS_VERBOSITY': 'error',
-  'PYTHONWARNINGS': 'ignore',  # worker processes'
+  'PYTHONWARNINGS': 'ignore',  # in worker processes
   'TRANSFORMERS_NO_ADVISORY_WARNINGS': '1',
 }
 
@@ -31,8 +32,8 @@ _QUIET = {  # what libraries say of themselves, and what a person cannot act on
 def begin() -> None:
   """Makes Ctrl-C and SIGTERM end this process with one line, and silences libraries.
 
-  `python -m ditsam_jax.COMMAND` does this before it imports anything else (ditsam_jax/__init__.py); scripts that are
-  started by their path call it first.
+  `python -m ditsam_jax.COMMAND` calls it before importing anything else (ditsam_jax/__init__.py); scripts that are run by
+  path must call it first.
   """
   interruption.begin()
   if not _shows_all():
@@ -43,37 +44,37 @@ def begin() -> None:
 
 
 def fail(message: str) -> NoReturn:
-  """Ends the process with status 2 after one line on stderr."""
+  """Prints one line to stderr and exits with status 2."""
   print(f'error: {printable(" ".join(str(message).split()), longest=LONGEST)}', file=sys.stderr)
   sys.exit(2)
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-  """Calls `main` and exits with its status, or after one line: 2 for what a user can mend, 130 or 143 after a signal.
+  """Calls `main` and exits with its status. Errors that users can fix exit with 2, signals with 130 or 143, after one line.
 
-  A defect of ours exits with 1 and keeps its traceback; DITSAM_TRACEBACK=1 shows that of any error.
+  Bugs exit with 1 and a traceback; DITSAM_TRACEBACK=1 shows the traceback of any error.
   """
   begin()
-  _keep_what_is_compiled()
-  _take_any_text()
+  _cache_compiled_programs()
+  _configure_streams()
   if not _shows_all():
-    _silence_python()  # again: libraries set filters of their own when they are imported
+    _silence_python()  # again, because libraries set filters when they are imported
   error, status = None, 0
   try:
     interruption.work_begins()
     status = main() or 0
-  except SystemExit:  # --help, wrong flags
+  except SystemExit:  # --help, invalid flags
     raise
   except KeyboardInterrupt as interrupt:
     status = 143 if isinstance(interrupt, interruption.Terminated) else 130
-    if not interruption.work_ends():  # a training run has taken the signal, and saved
+    if not interruption.work_ends():  # a training run has handled the signal and saved
       print('interrupted', file=sys.stderr)
   except BaseException as raised:
     error = raised
   number = interruption.work_ends()
   if error is not None and _shows_all():
     traceback.print_exception(error)
-  if number is not None:  # whatever else came of it
+  if number is not None:  # the signal takes precedence over errors that it caused
     interruption.end_process(number)
   if error is not None:
     _explain(error)
@@ -81,18 +82,18 @@ def run(main: Callable[[], int | None]) -> NoReturn:
 
 
 def _explain(error: BaseException) -> NoReturn:
-  """One line for errors that the user can fix; a traceback for the rest."""
+  """Prints one line for errors that users can fix, and a traceback for others; exits."""
   match error:
     case UserError():
       fail(str(error))
     case ModuleNotFoundError() if message := _missing_extra(error):
       fail(message)
-    case BrokenPipeError():  # whoever read our output has gone; nothing can be said to them
+    case BrokenPipeError():  # the reader of our output is gone
       os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
       sys.exit(141)
     case PermissionError(filename=str() | bytes() | os.PathLike() as name):
       fail(f'{printable(os.fsdecode(name))}: {error.strerror}; choose another place, or change its permissions')
-    case OSError(errno=int()):  # of the system; without a number it is a library's own
+    case OSError(errno=int()):  # a system error; libraries raise OSError without errno
       name = error.filename if error.filename2 is None else error.filename2
       where = f'{printable(os.fsdecode(name))}: ' if isinstance(name, str | bytes | os.PathLike) else ''
       fail(f'{where}{error.strerror or error}')
@@ -100,7 +101,7 @@ def _explain(error: BaseException) -> NoReturn:
       fail(f'there is not enough memory{f" ({error})" if str(error) else ""}; use smaller images, batches or models')
     case RecursionError():
       fail(f'something in the input is nested too deeply; {TRACEBACK}=1 shows where')
-    case _ if 'RESOURCE_EXHAUSTED' in str(error):  # XLA's
+    case _ if 'RESOURCE_EXHAUSTED' in str(error):  # from XLA
       fail(f'the device is out of memory ({str(error).strip()[:200]}); use a smaller batch, or more devices')
   if not _shows_all():
     traceback.print_exception(error)
@@ -108,7 +109,7 @@ def _explain(error: BaseException) -> NoReturn:
 
 
 def _missing_extra(error: BaseException) -> str | None:
-  """What to install if an optional package is missing."""
+  """Returns a message with the extra to install if an optional package is missing, else None."""
   if not isinstance(error, ModuleNotFoundError):
     return None
   extra = _EXTRA_OF.get((error.name or '').partition('.')[0])
@@ -116,7 +117,7 @@ def _missing_extra(error: BaseException) -> str | None:
 
 
 def _explain_missing_extra(kind: type[BaseException], error: BaseException, trace) -> None:
-  """Hook for what is raised before `run`: by a command's imports."""
+  """sys.excepthook for errors raised before `run`, by a command's imports."""
   if message := _missing_extra(error):
     print(f'error: {message}', file=sys.stderr, flush=True)
     os._exit(2)
@@ -128,33 +129,32 @@ def _shows_all() -> bool:
 
 
 def _silence_python() -> None:
-  """Hides warnings of libraries: this package prints what users need to know."""
+  """Hides warnings of libraries; this package prints what users need to know."""
   warnings.simplefilter('ignore')
   logging.disable(logging.CRITICAL)
 
 
-def _take_any_text() -> None:
+def _configure_streams() -> None:
   """Makes printing independent of the terminal's encoding, and line-buffered in pipes."""
   for stream in (sys.stdout, sys.stderr):
     if reconfigure := getattr(stream, 'reconfigure', None):
       reconfigure(errors='backslashreplace', line_buffering=True)
 
 
-def _keep_what_is_compiled() -> None:
-  """Programs that took a tenth of a second to compile are kept for the next time: JAX's persistent compilation cache.
+def _cache_compiled_programs() -> None:
+  """Enables JAX's persistent compilation cache for programs that take at least 0.1 s to compile.
 
-  JAX_COMPILATION_CACHE_DIR names another folder, JAX_ENABLE_COMPILATION_CACHE=false switches it off.
+  JAX_COMPILATION_CACHE_DIR changes the folder; JAX_ENABLE_COMPILATION_CACHE=false disables the cache.
   """
-  jax = sys.modules.get('jax')  # some commands do without
+  jax = sys.modules.get('jax')  # some commands do not import it
   if jax is None or jax.config.jax_compilation_cache_dir:
     return
   try:
     cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'ditsam_jax' / 'compiled'
     cache.mkdir(parents=True, exist_ok=True)
-  except (OSError, RuntimeError):  # a home that cannot be written to, or none
+  except (OSError, RuntimeError):  # no home folder, or not writable
     return
   jax.config.update('jax_compilation_cache_dir', str(cache))
-  jax.config.update(
-    'jax_persistent_cache_min_compile_time_secs', 0.1
-  )  # a second by default: those of small models count
-  jax.config.update('jax_compilation_cache_max_size', 10 * 2**30)  # bytes; the longest unused go first
+  # The default of 1 s would exclude most programs of small models.
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+  jax.config.update('jax_compilation_cache_max_size', 10 * 2**30)  # bytes; evicts the least recently used

@@ -1,11 +1,11 @@
-"""Compiles a training step for a TPU slice, without a TPU, and reports what it needs: python -m ditsam_jax.compile_report --topology=v5e:4x4 ...
+"""Compiles a training step for a TPU slice, without a TPU, and reports its requirements: python -m ditsam_jax.compile_report --topology=v5e:4x4 ...
 
   python -m ditsam_jax.compile_report --config=ldit --topology=v5e:4x4 --config.data.batch_size=128
   python -m ditsam_jax.compile_report --config=ldit --topology=v5e:4x4 --compare=mesh.fsdp=16,mesh.data=1 \\
     --compare=mesh.fsdp=4,mesh.data=4 --compare=topology=v5e:8x8,data.batch_size=512
 
-Compiles the real train step with the TPU's own compiler (`pip install -e '.[tpu]'`). Memory, FLOPs and collectives are
-those of the compiled program; times are estimates from the chip's published peaks.
+Compiles the real train step with the TPU compiler (`pip install -e '.[tpu]'`). Memory, FLOPs and collectives are those of
+the compiled program; times are estimates from the chip's published peaks.
 """
 
 import argparse
@@ -53,13 +53,13 @@ def main(arguments: list[str] | None = None) -> int:
   )
   parser.add_argument('--json', type=local_path, metavar='FILE', help='also write the report to this JSON file')
   parser.add_argument(
-    '--picture', type=local_path, metavar='FILE.png', help='also draw memory and time as bars into this PNG file'
+    '--picture', type=local_path, metavar='FILE.png', help='also draw a bar chart of memory and time to this PNG file'
   )
   overrides, rest = changes.split_arguments(arguments)
   options = parser.parse_args(rest)
   cases = {text or options.topology: _case(options, overrides, text) for text in options.compare or ['']}
 
-  jax.config.update('jax_platforms', 'cpu')  # the compiler needs no TPU; don't look for one
+  jax.config.update('jax_platforms', 'cpu')  # the compiler needs no TPU; do not look for one
   reports = {}
   for name, (topology, config) in cases.items():
     say(f'compiling {len(reports) + 1} of {len(cases)}: {name} ...')
@@ -79,7 +79,7 @@ def report(config: ConfigDict, topology: str) -> Report:
   """Compiles the train step of a config for a slice.
 
   Raises:
-    UserError: no compiler, unknown topology, a mesh or batch that does not divide.
+    UserError: the compiler is not installed, the topology is unknown, or the mesh does not divide the batch or the heads.
   """
   chip, count = chips.parse_topology(topology)
   checked = checks.check(config)
@@ -90,7 +90,7 @@ def report(config: ConfigDict, topology: str) -> Report:
 
 
 def _case(options: argparse.Namespace, overrides: list[str], text: str) -> tuple[str, ConfigDict]:
-  """Topology and config of one column; everything is checked before the first of them compiles."""
+  """Returns the checked topology and config of one column."""
   given = (change.partition('=') for change in re.split(r',(?=[a-z_][\w.]*=)', text) if change)
   different: dict[str, str] = {name: value for name, _, value in given}
   topology = different.pop('topology', options.topology)

@@ -2,13 +2,13 @@
 
 from ditsam_jax.terminal import printable
 
-LONGEST = 2000  # characters of a message
+LONGEST = 2000  # characters per message
 
 
 class UserError(Exception):
-  """Bad input. The message names the thing, its value, what was expected and what to do, on one line.
+  """Bad input. The message is one line: the thing, its value, what was expected, and what to do.
 
-  Input quoted in the message is escaped, and long messages are shortened in the middle: see `terminal.printable`.
+  Control characters in the message are escaped, and long messages lose their middle, see `terminal.printable`.
   """
 
   def __init__(self, message: object = ''):

@@ -3,9 +3,9 @@
   python -m ditsam_jax.evaluate --checkpoint=shapes --split=test
   python -m ditsam_jax.evaluate --checkpoint=runs/ldit --dataset=refcoco --splits=val,testA,testB
 
-Prints tables and writes metrics.json, samples.csv (every sample's IoU and pixel counts) and predictions.png; with
---save-pictures=N also ranked.png, the N worst, median and best samples. Several hosts share the work where
---coordinator, --hosts and --host are given to each; the figures are the same.
+Prints tables and writes metrics.json, samples.csv (IoU and pixel counts of all samples) and predictions.png; with
+--save-pictures=N also ranked.png, the N worst, median and best samples. Several hosts share the work if each gets
+--coordinator, --hosts and --host; the results are the same.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from ditsam_jax.storage.paths import local
 from ditsam_jax.terminal import say
 from ditsam_jax.tokenization import Tokenizer
 
-_MOST_PICTURES = 100  # of each of the three sections: more would make a sheet that few programs open
+_MOST_PICTURES = 100  # per section; most programs cannot open larger sheets
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         output,
         {'checkpoint': options.checkpoint, 'dataset': dataset, 'split': split, 'dtype': forward.dtype},
       )
-  output.say_what_was_written()
+  output.list_files()
   return 0
 
 
@@ -78,7 +78,7 @@ def _evaluate(
   output: '_Output',
   about: dict[str, Any],
 ) -> None:
-  """Scores a split and writes what is found; the first host alone writes."""
+  """Scores a split; the first host writes the results."""
   started = time.time()
   gallery = Gallery(config.pixel_mean, config.pixel_std)
   results = evaluate_split(
@@ -89,7 +89,7 @@ def _evaluate(
     batch_size=options.batch_size,
     limit=options.limit,
     protocols=tuple(PROTOCOLS) if options.protocol == 'both' else [options.protocol],
-    generalised=datasets.find(about['dataset'])[0].generalised,
+    generalised=datasets.find(about['dataset'], options.data_dir)[0].generalised,
     gallery=gallery,
   )
   about['seconds'] = round(time.time() - started, 1)
@@ -109,18 +109,18 @@ def _evaluate(
 
 
 def _open(dataset: str, options: argparse.Namespace, trained_on: dict[str, Any]) -> dict[str, ReferringSource]:
-  """All splits, before any work: a wrong name at the end of the list should not wait for hours."""
-  datasets.check_splits(dataset, options.splits)
-  # A model of shapes is scored on scenes like those it was trained on.
+  """Opens all splits before any work, so a wrong name is not found only after hours."""
+  datasets.check_splits(dataset, options.splits, options.data_dir)
+  # A model trained on shapes is evaluated on scenes like its training data.
   scenes = trained_on.get('scenes') if dataset == trained_on.get('dataset') else None
   return {split: datasets.open_split(dataset, options.data_dir, split, scenes=scenes) for split in options.splits}
 
 
 class _Output:
-  """The folder of results; of several splits it holds files of each, and one metrics.json."""
+  """The output folder: one metrics.json, and further files per split."""
 
   def __init__(self, options: argparse.Namespace):
-    """Made before the evaluation, which may take hours. Raises UserError where nothing can be written."""
+    """Creates the folder before the evaluation, which may take hours. Raises UserError if it cannot be written to."""
     self._several = len(options.splits) > 1
     self._folder = _folder(options)
     self._figures: dict[str, Any] = {}
@@ -131,13 +131,13 @@ class _Output:
       self._folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
       raise UserError(
-        f'output folder {str(self._folder)!r} cannot be made ({error.strerror or error}); choose another --output'
+        f'output folder {str(self._folder)!r} cannot be created ({error.strerror or error}); choose another --output'
       ) from error
     if not os.access(self._folder, os.W_OK):
       raise UserError(f'output folder {str(self._folder)!r} cannot be written to; choose another --output')
 
   def write(self, split: str, results: Results, about: dict[str, Any]) -> None:
-    """Figures and samples of a split, beside those of the splits before."""
+    """Writes the metrics and samples of a split; metrics.json keeps those of earlier splits."""
     self._figures[split] = about | results.to_json()
     figures = self._figures[split]
     if self._several:
@@ -154,7 +154,7 @@ class _Output:
       ) from error
 
   def write_picture(self, split: str, name: str, picture) -> None:
-    """A picture of a split. One that cannot be written is a warning: the figures are there."""
+    """Writes a picture of a split. A failure is only a warning, because the metrics have been written."""
     file = self._folder / self._named(split, name, 'png')
     try:
       write_png(file, picture)
@@ -162,8 +162,8 @@ class _Output:
     except UserError as error:
       say(f'warning: {error}')
 
-  def say_what_was_written(self) -> None:
-    """One line, on the first host."""
+  def list_files(self) -> None:
+    """Prints the files written, on the first host."""
     if self._written:
       print('written:', ', '.join(map(str, self._written)))
 
@@ -193,7 +193,10 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     metavar='DIR',
     help="a training run's workdir, a model's folder, or a shipped model: shapes",
   )
-  parser.add_argument('--dataset', help=f'{", ".join(datasets.NAMES)} (default: what the model was trained on)')
+  parser.add_argument(
+    '--dataset',
+    help=f'{", ".join(datasets.NAMES)}, or the name of your own (default: the data set the model was trained on)',
+  )
   parser.add_argument(
     '--splits',
     '--split',

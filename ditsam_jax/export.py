@@ -1,6 +1,6 @@
 """Copies a model, optionally in a smaller type: python -m ditsam_jax.export --checkpoint=runs/ldit --output=models/ldit
 
---dtype=float16 halves the size; the shipped models were made this way.
+--dtype=float16 halves the size, as for the shipped models.
 """
 
 import jax.numpy as jnp

@@ -1,7 +1,7 @@
-"""Config fields, declared once: default, kind of value, meaning.
+"""Config fields, declared once: default, kind of value, and meaning.
 
-A config is a dataclass whose fields are made by `declared` and `group`. From these come the checks of values and their
-messages (`read`, `check`), the fields that a command line may change (`find`), and the reference in docs/config.md.
+A config is a dataclass whose fields are created by `declared` and `group`. Validation and messages (`read`, `check`),
+command-line changes (`find`) and docs/config.md are derived from the declarations.
 """
 
 import ast
@@ -13,40 +13,40 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
-_LONGEST = 4096  # characters of a text
+_LONGEST = 4096  # characters per text
 _SHOWN = 80  # characters of a value in a message
-LARGEST = 1e30  # of all numbers: their squares' squares overflow float32, and nothing sensible is near
+LARGEST = 1e30  # limit of all numbers; far above sensible values, and below float32's maximum
 
 
 class Kind:
-  """What values a field takes."""
+  """The kind of values that a field accepts."""
 
   @property
   def python(self) -> type:
-    """The type of its values, of which a ConfigDict may hold none yet."""
+    """The Python type of its values, for placeholders in a ConfigDict."""
     return str
 
   @property
   def expected(self) -> str:
-    """The values as an English phrase."""
+    """The accepted values as an English phrase."""
     raise NotImplementedError
 
   def accepts(self, value: Any) -> bool:
     raise NotImplementedError
 
   def normal(self, value: Any) -> Any:
-    """An accepted value in the type that the dataclass holds."""
+    """Converts an accepted value to the type stored in the dataclass."""
     return value
 
   def parse(self, text: str) -> Any:
-    """The value that a command line's text stands for, still to be checked; the text itself if it is no literal."""
+    """Parses text from the command line as a literal, or returns the text itself; the result is not checked."""
     try:
       return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
       return text
 
   def hint(self, value: Any) -> str:
-    """What the writer of a refused value may have meant, '' where nothing is near."""
+    """A suggestion for a refused value, or ''."""
     return ''
 
 
@@ -92,7 +92,7 @@ class Real(Kind):
 
   def accepts(self, value: Any) -> bool:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
-      return False  # NaN is in no range, infinity outside of all
+      return False  # the comparisons below refuse NaN and infinities
     return (self.least < value if self.above else self.least <= value) and (
       value < self.most if self.below else value <= self.most
     )
@@ -135,7 +135,7 @@ class Choice(Kind):
 
 @dataclasses.dataclass(frozen=True)
 class Text(Kind):
-  """Any text of one line; `what` says what it stands for."""
+  """A text on one line; `what` describes it."""
 
   what: str = 'text'
 
@@ -174,7 +174,7 @@ class Several(Kind):
 
 @dataclasses.dataclass(frozen=True)
 class OrNone(Kind):
-  """Another kind, or None, which `means` something: for values that follow from others."""
+  """Another kind or None, whose meaning is `means`; for values that can be derived from others."""
 
   kind: Kind
   means: str
@@ -202,7 +202,7 @@ class OrNone(Kind):
 
 @dataclasses.dataclass(frozen=True)
 class Group(Kind):
-  """Further fields: those of a dataclass."""
+  """A group of further fields, those of a dataclass."""
 
   of: type
 
@@ -219,18 +219,18 @@ BELOW_ONE = Real(0, 1, below=True)
 
 
 def declared(default: Any, kind: Kind, meaning: str) -> Any:
-  """A field of a config; `meaning` is a phrase of its own."""
+  """Declares a field of a config; `meaning` is a short description."""
   return dataclasses.field(default=default, metadata={'kind': kind, 'meaning': meaning})
 
 
 def group(default: Any, meaning: str, none: str = '') -> Any:
-  """A field that holds further fields. `none` says what None means there; '' refuses it."""
+  """Declares a group of further fields. `none` is the meaning of None; '' refuses None."""
   return dataclasses.field(default=default, metadata={'meaning': meaning, 'none': none})
 
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-  """A declaration, found by `fields` or `find`."""
+  """A declared field, as returned by `fields` and `find`."""
 
   name: str
   default: Any
@@ -242,13 +242,13 @@ class Field:
 
 @functools.cache
 def fields(cls: type) -> Mapping[str, Field]:
-  """The declared fields of a config by name."""
+  """Returns the declared fields of a config by name."""
   types = typing.get_type_hints(cls)
   return MappingProxyType({field.name: _field(field, types[field.name]) for field in dataclasses.fields(cls)})
 
 
 def walk(cls: type, path: str = '') -> Iterator[tuple[str, Field]]:
-  """All fields with their dotted paths, groups before what they hold."""
+  """Yields all fields with their dotted paths, groups before their fields."""
   for name, field in fields(cls).items():
     yield f'{path}{name}', field
     if field.group:
@@ -256,7 +256,7 @@ def walk(cls: type, path: str = '') -> Iterator[tuple[str, Field]]:
 
 
 def find(cls: type, path: str, trail: str) -> Field:
-  """The field of a dotted path. Raises ValueError, which names neighbours; `trail` is what `cls` is called."""
+  """Returns the field at a dotted path. Raises ValueError with similar names; `trail` is the name of `cls` in messages."""
   *parents, name = path.split('.')
   within: type | None = cls
   for parent in parents:
@@ -266,16 +266,16 @@ def find(cls: type, path: str, trail: str) -> Field:
 
 
 def read(cls: type, values: Any, path: str, *, complete: bool = False) -> Any:
-  """The config that plain containers describe: an instance of `cls`.
+  """Creates a config, an instance of `cls`, from plain containers.
 
   Args:
     cls: a dataclass of declared fields.
-    values: fields by name, as `dataclasses.asdict` gives them; lists are as good as tuples.
-    path: what it is called in messages.
-    complete: whether absent fields are refused; otherwise they take their defaults.
+    values: fields by name, as from `dataclasses.asdict`; lists may replace tuples.
+    path: the config's name in messages.
+    complete: refuse missing fields; otherwise they get their defaults.
 
   Raises:
-    ValueError: an unknown field, an absent one, or a value that cannot be; on one line, with what is expected.
+    ValueError: a field is unknown, missing or invalid; one line that says what was expected.
   """
   known = fields(cls)
   if not isinstance(values, Mapping):
@@ -297,12 +297,12 @@ def read(cls: type, values: Any, path: str, *, complete: bool = False) -> Any:
       read_values[name] = read(field.group, values[name], where, complete=complete)
   try:
     return cls(**read_values)
-  except ValueError as error:  # of fields together; its message begins with the name of this group alone
+  except ValueError as error:  # an invalid combination; its message starts with the name of this group only
     raise ValueError(f'{path[: path.rfind(".") + 1]}{error}') from error
 
 
 def check(config: Any, path: str) -> None:
-  """Raises ValueError on the first value of an instance, or of the groups that it holds, that cannot be."""
+  """Raises ValueError for the first invalid value of an instance or its groups."""
   for name, field in fields(type(config)).items():
     value, where = getattr(config, name), f'{path}.{name}'
     if not field.group:
@@ -314,16 +314,16 @@ def check(config: Any, path: str) -> None:
 
 
 def did_you_mean(name: Any, names: Any) -> str:
-  """'did you mean ...? ' where one of the names is near, else ''."""
+  """Returns 'did you mean ...? ' if one of the names is similar, else ''."""
   near = difflib.get_close_matches(name[:_SHOWN], list(names), n=1) if isinstance(name, str) else []
   return f'did you mean {near[0]!r}? ' if near else ''
 
 
 def shown(value: Any) -> str:
-  """A value in a message: on one line, cut where it is long, whatever it is."""
+  """Formats any value for a message: on one line, truncated."""
   try:
     text = ' '.join(repr(value).split())
-  except Exception:  # of objects from a user's file, or of a number with more digits than Python prints
+  except Exception:  # repr of a user's object may fail, and that of integers with too many digits
     text = f'a {type(value).__name__}'
   return text if len(text) <= _SHOWN else f'{text[:_SHOWN]}...'
 

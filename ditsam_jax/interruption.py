@@ -1,15 +1,15 @@
 """Ctrl-C and SIGTERM end a command with one line, at any moment.
 
-An exception raised in a signal handler surfaces wherever the main thread is: in an import that catches everything, in a
-destructor or garbage-collector callback, where Python drops it, or late, after minutes in C code. So it is not enough:
+An exception raised in a signal handler appears wherever the main thread is. An import may catch it, Python drops it in
+destructors and garbage-collector callbacks, and C code delays it, perhaps for minutes. So there are further measures:
 
-- Before the work (imports) and after it, there is nothing to undo: the process ends at once.
+- Before the work (during imports) and after it, there is nothing to clean up, so the process ends at once.
 - During the work, KeyboardInterrupt is raised, which removes unfinished files. If Python drops it, it is raised again.
-- A thread that signals wake ends the process if the main thread does not respond for `_STUCK` seconds or has not ended
-  after `_GRACE`. A second Ctrl-C ends it at once.
-- A training run handles the first signal itself: see `deferred`.
+- A thread that is woken by signals ends the process if the main thread does not respond within `_STUCK` seconds, or has
+  not ended after `_GRACE` seconds. A second Ctrl-C ends it at once.
+- A training run handles the first signal itself, see `deferred`.
 
-Files are written to a temporary name and renamed, so a process may end anywhere.
+Files are written to a temporary name and renamed, so a process may end at any point.
 """
 
 import _thread
@@ -24,37 +24,37 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NoReturn
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM)
-_ATTENTIVE = 0.5  # seconds in which the main thread handles a signal, if it can
+_ATTENTIVE = 0.5  # seconds for the main thread to handle a signal itself
 _STUCK, _GRACE = 2.0, 10.0  # seconds
 
-Taker = Callable[[int], bool]
+Taker = Callable[[int], bool]  # returns whether it has handled the signal
 
 
 class Terminated(KeyboardInterrupt):
-  """SIGTERM."""
+  """Raised after SIGTERM."""
 
 
 def status(number: int) -> int:
-  """The exit status of a command that a signal ended: 130 for Ctrl-C, 143 for SIGTERM."""
+  """The exit status of a command that was ended by a signal: 130 for Ctrl-C, 143 for SIGTERM."""
   return 128 + number
 
 
 class _Watch:
-  """The handlers and the thread; one at a time.
+  """The signal handlers and the thread. Only one instance may be installed.
 
   Args:
-    ends_process: a command's; in that of a caller of the library nothing but exceptions is raised.
-    numbers: the signals.
+    ends_process: True for commands. False, for callers of the library, only raises exceptions.
+    numbers: the signals to handle.
   """
 
   def __init__(self, ends_process: bool, numbers: Iterable[int] = _NUMBERS):
-    self.working = not ends_process  # until the imports are done
-    self.asked: int | None = None  # the signal that is to end the work
+    self.working = not ends_process  # False during a command's imports
+    self.asked: int | None = None  # the signal that should end the work
     self.takers: list[Taker] = []
     self.ends_process, self._numbers = ends_process, numbers
-    self._raising: int | None = None  # the signal whose exception is due in the main thread
-    self._late: set[int] = set()  # signals that the thread has handled, and of which the main one will hear
-    self._told = False
+    self._raising: int | None = None  # the signal whose exception the main thread will raise
+    self._late: set[int] = set()  # signals handled by the thread, for which the main thread's handler is still to run
+    self._printed = False
     self._before = {}
     self._pipe = os.pipe()
     for end in self._pipe:
@@ -65,7 +65,7 @@ class _Watch:
     _thread.start_new_thread(self._run, ())
     for number in self._numbers:
       before = signal.getsignal(number)
-      if before is not signal.SIG_IGN:  # nohup, and background jobs of scripts
+      if before is not signal.SIG_IGN:  # ignored under nohup, and in background jobs of scripts
         self._before[number] = before
         signal.signal(number, self._handle)
 
@@ -76,19 +76,19 @@ class _Watch:
     os.close(self._pipe[1])  # ends the thread
 
   def raise_again(self) -> None:
-    """Python dropped the exception; another moment may be better."""
+    """Raises the exception again a little later, after Python has dropped it."""
     _thread.start_new_thread(self._raise_again, ())
 
   def tell(self, number: int) -> None:
-    """The one line."""
-    if not self._told:
-      self._told = True
+    """Prints the line once."""
+    if not self._printed:
+      self._printed = True
       line = 'interrupted' if number == signal.SIGINT else 'terminated (SIGTERM)'
       with contextlib.suppress(OSError):
         os.write(2, f'{chr(10) if os.isatty(2) else ""}{line}\n'.encode())
 
   def end(self, number: int) -> NoReturn:
-    """Ends the process here and now, and its workers."""
+    """Ends the process and its workers at once."""
     self.tell(number)
     if (multiprocessing := sys.modules.get('multiprocessing')) and hasattr(multiprocessing, 'active_children'):
       with contextlib.suppress(Exception):
@@ -97,9 +97,9 @@ class _Watch:
     os._exit(status(number))
 
   def _handle(self, number, frame) -> None:
-    """In the main thread, as soon as it executes Python. Several signals may make one call."""
+    """The handler; Python runs it in the main thread between bytecodes, perhaps once for several signals."""
     received = self._received() or b''
-    if not received and number not in self._late:  # another library has taken the wake-up
+    if not received and number not in self._late:  # another library has consumed the wake-up
       received = [number]
     self._late.discard(number)
     if self._raising is None:
@@ -110,7 +110,7 @@ class _Watch:
       raise KeyboardInterrupt if number == signal.SIGINT else Terminated
 
   def _run(self) -> None:
-    """The thread: what the main one does not handle."""
+    """The thread; handles signals that the main thread does not handle in time."""
     while True:
       select.select([self._pipe[0]], [], [])
       time.sleep(_ATTENTIVE)
@@ -123,7 +123,7 @@ class _Watch:
         self._decide(number)
 
   def _received(self) -> bytes | None:
-    """Signals since the last call, in order; None at the end."""
+    """Returns the signals since the last call, in order; None if the pipe is closed."""
     try:
       data = os.read(self._pipe[0], 1000)
     except BlockingIOError:
@@ -159,7 +159,7 @@ _watch: _Watch | None = None
 
 
 def begin() -> None:
-  """From now on signals end this process in one line. For commands, before they import anything large."""
+  """Installs the handlers, so signals end this process with one line. Commands call it before slow imports."""
   global _watch
   if _watch is not None or threading.current_thread() is not threading.main_thread():
     return
@@ -183,18 +183,18 @@ def begin() -> None:
 
 
 def leave_to_parent() -> None:
-  """In a worker process: a terminal's Ctrl-C goes to it too, but its work may be needed until the parent has saved."""
+  """Ignores Ctrl-C in a worker process, which a terminal also sends to it; the parent may need its work to save."""
   signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def work_begins() -> None:
-  """The imports are done: signals raise KeyboardInterrupt in the main thread."""
+  """Marks the end of imports: from now on, signals raise KeyboardInterrupt in the main thread."""
   if _watch:
     _watch.working = True
 
 
 def work_ends() -> int | None:
-  """Nothing needs to be undone any more. Returns the signal that ended the work, None if it ended by itself."""
+  """Marks the end of the work. Returns the signal that ended it, or None."""
   if _watch is None:
     return None
   _watch.working = False
@@ -204,7 +204,7 @@ def work_ends() -> int | None:
 
 
 def end_process(number: int) -> NoReturn:
-  """Ends this process at once after a signal: XLA's threads may still compile, and crash where Python takes itself down."""
+  """Ends this process at once after a signal, because XLA's threads that still compile could crash in Python's shutdown."""
   for stream in (sys.stdout, sys.stderr):
     with contextlib.suppress(OSError, ValueError):
       stream.flush()
@@ -215,9 +215,9 @@ def end_process(number: int) -> NoReturn:
 
 @contextlib.contextmanager
 def nothing_to_undo() -> Iterator[None]:
-  """Meanwhile signals end a command's process at once, as before its work.
+  """A context in which signals end a command's process at once, as before its work.
 
-  For imports amid the work: NumPy and others take what is raised in them for a broken installation, and say so.
+  For imports during the work: NumPy and others report exceptions raised in them as a broken installation.
   """
   if _watch is None or not _watch.ends_process or not _watch.working:
     yield
@@ -231,9 +231,9 @@ def nothing_to_undo() -> Iterator[None]:
 
 @contextlib.contextmanager
 def deferred(take: Taker, numbers: Iterable[int] = _NUMBERS) -> Iterator[None]:
-  """Meanwhile signals go to `take`, which returns whether the work will end by itself.
+  """A context in which signals are passed to `take`, which returns whether it will end the work itself.
 
-  It may be called in the main thread or, while that is in a call into C, in another.
+  `take` may be called in the main thread or, while that is in C code, in another thread.
   """
   global _watch
   alone = _watch is None and threading.current_thread() is threading.main_thread()
@@ -254,7 +254,7 @@ def deferred(take: Taker, numbers: Iterable[int] = _NUMBERS) -> Iterator[None]:
 
 
 def _forget() -> None:
-  """In a forked process, whose signals are none of ours."""
+  """Removes the handlers in a forked process."""
   global _watch
   if _watch is not None:
     signal.set_wakeup_fd(-1)

@@ -1,4 +1,4 @@
-"""Options of commands."""
+"""Command-line option parsing."""
 
 import argparse
 from typing import NoReturn
@@ -7,7 +7,7 @@ from ditsam_jax.command_line import fail
 
 
 class Parser(argparse.ArgumentParser):
-  """Of a command's options: whole names only, and what is wrong in one line, without the usage before it."""
+  """An ArgumentParser without abbreviations that reports errors in one line, without the usage."""
 
   def __init__(self, **settings):
     super().__init__(allow_abbrev=False, **settings)

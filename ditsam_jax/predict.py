@@ -4,8 +4,8 @@
   python -m ditsam_jax.predict --image photos --point=120,80 --point=40,60,0 --json=results.jsonl
   python -m ditsam_jax.predict --prompts=prompts.jsonl --json=results.jsonl --no-pictures
 
-Each result is two PNG files at the image's own size (the mask as 0/255, and the image with the mask over it), and a
-line: on the screen, or of JSON with --json. Rerun the command to resume: finished requests are skipped.
+For each result, writes two PNG files at the image's own size (the mask as 0/255, and the image with the mask drawn over
+it) and prints a line, or writes a JSON line with --json. Rerun the command to resume; finished requests are skipped.
 """
 
 import argparse
@@ -41,7 +41,7 @@ from ditsam_jax.terminal import printable
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """Runs the command; returns 0 if every request gave its result, otherwise 2."""
+  """Runs the command; returns 0 if all requests succeeded, otherwise 2."""
   options = _parse(arguments)
   distributed.initialise(options)
   config = read_config(options.checkpoint)
@@ -69,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(job: Job, output: Output, lines: JsonLines | None, options: argparse.Namespace, at_once: int) -> bool:
-  """Does what is left to do; whether any of it failed."""
+  """Runs the remaining requests; returns whether any failed."""
   segmenter = Segmenter(options.checkpoint, batch_size=at_once, dtype=options.dtype)
 
   def predictions(asked: Asked) -> Iterator[tuple[Request, Prediction]]:
@@ -91,7 +91,7 @@ def _size(prediction: Prediction) -> int:
 
 
 def _outside(request: Request, image: np.ndarray) -> UserError | None:
-  """An error where a point, or the whole box, lies outside of the image."""
+  """Returns an error if a point or the entire box is outside the image."""
   height, width = image.shape[:2]
   points, box = request.prompt.points, request.prompt.box
   size = f'lies outside of the image, {width} x {height} pixels'
@@ -141,7 +141,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     help='JSON lines instead of the above: image, and any of text, points, labels, box, id',
   )
   what.add_argument(
-    '--images-dir', type=local, metavar='DIR', help="folder of the images that FILE names (default: FILE's own)"
+    '--images-dir', type=local, metavar='DIR', help="folder of the images named in FILE (default: FILE's folder)"
   )
   how = parser.add_argument_group('how')
   how.add_argument(
@@ -178,7 +178,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _check(options: argparse.Namespace) -> None:
-  """Raises UserError for options that do not go together."""
+  """Raises UserError for inconsistent options."""
   if options.prompts is not None:
     given = [f'--{name}' for name in ('image', 'text', 'point', 'box') if getattr(options, name)]
     if given:

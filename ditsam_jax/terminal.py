@@ -2,23 +2,23 @@
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
-_LONGEST = 200  # characters of a name; of longer ones the middle is left out
-_HARMLESS = '\u200c\u200d'  # joiners: not "printable" for Python, but part of Persian words and of emoji
+_LONGEST = 200  # characters of a name; longer ones lose their middle
+_HARMLESS = '\u200c\u200d'  # joiners: not "printable" to Python, but part of Persian words and emoji
 
 
 def say(text: str) -> None:
-  """Prints a line to stderr at once: progress and warnings; results go to stdout."""
+  """Prints a line to stderr and flushes it. Progress and warnings go to stderr, results to stdout."""
   print(text, file=sys.stderr, flush=True)
 
 
 def printable(name: object, longest: int = _LONGEST) -> str:
   """Escapes a name from a file, a path or an argument for printing.
 
-  Line breaks, control characters, what turns the direction of writing and bytes that are no text are escaped, so a
-  name cannot forge a line of output; of a long one the middle is left out.
+  Escapes line breaks, control characters, bidirectional overrides and undecodable bytes, so a name cannot forge a line of
+  output. Removes the middle of names longer than `longest`.
   """
   text = str(name)
   if len(text) > longest:
@@ -30,19 +30,35 @@ def printable(name: object, longest: int = _LONGEST) -> str:
 
 
 def listed(items: Iterable[object], most: int = 5) -> str:
-  """'a, b, c and 7 more': the first items as `printable`, and how many are left out."""
+  """Lists the first items, escaped, and counts the rest: 'a, b, c and 7 more'."""
   items = list(items)
   shown = ', '.join(printable(item) for item in items[:most])
   return f'{shown} and {len(items) - most:,} more' if len(items) > most else shown
 
 
+def truncated(text: str, width: float, measure: Callable[[str], float] = len) -> str:
+  """Truncates text to `width`, ending it in '…'; `measure` returns a text's width, by default in characters."""
+  if measure(text) <= width:
+    return text
+  return f'{text[: fitting_length(text, width - measure("…"), measure)].rstrip()}…'
+
+
+def fitting_length(text: str, width: float, measure: Callable[[str], float] = len) -> int:
+  """The number of leading characters that fit `width`, by binary search."""
+  low, high = 0, len(text)
+  while low < high:
+    middle = (low + high + 1) // 2
+    low, high = (middle, high) if measure(text[:middle]) <= width else (low, middle - 1)
+  return low
+
+
 def progress(
   total: int, description: str, unit: str = '', *, initial: int = 0, shown: bool = True, leave: bool = True
 ) -> Any:
-  """Progress on stderr: a tqdm bar on a terminal, otherwise (file, pipe) a line every half minute."""
+  """Shows progress on stderr: a tqdm bar on a terminal, or else a line every half minute."""
   if shown and not sys.stderr.isatty():
     return _Lines(total, description, unit, initial)
-  import tqdm  # commands import this file before anything that takes time
+  import tqdm  # imported late: commands import this module before anything slow
 
   return tqdm.tqdm(
     total=total,
@@ -58,15 +74,15 @@ def progress(
 
 
 class _Lines:
-  """What `progress` uses of tqdm, as lines of a log: 'training: 120 of 1,000 steps, 0:02:10 left, loss 0.31'."""
+  """The part of tqdm's interface used here, as log lines: 'training: 120 of 1,000 steps, 0:02:10 left, loss 0.31'."""
 
-  INTERVAL = 30  # seconds; work that is done before says nothing
+  INTERVAL = 30  # seconds; shorter work prints nothing
 
   def __init__(self, total: int, description: str, unit: str, initial: int):
     self._total, self._what, self._unit = total, description, unit
     self.n = initial
     self._last = time.monotonic()
-    self._first: tuple[int, float] | None = None  # what was done when; what comes before, as compiling, tells nothing
+    self._first: tuple[int, float] | None = None  # (n, time) of the first update, which excludes compilation
     self._postfix = ''
 
   def __enter__(self) -> '_Lines':

@@ -1,5 +1,6 @@
-"""Sentences to BERT WordPiece ids of a fixed length."""
+"""Tokenizes sentences into BERT WordPiece ids of a fixed length."""
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -9,7 +10,7 @@ import numpy as np
 from ditsam_jax.errors import UserError
 from ditsam_jax.vocabulary import END, LONGEST_WORD, MASK, PAD, SPECIAL, START, UNKNOWN, read_vocabulary
 
-MAX_TEXT_BYTES = 10_000  # of one sentence: more is no sentence, and reading it would take long
+MAX_TEXT_BYTES = 10_000  # per sentence; longer texts are not sentences, and would take long to tokenize
 _MOST_KEPT = 2**18  # sentences; RefCOCO has 142,209
 
 
@@ -21,7 +22,7 @@ class _Pieces(NamedTuple):
   places: list[tuple[int, int]]
 
   def span(self, word: int) -> tuple[int, int]:
-    """Where a word begins and ends in the text."""
+    """The start and end of a word in the text."""
     places = [place for place, number in zip(self.places, self.words) if number == word]
     return places[0][0], places[-1][1]
 
@@ -32,22 +33,24 @@ class Tokenizer:
   Sentences are cached. Threads may share a tokenizer. A missing or invalid vocabulary raises UserError.
   """
 
-  def __init__(self, vocabulary_file: str | Path, max_tokens: int):
+  def __init__(self, vocabulary_file: str | Path, max_tokens: int, *, kept: int = _MOST_KEPT):
+    """Reads the vocabulary. `kept`: sentences that are cached."""
     if max_tokens < 3:
       raise UserError(f'max_tokens is {max_tokens}, expected at least 3: [CLS], one word piece, [SEP]')
     self.vocabulary_file = Path(vocabulary_file)
     self.max_tokens = max_tokens
+    self._kept = kept
     self.vocabulary = read_vocabulary(self.vocabulary_file)
     self._bert = _bert_tokenizer(self.vocabulary)
     self._letters = {index for piece, index in self.vocabulary.items() if len(piece.removeprefix('##')) == 1}
     self._rows: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
   def __reduce__(self):
-    # A worker process gets an empty cache.
+    # Worker processes start with an empty cache.
     return Tokenizer, (self.vocabulary_file, self.max_tokens)
 
   def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids and 0/1 mask of `texts`, both int32 [n, max_tokens]; longer texts are cut."""
+    """Returns token ids and 0/1 mask of `texts`, both int32 [n, max_tokens]; longer texts are truncated."""
     rows = [self._row(text) for text in texts]
     if not rows:
       return np.zeros((0, self.max_tokens), np.int32), np.zeros((0, self.max_tokens), np.int32)
@@ -72,15 +75,23 @@ class Tokenizer:
 
     The model reads them as [UNK] or letter by letter, which carries no meaning.
     """
+    return list(dict.fromkeys(text[start:end] for start, end in self.unknown_places(text)))
+
+  def unknown_places(self, text: str) -> list[tuple[int, int]]:
+    """Where those words begin and end in `text`, repeated ones included."""
     pieces = self._pieces(text)
-    spans = [pieces.span(word) for word in self._unknown_words(pieces)]
-    return list(dict.fromkeys(text[start:end] for start, end in spans))
+    return [pieces.span(word) for word in self._unknown_words(pieces)]
+
+  def known_pieces(self, word: str) -> list[int]:
+    """The ids of the pieces that `word` is read as; [] if it is `unknown`."""
+    pieces = self._pieces(word)
+    return [] if self._unknown_words(pieces) else pieces.ids
 
   def _unknown_words(self, pieces: _Pieces) -> list[int]:
-    """The numbers of those words, in their order."""
+    """The indices of the unknown words, in order."""
     spelled: dict[int, list[int]] = {}
     for piece, word in zip(pieces.ids, pieces.words):
-      if word is not None:  # as special tokens are
+      if word is not None:  # None for special tokens
         spelled.setdefault(word, []).append(piece)
     return [
       word
@@ -95,14 +106,14 @@ class Tokenizer:
   def _pieces(self, text: str) -> _Pieces:
     try:
       encoding = self._bert.encode(text, add_special_tokens=False)
-    except TypeError as error:  # no text, or one with half a character, which Rust's strings cannot hold
+    except TypeError as error:  # not a string, or one with a lone surrogate, which Rust cannot represent
       raise UserError(f'text {text!r}: not valid Unicode; expected a sentence') from error
     return _Pieces(encoding.ids, encoding.word_ids, encoding.offsets)
 
   def _row(self, text: str) -> tuple[np.ndarray, np.ndarray]:
     row = self._rows.get(text)
     if row is None:
-      if len(self._rows) >= _MOST_KEPT:
+      if len(self._rows) >= self._kept:
         self._rows.clear()
       ids = [self.vocabulary[START], *self._pieces(text).ids[: self._room], self.vocabulary[END]]
       padded = np.full(self.max_tokens, self.vocabulary[PAD], np.int32)
@@ -111,13 +122,26 @@ class Tokenizer:
     return row
 
 
+def words_of(text: str) -> list[str]:
+  """The words and signs that BERT reads a text as, before it looks at any vocabulary: lower-cased, without accents."""
+  normalizer, splitter = _bert_words()
+  return [word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))]
+
+
+@functools.cache
+def _bert_words():
+  from tokenizers import normalizers, pre_tokenizers
+
+  return normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+
+
 def _bert_tokenizer(vocabulary: dict[str, int]):
-  """Builds what transformers.BertTokenizerFast builds, without importing transformers (a second, and PyTorch)."""
+  """Builds the same tokenizer as transformers.BertTokenizerFast, whose import takes a second and needs PyTorch."""
   from tokenizers import Tokenizer as RustTokenizer
   from tokenizers import models, normalizers, pre_tokenizers
 
   bert = RustTokenizer(models.WordPiece(vocabulary, unk_token=UNKNOWN, max_input_chars_per_word=LONGEST_WORD))
   bert.normalizer = normalizers.BertNormalizer(lowercase=True)
   bert.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-  bert.add_special_tokens([token for token in (*SPECIAL, MASK) if token in vocabulary])  # where a sentence spells them
+  bert.add_special_tokens([token for token in (*SPECIAL, MASK) if token in vocabulary])  # if a sentence contains them
   return bert

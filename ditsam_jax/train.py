@@ -1,8 +1,8 @@
 """Trains a model: python -m ditsam_jax.train --config=configs/ldit.py:shapes --workdir=runs/ldit
 
-Rerun the command to resume, bit-identically. Ctrl-C and SIGTERM save. At the end the workdir holds the
-model (`model/`), the best one on the validation split (`best/`), `metrics.json` and `predictions.png`; `tensorboard
---logdir=WORKDIR` shows the rest.
+Rerun the command to resume, bit-exactly. Ctrl-C and SIGTERM save a checkpoint first. At the end, the workdir contains the
+model (`model/`), the best one on the validation split (`best/`), `metrics.json` and `predictions.png`. `tensorboard
+--logdir=WORKDIR` shows the curves.
 """
 
 import dataclasses
@@ -17,10 +17,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
+from PIL import Image
 
 from ditsam_jax import command_line
 from ditsam_jax.config import changes, checks, files, lengths
 from ditsam_jax.config.run import ResolvedRunConfig, RunConfig
+from ditsam_jax.config.start import check_changes
 from ditsam_jax.data import datasets
 from ditsam_jax.data.pipeline import BatchStream, prompt_batches, train_batches
 from ditsam_jax.data.referring import ReferringSource
@@ -36,11 +38,12 @@ from ditsam_jax.options import Parser
 from ditsam_jax.parallel import distributed, sharding
 from ditsam_jax.parallel.watch import Watch
 from ditsam_jax.storage import saved_model
-from ditsam_jax.storage.description import check_words, fresh_parts, parts_of, read_config
+from ditsam_jax.storage.description import check_words, fresh_parts, parts_of
 from ditsam_jax.storage.files import write_json
 from ditsam_jax.storage.image_files import write_png
 from ditsam_jax.storage.paths import local
 from ditsam_jax.tokenization import Tokenizer
+from ditsam_jax.training import memory, words
 from ditsam_jax.training.checkpoint import Checkpoints, Progress
 from ditsam_jax.training.fingerprint import weights_sha256
 from ditsam_jax.training.logging import RunLog, SilentLog
@@ -75,8 +78,8 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
   """Trains, evaluates and writes `workdir`. Returns the content of metrics.json, or None after SIGTERM.
 
   Raises:
-    UserError: impossible config, missing data, a workdir of another run or in use, no whole checkpoint, too many
-      updates in a row whose loss or gradient is not finite, a save that failed where that is to stop the run.
+    UserError: the config is invalid, data is missing, the workdir is in use or contains another run, no checkpoint is
+      intact, too many consecutive updates had a non-finite loss or gradient, or a save failed and the config says to stop.
     KeyboardInterrupt: after Ctrl-C, with everything saved.
   """
   with StopSignal() as stop, Workdir(workdir) as claimed, Watch():
@@ -88,26 +91,33 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
 
 def _train(given: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal) -> dict[str, Any] | None:
   started = time.time()
-  # --------------------------------------------------------------------- what can be refused before any long work
+  # -------------------------------------------------------------------------------- checks before any long work
   checked = checks.check(given)
   mesh = sharding.make_mesh(checked.mesh)
   claimed.check_place()
   datasets.check_data(checked.data.dataset, checked.data.data_dir, _splits(checked))
-  vocabulary = datasets.vocabulary(checked.data.dataset, checked.init_from) if checked.task == 'text' else None
   starts = bool(checked.init_from) and not claimed.begun
   if starts:
-    _check_start(checked.init_from)
+    check_changes(dataclasses.asdict(checked.model), checked.init_from, whole=False)
+  vocabulary = datasets.vocabulary(checked.data.dataset, checked.init_from) if checked.task == 'text' else None
 
   # ------------------------------------------------------------------------------------ data, lengths, train step
   data = functools.cache(lambda: distributed.first_alone_first(lambda: _open(checked, 'train'), 'data'))
   config = lengths.resolve(given, lambda: _samples(data(), checked.task))
-  model_config = config.model
-  program = build(config, model_config, mesh)
+  program = build(config, config.model, mesh)
   if starts:
     saved_model.check_start(config.init_from, program.state.params | program.state.frozen)
-  source = data()
+  source, added, grown = data(), None, {}
+  if config.data.add_words and vocabulary:
+    added = words.added(config, vocabulary, source, workdir / 'vocab.txt' if claimed.begun else None)
+    config = dataclasses.replace(config, model=added.model)
+    program = build(config, config.model, mesh)
+    grown = added.grown(program.state, config)
+  model_config = config.model
   plain = config.to_json()
   claimed.claim(plain)
+  if added:
+    vocabulary = added.write(workdir / 'vocab.txt')
   tokenizer = None
   if vocabulary:
     tokenizer = Tokenizer(vocabulary, model_config.max_text_tokens)
@@ -120,11 +130,18 @@ def _train(given: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal)
   evaluation = _Evaluation(config, tokenizer, stop) if tokenizer else None
   progress, skipped = Progress(), SkippedUpdates(workdir, config.max_skipped)
   describe: dict[str, Any] = dict(vocabulary=vocabulary, data=_about_data(config))
-  with Checkpoints(workdir, config.keep_checkpoints, plain, config.on_save_failure) as checkpoints:
+  with (
+    Checkpoints(workdir, config.keep_checkpoints, plain, config.on_save_failure) as checkpoints,
+    memory.explained(program, config),
+  ):
+    if checkpoints.latest_step != config.total_steps:
+      program = memory.compiled(program, config)
     if checkpoints.latest_step is None:
-      state, fresh = program.initial_state(config.init_from)
+      state, fresh = program.initial_state(config.init_from, grown)
       progress.fresh = _fresh_at_start(fresh, config.init_from)
       if config.init_from:
+        if not progress.fresh:  # a model that can do something: what can it do before?
+          progress.evaluated = -1
         distributed.tell(f'weights from {config.init_from!r}; fresh: {", ".join(progress.fresh) or "none"}')
     else:
       state, progress = checkpoints.restore(program.state, iterator)
@@ -133,23 +150,23 @@ def _train(given: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal)
       f'{_count(state.params)} parameters trained, {_count(state.frozen)} frozen; {len(source)} objects '
       f'in {source.num_images} images; {_devices(mesh)}'
     )
-    step, began = int(state.step), None
+    step = int(state.step)
     stop.steps_begin()
     with _log(workdir, step, progress, config) as log:
       while True:
         worth_saving = step > 0 and step % config.checkpoint_every == 0
-        # A run that was stopped in the middle of an evaluation begins with it.
+        # A run that was stopped during an evaluation starts with it.
         if evaluation and config.eval_every and step % config.eval_every == 0 and step > progress.evaluated:
           model = program.averaged_model(state)
           results, gallery = evaluation(model, 'val', config.eval_samples)
           if results:
             log.scalars(step, _curves(results), 'val')
-            log.panel(step, np.asarray(gallery.panel()))
+            log.panel(step, np.asarray(_save_samples(workdir, step, results, gallery, config)))
             progress.evaluated = step
             if progress.improved(step, results.miou):
               _save_best(workdir, config, model, progress, describe | {'fresh': _untrained(progress, state, step)})
               worth_saving = True
-          del model  # the next steps need its room
+          del model  # frees memory for the next steps
         ends = stop.agreed() or step == config.total_steps
         if worth_saving or ends:
           skipped.look()
@@ -158,17 +175,11 @@ def _train(given: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal)
           break
         try:
           arrays = next(iterator)
-        except Exception:  # of a worker process that the signal ended too
+        except Exception:  # a worker process that was ended by the same signal
           if not stop.asked:
             raise
           continue
-        if first := began is None:
-          began = time.monotonic()
-          log.say('compiling the training step ...')
         state, metrics = program.step(state, program.assemble(arrays))
-        if first:
-          jax.block_until_ready(metrics)
-          log.say(f'compiled, first step done in {time.monotonic() - began:.1f} s')
         step += 1
         skipped.watch(step, arrays, metrics)
         checkpoints.check()
@@ -181,7 +192,7 @@ def _train(given: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal)
       f'stopped at step {step} of {config.total_steps}, which is not saved (see above); rerun the command to resume '
       f'from step {checkpoints.latest_step or 0}'
     )
-  # Whoever takes the machine away does not wait for more; and of several hosts one alone knows of a Ctrl-C.
+  # On preemption there is no time to write the model; and with several hosts, only one knows of a Ctrl-C.
   if stop.number == signal.SIGTERM or stop.asked and jax.process_count() > 1:
     return _stopped(step, config)
   model = program.averaged_model(state)
@@ -191,7 +202,7 @@ def _train(given: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal)
       saved_model.save(
         workdir / 'model', model, **describe, fresh=_untrained(progress, state, step), notes={'steps': step}
       )
-    except UserError as error:  # the checkpoint is there, and the figures are still to come
+    except UserError as error:  # raised later: the checkpoint is saved, and the metrics are still to be computed
       unsaved = error
   if stop.asked:
     if unsaved:
@@ -223,7 +234,7 @@ def _train(given: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal)
   if unsaved:
     raise UserError(f'{unsaved}; {written[0]} is written; rerun the command to write the model') from unsaved
   if results is not None and gallery is not None:
-    try:  # after the figures, which a picture must not cost
+    try:  # last, so a failure does not prevent writing the metrics
       write_png(workdir / 'predictions.png', gallery.panel(_headline(config, results)))
       written.append(workdir / 'predictions.png')
     except UserError as error:
@@ -237,7 +248,7 @@ def _stopped(step: int, config: ResolvedRunConfig) -> None:
 
 
 def _save_best(workdir: Path, config: RunConfig, model: DitSam, progress: Progress, describe: dict[str, Any]) -> None:
-  """The model with the highest score on the validation split; a failure is one of `config.on_save_failure`."""
+  """Saves the model with the highest validation score; handles failures by `config.on_save_failure`."""
   if not distributed.is_first():
     return
   try:
@@ -250,8 +261,19 @@ def _save_best(workdir: Path, config: RunConfig, model: DitSam, progress: Progre
     distributed.tell(f'warning: {error}; training continues')
 
 
+def _save_samples(workdir: Path, step: int, results: Results, gallery: Gallery, config: RunConfig) -> Image.Image:
+  """The same validation samples at every evaluation, as a picture and a file; one that cannot be written is a warning."""
+  picture = gallery.fixed_panel(f'{config.data.dataset} val, step {step}: mIoU {results.miou:.1f}')
+  if distributed.is_first():
+    try:
+      write_png(workdir / 'validation' / f'step_{step:06d}.png', picture)
+    except UserError as error:
+      distributed.tell(f'warning: {error}; training continues')
+  return picture
+
+
 class _Evaluation:
-  """Scores a run's models on its data; compiled once. Results are None where a signal asked to stop."""
+  """Scores a run's models on its data, compiling once. Results are None if a signal requested a stop."""
 
   def __init__(self, config: RunConfig, tokenizer: Tokenizer, stop: StopSignal):
     self._config, self._tokenizer, self._stop = config, tokenizer, stop
@@ -271,7 +293,7 @@ class _Evaluation:
         model.config,
         batch_size=config.eval_batch_size,
         limit=limit,
-        generalised=datasets.find(config.data.dataset)[0].generalised,
+        generalised=datasets.find(config.data.dataset, config.data.data_dir)[0].generalised,
         gallery=gallery,
         progress=limit is None,
       )
@@ -294,15 +316,8 @@ def _open(config: RunConfig, split: str) -> ReferringSource:
   )
 
 
-def _check_start(init_from: str) -> None:
-  try:
-    read_config(init_from)
-  except UserError as error:
-    raise UserError(f'config.init_from: {error}') from error
-
-
 def _splits(config: RunConfig) -> set[str]:
-  """The data of a run."""
+  """The splits that a run needs."""
   evaluated = {config.final_split} | ({'val'} if config.eval_every != 0 else set())
   return {'train'} | (evaluated if config.task == 'text' else set())
 
@@ -333,7 +348,7 @@ def _training_batches(
 
 
 def _about_data(config: ResolvedRunConfig) -> dict[str, Any]:
-  """What a saved model tells of its data: enough to make the same samples again, no paths."""
+  """The description of the data in a saved model: enough to recreate the samples, without paths."""
   data = config.to_json()['data']
   return {name: data[name] for name in ('dataset', 'scenes') if data[name] is not None}
 
@@ -343,12 +358,12 @@ def _headline(config: RunConfig, results: Results) -> str:
 
 
 def _curves(results: Results) -> dict[str, float]:
-  """What TensorBoard plots of an evaluation: mIoU, over all and by kind of expression."""
+  """The curves of an evaluation in TensorBoard: mIoU, in total and by kind of expression."""
   return {'mIoU': results.miou, **{f'mIoU_{kind}': results.metrics(kind=kind)['mIoU'] for kind in results.kinds}}
 
 
 def _devices(mesh: Mesh) -> str:
-  """The devices of the run, in words."""
+  """Describes the devices of the run."""
   axes = ' x '.join(f'{axis} {size}' for axis, size in mesh.shape.items())
   return f'{mesh.size} {mesh.devices.flat[0].platform} device(s)' + (f' as {axes}' if mesh.size > 1 else '')
 
@@ -358,13 +373,13 @@ def _count(weights: dict[str, jax.Array]) -> int:
 
 
 def _fresh_at_start(fresh: list[str], init_from: str) -> list[str]:
-  """Untrained parts of the model: missing in `init_from`, or untrained there too."""
-  lacking = [name for name in fresh if not is_position(name)]  # those are drawn once and never trained
+  """The untrained parts of the initial model: missing from `init_from`, or untrained there too."""
+  lacking = [name for name in fresh if not is_position(name)]  # positional encodings are random and never trained
   return sorted({*parts_of(lacking), *(fresh_parts(init_from) if init_from else ())})
 
 
 def _untrained(progress: Progress, state: TrainState, step: int) -> list[str]:
-  """Of the parts that were fresh at the start those that still are: no parameter of theirs is trained."""
+  """The parts that were fresh at the start and still are, because none of their parameters is trained."""
   return [part for part in progress.fresh if step == 0 or not any(name.startswith(f'{part}.') for name in state.params)]
 
 

@@ -12,9 +12,9 @@ from ditsam_jax.terminal import listed, printable
 PAD, UNKNOWN, START, END, MASK = '[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'
 SPECIAL = (PAD, UNKNOWN, START, END)
 LONGEST_WORD = 100  # characters, BERT's limit
-MOST_BYTES = 2**26  # of a vocabulary; the largest tokenizer.json in use has a quarter
+MOST_BYTES = 2**26  # of a vocabulary file; the largest tokenizer.json in use has a quarter
 
-# What a tokenizer.json may say, for the ids to be those that BERT's lower-casing tokenizer gives.
+# The settings of a tokenizer.json that give the same ids as BERT's lower-casing tokenizer.
 _EXPECTED: dict[str, dict[str, tuple[Any, ...]]] = {
   'model': {
     'type': ('WordPiece',),
@@ -31,12 +31,12 @@ _EXPECTED: dict[str, dict[str, tuple[Any, ...]]] = {
   },
   'pre_tokenizer': {'type': ('BertPreTokenizer',)},
 }
-# Likewise for the tokenizer_config.json beside a vocabulary; what it does not say is BERT's.
+# Likewise for a tokenizer_config.json next to a vocabulary; missing settings default to BERT's.
 _EXPECTED_CONFIG = {'do_lower_case': (True,), 'strip_accents': (None, True), 'tokenize_chinese_chars': (True,)}
 
 
 def read_vocabulary(file: Path) -> dict[str, int]:
-  """Word pieces to ids, from BERT's `vocab.txt` (one piece a line) or Hugging Face's `tokenizer.json`.
+  """Reads word pieces and their ids from BERT's `vocab.txt` (one piece per line) or Hugging Face's `tokenizer.json`.
 
   Raises:
     UserError: the file is missing or malformed, or a tokenizer.json describes another tokenizer than BERT's.
@@ -56,12 +56,12 @@ def read_vocabulary(file: Path) -> dict[str, int]:
 
 
 def fingerprint(pieces: Iterable[str]) -> str:
-  """SHA-256 of word pieces in their order."""
+  """SHA-256 of word pieces in order."""
   return hashlib.sha256('\n'.join(pieces).encode('utf-8', 'surrogatepass')).hexdigest()
 
 
 def check_settings(folder: Path) -> None:
-  """Raises UserError where the tokenizer_config.json of a folder says that sentences are read in another way."""
+  """Raises UserError if a folder's tokenizer_config.json specifies another tokenizer than BERT's lower-casing one."""
   file = folder / 'tokenizer_config.json'
   if not file.exists():
     return
@@ -70,13 +70,13 @@ def check_settings(folder: Path) -> None:
 
 
 def check_lower_case(vocabulary: Iterable[str], file: Path) -> None:
-  """Raises UserError for a vocabulary of capitals: its model reads text that was not lower-cased."""
+  """Raises UserError for the vocabulary of a cased model."""
   pieces = [piece for piece in vocabulary if not piece.startswith('[')]
   capital = [piece for piece in pieces if piece != piece.lower()]
   if len(capital) * 20 > len(pieces):
     raise UserError(
       f'{printable(file)} is the vocabulary of a cased BERT ({listed(capital, 3)}); '
-      f'only lower-casing ones (bert-base-uncased, say) are supported'
+      f'only uncased ones, such as bert-base-uncased, are supported'
     )
 
 
@@ -93,7 +93,7 @@ def _from_text(file: Path) -> list[str]:
 
 
 def _from_json(file: Path) -> list[str]:
-  """The pieces of a tokenizer.json in the order of their ids."""
+  """Reads the word pieces of a tokenizer.json, sorted by id."""
   content = read_json(file, most_bytes=MOST_BYTES)
   if not isinstance(content, dict):
     raise UserError(f'{printable(file)} is not a tokenizer.json; expected a Hugging Face one, or a vocab.txt')

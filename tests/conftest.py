@@ -1,28 +1,27 @@
-"""Programs compile quickly, and those of one test, or of a process that it starts, are there for the next."""
+"""Programs compile quickly, and each compiled program is kept: for other tests, for processes, and for the next run."""
 
-import atexit
 import os
-import shutil
 import signal
-import tempfile
 
 import pytest
 
-# Before JAX is imported. Most tests compare programs with each other and spend their time compiling them: LLVM need not
-# optimise. Set it to 0 to test all that users get.
+# Set before JAX is imported. Most tests compare our programs with each other and spend their time compiling, so LLVM
+# need not optimise. Set it to 0 to run every test with the programs that users get.
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
-os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.3')
-if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-  os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='ditsam_jax-compiled-')
-  atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background job; what tests start would inherit it
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in a shell's background job; subprocesses would inherit it
   signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_configure(config):
+  """Compiled programs go into pytest's own cache, which `pytest --cache-clear` empties."""
+  os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(config.cache.mkdir('compiled')))
 
 
 @pytest.fixture(autouse=True)
 def compiled_as_for_users(request):
-  """Tests that compare with independent sources run the programs that users get."""
+  """Optimises fully, as for users, in tests that compare with independent sources."""
   if request.node.get_closest_marker('verifies') is None:
     yield
     return

@@ -1,4 +1,4 @@
-"""Several devices and several hosts, played by this machine's processor in processes of their own."""
+"""Simulates several devices and hosts: subprocesses with several CPU devices each."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def run_on_devices(program: str, count: int, *arguments: object) -> str:
-  """Runs a Python program where JAX has `count` CPU devices; what it prints."""
+  """Runs a Python program in which JAX has `count` CPU devices; returns what it prints."""
   process = subprocess.run(
     [sys.executable, '-c', program, *map(str, arguments)], env=_environment(count), capture_output=True, text=True
   )
@@ -22,9 +22,9 @@ def run_on_devices(program: str, count: int, *arguments: object) -> str:
 
 @contextlib.contextmanager
 def hosts(count: int, module: str, *arguments: str, devices: int = 1) -> Iterator[list[subprocess.Popen]]:
-  """`python -m MODULE` on so many hosts, each with so many devices; those that still run at the end are killed.
+  """Runs `python -m MODULE` on `count` hosts with `devices` devices each; kills those still running at the end.
 
-  '{host}' in an argument stands for the host's number.
+  '{host}' in an argument is replaced by the host's number.
   """
   with socket.socket() as free:
     free.bind(('127.0.0.1', 0))

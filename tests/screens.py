@@ -1,4 +1,4 @@
-"""Programs on a terminal of their own, and what they show there."""
+"""Runs programs on pseudo-terminals and reads what they print there."""
 
 import os
 import pty
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def start(*arguments: object, **more: Any) -> tuple[subprocess.Popen, int]:
-  """A program whose stderr is a terminal, and that terminal's other end for `shown`."""
+  """Starts a program whose stderr is a terminal; returns the process and the terminal's other end, for `shown`."""
   screen, terminal = pty.openpty()
   termios.tcsetwinsize(terminal, (24, 100))
   process = subprocess.Popen([str(argument) for argument in arguments], stderr=terminal, **more)
@@ -18,16 +18,16 @@ def start(*arguments: object, **more: Any) -> tuple[subprocess.Popen, int]:
 
 
 def shown(screen: int) -> bytes:
-  """What a terminal shows next; nothing once no process has it any more."""
-  assert select.select([screen], [], [], 60)[0], 'nothing is shown, and the terminal is still held'
+  """Returns the terminal's next output; empty once all processes have closed it."""
+  assert select.select([screen], [], [], 60)[0], 'no output, but a process still holds the terminal open'
   try:
     return os.read(screen, 1000)
-  except OSError:  # Linux' end of file
+  except OSError:  # end of file on Linux
     return b''
 
 
 def rest(screen: int) -> bytes:
-  """All that is shown until the last process that holds the terminal has ended."""
+  """Returns all output until the last process that holds the terminal open has ended."""
   found = b''
   while more := shown(screen):
     found += more

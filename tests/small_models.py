@@ -1,4 +1,4 @@
-"""Small models for tests: with random weights, and with those of the PyTorch release's copies in tests/golden."""
+"""Small models for tests, with random weights or with the release's weights from tests/golden."""
 
 import dataclasses
 import json
@@ -19,6 +19,19 @@ from ditsam_jax.training.step import TrainState, fresh_state, trained_of
 
 GOLDEN = Path(__file__).parent / 'golden'
 
+# A plain SAM with the sizes of golden/sam.npz; windows of 3 in a grid of 5 need padding.
+SAM = models.DitSamConfig(
+  models.ImageEncoderConfig(
+    width=24, depth=3, heads=2, global_blocks=(1,), pretrain_grid=5, pretrain_window=3, attention_scope='windowed'
+  ),
+  models.MaskDecoderConfig(width=32, heads=4, mlp_width=48, iou_hidden=40),
+  None,
+  fusion='none',
+  image_size=80,
+  mask_threshold=0.5,
+  align_corners=False,
+)
+
 
 def random_batch(size: int, seed: int = 0) -> dict[str, np.ndarray]:
   """A training batch for `small_config`."""
@@ -32,13 +45,13 @@ def random_batch(size: int, seed: int = 0) -> dict[str, np.ndarray]:
 
 
 def golden_arrays(name: str) -> dict[str, np.ndarray]:
-  """The arrays of tests/golden/NAME.npz."""
+  """Loads the arrays of tests/golden/NAME.npz."""
   with np.load(GOLDEN / f'{name}.npz') as file:
     return dict(file)
 
 
 def golden_config(name: str, image_size: int, **changes) -> models.DitSamConfig:
-  """The config of a golden model (its NAME.json) at an input side; no dropout."""
+  """Returns the config of a golden model (NAME.json) for images of side `image_size`, without dropout."""
   a = json.loads((GOLDEN / f'{name}.json').read_text())
   encoder = models.ImageEncoderConfig(
     width=a['dim'],
@@ -65,7 +78,7 @@ def golden_config(name: str, image_size: int, **changes) -> models.DitSamConfig:
 
 
 def small_config(**changes) -> models.DitSamConfig:
-  """An L-DIT of 64 x 64 images and 6 to 8 tokens that compiles in seconds."""
+  """Returns the config of an L-DIT for 64 x 64 images and 6 to 8 tokens, which compiles in seconds."""
   config = models.DitSamConfig(
     models.ImageEncoderConfig(width=24, depth=2, heads=2, global_blocks=(0, 1), pretrain_grid=4),
     models.MaskDecoderConfig(width=16, heads=2, mlp_width=16, iou_hidden=16),
@@ -77,7 +90,7 @@ def small_config(**changes) -> models.DitSamConfig:
 
 
 def random_model(config: models.DitSamConfig, seed: int = 0) -> DitSam:
-  """A model whose weights are all random, none zero or one; no initialiser compiles, so it is quick."""
+  """Creates a model with random weights everywhere (zeros or ones could hide mistakes), without compiling initialisers."""
   rng = np.random.default_rng(seed)
   model = nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))
   for path, variable in weights_of(model).items():
@@ -94,14 +107,14 @@ def random_model(config: models.DitSamConfig, seed: int = 0) -> DitSam:
 def make_state(
   model: DitSam, optimizer: optax.GradientTransformation, frozen: re.Pattern | None = None
 ) -> tuple[Structure, TrainState]:
-  """Structure and first train state of a model in training mode; `frozen` as of `trained_of`."""
+  """Returns the structure and initial train state of a model; for `frozen` see `trained_of`."""
   structure = Structure(model)
   weights = {name: variable[...] for name, variable in weights_of(model).items()}
   return structure, fresh_state(weights, trained_of(structure.parameters, frozen), optimizer)
 
 
 def golden_model(name: str, image_size: int, **changes) -> DitSam:
-  """A golden model with its weights, in evaluation mode; the release's weights. `changes` are of its config."""
+  """Loads a golden model with the release's weights, in eval mode; `changes` override its config."""
   import torch
 
   checkpoint = torch.load(GOLDEN / f'{name}.pth', weights_only=True)
@@ -112,9 +125,9 @@ def golden_model(name: str, image_size: int, **changes) -> DitSam:
 
 
 def load_release(model: nnx.Module, tensors: dict[str, np.ndarray], prefix: str = '') -> set[str]:
-  """Fills every weight of `model` from the release's tensors; returns the names that no weight asked for.
+  """Loads the release's tensors into all weights of `model`; returns the names of unused tensors.
 
-  `prefix` is the path of `model` in a whole DitSam ('' for the whole).
+  `prefix` is the path of `model` inside a DitSam ('' for a DitSam itself).
   """
   unused = set(tensors)
   for path, variable in weights_of(model).items():

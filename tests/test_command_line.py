@@ -1,4 +1,4 @@
-"""What a command's failures look like."""
+"""How commands fail: one line for user errors, a traceback for bugs, quiet libraries."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def run(body, **environment):
-  """A command whose main is these lines."""
+  """Runs a command whose main consists of these lines; returns its status, output and errors."""
   lines = ''.join(f'  {line}\n' for line in body.splitlines())
   program = f'import errno, logging, sys, warnings\nfrom ditsam_jax import command_line\ndef main():\n{lines}'
   done = subprocess.run(
@@ -40,15 +40,15 @@ def run(body, **environment):
     ("from ditsam_jax import UserError\nraise UserError('bad\\n\\x1b[2J thing')", r'bad\n\x1b[2J thing'),
   ],
 )
-def test_what_a_user_or_the_machine_can_mend_is_one_line(body, line):
+def test_user_and_system_errors_are_one_line(body, line):
   status, output, errors = run(body)
   assert (status, output) == (2, '') and len(errors.splitlines()) == 1
   assert errors.startswith(f'error: {line}'), errors
 
 
-def test_a_defect_keeps_its_traceback_and_any_error_has_one_for_the_asking():
-  status, _, errors = run("raise KeyError('a defect')")
-  assert status == 1 and 'Traceback' in errors and errors.endswith("KeyError: 'a defect'\n")
+def test_a_bug_has_a_traceback_and_so_has_any_error_if_asked():
+  status, _, errors = run("raise KeyError('a bug')")
+  assert status == 1 and 'Traceback' in errors and errors.endswith("KeyError: 'a bug'\n")
   status, _, errors = run("open('/nowhere/at/all')", DITSAM_TRACEBACK='1')
   assert (
     status == 2 and 'Traceback' in errors and errors.endswith('error: /nowhere/at/all: No such file or directory\n')
@@ -64,11 +64,11 @@ def test_libraries_are_quiet_unless_asked():
   assert (status, output) == (0, 'result\n') and 'old' in errors and 'damaged entry' in errors
 
 
-def test_any_terminal_can_take_any_text():
+def test_text_the_terminal_cannot_encode_is_escaped():
   assert run("print('\u732b')", PYTHONIOENCODING='ascii') == (0, '\\u732b\n', '')
 
 
-def test_a_reader_that_goes_is_not_told():
+def test_a_closed_pipe_ends_the_command_silently():
   process = subprocess.Popen(
     [
       sys.executable,
@@ -82,3 +82,24 @@ def test_a_reader_that_goes_is_not_told():
   process.stdout.readline()
   process.stdout.close()
   assert process.wait(timeout=60) == 141 and process.stderr.read() == b''
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize(
+  'command, arguments', [('predict', ['--image=docs/scene.png', '--text=red']), ('evaluate', [])]
+)
+def test_a_missing_model_is_one_line_with_status_2(tmp_path, command, arguments):
+  done = subprocess.run(
+    [
+      *(sys.executable, '-m', f'ditsam_jax.{command}', *arguments),
+      *(f'--checkpoint={tmp_path / "no_model"}', f'--output={tmp_path / "out"}'),
+    ],
+    cwd=ROOT,
+    env={**os.environ, 'JAX_PLATFORMS': 'cpu'},
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 2 and done.stdout == ''
+  (line,) = done.stderr.splitlines()
+  assert line.startswith('error: ') and 'no_model' in line

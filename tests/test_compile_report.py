@@ -1,4 +1,4 @@
-"""The compile report's command: tables, files and refusals; with the TPU's compiler where libtpu is installed."""
+"""The compile_report command: tables, files and refusals; with the TPU compiler if libtpu is installed."""
 
 import importlib.util
 import json
@@ -23,8 +23,8 @@ SMALL = [
   '--config.freeze=text_encoder,mask_decoder,prompt_encoder',
 ]
 
-# Processors of this machine in place of a slice's chips, and XLA's compiler for them, in a hurry.
-ON_PROCESSORS = """
+# CPU devices stand in for a slice's chips, compiled with few optimisations to save time.
+ON_CPUS = """
 import os
 os.environ['XLA_FLAGS'] += ' --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 import jax
@@ -36,10 +36,10 @@ assert compile_report.main(%r) == 0
 
 
 @pytest.mark.multiprocess
-def test_the_real_step_in_table_json_and_picture(tmp_path):
+def test_the_training_step_in_table_json_and_picture(tmp_path):
   json_file, picture = tmp_path / 'new' / 'report.json', tmp_path / 'report.png'
   printed = run_on_devices(
-    ON_PROCESSORS
+    ON_CPUS
     % (
       [
         '--config=configs/ldit.py:shapes',
@@ -64,7 +64,7 @@ def test_the_real_step_in_table_json_and_picture(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'arguments, said',
+  'arguments, expected',
   [
     (['--topology=v5e:3x3'], 'slices of v5e are 1x1, 2x2'),
     (['--topology=v5e:2x2', '--compare=topology=v4:2x2x1'], 'chip of v5e, v5p, v6e'),
@@ -73,13 +73,13 @@ def test_the_real_step_in_table_json_and_picture(tmp_path):
     (['--topology=v5e:1x1', '--config.accumulate=4', '--config.data.batch_size=6'], 'multiple of 4'),
   ],
 )
-def test_refusals(monkeypatch, arguments, said):
+def test_refusals(monkeypatch, arguments, expected):
   monkeypatch.setattr(chips, 'topology_devices', lambda topology: chips.parse_topology(topology)[1] * jax.devices()[:1])
-  with pytest.raises(UserError, match=said):
+  with pytest.raises(UserError, match=expected):
     compile_report.main(['--config=configs/ldit.py:shapes', *arguments])
 
 
-def test_without_the_compiler_it_says_how_to_install_it(monkeypatch):
+def test_a_missing_compiler_is_reported_with_the_install_command(monkeypatch):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(UserError, match=r"pip install -e '\.\[tpu\]'"):
     chips.topology_devices('v5e:4x4')
@@ -106,14 +106,14 @@ print(json.dumps({
 
 
 @pytest.mark.multiprocess
-def test_vit_h_is_prepared_without_any_of_its_arrays():
+def test_vit_h_is_lowered_without_allocating_its_arrays():
   sizes = json.loads(run_on_devices(ABSTRACT, 8))
-  assert sizes['whole'] > 11e9  # parameters, average and two moments, f32
+  assert sizes['whole'] > 11e9  # parameters, their average and two moments, float32
   assert sizes['share'] == pytest.approx(sizes['whole'] / 8, rel=0.05)
   assert sizes['arrays'] < 1e6 and sizes['grown'] < 1e9
 
 
-# The real compiler: a product whose weight is gathered and whose gradient is scattered.
+# The real compiler: a matrix product whose weights are all-gathered and whose gradient is reduce-scattered.
 ON_TPU = """
 import json
 import jax, jax.numpy as jnp
@@ -142,9 +142,9 @@ print(json.dumps([kinds, sum(o.flops * o.times for o in operations(module)), mod
 
 
 @pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason="libtpu is not installed (the extra 'tpu')")
-def test_what_the_tpu_compiler_makes_of_sharded_layers():
+def test_tpu_compiler_gives_the_expected_collectives_and_flops():
   kinds, flops, endless = json.loads(run_on_devices(ON_TPU, 1))
   weights = 6 * 512 * 512 * 2
-  assert kinds['all-gather'] == 2 * weights * 3 / 4  # forward and again backward
+  assert kinds['all-gather'] == 2 * weights * 3 / 4  # forward, and rematerialised backward
   assert sum(kinds.get(kind, 0) for kind in ('reduce-scatter', 'all-reduce')) >= weights * 3 / 4
-  assert flops == 4 * 6 * 2 * 1024 * 512 * 512 and not endless  # forward, again, and two products backward
+  assert flops == 4 * 6 * 2 * 1024 * 512 * 512 and not endless  # forward, rematerialised, and two products backward

@@ -1,4 +1,4 @@
-"""Whatever a field is given, it is taken or refused in one line."""
+"""Any value of a field is accepted or refused in one line."""
 
 import dataclasses
 import math
@@ -13,8 +13,8 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.fields import Choice, Flag, OrNone, Real, Several, Text, Whole, declared, group
 
 
-class Rude:
-  """Refuses to be printed or compared."""
+class Hostile:
+  """Cannot be printed or compared."""
 
   def __repr__(self):
     raise RuntimeError
@@ -26,11 +26,11 @@ class Rude:
 
 
 JUNK = [None, True, -1, 0, 3, 10**400, -0.5, math.nan, math.inf, 1e300, '', 'x', 'a\nb', '\0', 'y' * 10_000, b'x']
-JUNK += [(), [None], [[1]], [math.nan] * 3, {}, {'width': 1}, {1: 2}, {'x': {}}, print, Rude(), range(3), 1j]
+JUNK += [(), [None], [[1]], [math.nan] * 3, {}, {'width': 1}, {1: 2}, {'x': {}}, print, Hostile(), range(3), 1j]
 
 
 @pytest.mark.parametrize('path', [path for path, _ in fields.walk(RunConfig)])
-def test_junk_is_taken_or_refused_in_one_line(path):
+def test_junk_is_accepted_or_refused_in_one_line(path):
   *parents, name = path.split('.')
   refused = 0
   for junk in JUNK:
@@ -68,14 +68,14 @@ class Outer:
   deep: bool = declared(False, Flag(), 'Whether it is deep')
 
 
-def test_what_is_read_has_the_declared_types():
+def test_values_are_converted_to_the_declared_types():
   read = fields.read(Outer, {'inner': {'share': 0}, 'sizes': [3], 'steps': 4}, 'it')
   assert read == Outer(Inner(share=0.0), (3,), 4) and type(read.inner.share) is float
   assert fields.read(Outer, {'inner': None}, 'it').inner is None
 
 
 @pytest.mark.parametrize(
-  'values, told',
+  'values, expected',
   [
     ({'inner': {'size': 10}}, 'it.inner.size is 10; expected a whole number from 1 to 9, or -1'),
     ({'inner': {'share': 1}}, 'it.inner.share is 1; expected a number from 0 to below 1'),
@@ -89,18 +89,18 @@ def test_what_is_read_has_the_declared_types():
     ({'deep': 'y' * 200}, f"it.deep is '{'y' * 79}...; expected True or False"),
   ],
 )
-def test_refusals(values, told):
+def test_refusals(values, expected):
   with pytest.raises(ValueError) as error:
     fields.read(Outer, values, 'it')
-  assert str(error.value) == told
+  assert str(error.value) == expected
 
 
-def test_absent_fields_are_refused_where_all_are_wanted():
+def test_missing_fields_are_refused_if_complete():
   with pytest.raises(ValueError, match='it.sizes is missing; expected a list of 1 to 3'):
     fields.read(Outer, {'inner': None}, 'it', complete=True)
 
 
-def test_an_instance_is_checked_like_what_is_read():
+def test_instances_are_checked_too():
   with pytest.raises(ValueError, match='it.inner.size is 0; expected'):
     fields.check(Outer(Inner(size=0)), 'it')
   with pytest.raises(ValueError, match='it.inner is 5; expected an instance of Inner'):

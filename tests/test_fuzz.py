@@ -1,4 +1,4 @@
-"""The fuzz suite (tests/fuzz, `make fuzz`): a thousand cases of it, and that it notices what it is there for."""
+"""The fuzz suite (tests/fuzz, `make fuzz`): about a thousand cases, and whether it detects each kind of violation."""
 
 import os
 import random
@@ -14,15 +14,15 @@ CASES = int(os.environ.get('FUZZ_CASES', 1100))
 
 
 @pytest.mark.slow
-def test_nothing_that_comes_in_does_harm(tmp_path):
-  """Until there are so many cases; a busy machine takes longer than two minutes."""
+def test_no_input_causes_a_violation(tmp_path):
+  """Runs a fixed number of cases; the time limit is generous because the machine may be busy."""
   tally = runner.run(os.environ.get('FUZZ_SEED', '0'), seconds=10 * SECONDS, cases=CASES, failures=tmp_path / 'fuzz')
   print(tally.table())
   assert not tally.failures, '\n'.join(tally.failures)
   assert tally.cases == CASES and set(tally.counts) == set(runner.WEIGHTS)
 
 
-def test_a_case_depends_on_seed_subject_and_number_alone():
+def test_a_case_depends_only_on_seed_subject_and_number():
   order = list(runner._order(runner.WEIGHTS, 2000))
   assert len(set(order)) == len(order) and {subject for subject, _ in order[:200]} == set(runner.WEIGHTS)
   data = bytes(range(256))
@@ -31,7 +31,7 @@ def test_a_case_depends_on_seed_subject_and_number_alone():
 
 
 class Subject:
-  """One case that does what it is given."""
+  """A subject whose only case is the given function."""
 
   MOST_MEMORY = 2**28
 
@@ -47,11 +47,11 @@ def run_a_program(work):
   sys.audit('os.system', b'true')
 
 
-def take_much_memory(work):
+def use_too_much_memory(work):
   bytes(b'x' * 2**29)
 
 
-def leave_something(work):
+def leave_unfinished_output(work):
   (work / '.model.writing-7').mkdir()
   outcomes.check_folder(work)
 
@@ -73,15 +73,15 @@ def raise_an_error(work):
   [
     (open_canary, 'execution'),
     (run_a_program, 'execution'),
-    (take_much_memory, 'memory'),
-    (leave_something, 'partial output'),
+    (use_too_much_memory, 'memory'),
+    (leave_unfinished_output, 'partial output'),
     (not_finite, 'not finite'),
     (forge_a_line, 'message'),
     (raise_an_error, 'traceback'),
     (lambda work: outcomes.ACCEPTED, ''),
   ],
 )
-def test_every_kind_of_harm_is_noticed(tmp_path, monkeypatch, case, kind):
+def test_every_kind_of_violation_is_detected(tmp_path, monkeypatch, case, kind):
   monkeypatch.chdir(tmp_path)
   executed = []
   if case is run_a_program:
@@ -91,14 +91,14 @@ def test_every_kind_of_harm_is_noticed(tmp_path, monkeypatch, case, kind):
 
 
 class _Recorded(list):
-  """What the audit hook of a worker would have recorded."""
+  """The events that a worker's audit hook would have recorded."""
 
   def clear(self):
     self.append('os.system')
 
 
 @pytest.mark.parametrize('body, kind', [('os.abort()', 'crash'), ('while True: time.sleep(0.1)', 'hang')])
-def test_a_worker_that_crashes_or_hangs_is_one_failed_case(tmp_path, monkeypatch, body, kind):
+def test_a_crashed_or_hung_worker_is_one_failed_case(tmp_path, monkeypatch, body, kind):
   script = tmp_path / 'worker.py'
   script.write_text(
     'import json, os, sys, time\nfor line in sys.stdin:\n  if json.loads(line)["number"] == 1:\n    '

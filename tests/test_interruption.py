@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end every command in one line, whatever it is doing."""
+"""Ctrl-C and SIGTERM end every command with one line, whatever it is doing."""
 
 import os
 import random
@@ -18,6 +18,7 @@ COMMANDS = {
   'evaluate': ['-m', 'ditsam_jax.evaluate', '--checkpoint=shapes'],
   'predict': ['-m', 'ditsam_jax.predict', '--image=docs/scene.png', '--text=the red circle'],
   'prepare': ['-m', 'ditsam_jax.prepare', '--dataset=refcoco', '--annotations=nowhere', '--images=nowhere'],
+  'serve': ['-m', 'ditsam_jax.serve', '--checkpoint=shapes', '--port=0'],
   'export': ['-m', 'ditsam_jax.export', '--checkpoint=shapes', '--output=/dev/null/export'],
   'compile_report': ['-m', 'ditsam_jax.compile_report', '--config=configs/ldit.py', '--topology=v5e:2x2'],
   'torch_to_flax': ['convert/torch_to_flax.py', '--input=nowhere', '--output=nowhere'],
@@ -40,9 +41,9 @@ def catches(process, number):
 
 
 def end(process, number, after):
-  """Signals a process some seconds after its handlers are there; status and last line, there may be others before."""
+  """Signals a process `after` seconds after it installed its handlers; returns its status and lines of errors."""
   deadline = time.monotonic() + 60
-  while not catches(process, signal.SIGTERM):  # until then it is Python that starts, none of our code
+  while not catches(process, signal.SIGTERM):  # until then Python is starting, and none of our code runs
     assert process.poll() is None and time.monotonic() < deadline, process.stderr.read()
   time.sleep(after)
   process.send_signal(number)
@@ -56,7 +57,7 @@ def end(process, number, after):
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize('name', COMMANDS)
-def test_every_command_while_it_imports(name):
+def test_every_command_can_be_stopped_during_imports(name):
   chance = random.Random(name)
   for number in ENDS:
     status, line = ENDS[number]
@@ -65,7 +66,7 @@ def test_every_command_while_it_imports(name):
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize('number', ENDS)
-def test_a_command_at_work_and_while_it_compiles(number, tmp_path):
+def test_a_command_can_be_stopped_while_it_compiles_and_runs(number, tmp_path):
   chance = random.Random(int(number))
   environment = {**os.environ, 'JAX_ENABLE_COMPILATION_CACHE': 'false'}
   for _ in range(2):
@@ -74,8 +75,8 @@ def test_a_command_at_work_and_while_it_compiles(number, tmp_path):
   assert not [path for path in tmp_path.iterdir() if path.name.startswith('.')]
 
 
-def test_worker_processes_of_a_command_leave_ctrl_c_to_it(tmp_path):
-  package = tmp_path / 'ditsam_jax'  # a command of our own, in a copy of what commands start with
+def test_worker_processes_ignore_ctrl_c(tmp_path):
+  package = tmp_path / 'ditsam_jax'  # a minimal copy of the package, with a command for this test
   package.mkdir()
   for name in ('__init__.py', 'command_line.py', 'interruption.py', 'errors.py', 'terminal.py'):
     shutil.copy(ROOT / 'ditsam_jax' / name, package)
@@ -121,11 +122,11 @@ class Lost:
     os.kill(os.getpid(), signal.{signal})
     for _ in range(1000): pass
 
-def dropped_by_a_destructor():
+def swallowed_by_a_destructor():
   Lost()
   while True: time.sleep(0.01)
 
-def dropped_by_the_garbage_collection():
+def swallowed_by_the_garbage_collector():
   sent = []
   def callback(*_):
     if not sent:
@@ -155,7 +156,7 @@ def in_c():
   os.kill(os.getpid(), signal.{signal}) if os.fork() else os._exit(0)
   hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)
 
-def in_another_librarys_hands():
+def with_the_wakeup_fd_taken_by_a_library():
   signal.set_wakeup_fd(-1)
   os.kill(os.getpid(), signal.{signal})
   time.sleep(60)
@@ -176,12 +177,12 @@ command_line.run({what})
 @pytest.mark.parametrize(
   'what, limit',
   [
-    ('dropped_by_a_destructor', 2),
-    ('dropped_by_the_garbage_collection', 2),
+    ('swallowed_by_a_destructor', 2),
+    ('swallowed_by_the_garbage_collector', 2),
     ('caught_by_a_library', 6),
     ('turned_into_another_error', 2),
     ('in_c', 6),
-    ('in_another_librarys_hands', 2),
+    ('with_the_wakeup_fd_taken_by_a_library', 2),
     ('cleaned_up', 2),
   ],
 )
@@ -190,11 +191,11 @@ def test_no_signal_is_lost(what, limit, number):
   process = start('-c', WORK.replace('{signal}', number.name).replace('{what}', what))
   output, errors = process.communicate(timeout=60)
   assert process.returncode == ENDS[number][0] and errors.splitlines() == [ENDS[number][1]], errors
-  assert time.monotonic() - began < limit + 8  # for Python to start on a busy machine
+  assert time.monotonic() - began < limit + 8  # 8 s for Python to start on a busy machine
   assert output == ('cleaned up\n' if what == 'cleaned_up' else '')
 
 
-def test_a_second_ctrl_c_does_not_wait_for_the_cleaning_up():
+def test_a_second_ctrl_c_interrupts_the_cleanup():
   program = """
 import time
 from ditsam_jax import command_line
@@ -216,7 +217,7 @@ command_line.run(work)
   assert (process.returncode, errors) == (130, 'interrupted\n') and time.monotonic() - began < 5
 
 
-def test_what_ends_a_forked_process_does_not_end_the_command():
+def test_a_signal_to_a_forked_child_does_not_end_the_command():
   program = """
 import os, signal, time
 from ditsam_jax import command_line
@@ -235,8 +236,8 @@ command_line.run(work)
   assert process.communicate(timeout=60) == ('-15\n', '') and process.returncode == 0
 
 
-def test_a_signal_that_was_ignored_from_the_start_stays_ignored():
-  """As by nohup, and for the background jobs of a script."""
+def test_a_signal_ignored_from_the_start_stays_ignored():
+  """nohup does that, and shells do for background jobs."""
   program = """
 import os, signal
 signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -247,7 +248,7 @@ command_line.run(lambda: os.kill(os.getpid(), signal.SIGINT))
   assert process.communicate(timeout=60) == ('', '') and process.returncode == 0
 
 
-def test_the_library_leaves_signals_alone():
+def test_importing_the_library_installs_no_handlers():
   program = """
 import signal, sys
 before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]

@@ -1,4 +1,4 @@
-"""Names that libraries do not promise to keep: which ones are used, and that each still does what it is used for.
+"""Private names of libraries: which ones we use, and that each still behaves as we need.
 
 docs/architecture.md, "Private names of libraries", says why.
 """
@@ -16,7 +16,7 @@ from PIL import Image
 from tensorflow_datasets.core import example_serializer
 
 from ditsam_jax.data import records
-from ditsam_jax.data.refcoco import builder
+from ditsam_jax.data.preparation import writer
 from ditsam_jax.storage import saved_model
 from tests.small_models import random_model, small_config
 
@@ -25,19 +25,19 @@ USED = {
   'benchmarks/compile_inference.py': {'import _src'},
   'benchmarks/model_sides.py': {'_foreach_lerp_'},
   'ditsam_jax/data/records.py': {'_tf_dtype'},
-  'ditsam_jax/data/refcoco/builder.py': {'def _download_and_prepare', 'def _info', 'def _shard_iterators_per_split'},
+  'ditsam_jax/data/preparation/writer.py': {'def _download_and_prepare', 'def _info', 'def _shard_iterators_per_split'},
   'ditsam_jax/data/refcoco/refs.py': {'_Unpickler'},
   'ditsam_jax/data/shapes/builder.py': {'def _info', 'def _split_generators', 'def _generate_examples'},
 }
 
 
 def private(name: str) -> bool:
-  documented = ('_', '_asdict', '_exit', '_fields', '_make', '_replace', '_thread')  # in the standard library, so named
+  documented = ('_', '_asdict', '_exit', '_fields', '_make', '_replace', '_thread')  # public in the standard library
   return name.startswith('_') and not name.startswith('__') and name not in documented
 
 
 def foreign_private_names(file: Path) -> set[str]:
-  """Private modules, attributes and overridden methods of others that a file names."""
+  """Private modules, attributes and overridden methods of other packages that a file uses."""
   own, found = set(), set()
   for node in ast.walk(ast.parse(file.read_text())):
     if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
@@ -94,18 +94,18 @@ def test_tfds_still_needs_help_to_write_nested_sequences_without_tensorflow(patc
     (tfds.core.GeneratorBasedBuilder, '_generate_examples', ['self', 'kwargs']),
   ],
 )
-def test_tfds_builders_still_have_what_ours_override(base, method, arguments):
+def test_tfds_builders_still_have_the_methods_ours_override(base, method, arguments):
   parameters = inspect.signature(getattr(base, method)).parameters
   assert [name for name in parameters if name not in ('args', 'pipeline')][: len(arguments)] == arguments
-  assert issubclass(builder.RefCoco, tfds.core.ShardBasedBuilder)
+  assert issubclass(writer.ReferringBuilder, tfds.core.ShardBasedBuilder)
 
 
 def test_orbax_can_still_write_arrays_without_copying_them():
   assert 'deepcopy_host_arrays' in inspect.signature(type_handlers.NumpyHandler).parameters
 
 
-def test_orbax_leaves_nothing_else_of_the_place_of_saving(tmp_path):
-  """Of what it writes, `_forget_where` removes the devices, paths and time; a new file here is one to look at."""
+def test_weights_contain_no_provenance(tmp_path):
+  """`_remove_provenance` removes devices, paths and times from what Orbax writes; inspect any new file listed here."""
   folder = saved_model.save(tmp_path / 'model', random_model(small_config())) / 'weights'
   assert {path.name for path in folder.iterdir()} == {
     '_CHECKPOINT_METADATA',

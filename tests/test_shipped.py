@@ -1,4 +1,4 @@
-"""The shipped models are as good as the README says, on a part of the test split."""
+"""The shipped models are as accurate as the README says, on part of the test split."""
 
 import json
 
@@ -29,8 +29,8 @@ def test_shipped_models_are_small():
 
 
 @pytest.mark.slow
-def test_shapes_finds_what_sentences_name(tmp_path):
-  # A short training split: the test split is the same whatever the others' sizes, scene i depends on (seed, split, i).
+def test_shapes_segments_described_objects(tmp_path):
+  # A scene depends only on seed, split and index, so shortening the training split leaves the test split as it is.
   source = open_split('shapes', tmp_path, 'test', scenes={'train': 1, 'val': 1, 'test': 60})
   model = saved_model.load('shapes')
   tokenizer = Tokenizer(vocabulary_file('shapes'), model.config.max_text_tokens)
@@ -42,7 +42,7 @@ def test_shapes_finds_what_sentences_name(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', ['sam_shapes', 'sam_shapes_multimask'])
-def test_the_sams_follow_a_box(name):
+def test_shipped_sams_segment_boxed_objects(name):
   model = saved_model.load(name)
   ious = []
   for index in range(6):
@@ -88,17 +88,17 @@ def test_a_click_is_answered_by_three_masks_of_which_the_model_chooses_a_good_on
 
 
 @pytest.mark.slow
-def test_segmenter_by_name_tells_shapes_apart():
+def test_different_sentences_give_different_objects():
   scene, expressions = described_scene(scenes_config({}), 'test', 3)
   texts = [pairs[0][0] for pairs in expressions]
   results = Segmenter('shapes')(scene.image, texts)
-  # Different sentences about different objects must not give one mask.
+  # Sentences about different objects must not all give the same mask.
   overlap = [np.argmax([(result.mask & mask).sum() for mask in scene.masks]) for result in results]
   assert len(set(overlap)) >= len(texts) - 1
 
 
 @pytest.mark.slow
-def test_export_halves_a_model_and_keeps_its_description(tmp_path):
+def test_export_to_float16_keeps_the_description(tmp_path):
   assert export(['--checkpoint=shapes', f'--output={tmp_path / "copy"}', '--dtype=float16']) == 0
   before, after = (saved_model.read_weights(place) for place in ('shapes', tmp_path / 'copy'))
   assert all((np.asarray(before[name]) == np.asarray(after[name])).all() for name in before)
@@ -107,7 +107,7 @@ def test_export_halves_a_model_and_keeps_its_description(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_model_without_text_says_so_and_takes_the_rest():
+def test_a_model_without_text_refuses_text_and_accepts_boxes():
   scene, _ = described_scene(scenes_config({}), 'test', 0)
   view = Segmenter('sam_shapes').look(scene.image)
   with pytest.raises(UserError, match="'the red circle': this model has no text encoder"):

@@ -1,4 +1,4 @@
-"""What comes from files and arguments is printed so that it cannot be taken for our own lines."""
+"""Text from files and arguments is escaped before it is printed, so it cannot forge lines of output."""
 
 import pytest
 from hypothesis import given
@@ -8,8 +8,8 @@ from ditsam_jax import command_line
 from ditsam_jax.terminal import listed, printable
 
 
-@given(st.text(st.characters(), max_size=50))  # surrogates too, which names of files may hold
-def test_any_name_is_one_line_that_any_terminal_takes(name):
+@given(st.text(st.characters(), max_size=50))  # includes surrogates, which file names may contain
+def test_any_text_becomes_one_encodable_line(name):
   shown = printable(name)
   assert len(shown.splitlines()) <= 1 and not any(ord(c) < 32 or 127 <= ord(c) < 160 for c in shown)
   shown.encode('utf-8')
@@ -26,11 +26,11 @@ def test_any_name_is_one_line_that_any_terminal_takes(name):
     ('\udcff', r'\udcff'),
   ],
 )
-def test_what_could_forge_output_is_escaped_and_the_rest_stays(name, shown):
+def test_only_characters_that_could_forge_output_are_escaped(name, shown):
   assert printable(name) == shown
 
 
-def test_long_names_and_long_lists_are_cut():
+def test_long_names_and_lists_are_truncated():
   assert printable('a' * 300 + 'z' * 300, longest=10) == 'aaaaa...zzzzz'
   assert len(printable('x' * 10**6)) < 300
   assert listed('abc') == 'a, b, c' and listed([]) == ''
@@ -40,7 +40,7 @@ def test_long_names_and_long_lists_are_cut():
   assert listed('abcd', most=2) == 'a, b and 2 more'
 
 
-def test_an_error_is_one_line_whatever_is_in_it(capsys):
+def test_any_error_is_printed_as_one_line(capsys):
   with pytest.raises(SystemExit) as end:
     command_line.fail('file \x1b[31m: bad\n  in line 3')
   assert end.value.code == 2

@@ -1,4 +1,4 @@
-"""The train command on a very small model and data set: results, resume, refusals."""
+"""The train command on a tiny model and data set: results, resuming, refusals."""
 
 import json
 import os
@@ -71,7 +71,7 @@ def weights(workdir):
 
 
 @pytest.mark.slow
-def test_run_writes_what_it_promises(finished):
+def test_a_run_writes_the_documented_files(finished):
   metrics = json.loads((finished / 'metrics.json').read_text())
   assert metrics['steps'] == 6 and metrics['split'] == 'test' and metrics['seconds']['training'] > 0
   assert (finished / 'predictions.png').read_bytes().startswith(b'\x89PNG')
@@ -84,18 +84,18 @@ def test_run_writes_what_it_promises(finished):
 
 
 @pytest.mark.slow
-def test_the_best_on_the_validation_split_is_kept(finished):
+def test_the_best_weights_by_validation_are_kept(finished):
   best = json.loads((finished / 'metrics.json').read_text())['best']
   lines = [json.loads(line) for line in (finished / 'train_log.jsonl').read_text().splitlines()]
   (line,) = [line for line in lines if 'val/mIoU' in line]
   assert best == {'step': 4, 'val_mIoU': line['val/mIoU']}
   assert read_description(finished / 'best')['notes'] == {'steps': 4, 'val_mIoU': best['val_mIoU']}
   assert saved_model.load(finished / 'best').config == saved_model.load(finished).config
-  assert (finished / 'checkpoints' / '4').is_dir()  # though not one of those that are due
+  assert (finished / 'checkpoints' / '4').is_dir()  # although none was due at this step
 
 
 @pytest.mark.slow
-def test_running_again_evaluates_the_finished_run_again(data_dir, finished):
+def test_rerunning_a_finished_run_keeps_its_weights(data_dir, finished):
   before = weights(finished)
   run(data_dir, finished, '--config.eval_every=4')
   after = weights(finished)
@@ -103,7 +103,7 @@ def test_running_again_evaluates_the_finished_run_again(data_dir, finished):
 
 
 @pytest.mark.slow
-def test_a_picture_that_cannot_be_written_costs_no_figures(data_dir, finished, tmp_path, capfd):
+def test_metrics_are_written_if_a_picture_cannot_be(data_dir, finished, tmp_path, capfd):
   shutil.copytree(finished, tmp_path / 'run')
   (tmp_path / 'run' / 'predictions.png').unlink()
   (tmp_path / 'run' / 'predictions.png').mkdir()
@@ -116,9 +116,9 @@ def test_a_picture_that_cannot_be_written_costs_no_figures(data_dir, finished, t
 
 
 @pytest.mark.slow
-def test_on_a_full_disk_the_run_ends_with_its_figures_and_one_line(data_dir, tmp_path, capfd):
+def test_metrics_are_written_if_the_disk_is_too_full_for_the_model(data_dir, tmp_path, capfd):
   before = resource.getrlimit(resource.RLIMIT_FSIZE)
-  resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))  # of a file: less than weights, more than figures
+  resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, before[1]))  # file size: below that of weights, above metrics.json
   try:
     with pytest.raises(UserError, match=r'the model cannot be written.*metrics\.json is written'):
       run(data_dir, tmp_path / 'run', '--config.final_split=val')
@@ -135,7 +135,7 @@ FORTY = ['--config.total_steps=40', '--config.final_split=val']
 
 @pytest.fixture(scope='module')
 def whole(data_dir, tmp_path_factory):
-  """A run of 40 steps that nothing disturbs."""
+  """An undisturbed run of 40 steps."""
   workdir = tmp_path_factory.mktemp('undisturbed') / 'whole'
   process = started(data_dir, workdir)
   _, errors = process.communicate(timeout=240)
@@ -144,7 +144,7 @@ def whole(data_dir, tmp_path_factory):
 
 
 def started(data_dir, workdir):
-  """The run of 40 steps as a process: this one may hold programs that other tests had compiled in another way."""
+  """Starts the run of 40 steps as a process: in this one, other tests may have compiled with other settings."""
   command = [sys.executable, '-m', 'ditsam_jax.train', f'--config={ROOT / "configs/ldit.py"}:shapes']
   return subprocess.Popen(
     [*command, f'--workdir={workdir}', f'--config.data.data_dir={data_dir}', *SMALL, *FORTY],
@@ -157,7 +157,7 @@ def started(data_dir, workdir):
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize('number, status', [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
-def test_stopped_run_goes_on_to_the_same_bits(data_dir, whole, tmp_path, number, status):
+def test_a_stopped_run_resumes_to_the_same_bits(data_dir, whole, tmp_path, number, status):
   process = started(data_dir, tmp_path / 'stopped')
   log = tmp_path / 'stopped' / 'train_log.jsonl'
   deadline = time.time() + 120
@@ -178,12 +178,12 @@ def test_stopped_run_goes_on_to_the_same_bits(data_dir, whole, tmp_path, number,
 
 
 def outcome(workdir):
-  """What must not depend on interruptions."""
+  """The results that interruptions must not change."""
   return json.loads((workdir / 'metrics.json').read_text())['weights_sha256'], (workdir / 'train_log.jsonl').read_text()
 
 
 @pytest.mark.slow
-def test_an_evaluation_that_sigterm_cut_off_is_made_up_for(data_dir, finished, tmp_path, monkeypatch):
+def test_an_evaluation_interrupted_by_sigterm_is_repeated(data_dir, finished, tmp_path, monkeypatch):
   def evaluate(*args, **settings):
     signal.raise_signal(signal.SIGTERM)
     return evaluate_split(*args, **settings)
@@ -198,7 +198,7 @@ def test_an_evaluation_that_sigterm_cut_off_is_made_up_for(data_dir, finished, t
 
 
 @pytest.mark.slow
-def test_a_run_that_diverges_ends_with_its_batch(data_dir, tmp_path):
+def test_a_diverged_run_saves_the_batch_and_stops(data_dir, tmp_path):
   with pytest.raises(UserError, match='not finite for 2 steps in a row'):
     run(
       data_dir,
@@ -214,13 +214,13 @@ def test_a_run_that_diverges_ends_with_its_batch(data_dir, tmp_path):
 
 
 @pytest.mark.slow
-def test_workdir_of_another_config_is_refused(data_dir, finished):
+def test_a_workdir_with_another_config_is_refused(data_dir, finished):
   with pytest.raises(UserError, match=r'config\.seed was 0, is 1'):
     run(data_dir, finished, '--config.eval_every=4', '--config.seed=1')
 
 
 @pytest.mark.slow
-def test_frozen_encoder_keeps_its_weights_and_projections_learn(data_dir, tmp_path):
+def test_a_frozen_encoder_keeps_its_weights_while_projections_train(data_dir, tmp_path):
   from flax import nnx
 
   from ditsam_jax.models.ditsam import DitSam
@@ -234,7 +234,7 @@ def test_frozen_encoder_keeps_its_weights_and_projections_learn(data_dir, tmp_pa
 
 
 @pytest.mark.slow
-def test_pretraining_with_visual_prompts_makes_a_start_for_text(data_dir, tmp_path):
+def test_text_training_starts_from_visual_pretraining(data_dir, tmp_path):
   small = [f for f in SMALL if 'text_encoder' not in f]
   assert (
     main(
@@ -252,7 +252,7 @@ def test_pretraining_with_visual_prompts_makes_a_start_for_text(data_dir, tmp_pa
 
 
 @pytest.mark.parametrize(
-  'override, told',
+  'override, expected',
   [
     ('--config.optimizer.learning_rat=1', "did you mean 'learning_rate'"),
     ('--config.total_steps=many', 'config.total_steps'),
@@ -265,53 +265,59 @@ def test_pretraining_with_visual_prompts_makes_a_start_for_text(data_dir, tmp_pa
     ('--config.max_skipped=0', 'config.max_skipped is 0'),
   ],
 )
-def test_wrong_fields_and_values_are_named(data_dir, tmp_path, override, told):
+def test_wrong_fields_and_values_are_named(data_dir, tmp_path, override, expected):
   with pytest.raises(UserError) as error:
     run(data_dir, tmp_path / 'run', override)
-  assert told in str(error.value)
+  assert expected in str(error.value)
   assert not (tmp_path / 'run' / 'model').exists()
 
 
-def test_refcoco_says_what_it_needs(tmp_path):
+def test_missing_refcoco_files_are_named(tmp_path):
   with pytest.raises(UserError, match='instances.json'):
     main([f'--config={ROOT / "configs/ldit.py"}', f'--workdir={tmp_path / "run"}'])
   assert not (tmp_path / 'run').exists()
 
 
 @pytest.mark.parametrize(
-  'arguments, told',
+  'arguments, expected',
   [
     (['--config.final_split=testA'], "config.final_split is 'testA'.*shapes has train, val, test"),
     (['--config.final_split=tset'], "config.final_split is 'tset'.*shapes has train, val, test"),
     (['--config.init_from=nowhere'], "config.init_from: checkpoint 'nowhere' does not exist"),
     (['--config.init_from=DAMAGED'], 'config.init_from: .*model.json is damaged'),
-    (['--config.init_from=TRUNCATED'], 'weights is missing or damaged'),
-    (['--config.init_from=sam_shapes', '--config.model.mask_decoder.width=48'], 'does not fit config.model'),
+    (
+      ['--config.init_from=sam_shapes'],
+      "config.model.image_encoder.width is 48; config.init_from='sam_shapes' does not fit config.model: it has 96",
+    ),
     (['--config.freeze=everything'], 'matches no parameter'),
     (['--config.mesh.data=3'], 'needs 3 devices, but there are'),
-    (['--workdir=FILE/run'], 'file. is no folder'),
-    (['--workdir=PIPE'], 'pipe. is no folder'),
+    (['--workdir=FILE/run'], 'file. is not a folder'),
+    (['--workdir=PIPE'], 'pipe. is not a folder'),
   ],
 )
-def test_what_cannot_end_well_is_refused_before_data_is_made(tmp_path, arguments, told):
+def test_impossible_runs_are_refused_before_data_is_prepared(tmp_path, arguments, expected):
   (tmp_path / 'damaged').mkdir()
   (tmp_path / 'damaged' / 'model.json').write_text('{')
-  shutil.copytree(resolve('sam_shapes'), tmp_path / 'truncated')
-  for file in (tmp_path / 'truncated' / 'weights').iterdir():
-    file.unlink() if file.is_file() else shutil.rmtree(file)
   (tmp_path / 'file').touch()
   os.mkfifo(tmp_path / 'pipe')
-  arguments = [
-    text.replace('FILE', str(tmp_path / 'file')).replace('PIPE', str(tmp_path / 'pipe')) for text in arguments
-  ]
-  arguments = [text.replace('DAMAGED', str(tmp_path / 'damaged')) for text in arguments]
-  arguments = [text.replace('TRUNCATED', str(tmp_path / 'truncated')) for text in arguments]
-  with pytest.raises(UserError, match=told):
+  for name in ('damaged', 'file', 'pipe'):
+    arguments = [text.replace(name.upper(), str(tmp_path / name)) for text in arguments]
+  with pytest.raises(UserError, match=expected):
     run(tmp_path / 'data', tmp_path / 'run', *arguments)
   assert not (tmp_path / 'data').exists() and not (tmp_path / 'run').exists()
 
 
-def test_a_run_that_failed_before_its_first_step_leaves_its_workdir_to_another_config(data_dir, tmp_path, monkeypatch):
+def test_a_start_without_weights_is_refused_before_data_is_prepared(tmp_path):
+  shutil.copytree(resolve('sam_shapes'), tmp_path / 'start')
+  shutil.rmtree(tmp_path / 'start' / 'weights')
+  (tmp_path / 'start' / 'weights').mkdir()
+  places = [f'--config.data.data_dir={tmp_path / "data"}', f'--workdir={tmp_path / "run"}']
+  with pytest.raises(UserError, match='weights is missing or damaged'):
+    main([f'--config={ROOT / "configs/ldit.py:shapes"}', *places, f'--config.init_from={tmp_path / "start"}'])
+  assert not (tmp_path / 'data').exists() and not (tmp_path / 'run').exists()
+
+
+def test_the_config_may_change_after_a_failure_before_the_first_step(data_dir, tmp_path, monkeypatch):
   def fail(*_):
     raise OSError('no such luck')
 
@@ -323,16 +329,16 @@ def test_a_run_that_failed_before_its_first_step_leaves_its_workdir_to_another_c
 
 
 @pytest.mark.slow
-def test_a_name_trains_and_lengths_are_noted_in_numbers(data_dir, tmp_path):
-  """An epoch of 12 scenes; the same lengths given in steps resume the run."""
+def test_epochs_are_resolved_to_steps_in_the_saved_config(data_dir, tmp_path):
+  """One epoch of 12 scenes; the same length given in steps resumes the run."""
   arguments = [f'--config.data.data_dir={data_dir}', f'--workdir={tmp_path / "run"}', '--config=ldit:shapes']
   arguments += [text for text in SMALL if 'steps' not in text and 'checkpoint_every' not in text]
   arguments += ['--config.checkpoint_every=None', '--config.data.batch_size=16']
   assert main([*arguments, '--config.epochs=1', '--config.final_split=val']) == 0
-  noted = json.loads((tmp_path / 'run' / 'config.json').read_text())
-  epoch = noted['checkpoint_every']
-  assert noted['total_steps'] == epoch > 1 and noted['epochs'] is None
-  assert noted['optimizer']['warmup_steps'] == round(0.1 * epoch)
+  resolved = json.loads((tmp_path / 'run' / 'config.json').read_text())
+  epoch = resolved['checkpoint_every']
+  assert resolved['total_steps'] == epoch > 1 and resolved['epochs'] is None
+  assert resolved['optimizer']['warmup_steps'] == round(0.1 * epoch)
   steps = [f'--config.total_steps={epoch}', '--config.optimizer.warmup_share=0.5']
   assert (
     main([*arguments, *steps, f'--config.optimizer.warmup_steps={round(0.1 * epoch)}', '--config.final_split=val']) == 0

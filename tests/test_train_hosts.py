@@ -1,4 +1,4 @@
-"""Training on several hosts: the losses of one, nobody left waiting for the dead, and other hosts may go on."""
+"""Training on several hosts: losses equal one host's, no host waits for a dead one, other host counts can resume."""
 
 import json
 import signal
@@ -38,10 +38,10 @@ def wait_for(path, seconds=240):
 
 
 def logged(workdir):
-  """Losses and scores by step."""
+  """Losses and scores by name and step."""
   lines = [json.loads(line) for line in (workdir / 'train_log.jsonl').read_text().splitlines()]
   found = {(name, line['step']): line[name] for line in lines for name in ('train/loss', 'val/mIoU') if name in line}
-  assert len(found) == len(lines)  # nothing told twice
+  assert len(found) == len(lines)  # no duplicates
   return found
 
 
@@ -52,30 +52,30 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def alone(data_dir, tmp_path_factory):
-  """What one process does."""
+  """The workdir of a run on one host."""
   workdir = tmp_path_factory.mktemp('alone') / 'run'
   assert run(data_dir, workdir, *STEPS) == 0
   return workdir
 
 
 @pytest.mark.multiprocess
-def test_two_hosts_one_dies_and_four_go_on_to_the_figures_of_one(alone, data_dir, tmp_path):
+def test_four_hosts_resume_after_one_of_two_died_and_match_one(alone, data_dir, tmp_path):
   workdir = tmp_path / 'run'
   with hosts(2, 'ditsam_jax.train', *arguments(data_dir, workdir)) as both:
     wait_for(workdir / 'checkpoints' / '4')
     both[1].kill()
     died = time.time()
-    _, told = both[0].communicate(timeout=60)
+    _, errors = both[0].communicate(timeout=60)
     assert time.time() - died < 60
   assert both[0].returncode == 1
-  assert 'host 1 of 2 died' in told and 'Traceback' not in told
+  assert 'host 1 of 2 died' in errors and 'Traceback' not in errors
   with hosts(
     4, 'ditsam_jax.train', *arguments(data_dir, workdir), '--config.mesh.data=2', '--config.mesh.fsdp=2'
   ) as four:
     outputs = [host.communicate(timeout=300) for host in four]
   assert [host.returncode for host in four] == [0] * 4, outputs
   assert 'resumed at step' in outputs[0][1] and 'mIoU' in outputs[0][0]
-  assert not any('mIoU' in out or 'resumed' in told for out, told in outputs[1:])
+  assert not any('mIoU' in out or 'resumed' in errors for out, errors in outputs[1:])
   expected = logged(alone)
   assert logged(workdir) == pytest.approx(expected, rel=1e-4, abs=1e-5) and expected['val/mIoU', 20] > 1
   ours, theirs = (json.loads((folder / 'metrics.json').read_text()) for folder in (workdir, alone))
@@ -85,7 +85,7 @@ def test_two_hosts_one_dies_and_four_go_on_to_the_figures_of_one(alone, data_dir
 
 
 @pytest.mark.multiprocess
-def test_a_host_that_is_taken_away_stops_all_in_order(data_dir, tmp_path):
+def test_preempting_one_host_stops_all_cleanly(data_dir, tmp_path):
   workdir = tmp_path / 'run'
   with hosts(2, 'ditsam_jax.train', *arguments(data_dir, workdir), '--config.total_steps=2000') as both:
     wait_for(workdir / 'checkpoints' / '4')

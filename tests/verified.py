@@ -1,10 +1,10 @@
-"""docs/verified.md, from the tests: python -m tests.verified > docs/verified.md
+"""Makes docs/verified.md from the tests: python -m tests.verified > docs/verified.md
 
-A test that compares with an independent source says so:
+Tests that compare with an independent source are marked:
 
   @pytest.mark.verifies('masks and scores', against='the DIT release', within='2e-5')
 
-The tests are read, not run, and nothing is imported.
+The test files are parsed, not imported or run.
 """
 
 import ast
@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 TESTS = Path(__file__).parent
-_ROOMS = ('models', 'ops', 'training', 'convert', 'inference', 'evaluation', 'data')  # in this order, then the others
+_FOLDERS = ('models', 'ops', 'training', 'convert', 'inference', 'evaluation', 'data')  # these first, in this order
 _HEAD = """# What is verified
 
-Each line is a test, or a group of them, that compares with a source that shares no code with ours. `tests/verified.py`
-makes this page from the tests.
+Each row is a test, or a group of tests, that compares our results with an independent implementation.
+`tests/verified.py` generates this page from the tests.
 
-- **The DIT release**: numbers from running the authors' PyTorch code, kept in `tests/golden`, whose `README.md` and
+- **The DIT release**: outputs of the authors' PyTorch code, stored in `tests/golden`; its `README.md` and
   `make_fixtures.py` say how they were made.
-- **float64 NumPy**: the formula written down again in double precision.
-- Other programs are those of their authors, run beside ours on the same inputs.
-- "relative" errors are shares of the largest value of an array.
+- **float64 NumPy**: the formula, reimplemented in double precision.
+- All other programs are the original ones, run on the same inputs as ours.
+- "Relative" errors are relative to the largest value of the array.
 
 Run these tests alone with `python -m pytest -m verifies`, and the whole suite with `make test`.
 
@@ -32,7 +32,7 @@ Run these tests alone with `python -m pytest -m verifies`, and the whole suite w
 
 
 class Claim(NamedTuple):
-  """What a test verifies."""
+  """What one test verifies."""
 
   file: str
   test: str
@@ -42,7 +42,7 @@ class Claim(NamedTuple):
 
 
 def claims() -> list[Claim]:
-  """Those of all tests, room by room."""
+  """The claims of all tests, folder by folder."""
   return [
     Claim(file.relative_to(TESTS).as_posix(), function.name, **_arguments(decorator))
     for file in sorted(TESTS.rglob('test_*.py'), key=_order)
@@ -54,7 +54,7 @@ def claims() -> list[Claim]:
 
 
 def page() -> str:
-  """The whole of docs/verified.md."""
+  """The text of docs/verified.md."""
   tests: dict[tuple[str, str, str], list[str]] = {}
   for claim in claims():
     files = tests.setdefault((claim.what, claim.against, claim.within), [])
@@ -65,8 +65,8 @@ def page() -> str:
 
 
 def _order(file: Path) -> tuple[int, Path]:
-  room = file.parent.name
-  return _ROOMS.index(room) if room in _ROOMS else len(_ROOMS), file
+  folder = file.parent.name
+  return _FOLDERS.index(folder) if folder in _FOLDERS else len(_FOLDERS), file
 
 
 def _arguments(decorator: ast.Call) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Reports as a picture: bars of memory above bars of estimated time."""
+"""Bar charts of reports: memory on top, estimated step time below."""
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -10,7 +10,7 @@ _COLOURS = ('#2f6f9f', '#e0a030', '#7a9a4a')
 
 
 def bar_chart(heading: str, reports: dict[str, Report]) -> Image.Image:
-  """Stacked bars: HBM by content, with the chip's capacity, and the estimated step by bottleneck."""
+  """Draws stacked bars: HBM by content, with the chip's capacity marked, and the estimated step time by bottleneck."""
   gib = 2**30
   memory = {
     name: []
@@ -42,7 +42,7 @@ def _bars(
   rows: dict[str, list[float]],
   marks: dict[str, float],
 ) -> int:
-  """Stacked bars from `y` on, with a line at each row's mark; returns where they end."""
+  """Draws stacked bars from `y` down, with a line at each row's mark; returns the y below the last bar."""
   font, small = ImageFont.load_default(size=16), ImageFont.load_default(size=14)
   draw.text((_MARGIN, y), title, _INK, font)
   x = _LEFT
@@ -62,7 +62,7 @@ def _bars(
       left += value * scale
     draw.text((left + 8, y + 2), f'{sum(row):.3g}' if row else 'does not fit', _INK, small)
     if name in marks:
-      place = _LEFT + marks[name] * scale
-      draw.line((place, y - 4, place, y + _BAR + 4), _PALE, 2)
+      x = _LEFT + marks[name] * scale
+      draw.line((x, y - 4, x, y + _BAR + 4), _PALE, 2)
     y += _ROW
   return y

@@ -1,8 +1,8 @@
-"""TPU chips and slices: published peaks, and their topologies for the compiler.
+"""TPU chips and slices: published peaks, and topologies for the compiler.
 
-Sources: Google's Cloud TPU documentation, pages "TPU v5e", "TPU v5p" and "TPU v6e" (cloud.google.com/tpu/docs/v5e, v5p,
-v6e), tables of key specifications: peak compute per chip (bf16), HBM capacity and bandwidth per chip, bidirectional
-inter-chip interconnect (ICI) bandwidth per chip (1 GB = 1e9 bytes in rates); slices from the same pages.
+Source: the Cloud TPU documentation, pages "TPU v5e", "TPU v5p" and "TPU v6e" (cloud.google.com/tpu/docs/v5e, v5p, v6e).
+Their tables of key specifications give the peak compute per chip (bf16), HBM capacity and bandwidth per chip, and
+bidirectional inter-chip interconnect (ICI) bandwidth per chip; rates use 1 GB = 1e9 bytes. The same pages list the slices.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from ditsam_jax.errors import UserError
 
 _SQUARE = ('1x1', '2x2', '2x4', '4x4', '4x8', '8x8', '8x16', '16x16')
 
-# libtpu without a TPU: not to ask the cloud's metadata server for one, nor lock it, nor complain that none answers.
+# Makes libtpu work without a TPU: no query to the metadata server, no lock, no warnings.
 _NO_TPU = {
   'TPU_SKIP_MDS_QUERY': '1',
   'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
@@ -30,11 +30,11 @@ class Chip:
   """Published peaks of one chip."""
 
   name: str
-  flops: float  # bf16, a second
+  flops: float  # bf16 FLOP/s
   hbm_bytes: int
-  hbm_bandwidth: float  # bytes a second
-  ici_bandwidth: float  # bytes a second that it can send over all its links: half of the published bidirectional sum
-  slices: tuple[str, ...]  # topologies one can rent
+  hbm_bandwidth: float  # bytes/s
+  ici_bandwidth: float  # bytes/s sent over all links: half of the published bidirectional bandwidth
+  slices: tuple[str, ...]  # topologies on offer
 
 
 CHIPS = {
@@ -55,7 +55,7 @@ CHIPS = {
 
 
 def parse_topology(topology: str) -> tuple[Chip, int]:
-  """'v5e:4x4' -> its chip and the number of chips. Raises UserError, listing known topologies."""
+  """Parses 'v5e:4x4' into a chip and the number of chips. Raises UserError, listing known topologies."""
   name, _, slice_ = topology.partition(':')
   chip = CHIPS.get(name)
   if chip is None:
@@ -69,7 +69,7 @@ def parse_topology(topology: str) -> tuple[Chip, int]:
 
 
 def topology_devices(topology: str) -> list[Any]:
-  """The devices of a slice to compile for; no TPU is needed. Raises UserError without libtpu."""
+  """Returns the devices of a slice to compile for; needs no TPU. Raises UserError if libtpu is not installed."""
   parse_topology(topology)
   if importlib.util.find_spec('libtpu') is None:
     raise UserError("the TPU compiler (libtpu) is not installed; run: pip install -e '.[tpu]'")

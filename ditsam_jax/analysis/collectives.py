@@ -1,11 +1,11 @@
-"""Collectives of a program, and the bytes they send, from its optimised HLO.
+"""The collectives in a program's optimised HLO, and the bytes they send.
 
-A collective counts once for every time it runs: a start and its done are one, loop bodies count by their trip counts,
-and a TPU's asynchronous collectives, whose parts XLA repeats inside several fusions, count at their start. A
-reduce-scatter that the TPU compiler writes as a fusion of an all-reduce and a slice of its result is a reduce-scatter.
+A collective is counted once per execution. A start/done pair is one collective, and loop bodies are multiplied by their
+trip counts. XLA repeats the parts of a TPU's asynchronous collective in several fusions; it is counted at its start. The
+TPU compiler emits some reduce-scatters as a fusion of an all-reduce and a slice; these are counted as reduce-scatters.
 
-Bytes are those that one chip sends in the bandwidth-optimal ring: (n - 1) / n of the whole array for all-gather,
-reduce-scatter and all-to-all over n chips, twice that for all-reduce, all of it for collective-permute.
+Bytes sent per chip assume bandwidth-optimal ring algorithms: (n - 1) / n of the full array for all-gather,
+reduce-scatter and all-to-all over n chips, twice that for all-reduce, and the full array for collective-permute.
 """
 
 import dataclasses
@@ -15,29 +15,29 @@ import re
 from ditsam_jax.analysis.hlo import ASYNC_START, Computation, Instruction, Module
 
 KINDS = ('all-gather', 'reduce-scatter', 'all-reduce', 'all-to-all', 'collective-permute')
-_PASSING = ('bitcast', 'reshape', 'copy', 'transpose', 'convert')
+_LAYOUT_OPS = ('bitcast', 'reshape', 'copy', 'transpose', 'convert')
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """One collective and the bytes that a chip sends for it."""
+  """A collective and the bytes each chip sends for it."""
 
   kind: str  # one of KINDS
-  chips: int  # that take part together
-  sent: float  # bytes a chip sends each time
-  times: int  # runs in one call of the program
-  overlapped: bool  # other work goes on meanwhile
-  op_name: str  # the JAX operation that asked for it
-  shapes: str  # of its operands, for people
+  chips: int  # in each replica group
+  sent: float  # bytes sent per chip and execution
+  times: int  # executions per call of the program
+  overlapped: bool  # runs concurrently with other work
+  op_name: str  # the JAX operation it comes from
+  shapes: str  # of its operands, for display
 
   @property
   def bytes(self) -> float:
-    """Bytes that a chip sends for it in one call of the program."""
+    """Bytes sent per chip in one call of the program."""
     return self.sent * self.times
 
 
 def collectives(module: Module) -> list[Collective]:
-  """Every collective of the program."""
+  """Returns all collectives of the program."""
   started = {
     _channel(i)
     for computation in module.computations.values()
@@ -55,7 +55,7 @@ def collectives(module: Module) -> list[Collective]:
 def _of(
   module: Module, computation: Computation, instruction: Instruction, times: int, started: set[str | None]
 ) -> list[Collective]:
-  """The collectives that one scheduled instruction runs."""
+  """Returns the collectives of one scheduled instruction."""
   if kind := _kind(instruction):
     overlapped = instruction.opcode.endswith('-start') or instruction.opcode.startswith('async')
     return [_collective(module, computation, instruction, kind, times, overlapped)]
@@ -107,7 +107,7 @@ def _collective(
 
 
 def _kind(instruction: Instruction) -> str | None:
-  """Its kind, if it starts a collective."""
+  """The kind of collective an instruction starts, or None."""
   name = instruction.opcode.removesuffix('-start')
   return name if name in KINDS else None
 
@@ -118,15 +118,15 @@ def _channel(instruction: Instruction) -> str | None:
 
 
 def _is_sliced(computation: Computation, all_reduce: Instruction) -> bool:
-  """Whether every user takes a slice of the sum, so that it need not be known whole anywhere."""
+  """Whether all users of an all-reduce only slice its result, which makes it a reduce-scatter."""
   users = computation.users.get(all_reduce.name, [])
   return bool(users) and all(
-    user.opcode == 'dynamic-slice' or user.opcode in _PASSING and _is_sliced(computation, user) for user in users
+    user.opcode == 'dynamic-slice' or user.opcode in _LAYOUT_OPS and _is_sliced(computation, user) for user in users
   )
 
 
 def _group_size(attributes: str, module: Module) -> int:
-  """Chips that take part together, from any of the notations of replica_groups."""
+  """The size of a replica group, parsed from any notation of replica_groups."""
   listed = re.search(r'replica_groups=\{\{([\d,]*)\}', attributes)
   if listed:
     return listed.group(1).count(',') + 1
@@ -138,4 +138,4 @@ def _group_size(attributes: str, module: Module) -> int:
     sizes = {name: int(size) for name, size in re.findall(r"'?([\w]+)'?=(\d+)", mesh.group(1))}
     axes = re.findall(r"'?([a-zA-Z_]\w*)'?(?::\(\d+\)(\d+))?", mesh.group(2))
     return math.prod(int(part) if part else sizes[name] for name, part in axes)
-  return module.partitions  # none are named: all
+  return module.partitions  # no groups: all chips

@@ -1,4 +1,4 @@
-"""Optimised HLO as XLA prints it: instructions, and how often each computation runs in one call of the program."""
+"""Parses XLA's text form of optimised HLO: instructions, and how often each computation runs per call of the program."""
 
 import dataclasses
 import functools
@@ -35,7 +35,7 @@ _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Shape:
-  """One array. `memory_space` 0 is the device's main memory (HBM), others lie on the chip."""
+  """The shape of one array. `memory_space` 0 is the device's main memory (HBM); other spaces are on-chip."""
 
   dtype: str
   dims: tuple[int, ...]
@@ -43,19 +43,19 @@ class Shape:
 
   @property
   def size(self) -> int:
-    """Elements."""
+    """Number of elements."""
     return math.prod(self.dims)
 
   @property
   def bytes(self) -> int:
-    """Bytes without the padding of tiles; 0 for tokens and opaque values."""
+    """Bytes without tile padding; 0 for tokens and opaque values."""
     bits = 8 if self.dtype.startswith('f8') else _DTYPE_BITS.get(self.dtype, 0)
     return self.size * bits // 8
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Instruction:
-  """One line of HLO; `shapes` are the leaves of its result, `attributes` what follows the operands."""
+  """One line of HLO; `shapes` are the leaves of its result, `attributes` the text after the operands."""
 
   name: str
   opcode: str
@@ -67,21 +67,21 @@ class Instruction:
 
   @property
   def op_name(self) -> str:
-    """The JAX operation it comes from, '' if XLA does not say."""
+    """The JAX operation it comes from, or '' if there is no metadata."""
     found = re.search(r'op_name="([^"]*)"', self.attributes)
     return found.group(1) if found else ''
 
   def called(self, role: str) -> str:
-    """The computation named by attribute `role` ('calls', 'body', 'condition'), '' if there is none."""
+    """The computation that attribute `role` ('calls', 'body', 'condition') names, or ''."""
     found = re.search(rf'\b{role}=%([\w.\-]+)', self.attributes)
     return found.group(1) if found else ''
 
 
-ASYNC_START = 'AsyncCollectiveStart'  # custom call of a fusion in which an asynchronous collective begins
+ASYNC_START = 'AsyncCollectiveStart'  # custom call in the fusion that starts an asynchronous collective
 
 
 class Computation:
-  """Instructions by name, in the order of the schedule."""
+  """Instructions by name, in schedule order."""
 
   def __init__(self, name: str):
     self.name = name
@@ -89,23 +89,23 @@ class Computation:
 
   @property
   def root(self) -> Instruction:
-    """The result."""
+    """The instruction that produces the result."""
     return next(i for i in reversed(self.instructions.values()) if i.is_root)
 
   @functools.cached_property
   def parameters(self) -> dict[str, int]:
-    """Parameters' numbers by name."""
+    """Parameter numbers by name."""
     return {i.name: int(i.arguments) for i in self.instructions.values() if i.opcode == 'parameter'}
 
   def calls(self, target: str) -> bool:
-    """Whether one of the instructions is a custom call of this target."""
+    """Whether it contains a custom call to `target`."""
     return any(
       i.opcode == 'custom-call' and f'custom_call_target="{target}"' in i.attributes for i in self.instructions.values()
     )
 
   @functools.cached_property
   def users(self) -> dict[str, list[Instruction]]:
-    """Who reads a value."""
+    """The instructions that use each value."""
     users: dict[str, list[Instruction]] = {}
     for instruction in self.instructions.values():
       for operand in set(instruction.operands):
@@ -114,10 +114,10 @@ class Computation:
 
 
 class Module:
-  """A whole program."""
+  """An HLO program."""
 
   def __init__(self, text: str):
-    """`text` is what `compiled.as_text()` gives. Raises ValueError if it has no entry."""
+    """Parses the output of `compiled.as_text()`. Raises ValueError if it has no entry computation."""
     self.computations: dict[str, Computation] = {}
     entry, current = None, None
     for line in text.splitlines():
@@ -140,9 +140,9 @@ class Module:
 
   @functools.cached_property
   def executions(self) -> dict[str, int]:
-    """How often each computation runs: loop bodies by their trip counts, every branch of a conditional.
+    """How often each scheduled computation runs; loop bodies by trip count, each branch of a conditional once.
 
-    Only what is scheduled by itself; computations inside fusions and reductions belong to their instruction.
+    Excludes the computations inside fusions and reductions, which belong to their instruction.
     """
     counts: dict[str, int] = {}
     self._count(self.entry, 1, counts)
@@ -150,7 +150,7 @@ class Module:
 
   @functools.cached_property
   def endless(self) -> list[str]:
-    """Loops whose trip count the text does not tell; they are counted once."""
+    """Loops whose trip count cannot be determined; they are counted once."""
     return [
       i.name
       for name in self.executions
@@ -169,7 +169,7 @@ class Module:
           self._count(self.computations[name], times, counts)
 
   def trip_count(self, caller: Computation, loop: Instruction) -> int | None:
-    """Iterations of a while loop: what XLA noted, else from start, step and limit of its counter; None if unknown."""
+    """The trip count of a while loop: XLA's, or derived from its counter's start, step and limit; None if unknown."""
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes)
     if known:
       return int(known.group(1))
@@ -189,20 +189,20 @@ class Module:
     return max(0, -(-distance // step[1]))
 
   def _through_fusion(self, computation, instruction):
-    """(computation, instruction, environment): the root inside a fusion, with its parameters' meaning outside."""
+    """Steps into a fusion: returns (computation, root, environment), where environment resolves its parameters."""
     if instruction.opcode != 'fusion':
       return computation, instruction, None
     inner = self.computations[instruction.called('calls')]
     return inner, inner.root, (computation, instruction)
 
   def _element(self, computation: Computation, value: Instruction, index: int) -> tuple[int | None, int] | None:
-    """The linear form of one element of a tuple."""
+    """The linear form of one tuple element."""
     while value.opcode in ('copy', 'opt-barrier'):
       value = computation.instructions[value.operands[0]]
     return self._linear(computation, None, value.operands[index]) if value.opcode == 'tuple' else None
 
   def _linear(self, computation, outside, name: str) -> tuple[int | None, int] | None:
-    """(k, c) for a value that is `element k of the loop's state + c`, (None, c) for a constant, else None."""
+    """Returns (k, c) for the value `element k of the loop state + c`, (None, c) for a constant, None for the rest."""
     value = computation.instructions[name]
 
     def follow(operand):
@@ -268,7 +268,7 @@ def _shapes(text: str) -> tuple[Shape, ...]:
 
 
 def _closing(text: str, start: int) -> int:
-  """Where the parenthesis that opens at `start` closes; quoted text does not count."""
+  """The index of the parenthesis that closes the one at `start`; quoted text is skipped."""
   depth, quoted = 0, False
   for place in range(start, len(text)):
     character = text[place]

@@ -1,9 +1,9 @@
-"""FLOPs and memory traffic of a program, operation by operation, from its optimised HLO.
+"""FLOPs and memory traffic of each operation in a program's optimised HLO.
 
-FLOPs are those of matrix products and convolutions, two for a multiplication and its addition; what meets padding or
-the zeros of a dilation is not counted. Bytes are reads and writes of the device's main memory: what the schedule keeps
-on the chip (other memory spaces) is free, a slice counts its own size, an update in place counts the update. Bodies of
-loops count by their trip counts, which XLA's own cost analysis does not do.
+FLOPs are those of matrix products and convolutions: two per multiply-add, excluding padding and the zeros of dilation.
+Bytes are reads and writes of the device's main memory: values in on-chip memory spaces are free, a slice costs its own
+size, and an in-place update costs the size of the update. Loop bodies are multiplied by their trip counts, unlike in
+XLA's own cost analysis.
 """
 
 import dataclasses
@@ -35,17 +35,17 @@ _SLICES = {'dynamic-slice', 'slice', 'gather'}
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-  """A scheduled instruction and what it costs each time it runs."""
+  """A scheduled instruction and its cost per execution."""
 
   flops: int
-  bytes: int  # read and written in main memory
-  times: int  # runs in one call of the program
-  overlapped: bool  # a copy that other work goes on beside
+  bytes: int  # read from and written to main memory
+  times: int  # executions per call of the program
+  overlapped: bool  # an asynchronous copy that runs concurrently with other work
   op_name: str
 
 
 def operations(module: Module) -> list[Operation]:
-  """Every scheduled instruction that costs something."""
+  """Returns all scheduled instructions with a cost."""
   found = []
   for name, times in module.executions.items():
     computation = module.computations[name]
@@ -69,12 +69,12 @@ def _flops(module: Module, computation: Computation, instruction: Instruction) -
     operands = [computation.instructions[name].shapes[0] for name in instruction.operands]
     return _convolution_flops(instruction, *operands)
   if instruction.opcode == 'custom-call':
-    return _told(instruction, 'flops') or 0
+    return _cost_estimate(instruction, 'flops') or 0
   return 0
 
 
-def _told(instruction: Instruction, field: str) -> int | None:
-  """The FLOPs that one of our kernels reports."""
+def _cost_estimate(instruction: Instruction, field: str) -> int | None:
+  """A field of the cost estimate that a Pallas kernel declares, or None."""
   found = re.search(rf'"cost_estimate":\{{[^}}]*"{field}":"?(\d+)', instruction.attributes)
   return int(found.group(1)) if found else None
 
@@ -87,7 +87,7 @@ def _fusion_flops(module: Module, name: str) -> int:
 
 
 def _convolution_flops(instruction: Instruction, image: Shape, kernel: Shape) -> int:
-  """Two for every pair of an image and a kernel element that meet: TPU programs hold all products as convolutions."""
+  """Two FLOPs per pair of image and kernel elements that are multiplied. On TPUs all products are convolutions."""
   labels = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', instruction.attributes)
   window = re.search(r'window=\{([^}]*)\}', instruction.attributes)
   window = dict(part.split('=') for part in window.group(1).split()) if window else {}
@@ -102,7 +102,7 @@ def _convolution_flops(instruction: Instruction, image: Shape, kernel: Shape) ->
       return window[name].split('x')[axis] if name in window else default
 
     low = int(field('pad', '0_0').split('_')[0])
-    pairs *= _meetings(
+    pairs *= _overlaps(
       image.dims[image_axes.index(str(axis))],
       kernel.dims[kernel_axes.index(str(axis))],
       out.dims[out_axes.index(str(axis))],
@@ -117,11 +117,11 @@ def _convolution_flops(instruction: Instruction, image: Shape, kernel: Shape) ->
 
 
 @functools.lru_cache(1 << 14)
-def _meetings(size: int, kernel: int, out: int, stride: int, low: int, dilation: int, kernel_dilation: int) -> int:
-  """Along one axis: pairs of an output and a kernel place whose input place holds a value."""
+def _overlaps(size: int, kernel: int, out: int, stride: int, low: int, dilation: int, kernel_dilation: int) -> int:
+  """Number of (output, kernel) positions along one axis that read an input value, not padding or dilation zeros."""
   end = (size - 1) * dilation
-  places = (o * stride + k * kernel_dilation - low for o in range(out) for k in range(kernel))
-  return sum(0 <= place <= end and place % dilation == 0 for place in places)
+  positions = (o * stride + k * kernel_dilation - low for o in range(out) for k in range(kernel))
+  return sum(0 <= position <= end and position % dilation == 0 for position in positions)
 
 
 # ------------------------------------------------------------------------------------------------------------- bytes
@@ -129,72 +129,75 @@ def _bytes(module: Module, computation: Computation, instruction: Instruction) -
   opcode = instruction.opcode
   if opcode in _FREE or opcode.endswith('-done'):
     return 0
-  if opcode == 'custom-call' and (told := _told(instruction, 'bytes_accessed')) is not None:
-    return told
+  if opcode == 'custom-call' and (declared := _cost_estimate(instruction, 'bytes_accessed')) is not None:
+    return declared
   operands = [computation.instructions[name].shapes for name in instruction.operands]
   if opcode == 'fusion':
     inner = module.computations[instruction.called('calls')]
     read = sum(_read(module, inner, number, shapes) for number, shapes in enumerate(operands))
     return read + _written(module, inner, instruction.shapes)
   written = instruction.shapes
-  if opcode.endswith('-start'):  # (destination, source, ...) of a copy, (sources, destinations, ...) of all others
+  if opcode.endswith(
+    '-start'
+  ):  # results are (destination, source, ...) for copy, (sources, destinations, ...) otherwise
     written = written[:1] if opcode == 'copy-start' else written[len(operands) : len(operands) + 1]
   if opcode in _SLICES or opcode in ('slice-start', 'dynamic-slice-start'):
     source = operands[0][0]
     read = 0 if source.memory_space else sum(shape.bytes for shape in written)
-    return read + _main(written)
+    return read + _in_hbm(written)
   if opcode == 'dynamic-update-slice':
     update = operands[1][0]
-    return _main(operands[1]) + (0 if instruction.shapes[0].memory_space else update.bytes)
-  return sum(map(_main, operands)) + _main(written)
+    return _in_hbm(operands[1]) + (0 if instruction.shapes[0].memory_space else update.bytes)
+  return sum(map(_in_hbm, operands)) + _in_hbm(written)
 
 
-def _main(shapes: tuple[Shape, ...]) -> int:
+def _in_hbm(shapes: tuple[Shape, ...]) -> int:
   return sum(shape.bytes for shape in shapes if shape.memory_space == 0)
 
 
 def _read(module: Module, inner: Computation, number: int, shapes: tuple[Shape, ...]) -> int:
-  """What a fusion reads of its operand `number`: all of it, or what its slices take."""
-  if _main(shapes) == 0:
+  """Bytes a fusion reads of operand `number`: all of it, or only its slices."""
+  if _in_hbm(shapes) == 0:
     return 0
   name = next(name for name, place in inner.parameters.items() if place == number)
-  return min(_main(shapes), _taken(module, inner, name, shapes[0].bytes))
+  return min(_in_hbm(shapes), _sliced(module, inner, name, shapes[0].bytes))
 
 
-def _taken(module: Module, inner: Computation, name: str, whole: int) -> int:
-  taken = 0
+def _sliced(module: Module, inner: Computation, name: str, full: int) -> int:
+  """Bytes of the slices that a fusion takes of value `name`, or `full` if it uses all of it."""
+  total = 0
   for user in inner.users.get(name, []):
     if user.opcode in _SLICES and user.operands[0] == name:
-      taken += user.shapes[0].bytes
+      total += user.shapes[0].bytes
     elif user.opcode == 'dynamic-update-slice' and user.operands[0] == name:
       continue  # in place
     elif user.opcode == 'bitcast':
-      taken += _taken(module, inner, user.name, whole)
+      total += _sliced(module, inner, user.name, full)
     elif user.opcode == 'fusion':
       nested = module.computations[user.called('calls')]
-      taken += sum(
-        _taken(module, nested, parameter, whole)
+      total += sum(
+        _sliced(module, nested, parameter, full)
         for parameter, place in nested.parameters.items()
         if user.operands[place] == name
       )
-    elif user.opcode == 'tuple' or _passes_by(inner, user):
+    elif user.opcode == 'tuple' or _continues_async(inner, user):
       continue
     else:
-      return whole
-  return taken
+      return full
+  return total
 
 
-def _passes_by(inner: Computation, user: Instruction) -> bool:
-  """Whether this is the later part of an asynchronous collective, whose bytes count at its start."""
+def _continues_async(inner: Computation, user: Instruction) -> bool:
+  """Whether this is a later part of an asynchronous collective, whose bytes are counted at its start."""
   is_collective = re.match('all-|reduce-scatter|collective-', user.opcode) is not None
   return not inner.calls(ASYNC_START) and (is_collective or 'AsyncCollective' in user.attributes)
 
 
 def _written(module: Module, inner: Computation, shapes: tuple[Shape, ...]) -> int:
-  """What a fusion writes: values handed through are free, an update in place counts the update."""
+  """Bytes a fusion writes: values passed through are free, an in-place update costs the size of the update."""
   root = inner.root
   if root.opcode == 'custom-call' and 'AsyncCollective' in root.attributes:
-    return _main(shapes[1:]) if 'AsyncCollectiveStart' in root.attributes else 0
+    return _in_hbm(shapes[1:]) if 'AsyncCollectiveStart' in root.attributes else 0
   values = [inner.instructions[name] for name in root.operands] if root.opcode == 'tuple' else [root]
   return sum(_stored(module, inner, value, shape) for value, shape in zip(values, shapes) if shape.memory_space == 0)
 
@@ -202,7 +205,7 @@ def _written(module: Module, inner: Computation, shapes: tuple[Shape, ...]) -> i
 def _stored(module: Module, inner: Computation, value: Instruction, shape: Shape) -> int:
   while value.opcode == 'bitcast':
     value = inner.instructions[value.operands[0]]
-  if value.opcode == 'parameter' or _passes_by(inner, value):
+  if value.opcode == 'parameter' or _continues_async(inner, value):
     return 0
   if value.opcode == 'dynamic-update-slice':
     return inner.instructions[value.operands[1]].shapes[0].bytes

@@ -17,29 +17,29 @@ from ditsam_jax.analysis.roofline import Roofline, roofline
 class Memory:
   """Bytes of HBM on one chip."""
 
-  arguments: int  # train state and batch; what the step returns takes their place
-  outputs: int  # that take no argument's place
+  arguments: int  # train state and batch, including outputs that alias them
+  outputs: int  # that alias no argument
   temporaries: int
   program: int
 
   @property
   def total(self) -> int:
-    """All of it."""
+    """Peak HBM: the sum of all parts."""
     return self.arguments + self.outputs + self.temporaries + self.program
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-  """What a step needs independently of the compiler."""
+  """Properties of a step that do not depend on the compiler."""
 
   batch_size: int  # over all chips
-  model_flops: int  # of all chips together
-  ideal_sent: float | None  # bytes a chip must send with fully sharded data parallelism; None for other meshes
+  model_flops: int  # over all chips
+  ideal_sent: float | None  # minimum bytes sent per chip under fully sharded data parallelism; None for other meshes
 
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """One compiled training step, per chip. Where it does not fit, `too_large` says so and the rest is empty."""
+  """One compiled training step, per chip. If it does not fit, `too_large` is the compiler's message; the rest is empty."""
 
   chip: Chip
   chips: int
@@ -55,11 +55,11 @@ class Report:
 
   @property
   def sent(self) -> float:
-    """Bytes a chip sends in a step."""
+    """Bytes sent per chip and step."""
     return sum(collective.bytes for collective in self.collectives)
 
   def by_kind(self) -> dict[str, tuple[int, float]]:
-    """How many collectives of each kind run in a step, and what a chip sends for them."""
+    """Collectives executed per step and bytes sent per chip, by kind."""
     return {
       kind: (
         sum(c.times for c in self.collectives if c.kind == kind),
@@ -70,16 +70,16 @@ class Report:
 
   @property
   def samples_per_second(self) -> float:
-    """Of all chips together; an estimate."""
+    """Estimated throughput of all chips together."""
     return self.step.batch_size / self.time.step
 
   @property
   def mfu(self) -> float:
-    """Model FLOPs over what the chips could do in the estimated time."""
+    """Model FLOPs utilisation: model FLOPs divided by peak FLOPs in the estimated time."""
     return self.step.model_flops / self.chips / self.time.step / self.chip.flops
 
   def to_json(self) -> dict[str, Any]:
-    """Plain containers; bytes, FLOPs and seconds per chip and step."""
+    """The report as JSON-serialisable containers; bytes, FLOPs and seconds are per chip and step."""
     out: dict[str, Any] = {
       'chip': self.chip.name,
       'chips': self.chips,
@@ -113,28 +113,29 @@ class Report:
 
 
 def fully_sharded_bytes(trained: int, frozen: int, *, data: int, fsdp: int) -> float:
-  """Bytes a chip must send in a step of fully sharded data parallelism, with everything in bf16.
+  """Minimum bytes a chip sends per step of fully sharded data parallelism, with everything in bf16.
 
-  Over `fsdp` chips: all weights gathered for the forward and again for the backward pass, gradients reduced and
-  scattered, each (fsdp - 1) / fsdp of their bytes; over `data` such groups, an all-reduce of the chip's share of them.
+  Over `fsdp` chips, all weights are gathered for the forward and again for the backward pass and gradients are
+  reduce-scattered; each sends (fsdp - 1) / fsdp of its bytes. Over `data` such groups, each chip's gradient shard is
+  all-reduced.
 
   Args:
     trained, frozen: numbers of weights.
-    data, fsdp: sizes of the mesh's axes.
+    data, fsdp: sizes of the mesh axes.
   """
   gathered, reduced = 2 * 2 * (trained + frozen), 2 * trained
   return (gathered + reduced) * (fsdp - 1) / fsdp + 2 * reduced / fsdp * (data - 1) / data
 
 
 def analyse(lowered: jax.stages.Lowered, chip: Chip, chips: int, step: Step, clock) -> Report:
-  """Compiles a lowered train step and reads the result. `clock` gives seconds."""
+  """Compiles a lowered train step and analyses the result. `clock` returns seconds."""
   started = clock()
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
-    return Report(chip, chips, step, clock() - started, too_large=_reason(str(error)))
+    return Report(chip, chips, step, clock() - started, too_large=_out_of_memory(str(error)))
   seconds = clock() - started
   module = Module(compiled.as_text() or '')
   work, sent = operations(module), tuple(collectives(module))
@@ -153,7 +154,7 @@ def analyse(lowered: jax.stages.Lowered, chip: Chip, chips: int, step: Step, clo
 
 
 def largest(found: tuple[Collective, ...], count: int = 12) -> list[dict[str, Any]]:
-  """The operations that send most, those of all layers together: kind, JAX operation, runs, bytes, an example."""
+  """The operations that send most, summed over layers: kind, JAX operation, executions, bytes, and an example."""
   groups: dict[tuple, list[Collective]] = {}
   for collective in found:
     key = collective.kind, collective.chips, re.sub(r'\d+', '*', collective.op_name)
@@ -175,7 +176,7 @@ def largest(found: tuple[Collective, ...], count: int = 12) -> list[dict[str, An
 
 def _memory(compiled: jax.stages.Compiled) -> Memory:
   stats = compiled.memory_analysis()
-  assert stats is not None  # compilers of TPUs and CPUs know
+  assert stats is not None  # available on TPU and CPU
   return Memory(
     stats.argument_size_in_bytes,
     stats.output_size_in_bytes - stats.alias_size_in_bytes,
@@ -184,7 +185,7 @@ def _memory(compiled: jax.stages.Compiled) -> Memory:
   )
 
 
-def _reason(message: str) -> str:
-  """The compiler's message about memory."""
+def _out_of_memory(message: str) -> str:
+  """Extracts the part of the compiler's message about memory."""
   found = re.search(r'(?:Ran out of memory|Used [\d.]+\w of)[^\n]*', message)
   return (found.group(0) if found else message.split('\n')[0])[:300]

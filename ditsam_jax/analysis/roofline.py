@@ -1,10 +1,9 @@
 """A roofline estimate of a program's time from its operations and published peaks. Not a measurement.
 
-Operations run one after the other, each as long as its FLOPs at the chip's bf16 peak or its bytes at the bandwidth of
-its HBM take, whichever is more. Copies that the compiler runs beside other work cost nothing unless all bytes together
-take longer than that, and collectives beside other work nothing unless all of them do; other collectives make the chip
-wait. Vector units, latencies and the pieces of a slice's torus that are missing are not looked at: a real step takes
-longer.
+Operations run one after another. Each takes the longer of its FLOPs at the chip's bf16 peak and its bytes at HBM
+bandwidth. Asynchronous copies are free unless all memory traffic together takes longer than the operations; overlapped
+collectives are free unless all communication together does. Other collectives block the chip. Vector units, latencies and
+the missing torus links of small slices are ignored, so a real step takes longer.
 """
 
 import dataclasses
@@ -17,11 +16,11 @@ from ditsam_jax.analysis.operations import Operation
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-  """Seconds per step on one chip by bottleneck; they add up to `step`."""
+  """Seconds per step on one chip, by bottleneck; they add up to `step`."""
 
-  compute: float  # operations whose FLOPs take longer
-  hbm: float  # operations whose bytes take longer
-  ici: float  # collectives that nothing hides
+  compute: float  # compute-bound operations
+  hbm: float  # memory-bound operations
+  ici: float  # collectives that are not hidden behind other work
 
   @property
   def step(self) -> float:
@@ -35,7 +34,7 @@ class Roofline:
 
 
 def roofline(chip: Chip, operations: list[Operation], collectives: Sequence[Collective]) -> Roofline:
-  """The estimate for a program's operations and collectives on one chip."""
+  """Estimates the time of a program's operations and collectives on one chip."""
   compute = hbm = 0.0
   moved = sum(operation.bytes * operation.times for operation in operations) / chip.hbm_bandwidth
   for operation in operations:
@@ -48,6 +47,6 @@ def roofline(chip: Chip, operations: list[Operation], collectives: Sequence[Coll
     else:
       hbm += by_bytes
   hbm = max(hbm, moved - compute)
-  waiting = sum(c.bytes for c in collectives if not c.overlapped) / chip.ici_bandwidth
-  all_of_them = sum(c.bytes for c in collectives) / chip.ici_bandwidth
-  return Roofline(compute, hbm, max(waiting, all_of_them - compute - hbm))
+  exposed = sum(c.bytes for c in collectives if not c.overlapped) / chip.ici_bandwidth
+  total = sum(c.bytes for c in collectives) / chip.ici_bandwidth
+  return Roofline(compute, hbm, max(exposed, total - compute - hbm))

@@ -1,4 +1,4 @@
-"""Reports as a text table, one column per report."""
+"""Formats reports as a text table, one column per report."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ GIB = 2**30
 
 
 def table(heading: str, reports: dict[str, Report]) -> str:
-  """The table as text, without rows that are empty for all reports."""
+  """Formats the table, omitting rows that are empty for all reports."""
   headings = [name.split(',') for name in reports]  # one field per line
   rows = [
     ('', [heading[i] if i < len(heading) else '' for heading in headings]) for i in range(max(map(len, headings)))
@@ -56,7 +56,7 @@ def _against_ideal(report: Report) -> str:
 
 
 def _amount(count: float) -> str:
-  """Bytes in GB or MB."""
+  """Formats bytes as GB or MB."""
   return f'{count / 1e9:.2f} GB' if count >= 1e9 else f'{count / 1e6:.1f} MB'
 
 

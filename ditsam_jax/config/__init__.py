@@ -1,4 +1,4 @@
-"""The config of a run: its fields, recipes, files, changes from the command line, lengths."""
+"""Run configs: fields, recipes, files, command-line changes, and lengths."""
 
 from ditsam_jax.config.recipes import named, recipe
 

@@ -1,37 +1,48 @@
-"""Changes to a config from the command line: --config.any.field=value."""
+"""Command-line changes to a config: --config.any.field=value."""
 
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from ditsam_jax import fields
+from ditsam_jax.config import checks, start
+from ditsam_jax.config.recipes import as_config_dict
 from ditsam_jax.config.run import RunConfig
 from ditsam_jax.errors import UserError
 
-# Two ways of saying one thing: a change of one takes the place of the recipe's other.
-_INSTEAD = {'epochs': 'total_steps', 'total_steps': 'epochs'}
+# Alternatives: changing one field clears the other.
+_ALTERNATIVES = {'epochs': 'total_steps', 'total_steps': 'epochs'}
 
 
 def split_arguments(arguments: list[str]) -> tuple[list[str], list[str]]:
-  """A command line's changes to the config, 'any.field=value' as `apply` takes them, and the rest of it."""
+  """Splits arguments into config changes, 'any.field=value' as accepted by `apply`, and all others."""
   changes = [argument.removeprefix('--config.') for argument in arguments if argument.startswith('--config.')]
   return changes, [argument for argument in arguments if not argument.startswith('--config.')]
 
 
 def apply(config: ConfigDict, changes: list[str]) -> None:
-  """Makes the changes, in order.
+  """Applies changes in order, in place; those of `model` last, because the model may come from `init_from`.
 
   Args:
-    config: is changed.
+    config: the config to change.
     changes: 'any.field=value', values as Python literals or bare strings.
 
   Raises:
-    UserError: an unknown field (its neighbours are named), a value that it does not take.
+    UserError: a field is unknown (the message suggests similar names), does not accept the value, or does not fit the
+      weights of `init_from`.
   """
-  given = [_apply(config, change) for change in changes]
-  for name, other in _INSTEAD.items():
+  of_model = [change for change in changes if change.startswith('model.')]
+  given = [_apply(config, change) for change in changes if not change.startswith('model.')]
+  for name, other in _ALTERNATIVES.items():
     if name in given and other not in given and config[name] is not None:
       config[other] = None
+  from_start = config.model is None
+  if from_start:
+    config.model = as_config_dict(start.model_of(config.init_from))
+  for change in of_model:
+    _apply(config, change)
+  if from_start and of_model:
+    start.check_changes(checks.plain(config.model), config.init_from, whole=True)
 
 
 def _apply(config: ConfigDict, change: str) -> str:

@@ -1,11 +1,13 @@
-"""Checks a complete config: every field by its declaration, and combinations of fields."""
+"""Validates a config: each field by its declaration, and combinations of fields."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from ditsam_jax import fields
+from ditsam_jax.config import start
 from ditsam_jax.config.run import RunConfig
 from ditsam_jax.data import datasets
 from ditsam_jax.errors import UserError
@@ -14,11 +16,21 @@ from ditsam_jax.training.optimizer import freeze_pattern
 
 
 def check(config: ConfigDict) -> RunConfig:
-  """The config as dataclasses. Raises UserError on the first thing that cannot be: the field, its value, what is expected."""
+  """Validates a config and converts it to dataclasses; a model that is None becomes that of `init_from`.
+
+  Raises:
+    UserError: the first invalid field or combination.
+  """
   run = check_fields(config)
-  data = datasets.find(run.data.dataset)[0]
+  if run.model is None:
+    run = dataclasses.replace(run, model=start.model_of(run.init_from))
+  try:
+    data = datasets.find(run.data.dataset, run.data.data_dir)[0]
+  except UserError as error:
+    raise UserError(f'config.data.dataset is {run.data.dataset!r}: {error}') from error
   if run.task == 'text' and run.model.text_encoder is None:
-    _refuse('model.text_encoder', None, "a text encoder for task 'text'")
+    whose = f' (init_from={run.init_from!r} takes no text)' if run.init_from else ''
+    _refuse('model.text_encoder', f'None{whose}', "a text encoder for task 'text'")
   if run.epochs is not None and run.total_steps is not None:
     _refuse(
       'total_steps', run.total_steps, f'None, because config.epochs is {run.epochs:g}; set one and leave the other None'
@@ -32,17 +44,19 @@ def check(config: ConfigDict) -> RunConfig:
     _refuse('data.scenes', '{...}', f'None for data set {run.data.dataset!r}; scenes apply to shapes only')
   run.data.augmentation.check(run.model.image_size)
   freeze_pattern(run.freeze)
+  if run.data.add_words and not (run.init_from and run.task == 'text'):
+    _refuse('data.add_words', run.data.add_words, "'' unless config.init_from names a model that reads sentences")
   if run.task == 'text':
     for field, split in [('final_split', run.final_split)] + [('eval_every', 'val')] * (run.eval_every != 0):
       try:
-        datasets.check_splits(run.data.dataset, [split])
+        datasets.check_splits(run.data.dataset, [split], run.data.data_dir)
       except UserError as error:
         raise UserError(f'config.{field} is {getattr(run, field)!r}: {error}') from error
   return run
 
 
 def check_fields(config: Any, name: str = 'config') -> RunConfig:
-  """`check` of every field alone: none is unknown, absent, of another type or out of range."""
+  """Validates each field on its own. Raises UserError if one is unknown, missing, of the wrong type or out of range."""
   try:
     return fields.read(RunConfig, plain(config), name, complete=True)
   except ValueError as error:
@@ -50,13 +64,13 @@ def check_fields(config: Any, name: str = 'config') -> RunConfig:
 
 
 def check_warmup(warmup_steps: int | None, total_steps: int | None) -> None:
-  """Raises UserError unless the warm-up ends before the training, or one of them is not known yet."""
+  """Raises UserError unless the warm-up is shorter than the training, or one of them is not known yet."""
   if warmup_steps is not None and total_steps is not None and warmup_steps >= total_steps:
     _refuse('optimizer.warmup_steps', warmup_steps, f'fewer than total_steps ({total_steps})')
 
 
 def model_config(config: ConfigDict) -> models.DitSamConfig:
-  """The model that `config.model` describes. Raises UserError, naming the field."""
+  """Returns the model config of `config.model`. Raises UserError, naming the field."""
   try:
     return fields.read(models.DitSamConfig, plain(config.model), 'config.model')
   except ValueError as error:
@@ -64,7 +78,7 @@ def model_config(config: ConfigDict) -> models.DitSamConfig:
 
 
 def plain(value: Any) -> Any:
-  """Dictionaries in place of ConfigDicts, and values in place of references."""
+  """Converts ConfigDicts to dictionaries and resolves references."""
   if isinstance(value, (ConfigDict, Mapping)):
     return {name: plain(item) for name, item in value.items()}
   return value

@@ -1,4 +1,4 @@
-"""Configs by name or from a user's Python file. Errors in a file are one line with file and line number."""
+"""Loads configs by name or from a user's Python file. Errors in a file give one line with file and line number."""
 
 import inspect
 import os
@@ -25,14 +25,14 @@ _MODULE = 'ditsam_jax_config_file'
 
 
 def load(argument: str, overrides: list[str]) -> ConfigDict:
-  """The config of a name or file with changes; lengths that are None follow from the data (config/lengths.py).
+  """Loads a config by name or from a file and applies changes. Lengths that are None are derived later, see lengths.py.
 
   Args:
     argument: 'ldit', 'ldit:shapes', 'configs/ldit.py' or 'configs/ldit.py:shapes'.
     overrides: 'any.field=value', values as Python literals or bare strings.
 
   Raises:
-    UserError: no such name or file, a file that fails, unknown fields, impossible values.
+    UserError: the name or file does not exist, the file fails, or fields are unknown or invalid.
   """
   name, choice = _split(paths.local(argument))
   if _is_file_name(name):
@@ -49,12 +49,12 @@ def load(argument: str, overrides: list[str]) -> ConfigDict:
 
 
 def short_name(argument: str) -> str:
-  """'ldit' of 'configs/ldit.py:shapes'."""
+  """Returns 'ldit' for 'configs/ldit.py:shapes'."""
   return Path(_split(argument)[0]).stem
 
 
 def _split(argument: str) -> tuple[str, str]:
-  """Name or file, and the data set after the colon ('' where there is none)."""
+  """Splits into a name or file and the data set after the colon, '' if there is none."""
   if os.path.lexists(argument):
     return argument, ''
   name, _, choice = argument.rpartition(':')
@@ -66,13 +66,13 @@ def _is_file_name(name: str) -> bool:
 
 
 def _from_file(file: str, choice: str) -> ConfigDict:
-  """What `get_config` of a file returns, as a copy of our own."""
+  """Runs `get_config` of a file; returns a copy of its result."""
   code = _compiled(file, _source(file))
   module = types.ModuleType(_MODULE)
   module.__file__ = file
-  sys.modules[_MODULE] = module  # dataclasses, for one, look their module up
+  sys.modules[_MODULE] = module  # dataclasses, among others, look up their module
   try:
-    exec(code, module.__dict__)  # a config is the user's own Python
+    exec(code, module.__dict__)  # a config file is the user's own code
     get_config = getattr(module, 'get_config', None)
     if not callable(get_config):
       near = fields.did_you_mean('get_config', [name for name in vars(module) if not name.startswith('_')])
@@ -88,7 +88,7 @@ def _from_file(file: str, choice: str) -> ConfigDict:
     return ConfigDict(plain(config))
   except (UserError, KeyboardInterrupt):
     raise
-  except BaseException as error:  # sys.exit too
+  except BaseException as error:  # including SystemExit
     raise UserError(f'{_place(file, error)}: {_reason(error)}') from error
   finally:
     sys.modules.pop(_MODULE, None)
@@ -140,7 +140,7 @@ def _check_signature(file: str, get_config: Any, arguments: list[str]) -> None:
 
 
 def _place(file: str, error: BaseException) -> str:
-  """The file, and the line in it that was reached last."""
+  """The file and the line in it that was executed last."""
   lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
   return f'{file}:{lines[-1]}' if lines else file
 
@@ -148,7 +148,7 @@ def _place(file: str, error: BaseException) -> str:
 def _reason(error: BaseException) -> str:
   try:
     text = ' '.join(str(error).split())[:300]
-  except Exception:  # an error of the user's own whose text fails
+  except Exception:  # a user-defined exception whose __str__ fails
     text = ''
   name = type(error).__name__
   if isinstance(error, SystemExit):

@@ -1,4 +1,4 @@
-"""Lengths in updates, derived last: after all overrides, from the prepared data."""
+"""Converts lengths to updates: the last step, after all overrides, using the prepared data."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,17 +12,17 @@ from ditsam_jax.errors import UserError
 
 
 def resolve(config: ConfigDict, samples: Callable[[], int]) -> ResolvedRunConfig:
-  """The config, checked, with numbers as total_steps, warmup_steps, eval_every and checkpoint_every, and epochs None.
+  """Validates a config and converts all lengths (training, warm-up, evaluation, checkpoints) to updates.
 
   Args:
-    config: as `config.files.load` gives it.
-    samples: of the training split that make an epoch; called only where a length depends on it, and once.
+    config: the result of `config.files.load`.
+    samples: returns the number of training samples per epoch; called at most once, and only if a length depends on it.
 
   Raises:
-    UserError: as `checks.check`; a warm-up as long as the training; more updates than can be counted.
+    UserError: see `checks.check`; also if the warm-up is as long as the training, or there are too many updates.
   """
   run = check(config)
-  epoch = 0  # updates in which every sample is seen once; the last, smaller batch counts
+  epoch = 0  # updates per epoch, including the last, smaller batch
   if None in (run.total_steps, run.eval_every, run.checkpoint_every):
     epoch = max(1, -(-samples() // run.data.batch_size))
   total_steps = _total_steps(run, epoch)
@@ -41,7 +41,7 @@ def resolve(config: ConfigDict, samples: Callable[[], int]) -> ResolvedRunConfig
 
 
 def samples_without_data(config: RunConfig) -> int:
-  """How many samples an epoch has, by the prepared data's counts, or as published where there is none.
+  """Returns the number of samples per epoch: that of the prepared data, or else the published one.
 
   Raises:
     UserError: neither is known.
@@ -50,7 +50,7 @@ def samples_without_data(config: RunConfig) -> int:
   size = datasets.size(data.dataset, data.data_dir, 'train')
   if size is None:
     raise UserError(
-      f'the size of the training split of {data.dataset!r} is unknown until it is made; give '
+      f'the size of the training split of {data.dataset!r} is unknown until it is prepared; give '
       f'--config.total_steps=N (and eval_every, checkpoint_every) instead of epochs'
     )
   return size.objects if config.task == 'text' else size.images

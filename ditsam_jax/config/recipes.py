@@ -1,4 +1,4 @@
-"""One recipe per kind of data, and a table of the differences. `--config=` names and configs/ files are its rows."""
+"""One recipe per kind of data, and a table of differences, whose rows are the names for `--config=` and configs/ files."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from ditsam_jax.data.shapes import ScenesConfig
 from ditsam_jax.errors import UserError
 from ditsam_jax.models import config as models
 
-# The release trains its ablations for 25 epochs, 3 of them warm-up as ever.
+# The release trains its ablations for 25 epochs, still with 3 epochs of warm-up.
 _SHORT = {'epochs': 25.0, 'optimizer.warmup_share': 3 / 25}
 
 
@@ -23,7 +23,7 @@ class Row:
 
   about: str
   changes: Mapping[str, Any]  # on every data set, by dotted field
-  photographs: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # on all data sets but shapes
+  photographs: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # on all data sets except shapes
   model: Any = models.vit_b  # the preset for photographs
   default: str = 'refcoco'  # data set
   shapes_alone: bool = False
@@ -53,7 +53,7 @@ TABLE: dict[str, Row] = {
     'Ablation: E-DIT with learnt tokens added between blocks instead of projections', {'model.fusion': 'e2e_token'}
   ),
   'cross_attention': Row(
-    'Ablation: before every block, text attends to the slots of the one before',
+    'Ablation: before each block, text attends to the slots of the previous one',
     {'model.fusion': 'cross_attention'},
     photographs=_SHORT,
   ),
@@ -66,6 +66,32 @@ TABLE: dict[str, Row] = {
     'Ablation: the text baseline with 4 more blocks in the mask decoder',
     {'model.fusion': 'none', 'model.mask_decoder.depth': 6},
     photographs=_SHORT,
+  ),
+  'finetune': Row(
+    'Your own pictures, hundreds to thousands of samples: the model is that of init_from',
+    {
+      'init_from': '',
+      'model': None,
+      'scan': True,
+      'data.batch_size': 16,
+      'data.augmentation.scale_steps': 3,
+      'data.augmentation.scale_stride': 16,
+      'data.augmentation.jitter_probability': 0.5,
+      'data.augmentation.jitter_strength': 0.2,  # more makes another colour of it
+      'optimizer.name': 'adam',
+      'optimizer.learning_rate': 3e-5,
+      'optimizer.clip_norm': 1.0,
+      'optimizer.warmup_share': 0.05,
+      'epochs': 30.0,
+      'total_steps': None,
+      'loss.dice': 1.0,
+      'loss.iou': 0.05,
+      'ema': 0.99,  # about the last hundred updates
+      'eval_every': 100,
+      'eval_samples': 500,
+      'checkpoint_every': 100,
+      'final_split': 'val',
+    },
   ),
   'sam_pretrain': Row(
     'A tiny SAM from scratch on shapes, without text',
@@ -90,15 +116,15 @@ TABLE: dict[str, Row] = {
   ),
 }
 
-# On shapes: minutes on two CPU cores.
+# For shapes: trains in minutes on two CPU cores.
 _SMALL = {
-  'init_from': 'sam_shapes',  # the embedded stand-in for SAM's official weights
-  'scan': False,  # six blocks compile soon
+  'init_from': 'sam_shapes',  # shipped, in place of SAM's official weights
+  'scan': False,  # six blocks compile quickly
   'data.threads': 1,
   'data.in_memory': True,
   'data.augmentation.scale_steps': 1,
-  'data.augmentation.jitter_probability': 0.0,  # colours carry the meaning
-  'optimizer.name': 'muon',  # in a trial of 250 steps as good as Adam after 500
+  'data.augmentation.jitter_probability': 0.0,  # expressions refer to colours
+  'optimizer.name': 'muon',  # in a trial, 250 steps were as good as 500 with Adam
   'optimizer.learning_rate': 3e-3,
   'optimizer.clip_norm': 1.0,
   'optimizer.warmup_share': 0.1,
@@ -115,18 +141,18 @@ _SMALL = {
 
 
 def recipe(data_set: str, model: models.DitSamConfig | None = None) -> ConfigDict:
-  """The config of L-DIT on a data set: the DIT release's recipe on photographs, a short one on shapes.
+  """Returns the config of L-DIT on a data set: the DIT release's recipe for photographs, a short one for shapes.
 
-  Lengths that are None follow from the data, see config/lengths.py.
+  Lengths that are None are derived from the data later, see config/lengths.py.
 
   Args:
-    data_set: a name, perhaps with a partition: 'refcocog/google'.
-    model: instead of ViT-B; shapes have their own.
+    data_set: a name, optionally with a partition: 'refcocog/google'.
+    model: replaces ViT-B; ignored for shapes, which have their own model.
 
   Raises:
     UserError: the data set is unknown.
   """
-  small = datasets.find(data_set)[0].small
+  small = datasets.is_small(data_set)
   data = DataConfig(dataset=data_set, scenes=ScenesConfig() if small else None)
   config = as_config_dict(RunConfig(data=data, model=models.tiny() if small else model or models.vit_b()))
   if small:
@@ -135,10 +161,10 @@ def recipe(data_set: str, model: models.DitSamConfig | None = None) -> ConfigDic
 
 
 def named(name: str, data_set: str = '') -> ConfigDict:
-  """The config of a name in TABLE, such as 'ldit', on a data set ('': the row's default).
+  """Returns the config with a name in TABLE, such as 'ldit', on a data set ('' for the row's default).
 
   Raises:
-    UserError: unknown name or data set.
+    UserError: the name or data set is unknown.
   """
   if name not in TABLE:
     raise UserError(
@@ -147,7 +173,7 @@ def named(name: str, data_set: str = '') -> ConfigDict:
     )
   row = TABLE[name]
   data_set = data_set or row.default
-  small = datasets.find(data_set)[0].small
+  small = datasets.is_small(data_set)
   if not small and row.shapes_alone:
     raise UserError(
       f'config {name!r} is for shapes only, not for {data_set!r}: on photographs start from an official SAM '
@@ -161,7 +187,7 @@ def named(name: str, data_set: str = '') -> ConfigDict:
 
 
 def as_config_dict(config: Any) -> ConfigDict:
-  """A dataclass of declared fields as what users change; a None that stands for a number keeps its type."""
+  """Converts a dataclass of declared fields to a ConfigDict; a None in place of a number keeps its type."""
   values = {}
   for name, field in fields.fields(type(config)).items():
     value = getattr(config, name)

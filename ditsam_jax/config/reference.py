@@ -1,4 +1,4 @@
-"""docs/config.md, from the declarations: python -m ditsam_jax.config.reference > docs/config.md"""
+"""Generates docs/config.md from the declarations: python -m ditsam_jax.config.reference > docs/config.md"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -31,7 +31,7 @@ def get_config(data_set='refcoco'):
   return config
 ```
 
-Unknown fields and impossible values are refused before anything runs. Lengths that are None are derived from the prepared
+Unknown fields and invalid values are refused before anything runs. Lengths that are None are derived from the prepared
 data, after all overrides: `--config.data.batch_size=128` halves the updates and keeps the epochs. `--config.total_steps=60`
 replaces `epochs`, `--config.epochs=2` replaces `total_steps`, and the warm-up scales with them unless
 `optimizer.warmup_steps` is given.
@@ -39,7 +39,7 @@ replaces `epochs`, `--config.epochs=2` replaces `total_steps`, and the warm-up s
 
 
 def page() -> str:
-  """The page as Markdown."""
+  """Generates the page as Markdown."""
   parts = [_HEAD, '## Names\n', *_names(), '\n## Data sets\n', *_data_sets()]
   recipes = plain(recipe('refcoco')), plain(recipe('shapes'))
   parts += ['\n## Fields\n', 'Defaults are those of `ldit` on photographs, and on shapes if they differ.']
@@ -58,7 +58,8 @@ def _names() -> Iterator[str]:
     if row.shapes_alone:
       length = 'shapes only'
     else:
-      length = f'{row.photographs.get("epochs", RunConfig().epochs):g} epochs'
+      changes = {**row.changes, **row.photographs}
+      length = f'{changes.get("epochs", RunConfig().epochs):g} epochs'
     yield f'| `{name}` | {row.about} | {length} |'
 
 

@@ -1,4 +1,4 @@
-"""Every field of a run, declared once. The defaults are the DIT release's recipe, as its code runs it."""
+"""All fields of a run, declared once. The defaults are the DIT release's recipe, as implemented in its code."""
 
 import dataclasses
 import json
@@ -38,7 +38,7 @@ _AXIS = Whole(1, 65_536, also=(-1,))
 
 @dataclasses.dataclass(frozen=True)
 class LocalPath(Text):
-  """A path of this machine."""
+  """A local path."""
 
   what: str = 'a local path (or a mounted bucket)'
 
@@ -52,15 +52,19 @@ class LocalPath(Text):
 
 @dataclasses.dataclass(frozen=True)
 class DataSetName(Kind):
-  """A data set, perhaps with whose partition: 'refcocog/google'."""
+  """A data set, optionally with a partition: 'refcocog/google'; or the user's own, which `checks.check` looks up."""
 
   @property
   def expected(self) -> str:
-    return f'one of {", ".join(datasets.NAMES)}, optionally with a partition, such as refcocog/google'
+    names = ', '.join(datasets.NAMES)
+    return f'one of {names}, optionally with a partition, such as refcocog/google, or the name of a prepared data set'
 
   def accepts(self, value: Any) -> bool:
+    if type(value) is not str:
+      return False
     try:
-      return type(value) is str and bool(datasets.find(value))
+      datasets.check_name(value)
+      return True
     except UserError:
       return False
 
@@ -73,7 +77,7 @@ class DataSetName(Kind):
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-  """Where samples come from, and how they are read."""
+  """The source of samples, and how they are read."""
 
   dataset: str = declared('refcoco', DataSetName(), 'Data set')
   data_dir: str = declared('data', LocalPath(), 'Folder of prepared data sets')
@@ -84,12 +88,18 @@ class DataConfig:
   in_memory: bool = declared(False, Flag(), 'Keep decoded pixels in memory: for small images that are read many times')
   prompts: PromptConfig = group(PromptConfig(), "First prompts, for task 'prompts'")
   augmentation: AugmentationConfig = group(AugmentationConfig(), 'Augmentation of training samples')
+  add_words: str = declared(
+    '',
+    Text('words'),
+    'Words to add to the vocabulary of init_from, separated by commas; from-data stands for all words of the training '
+    'split that it cannot read',
+  )
   scenes: ScenesConfig | None = group(None, 'Appearance of the shapes scenes', none='for other data sets')
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-  """Optimiser and learning rate: linear warm-up, then a cosine."""
+  """Optimiser and learning rate: linear warm-up, then cosine decay."""
 
   name: str = declared(
     'adam', Choice(('adam', 'muon')), "'adam', or 'muon': Muon for the transformers' matrices, Adam for the rest"
@@ -110,7 +120,7 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-  """Weights of the parts of the loss, see training/loss.py."""
+  """Weights of the loss terms, see training/loss.py."""
 
   bce: float = declared(1.0, Real(), 'Binary cross-entropy of pixels')
   dice: float = declared(0.0, Real(), 'Dice loss of masks')
@@ -119,7 +129,7 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  """Devices along each axis; -1 is the rest of them, see parallel/sharding.py."""
+  """Devices along each axis; -1 stands for the remaining devices, see parallel/sharding.py."""
 
   data: int = declared(-1, _AXIS, 'Data parallelism: devices with different samples and replicated weights')
   fsdp: int = declared(-1, _AXIS, 'Fully sharded data parallelism: devices with different samples and sharded weights')
@@ -153,7 +163,8 @@ class RunConfig:
     'Parts not trained: image_encoder, text_encoder, prompt_encoder, mask_decoder or regular expressions over '
     'parameter names, separated by commas',
   )
-  model: DitSamConfig = group(DitSamConfig(), 'The model')
+  # None in a ConfigDict alone: `checks.check` puts the model of init_from there.
+  model: DitSamConfig = group(DitSamConfig(), 'The model', none='that of init_from')
   data: DataConfig = group(DataConfig(), 'The data')
   optimizer: OptimizerConfig = group(OptimizerConfig(), 'The optimiser')
   epochs: float | None = declared(
@@ -210,7 +221,7 @@ class ResolvedOptimizerConfig(OptimizerConfig):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResolvedRunConfig(RunConfig):
-  """A run whose lengths are numbers of updates, see config/lengths.py: what a training takes."""
+  """A run config whose lengths are in updates, see config/lengths.py; the input of training."""
 
   optimizer: ResolvedOptimizerConfig = dataclasses.field()
   total_steps: int = dataclasses.field()
@@ -218,5 +229,5 @@ class ResolvedRunConfig(RunConfig):
   checkpoint_every: int = dataclasses.field()
 
   def to_json(self) -> dict[str, Any]:
-    """Every field in plain containers, as config.json holds it."""
+    """Converts all fields to plain containers, as stored in config.json."""
     return json.loads(json.dumps(dataclasses.asdict(self)))

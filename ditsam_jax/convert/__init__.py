@@ -1,1 +1,1 @@
-"""Weights from and to PyTorch. Its commands need the extra `convert`."""
+"""Converts weights from and to PyTorch. The commands need the extra `convert`."""

@@ -10,18 +10,30 @@ from ditsam_jax.models.instruction import FUSIONS
 Shapes = dict[str, tuple[int, ...]]
 RELEASE_IMAGE_SIZE = 512
 
-# Heads of published models, which shapes do not tell, by the shapes that do.
-DECODER_HEADS = {  # (width, depth, MLP width): SAM's own decoder, and the deeper ones of DIT's ablations
+# Heads of published models by (width, depth, MLP width), because shapes do not determine the number of heads.
+DECODER_HEADS = {  # SAM's decoder, and the deeper ones of DIT's ablations
   (256, 2, 2048): 8,
   (256, 4, 2048): 8,
   (256, 6, 2048): 8,
 }
-TEXT_HEADS = {(768, 12, 3072): 12, (1024, 24, 4096): 16}  # likewise: BERT base and large
-DECODERS, TEXT_ENCODERS = "SAM's (256 wide, 2 deep; DIT's are 4 or 6)", 'BERT base and large'
+TEXT_HEADS = {(768, 12, 3072): 12, (1024, 24, 4096): 16}  # BERT base and large
+
+
+class _Published(NamedTuple):
+  """Published models of a part of the config, and the flag that gives the heads of others."""
+
+  part: str
+  heads: dict[tuple[int, int, int], int]
+  models: str
+  flag: str
+
+
+_DECODERS = _Published('mask_decoder', DECODER_HEADS, "SAM's (256 wide, 2 deep; DIT's are 4 or 6)", '--decoder-heads')
+_TEXT_ENCODERS = _Published('text_encoder', TEXT_HEADS, 'BERT base and large', '--text-heads')
 
 
 class Architecture(NamedTuple):
-  """A config, and its fields that come from a known model instead of the file or a flag."""
+  """A config, and those of its fields that come from a known model instead of the file or a flag."""
 
   config: DitSamConfig
   assumed: dict[str, object]
@@ -36,19 +48,19 @@ def read_architecture(
   decoder_heads: int | None = None,
   text_heads: int | None = None,
 ) -> Architecture:
-  """The config that fits tensors of these shapes.
+  """Infers the config from tensor shapes.
 
   Args:
-    shapes: by the release's names; without BERT's it is a plain SAM.
-    fusion: which fusion it is, for those that shapes cannot tell apart.
-    new_fusion: the shapes are of a plain SAM and a BERT, and `fusion` will be added to them.
-    image_size: side it will be used at; None takes SAM's own for a plain SAM, the release's 512 otherwise.
-    decoder_heads: of the mask decoder; None for those of a known model.
-    text_heads: of BERT; likewise.
+    shapes: shapes by the release's names; without BERT's tensors, the model is a plain SAM.
+    fusion: the fusion, for those that shapes cannot tell apart.
+    new_fusion: the tensors are those of a plain SAM and a BERT, to which `fusion` will be added.
+    image_size: image size to use; None uses SAM's own for a plain SAM, and the release's 512 otherwise.
+    decoder_heads: heads of the mask decoder; None uses those of a known model.
+    text_heads: heads of BERT; None uses those of a known model.
 
   Raises:
-    UserError: a tensor that tells the architecture is missing or has an impossible shape, or shapes and arguments do
-      not go together.
+    UserError: a tensor that determines the architecture is missing or has an invalid shape, or shapes and arguments are
+      inconsistent.
   """
   try:
     encoder, pretrained_size = _image_encoder(shapes)
@@ -60,16 +72,16 @@ def read_architecture(
       fusion=kind, image_size=image_size or (pretrained_size if text is None else RELEASE_IMAGE_SIZE)
     )
     if text is None:
-      settings |= dict(mask_threshold=0.5, align_corners=False)  # SAM's own
+      settings |= dict(mask_threshold=0.5, align_corners=False)  # as in SAM
     settings |= _text_tokens(shapes, kind)
     if text is not None:
-      encoder['attention_scope'] = 'global'  # DIT's, in every block
+      encoder['attention_scope'] = 'global'  # DIT uses global attention in all blocks
     config = DitSamConfig(ImageEncoderConfig(**encoder), decoder, text, **settings)
-    unsaid = ['mask_threshold', 'align_corners', 'pixel_mean', 'pixel_std']
+    unstated = ['mask_threshold', 'align_corners', 'pixel_mean', 'pixel_std']
     if text is not None:
-      unsaid += ['max_text_tokens'] if 'max_text_tokens' not in settings else []
-      unsaid += ['image_size'] if image_size is None else []
-    return Architecture(config, assumed | {name: getattr(config, name) for name in unsaid})
+      unstated += ['max_text_tokens'] if 'max_text_tokens' not in settings else []
+      unstated += ['image_size'] if image_size is None else []
+    return Architecture(config, assumed | {name: getattr(config, name) for name in unstated})
   except KeyError as error:
     raise UserError(
       f'{error.args[0]} is missing, so the architecture cannot be inferred; the file is incomplete'
@@ -79,7 +91,7 @@ def read_architecture(
 
 
 def _image_encoder(shapes: Shapes) -> tuple[dict, int]:
-  """Fields of an ImageEncoderConfig, and the side of the images it was pre-trained on."""
+  """Returns the fields of an ImageEncoderConfig, and the side of its pre-training images."""
   width, _, patch, patch_width = _shape(shapes, 'visual_encoder.patch_embed.proj.weight', 4)
   _expect_square('visual_encoder.patch_embed.proj.weight', patch, patch_width)
   depth = _count(shapes, r'visual_encoder\.blocks\.(\d+)\..*')
@@ -116,52 +128,63 @@ def _image_encoder(shapes: Shapes) -> tuple[dict, int]:
 
 def _mask_decoder(shapes: Shapes, heads: int | None, assumed: dict[str, object]) -> MaskDecoderConfig:
   width = _shape(shapes, 'mask_decoder.iou_token.weight', 2)[1]
-  depth = _count(shapes, r'mask_decoder\.transformer\.layers\.(\d+)\..*')
-  mlp_width = _shape(shapes, 'mask_decoder.transformer.layers.0.mlp.lin1.weight', 2)[0]
-  if heads is None:
-    heads = _known_heads('mask decoder', (width, depth, mlp_width), DECODER_HEADS, DECODERS, '--decoder-heads')
-    assumed['mask_decoder.heads'] = heads
+  layers, mlp = 'mask_decoder.transformer.layers', 'mlp.lin1.weight'
   return MaskDecoderConfig(
-    width=width,
-    depth=depth,
-    heads=heads,
-    mlp_width=mlp_width,
+    **_transformer(shapes, width, layers, mlp, _DECODERS, heads, assumed),
     iou_hidden=_shape(shapes, 'mask_decoder.iou_prediction_head.layers.0.weight', 2)[0],
     mask_channels=_shape(shapes, 'prompt_encoder.mask_downscaling.3.weight', 4)[0],
   )
 
 
-def _known_heads(what: str, sizes: tuple[int, int, int], known: dict, models: str, flag: str) -> int:
-  """The heads of a published model of these sizes. Raises UserError where there is none: a guess would go unnoticed."""
-  if sizes not in known:
-    width, depth, mlp_width = sizes
-    raise UserError(
-      f'tensor shapes do not determine the number of heads of the {what}, and its sizes (width {width}, depth {depth}, '
-      f'MLP {mlp_width}) match no known model, which are {models}; give {flag}'
-    )
-  return known[sizes]
-
-
 def _text_encoder(shapes: Shapes, heads: int | None, assumed: dict[str, object]) -> TextEncoderConfig:
-  bert = 'lang_encoder.bert.'
-  vocab, width = _shape(shapes, f'{bert}embeddings.word_embeddings.weight', 2)
-  depth = _count(shapes, r'lang_encoder\.bert\.encoder\.layer\.(\d+)\..*')
-  mlp_width = _shape(shapes, f'{bert}encoder.layer.0.intermediate.dense.weight', 2)[0]
-  if heads is None:
-    heads = _known_heads('text encoder', (width, depth, mlp_width), TEXT_HEADS, TEXT_ENCODERS, '--text-heads')
-    assumed['text_encoder.heads'] = heads
+  vocab, width = _shape(shapes, 'lang_encoder.bert.embeddings.word_embeddings.weight', 2)
+  layers, mlp = 'lang_encoder.bert.encoder.layer', 'intermediate.dense.weight'
   return TextEncoderConfig(
     vocab_size=vocab,
-    width=width,
-    depth=depth,
-    heads=heads,
-    mlp_width=mlp_width,
-    max_positions=_shape(shapes, f'{bert}embeddings.position_embeddings.weight', 2)[0],
+    **_transformer(shapes, width, layers, mlp, _TEXT_ENCODERS, heads, assumed),
+    max_positions=_shape(shapes, 'lang_encoder.bert.embeddings.position_embeddings.weight', 2)[0],
   )
 
 
+def _transformer(
+  shapes: Shapes,
+  width: int,
+  layers: str,
+  mlp: str,
+  published: _Published,
+  heads: int | None,
+  assumed: dict[str, object],
+) -> dict[str, int]:
+  """Returns width, depth, heads and MLP width of a transformer.
+
+  Args:
+    shapes: shapes by the release's names.
+    width: channels of a token.
+    layers: name of the list of layers.
+    mlp: name of the first MLP weight [hidden, width] within a layer.
+    published: models whose heads are known.
+    heads: the number of heads; None uses that of a published model, recorded in `assumed`.
+    assumed: receives the field that comes from a published model.
+
+  Raises:
+    UserError: the heads are not given and no published model has these sizes; a wrong guess would go unnoticed.
+  """
+  depth = _count(shapes, rf'{re.escape(layers)}\.(\d+)\..*')
+  mlp_width = _shape(shapes, f'{layers}.0.{mlp}', 2)[0]
+  if heads is None:
+    heads = published.heads.get((width, depth, mlp_width))
+    if heads is None:
+      raise UserError(
+        f'tensor shapes do not determine the number of heads of the {published.part.replace("_", " ")}, and its sizes '
+        f'(width {width}, depth {depth}, MLP {mlp_width}) match no known model, which are {published.models}; '
+        f'give {published.flag}'
+      )
+    assumed[f'{published.part}.heads'] = heads
+  return dict(width=width, depth=depth, heads=heads, mlp_width=mlp_width)
+
+
 def _fusion(shapes: Shapes, asked: str | None, text: TextEncoderConfig | None) -> str:
-  """The fusion that the tensors are of; `asked` decides where several have the same."""
+  """Infers the fusion from the tensors; `asked` decides if several have the same tensors."""
   if text is None:
     if asked not in (None, 'none'):
       raise UserError(f'--fusion={asked} needs a text encoder, but this is a plain SAM; give --text-encoder')
@@ -186,7 +209,7 @@ def _new_fusion(asked: str | None) -> str:
 
 
 def possible_fusions(shapes: Shapes) -> tuple[str, ...]:
-  """The fusions whose tensors these are; if some are missing or too many, those that come closest."""
+  """Returns the fusions that have these tensors or, if tensors are missing or unknown, the closest ones."""
   names = {fusion: {f'visual_encoder.{tensor.source}' for tensor in FUSIONS[fusion].tensors} for fusion in FUSIONS}
   known = set().union(*names.values())
   present = {re.sub(r'\.\d+(?=\.)', '.#', name) for name in shapes} & known
@@ -195,7 +218,7 @@ def possible_fusions(shapes: Shapes) -> tuple[str, ...]:
 
 
 def _text_tokens(shapes: Shapes, fusion: str) -> dict[str, int]:
-  """max_text_tokens, where a tensor of the fusion fixes it."""
+  """Returns {'max_text_tokens': ...} if a tensor of the fusion determines it, else {}."""
   for tensor in FUSIONS[fusion].tensors:
     name = f'visual_encoder.{tensor.source}'
     if tensor.text_axis is not None and name in shapes:
@@ -204,7 +227,7 @@ def _text_tokens(shapes: Shapes, fusion: str) -> dict[str, int]:
 
 
 def _shape(shapes: Shapes, name: str, rank: int) -> tuple[int, ...]:
-  """The shape of a tensor that tells the architecture. Raises KeyError where it is missing, UserError for another rank."""
+  """Returns the shape of a tensor. Raises KeyError if it is missing, UserError if it has another rank."""
   shape = shapes[name]
   if len(shape) != rank or 0 in shape:
     raise UserError(f'{name} is {shape}, expected {rank} axes of at least 1; this is not a SAM')
@@ -221,7 +244,7 @@ def _has(shapes: Shapes, pattern: str) -> bool:
 
 
 def _count(shapes: Shapes, pattern: str) -> int:
-  """How many layers are numbered in names that match."""
+  """Counts the layers whose numbers appear in matching names. Raises KeyError, with a name, if one is missing."""
   numbers = {int(match[1]) for match in (re.fullmatch(pattern, name) for name in shapes) if match}
   layer = pattern.replace('\\', '').removesuffix('..*')
   if not numbers:

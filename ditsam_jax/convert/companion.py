@@ -1,6 +1,6 @@
-"""FILE.pth.json next to FILE.pth: settings that tensors lack, written by flax_to_torch, read by torch_to_flax.
+"""FILE.pth.json next to FILE.pth: settings that tensors lack, written by flax_to_torch and read by torch_to_flax.
 
-It names the tensors it belongs to by their SHA-256, so one that has stayed behind beside other weights is noticed.
+It contains the SHA-256 of its tensors, so a file that was left next to other weights is detected.
 """
 
 import json
@@ -20,35 +20,35 @@ MOST_BYTES = 2**26
 
 
 class Companion(NamedTuple):
-  """What such a file holds."""
+  """The content of a companion file."""
 
   path: Path
   config: DitSamConfig
   vocabulary: list[str] | None
-  about: dict[str, Any]  # data, notes, fresh, assumed: as of saved_model.write
-  sha256: str  # of the tensors
+  about: dict[str, Any]  # data, notes, fresh and assumed, see saved_model.write
+  sha256: str  # fingerprint of the tensors
 
 
 def place(weights: Path) -> Path:
-  """Where the companion of a weights' file lies."""
+  """The path of the companion of a weights file."""
   return weights.with_name(f'{weights.name}.json')
 
 
 def fingerprint(tensors: dict[str, np.ndarray]) -> str:
-  """SHA-256 of tensors by the release's names: their names, types, shapes and bytes."""
+  """SHA-256 of the names (the release's), types, shapes and bytes of tensors."""
   return weights_sha256(tensors=tensors)
 
 
 def text(
   config: DitSamConfig, tensors: dict[str, np.ndarray], vocabulary: list[str] | None, about: dict[str, Any]
 ) -> str:
-  """The JSON of a companion."""
+  """Formats a companion as JSON."""
   content = {'format': FORMAT, 'tensors_sha256': fingerprint(tensors), 'model': config.to_dict()}
   return json.dumps(content | about | {'vocabulary': vocabulary}, indent=1) + '\n'
 
 
 def is_one(path: Path) -> bool:
-  """Whether a file is a companion, of whatever model."""
+  """Whether a file is a companion of any model."""
   try:
     content = read_json(path, most_bytes=MOST_BYTES)
   except UserError:
@@ -57,10 +57,10 @@ def is_one(path: Path) -> bool:
 
 
 def find(weights: Path) -> Companion | None:
-  """The companion of a weights' file, None where it has none.
+  """Reads the companion of a weights file; None if there is none.
 
   Raises:
-    UserError: it is damaged.
+    UserError: the companion is damaged.
   """
   path = place(weights)
   if weights.is_dir() or not path.exists():
@@ -73,12 +73,12 @@ def find(weights: Path) -> Companion | None:
 
 
 def read(path: Path) -> Companion:
-  """A companion at any place. Raises UserError where it is none."""
+  """Reads a companion from any path. Raises UserError if the file is not one."""
   return _parsed(path, read_json(path, most_bytes=MOST_BYTES))
 
 
 def check_belongs(companion: Companion, weights: Path, tensors: dict[str, np.ndarray]) -> None:
-  """Raises UserError unless these are the tensors that a companion was written for."""
+  """Raises UserError unless a companion was written for these tensors."""
   if fingerprint(tensors) != companion.sha256:
     raise UserError(
       f'{printable(companion.path)} was written for other weights than those in {printable(weights)}; '

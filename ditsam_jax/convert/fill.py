@@ -1,4 +1,4 @@
-"""Fills our weights from a source's tensors; checks names, shapes and values."""
+"""Copies a source's tensors into our weights; checks names, shapes and values."""
 
 from pathlib import Path
 
@@ -19,11 +19,11 @@ _MOST_LINES = 20
 
 
 def fill(config: DitSamConfig, source: sources.Source) -> tuple[dict[str, np.ndarray], list[str]]:
-  """Our weights by dotted path, in the source's types and without copies, and the paths that are freshly initialised.
+  """Returns our weights by dotted path, in the source's types and without copies, and the freshly initialised paths.
 
   Raises:
-    UserError: tensors that are unknown, missing, of a wrong shape or used by nothing, or that hold NaN, infinities or
-      numbers too large for f32; all in one report.
+    UserError: tensors are unknown, missing, unused or of a wrong shape, or contain NaN, infinities or numbers too large
+      for f32. All problems are listed on stderr first.
   """
   model = nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))
   weights, fresh, problems = {}, [], list(source.problems.values())
@@ -59,12 +59,12 @@ def fill(config: DitSamConfig, source: sources.Source) -> tuple[dict[str, np.nda
 
 
 def spelled(name: str, source: sources.Source) -> str:
-  """A tensor's name as its file has it; for one that is not there, in Meta's or the release's names."""
+  """A tensor's name as spelled in its file; if it is not in the file, Meta's or the release's name."""
   return printable(source.spelled.get(name, names.meta_name(name) if source.format == 'meta' else name))
 
 
 def say_all(problems: list[str]) -> None:
-  """A line a problem on stderr; of many only the first, and how many are left out."""
+  """Prints problems to stderr, one per line; only the first ones and a count if there are many."""
   for problem in problems[:_MOST_LINES]:
     say(f'  {problem}')
   if len(problems) > _MOST_LINES:
@@ -72,7 +72,7 @@ def say_all(problems: list[str]) -> None:
 
 
 def _initial_values(config: DitSamConfig, paths: list[str]) -> dict[str, np.ndarray]:
-  """Values that a new model starts with. Compiled, so that nothing else of the model is ever computed."""
+  """Initial values of a new model. Compiled, so that XLA drops the other weights."""
   if not paths:
     return {}
 
@@ -89,7 +89,7 @@ def _shape(source: sources.Source, name: str) -> tuple[int, ...]:
 
 
 def _report(problems: list[str], path: Path) -> None:
-  """Prints all problems and gives up, or does nothing."""
+  """Prints all problems and raises UserError, if there are any."""
   if not problems:
     return
   say_all(problems)

@@ -1,8 +1,8 @@
 """Writes a model as PyTorch weights: python convert/flax_to_torch.py --input=DIR --output=FILE
 
-Models with a text encoder get the DIT release's layout, plain SAMs Meta's. Weights that came from PyTorch go back bit for
-bit, in the type they had; optimiser states do not travel. FILE.json, beside it, holds what tensors do not tell (heads,
-fusion, sizes, thresholds, the vocabulary): torch_to_flax.py finds it there and needs no flags.
+Models with a text encoder are written in the DIT release's layout, plain SAMs in Meta's. Weights that came from PyTorch
+are written bit-exactly, in their original type; optimiser states are not converted. FILE.json next to it holds what the
+tensors lack (heads, fusion, sizes, thresholds, vocabulary), so torch_to_flax.py needs no flags.
 """
 
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ from ditsam_jax.storage.places import resolve
 from ditsam_jax.terminal import printable
 from ditsam_jax.vocabulary import read_vocabulary
 
-QUERIES = 4  # rows of the release's unused query_embeddings
+QUERIES = 4  # rows of the unused query_embeddings in the release
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -49,10 +49,10 @@ def main(arguments: list[str] | None = None) -> int:
   kept = {name: from_numpy(array) for name, array in saved_model.read_leftovers(options.input).items()}
   if config.text_encoder is None:
     content = {names.meta_name(name): tensor for name, tensor in (tensors | kept).items()}
-    invented = []
+    added = []
   else:
     zeros = {name: tensor for name, tensor in unused_tensors(config).items() if name not in kept}
-    invented = list(zeros)
+    added = list(zeros)
     tensors |= kept | zeros
     prefix = origin.get('prefix', '')
     content = {
@@ -71,13 +71,13 @@ def main(arguments: list[str] | None = None) -> int:
     f'{printable(options.output)}: {len(tensors)} tensors in {layout} layout, '
     f'{options.output.stat().st_size / 1e6:,.1f} MB; {printable(companions.place(options.output).name)} holds the settings'
   )
-  if invented:
-    print(f'filled with zeros, because the release expects them but never uses them: {", ".join(invented)}')
+  if added:
+    print(f'filled with zeros, because the release expects them but never uses them: {", ".join(added)}')
   return 0
 
 
 def _origin(description: dict) -> dict:
-  """What a conversion noted of its source: plain values, checked."""
+  """Returns the validated values that the conversion from PyTorch recorded about its source."""
   source = description['notes'].get('source')
   source = source if isinstance(source, dict) else {}
   kinds = {'prefix': str, 'epoch': (int, float), 'lr': (int, float)}
@@ -85,7 +85,7 @@ def _origin(description: dict) -> dict:
 
 
 def _vocabulary(name_or_dir: str) -> list[str] | None:
-  """The model's word pieces; None where it takes no text, or was converted without a vocabulary."""
+  """Returns the model's word pieces; None if it takes no text, or was converted without a vocabulary."""
   folder = resolve(name_or_dir)
   if not any((folder / name).exists() for name in FILES):
     return None
@@ -93,8 +93,8 @@ def _vocabulary(name_or_dir: str) -> list[str] | None:
 
 
 def unused_tensors(config: DitSamConfig) -> dict[str, torch.Tensor]:
-  """What the release's modules carry along without using, as zeros, so that its strict loading succeeds."""
-  assert config.text_encoder is not None  # the release's models all have one
+  """Returns zeros for the tensors that the release's modules contain but never use, so that strict loading succeeds."""
+  assert config.text_encoder is not None  # all models of the release have one
   width = config.text_encoder.width
   shapes = {'lang_encoder.bert.pooler.dense.weight': (width, width), 'lang_encoder.bert.pooler.dense.bias': (width,)}
   if config.fusion != 'none':
@@ -109,7 +109,7 @@ def unused_tensors(config: DitSamConfig) -> dict[str, torch.Tensor]:
 
 
 def check_output(path: Path, model: Path) -> None:
-  """Raises UserError unless a file may be put there."""
+  """Raises UserError unless the output file can be written there."""
   name, beside = printable(path), companions.place(path) if path.name else path
   try:
     if not path.name or path.exists() and not path.is_file():
@@ -120,26 +120,26 @@ def check_output(path: Path, model: Path) -> None:
       raise UserError(
         f'cannot write {printable(beside)}, which is also needed: something else is there; choose another output'
       )
-  except (OSError, ValueError) as error:  # a name that no file can have
+  except (OSError, ValueError) as error:  # ValueError: an invalid file name
     raise UserError(f'cannot write {name}: {getattr(error, "strerror", None) or error}') from error
 
 
 def write(path: Path, content: dict, beside: str) -> None:
-  """torch.save and the companion, both whole or neither. Raises UserError if they cannot be written."""
-  path = path.resolve()  # a link stays one, and its target is replaced
+  """Writes the .pth file and its companion atomically. Raises UserError if they cannot be written."""
+  path = path.resolve()  # keeps a symbolic link and replaces its target
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(companions.place(path)) as unfinished_text, written_whole(path) as unfinished:
       unfinished_text.write_text(beside, encoding='utf-8')
       with unfinished.open('wb') as file:
         torch.save(content, file)
-  except (OSError, RuntimeError, ValueError) as error:  # torch.save hides the system's error behind a RuntimeError
+  except (OSError, RuntimeError, ValueError) as error:  # torch.save wraps the system's error in a RuntimeError
     reason = next((one.strerror for one in _chain(error) if isinstance(one, OSError)), None) or str(error)
     raise UserError(f'cannot write {printable(path)}: {printable(reason)}; choose another output') from error
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-  """An exception, and those during whose handling it was raised."""
+  """Yields an exception and its causes."""
   while error is not None:
     yield error
     error = error.__cause__ or error.__context__

@@ -7,7 +7,7 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.storage.files import read_json
 from ditsam_jax.terminal import printable
 
-# What else it may say, for the model to be computed as ours: part ('' for the whole), field, the only known value.
+# Settings that must have a certain value to match our model: part ('' for the top level), field, value.
 _SAM = (
   ('vision_config', 'hidden_act', 'gelu'),
   ('vision_config', 'layer_norm_eps', 1e-6),
@@ -29,23 +29,23 @@ _BERT = (
 
 
 def decoder_heads(weights: Path) -> int | None:
-  """Heads of a SamModel's mask decoder; None where no config.json tells. Raises UserError for another kind of SAM."""
+  """Heads of a SamModel's mask decoder; None without a config.json. Raises UserError for an unsupported SAM."""
   config = _config(weights)
   if config.get('model_type') != 'sam' and 'mask_decoder_config' not in config:
-    return None  # of something else, BERT's say
+    return None  # another model's config, such as BERT's
   _check(weights, config, _SAM)
   return _heads(weights, config, 'mask_decoder_config')
 
 
 def text_heads(weights: Path) -> int | None:
-  """Heads of a BertModel; None where no config.json tells. Raises UserError for what is no BERT."""
+  """Heads of a BertModel; None without a config.json. Raises UserError for an unsupported model."""
   config = _config(weights)
   _check(weights, config, _BERT)
   return _heads(weights, config, '')
 
 
 def config_file(weights: Path) -> Path:
-  """Where it lies."""
+  """The path of config.json for a weights file or folder."""
   return (weights if weights.is_dir() else weights.parent) / 'config.json'
 
 

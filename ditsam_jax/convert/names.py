@@ -1,7 +1,7 @@
-"""The table of names and layouts of our parameters and PyTorch's tensors.
+"""Maps our parameters to PyTorch tensors: names and layouts.
 
-Every source is brought to the names of the DIT release first (FORMATS, one entry each); TABLE then leads from our dotted
-paths to those names, in both directions.
+All sources are first renamed to the DIT release's names (one entry each in FORMATS). TABLE then maps our dotted paths to
+those names, in both directions.
 """
 
 import re
@@ -14,7 +14,7 @@ from ditsam_jax.models.instruction import FUSIONS
 
 
 class Layout(NamedTuple):
-  """How a tensor changes: `load` from PyTorch's layout to ours, `save` back."""
+  """A change of layout: `load` converts from PyTorch's layout to ours, `save` back."""
 
   load: Callable[[np.ndarray], np.ndarray]
   save: Callable[[np.ndarray], np.ndarray]
@@ -29,11 +29,11 @@ UP_CONV = Layout(
 )  # [in, out, 2, 2] <-> [in, 2, 2, out]
 BATCHED = Layout(lambda x: x[0], lambda x: x[None])  # a leading axis of 1
 
-LAYOUTS = {'same': SAME, 'linear': LINEAR}  # by the names that fusions use
+LAYOUTS = {'same': SAME, 'linear': LINEAR}  # the names used by fusions
 
 
 def _fusion_rows() -> list[tuple[str, str, Layout]]:
-  """The rows of TABLE for the parameters of every fusion, see models/instruction.py."""
+  """The rows of TABLE for the parameters of all fusions, see models/instruction.py."""
   return [
     (
       r'image_encoder\.instruction\.' + r'(\d+)'.join(map(re.escape, tensor.path.split('#'))),
@@ -45,8 +45,8 @@ def _fusion_rows() -> list[tuple[str, str, Layout]]:
   ]
 
 
-# Ours (a regular expression over the dotted path) -> the release's name. First match wins; kernels and scales that no
-# row names are linear kernels and norm scales.
+# Our dotted path (a regular expression) -> the release's name. The first match wins; kernels and scales without a row are
+# linear kernels and norm scales.
 TABLE: tuple[tuple[str, str, Layout], ...] = (
   (r'image_encoder\.pos_embed', 'visual_encoder.pos_embed', BATCHED),
   (r'image_encoder\.patch_embed\.kernel', 'visual_encoder.patch_embed.proj.weight', CONV),
@@ -101,7 +101,7 @@ TABLE: tuple[tuple[str, str, Layout], ...] = (
 )
 
 
-# How other formats name what the release names: (their name, the release's), first match wins.
+# Renames from another format to the release's names; the first match wins.
 Renames = tuple[tuple[str, str], ...]
 
 META: Renames = ((r'image_encoder\.(.*)', r'visual_encoder.\1'), (r'((?:prompt_encoder|mask_decoder)\..*)', r'\1'))
@@ -124,7 +124,7 @@ HUGGING_FACE: Renames = (
   (_HF_ENCODER + r'neck\.conv2\.(.*)', r'visual_encoder.neck.2.\1'),
   (_HF_ENCODER + r'neck\.layer_norm2\.(.*)', r'visual_encoder.neck.3.\1'),
   (_HF_ENCODER + r'(pos_embed)', r'visual_encoder.\1'),
-  # One buffer under two names; either may be left out of a file.
+  # The same buffer under two names; a file may contain only one of them.
   (
     r'(?:shared_image_embedding|prompt_encoder\.shared_embedding)\.positional_embedding',
     'prompt_encoder.pe_layer.positional_encoding_gaussian_matrix',
@@ -149,15 +149,15 @@ HUGGING_FACE: Renames = (
 
 
 class Format(NamedTuple):
-  """A kind of checkpoint. Names are regular expressions with what they become; the first that matches wins."""
+  """A checkpoint format. Renames are regular expressions and replacements; the first match wins."""
 
   title: str
-  marks: tuple[str, ...]  # how some tensor's name begins in this format and in no other
+  marks: tuple[str, ...]  # prefixes of tensor names that occur only in this format
   renames: Renames
-  leftovers: Renames = ()  # what the original code never uses: the release's names, '' where it has none and drops it
+  leftovers: Renames = ()  # tensors that the original code never uses, renamed to the release's names; '' drops them
 
 
-# All that may be converted. A new format is a new entry.
+# The supported formats. A new format is a new entry.
 FORMATS: dict[str, Format] = {
   'release': Format(
     'the DIT release',
@@ -183,12 +183,12 @@ FORMATS: dict[str, Format] = {
 
 
 def renamed(name: str, source: str) -> str | None:
-  """The release's name of a tensor of a format (a key of FORMATS); None where it has none."""
+  """Returns the release's name of a tensor in a format (a key of FORMATS), or None."""
   return _first_match(name, FORMATS[source].renames)
 
 
 def leftover(name: str, source: str) -> str | None:
-  """The release's name of a tensor that the original code never uses, '' where it has none; None for all others."""
+  """Returns the release's name of a leftover, '' if it is dropped; None for tensors that are not leftovers."""
   return _first_match(name, FORMATS[source].leftovers)
 
 
@@ -197,12 +197,12 @@ def _first_match(name: str, renames: Renames) -> str | None:
 
 
 def meta_name(release: str) -> str:
-  """Meta's name of a tensor of the release."""
+  """Returns Meta's name of a tensor of the release."""
   return release.replace('visual_encoder.', 'image_encoder.', 1)
 
 
 class Entry(NamedTuple):
-  """One parameter of ours: the release's tensors it is made of, and the change of layout."""
+  """One of our parameters: the release's tensors it consists of, and the change of layout."""
 
   names: tuple[str, ...]
   load: Callable[[list[np.ndarray]], np.ndarray]
@@ -210,8 +210,8 @@ class Entry(NamedTuple):
 
 
 def entry(path: str) -> Entry:
-  """Where our parameter at a dotted path comes from in the release."""
-  if path == 'prompt_encoder.point_embeddings':  # four embeddings of one row each there
+  """Returns the entry of our parameter at a dotted path."""
+  if path == 'prompt_encoder.point_embeddings':  # four embeddings of one row each in PyTorch
     names = tuple(f'{path}.{i}.weight' for i in range(4))
     return Entry(names, lambda rows: np.concatenate(rows), lambda x: list(x[:, None]))
   name, layout = release_name(path)
@@ -219,7 +219,7 @@ def entry(path: str) -> Entry:
 
 
 def release_name(path: str) -> tuple[str, Layout]:
-  """The release's name of our parameter at a dotted path, and the change of layout."""
+  """Returns the release's name of our parameter at a dotted path, and the change of layout."""
   for pattern, name, layout in TABLE:
     match = re.fullmatch(pattern, path)
     if match:

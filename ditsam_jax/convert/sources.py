@@ -1,4 +1,4 @@
-"""Reads PyTorch files of every format in names.FORMATS, as tensors by the release's names. Executes nothing."""
+"""Reads PyTorch files of all formats in names.FORMATS as tensors by the release's names. Executes no code from files."""
 
 import pickle
 import warnings
@@ -21,7 +21,7 @@ WEIGHT_FILES = (
   'pytorch_model.bin.index.json',
 )
 KNOWN = ', '.join(f'{kind.title} ({kind.marks[0]}*)' for kind in names.FORMATS.values())
-_OPTIMISER_STATES = ('optimizer', 'scheduler', 'lr_scheduler')  # a model is converted, not a training
+_OPTIMISER_STATES = ('optimizer', 'scheduler', 'lr_scheduler')  # not converted
 _ZIP = b'PK\x03\x04'
 _MOST_WEIGHTS = 2**40  # bytes
 _MOST_INDEX = 2**26
@@ -29,20 +29,20 @@ _TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 class Source(NamedTuple):
-  """A checkpoint, its tensors by the release's names."""
+  """A checkpoint, with tensors by the release's names."""
 
   format: str  # a key of names.FORMATS
   tensors: dict[str, torch.Tensor]
-  spelled: dict[str, str]  # the file's own names of them
-  leftovers: dict[str, torch.Tensor]  # what the original code never uses, by the release's names where it has some
-  problems: dict[str, str]  # a line a tensor that cannot be used, by the release's name where it has one
-  prefix: str  # 'module.' where the names carried it
-  extra: dict[str, int | float]  # plain numbers beside the weights: epoch, lr
-  path: Path  # the file or folder that was read
+  spelled: dict[str, str]  # names in the file
+  leftovers: dict[str, torch.Tensor]  # tensors that the original code never uses
+  problems: dict[str, str]  # one line per unusable tensor, by the release's name if there is one
+  prefix: str  # 'module.' if all names have this prefix
+  extra: dict[str, int | float]  # numbers stored with the weights: epoch, lr
+  path: Path  # the file or folder
 
   @property
   def folder(self) -> Path:
-    """Where a vocabulary or a config may lie beside the weights."""
+    """The folder of the weights, which may also contain a vocabulary or a config."""
     return self.path if self.path.is_dir() else self.path.parent
 
 
@@ -50,7 +50,7 @@ def read(path: Path) -> Source:
   """Reads a file, or a Hugging Face folder.
 
   Raises:
-    UserError: missing, truncated, empty, no checkpoint, of no known model, or a pickle that wants to run code.
+    UserError: the file is missing, truncated, empty, not a checkpoint of a known model, or a pickle that could run code.
   """
   content = _read_folder(path) if path.is_dir() else _read_file(path)
   content, extra = _unwrapped(content, path)
@@ -86,7 +86,7 @@ def read(path: Path) -> Source:
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
-  """Whether it is an array of numbers that NumPy knows, in memory."""
+  """Whether a tensor is a dense array in CPU memory, of a type that NumPy supports."""
   return (
     tensor.layout is torch.strided
     and tensor.device.type == 'cpu'
@@ -101,7 +101,7 @@ def _same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
-  """The same numbers, bit for bit and without a copy; bfloat16 as ml_dtypes' type."""
+  """Converts a tensor to NumPy, bit-exactly and without a copy; bfloat16 becomes ml_dtypes.bfloat16."""
   tensor = tensor.detach().resolve_neg()
   if tensor.dtype == torch.bfloat16:
     import ml_dtypes
@@ -112,15 +112,15 @@ def to_numpy(tensor: torch.Tensor) -> np.ndarray:
 
 def from_numpy(array: np.ndarray) -> torch.Tensor:
   """The inverse of `to_numpy`."""
-  array = np.array(array, order='C', copy=None)  # ascontiguousarray would give a single number an axis
-  with warnings.catch_warnings(action='ignore'):  # that it is not writable: nobody writes to it
+  array = np.array(array, order='C', copy=None)  # ascontiguousarray would add an axis to scalars
+  with warnings.catch_warnings(action='ignore'):  # the array may be read-only, and is never written to
     if array.dtype.name == 'bfloat16':
       return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)
 
 
 def release_tensors(weights: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-  """The release's tensors from our weights by dotted path."""
+  """Converts our weights, by dotted path, to the release's tensors."""
   tensors = {}
   for path, array in weights.items():
     entry = names.entry(path)
@@ -133,7 +133,7 @@ def _type_name(dtype: torch.dtype) -> str:
 
 
 def _read_folder(folder: Path) -> dict:
-  """A Hugging Face folder: one file, or several with an index."""
+  """Reads a Hugging Face folder: a single file, or shards with an index."""
   file = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
   if file is None:
     raise UserError(
@@ -180,7 +180,7 @@ def _read_file(path: Path) -> dict:
   if start.startswith(_ZIP):
     _check_sums(path)
   try:
-    with warnings.catch_warnings(action='ignore'):  # about formats, of which an error says more
+    with warnings.catch_warnings(action='ignore'):  # warnings about formats, which errors explain better
       return _load(path)
   except pickle.UnpicklingError as error:
     wanted = next((line.strip() for line in str(error).splitlines() if 'GLOBAL' in line), '')
@@ -192,7 +192,7 @@ def _read_file(path: Path) -> dict:
     raise UserError(f'{printable(path)} is not a PyTorch checkpoint, or is damaged; download it again') from error
   except OSError as error:
     raise UserError(f'{printable(path)} cannot be read: {error.strerror or error}') from error
-  except Exception as error:  # damaged files make PyTorch raise almost anything
+  except Exception as error:  # PyTorch raises almost anything for damaged files
     reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
     raise UserError(
       f'{printable(path)} is truncated or not a PyTorch checkpoint ({printable(reason)}); download it again'
@@ -201,7 +201,7 @@ def _read_file(path: Path) -> dict:
 
 def _load(path: Path) -> Any:
   try:
-    # Mapped into memory, so that a tensor costs memory only while it is being converted.
+    # Memory-mapped, so a tensor takes memory only while it is converted.
     return torch.load(path, map_location='cpu', weights_only=True, mmap=True)
   except RuntimeError as error:
     if 'mmap can only be used' not in str(error):  # files from before PyTorch 1.6 cannot be mapped
@@ -210,17 +210,17 @@ def _load(path: Path) -> Any:
 
 
 def _start(path: Path) -> bytes:
-  """The first nine bytes. Raises UserError unless it is a regular file that can be read."""
+  """Reads the first nine bytes. Raises UserError unless it is a readable regular file."""
   with open_regular(path, most_bytes=_MOST_WEIGHTS) as file:
     return file.read(9)
 
 
 def _check_sums(path: Path) -> None:
-  """Raises UserError where a zip archive, as torch.save writes it, holds bytes that its checksums do not fit."""
+  """Verifies the CRCs of a zip archive written by torch.save. Raises UserError if one does not match."""
   try:
     with zipfile.ZipFile(path) as archive:
       for entry in archive.infolist():
-        if entry.compress_type != zipfile.ZIP_STORED:  # torch.load would take the compressed bytes for weights
+        if entry.compress_type != zipfile.ZIP_STORED:  # torch.load would read compressed bytes as weights
           raise UserError(
             f'{printable(path)} holds {printable(entry.filename)} compressed, which torch.save never does; unpack it'
           )
@@ -236,7 +236,7 @@ def _check_sums(path: Path) -> None:
 
 
 def _is_safetensors(path: Path, start: bytes) -> bool:
-  """By content, for files are renamed: eight bytes of length, then JSON; PyTorch's begin otherwise."""
+  """Detects safetensors by content, because files get renamed: eight bytes of length, then JSON."""
   if start.startswith(_ZIP):
     return False
   return (
@@ -257,7 +257,7 @@ def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _unwrapped(content: Any, path: Path) -> tuple[dict[str, torch.Tensor], dict[str, int | float]]:
-  """The tensors of a state_dict, itself or wrapped as training checkpoints are."""
+  """Returns the tensors of a state_dict, bare or wrapped in a training checkpoint, and plain numbers stored with it."""
   extra = {}
   wrapped = next(
     (key for key in ('state_dict', 'model') if isinstance(content, dict) and isinstance(content.get(key), dict)), None

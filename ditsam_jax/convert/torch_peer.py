@@ -1,7 +1,7 @@
-"""PyTorch models to compare converted models with.
+"""The same model in PyTorch, to verify conversions.
 
-Peer is put together from Meta's segment_anything and Hugging Face's BertModel; what DIT adds to them (arXiv 2404.00650,
-section 3) is written out here. Parameters have the release's names.
+Peer combines Meta's segment_anything and Hugging Face's BertModel, and implements DIT's additions (arXiv 2404.00650,
+section 3). Parameters have the release's names.
 """
 
 import importlib.util
@@ -26,7 +26,7 @@ from ditsam_jax.models.instruction import make_instruction
 from ditsam_jax.models.weights import weights_of
 from ditsam_jax.storage import saved_model
 
-TOLERANCE = 1e-3  # differences beyond it are no rounding
+TOLERANCE = 1e-3  # larger differences are not rounding
 
 
 def check_installed() -> None:
@@ -38,7 +38,7 @@ def check_installed() -> None:
 
 
 def segment_anything_modeling() -> types.ModuleType:
-  """segment_anything.modeling without its package's __init__, which wants torchvision."""
+  """Imports segment_anything.modeling without its package's __init__, which imports torchvision."""
   if 'segment_anything.modeling' in sys.modules:
     return sys.modules['segment_anything.modeling']
   package = types.ModuleType('segment_anything')
@@ -56,7 +56,7 @@ def segment_anything_modeling() -> types.ModuleType:
 
 
 def attend(attention: Any, x: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-  """One of SAM's attention modules over [slots, image]; relative positions between image tokens only."""
+  """Runs one of SAM's attention modules on [slots, image], with relative positions between image tokens only."""
   add_decomposed_rel_pos = sys.modules['segment_anything.modeling'].image_encoder.add_decomposed_rel_pos
   batch, length, width = x.shape
   prefix, heads = length - grid[0] * grid[1], attention.num_heads
@@ -72,9 +72,9 @@ def attend(attention: Any, x: torch.Tensor, grid: tuple[int, int]) -> torch.Tens
 
 
 class Peer(torch.nn.Module):
-  """DIT-SAM or plain SAM in PyTorch; `load_state_dict` takes tensors by the release's names.
+  """DIT-SAM or plain SAM in PyTorch; `load_state_dict` accepts tensors by the release's names.
 
-  `attend(attention, x, grid)` computes a block's attention, see `attend`.
+  The argument `attend(attention, x, grid)` computes a block's attention, see the function `attend`.
   """
 
   def __init__(self, config: DitSamConfig, attend: Callable = attend):
@@ -130,7 +130,7 @@ class Peer(torch.nn.Module):
       _add_fusion(self.visual_encoder, config)
 
   def double(self) -> 'Peer':
-    """float64, but for the prompt encoder, which makes f32 itself."""
+    """Converts all but the prompt encoder, which casts to f32 internally, to float64."""
     super().double()
     self.prompt_encoder.float()
     return self
@@ -145,7 +145,7 @@ class Peer(torch.nn.Module):
     labels: torch.Tensor | None = None,
     boxes: torch.Tensor | None = None,
   ) -> dict[str, torch.Tensor]:
-    """Stages by name, in the shapes of our Output. images: [B, 3, S, S]; the rest as DitSam takes them."""
+    """Returns the stages by name, with the shapes of our Output. images: [B, 3, S, S]; for the rest see DitSam."""
     text = None
     if token_ids is not None:
       text = self.lang_encoder.bert(token_ids, attention_mask=token_mask).last_hidden_state
@@ -157,7 +157,7 @@ class Peer(torch.nn.Module):
     size = embedding.shape[-2:]
     dense = self.prompt_encoder.no_mask_embed.weight.to(embedding).reshape(1, -1, 1, 1).expand(len(images), -1, *size)
     pe = self.prompt_encoder.pe_layer(size)[None].to(embedding)
-    # The decoder repeats one embedding for all prompts; here every prompt has its own image.
+    # Meta's decoder repeats one embedding for all prompts; here each prompt has its own image.
     parts = [
       self.mask_decoder(embedding[i : i + 1], pe, sparse[i : i + 1], dense[i : i + 1], False)
       for i in range(len(images))
@@ -207,7 +207,7 @@ class _Weights(NamedTuple):
 
 
 def _cross_attention(w: _Weights, i: int, y: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-  """The projected text plus 8 heads of 64 over the slots, under the release's norm."""
+  """The projected text plus attention over the slots (8 heads of 64), under the release's norm."""
   projected = w.linear(f'probs.{i}', y)
   if i == 0:
     return projected
@@ -222,7 +222,7 @@ def _cross_attention(w: _Weights, i: int, y: torch.Tensor, s: torch.Tensor) -> t
   return w[f'ln.{i - 1}.weight'] * normed + w[f'ln.{i - 1}.bias']
 
 
-# The slots that block i starts with, by fusion: of the weights, i, the text features y and the slots s after block i-1.
+# The slots before block i, by fusion: functions of weights, i, text features y, and the slots s after block i-1.
 SLOTS = {
   'none': None,
   'layer_wise': lambda w, i, y, s: w.linear(f'probs.{i}', y),
@@ -235,7 +235,7 @@ SLOTS = {
 
 
 def _add_fusion(encoder: torch.nn.Module, config: DitSamConfig) -> None:
-  """Gives SAM's encoder the parameters of a fusion: names and shapes as of the table of names, small random values."""
+  """Adds a fusion's parameters to SAM's encoder, with names and shapes from the table of names and small random values."""
   instruction = nnx.eval_shape(lambda: make_instruction(config.fusion, config.fusion_sizes, rngs=nnx.Rngs(0)))
   for path, variable in weights_of(instruction).items() if instruction is not None else ():
     entry = names.entry(f'image_encoder.instruction.{path}')
@@ -250,7 +250,7 @@ def _add_fusion(encoder: torch.nn.Module, config: DitSamConfig) -> None:
 
 
 def random_inputs(config: DitSamConfig, batch: int = 1, seed: int = 0) -> dict[str, np.ndarray]:
-  """Inputs of DitSam: noise for an image, and a padded sentence, or points and a box for a plain SAM."""
+  """Creates inputs for DitSam: noise images, and padded sentences or, for a plain SAM, points and boxes."""
   rng = np.random.default_rng(seed)
   size = config.image_size
   inputs = dict(images=rng.normal(size=(batch, size, size, 3)).astype(np.float32))
@@ -267,7 +267,7 @@ def random_inputs(config: DitSamConfig, batch: int = 1, seed: int = 0) -> dict[s
 
 
 def run_peer(peer: torch.nn.Module, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Stages of a peer on DitSam's inputs."""
+  """Runs a peer on DitSam's inputs; returns its stages by name."""
   given = {
     {'point_labels': 'labels'}.get(name, name): torch.from_numpy(np.array(value)) for name, value in inputs.items()
   }
@@ -277,32 +277,32 @@ def run_peer(peer: torch.nn.Module, inputs: dict[str, np.ndarray]) -> dict[str, 
 
 
 def run_ours(model: DitSam, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """The same stages of a model of ours."""
+  """Runs our model; returns the same stages by name."""
   graph, state = nnx.split(model)
   out = jax.jit(lambda state, inputs: nnx.merge(graph, state)(**inputs))(state, inputs)
   return {name: np.asarray(stage) for name, stage in out._asdict().items() if stage is not None}
 
 
 def relative_differences(ours: dict[str, np.ndarray], theirs: dict[str, np.ndarray]) -> dict[str, float]:
-  """By stage, the largest absolute difference over the largest absolute value."""
+  """The largest absolute difference divided by the largest absolute value, by stage."""
   return {
     name: float(np.abs(ours[name] - expected).max() / np.abs(expected).max()) for name, expected in theirs.items()
   }
 
 
 def compare(tensors: dict[str, torch.Tensor], config: DitSamConfig, weights: dict[str, np.ndarray]) -> str:
-  """Runs a converted model beside PyTorch's on random inputs.
+  """Compares a converted model with PyTorch's on random inputs.
 
   Args:
-    tensors: what was converted, by the release's names; a fresh fusion is taken from `weights`.
-    config: the model's.
-    weights: the converted ones, by dotted path.
+    tensors: the source tensors, by the release's names; a fresh fusion is taken from `weights`.
+    config: the model's config.
+    weights: the converted weights, by dotted path.
 
   Returns:
-    A line a stage.
+    One line per stage.
 
   Raises:
-    UserError: a difference that is no rounding.
+    UserError: a difference is too large to be rounding.
   """
   if config.image_encoder.attention_scope == 'windowed' and config.grid != config.image_encoder.pretrain_grid:
     raise UserError(
@@ -317,7 +317,7 @@ def compare(tensors: dict[str, torch.Tensor], config: DitSamConfig, weights: dic
   differences = relative_differences(run_ours(model, inputs), run_peer(peer, inputs))
   lines = [f'  {name:16} {difference:.1e}' for name, difference in differences.items()]
   text = '\n'.join(['largest difference from PyTorch, relative to the largest value:', *lines])
-  if not all(difference <= TOLERANCE for difference in differences.values()):  # NaN is no agreement either
+  if not all(difference <= TOLERANCE for difference in differences.values()):  # also catches NaN
     print(text)
     raise UserError(f'the converted model differs from PyTorch (by more than {TOLERANCE:.0e}); nothing was written')
   return text

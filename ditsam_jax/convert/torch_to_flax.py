@@ -1,8 +1,8 @@
 """Converts PyTorch weights: python convert/torch_to_flax.py --input=FILE_OR_DIR --output=DIR
 
-Takes Meta's SAM, checkpoints of the DIT release, Hugging Face's SamModel, and any SAM together with a BERT
-(--text-encoder), which is the starting point for training with text. The architecture is inferred from tensor shapes;
-docs/convert.md says what they do not tell and where that comes from.
+Accepts Meta's SAM, checkpoints of the DIT release, Hugging Face's SamModel, and any SAM with a BERT (--text-encoder), as a
+starting point for training with text. The architecture is inferred from tensor shapes; docs/convert.md lists the settings
+that shapes lack and their sources.
 """
 
 import argparse
@@ -28,12 +28,12 @@ from ditsam_jax.terminal import printable, say
 
 
 class Model(NamedTuple):
-  """What is to be converted."""
+  """The model to convert."""
 
   source: 'sources.Source'
   config: DitSamConfig
-  assumed: dict[str, object]  # fields of the config that neither the file nor a flag tells: a known model's
-  companion: companions.Companion | None  # written by flax_to_torch beside the file
+  assumed: dict[str, object]  # config fields taken from a known model, because neither the file nor a flag states them
+  companion: companions.Companion | None  # written by flax_to_torch, next to the file
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -89,20 +89,20 @@ def read(
   decoder_heads: int | None = None,
   text_heads: int | None = None,
 ) -> Model:
-  """A checkpoint, with a BERT's tensors added if one is given, and the config that fits.
+  """Reads a checkpoint, adds a BERT's tensors if one is given, and determines the config.
 
   Args:
     path: the SAM.
-    text_encoder: a BERT to join it with.
-    config_file: what flax_to_torch wrote of this model, wherever it lies.
-    fusion: of `read_architecture`, like the rest.
-    image_size: likewise.
-    decoder_heads: likewise.
-    text_heads: likewise.
+    text_encoder: a BERT to combine it with.
+    config_file: the JSON that flax_to_torch wrote for this model, if it is not next to the file.
+    fusion: see `read_architecture`, also for the rest.
+    image_size: see `read_architecture`.
+    decoder_heads: see `read_architecture`.
+    text_heads: see `read_architecture`.
 
   Raises:
-    UserError: unreadable files, files of the wrong kind, tensors that do not tell an architecture, a flag that says
-      something else than a file does.
+    UserError: a file is unreadable or of the wrong kind, the architecture cannot be inferred, or a flag contradicts a
+      file.
   """
   source = sources.read(path)
   if source.format == 'bert':
@@ -120,11 +120,11 @@ def read(
     return Model(source, companion.config, {}, companion)
   known = {'decoder_heads': hugging_face.decoder_heads(path)}
   _check_flags(flags, known, hugging_face.config_file(path))
-  if companion is not None:  # of a SAM that is joined with a BERT
+  if companion is not None:  # the SAM has one, and is combined with a BERT
     known = {'decoder_heads': companion.config.mask_decoder.heads}
     _check_flags(flags, known, companion.path)
   if text_encoder is not None:
-    source = _joined(source, text_encoder)
+    source = _combined(source, text_encoder)
     heads = {'text_heads': hugging_face.text_heads(text_encoder)}
     _check_flags(flags, heads, hugging_face.config_file(text_encoder))
     known |= heads
@@ -133,7 +133,7 @@ def read(
   try:
     config, assumed = read_architecture(shapes, new_fusion=text_encoder is not None, **flags)
   except UserError:
-    say_all(list(source.problems.values()))  # they may explain it
+    say_all(list(source.problems.values()))  # which may be the cause
     raise
   if companion is not None:
     pixels = {name: getattr(companion.config, name) for name in ('pixel_mean', 'pixel_std')}
@@ -142,8 +142,8 @@ def read(
   return Model(source, config, assumed, None)
 
 
-def _joined(source: 'sources.Source', text_encoder: Path) -> 'sources.Source':
-  """A SAM with the tensors of a BERT."""
+def _combined(source: 'sources.Source', text_encoder: Path) -> 'sources.Source':
+  """Adds the tensors of a BERT to a SAM."""
   bert = sources.read(text_encoder)
   if bert.format != 'bert':
     raise UserError(f'--text-encoder={printable(text_encoder)} is not a BERT but {names.FORMATS[bert.format].title}')
@@ -158,7 +158,7 @@ def _joined(source: 'sources.Source', text_encoder: Path) -> 'sources.Source':
 
 
 def _flags_of(config: DitSamConfig) -> dict[str, object]:
-  """What the flags would have to say of a config."""
+  """Returns the flags that correspond to a config."""
   text = {'text_heads': config.text_encoder.heads} if config.text_encoder else {}
   return {
     'fusion': config.fusion, 'image_size': config.image_size, 'decoder_heads': config.mask_decoder.heads, **text
@@ -166,7 +166,7 @@ def _flags_of(config: DitSamConfig) -> dict[str, object]:
 
 
 def _check_flags(flags: dict[str, object], known: Mapping[str, object], file: Path) -> None:
-  """Raises UserError for a flag that says something else than a file."""
+  """Raises UserError if a flag contradicts a file."""
   for name, value in known.items():
     if None not in (value, flags[name]) and flags[name] != value:
       raise UserError(
@@ -176,7 +176,7 @@ def _check_flags(flags: dict[str, object], known: Mapping[str, object], file: Pa
 
 
 def describe(model: Model, fresh: list[str], vocabulary: list[str] | None, output: Path) -> str:
-  """What was converted, for people."""
+  """Describes the converted model for display."""
   source, config = model.source, model.config
   encoder, decoder, text = config.image_encoder, config.mask_decoder, config.text_encoder
   blocks = ', '.join(map(str, encoder.global_blocks)) or 'none'
@@ -194,8 +194,8 @@ def describe(model: Model, fresh: list[str], vocabulary: list[str] | None, outpu
     )
   lines.append(f'  fusion         {config.fusion}, at {config.image_size} x {config.image_size}')
   if model.assumed:
-    said = ', '.join(f'{name} {_short(value)}' for name, value in model.assumed.items())
-    lines.append(f'  assumed, because the file does not state it: {said}')
+    assumed = ', '.join(f'{name} {_shown(value)}' for name, value in model.assumed.items())
+    lines.append(f'  assumed, because the file does not state it: {assumed}')
   lines += [f'  fresh: {part} ({FRESH[part]})' for part in FRESH if part in fresh]
   if source.leftovers:
     lines.append(f'  kept, but unused: {", ".join(sorted(source.leftovers))}')
@@ -204,7 +204,7 @@ def describe(model: Model, fresh: list[str], vocabulary: list[str] | None, outpu
   return '\n'.join([*lines, f'written: {printable(output)} ({saved_model.size(output) / 1e6:,.1f} MB)'])
 
 
-def _short(value: object) -> str:
+def _shown(value: object) -> str:
   return '/'.join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
@@ -215,7 +215,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     '--output', required=True, type=local_path, help='output folder; an existing model there is replaced'
   )
   parser.add_argument(
-    '--fusion', choices=FUSIONS, help='needed for layer_wise and e2e, whose tensors are alike, and with --text-encoder'
+    '--fusion',
+    choices=FUSIONS,
+    help='needed for layer_wise and e2e, which have the same tensors, and with --text-encoder',
   )
   parser.add_argument(
     '--text-encoder', type=local_path, metavar='FILE_OR_DIR', help='a BERT to combine with a plain SAM'
@@ -232,10 +234,10 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     '--config',
     type=local_path,
     metavar='JSON',
-    help='the JSON that flax_to_torch.py wrote, if the weights were trained since (default: INPUT.json, '
+    help='the JSON written by flax_to_torch.py, if the weights have been trained since (default: INPUT.json, '
     'if it matches the weights)',
   )
-  parser.add_argument('--verify', action='store_true', help='also run the model in PyTorch and compare every stage')
+  parser.add_argument('--verify', action='store_true', help='also run the model in PyTorch and compare all stages')
   return parser.parse_args(arguments)
 
 

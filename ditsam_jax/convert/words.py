@@ -14,17 +14,17 @@ FILES = ('vocab.txt', 'tokenizer.json')
 def find_vocabulary(
   config: DitSamConfig, given: Path | None, weights: Path, companion: Companion | None
 ) -> list[str] | None:
-  """The word pieces that a model reads sentences with, None where nothing tells them.
+  """Returns the word pieces of a model's tokenizer, or None if they are unknown.
 
   Args:
-    config: the model's.
-    given: --vocab.
-    weights: the text encoder's file or folder; a vocab.txt or tokenizer.json beside it counts.
-    companion: of the weights, which knows the vocabulary.
+    config: the model's config.
+    given: the value of --vocab.
+    weights: the text encoder's file or folder; a vocab.txt or tokenizer.json next to it is used.
+    companion: the weights' companion, which may contain the vocabulary.
 
   Raises:
-    UserError: a file that is missing or no vocabulary, that has another number of words than the text encoder, or whose
-      tokeniser is another than BERT's lower-casing one.
+    UserError: the file is missing, not a vocabulary, has another number of words than the text encoder, or belongs to
+      another tokenizer than BERT's lower-casing one.
   """
   if config.text_encoder is None:
     if given is not None:

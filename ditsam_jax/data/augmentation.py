@@ -1,6 +1,6 @@
-"""Augmentation: an image of any size, its mask and its sentence, to the model's square; one function per step.
+"""Augmentation of an image with its mask and sentence: random scale, colour jitter and flip, one function each.
 
-Steps and numbers are those of the DIT release. Every random choice comes from the generator passed in.
+Steps and numbers follow the DIT release. All random choices come from the generator passed in.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.fields import SHARE, Whole, declared
 from ditsam_jax.geometry.letterbox import resize, resize_mask
 
-# 'leftmost' and 'left-hand' turn too; 'bright' and 'leftover' hold no side.
+# Matches 'leftmost' and 'left-hand' too, but not 'bright' or 'leftover'.
 _SIDE = re.compile(r'\b(left|right)(?=(?:most|hand)?\b)', re.IGNORECASE)
 
 
@@ -33,7 +33,7 @@ class AugmentationConfig:
   )
 
   def check(self, size: int) -> None:
-    """Raises UserError when the smallest scale leaves nothing of a `size` pixel square."""
+    """Raises UserError if the smallest scale is less than one pixel for images of `size` pixels."""
     smallest = size - self.scale_stride * (self.scale_steps - 1)
     if self.scale_steps < 1 or smallest < 1:
       raise UserError(
@@ -49,13 +49,13 @@ def random_scale(
   config: AugmentationConfig,
   rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Image uint8 and mask (as uint8 0/1) with the long side at `size` less a random number of strides."""
+  """Resizes the image, uint8, and the mask, to uint8 0/1, to a long side of `size` minus a random number of strides."""
   long_side = size - config.scale_stride * int(rng.integers(config.scale_steps))
   return resize(image, long_side), resize_mask(mask, long_side)
 
 
 def color_jitter(image: np.ndarray, config: AugmentationConfig, rng: np.random.Generator) -> np.ndarray:
-  """`image` uint8 [h, w, 3] with brightness, contrast, saturation changed, in random order, or as it was."""
+  """Randomly changes brightness, contrast and saturation of an image, uint8 [h, w, 3], in random order, or nothing."""
   if rng.random() >= config.jitter_probability:
     return image
   picture, levels = Image.fromarray(image), _LEVELS
@@ -72,19 +72,19 @@ def flip(
   config: AugmentationConfig,
   rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, str]:
-  """Image, mask and text, all mirrored or all as they were."""
+  """Randomly mirrors image, mask and text together."""
   if rng.random() >= config.flip_probability:
     return image, mask, text
   return cv2.flip(image, 1), cv2.flip(mask, 1), swap_sides(text)
 
 
 def swap_sides(text: str) -> str:
-  """`text` with 'left' and 'right' swapped wherever they are words, 'leftmost' and 'left-hand' among them."""
+  """Swaps the words 'left' and 'right' in a text, also in 'leftmost' and 'left-hand'."""
   return _SIDE.sub(lambda side: 'right' if side.group().lower() == 'left' else 'left', text)
 
 
-# Pillow's enhancers, bit for bit. Two of the three do the same to every pixel of a level, so they are done to the 256
-# levels, by Pillow, and to the picture only when the next step looks at its pixels: three quarters of the time.
+# Bit-identical to Pillow's enhancers. Brightness and contrast depend only on a pixel's level, so Pillow applies them to the
+# 256 levels, and to the picture only if the next step needs its pixels. This takes three quarters of the time.
 _LEVELS = Image.frombytes('L', (256, 1), bytes(range(256)))
 
 

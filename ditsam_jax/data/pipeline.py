@@ -24,7 +24,7 @@ from ditsam_jax.limits import MAX_THREADS
 from ditsam_jax.tokenization import Tokenizer
 
 Batch = dict[str, np.ndarray]
-Sample = dict[str, np.ndarray | Unplaced]  # a row of a batch to be
+Sample = dict[str, np.ndarray | Unplaced]  # a row of a future batch
 
 
 def train_batches(
@@ -41,12 +41,14 @@ def train_batches(
   processes: int = 0,
   rows: np.ndarray | None = None,
 ) -> 'BatchStream':
-  """Endless batches of objects, each with one of its expressions drawn at random, shuffled anew every epoch.
+  """Returns endless batches of objects, each with a randomly drawn expression, reshuffled every epoch.
 
   A batch is {'image' float32 [B, S, S, 3], 'mask' uint8 [B, S, S], 'token_ids', 'token_mask' int32 [B, T]}.
-  `batch_size` is over all hosts, and `rows`, int [n], says which rows of a batch this host brings (default: all). The
-  n-th batch depends on seed and batch size alone, never on hosts, `threads` or `processes`.
-  UserError when the augmentation does not fit the size.
+  `batch_size` counts all hosts; `rows`, int [n], are the rows that this host loads, by default all. The n-th batch depends
+  only on seed and batch size, not on hosts, `threads` or `processes`.
+
+  Raises:
+    UserError: the augmentation does not fit the image size.
   """
   augmentation.check(image_size)
   transform = TrainTransform(tokenizer, image_size, pixel_mean, pixel_std, augmentation)
@@ -69,7 +71,7 @@ def prompt_batches(
   processes: int = 0,
   rows: np.ndarray | None = None,
 ) -> 'BatchStream':
-  """Endless batches of images, each with K = `objects_per_image` targets and a visual prompt for each.
+  """Returns endless batches of images, each with K = `objects_per_image` targets and a visual prompt for each.
 
   A batch is {'image' float32 [B, S, S, 3] with the image at its top left, as SAM pads, 'points' float32 [B, K, 2, 2] as
   (x, y) in pixels of the square, 'labels' int32 [B, K, 2] (SAM's: -1 padding, 1 positive, 2 and 3 box corners; ABSENT
@@ -83,7 +85,7 @@ def prompt_batches(
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSample:
-  """What evaluation needs to know about one (object, expression)."""
+  """What evaluation needs to know about an (object, expression) pair."""
 
   image_id: int
   object_id: int
@@ -92,8 +94,8 @@ class EvaluationSample:
   expression: str
   kind: str
   mask: np.ndarray  # the ground truth, bool [h, w], at the image's own size
-  letterbox: Letterbox  # where the image lies in the square
-  position: int = 0  # among all (object, expression) of the split
+  letterbox: Letterbox  # position of the image in the square
+  position: int = 0  # among all (object, expression) pairs of the split
 
   @property
   def original_size(self) -> tuple[int, int]:
@@ -114,12 +116,25 @@ def evaluation_batches(
   threads: int = 2,
   shard: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[Batch, list[EvaluationSample]]]:
-  """Every (object, expression) once, in a fixed order: pairs of a batch and what is known of its rows.
+  """Yields all (object, expression) pairs once, in a fixed order, as batches with an EvaluationSample per row.
 
-  Batches are as in `train_batches`, with nothing random, and 'valid' bool [B]: the last one is filled up
-  with repeats that are not valid; and 'image_index' int32 [B], equal where rows share an image, which is
-  decoded and letterboxed once for all of them. `limit` takes that many, evenly spread, `positions` those very
-  ones. Every host of `shard` gets equally many batches. UserError when there is nothing to evaluate.
+  Batches have the arrays of `train_batches`, without augmentation, and two more: 'valid' bool [B], False for rows that
+  pad the last batch, and 'image_index' int32 [B], equal for rows that share an image, which is decoded and letterboxed
+  once.
+
+  Args:
+    source: the split.
+    tokenizer: the model's tokenizer.
+    image_size: side of the model's square.
+    pixel_mean, pixel_std: the model's normalisation, on a scale of 0 to 1.
+    batch_size: rows per batch.
+    limit: evaluate this many pairs, evenly spread, instead of all.
+    positions: evaluate the pairs at these positions instead of all.
+    threads: threads that prepare images.
+    shard: (index of this host, number of hosts); all hosts get the same number of batches.
+
+  Raises:
+    UserError: there is nothing to evaluate.
   """
   _check_threads(threads, 1)
   visits = _group_by_image(source, _evaluation_rows(source, limit, positions, batch_size, shard))
@@ -134,7 +149,7 @@ def evaluation_batches(
 
 @dataclasses.dataclass(frozen=True)
 class TrainTransform(grain.transforms.RandomMap):
-  """An object and a generator -> one row of a training batch, its image still to be placed."""
+  """Augments an object into a row of a training batch; its image is placed later."""
 
   tokenizer: Tokenizer
   image_size: int
@@ -186,9 +201,10 @@ class _PromptTransform(grain.transforms.RandomMap):
 
 
 class BatchStream(Iterator[Batch]):
-  """Endless batches, of which this host brings some rows; their n-th is the same however the work is shared out.
+  """Endless batches, of which this host loads some rows.
 
-  What has been handed out is all that is to be known to go on: also with other hosts, threads or processes.
+  The n-th batch does not depend on the numbers of hosts, threads and processes. So the number of batches read is all the
+  state that resuming needs, even with other numbers.
   """
 
   def __init__(self, samples: grain.MapDataset, batch_size: int, rows: np.ndarray, threads: int, processes: int):
@@ -204,31 +220,31 @@ class BatchStream(Iterator[Batch]):
     return batch
 
   def get_state(self) -> dict[str, int]:
-    """What `set_state` of any stream of this seed and batch size takes to go on from here."""
+    """Returns the position, for `set_state` of any stream with the same seed and batch size."""
     return {'batches': self._done}
 
   def set_state(self, state: dict[str, int]) -> None:
-    """Moves to that position."""
+    """Moves to a position."""
     self._done = int(state['batches'])
     self._iterator = iter(self._batches_from(self._done))
 
   def _batches_from(self, first: int) -> grain.IterDataset:
-    dealt = _DealtOut(self._samples, self._batch_size, self._rows, first)
-    # Whole batches are what threads and processes work on: their number cannot change what a batch holds.
-    # (There is no remainder without an end, but Grain rounds its number of batches up, past what len() may be.)
-    dataset = dealt.batch(len(self._rows), drop_remainder=True, batch_fn=_stack)
-    buffered = max(2, self._threads) if self._threads else 0  # batches; without threads the caller does the work
+    mine = _HostRows(self._samples, self._batch_size, self._rows, first)
+    # Threads and processes work on whole batches, so their number does not affect the content of a batch.
+    # (An endless data set has no remainder, but without drop_remainder, Grain's len() would overflow.)
+    dataset = mine.batch(len(self._rows), drop_remainder=True, batch_fn=_stack)
+    buffered = max(2, self._threads) if self._threads else 0  # batches; without threads, the caller does the work
     dataset = dataset.to_iter_dataset(grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=buffered))
     if self._processes:
-      # Grain's worker processes ask absl for flags, which a program without absl's `app.run` never parses.
+      # Grain's worker processes read absl flags, which are only parsed by absl's `app.run`.
       if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
       dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._processes))
     return dataset
 
 
-class _DealtOut(grain.MapDataset):
-  """Of every batch of an endless order the rows that one host brings, from some batch on."""
+class _HostRows(grain.MapDataset):
+  """The rows of one host in an endless sequence of batches, starting from batch `first`."""
 
   def __init__(self, samples: grain.MapDataset, batch_size: int, rows: np.ndarray, first: int):
     super().__init__(samples)
@@ -251,7 +267,7 @@ def _endless_batches(
   processes: int,
   rows: np.ndarray | None,
 ) -> BatchStream:
-  """One global order, shuffled anew every epoch; a sample's random numbers depend on its place in it alone."""
+  """One global order, reshuffled every epoch; a sample's random numbers depend only on its position in it."""
   samples = elements.seed(seed).shuffle().random_map(transform).repeat()
   return BatchStream(samples, batch_size, np.arange(batch_size) if rows is None else rows, threads, processes)
 
@@ -271,10 +287,10 @@ def _stacked(values: list[np.ndarray | Unplaced]) -> np.ndarray:
 
 
 class _Row(NamedTuple):
-  position: int  # among all (object, expression) of the split
-  index: int  # the object, in the source
-  which: int  # of its expressions
-  counts: bool
+  position: int  # among all (object, expression) pairs of the split
+  index: int  # of the object in the source
+  which: int  # index of the expression
+  counts: bool  # False for padding
 
 
 def _evaluation_rows(
@@ -284,7 +300,7 @@ def _evaluation_rows(
   batch_size: int,
   shard: tuple[int, int],
 ) -> list[_Row]:
-  """This host's rows in order, a whole number of batches, the same number on every host."""
+  """This host's rows in order, padded to whole batches, the same number on all hosts."""
   pairs = [(index, which) for index, number in enumerate(source.expression_counts) for which in range(number)]
   pairs = [(position, *pair) for position, pair in enumerate(pairs)]
   if positions is not None:
@@ -303,7 +319,7 @@ def _evaluation_rows(
 
 
 def _group_by_image(source: ReferringSource, rows: list[_Row]) -> list[tuple[int, list[_Row]]]:
-  """Runs of rows that share an image, which is then decoded once."""
+  """Groups consecutive rows that share an image, so it is decoded once."""
   return [(image, list(run)) for image, run in itertools.groupby(rows, lambda row: source.place(row.index)[0])]
 
 
@@ -369,7 +385,7 @@ def _check_threads(threads: int, least: int) -> None:
 
 
 def _map_ahead(function, items: list, threads: int) -> Iterator:
-  """`map` with `threads` threads working at most a few items ahead of the reader."""
+  """Like `map`, with threads that work at most a few items ahead of the reader."""
   with concurrent.futures.ThreadPoolExecutor(threads) as pool:
     waiting = collections.deque()
     for item in items:

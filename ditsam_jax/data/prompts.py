@@ -73,14 +73,14 @@ def draw_target(
 
 
 def _pixel(mask: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
-  """(x, y) of a pixel of `mask`, each as likely as the next."""
+  """Draws a pixel (x, y) of `mask` uniformly."""
   pixels = np.flatnonzero(mask)
   y, x = divmod(int(pixels[rng.integers(len(pixels))]), mask.shape[1])
   return x, y
 
 
 def _box(mask: np.ndarray, jitter: float, rng: np.random.Generator) -> np.ndarray:
-  """[[left, top], [right, bottom]], the outermost pixels of `mask`, each side moved within the square."""
+  """The bounding box [[left, top], [right, bottom]] of `mask`, with each side jittered within the square."""
   columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
   corners = np.array([[columns[0], rows[0]], [columns[-1], rows[-1]]], np.float32)
   lengths = corners[1] - corners[0] + 1

@@ -1,4 +1,4 @@
-"""The record that every data set of this project is stored as: one image with its objects and expressions."""
+"""The TFDS record that all data sets share: an image with its objects and expressions."""
 
 import contextlib
 import io
@@ -19,10 +19,10 @@ from ditsam_jax.terminal import printable
 _REFUSED = re.compile(r'\b(?:open|write|close|fsync|ftruncate|mkdir|rename)\(\) failed: ([^;]+)')
 
 
-def record_features(encoding_format: str = 'png') -> tfds.features.FeaturesDict:
-  """Features of one record; `encoding_format` of the image: 'png' or 'jpeg'. Masks are PNG of 0 and 255.
+def record_features(encoding_format: str | None = 'png') -> tfds.features.FeaturesDict:
+  """Features of a record. `encoding_format` of the image is 'png', 'jpeg' or None (either); masks are PNG with 0 and 255.
 
-  Images and masks must be given as file objects of encoded bytes: TFDS encodes arrays with TensorFlow only.
+  Images and masks must be given as file objects of encoded bytes, because TFDS encodes arrays with TensorFlow only.
   """
   features = tfds.features.FeaturesDict(
     {
@@ -34,13 +34,13 @@ def record_features(encoding_format: str = 'png') -> tfds.features.FeaturesDict:
           'category': tfds.features.Text(),
           'mask': tfds.features.Image(shape=(None, None, 1), encoding_format='png'),  # visible pixels
           'expressions': tfds.features.Sequence(tfds.features.Text()),
-          'kinds': tfds.features.Sequence(tfds.features.Text()),  # one an expression
+          'kinds': tfds.features.Sequence(tfds.features.Text()),  # one per expression
         }
       ),
     }
   )
-  # While writing nested sequences, TFDS 4.9 looks up their TensorFlow dtype and hands it on as a plain dtype.
-  # The NumPy dtype serves as well and spares the TensorFlow dependency.
+  # To write nested sequences, TFDS 4.9 looks up their TensorFlow dtype but uses it like a NumPy dtype. Supplying the NumPy
+  # dtype avoids the TensorFlow dependency.
   serialized_info = features.get_serialized_info
 
   def with_numpy_dtypes():
@@ -54,7 +54,7 @@ def record_features(encoding_format: str = 'png') -> tfds.features.FeaturesDict:
 
 
 def check_shards(directory: str | Path, splits: Mapping[str, Any]) -> None:
-  """Raises UserError where files of a prepared data set are missing, cut short or of other data."""
+  """Raises UserError if files of a prepared data set are missing, truncated or foreign."""
   for info in splits.values():
     for name, length in zip(sorted(info.filenames), info.shard_lengths):
       file = Path(directory) / name
@@ -63,20 +63,20 @@ def check_shards(directory: str | Path, splits: Mapping[str, Any]) -> None:
       try:
         with contextlib.closing(array_record_module.ArrayRecordReader(str(file))) as reader:
           found = reader.num_records()
-      except Exception as error:  # RuntimeError and others, by what is wrong
+      except Exception as error:  # RuntimeError and others
         raise UserError(damaged(directory, f'{name}: {printable(error, 150)}')) from error
       if found != length:
         raise UserError(damaged(directory, f'{name} holds {found} records, dataset_info.json says {length}'))
 
 
 def damaged(directory: str | Path, what: str) -> str:
-  """The one line about a prepared data set that cannot be read."""
+  """The error message for a prepared data set that cannot be read."""
   return f'data set {printable(directory)} is damaged: {what}; delete that folder and prepare the data again'
 
 
 @contextlib.contextmanager
 def writing_to(data_dir: str | os.PathLike) -> Iterator[None]:
-  """One line where the system refuses to write, a full disk say, in Python's words or in ArrayRecord's."""
+  """Turns errors of writing, such as a full disk, from Python or ArrayRecord, into UserError."""
   try:
     yield
   except (OSError, RuntimeError) as error:
@@ -93,7 +93,7 @@ def writing_to(data_dir: str | os.PathLike) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_tfds() -> Iterator[None]:
-  """One progress bar, ours, in place of TFDS' own bars and messages."""
+  """Silences TFDS' progress bars and messages."""
   verbosity = logging.get_verbosity()
   logging.set_verbosity(logging.ERROR)
   tfds.disable_progress_bar()

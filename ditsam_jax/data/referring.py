@@ -1,4 +1,4 @@
-"""Random access to the referring expressions of one split of a prepared TFDS data set."""
+"""Random access to the referring expressions of a split of a prepared TFDS data set."""
 
 import dataclasses
 import multiprocessing
@@ -18,12 +18,12 @@ from ditsam_jax.terminal import listed, printable
 
 @dataclasses.dataclass(frozen=True)
 class ReferringSample:
-  """One object of one image and every sentence that refers to it."""
+  """An object of an image with all its expressions."""
 
   image: np.ndarray  # uint8 [h, w, 3]
   mask: np.ndarray  # bool [h, w]
   expressions: tuple[str, ...]
-  kinds: tuple[str, ...]  # of each expression, '' where the data set knows none
+  kinds: tuple[str, ...]  # of each expression, '' if the data set has no kinds
   image_id: int
   object_id: int
   category: str
@@ -32,7 +32,7 @@ class ReferringSample:
 
 
 class _Names(NamedTuple):
-  """What the features of a record are called."""
+  """The names of a record's features."""
 
   image_id: str
   object_id: str
@@ -41,24 +41,24 @@ class _Names(NamedTuple):
 
 
 _OURS = _Names('image_id', 'objects/object_id', 'objects/category', 'objects/expressions')
-# TFDS' own `ref_coco`: of an object it knows the annotation's id, the number of its category, and `raw` sentences.
+# TFDS' own `ref_coco`, whose objects have the annotation's id, a category number and `raw` sentences.
 _REF_COCO = _Names('image/id', 'objects/id', 'objects/label', 'objects/refexp/raw')
 
 
 class ImageRecord:
-  """One image with all its objects; pixels are decoded when asked for, and once only with `keep`.
+  """An image with all its objects; pixels are decoded on demand, and cached with `keep`.
 
-  Reads records.py's records and those of TFDS' `ref_coco`.
+  Reads the records of records.py and those of TFDS' `ref_coco`.
 
-  Parses the stored tf.train.Example itself: TFDS' own NumPy reader decodes the masks of all objects (it can
-  skip that inside a sequence with TensorFlow only), and takes ten times as long for the parsing alone.
+  Parses the stored tf.train.Example itself: TFDS' NumPy reader always decodes the masks of all objects (skipping that
+  inside a sequence requires TensorFlow), and takes ten times as long for parsing alone.
   """
 
   def __init__(self, serialised: bytes, *, keep: bool = False):
-    example = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]  # protobuf makes it when run
+    example = tf_example_pb2.Example  # pyright: ignore[reportAttributeAccessIssue]  # created by protobuf at run time
     self._features = example.FromString(serialised).features.feature
     self._names = _REF_COCO if _REF_COCO.image_id in self._features else _OURS
-    # Of each object, and under None of the image.
+    # Pixels by object, and those of the image under None.
     self._kept: dict[int | None, np.ndarray] | None = {} if keep else None
 
   @property
@@ -76,7 +76,7 @@ class ImageRecord:
 
   @property
   def expression_counts(self) -> tuple[int, ...]:
-    """How many expressions each object has."""
+    """Number of expressions of each object."""
     return tuple(self._features[f'{self._names.expressions}/ragged_row_lengths_0'].int64_list.value)
 
   @property
@@ -84,7 +84,7 @@ class ImageRecord:
     return len(self._features[self._names.object_id].int64_list.value)
 
   def check(self) -> None:
-    """Raises ValueError where the record does not hold together."""
+    """Raises ValueError if the record is inconsistent."""
     counts, objects = self.expression_counts, self.num_objects
     texts = self._features[f'{self._names.expressions}/ragged_flat_values'].bytes_list.value
     lengths = len(counts), len(self.categories), len(self._features['objects/mask'].bytes_list.value)
@@ -94,17 +94,17 @@ class ImageRecord:
       raise ValueError('it does not have exactly one image')
 
   def expressions(self, index: int) -> tuple[str, ...]:
-    """The sentences that refer to object `index`."""
+    """The expressions of object `index`."""
     return self._row(self._names.expressions, index)
 
   def kinds(self, index: int) -> tuple[str, ...]:
-    """The kind of each of the sentences that refer to object `index`."""
+    """The kind of each expression of object `index`."""
     if self._names is _REF_COCO:
       return ('',) * self.expression_counts[index]
     return self._row('objects/kinds', index)
 
   def image(self) -> np.ndarray:
-    """The pixels, uint8 [h, w, 3], RGB, read-only, in the file's own orientation, as the masks were drawn."""
+    """The pixels, RGB uint8 [h, w, 3], read-only; ignores EXIF orientation, like the masks."""
     return self._once(None, self._decode_image)
 
   def mask(self, index: int) -> np.ndarray:
@@ -112,7 +112,7 @@ class ImageRecord:
     return self._once(index, lambda: self._decode_mask(index))
 
   def sample(self, index: int) -> ReferringSample:
-    """Object `index` with the image decoded."""
+    """Returns object `index` with decoded pixels."""
     categories = self.categories
     return ReferringSample(
       self.image(),
@@ -127,7 +127,7 @@ class ImageRecord:
     )
 
   def _row(self, name: str, index: int) -> tuple[str, ...]:
-    # TFDS stores a sequence of sequences as all values in one list and the length of each inner sequence.
+    # TFDS stores a sequence of sequences as a flat list of values and the length of each inner sequence.
     lengths = self._features[f'{name}/ragged_row_lengths_0'].int64_list.value
     values = self._features[f'{name}/ragged_flat_values'].bytes_list.value
     start = sum(lengths[:index])
@@ -153,7 +153,7 @@ class ImageRecord:
   def _decode(self, encoded: bytes, flags: int, what: str) -> np.ndarray:
     try:
       pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
-    except cv2.error:  # nothing to decode, or far too large
+    except cv2.error:  # empty, or far too large
       pixels = None
     if pixels is None:
       raise UserError(f'the {what} of image {self.image_id} is not a PNG or JPEG file; prepare the data set again')
@@ -161,23 +161,24 @@ class ImageRecord:
 
 
 class ReferringSource:
-  """The objects of one split that have an expression: `source[i]` is a ReferringSample.
+  """The objects of a split that have expressions; `source[i]` is a ReferringSample.
 
-  `directory` is a folder written by TFDS (it holds features.json). With `in_memory` records are read once and
-  pixels decoded once, at 3 bytes a pixel and one more for each object: for small images, where decoding is
-  most of the work.
-  UserError when the folder is not a prepared data set or lacks the split.
+  `directory` is a folder written by TFDS, with features.json. With `in_memory`, records are read and pixels decoded once,
+  which takes 3 bytes per pixel, and one more for each object. This is for small images, where decoding dominates.
+
+  Raises:
+    UserError: the folder is not a prepared data set, or lacks the split.
   """
 
   def __init__(self, directory: str | Path, split: str, *, in_memory: bool = False):
     self.directory, self.split, self.in_memory = str(directory), split, in_memory
-    self._records: Any = _open(self.directory, split)  # of bytes, or of ImageRecord
+    self._records: Any = _open(self.directory, split)  # bytes, or ImageRecords if in memory
     if in_memory:
       self._records = [self._record(index, keep=True) for index in range(len(self._records))]
     self._image_of, self._object_of, self.expression_counts = self._index()
 
   def __reduce__(self):
-    # A worker process reads the files itself instead of being sent the records.
+    # Worker processes read the files themselves; records are not pickled.
     return _reopen, (self.directory, self.split, self.in_memory)
 
   def __len__(self) -> int:
@@ -191,15 +192,15 @@ class ReferringSource:
     return len(self._records)
 
   def image(self, index: int) -> ImageRecord:
-    """Image `index` of the split with all its objects, those without an expression too."""
+    """Image `index` of the split with all its objects, including those without expressions."""
     return self._records[int(index)] if self.in_memory else self._record(int(index))
 
   def place(self, index: int) -> tuple[int, int]:
-    """Which image, and which object of that image, `source[index]` is."""
+    """Returns the index of the image, and of the object within it, of `source[index]`."""
     return int(self._image_of[index]), int(self._object_of[index])
 
   def _index(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Image, object within the image, and number of expressions of every object that has one, int [n]."""
+    """Image, index within the image, and number of expressions of all objects with expressions, int [n] each."""
     counts = [self._counts(index) for index in range(self.num_images)]
     rows = [
       (image, index, number) for image, numbers in enumerate(counts) for index, number in enumerate(numbers) if number
@@ -218,22 +219,22 @@ class ReferringSource:
   def _record(self, index: int, keep: bool = False) -> ImageRecord:
     try:
       return ImageRecord(self._records[index], keep=keep)
-    except Exception as error:  # ArrayRecord and protobuf raise many kinds on damaged data
+    except Exception as error:  # ArrayRecord and protobuf raise various exceptions for damaged data
       raise UserError(damaged(self.directory, f'record {index} of {self.split}: {printable(error, 150)}')) from error
 
 
 def check_split(directory: str | Path, split: str) -> None:
-  """Raises UserError unless a folder is a prepared data set with a split; no record is read."""
+  """Raises UserError unless a folder is a prepared data set with this split; reads no records."""
   _builder(str(directory), split)
 
 
 def _builder(directory: str, split: str) -> Any:
-  for name in ('dataset_info.json', 'features.json'):  # TFDS would wait for a pipe
+  for name in ('dataset_info.json', 'features.json'):  # TFDS would block on a pipe
     if Path(directory, name).exists() and not Path(directory, name).is_file():
       raise UserError(damaged(directory, f'{name} is not a file'))
   try:
     builder = tfds.builder_from_directory(directory)
-  except Exception as error:  # TFDS raises one thing for a missing folder, others for a foreign or broken one
+  except Exception as error:  # TFDS raises various exceptions for missing, foreign and damaged folders
     raise UserError(
       f'{directory} is not a prepared data set ({type(error).__name__}); expected a folder with '
       'dataset_info.json and features.json, prepare the data first'
@@ -250,7 +251,7 @@ def _open(directory: str, split: str):
     check_shards(directory, {split: builder.info.splits[split]})
   try:
     return builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
-  except NotImplementedError as error:  # TFDS' default format can be read from front to back only
+  except NotImplementedError as error:  # TFDS' default format can only be read sequentially
     raise UserError(
       f'{directory} is stored as {builder.info.file_format.value}, expected array_record; convert it: '
       f'tfds convert_format --out_file_format=array_record --dataset_version_dir={directory}'
@@ -260,6 +261,6 @@ def _open(directory: str, split: str):
 
 
 def _reopen(directory: str, split: str, in_memory: bool) -> ReferringSource:
-  if multiprocessing.parent_process():  # a worker shares the cores with the others: OpenCV would take all for each
+  if multiprocessing.parent_process():  # workers share the cores; by default, OpenCV would use all in each
     cv2.setNumThreads(1)
   return ReferringSource(directory, split, in_memory=in_memory)

@@ -1,4 +1,4 @@
-"""Worker processes that make data: in order, a bounded stretch ahead, and none of them outlives the main process."""
+"""An ordered map over worker processes, with bounded read-ahead; workers never outlive the main process."""
 
 import collections
 import concurrent.futures
@@ -17,26 +17,26 @@ import cv2
 from ditsam_jax.errors import UserError
 from ditsam_jax.limits import MAX_PROCESSES
 
-AHEAD = 4  # pieces of work a process may be ahead of the reader: bounds memory
+AHEAD = 4  # items per process ahead of the reader, to bound memory
 
 
 def check_processes(number: int, name: str = 'processes') -> None:
-  """Raises UserError unless that many worker processes are a sensible number."""
+  """Raises UserError unless `number` is a sensible number of worker processes."""
   if not 0 <= number <= MAX_PROCESSES:
     raise UserError(f'{name}={number}: expected 0 to {MAX_PROCESSES}; more than the number of cores gains nothing')
 
 
 def map_ordered(function: Callable[[Any], Any], items: Iterable[Any], processes: int) -> Generator[Any, None, None]:
-  """`map` by that many worker processes; 0 takes this one. `function` and its results are pickled.
+  """Like `map`, in worker processes; 0 runs in this process. `function`, items and results are pickled.
 
   Raises:
-    UserError: a worker ended early.
+    UserError: a worker died.
   """
   check_processes(processes)
   if not processes:
     yield from map(function, items)
     return
-  # Started afresh, not forked: OpenCV and JAX have threads by now, and a fork could leave their locks taken.
+  # Spawned, not forked: OpenCV and JAX already have threads, and a fork could leave their locks held.
   context = _Spawn()
   pool = concurrent.futures.ProcessPoolExecutor(processes, context, _be_a_worker)
   try:
@@ -48,17 +48,17 @@ def map_ordered(function: Callable[[Any], Any], items: Iterable[Any], processes:
       waiting.extend(pool.submit(function, item) for item in itertools.islice(items, 1))
       yield done
   except concurrent.futures.BrokenExecutor as error:
-    context.kill()  # the pool waits for the others, whom its SIGTERM does not reach
+    context.kill()  # the pool waits for the other workers, which block its SIGTERM
     raise UserError(
       f'a worker process ended early ({error}); with less memory take fewer processes, and call this under if '
       f"__name__ == '__main__'"
     ) from error
   finally:
-    pool.shutdown(wait=False, cancel_futures=True)  # they end after what they have begun
+    pool.shutdown(wait=False, cancel_futures=True)  # workers exit after their current item
 
 
 class _Spawn(multiprocessing.context.SpawnContext):
-  """Starts processes afresh, and knows them."""
+  """Spawns processes and keeps track of them."""
 
   def __init__(self):
     super().__init__()
@@ -71,15 +71,16 @@ class _Spawn(multiprocessing.context.SpawnContext):
 
   def kill(self) -> None:
     for process in self._made:
-      with contextlib.suppress(AttributeError, ValueError):  # not started, or over
+      with contextlib.suppress(AttributeError, ValueError):  # not started, or already closed
         process.kill()
 
 
 @contextlib.contextmanager
 def _signals_held() -> Iterator[None]:
-  """Processes started meanwhile never see Ctrl-C and SIGTERM, which may go to all of a group: the main one ends them.
+  """Blocks Ctrl-C and SIGTERM in processes started in this context; the main process ends them instead.
 
-  Of a pool whose workers end by themselves amid a message, Python 3.11 waits for ever.
+  Signals may be sent to the whole process group, and if a worker dies in the middle of a message, Python 3.11 waits for
+  its pool forever.
   """
   before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
   try:
@@ -90,7 +91,7 @@ def _signals_held() -> Iterator[None]:
 
 def _be_a_worker() -> None:
   cv2.setNumThreads(1)
-  # A main process that is killed cannot tell its workers, which would wait for work forever.
+  # If the main process is killed, workers would otherwise wait for work forever.
   threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

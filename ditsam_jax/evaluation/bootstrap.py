@@ -5,29 +5,29 @@ import numpy as np
 from ditsam_jax.evaluation.metrics import mask_iou
 
 RESAMPLES = 1000
-_AT_ONCE = 2**20  # images drawn at a time, which bounds memory
+_AT_ONCE = 2**20  # images drawn at a time, to limit memory
 
 
 def intervals(
   image_ids: np.ndarray, overlaps: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
-  """95 % intervals of mIoU and oIoU in percent: (low, high) of each; empty without samples.
+  """Computes 95 % intervals (low, high) of mIoU and oIoU in percent; empty without samples.
 
-  Whole images are drawn with replacement, each with all its samples. Expressions of one image are not
-  independent: most ask for the same few objects, and a model that misses one of them misses it for all of its
-  expressions. Drawing samples one by one would take them for as many facts, and the intervals would be too narrow.
+  Images are resampled with replacement, each with all its samples, because expressions of the same image are not
+  independent: most refer to the same few objects, and a model that misses an object misses it for all its expressions.
+  Resampling single expressions would make the intervals too narrow.
 
   Args:
-    image_ids: of each sample, [N].
+    image_ids: image of each sample, [N].
     overlaps: intersection and union of each sample in pixels, int64 [N, 2].
-    resamples: how many splits are drawn.
-    seed: of the draw; the same samples give the same intervals.
+    resamples: number of bootstrap resamples.
+    seed: random seed; the same samples give the same intervals.
   """
   if not len(image_ids):
     return {}
   _, image = np.unique(image_ids, return_inverse=True)
   columns = (np.ones(len(overlaps)), mask_iou(*overlaps.T), *overlaps.T)
-  # All that either figure needs to know of an image: how many samples, and the sums of IoU, intersections, unions.
+  # Both metrics depend only on these sums per image: number of samples, IoU, intersections, unions.
   sums = np.stack([np.bincount(image, column) for column in columns], axis=1)
   images = len(sums)
   rng, drawn = np.random.default_rng(seed), []
@@ -37,7 +37,7 @@ def intervals(
     weights = np.bincount(draws.ravel(), minlength=count * images).reshape(count, images)
     drawn.append(weights.astype(np.float64) @ sums)
   samples, iou, intersection, union = np.concatenate(drawn).T
-  # Unions of 0: empty predictions of empty truths and nothing else, which are right.
+  # A union of 0 means that all predictions and truths are empty, which counts as correct.
   overall = np.divide(intersection, union, out=np.ones_like(union), where=union > 0)
   return {
     name: tuple((100 * np.quantile(values, (0.025, 0.975))).tolist())

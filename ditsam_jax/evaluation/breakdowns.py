@@ -12,7 +12,7 @@ POSITION_WORDS = frozenset(
 
 
 class Asked(Protocol):
-  """What a breakdown may look at."""
+  """The properties of a sample that breakdowns may use."""
 
   @property
   def expression(self) -> str: ...
@@ -23,7 +23,7 @@ class Asked(Protocol):
 
 
 class Breakdown(NamedTuple):
-  """A way to sort samples into groups; `label` returns one of `labels`, which are reported in this order."""
+  """A grouping of samples; `label` returns one of `labels`, which are reported in this order."""
 
   name: str
   labels: tuple[str, ...]

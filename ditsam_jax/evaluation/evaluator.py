@@ -1,4 +1,4 @@
-"""Scores a model on a split: every (object, expression), by both protocols."""
+"""Scores a model on all (object, expression) pairs of a split, by both protocols."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -36,22 +36,22 @@ def evaluate_split(
   gallery: Gallery | None = None,
   progress: bool = True,
 ) -> Results:
-  """Evaluates `forward` on every (object, expression) of a split; hosts share the work and all get all results.
+  """Evaluates `forward` on all (object, expression) pairs of a split. Hosts share the work; all return all results.
 
   Args:
-    forward: a batch to logits [B, S, S], see `forward_of`.
+    forward: maps a batch to logits [B, S, S], see `forward_of`.
     source: the split.
-    tokenizer: the model's.
-    model_config: the model's; its size, normalisation and mask threshold are used.
+    tokenizer: the model's tokenizer.
+    model_config: the model's config, for the image size, normalisation and mask threshold.
     batch_size: samples per batch on each host.
     limit: evaluate this many samples, evenly spread, instead of all.
     protocols: some of PROTOCOLS.
-    generalised: gRefCOCO's metrics even where every expression has a target.
-    gallery: receives every sample of this host.
-    progress: a bar on stderr, on the first host.
+    generalised: report gRefCOCO's metrics even if all expressions have a target.
+    gallery: receives all samples of this host.
+    progress: show a progress bar on stderr, on the first host.
 
   Raises:
-    UserError: nothing to evaluate.
+    UserError: there is nothing to evaluate.
   """
   host, hosts = jax.process_index(), jax.process_count()
   batches = evaluation_batches(
@@ -74,16 +74,16 @@ def pictures_of(
   *,
   batch_size: int = 64,
 ) -> dict[int, Shown]:
-  """Some samples of `results` to be shown, by their position in the split; the model sees them once more.
+  """Runs the model again on some samples of `results`, to show them; by position in the split.
 
-  Which ones are worth showing is known at the end only, when their images are gone.
+  Which samples to show is known only at the end, when their images have been freed.
   """
   ious = dict(zip((sample.position for sample in results.samples), results.iou()))
   batches = evaluation_batches(
     source, tokenizer, **_input(model_config), batch_size=batch_size, positions=sorted(set(positions))
   )
   pictures = {}
-  for batch, infos, logits in _computed_ahead(forward, batches):
+  for batch, infos, logits in _pipelined(forward, batches):
     for row in np.flatnonzero(batch['valid']):
       info, prediction = infos[row], logits[row] > logit(model_config.mask_threshold)
       pictures[info.position] = shown(
@@ -110,11 +110,11 @@ def scores(
   gallery: Gallery | None = None,
   advance: Callable[[int], Any] = lambda count: None,
 ) -> Iterator[Score]:
-  """Scores `forward` on pairs of a batch and what is known of its rows, as from `evaluation_batches`.
+  """Yields the scores of `forward` on the batches of `evaluation_batches`.
 
-  `threshold`: on the sigmoid. `advance` is called with the number of samples done since the last call.
+  `threshold` applies to the sigmoid. `advance` is called with the number of samples completed since the last call.
   """
-  for batch, infos, logits in _computed_ahead(forward, batches):
+  for batch, infos, logits in _pipelined(forward, batches):
     valid = np.flatnonzero(batch['valid'])
     predictions = logits > logit(threshold)
     overlaps = _overlaps(logits, predictions, batch['mask'], infos, threshold, protocols)
@@ -130,7 +130,7 @@ def scores(
         int(np.count_nonzero(info.mask)),
         info.mask.size,
       )
-      # Only the sentences of shapes have a kind, and only their colours an oracle can read.
+      # Only expressions of shapes have a kind, and only they can be parsed by the oracles.
       guessed = chances(info.expression, info.image_categories, info.object_index) if info.kind else None
       yield Score(sample, overlaps[row].tolist(), guessed)
       if gallery:
@@ -138,16 +138,16 @@ def scores(
     advance(len(valid))
 
 
-def _computed_ahead(forward: Forward, batches: _Batches) -> Iterator[tuple[Batch, list[EvaluationSample], np.ndarray]]:
-  """Batches with their logits; the device works on one while the caller scores the one before."""
-  waiting = None
+def _pipelined(forward: Forward, batches: _Batches) -> Iterator[tuple[Batch, list[EvaluationSample], np.ndarray]]:
+  """Yields batches with their logits; the device computes a batch while the caller scores the previous one."""
+  pending = None
   for batch, infos in batches:
-    begun = batch, infos, forward(batch)
-    if waiting:
-      yield *waiting[:2], np.asarray(waiting[2])
-    waiting = begun
-  if waiting:
-    yield *waiting[:2], np.asarray(waiting[2])
+    started = batch, infos, forward(batch)
+    if pending:
+      yield *pending[:2], np.asarray(pending[2])
+    pending = started
+  if pending:
+    yield *pending[:2], np.asarray(pending[2])
 
 
 def _overlaps(
@@ -158,7 +158,7 @@ def _overlaps(
   threshold: float,
   protocols: Sequence[str],
 ) -> np.ndarray:
-  """Intersection and union in pixels, int64 [B, protocols, 2], of logits and bool or 0/1 masks [B, S, S]."""
+  """Intersection and union in pixels, int64 [B, protocols, 2], from logits and bool or 0/1 masks [B, S, S]."""
   size = logits.shape[-1]
   on_square = _counts(predictions, targets.astype(bool))
   overlaps = np.repeat(on_square[:, None], len(protocols), axis=1)
@@ -177,5 +177,5 @@ def _counts(predictions: np.ndarray, truths: np.ndarray) -> np.ndarray:
 
 
 def _areas(masks: np.ndarray) -> np.ndarray:
-  # Ten times as fast as count_nonzero with axes, which widens every pixel to 64 bits.
+  # Ten times faster than count_nonzero with axes, which widens each pixel to 64 bits.
   return np.array([np.count_nonzero(mask) for mask in masks], np.int64)

@@ -1,7 +1,7 @@
-"""A model as a function of an evaluation batch: its rows go through the engine, images encoded once where they can be.
+"""Runs evaluation batches through the engine; images are encoded once if possible.
 
-The engine's programs always get ROWS_AT_ONCE rows on one device, whatever the batch size and the number of devices, so
-these change no bit of the logits: a pixel in a million lies close enough to the threshold to be moved by rounding.
+The engine's programs always get ROWS_AT_ONCE rows per device, so the batch size and the number of devices do not change a
+bit of the logits. Otherwise rounding would flip about one pixel in a million, those closest to the threshold.
 """
 
 from collections.abc import Callable
@@ -20,12 +20,16 @@ ROWS_AT_ONCE = 8
 
 
 def forward_of(model: DitSam, *, share_images: bool = True, dtype: str | None = None) -> Forward:
-  """The model as a function of a batch: logits f32 [B, S, S]; always in evaluation mode.
+  """Returns a function from a batch to logits, f32 [B, S, S]; the model always runs in eval mode.
 
-  The devices of this host share the rows. Models of the same structure share what is compiled, so weights may change
-  between evaluations. Where the sentence does not enter the image encoder (fusion 'none'), rows of the same
-  'image_index' share one image embedding; `share_images=False` encodes the image of every row, as all other fusions
-  must. `dtype` is what to compute in, see `Engine`; None for the type of the weights.
+  Rows are distributed over the devices of this host. Models of the same structure share compiled programs, so weights may
+  change between evaluations.
+
+  Args:
+    model: the model.
+    share_images: if sentences do not enter the image encoder (fusion 'none'), encode the image of consecutive rows with
+      the same 'image_index' once. False encodes the image of each row, as all other fusions must.
+    dtype: compute type, see `Engine`; None uses the type of the weights.
   """
   return _Forward(Engine(model, dtype), share_images and model.config.fusion == 'none')
 
@@ -34,13 +38,13 @@ class _Forward:
   def __init__(self, engine: Engine, share_images: bool):
     self.dtype = engine.dtype
     self._engine, self._share_images = engine, share_images
-    self._last: Square | None = None  # the last batch's last image, which the next one often begins with
+    self._last: Square | None = None  # the last image, with which the next batch often starts
 
   def __call__(self, batch: Batch) -> jax.Array:
     words = zip(batch['token_ids'], batch['token_mask'])
     rows = [Row(square, Sentence(*both)) for square, both in zip(self._squares(batch), words)]
     pieces = self._engine.run(rows, ROWS_AT_ONCE, squares=True)
-    # Nothing waits for a result, so the devices work at the same time.
+    # Nothing here waits for results, so all devices run concurrently.
     first = self._engine.devices[0]
     return jnp.concatenate([jax.device_put(piece.logits, first) for piece in pieces])[: len(rows), 0]
 
@@ -52,7 +56,7 @@ class _Forward:
     for i, image in enumerate(images):
       if i and batch['image_index'][i] == batch['image_index'][i - 1]:
         squares.append(squares[-1])
-      # By the pixels: the same index means another image in another split.
+      # Compares pixels, because the same index is another image in another split.
       elif not i and self._last is not None and np.array_equal(image, self._last.pixels):
         squares.append(self._last)
       else:

@@ -1,7 +1,7 @@
-"""Scores of guessing with perfect masks, on the evaluated samples.
+"""Expected scores of guessing an object and predicting its perfect mask.
 
-Expected values. A perfect mask of the right object has IoU 1 and of a wrong one 0 (visible pixels are
-disjoint), so the chance of naming the right object is the expected mIoU, and every P@X too.
+The perfect mask of the right object has IoU 1, that of a wrong one 0, because visible pixels are disjoint. So the
+probability of guessing the right object is the expected mIoU, and also every expected P@X.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ ORACLES = ('random object', 'colours only')
 def chances(expression: str, categories: Sequence[str], object_index: int) -> tuple[float, float]:
   """Expected IoU (0 to 1) of each of ORACLES on one sample of shapes.
 
-  The first chooses among all objects of the image, the second among those whose colour fits the sentence.
+  The first guesses among all objects of the image, the second among those of a colour that the expression allows.
   """
   left = colour_candidates(expression, categories) or range(len(categories))
   colours_only = 1 / len(left) if object_index in left else 0.0

@@ -1,4 +1,4 @@
-"""Overlays and contact sheets of good and bad predictions."""
+"""Contact sheets of predictions: random samples, failures, and the worst, median and best."""
 
 import dataclasses
 import itertools
@@ -10,24 +10,25 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ditsam_jax.inference.pictures import overlay
+from ditsam_jax.terminal import truncated
 
 TRUTH_COLOUR = (0, 190, 150)
 
 _PAPER, _CARD, _LINE, _INK, _FAINT = '#f3f4f6', '#ffffff', '#dfe2e7', '#1c2430', '#6b7483'
 _GOOD, _FAIR, _POOR = '#12805c', '#b7791f', '#c0362c'
-_TILE = 256  # the side of the square an image is shown in, in pixels
+_TILE = 256  # side of the square in which an image is shown, in pixels
 _MARGIN, _PADDING, _GAP = 28, 14, 8
 _TEXT_SIZE, _SMALL_SIZE, _TITLE_SIZE = 22, 16, 26
 _TEXT_LINES = 2
 _ROWS, _FAILURE_ROWS = 5, 3
-_TINT = 0.1  # a trace: sentences speak of colours
+_TINT = 0.1  # weak, because expressions mention colours
 
 FAILURE_IOU = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-  """One sample of a contact sheet; image uint8 [h, w, 3], masks bool [h, w]."""
+  """A sample of a contact sheet; image uint8 [h, w, 3], masks bool [h, w]."""
 
   image: np.ndarray
   expression: str
@@ -38,40 +39,40 @@ class Shown:
 
 
 class _Draw:
-  """A uniform random draw of at most `size` of the samples that pass by (reservoir sampling, algorithm R)."""
+  """A uniform random sample of at most `size` of the samples offered (reservoir sampling, algorithm R)."""
 
   def __init__(self, size: int, seed: int) -> None:
     self.kept: list[Shown] = []
-    self.passed = 0
+    self.offered = 0
     self._size, self._random = size, random.Random(seed)
 
   def offer(self, make: Callable[[], Shown]) -> None:
-    self.passed += 1
+    self.offered += 1
     if len(self.kept) < self._size:
       self.kept.append(make())
-    elif (place := self._random.randrange(self.passed)) < self._size:
+    elif (place := self._random.randrange(self.offered)) < self._size:
       self.kept[place] = make()
 
 
 class Gallery:
-  """Keeps the samples a contact sheet needs while an evaluation runs past.
+  """Collects samples for a contact sheet during an evaluation.
 
-  Nothing is picked by hand or for beauty: a random draw, as many of each kind of expression, and a random
-  draw of the failures. The first is the same at every evaluation of the same samples. Memory is bounded, and
-  an image is only made when its sample is kept.
+  Samples are not cherry-picked: there is a random selection, with equally many of each kind of expression, and a random
+  selection of failures. The first is the same in each evaluation of the same samples. Memory is bounded, and images are
+  only created for samples that are kept.
   """
 
   def __init__(
     self, pixel_mean: Sequence[float], pixel_std: Sequence[float], *, columns: int = 2, seed: int = 0
   ) -> None:
-    """`columns`: cards a row; `pixel_mean`, `pixel_std`: the model's normalisation, on the 0..1 scale."""
+    """`columns`: cards per row; `pixel_mean`, `pixel_std`: the model's normalisation, on a scale of 0 to 1."""
     self._mean, self._std = np.asarray(pixel_mean, np.float32), np.asarray(pixel_std, np.float32)
     self._columns, self._seed = columns, seed
     self._draws: dict[str, _Draw] = {}  # by kind of expression
     self._failures: dict[str, _Draw] = {}
 
   def offer(self, image: np.ndarray, info, prediction: np.ndarray, truth: np.ndarray, iou: float) -> None:
-    """Shows one sample: normalised image f32 [S, S, 3], masks [S, S], `info` of the pipeline."""
+    """Offers one sample: normalised image f32 [S, S, 3], masks [S, S], and the pipeline's `info`."""
 
     def make() -> Shown:
       return shown(image, info, prediction, truth, iou, self._mean, self._std)
@@ -84,18 +85,23 @@ class Gallery:
     """The contact sheet."""
     return prediction_panel(self.sections(), heading=heading, columns=self._columns)
 
+  def fixed_panel(self, heading: str = '') -> Image.Image:
+    """The contact sheet of the random draw alone: the same samples at every evaluation."""
+    _, samples = self.sections()[0]
+    return prediction_panel([('The same samples at every evaluation', samples)], heading=heading, columns=self._columns)
+
   def sections(self) -> list[tuple[str, list[Shown]]]:
-    """(title, samples) of the random draw and of the failures."""
+    """Titles and samples of the random selection and of the failures."""
     evenly = ', evenly from the kinds of expression' if len(self._draws) > 1 else ''
     rows = 1 if evenly else _ROWS
     draws, failures = ([draw for _, draw in sorted(draws.items())] for draws in (self._draws, self._failures))
-    passed, failed = (sum(draw.passed for draw in draws) for draws in (draws, failures))
-    share = f'{failed:,} of {passed:,} samples ({100 * failed / max(passed, 1):.1f} %)'
+    offered, failed = (sum(draw.offered for draw in draws) for draws in (draws, failures))
+    share = f'{failed:,} of {offered:,} samples ({100 * failed / max(offered, 1):.1f} %)'
     chosen = f', drawn at random{evenly}' if failed else ''
     most = _FAILURE_ROWS * self._columns
     return [
       (f'Drawn at random{evenly}', [shown for draw in draws for shown in draw.kept[: rows * self._columns]]),
-      (f'Failures, IoU up to {FAILURE_IOU}: {share}{chosen}', _in_turn(failures)[:most]),
+      (f'Failures, IoU up to {FAILURE_IOU}: {share}{chosen}', _interleaved(failures)[:most]),
     ]
 
   def _draw(self, draws: dict[str, _Draw], kind: str) -> _Draw:
@@ -111,11 +117,11 @@ def shown(
   mean: Sequence[float] | np.ndarray,
   std: Sequence[float] | np.ndarray,
 ) -> Shown:
-  """A sample cut out of the model's square; arguments as of `Gallery.offer`, `mean` and `std` of the normalisation."""
+  """Cuts a sample out of the model's square. For the arguments see `Gallery.offer`; `mean`, `std`: normalisation."""
   window = info.letterbox.window
   mean, std = np.asarray(mean, np.float32), np.asarray(std, np.float32)
   pixels = np.clip((np.asarray(image[window], np.float32) * std + mean) * 255 + 0.5, 0, 255)
-  # Copies: views would keep whole batches alive.
+  # Copies, because views would keep whole batches in memory.
   return Shown(
     pixels.astype(np.uint8),
     info.expression,
@@ -127,9 +133,9 @@ def shown(
 
 
 def worst_median_best(ious: np.ndarray, count: int) -> list[tuple[str, list[int]]]:
-  """Titles, and places in `ious` (0 to 1, [N]) of the `count` worst, median and best samples, each from the worst on.
+  """Titles and indices into `ious` (0 to 1, [N]) of the `count` worst, median and best samples, by ascending IoU.
 
-  Samples of equal IoU are in a random order that is always the same: the first of a split are few images' only.
+  Ties are broken in a fixed random order, because the first samples of a split are from few images.
   """
   order = np.lexsort((np.random.default_rng(0).permutation(len(ious)), ious))
   count = min(count, len(order))
@@ -138,16 +144,16 @@ def worst_median_best(ious: np.ndarray, count: int) -> list[tuple[str, list[int]
   return [(f'{name} {count} of {len(order):,} samples', part.tolist()) for name, part in parts]
 
 
-def _in_turn(draws: list[_Draw]) -> list[Shown]:
-  """The first of each, the second of each, and so on."""
-  turns = itertools.zip_longest(*(draw.kept for draw in draws))
-  return [shown for turn in turns for shown in turn if shown is not None]
+def _interleaved(draws: list[_Draw]) -> list[Shown]:
+  """The first sample of each draw, then the second of each, and so on."""
+  rounds = itertools.zip_longest(*(draw.kept for draw in draws))
+  return [shown for samples in rounds for shown in samples if shown is not None]
 
 
 def prediction_panel(
   sections: Sequence[tuple[str, Sequence[Shown]]], *, heading: str = '', columns: int = 2
 ) -> Image.Image:
-  """A contact sheet: under each section's title, cards of sentence, IoU, image, prediction and truth."""
+  """Draws a contact sheet: sections with a title and cards of expression, IoU, image, prediction and truth."""
   card_width, card_height = _card_size()
   width = 2 * _MARGIN + columns * card_width + (columns - 1) * _MARGIN
   row = card_height + _MARGIN // 2
@@ -184,7 +190,7 @@ def _card(sample: Shown) -> Image.Image:
   badge_left = _draw_badge(draw, sample.iou, size[0] - _PADDING)
   font, small = ImageFont.load_default(size=_TEXT_SIZE), ImageFont.load_default(size=_SMALL_SIZE)
   lines = wrap(sample.expression, font, badge_left - 2 * _PADDING, _TEXT_LINES)
-  # One line stands in the middle of the room two would take.
+  # A single line is centred in the space of two.
   y = _PADDING + (_TEXT_LINES - len(lines)) * (_TEXT_SIZE + 6) // 2
   for line in lines:
     draw.text((_PADDING, y), line, _INK, font)
@@ -206,7 +212,7 @@ def _card(sample: Shown) -> Image.Image:
 
 
 def _draw_badge(draw: ImageDraw.ImageDraw, iou: float, right: int) -> float:
-  """Writes the IoU on a coloured badge that ends at `right`; returns where the badge begins."""
+  """Draws the IoU on a coloured badge that ends at `right`; returns the badge's left edge."""
   font = ImageFont.load_default(size=_TEXT_SIZE)
   text = f'IoU {iou:.2f}'
   left = right - font.getlength(text) - 20
@@ -218,18 +224,18 @@ def _draw_badge(draw: ImageDraw.ImageDraw, iou: float, right: int) -> float:
 
 
 def _fitted(array: np.ndarray) -> np.ndarray:
-  """An image or mask scaled to the tile's side; masks stay binary."""
+  """Scales an image or mask to the tile's size; masks stay binary."""
   height, width = array.shape[:2]
   scale = _TILE / max(height, width)
   size = (max(1, round(width * scale)), max(1, round(height * scale)))
   if array.dtype == bool:
-    # Smooth outlines rather than stairs: the contour is what people look at.
+    # Linear interpolation gives smooth outlines instead of stairs.
     return cv2.resize(array.astype(np.float32), size, interpolation=cv2.INTER_LINEAR) > 0.5
   return cv2.resize(array, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
 
 
 def wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float, lines: int) -> list[str]:
-  """Breaks text into at most `lines` lines no wider than `width` pixels; what does not fit ends in '…'."""
+  """Wraps text into at most `lines` lines no wider than `width` pixels, truncated with '…'."""
   broken, words = [''], text.split()
   for word in words:
     longer = f'{broken[-1]} {word}'.strip()
@@ -240,10 +246,4 @@ def wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: f
   kept = broken[:lines]
   if len(broken) > lines:
     kept[-1] += '…'
-  return [_shortened(line, font, width) for line in kept]
-
-
-def _shortened(line: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float) -> str:
-  while font.getlength(line) > width and len(line) > 1:
-    line = line.rstrip('…')[:-1] + '…'
-  return line
+  return [truncated(line, width, font.getlength) for line in kept]

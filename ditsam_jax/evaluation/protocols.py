@@ -1,7 +1,7 @@
-"""Converts logits in the model's square to a mask at the image's own size, by two protocols.
+"""Two protocols that convert logits in the model's square to a mask at the image's own size.
 
-`release` is the authors' protocol: the *binary* mask is resized and every pixel above 0
-counts, so masks grow by up to a pixel. `standard` resizes logits and thresholds after, as most papers do.
+`release` is the authors' protocol: it resizes the *binary* mask and keeps all pixels above 0, so masks grow by up to a
+pixel. `standard` resizes the logits and then applies the threshold, like most papers.
 """
 
 import numpy as np
@@ -10,13 +10,13 @@ from ditsam_jax.geometry.letterbox import Letterbox, logit, own_size_logits, to_
 
 
 def release_mask(logits: np.ndarray, letterbox: Letterbox, size: tuple[int, int], threshold: float) -> np.ndarray:
-  """bool [h, w] of logits [S, S]: threshold, cut out, resize the 0/1 mask, keep everything above 0."""
+  """Logits [S, S] to a mask, bool [h, w]: threshold, crop, resize the 0/1 mask, keep everything above 0."""
   binary = logits[letterbox.window] > logit(threshold)
   return to_own_size(binary.astype(np.float32), size) > 0
 
 
 def standard_mask(logits: np.ndarray, letterbox: Letterbox, size: tuple[int, int], threshold: float) -> np.ndarray:
-  """bool [h, w] of logits [S, S]: cut out, resize, threshold."""
+  """Logits [S, S] to a mask, bool [h, w]: crop, resize, threshold."""
   return own_size_logits(logits, letterbox, size) > logit(threshold)
 
 

@@ -1,4 +1,4 @@
-"""Results of an evaluation: pixel counts per sample, and figures, tables and files derived from them."""
+"""Results of an evaluation: pixel counts per sample, and the metrics, tables and files derived from them."""
 
 import csv
 import dataclasses
@@ -13,8 +13,8 @@ from ditsam_jax.evaluation.breakdowns import BREAKDOWNS
 from ditsam_jax.evaluation.metrics import generalised_rates, mask_iou, rates
 from ditsam_jax.evaluation.oracles import ORACLES
 
-# Columns of the tables; an interval belongs to the figure on its left, and gIoU and cIoU are mIoU and oIoU of samples
-# that may have no target.
+# Table columns and the metric whose interval follows each, if any. gIoU and cIoU are the mIoU and oIoU of samples that may
+# have no target.
 _COLUMNS = {
   'mIoU': 'mIoU',
   'oIoU': 'oIoU',
@@ -37,34 +37,34 @@ _SAME_MASKS = 'release = standard protocol (the masks are the same)'
 
 
 class Sample(NamedTuple):
-  """One (object, expression); pixels are those of the image's own size."""
+  """An (object, expression) pair; pixels are at the image's own size."""
 
   position: int  # in the split
   image_id: int
   object_id: int
   kind: str
   expression: str
-  target_pixels: int  # 0: the expression names nothing
+  target_pixels: int  # 0 if the expression has no target
   image_pixels: int
 
 
 class Score(NamedTuple):
-  """What is found of one sample; plain values, as hosts exchange it."""
+  """The score of one sample, as plain values that hosts can exchange."""
 
   sample: Sample
   overlaps: list[list[int]]  # intersection and union by protocol
-  chances: tuple[float, float] | None  # of oracles.ORACLES; None for data sets other than shapes
+  chances: tuple[float, float] | None  # expected IoU of oracles.ORACLES; None for data sets other than shapes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Results:
-  """Pixel counts of every sample, and what follows from them.
+  """Pixel counts of all samples, and the metrics derived from them.
 
   Attributes:
-    samples: in the order of the split.
+    samples: the samples, in the order of the split.
     overlaps: intersection and union by protocol, int64 [N, 2].
-    chances: expected IoU of each of oracles.ORACLES, float64 [N, 2]; None for data sets other than shapes.
-    generalised: expressions may refer to nothing, so gRefCOCO's metrics are reported too.
+    chances: expected IoU of oracles.ORACLES, float64 [N, 2]; None for data sets other than shapes.
+    generalised: expressions may have no target, so gRefCOCO's metrics are reported too.
   """
 
   samples: list[Sample]
@@ -75,7 +75,7 @@ class Results:
 
   @classmethod
   def of(cls, scores: Iterable[Score], protocols: Iterable[str], *, generalised: bool = False) -> 'Results':
-    """Results of scores in any order. Sorted before anything is summed, they give the same bits in every order."""
+    """Collects scores in any order. They are sorted before summation, so the order does not affect rounding."""
     scores = sorted(scores, key=lambda score: score[0][0])
     samples = [Sample(*sample) for sample, _, _ in scores]
     counts = np.array([overlaps for _, overlaps, _ in scores], np.int64).reshape(len(scores), -1, 2)
@@ -89,39 +89,39 @@ class Results:
 
   @property
   def protocols(self) -> list[str]:
-    """Names of the protocols, the one of the headline first."""
+    """Names of the protocols; the first one is used for headline figures."""
     return list(self.overlaps)
 
   @property
   def miou(self) -> float:
-    """mIoU in percent by the first protocol."""
+    """mIoU in percent, by the first protocol."""
     return self.metrics()['mIoU']
 
   @property
   def kinds(self) -> list[str]:
-    """The kinds of expression, sorted; none for data sets without."""
+    """The kinds of expression, sorted; empty for data sets without kinds."""
     return sorted({sample.kind for sample in self.samples} - {''})
 
   @property
   def protocols_agree(self) -> bool:
-    """Whether both protocols saw the same masks, as they do where no image was resized."""
+    """Whether both protocols give the same masks, which is the case if no image was resized."""
     first, *others = self.overlaps.values()
     return bool(others) and all(np.array_equal(first, other) for other in others)
 
   def iou(self, protocol: str | None = None) -> np.ndarray:
-    """IoU (0 to 1) of every sample, float64 [N]."""
+    """IoU (0 to 1) of each sample, float64 [N]."""
     return mask_iou(*self.overlaps[protocol or self.protocols[0]].T)
 
   def metrics(self, protocol: str | None = None, kind: str | None = None) -> dict[str, float]:
-    """mIoU, oIoU, P@0.50 .. P@0.95 (and gRefCOCO's metrics) in percent, of all samples or of one kind of expression."""
+    """mIoU, oIoU, P@0.50 .. P@0.95 (and gRefCOCO's metrics) in percent, for all samples or one kind of expression."""
     return self._metrics(protocol or self.protocols[0], self._of(kind))
 
   def chance(self, kind: str | None = None) -> dict[str, float]:
-    """mIoU in percent expected of guessing with perfect masks, by oracle; empty where unknown."""
+    """Expected mIoU in percent of guessing with perfect masks, by oracle; empty if unknown."""
     return self._chance(self._of(kind))
 
   def breakdowns(self) -> dict[str, dict[str, np.ndarray]]:
-    """Of each of BREAKDOWNS, the groups that have samples: bool [N] by label."""
+    """The non-empty groups of each of BREAKDOWNS: bool [N] by label."""
     groups = {}
     for breakdown in BREAKDOWNS:
       labels = np.array([breakdown.label(sample) for sample in self.samples])
@@ -129,7 +129,7 @@ class Results:
     return groups
 
   def to_json(self) -> dict[str, Any]:
-    """Plain containers: samples, a block a protocol, chance, and the same of every kind and group of breakdowns."""
+    """The figures as JSON-serialisable containers, for all samples, for each kind, and for each group of breakdowns."""
     return {
       **self._figures(self._of(None)),
       'kinds': {kind: self._figures(self._of(kind)) for kind in self.kinds},
@@ -140,7 +140,7 @@ class Results:
     }
 
   def to_csv(self) -> str:
-    """A line a sample, with a header: `samples`, then IoU, intersection and union by each protocol."""
+    """Formats a CSV with one line per sample: the fields of Sample, then IoU, intersection and union by protocol."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
     writer.writerow(
@@ -156,12 +156,12 @@ class Results:
     return text.getvalue()
 
   def table(self) -> str:
-    """The main figures, all and by kind, in aligned columns, for people; one block where both protocols agree."""
+    """Formats the main metrics, in total and by kind, as a text table; one block if both protocols agree."""
     rows = {'all': self._of(None), **{kind: self._of(kind) for kind in self.kinds}}
     return '\n\n'.join(self._block(protocol, title, rows) for protocol, title in self._titles())
 
   def breakdown_table(self) -> str:
-    """The same of the groups of every breakdown."""
+    """Formats the same table for the groups of all breakdowns."""
     rows = {f'{name}: {label}': rows for name, groups in self.breakdowns().items() for label, rows in groups.items()}
     return '\n\n'.join(self._block(protocol, title, rows) for protocol, title in self._titles())
 
@@ -182,7 +182,7 @@ class Results:
     return rates(intersection, union) | generalised_rates(intersection, union, targets)
 
   def _intervals(self, protocol: str, rows: np.ndarray) -> dict[str, tuple[float, float]]:
-    # Tables and JSON ask for the same, and bootstrapping a group of a large split takes a while.
+    # Cached, because tables and JSON need the same intervals, and bootstrapping a large split takes a while.
     key = self.protocols[0] if self.protocols_agree else protocol, rows.tobytes()
     if key not in self._known_intervals:
       images = np.array([sample.image_id for sample in self.samples])[rows]

@@ -1,1 +1,1 @@
-"""Coordinates and masks, without a model."""
+"""Coordinates and masks, independent of models."""

@@ -1,6 +1,6 @@
-"""An image of any size in the model's square, and the way back to its own size.
+"""Letterboxing: fits images of any size into the model's square, and maps results back.
 
-Numbers and rounding are those of the DIT release.
+Numbers and rounding follow the DIT release.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ Triple = tuple[float, float, float]
 
 
 class Letterbox(NamedTuple):
-  """Where the resized image lies in the square, in pixels."""
+  """Position and size of the resized image in the square, in pixels."""
 
   top: int
   left: int
@@ -26,33 +26,33 @@ class Letterbox(NamedTuple):
 
   @property
   def window(self) -> tuple[slice, slice]:
-    """The rows and columns of the square that hold the image."""
+    """The rows and columns of the image in the square, as slices."""
     return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
 
 
 def resized_shape(height: int, width: int, long_side: int) -> tuple[int, int]:
-  """Height and width with the longer one at `long_side`, the ratio kept, no side below one pixel."""
+  """Height and width scaled to a long side of `long_side`, keeping the aspect ratio; at least one pixel each."""
   scale = long_side / max(height, width)
   return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def resize(image: np.ndarray, long_side: int) -> np.ndarray:
-  """`image` uint8 [h, w, 3] with its long side at `long_side`, bilinear."""
+  """Resizes an image, uint8 [h, w, 3], bilinearly to a long side of `long_side`."""
   return _resize(image, long_side, cv2.INTER_LINEAR)
 
 
 def resize_mask(mask: np.ndarray, long_side: int) -> np.ndarray:
-  """`mask` bool [h, w] or [h, w, n] as uint8 0/1 with its long side at `long_side`, nearest neighbour."""
+  """Resizes a mask, bool [h, w] or [h, w, n], to a long side of `long_side`: uint8 0/1, nearest neighbour."""
   return _resize(mask.astype(np.uint8), long_side, cv2.INTER_NEAREST)
 
 
 def normalise(image: np.ndarray, mean: Triple, std: Triple) -> np.ndarray:
-  """(image / 255 - mean) / std in float32, of `image` uint8 [h, w, 3]; mean and std on the 0..1 scale."""
+  """Computes (image / 255 - mean) / std in float32 for an image, uint8 [h, w, 3]; mean and std on a scale of 0 to 1."""
   return cv2.LUT(image, _normalised_levels(tuple(mean), tuple(std)))
 
 
 def centre(array: np.ndarray, size: int) -> tuple[np.ndarray, Letterbox]:
-  """`array` [h, w, ...], no side above `size`, amid a `size` square of zeros, and where it lies."""
+  """Centres an array [h, w, ...], with sides up to `size`, in a square of zeros; returns the square and the position."""
   height, width = array.shape[:2]
   box = _centred(height, width, size)
   if array.shape[:2] == (size, size):
@@ -70,18 +70,18 @@ def top_left(array: np.ndarray, size: int) -> np.ndarray:
 
 
 def letterbox(image: np.ndarray, size: int, mean: Triple, std: Triple) -> tuple[np.ndarray, Letterbox]:
-  """`image` uint8 [h, w, 3], resized, normalised and centred as evaluation does: float32 [size, size, 3].
+  """Resizes, normalises and centres an image, uint8 [h, w, 3]: float32 [size, size, 3], and its position.
 
-  The padding is zero after normalisation. Also returns where the image lies, (top, left, height, width).
+  The padding is zero after normalisation.
   """
   return centre(normalise(resize(image, size), mean, std), size)
 
 
 @dataclasses.dataclass(frozen=True)
 class Unplaced:
-  """`image` uint8 [h, w, 3] on its way into a square: it is normalised straight into its batch, once.
+  """An image, uint8 [h, w, 3], that will be normalised and centred directly into its batch.
 
-  A square of its own for every sample, copied into the batch after, takes several times as long.
+  Creating a square for each sample and copying it into the batch takes several times as long.
   """
 
   image: np.ndarray
@@ -98,24 +98,24 @@ class Unplaced:
 
 
 def logit(threshold: float) -> float:
-  """The logit at which the sigmoid is `threshold`. Raises `UserError` unless it is inside (0, 1)."""
+  """The logit at which the sigmoid is `threshold`. Raises UserError unless 0 < threshold < 1."""
   if not 0 < threshold < 1:
     raise UserError(f'mask threshold {threshold} is not between 0 and 1; give a probability such as 0.35')
   return math.log(threshold / (1 - threshold))
 
 
 def own_size_logits(logits: np.ndarray, letterbox: Letterbox, size: tuple[int, int]) -> np.ndarray:
-  """f32 [h, w] of logits [S, S]: the image's part, resized to its own size."""
+  """Crops logits [S, S] to the image and resizes them to its own size, f32 [h, w]."""
   return to_own_size(logits[letterbox.window].astype(np.float32), size)
 
 
 def fills_square(letterbox: Letterbox, size: tuple[int, int], square: int) -> bool:
-  """Whether the image was neither scaled nor padded: the protocols then agree and nothing is resized."""
+  """Whether the image was neither scaled nor padded, so nothing is resized and the protocols agree."""
   return tuple(letterbox) == (0, 0, square, square) and tuple(size) == (square, square)
 
 
 def to_own_size(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-  """f32 [h, w] of the image's part [h', w'] of a square, bilinear."""
+  """Resizes values [h', w'], cropped from a square, bilinearly to the image's own size, f32 [h, w]."""
   height, width = size
   return cv2.resize(np.ascontiguousarray(values), (width, height), interpolation=cv2.INTER_LINEAR)
 
@@ -129,12 +129,12 @@ def _resize(array: np.ndarray, long_side: int, interpolation: int) -> np.ndarray
 
 
 def _centred(height: int, width: int, size: int) -> Letterbox:
-  # The release's rounding, half a pixel less a tenth: an odd margin gives its extra row to the bottom.
+  # The release's rounding subtracts 0.1, so an odd margin puts the extra row at the bottom.
   return Letterbox(round((size - height) / 2 - 0.1), round((size - width) / 2 - 0.1), height, width)
 
 
 @functools.cache
 def _normalised_levels(mean: Triple, std: Triple) -> np.ndarray:
-  """Float32 [1, 256, 3], what each 8-bit level becomes: a table is six times as fast as the arithmetic."""
+  """A lookup table of normalised 8-bit levels, float32 [1, 256, 3]; six times faster than the arithmetic."""
   levels = np.arange(256)[:, None] / 255
   return ((levels - np.array(mean)) / np.array(std)).astype(np.float32)[None]

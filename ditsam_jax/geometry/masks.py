@@ -1,6 +1,6 @@
 """Masks as run lengths, COCO's way, the box around a mask, and masks without small regions.
 
-pycocotools decodes run lengths without checking them and crashes the process on damaged ones, so they are read here.
+pycocotools decodes run lengths without checks, and damaged ones crash the process, so decoding is implemented here.
 """
 
 import operator
@@ -13,11 +13,11 @@ from pycocotools import mask as coco_mask
 from ditsam_jax.errors import UserError
 from ditsam_jax.limits import MAX_PIXELS
 
-_MOST_DIGITS = 8  # characters of five bits a number: 40 bits, where no image has 2**27 pixels
+_MOST_DIGITS = 8  # characters of five bits per number; 40 bits are enough, because images have less than 2**27 pixels
 
 
 def encode_rle(mask: np.ndarray) -> dict[str, Any]:
-  """COCO's compressed run lengths of `mask` bool [h, w]: {'size': [h, w], 'counts': text}."""
+  """Encodes a mask, bool [h, w], as COCO's compressed run lengths: {'size': [h, w], 'counts': text}."""
   runs: dict[str, Any] = dict(coco_mask.encode(np.asfortranarray(mask, np.uint8)))
   return {'size': [int(side) for side in mask.shape], 'counts': runs['counts'].decode('ascii')}
 
@@ -31,19 +31,19 @@ def uncompressed_rle(mask: np.ndarray) -> dict[str, Any]:
 
 
 def decode_rle(rle: dict[str, Any]) -> np.ndarray:
-  """The mask, bool [h, w], of COCO's run lengths: compressed (text or bytes) or a list of whole numbers.
+  """Decodes COCO's run lengths, compressed (text or bytes) or a list of whole numbers, to a mask, bool [h, w].
 
   Raises:
-    UserError: they are malformed, or do not add up to an image of at most MAX_PIXELS.
+    UserError: the run lengths are malformed, or do not add up to an image of at most MAX_PIXELS.
   """
   height, width = _size(rle)
   lengths = run_lengths(rle.get('counts'), height * width)
-  # Background first, then by turns, down the columns.
+  # Runs alternate, starting with background, in column-major order.
   return np.repeat(np.arange(lengths.size) % 2 == 1, lengths).reshape(width, height).T
 
 
 def run_lengths(counts: Any, pixels: int) -> np.ndarray:
-  """Lengths of the runs, int64 [n], background first. Raises UserError unless they are whole and add up to `pixels`."""
+  """Returns run lengths, int64 [n], background first. Raises UserError unless they are valid and add up to `pixels`."""
   if isinstance(counts, str | bytes):
     lengths = _decompressed(counts, pixels)
   elif isinstance(counts, list | tuple) or (isinstance(counts, np.ndarray) and counts.ndim == 1):
@@ -59,7 +59,7 @@ def run_lengths(counts: Any, pixels: int) -> np.ndarray:
 
 
 def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
-  """(x0, y0, x1, y1) of `mask` bool [h, w] with x1 and y1 excluded, so that x1 - x0 is the width; None if empty."""
+  """The bounding box (x0, y0, x1, y1) of a mask, bool [h, w], with x1 and y1 exclusive; None if the mask is empty."""
   rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
   if not rows.size:
     return None
@@ -114,7 +114,7 @@ def _whole_numbers(counts: Any) -> list[int]:
 
 
 def _decompressed(text: str | bytes, pixels: int) -> list[int]:
-  """COCO's text of run lengths: five bits a character, lowest first, from the fourth run on as differences."""
+  """Decompresses COCO's text: five bits per character, lowest first; from the fourth run on, differences."""
   try:
     codes = np.frombuffer(text.encode('ascii') if isinstance(text, str) else text, np.uint8).astype(np.int64) - 48
   except UnicodeEncodeError as error:
@@ -133,7 +133,7 @@ def _decompressed(text: str | bytes, pixels: int) -> list[int]:
   places = 5 * (np.arange(codes.size) - np.repeat(starts, digits))
   values = np.add.reduceat((codes & 31) << places, starts)
   values -= np.where(codes[ends] & 16, 1 << (5 * digits), 0)
-  # Below 2**40 each and at most 2**28 of them: the sums may pass 2**63 only where a single one passes any image.
+  # Bounding each value by the number of pixels also keeps the cumulative sums below 2**63.
   if np.abs(values).max() > pixels:
     raise UserError(f'run lengths: a run of more than the {pixels} pixels of the image')
   values[1::2] = np.cumsum(values[1::2])

@@ -1,1 +1,1 @@
-"""Prediction and its engine."""
+"""Prediction: the inference engine and its front ends."""

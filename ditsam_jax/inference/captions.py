@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ditsam_jax.terminal import fitting_length, truncated
+
 _BACKGROUND, _INK, _ACCENT = (16, 20, 27), (255, 255, 255), (255, 214, 110)
-_SMALLEST, _LARGEST = 8, 160  # pixels of the font
-_SHARE = 0.3  # of the picture's height that a caption may take
-# Pillow's own font has ASCII and a few signs more. These are looked for where systems keep fonts.
+_SMALLEST, _LARGEST = 8, 160  # font size in pixels
+_SHARE = 0.3  # maximum share of the picture's height
+# Pillow's built-in font covers little more than ASCII. Pillow searches the system's font folders for these.
 _FONTS = (
   'DejaVuSans.ttf',
   'NotoSans-Regular.ttf',
@@ -25,28 +27,28 @@ _FONTS = (
 
 
 def caption(size: tuple[int, int], text: str, figures: Sequence[str]) -> np.ndarray | None:
-  """A strip with `text`, broken into lines or cut to fit, and behind it the first of `figures` that fits a line.
+  """Draws a strip with `text`, wrapped or truncated to fit, followed by the first of `figures` that fits on a line.
 
   Args:
     size: height and width of the picture.
-    text: in any script; characters that no font here has are written as their codes, '\\u4e2d'.
-    figures: the same in fewer and fewer characters.
+    text: text in any script; characters missing from all fonts are written as escapes, '\\u4e2d'.
+    figures: the score in ever shorter forms.
 
   Returns:
-    uint8 [rows, width, 3] with light letters on a dark ground, rows at most about a third of the height; None where not
-    even one line finds room.
+    uint8 [rows, width, 3], light letters on a dark background; rows is at most about a third of the height. None if not
+    even one line fits.
   """
   height, width = size
   points = round(min(_LARGEST, max(_SMALLEST, 0.035 * (height * width) ** 0.5, 11 if min(size) >= 100 else 0)))
-  font, text = _fitting(' '.join(text.split()), points)
+  font, text = _choose_font(' '.join(text.split()), points)
   line_height = sum(font.getmetrics()) + max(1, points // 8)
   margin = max(1, points // 3)
-  room = width - 2 * margin
+  usable = width - 2 * margin
   most = max(1, int((_SHARE * height - margin) // line_height))
-  figure = next((figure for figure in figures if font.getlength(figure) <= room), None)
+  figure = next((figure for figure in figures if font.getlength(figure) <= usable), None)
   if figure is None:
     return None
-  lines = _lines(text, font, room, font.getlength(figure) + points, most)
+  lines = _lines(text, font, usable, font.getlength(figure) + points, most)
   rows = len(lines) * line_height + margin
   if rows > height:
     return None
@@ -54,49 +56,38 @@ def caption(size: tuple[int, int], text: str, figures: Sequence[str]) -> np.ndar
   pen = ImageDraw.Draw(strip)
   for number, line in enumerate(lines):
     pen.text((margin, margin // 2 + number * line_height), line, _INK, font)
-  # On its own at the right: beside Arabic or Hebrew it would come first.
+  # Drawn separately and right-aligned: next to Arabic or Hebrew text it would come first.
   pen.text((width - margin, margin // 2 + (len(lines) - 1) * line_height), figure, _ACCENT, font, anchor='ra')
   return np.asarray(strip)
 
 
-def _lines(text: str, font, room: float, taken: float, most: int) -> list[str]:
-  """At most `most` lines no wider than `room`, the last of them no wider than `room - taken`."""
+def _lines(text: str, font, width: float, reserved: float, most: int) -> list[str]:
+  """Wraps text into at most `most` lines no wider than `width`; the last one leaves `reserved` free."""
   lines, rest = [], text
-  while len(lines) < most - 1 and font.getlength(rest) > room - taken:
-    line = _broken(rest, font, room)
+  while len(lines) < most - 1 and font.getlength(rest) > width - reserved:
+    line = _first_line(rest, font, width)
     lines.append(line.strip())
     rest = rest[len(line) :].strip()
-  return [*lines, _shortened(rest, font, room - taken)]
+  return [*lines, _truncated(rest, font, width - reserved)]
 
 
-def _broken(text: str, font, room: float) -> str:
-  """As much of the text's beginning as fits, at least a character; whole words if it can be."""
-  fits = max(1, _longest(text, font, room))
+def _first_line(text: str, font, width: float) -> str:
+  """The longest beginning of the text that fits, at least one character; breaks between words if possible."""
+  fits = max(1, fitting_length(text, width, font.getlength))
   if fits >= len(text):
     return text
   space = text.rfind(' ', 0, fits + 1)
   return text[:space] if space > 0 else text[:fits]
 
 
-def _shortened(text: str, font, room: float) -> str:
-  """The text, or its beginning and '…'; '' where not even three letters fit."""
-  if font.getlength(text) <= room:
-    return text
-  fits = _longest(text, font, room - font.getlength('…'))
-  return f'{text[:fits].rstrip()}…' if fits >= 3 else ''
+def _truncated(text: str, font, width: float) -> str:
+  """Truncates text with '…' to fit `width`; returns '' if not even three letters fit."""
+  line = truncated(text, width, font.getlength)
+  return line if line == text or len(line) > 3 else ''
 
 
-def _longest(text: str, font, room: float) -> int:
-  """How many characters fit."""
-  low, high = 0, len(text)
-  while low < high:
-    middle = (low + high + 1) // 2
-    low, high = (middle, high) if font.getlength(text[:middle]) <= room else (low, middle - 1)
-  return low
-
-
-def _fitting(text: str, points: int) -> tuple[Any, str]:
-  """The first font that has all characters, else the one that has most; and the text in what it has."""
+def _choose_font(text: str, points: int) -> tuple[Any, str]:
+  """Returns the first font with all characters, or else the one with most, and the text with missing ones replaced."""
   best, fewest = None, set()
   for name in ('', *_FONTS):
     font = _font(name, points)

@@ -1,11 +1,11 @@
-"""The one way through a model: rows, each an image and a prompt, to logits, on all devices of this host.
+"""The inference engine: computes logits of rows, each an image and a prompt, on all devices of this host.
 
-Rows are computed so many at once, filled up where there are fewer, so that a program is compiled once for one row and
-once for a batch. What rows share is computed once: a sentence is read once, an image encoded once, with each sentence
-once where the sentence enters the image encoder.
+Rows run in batches of a fixed size; the last batch is padded, so each program compiles once for a single row and once
+for a batch. Work that rows share is done once: each sentence is read once and each image encoded once (once per sentence
+if sentences enter the image encoder).
 
-XLA rounds differently for every shape of a program, but not by what else is in a batch: with the same `at_once`, and
-`one_image` left out, a row's logits have the same bits whatever rows come with it and however many devices there are.
+XLA's rounding depends on a program's shape, but not on the other rows of a batch. With the same `at_once`, and without
+`one_image`, a row's logits are bit-identical whatever rows accompany it and however many devices there are.
 """
 
 import collections
@@ -23,14 +23,14 @@ from ditsam_jax.inference.programs import Device
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.weights import Weights, cast_array, dtype_named
 
-_SENTENCES_KEPT = 256  # on a device; of BERT base 60 kB each
-_EMBEDDINGS_KEPT = 8  # of an image, with as many sentences; at 512 1 MB each
+_SENTENCES_KEPT = 256  # per device; 60 kB each with BERT base
+EMBEDDINGS_KEPT = 8  # per image, with different sentences; 1 MB each at 512 x 512
 
 
 class Square:
-  """An image as the model sees it, f32 [S, S, 3], and its embeddings so far, which go with it.
+  """An image in the model's square, f32 [S, S, 3], with a cache of its embeddings.
 
-  An embedding is known by the sentence that the image was seen with, None for the image alone.
+  The cache's key is the sentence encoded with the image, or None for the image alone.
   """
 
   def __init__(self, pixels: np.ndarray):
@@ -38,22 +38,22 @@ class Square:
     self._embeddings: dict[Hashable, dict[Device, jax.Array]] = {}
 
   def known(self, sentence: Hashable, device: Device) -> jax.Array | None:
-    """An embedding, which another device may have computed."""
+    """Returns a cached embedding, copied from another device if need be, or None."""
     copies = self._embeddings.get(sentence, {})
     if copies and device not in copies:
       copies[device] = jax.device_put(next(iter(copies.values())), device)
     return copies.get(device)
 
   def keep(self, sentence: Hashable, device: Device, embedding: jax.Array) -> None:
-    """Keeps an embedding; that of the image alone stays, those with sentences make room for later ones."""
+    """Caches an embedding. Old embeddings with sentences are evicted; that of the image alone stays."""
     self._embeddings[sentence] = {device: embedding}
     with_sentence = [key for key in list(self._embeddings) if key is not None]
-    for key in with_sentence[:-_EMBEDDINGS_KEPT]:
+    for key in with_sentence[:-EMBEDDINGS_KEPT]:
       self._embeddings.pop(key, None)
 
 
 class Sentence(NamedTuple):
-  """Token ids and 0/1 mask, int32 [T] each."""
+  """Token ids and 0/1 token mask, int32 [T] each."""
 
   token_ids: np.ndarray
   token_mask: np.ndarray
@@ -65,14 +65,14 @@ class Sentence(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Row:
-  """One image and what is asked of it.
+  """An image and a prompt.
 
   Attributes:
     square: the image.
-    sentence: or None.
-    points: (x, y) in pixels of the square f32 [P, 2] and labels i32 [P], see `prompts.point_tokens`; None for none.
-    mask: f32 [S/4, S/4], or None.
-    multimask: three masks.
+    sentence: the text prompt, or None.
+    points: (x, y) in pixels of the square, f32 [P, 2], and labels i32 [P], see `prompts.point_tokens`; or None.
+    mask: the mask prompt, f32 [S/4, S/4], or None.
+    multimask: predict three masks instead of one.
   """
 
   square: Square
@@ -83,19 +83,19 @@ class Row:
 
   @property
   def kind(self) -> tuple:
-    """Rows of one kind go through one program together."""
+    """Rows of the same kind can be batched."""
     tokens = 0 if self.points is None else len(self.points[0])
     return self.sentence is not None, tokens, self.mask is not None, self.multimask
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Piece:
-  """What a program makes of some rows; nothing waits for it until an array is looked at.
+  """The output of one batch, computed asynchronously: only reading an array waits for it.
 
   Attributes:
-    rows: their places among all rows; what lies behind them in the arrays is filling.
-    logits: f32 [R, M, S/4, S/4], or of the whole square [R, M, S, S].
-    iou: f32 [R, M].
+    rows: indices of the rows in the request; further entries in the arrays are padding.
+    logits: f32 [R, M, S/4, S/4], or [R, M, S, S] at the resolution of the square.
+    iou: predicted IoU, f32 [R, M].
   """
 
   rows: list[int]
@@ -107,35 +107,34 @@ class Engine:
   """A model on the devices of this host."""
 
   def __init__(self, model: DitSam, dtype: str | None = 'auto'):
-    """Takes the model's weights as they are now.
+    """Copies the model's current weights; later changes to the model have no effect.
 
     Args:
-      model: in any mode; it is run without dropout.
-      dtype: what to compute in, one of `weights.DTYPES`; None for the type of the weights, as 'auto' does where that
-        is not f32.
+      model: a model in train or eval mode; it always runs without dropout.
+      dtype: compute type, one of `weights.DTYPES`; None uses the type of the weights, as does 'auto' if that is not f32.
 
     Raises:
-      UserError: there is no such type.
+      UserError: the type is unknown.
     """
     self.config = model.config
     self.devices = jax.local_devices()
     parts = programs.parts_of(model)
-    given = next(iter(parts.encoder[1].values())).dtype
-    narrow = dtype == 'auto' and given != jnp.float32  # somebody chose it
-    chosen = given if dtype is None or narrow else dtype_named(dtype, self.devices[0].platform)
+    stored = next(iter(parts.encoder[1].values())).dtype
+    narrow = dtype == 'auto' and stored != jnp.float32  # chosen deliberately when the model was saved
+    chosen = stored if dtype is None or narrow else dtype_named(dtype, self.devices[0].platform)
     self.dtype = chosen.name
     self.parts = parts.mapped(lambda weights: _cast(weights, chosen))
     self._lock = threading.Lock()
     self._replicas: dict[Device, _Replica] = {}
 
   def run(self, rows: Sequence[Row], at_once: int, *, one_image: bool = False, squares: bool = False) -> list[Piece]:
-    """Starts the computation of rows; devices take whole stretches of them.
+    """Starts computing rows; each device takes a contiguous range.
 
     Args:
-      rows: in any order; those of one image are best beside each other.
-      at_once: rows a program takes.
-      one_image: decode prompts of one embedding from it, which saves work, and rounds differently.
-      squares: logits of the model's whole square.
+      rows: rows in any order; keep rows of the same image together for speed.
+      at_once: batch size of the programs.
+      one_image: decode all prompts of an image from a single embedding. Saves work, but rounds differently.
+      squares: return logits at the resolution of the model's square.
     """
     share = -(-len(rows) // (len(self.devices) * at_once)) * at_once
     pieces = []
@@ -145,7 +144,7 @@ class Engine:
     return pieces
 
   def embedding(self, square: Square, sentence: Sentence | None = None) -> jax.Array:
-    """The embedding [h, w, C] of an image, computed if it is not known."""
+    """Returns the embedding [h, w, C] of an image, from the cache if possible."""
     return self._replica(self.devices[0]).embeddings([Row(square, sentence)], 1)[0]
 
   def encode(self, squares: Sequence[Square], at_once: int, sentence: Sentence | None = None) -> None:
@@ -156,7 +155,7 @@ class Engine:
 
   def _replica(self, device: Device) -> '_Replica':
     with self._lock:
-      if device not in self._replicas:  # one that is never needed gets no weights
+      if device not in self._replicas:  # created lazily: unused devices hold no weights
         self._replicas[device] = _Replica(self.parts, self.config.fusion != 'none', device)
       return self._replicas[device]
 
@@ -173,7 +172,7 @@ class _Replica:
   def run(
     self, rows: Sequence[Row], places: Iterable[int], at_once: int, one_image: bool, squares: bool
   ) -> list[Piece]:
-    """The rows at some places."""
+    """Computes the rows at `places`."""
     places = list(places)
     mine = [rows[place] for place in places]
     features = self._features(mine, at_once)
@@ -182,16 +181,16 @@ class _Replica:
     for group, together in _groups(mine, embeddings if one_image else None):
       for start in range(0, len(group), at_once):
         some = group[start : start + at_once]
-        filled = some + some[-1:] * (at_once - len(some))
-        seen = [embeddings[i] for i in (filled[:1] if together else filled)]
-        outputs = self._decoded([mine[i] for i in filled], seen, [features[i] for i in filled], squares)
+        padded = some + some[-1:] * (at_once - len(some))
+        used = [embeddings[i] for i in (padded[:1] if together else padded)]
+        outputs = self._decode([mine[i] for i in padded], used, [features[i] for i in padded], squares)
         pieces.append(Piece([places[i] for i in some], *outputs))
     return pieces
 
   def embeddings(
     self, rows: Sequence[Row], at_once: int, features: Sequence[jax.Array | None] | None = None
   ) -> list[jax.Array]:
-    """Of the image of every row, with its sentence where that enters the image encoder."""
+    """Image embeddings of all rows, with the sentence if it enters the image encoder."""
     features = self._features(rows, at_once) if features is None else features
     if not self._fused:
       at_once = -(-at_once // 2)  # images of several prompts each, as a rule
@@ -218,25 +217,25 @@ class _Replica:
 
   def _encode(self, rows, keys, features, missing: list[int], at_once: int, found: dict) -> None:
     part, weights = self._parts.encoder
-    for some, filled in _batches(missing, at_once):
-      images = np.stack([rows[i].square.pixels for i in filled])
-      texts = None if features is None else tuple(features[i] for i in filled)
+    for some, padded in _batches(missing, at_once):
+      images = np.stack([rows[i].square.pixels for i in padded])
+      texts = None if features is None else tuple(features[i] for i in padded)
       for i, embedding in zip(some, programs.encode(part, weights, jax.device_put(images, self._device), texts)):
         found[id(rows[i].square), keys[i]] = embedding
         rows[i].square.keep(keys[i], self._device, embedding)
 
   def _features(self, rows: Sequence[Row], at_once: int) -> list[jax.Array | None]:
-    """Text features [T, Ct] of every row's sentence; None for none."""
-    # Those read in a batch of another size have other bits.
+    """Text features [T, Ct] of each row's sentence, or None without one."""
+    # The batch size is part of the key because it changes the rounding.
     keys = [None if row.sentence is None else (at_once, row.sentence.key) for row in rows]
     sentences = {key: row.sentence for key, row in zip(keys, rows) if row.sentence is not None}
     with self._lock:
       found = {key: self._sentences[key] for key in sentences if key in self._sentences}
     missing = [key for key in sentences if key not in found]
-    for some, filled in _batches(missing, at_once):
-      assert self._parts.reader is not None  # a model without one is given no sentences
+    for some, padded in _batches(missing, at_once):
+      assert self._parts.reader is not None  # models without a text encoder never get sentences
       part, weights = self._parts.reader
-      tokens = [np.stack([sentences[key][i] for key in filled]) for i in range(2)]
+      tokens = [np.stack([sentences[key][i] for key in padded]) for i in range(2)]
       found.update(zip(some, programs.read(part, weights, *jax.device_put(tokens, self._device))))
     with self._lock:
       self._sentences.update((key, found[key]) for key in missing)
@@ -244,7 +243,7 @@ class _Replica:
         self._sentences.popitem(last=False)
     return [None if key is None else found[key] for key in keys]
 
-  def _decoded(self, rows: list[Row], embeddings: list[jax.Array], features: list[jax.Array | None], squares: bool):
+  def _decode(self, rows: list[Row], embeddings: list[jax.Array], features: list[jax.Array | None], squares: bool):
     part, weights = self._parts.decoder
     has_text, tokens, has_mask, multimask = rows[0].kind
     given = [row.points for row in rows if row.points is not None]
@@ -256,13 +255,13 @@ class _Replica:
 
 
 def _groups(rows: list[Row], embeddings: list[jax.Array] | None) -> list[tuple[list[int], bool]]:
-  """Places of rows that go through one program together, and whether from one embedding (where those are given)."""
+  """Groups row indices that can be batched; the flag tells whether a group shares one of `embeddings`, if given."""
   groups: dict[tuple[tuple, int | None], list[int]] = {}
   for i, row in enumerate(rows):
     groups.setdefault((row.kind, None if embeddings is None else id(embeddings[i])), []).append(i)
   if embeddings is None:
     return [(group, False) for group in groups.values()]
-  alone: dict[tuple, list[int]] = {}  # an embedding with a single prompt is no reason for a batch of its own
+  alone: dict[tuple, list[int]] = {}  # images with a single prompt share batches
   for (kind, _), group in groups.items():
     if len(group) == 1:
       alone.setdefault(kind, []).extend(group)
@@ -271,7 +270,7 @@ def _groups(rows: list[Row], embeddings: list[jax.Array] | None) -> list[tuple[l
 
 
 def _batches(items: list, size: int) -> Iterable[tuple[list, list]]:
-  """Some of the items at a time, and the same filled up to `size` by the last one."""
+  """Yields batches of at most `size` items, each also padded to `size` by repeating its last item."""
   for start in range(0, len(items), size):
     some = items[start : start + size]
     yield some, some + some[-1:] * (size - len(some))

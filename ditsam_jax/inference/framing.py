@@ -1,7 +1,7 @@
-"""An image of any size in the model's square: what the model sees of it, where points go, and how logits come back.
+"""Fits images of any size into the model's square, and maps points into it and logits back to the image.
 
-Plain SAM prepares images and brings masks back as Meta's code does: the long side at the model's, padding on the right
-and at the bottom. Models with a text encoder do both the way they were trained: centred, as evaluation does.
+Plain SAM follows Meta's code: the long side is scaled to the square, with padding on the right and at the bottom. Models
+with a text encoder centre the image, as in training and evaluation.
 """
 
 import dataclasses
@@ -19,13 +19,13 @@ from ditsam_jax.ops.resize import resize_matrix
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Framed:
-  """An image, and what became of it.
+  """An image fitted into the model's square.
 
   Attributes:
-    image: uint8 [h, w, 3].
-    square: what the model sees.
-    box: where the image lies in the square.
-    config: the model's.
+    image: the original, uint8 [h, w, 3].
+    square: the model's input.
+    box: position of the image in the square.
+    config: the model's config.
   """
 
   image: np.ndarray
@@ -40,17 +40,17 @@ class Framed:
 
   @property
   def scale(self) -> np.ndarray:
-    """From (x, y) of the image to the square: times this, plus `offset`."""
+    """Scale [2] that maps (x, y) of the image to the square, together with `offset`: scale * xy + offset."""
     height, width = self.size
     return np.array([self.box.width / width, self.box.height / height])
 
   @property
   def offset(self) -> np.ndarray:
-    """See `scale`."""
+    """Offset [2] added after scaling, see `scale`."""
     return np.array([self.box.left, self.box.top], np.float64)
 
   def own_size(self, low_res: np.ndarray) -> np.ndarray:
-    """Logits f32 [M, h, w] at the image's own size, of low-resolution logits [M, S/4, S/4]."""
+    """Upsamples low-resolution logits [M, S/4, S/4] to the image's own size, f32 [M, h, w]."""
     squares = (_upscaled(logits, self.config.image_size, self.config.align_corners) for logits in low_res)
     return np.stack([own_size_logits(square, self.box, self.size) for square in squares])
 
@@ -66,7 +66,7 @@ class Framed:
 
 
 def frame(image: np.ndarray, config: DitSamConfig) -> Framed:
-  """`image` uint8 [h, w, 3] for a model."""
+  """Fits an image, uint8 [h, w, 3], into the model's square."""
   if config.text_encoder is None:
     pixels, box = _top_left(image, config)
   else:
@@ -75,19 +75,19 @@ def frame(image: np.ndarray, config: DitSamConfig) -> Framed:
 
 
 def resized_as_meta(height: int, width: int, long_side: int) -> tuple[int, int]:
-  """Height and width with the longer one at `long_side`, rounded as Meta's ResizeLongestSide does."""
+  """Height and width scaled so that the longer one is `long_side`, rounded as in Meta's ResizeLongestSide."""
   scale = long_side * 1.0 / max(height, width)
   return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
 def resize_as_meta(image: np.ndarray, long_side: int) -> np.ndarray:
-  """`image` uint8 [h, w, 3] with its long side at `long_side`, by Pillow, which smooths when it shrinks."""
+  """Resizes an image, uint8 [h, w, 3], to a long side of `long_side` with Pillow, which antialiases when shrinking."""
   height, width = resized_as_meta(image.shape[0], image.shape[1], long_side)
   return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
 
 
 def _top_left(image: np.ndarray, config: DitSamConfig) -> tuple[np.ndarray, Letterbox]:
-  """ResizeLongestSide and preprocess: f32 [S, S, 3], and where the image lies."""
+  """Meta's ResizeLongestSide and preprocess: returns f32 [S, S, 3] and the position of the image."""
   resized = resize_as_meta(image, config.image_size)
   height, width = resized.shape[:2]
   box = Letterbox(0, 0, height, width)
@@ -104,9 +104,9 @@ def _operator(low_res: int, side: int, aligned: bool, start: int, length: int, o
 
 
 def _upscaled(logits: np.ndarray, size: int, align_corners: bool) -> np.ndarray:
-  """f32 [size, size] of low-resolution logits [s, s], as `ops.resize.resize_masks` has it.
+  """Upsamples low-resolution logits [s, s] to f32 [size, size], like `ops.resize.resize_masks`.
 
-  Done here and not on the device: 16 times as many numbers would have to come from there.
+  This runs on the host, because the transfer from the device would take 16 times the bandwidth.
   """
   if logits.shape[0] == size:
     return logits

@@ -87,7 +87,7 @@ class SamAutomaticMaskGenerator:
 
   def __init__(
     self,
-    model: str | os.PathLike | DitSam,
+    model: str | os.PathLike | DitSam | Segmenter,
     points_per_side: int | None = 32,
     points_per_batch: int = 64,
     pred_iou_thresh: float = 0.88,
@@ -108,7 +108,7 @@ class SamAutomaticMaskGenerator:
     """Creates a generator; arguments up to `output_mode` and their defaults are Meta's.
 
     Args:
-      model: a model in memory, a saved model's folder, or the name of a shipped model.
+      model: a model in memory, a saved model's folder, the name of a shipped model, or a Segmenter to share.
       points_per_side: points along each side of the image; None with `point_grids`.
       points_per_batch: at most so many points at once on a device; 8 on CPUs, whose caches hold no more.
       pred_iou_thresh: masks with a predicted IoU up to this are dropped; 0 keeps all.
@@ -124,7 +124,7 @@ class SamAutomaticMaskGenerator:
       min_mask_region_area: holes and islands of fewer pixels are removed from masks; 0 leaves them.
       output_mode: of `segmentation`: 'binary_mask' (bool [h, w]), 'uncompressed_rle' or 'coco_rle'.
       tokenizer: for a model in memory that takes text.
-      dtype: 'float32', 'bfloat16', or 'auto': bfloat16 on TPUs and GPUs, float32 on CPUs.
+      dtype: not for a Segmenter; 'float32', 'bfloat16', or 'auto': bfloat16 on TPUs and GPUs, float32 on CPUs.
 
     Raises:
       UserError: an argument is impossible, or there is no such model or type.
@@ -145,11 +145,14 @@ class SamAutomaticMaskGenerator:
       output_mode=output_mode,
     )
     self._grids = self.settings.grids()
-    if not isinstance(model, DitSam):
-      model, own = load_with_tokenizer(model, dtype)
-      tokenizer = tokenizer or own
-    self.config = model.config
-    self._segmenter = Segmenter.from_model(model, tokenizer, dtype=dtype)
+    if isinstance(model, Segmenter):
+      self._segmenter = model
+    else:
+      if not isinstance(model, DitSam):
+        model, own = load_with_tokenizer(model, dtype)
+        tokenizer = tokenizer or own
+      self._segmenter = Segmenter.from_model(model, tokenizer, dtype=dtype)
+    self.config = self._segmenter.config
     self._engine = self._segmenter.engine
     self._threshold = np.float32(logit(self.config.mask_threshold))
     platform = self._engine.devices[0].platform

@@ -13,15 +13,15 @@ _LIGHT, _DARK = (255, 255, 255), (0, 0, 0)
 
 
 def draw(image: np.ndarray, masks: np.ndarray, prompt: Prompt, scores: np.ndarray) -> np.ndarray:
-  """The image with the best of the masks over it, the prompt's points and box, and a caption: its words and the score.
+  """Draws the best mask, the prompt's points and box, and a caption with the text and the score over an image.
 
-  Points on the object are green discs with a plus, those off it red squares with a minus. The caption lies where it
-  hides least: at the bottom, or at the top.
+  Positive points are green discs with a plus, negative points red squares with a minus. The caption is placed at the
+  bottom or the top, wherever it hides less.
 
   Args:
     image: uint8 [h, w, 3].
     masks: bool [M, h, w].
-    prompt: as of `prompts.checked`.
+    prompt: a prompt checked by `prompts.checked`.
     scores: f32 [M].
 
   Returns:
@@ -44,7 +44,7 @@ def draw(image: np.ndarray, masks: np.ndarray, prompt: Prompt, scores: np.ndarra
 
 
 def _hidden(mask: np.ndarray, prompt: Prompt, top: int, bottom: int) -> int:
-  """What a caption over these rows would hide: pixels of the mask, and points."""
+  """Scores how much a caption over these rows would hide: pixels of the mask, and points."""
   count = int(np.count_nonzero(mask))
   if prompt.points is not None:
     count += mask.size * int(np.count_nonzero((prompt.points[:, 1] >= top) & (prompt.points[:, 1] < bottom)))
@@ -74,7 +74,7 @@ def _draw_prompt(pixels: np.ndarray, prompt: Prompt) -> None:
 
 
 def _inside(points: np.ndarray, width: int, height: int) -> np.ndarray:
-  """Whole pixels [N, 2] (x, y), those outside of the picture brought to its edge."""
+  """Rounds points [N, 2] (x, y) to pixels, clipped to the picture."""
   return np.rint(np.clip(points, 0, (width - 1, height - 1))).astype(int)
 
 
@@ -86,16 +86,20 @@ def overlay(
   tint: float = 0.2,
   dim: float = 0.4,
 ) -> np.ndarray:
-  """The image with the object tinted and outlined and the rest dimmed towards grey, uint8 [h, w, 3].
+  """Tints and outlines the object and dims the rest towards grey; returns uint8 [h, w, 3].
 
-  image: uint8 [h, w, 3]; mask: bool [h, w]; `tint`, `dim`: 0 leaves the pixels as they are, 1 replaces them.
+  Args:
+    image: uint8 [h, w, 3].
+    mask: bool [h, w].
+    colour: RGB colour of the tint and the outline.
+    tint, dim: strength; 0 leaves pixels unchanged, 1 replaces them.
   """
   pixels = cv2.transform(image, _dimming(dim))
   mask = mask.astype(np.uint8)
   left, top, width, height = cv2.boundingRect(mask)
   if not width:
     return pixels
-  # All that is left to do lies in the object's box, and the outline just outside it.
+  # The rest only affects the object's bounding box, and the outline just outside it.
   box = slice(top, top + height), slice(left, left + width)
   cv2.copyTo(cv2.transform(image[box], _tinting(colour, tint)), mask[box], pixels[box])
   contours, _ = cv2.findContours(mask[box], cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=(left, top))
@@ -107,14 +111,14 @@ def overlay(
 
 
 def _dimming(amount: float) -> np.ndarray:
-  """Colours mixed with a grey of half their brightness, then darkened: an affine map [3, 4]."""
+  """An affine colour map [3, 4] that mixes colours with a grey of half their brightness, then darkens them."""
   grey = np.full((3, 3), 0.5 / 3)
   mixed = np.hstack([(1 - amount) * np.eye(3) + amount * grey, np.full((3, 1), 45 * amount)])
   return (1 - 0.45 * amount) * mixed
 
 
 def _tinting(colour: tuple[int, int, int], amount: float) -> np.ndarray:
-  """Colours mixed with `colour`: an affine map [3, 4]."""
+  """An affine colour map [3, 4] that mixes colours with `colour`."""
   return np.hstack([(1 - amount) * np.eye(3), amount * np.array(colour, np.float64)[:, None]])
 
 

@@ -1,4 +1,4 @@
-"""Prompts: text, points, a box and a mask in any combination, and the one place that checks them."""
+"""Prompts (text, points, a box and a mask in any combination) and their validation."""
 
 import dataclasses
 from typing import Any
@@ -8,11 +8,12 @@ import numpy as np
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.prompt_encoder import ABSENT, BOTTOM_RIGHT, NEGATIVE, PADDING, POSITIVE, TOP_LEFT
+from ditsam_jax.terminal import truncated
 from ditsam_jax.tokenization import MAX_TEXT_BYTES
 
 MOST_POINTS = 1000
-FURTHEST = 1e8  # pixels from the image's corner; no image that can be read is longer
-LARGEST_LOGIT = 1e6  # of a mask prompt; beyond it its norm overflows
+FURTHEST = 1e8  # pixels from the image's corner; longer than any readable image
+LARGEST_LOGIT = 1e6  # of a mask prompt; larger values overflow in the norm
 
 _FEWEST_TOKENS = 8
 _TEXT_EXPECTED = "expected words that name an object, such as 'the red circle'"
@@ -47,8 +48,8 @@ class Prompt:
     parts = [f'{name}={value!r}' for name, value in (('text', self.text),) if value is not None]
     for name in ('points', 'labels', 'box'):
       if (value := getattr(self, name)) is not None:
-        told = repr(value.tolist() if isinstance(value, np.ndarray) else value)
-        parts.append(f'{name}={told if len(told) <= 80 else f"<{len(value)}>"}')
+        shown = repr(value.tolist() if isinstance(value, np.ndarray) else value)
+        parts.append(f'{name}={shown if len(shown) <= 80 else f"<{len(value)}>"}')
     parts += ['mask=<given>'] if self.mask is not None else []
     parts += ['multimask=True'] if self.multimask else []
     return f'Prompt({", ".join(parts)})'
@@ -66,7 +67,7 @@ def checked(prompt: Prompt, config: DitSamConfig) -> Prompt:
     check_text(prompt.text)
     if config.text_encoder is None:
       raise UserError(
-        f'text {_shortened(prompt.text)}: this model has no text encoder; prompt it with points, a box or a mask'
+        f'text {_quoted(prompt.text)}: this model has no text encoder; prompt it with points, a box or a mask'
       )
   points, labels = _checked_points(prompt.points, prompt.labels)
   if not isinstance(prompt.multimask, bool | np.bool_):
@@ -77,14 +78,14 @@ def checked(prompt: Prompt, config: DitSamConfig) -> Prompt:
 
 
 def point_tokens(prompt: Prompt, scale: np.ndarray, offset: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-  """A checked prompt's points and box corners as decoder tokens; None if the prompt is only text.
+  """Converts a checked prompt's points and box corners to decoder tokens; None if there are none but text.
 
-  They are padded to 8, 16, 32, ... tokens and masked: extra tokens cost almost nothing next to the image's, but a new
-  program costs seconds.
+  Tokens are padded to 8, 16, 32, ... and masked: extra tokens cost almost nothing next to the image's, but compiling a
+  new program costs seconds.
 
   Args:
     prompt: points and box in pixels of the image.
-    scale: f64 [2], from there to pixels of the model's square.
+    scale: f64 [2], maps pixels of the image to pixels of the model's square.
     offset: f64 [2], added after scaling.
 
   Returns:
@@ -95,13 +96,13 @@ def point_tokens(prompt: Prompt, scale: np.ndarray, offset: np.ndarray) -> tuple
   corners = np.zeros((0, 2)) if prompt.box is None else prompt.box.reshape(2, 2)
   if prompt.text is not None and not len(points) and not len(corners):
     return None
-  padding = (PADDING,) if len(points) and not len(corners) else ()  # what SAM adds to points without a box
-  known = [*labels, *padding, *(TOP_LEFT, BOTTOM_RIGHT)[: len(corners)]]
-  count = max(_FEWEST_TOKENS, 1 << (len(known) - 1).bit_length())
-  filled = np.zeros((count, 2))
-  filled[: len(points)] = points
-  filled[len(points) + len(padding) : len(known)] = corners
-  return (filled * scale + offset).astype(np.float32), np.array(known + [ABSENT] * (count - len(known)), np.int32)
+  padding = (PADDING,) if len(points) and not len(corners) else ()  # SAM adds one to points without a box
+  used = [*labels, *padding, *(TOP_LEFT, BOTTOM_RIGHT)[: len(corners)]]
+  count = max(_FEWEST_TOKENS, 1 << (len(used) - 1).bit_length())
+  xy = np.zeros((count, 2))
+  xy[: len(points)] = points
+  xy[len(points) + len(padding) : len(used)] = corners
+  return (xy * scale + offset).astype(np.float32), np.array(used + [ABSENT] * (count - len(used)), np.int32)
 
 
 def check_text(text: str) -> None:
@@ -109,15 +110,15 @@ def check_text(text: str) -> None:
   if not isinstance(text, str):
     raise UserError(f'a text of type {type(text).__name__}: {_TEXT_EXPECTED}')
   if not any(character.isprintable() and not character.isspace() for character in text):
-    raise UserError(f'text {_shortened(text)}: nothing to read; {_TEXT_EXPECTED}')
+    raise UserError(f'text {_quoted(text)}: nothing to read; {_TEXT_EXPECTED}')
   if any('\ud800' <= character <= '\udfff' for character in text):
-    raise UserError(f'text {_shortened(text)}: not valid Unicode; {_TEXT_EXPECTED}')
+    raise UserError(f'text {_quoted(text)}: not valid Unicode; {_TEXT_EXPECTED}')
   if (size := len(text.encode())) > MAX_TEXT_BYTES:
-    raise UserError(f'text {_shortened(text)}: {size:,} bytes; expected at most {MAX_TEXT_BYTES:,}')
+    raise UserError(f'text {_quoted(text)}: {size:,} bytes; expected at most {MAX_TEXT_BYTES:,}')
 
 
-def _shortened(text: str) -> str:
-  return repr(text if len(text) <= 60 else f'{text[:59]}…')
+def _quoted(text: str) -> str:
+  return repr(truncated(text, 60))
 
 
 def _checked_points(points: Any, labels: Any) -> tuple[np.ndarray | None, np.ndarray | None]:

@@ -18,7 +18,7 @@ from ditsam_jax.storage.image_files import read_image
 from ditsam_jax.tokenization import Tokenizer
 
 _FORMATS = ('RGB', 'BGR')
-_BATCH = {'cpu': 8}  # prompts of one image at once, by platform: a processor's cache holds no more
+_BATCH = {'cpu': 8}  # prompts of one image per batch, by platform; more do not fit a CPU's cache
 _BATCH_ELSEWHERE = 64
 
 
@@ -52,7 +52,7 @@ class Transform:
     self._config = config
 
   def apply_image(self, image: np.ndarray) -> np.ndarray:
-    """uint8 [h, w, 3] with its long side at `target_length`."""
+    """Resizes an image, uint8 [h, w, 3], to a long side of `target_length`."""
     return resize_as_meta(image, self.target_length)
 
   def apply_coords(self, coords: np.ndarray, original_size: tuple[int, int]) -> np.ndarray:
@@ -105,11 +105,11 @@ class SamPredictor:
 
     Args:
       sam_model: a model in memory, a saved model's folder, or the name of a shipped model.
-      tokenizer: for a model in memory that takes text.
+      tokenizer: the tokenizer of a model in memory that accepts text.
       dtype: 'float32', 'bfloat16', or 'auto': bfloat16 on TPUs and GPUs, float32 on CPUs.
 
     Raises:
-      UserError: there is no such model or type.
+      UserError: the model does not exist, or the type is unknown.
     """
     if not isinstance(sam_model, DitSam):
       sam_model, own = load_with_tokenizer(sam_model, dtype)
@@ -197,7 +197,7 @@ class SamPredictor:
       UserError: a prompt is invalid.
     """
     prompt = _prompt(point_coords, point_labels, _one_box(box), mask_input, multimask_output, text)
-    return tuple(array[0] for array in self._predicted([prompt], return_logits))
+    return tuple(array[0] for array in self._predict([prompt], return_logits))
 
   def predict_batch(
     self,
@@ -237,11 +237,11 @@ class SamPredictor:
     given['text'] = text
     counts = {name: _count(name, value) for name, value in given.items() if value is not None}
     if len(set(counts.values())) != 1 or not max(counts.values()):
-      told = ', '.join(f'{count} {name}' for name, count in counts.items()) or 'no prompts'
-      raise UserError(f'{told}: expected the same number of each, at least 1')
+      given_counts = ', '.join(f'{count} {name}' for name, count in counts.items()) or 'no prompts'
+      raise UserError(f'{given_counts}: expected the same number of each, at least 1')
     rows = zip(*([None] * max(counts.values()) if value is None else value for value in given.values()))
     prompts = [_prompt(xy, labels, box, mask, multimask_output, sentence) for xy, labels, box, mask, sentence in rows]
-    return self._predicted(prompts, return_logits)
+    return self._predict(prompts, return_logits)
 
   def get_image_embedding(self) -> np.ndarray:
     """The image embedding without a sentence, f32 [1, C, h, w], as in Meta's code."""
@@ -262,14 +262,14 @@ class SamPredictor:
       raise NoImageError('no image is set; call set_image first')
     return self._framed
 
-  def _predicted(self, prompts: list[Prompt], return_logits: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Masks or logits, scores and low-resolution logits of all prompts."""
+  def _predict(self, prompts: list[Prompt], return_logits: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns masks or logits, scores, and low-resolution logits of all prompts."""
     framed = self._image()
     most = _BATCH.get(self.device.platform, _BATCH_ELSEWHERE)
     at_once = 1 if len(prompts) == 1 else 8 if len(prompts) <= 8 else most
     checked = [self._segmenter.prompt(prompt, may_be_empty=True) for prompt in prompts]
     found = self._segmenter.predict(framed, checked, at_once=at_once)
-    # One at a time: logits at the image's own size take four times the memory of the masks.
+    # A generator, because logits at the image's own size take four times the memory of the masks.
     rows = ((each.logits if return_logits else each.masks, each.scores, each.low_res_logits) for each in found)
     masks, scores, low_res = (np.stack(arrays) for arrays in zip(*rows))
     return masks, scores, low_res
@@ -297,7 +297,7 @@ def _count(name: str, value: Any) -> int:
 
 
 def _from_bgr(image: Any) -> np.ndarray:
-  """An array with its channels in RGB order."""
+  """Returns a BGR array with its channels in RGB order."""
   if not hasattr(image, '__array__') or isinstance(image, str | os.PathLike) or not hasattr(image, 'shape'):
     raise UserError(f"image_format 'BGR' with an image of type {type(image).__name__}: expected an array")
   array = np.asarray(image)

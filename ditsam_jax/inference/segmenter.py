@@ -5,7 +5,7 @@ import concurrent.futures
 import functools
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,11 +27,11 @@ from ditsam_jax.tokenization import Tokenizer
 Asked = str | Prompt  # a text alone, or any prompt
 
 _AHEAD = 2  # batches computed ahead while the caller handles earlier results
-_READERS = min(4, os.cpu_count() or 1)  # threads that decode images and fit them into the model's square
+_READERS = min(4, os.cpu_count() or 1)  # threads that read images and fit them into the model's square
 _TEXTS_KEPT = 4096
 
 
-class _Read(NamedTuple):
+class _Tokenized(NamedTuple):
   sentence: Sentence
   cut: str
   unknown: tuple[str, ...]
@@ -62,7 +62,7 @@ class Segmenter:
       dtype: 'float32', 'bfloat16', or 'auto': bfloat16 on TPUs and GPUs, float32 on CPUs.
 
     Raises:
-      UserError: there is no such model or type, or `batch_size` is not a positive whole number.
+      UserError: the model does not exist, the type is unknown, or `batch_size` is not a positive whole number.
     """
     _check_batch_size(batch_size)
     self._set_up(*load_with_tokenizer(checkpoint, dtype), batch_size, dtype)
@@ -83,7 +83,7 @@ class Segmenter:
     self.batch_size = batch_size
     self.engine = Engine(model, dtype)
     self._threshold = logit(model.config.mask_threshold)
-    self._read = functools.lru_cache(_TEXTS_KEPT)(self._read_anew)
+    self._tokenized = functools.lru_cache(_TEXTS_KEPT)(self._tokenize)
 
   @property
   def dtype(self) -> str:
@@ -164,13 +164,13 @@ class Segmenter:
       batch, failure = [None], None
       try:
         while batch and failure is None:
-          batch, failure = _some(prepared, size)
+          batch, failure = _next_batch(prepared, size)
           if batch:
-            waiting.append((batch, self._begun(batch, at_once)))
+            waiting.append((batch, self._start(batch, at_once)))
           if len(waiting) > _AHEAD:
-            yield from self._finished(*waiting.popleft())
+            yield from self._results(*waiting.popleft())
         while waiting:
-          yield from self._finished(*waiting.popleft())
+          yield from self._results(*waiting.popleft())
       finally:
         pool.shutdown(wait=False, cancel_futures=True)
     if failure is not None:
@@ -186,27 +186,28 @@ class Segmenter:
     return prompt
 
   def predict(self, framed: Framed, prompts: list[Prompt], *, at_once: int | None = None) -> Iterator[Prediction]:
-    """Predictions for checked prompts of one image, in one or more batches."""
+    """Yields the predictions of checked prompts for one image, computed in one or more batches."""
     at_once = at_once or (1 if len(prompts) == 1 else self.batch_size)
     batch = [(framed, prompt) for prompt in prompts]
-    return self._finished(batch, self._begun(batch, at_once, one_image=True))
+    return self._results(batch, self._start(batch, at_once, one_image=True))
 
   def _prepared(self, requests, pool, ahead: int) -> Iterator[tuple[Framed, Prompt]]:
-    """Images, read in other threads, with their checked prompts; errors are raised in order."""
-    under_way = collections.deque()
-    for item in self._under_way(requests, pool):
-      under_way.append(item)
-      if len(under_way) > ahead:
-        future, prompt = under_way.popleft()
+    """Reads images in the pool's threads and checks their prompts; raises errors in request order."""
+    pending = collections.deque()
+    for item in self._submitted(requests, pool):
+      pending.append(item)
+      if len(pending) > ahead:
+        future, prompt = pending.popleft()
         yield future.result(), prompt
-    while under_way:
-      future, prompt = under_way.popleft()
+    while pending:
+      future, prompt = pending.popleft()
       yield future.result(), prompt
 
-  def _under_way(self, requests, pool) -> Iterator[tuple[concurrent.futures.Future, Prompt | None]]:
+  def _submitted(self, requests, pool) -> Iterator[tuple[concurrent.futures.Future, Prompt | None]]:
+    """Submits each image to the pool; consecutive requests with the same image share a future."""
     last_image, last = None, None
     try:
-      for image, asked in requests:  # in this thread: requests are the caller's
+      for image, asked in requests:  # in this thread, because the iterator is the caller's
         prompt = self.prompt(asked)
         if last is None or not same_image(image, last_image):
           last_image, last = image, pool.submit(lambda image: frame(read_image(image), self.config), image)
@@ -216,7 +217,7 @@ class Segmenter:
       failed.set_exception(error)
       yield failed, None
 
-  def _begun(self, batch: list[tuple[Framed, Prompt]], at_once: int, one_image: bool = False) -> list[Piece]:
+  def _start(self, batch: list[tuple[Framed, Prompt]], at_once: int, one_image: bool = False) -> list[Piece]:
     return self.engine.run([self.row(*request) for request in batch], at_once, one_image=one_image)
 
   def row(self, framed: Framed, prompt: Prompt) -> Row:
@@ -226,33 +227,49 @@ class Segmenter:
 
   def sentence(self, prompt: Prompt) -> Sentence | None:
     """The tokens of a checked prompt's text."""
-    return None if prompt.text is None else self._read(prompt.text).sentence
+    return None if prompt.text is None else self._tokenized(prompt.text).sentence
 
-  def _read_anew(self, text: str) -> _Read:
+  def _tokenize(self, text: str) -> _Tokenized:
     assert self.tokenizer is not None  # see `prompt`
     ids, token_mask = self.tokenizer([text])
-    return _Read(Sentence(ids[0], token_mask[0]), self.tokenizer.cut(text), tuple(self.tokenizer.unknown(text)))
+    return _Tokenized(Sentence(ids[0], token_mask[0]), self.tokenizer.cut(text), tuple(self.tokenizer.unknown(text)))
 
-  def _finished(self, batch: list[tuple[Framed, Prompt]], pieces: list[Piece]) -> Iterator[Prediction]:
+  def begin(self, batch: list[tuple[Framed, Prompt]], at_once: int) -> list[Callable[[], Prediction]]:
+    """Starts the computation of checked prompts, each on an image of its own, and does not wait for it.
+
+    Args:
+      batch: images and prompts, see `prompt`; prompts of one kind (see `engine.Row.kind`) share programs.
+      at_once: batch size of a program.
+
+    Returns:
+      One function per prompt, which waits for the device and returns the prediction at the image's size. They may be
+      called from any thread, in any order.
+    """
+    pieces = self._start(batch, at_once)
     found = {place: (piece, i) for piece in pieces for i, place in enumerate(piece.rows)}
-    arrays = {}
+    return [functools.partial(self._finish, *request, *found[place]) for place, request in enumerate(batch)]
+
+  def _results(self, batch: list[tuple[Framed, Prompt]], pieces: list[Piece]) -> Iterator[Prediction]:
+    """Waits for the pieces of a batch and yields its predictions in order."""
+    found = {place: (piece, i) for piece in pieces for i, place in enumerate(piece.rows)}
     for place, (framed, prompt) in enumerate(batch):
-      piece, i = found[place]
-      if id(piece) not in arrays:
-        arrays[id(piece)] = np.asarray(piece.logits), np.asarray(piece.iou)
-      low_res, scores = (array[i].copy() for array in arrays[id(piece)])  # a view would keep the whole batch
-      logits = framed.own_size(low_res)
-      read = None if prompt.text is None else self._read(prompt.text)
-      yield Prediction(
-        prompt,
-        framed.image,
-        logits > self._threshold,
-        scores,
-        logits,
-        low_res,
-        read.cut if read else '',
-        read.unknown if read else (),
-      )
+      yield self._finish(framed, prompt, *found[place])
+
+  def _finish(self, framed: Framed, prompt: Prompt, piece: Piece, i: int) -> Prediction:
+    # JAX keeps the host's copy of an array; a view would keep the whole batch.
+    low_res, scores = np.asarray(piece.logits)[i].copy(), np.asarray(piece.iou)[i].copy()
+    logits = framed.own_size(low_res)
+    read = None if prompt.text is None else self._tokenized(prompt.text)
+    return Prediction(
+      prompt,
+      framed.image,
+      logits > self._threshold,
+      scores,
+      logits,
+      low_res,
+      read.cut if read else '',
+      read.unknown if read else (),
+    )
 
 
 class View:
@@ -288,18 +305,18 @@ class View:
 
 
 def load_with_tokenizer(checkpoint: str | os.PathLike, dtype: str | None) -> tuple[DitSam, Tokenizer | None]:
-  """A saved model, and its tokenizer if it takes text. Raises UserError, for a wrong `dtype` before anything is read."""
+  """Loads a saved model, and its tokenizer if it accepts text. Raises UserError, checking `dtype` first."""
   if dtype is not None:
     dtype_named(dtype, 'cpu')
   model = saved_model.load(checkpoint)
   warn_if_fresh(checkpoint)
   if model.config.text_encoder is None:
     return model, None
-  return model, Tokenizer(vocabulary_file(checkpoint), model.config.max_text_tokens)
+  return model, Tokenizer(vocabulary_file(checkpoint), model.config.max_text_tokens, kept=_TEXTS_KEPT)
 
 
 def _prompts(text, points, labels, box, mask, multimask) -> list[Prompt]:
-  """One prompt per item of `text`, or a single one if it is not a list."""
+  """Returns one prompt per item of `text`, or a single one if it is not a list."""
   others = {'points': points, 'labels': labels, 'box': box, 'mask': mask, 'multimask': multimask}
   given = [name for name, value in others.items() if value is not None and value is not False]
 
@@ -307,7 +324,7 @@ def _prompts(text, points, labels, box, mask, multimask) -> list[Prompt]:
     if not isinstance(asked, Prompt):
       return Prompt(asked, **others)
     if given:
-      raise UserError(f'a Prompt and {", ".join(given)} beside it: expected everything in the Prompt')
+      raise UserError(f'a Prompt with {", ".join(given)} as separate arguments: expected everything in the Prompt')
     return asked
 
   if not isinstance(text, list | tuple):
@@ -318,14 +335,14 @@ def _prompts(text, points, labels, box, mask, multimask) -> list[Prompt]:
   return [one(asked) for asked in text]
 
 
-def _some(items: Iterator, size: int) -> tuple[list, Exception | None]:
-  """At most that many of the next items, and the error that ended them, so earlier results are not lost."""
-  some = []
+def _next_batch(items: Iterator, size: int) -> tuple[list, Exception | None]:
+  """Returns at most `size` items, and the exception that ended them early, so earlier results are not lost."""
+  batch = []
   try:
-    some.extend(itertools.islice(items, size))
+    batch.extend(itertools.islice(items, size))
   except Exception as error:
-    return some, error
-  return some, None
+    return batch, error
+  return batch, None
 
 
 def same_image(image: Any, other: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Reads ahead of the device and writes behind it, in threads, in order, with bounded queues."""
+"""Reads images ahead of the device and writes results behind it: threads with bounded queues that keep the order."""
 
 import collections
 import os
@@ -15,29 +15,29 @@ T = TypeVar('T')
 R = TypeVar('R')
 
 THREADS = min(8, max(2, os.cpu_count() or 1))
-MOST = 64  # items on their way
-MOST_BYTES = 2**29  # of pixels among them; images may have a quarter of a gigabyte
+MOST = 64  # items in flight
+MOST_BYTES = 2**29  # of pixels in flight; an image may have a quarter of a gigabyte
 
 
 def images_ahead(requests: Iterable[Request], threads: int = THREADS) -> Iterator[tuple[Request, Any]]:
-  """(request, pixels uint8 [h, w, 3]) in order, or (request, UserError) where the image cannot be read.
+  """Yields (request, pixels uint8 [h, w, 3]) in order, or (request, UserError) if the image cannot be read.
 
-  Requests that follow each other on one image share it, the very array.
+  Consecutive requests for the same image share one array.
   """
-  room = _Room()
+  budget = _MemoryBudget()
 
   def read(path: str, turn: int) -> Any:
-    room.wait_for_space(turn)
+    budget.wait(turn)
     pixels = _attempted(read_image, path)
-    room.take(_bytes(pixels))
+    budget.add(_bytes(pixels))
     return pixels
 
   def next_one() -> tuple[Request, Any]:
     request, turn, future = waiting.popleft()
-    room.is_wanted(turn)
+    budget.set_next(turn)
     pixels = future.result()
     if not waiting or waiting[0][1] != turn:
-      room.take(-_bytes(pixels))
+      budget.add(-_bytes(pixels))
     return request, pixels
 
   with ThreadPoolExecutor(threads, 'read') as pool:
@@ -54,27 +54,27 @@ def images_ahead(requests: Iterable[Request], threads: int = THREADS) -> Iterato
       while waiting:
         yield next_one()
     finally:
-      room.close()
+      budget.close()
       pool.shutdown(wait=False, cancel_futures=True)
 
 
-class _Room:
-  """How much of MOST_BYTES the images that wait take: reading stops where it is used up, but for the one wanted next."""
+class _MemoryBudget:
+  """Limits the pixels in flight to MOST_BYTES; readers block beyond it, except for the image needed next."""
 
   def __init__(self) -> None:
-    self._used, self._wanted, self._open = 0, 0, True
+    self._used, self._next, self._open = 0, 0, True
     self._changed = threading.Condition()
 
-  def wait_for_space(self, turn: int) -> None:
+  def wait(self, turn: int) -> None:
     with self._changed:
-      self._changed.wait_for(lambda: self._used < MOST_BYTES or turn <= self._wanted or not self._open)
+      self._changed.wait_for(lambda: self._used < MOST_BYTES or turn <= self._next or not self._open)
 
-  def is_wanted(self, turn: int) -> None:
+  def set_next(self, turn: int) -> None:
     with self._changed:
-      self._wanted = turn
+      self._next = turn
       self._changed.notify_all()
 
-  def take(self, size: int) -> None:
+  def add(self, size: int) -> None:
     with self._changed:
       self._used += size
       self._changed.notify_all()
@@ -88,11 +88,11 @@ class _Room:
 def in_order(
   function: Callable[[T], R], items: Iterable[T], size: Callable[[T], int], threads: int = THREADS
 ) -> Generator[tuple[T, R | UserError], None, None]:
-  """Yields (item, function(item) or the UserError it raised) in order, while items go on coming.
+  """Calls `function` in threads; yields (item, its result or UserError) in order.
 
-  Where `items` end with an exception, Ctrl-C too, what has been begun is yielded before it is raised.
+  If `items` raises an exception, including KeyboardInterrupt, items in flight are completed and yielded first.
 
-  `size`: bytes that an item holds until it is done.
+  `size` returns the bytes that an item keeps in memory until it is done.
   """
   end: BaseException | None = None
   with ThreadPoolExecutor(threads, 'write') as pool:

@@ -1,4 +1,4 @@
-"""File names of results: readable and unique; inputs are never overwritten."""
+"""Readable and unique file names for results; inputs are never overwritten."""
 
 import functools
 import os
@@ -17,15 +17,15 @@ MASK, OVERLAY = '.mask.png', '.overlay.png'
 METADATA = 'metadata.csv'  # beside 0.png, 1.png, ... of everything in an image, as Meta's amg.py names them
 _NUMBERED = re.compile(r'\d+\.png')
 _NO_WORD = re.compile(r'\W+')
-_NAME_BYTES = 80  # of the image's name, and of the prompt's; file systems allow 255 in all
+_NAME_BYTES = 80  # for the image's name, and for the prompt's; file systems allow 255 in total
 
 
 class FileNames:
-  """Names are known once all requests have been seen; 40 bytes a request are kept until then.
+  """Assigns names after all requests have been seen; stores 40 bytes per request until then.
 
-  'photo.the-red-circle' names a result where no other image is called photo. Where stems repeat, each of those images
-  has a folder: 'holidays-photo-jpg/the-red-circle', with a few digits more where even these repeat. Prompts of one
-  image that read alike ('the cup', 'the cup?') get the request's number: 'photo.the-cup.17'.
+  'photo.the-red-circle' is the name of a result if no other image has the stem 'photo'. Images with equal stems get a
+  folder each, 'holidays-photo-jpg/the-red-circle', and a hash if even these are equal. Prompts of an image with equal
+  names ('the cup', 'the cup?') get the request's number: 'photo.the-cup.17'.
   """
 
   def __init__(self, folder: Path) -> None:
@@ -36,7 +36,7 @@ class FileNames:
     self._inputs = array('Q')  # images in the folder of the results
 
   def see(self, request: Request) -> None:
-    """Notes a request; to be called once for each, in order."""
+    """Registers a request; must be called once for each, in order."""
     image = _image(request.image)
     self._images.append(image.key)
     self._stems.append(image.stem_key)
@@ -46,7 +46,7 @@ class FileNames:
       self._inputs.append(digest(os.path.join(image.folder, image.file).casefold()))
 
   def settle(self, repeated: np.ndarray) -> None:
-    """Fixes the names; `repeated`: bool [N], which requests say the same as an earlier one."""
+    """Fixes the names; `repeated`, bool [N], marks requests that duplicate an earlier one."""
     images, stems, longer, prompts = (
       np.frombuffer(part, np.uint64) if part else np.zeros(0, np.uint64)
       for part in (self._images, self._stems, self._longer, self._prompts)
@@ -59,7 +59,7 @@ class FileNames:
     self._images, self._stems, self._longer, self._prompts = (array('Q') for _ in range(4))
 
   def of(self, request: Request) -> Path:
-    """The path of a request's files, without MASK or OVERLAY."""
+    """The path of a request's files without the suffix MASK or OVERLAY."""
     image, prompt = _image(request.image), _prompt_name(request)
     number = f'.{request.number + 1}'
     ending = number if digest(f'{image.key} {prompt}') in self._shared_prompts else ''
@@ -93,9 +93,9 @@ def _is_numbered_mask(path: str) -> bool:
 
 
 class _Image(NamedTuple):
-  """What names are made of, of one image."""
+  """The parts of an image's path that names are built from."""
 
-  folder: str  # with links followed
+  folder: str  # with symbolic links resolved
   file: str
   stem: str
   longer: str
@@ -110,12 +110,12 @@ def _image(path: str) -> _Image:
   folder, file = os.path.split(path)
   stem = _slug(os.path.splitext(file)[0])
   longer = _slug(f'{os.path.basename(folder)}-{file}'.casefold())
-  # Some file systems do not tell capitals from small letters.
+  # Compares case-insensitively, like some file systems.
   return _Image(_real(folder), file, stem, longer, digest(path), digest(stem.casefold()), digest(longer))
 
 
 def _shared(names: np.ndarray, images: np.ndarray) -> set[int]:
-  """Names of more than one image."""
+  """Names that more than one image has."""
   pairs = np.unique(np.stack([names, images], 1), axis=0)
   found, counts = np.unique(pairs[:, 0], return_counts=True)
   return set(found[counts > 1].tolist())
@@ -127,10 +127,10 @@ def _real(folder: str) -> str:
 
 
 def _prompt_name(request: Request) -> str:
-  return _slug((str(request.id) if request.id is not None else _spoken(request.prompt)).casefold())
+  return _slug((str(request.id) if request.id is not None else _as_text(request.prompt)).casefold())
 
 
-def _spoken(prompt: Prompt) -> str:
+def _as_text(prompt: Prompt) -> str:
   parts = [] if prompt.text is None else [prompt.text]
   if prompt.points is not None:
     points = [f'{"" if label else "not-"}{x:g}-{y:g}' for (x, y), label in zip(prompt.points, prompt.labels)]
@@ -141,7 +141,7 @@ def _spoken(prompt: Prompt) -> str:
 
 
 def _slug(text: str) -> str:
-  """Letters, digits and dashes of `text`, in any script, at most `_NAME_BYTES` bytes of UTF-8."""
+  """Reduces `text` to letters and digits of any script and dashes, at most `_NAME_BYTES` bytes of UTF-8."""
   if not text.isascii():
     text = unicodedata.normalize('NFC', text.encode('utf-8', 'ignore').decode('utf-8'))
   words = _NO_WORD.sub('-', text).strip('-')

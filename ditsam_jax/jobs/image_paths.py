@@ -1,4 +1,4 @@
-"""Files, folders and globs named on a command line, as a list of image files that stays small for millions."""
+"""Expands files, folders and globs from the command line into a list of image files, compact even for millions."""
 
 import functools
 import glob
@@ -11,22 +11,22 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.storage.image_files import FORMATS
 from ditsam_jax.terminal import printable
 
-_END = '\0'  # no file's name holds it
+_END = '\0'  # never part of a file name
 
 
 class ImagePaths:
   """Paths of image files, listed once, in order.
 
-  A folder means the image files directly in it, a glob those that it matches ('photos/**/*.jpg' goes into subfolders);
-  both know image files by the ends of their names, and leave out what `is_result` says is a result of ours. A file
-  named by itself is taken as it is. Names are kept in one string a folder: a hundred bytes less each than in a list.
+  A folder stands for the image files directly in it, a glob for the image files it matches ('photos/**/*.jpg' includes
+  subfolders). Both recognise image files by extension and skip those for which `is_result` is true. Single files are
+  always included. The names of a folder are stored in one string, which takes a hundred bytes less per name than a list.
   """
 
   def __init__(self, named: Sequence[str], is_result=lambda path: False) -> None:
     """Lists the files.
 
     Raises:
-      UserError: a name is of no file, folder or match, or holds no image.
+      UserError: a file or folder does not exist, a glob matches nothing, or there are no images.
     """
     self._parts = [_listed(name, is_result) for name in dict.fromkeys(named)]
 
@@ -39,7 +39,7 @@ class ImagePaths:
 
 
 def _listed(name: str, is_result) -> tuple[str, str]:
-  """(folder, its files' names, each with _END behind it) of one name."""
+  """Lists one argument; returns (folder, names of its files, each followed by _END)."""
   expanded = os.path.expanduser(name)
   if '\0' in name or not name:
     raise UserError(f'--image={printable(name)}: not a file name')

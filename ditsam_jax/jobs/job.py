@@ -1,4 +1,4 @@
-"""A job of predictions, planned: all its requests are checked once, then those that are not done are gone through."""
+"""A prediction job: checks all requests once, then yields those that are not done."""
 
 import json
 from array import array
@@ -16,28 +16,28 @@ from ditsam_jax.parallel import distributed
 
 
 class Source(Protocol):
-  """Requests that can be gone through again: `Combinations` or `PromptFile`."""
+  """Requests that can be iterated repeatedly: `Combinations` or `PromptFile`."""
 
   def __iter__(self) -> Iterator[Request]: ...
 
   def chosen(self, todo: np.ndarray) -> Iterator[Request]:
-    """Those whose place in `todo` is true."""
+    """Yields the requests for which `todo` is true."""
     ...
 
 
 class Job:
-  """Which requests there are and which are left to do; of each a few bytes are kept.
+  """Tracks which requests are left to do, in a few bytes per request.
 
   Attributes:
-    repeated: bool [N], requests that say the same as an earlier one; they are done once.
-    todo: bool [N], what is left to do here.
+    repeated: bool [N], requests that duplicate an earlier one; they are done once.
+    todo: bool [N], requests left to do on this host.
   """
 
   def __init__(self, source: Source, names: FileNames | None) -> None:
-    """Goes through all requests once; `names` sees each.
+    """Checks all requests, and registers them with `names`.
 
     Raises:
-      UserError: a request is not as it should be, an id is given twice, or there are none.
+      UserError: a request is invalid, an id is used twice, or there are no requests.
     """
     self._source = source
     keys, images = array('Q'), array('Q')
@@ -66,28 +66,28 @@ class Job:
 
   @property
   def count(self) -> int:
-    """How many results there will be."""
+    """Number of results: requests without duplicates."""
     return len(self) - int(np.count_nonzero(self.repeated))
 
   @property
   def left(self) -> int:
-    """How many of them are left to do here."""
+    """Number of requests left to do on this host."""
     return int(np.count_nonzero(self.todo))
 
   def requests(self) -> Iterator[Request]:
-    """Those left to do, in order. Raises UserError where they are no longer those that were checked."""
+    """Yields the requests left to do, in order. Raises UserError if they have changed since they were checked."""
     for request in self._source.chosen(self.todo):
       if request.key() != int(self._keys[request.number]):
         raise UserError(f'{request}: changed while this command ran; rerun the command')
       yield request
 
   def share(self, host: int, hosts: int) -> None:
-    """Leaves this host its part: images in turn, the requests that follow each other on one image together."""
+    """Restricts the job to this host's share: every n-th image, keeping consecutive requests for an image together."""
     turns = np.cumsum(np.append(False, self._images[1:] != self._images[:-1]))
     self.todo &= turns % hosts == host
 
   def skip_done(self, lines: JsonLines) -> None:
-    """Leaves out what is in a file of results. Raises UserError where an id there is of another request."""
+    """Skips requests in a file of results. Raises UserError if an id there belongs to another request."""
     done = np.isin(self._keys, lines.keys)
     changed = self._owners[np.isin(self._ids, lines.ids) & ~done[self._owners]]
     if len(changed):

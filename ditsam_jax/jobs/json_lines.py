@@ -1,4 +1,4 @@
-"""Results as JSON lines: appended to as they come, and read by the next run to know what is done."""
+"""Results as JSON lines: appended as they are computed, and read by the next run to resume."""
 
 import fcntl
 import json
@@ -19,19 +19,19 @@ _ELSEWHERE = 'choose another --json, or move that file away'
 
 
 class JsonLines:
-  """A file of results, of this process alone; what it holds of earlier runs stays.
+  """A file of results, locked by this process. Results of earlier runs are kept.
 
   Attributes:
-    keys: u64 [N], sorted: `Request.key` of all that is done, by all hosts whose files are to be seen here.
-    ids: u64 [M], sorted: digests of the ids among them.
+    keys: u64 [N], sorted: `Request.key` of all completed requests, including those in visible files of other hosts.
+    ids: u64 [M], sorted: digests of their ids.
   """
 
   def __init__(self, path: Path, made_by: dict[str, Any], pictures: bool, host: int = 0, hosts: int = 1) -> None:
-    """Opens the file; of several hosts each has its own, 'results.host0of4.jsonl'.
+    """Opens the file; with several hosts, each has its own, 'results.host0of4.jsonl'.
 
     Raises:
-      UserError: it cannot be written, is no such file, is being written by another process or was made by another
-        model or with other options.
+      UserError: the file cannot be written, contains something else, is in use by another process, or was made by
+        another model or with other options.
     """
     self.path = path if hosts == 1 else path.with_name(f'{path.stem}.host{host}of{hosts}{path.suffix}')
     self._made_by, self._pictures = made_by, pictures
@@ -42,7 +42,7 @@ class JsonLines:
         if file != self.path and file.exists():
           with open(file, 'rb') as stream:
             self._read(file, stream, keys, ids)
-      self._cut_to(self._read(self.path, self._stream, keys, ids))
+      self._truncate(self._read(self.path, self._stream, keys, ids))
     except BaseException:
       self._stream.close()
       raise
@@ -55,7 +55,7 @@ class JsonLines:
     self._stream.close()
 
   def append(self, line: bytes) -> None:
-    """Adds a result. Raises UserError where the disk is full or gone."""
+    """Appends a result. Raises UserError if it cannot be written."""
     try:
       self._stream.write(line)
       self._stream.flush()
@@ -65,8 +65,8 @@ class JsonLines:
       ) from error
 
   def _read(self, file: Path, stream, keys: array, ids: array) -> int:
-    """Collects what is done; returns how many bytes of the file are whole lines."""
-    whole = 0
+    """Collects completed requests; returns the number of bytes in complete lines."""
+    complete = 0
     for number, line in enumerate(stream, 1):
       place = f'{printable(file)} line {number:,}'
       try:
@@ -75,14 +75,14 @@ class JsonLines:
       except (ValueError, KeyError, TypeError, RecursionError) as error:
         rest = line.rstrip(b'\0')
         if not line.endswith(b'\n') and _BEGINNING.startswith(rest[: len(_BEGINNING)]) and not _parses(line):
-          return whole
+          return complete
         raise UserError(f'{place}: not a result of this command; {_ELSEWHERE}') from error
       self._check(place, row, made_by)
       keys.append(key)
       if row.get('id') is not None:
         ids.append(digest(json.dumps(row['id'])))
-      whole += len(line)
-    return whole
+      complete += len(line)
+    return complete
 
   def _check(self, place: str, row: dict[str, Any], made_by: Any) -> None:
     if made_by != self._made_by:
@@ -91,12 +91,13 @@ class JsonLines:
     if self._pictures and 'mask' not in row and 'overlay' not in row:
       raise UserError(f'{place}: made without pictures; give --no-pictures, or {_ELSEWHERE}')
 
-  def _cut_to(self, whole: int) -> None:
+  def _truncate(self, complete: int) -> None:
+    """Removes an incomplete last line, or adds a missing line break."""
     size = self._stream.seek(0, os.SEEK_END)
-    if whole < size:
+    if complete < size:
       say(f'{printable(self.path)}: the last line is truncated; it is removed and its request redone')
-      self._stream.truncate(whole)
-      self._stream.seek(whole)
+      self._stream.truncate(complete)
+      self._stream.seek(complete)
     elif size:
       self._stream.seek(size - 1)
       if self._stream.read(1) != b'\n':
@@ -104,7 +105,7 @@ class JsonLines:
 
 
 def differing(made_by: Any, now: dict[str, Any]) -> str:
-  """'model 12ab (now 34cd), dtype float32 (now bfloat16)': what differs in how results were made."""
+  """Describes how results were made differently: 'model 12ab (now 34cd), dtype float32 (now bfloat16)'."""
   if not isinstance(made_by, dict):
     return 'something unknown'
   return ', '.join(
@@ -131,7 +132,7 @@ def _opened(path: Path):
 
 
 def _of_hosts(path: Path) -> list[Path]:
-  """Files of several hosts that belong to this one."""
+  """The files that several hosts have written for this path."""
   pattern = re.compile(re.escape(path.stem) + r'\.host\d+of\d+' + re.escape(path.suffix))
   return sorted(file for file in path.parent.iterdir() if pattern.fullmatch(file.name))
 

@@ -29,12 +29,12 @@ _HASHED = 2**24  # bytes; of larger files size and time stand for the content
 
 
 class OutputLost(UserError):
-  """Nothing more can be written, of any result: the disk is full or read-only."""
+  """No further results can be written: the disk is full or read-only."""
 
 
 @dataclass(frozen=True)
 class Written:
-  """What is left to say of a result once its files are written."""
+  """What to report about a result after its files have been written."""
 
   request: Request
   json_line: bytes
@@ -146,7 +146,7 @@ def made_by(checkpoint: str, dtype: str, **how: Any) -> dict[str, Any]:
   """How results are made, to tell those of another model or other options. Raises UserError."""
   description, folder = read_description(checkpoint), resolve(checkpoint)
   parts: list[Any] = [description['model'], description.get('files')]
-  if not parts[1]:  # a model from before checksums were saved with it
+  if not parts[1]:  # a model saved without checksums, by an earlier version
     for file in sorted(path for path in folder.rglob('*') if path.is_file()):
       size, time = file.stat().st_size, file.stat().st_mtime_ns
       content = hashlib.sha256(file.read_bytes()).hexdigest() if size <= _HASHED else time

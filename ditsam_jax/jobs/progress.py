@@ -1,4 +1,4 @@
-"""Progress of a long job, and its summary."""
+"""Progress and summary of a job."""
 
 import sys
 import time
@@ -6,12 +6,12 @@ import time
 from ditsam_jax import terminal
 from ditsam_jax.terminal import listed, printable
 
-_MOST = 20  # failures that are listed
-_WARNINGS = 5  # prompts of whose words the model warns at once
+_MOST = 20  # failures to list
+_WARNINGS = 5  # warnings about words to print immediately
 
 
 class Progress:
-  """Counts what is done and what failed; a context."""
+  """Counts results and failures, and shows progress while the context is open."""
 
   def __init__(self, total: int) -> None:
     self.done = self.failed = 0
@@ -25,7 +25,7 @@ class Progress:
     self._shown.close()
 
   def step(self, failed: bool = False) -> None:
-    """One more is done, or has failed."""
+    """Counts one more result or failure."""
     self.done += not failed
     self.failed += failed
     if failed:
@@ -33,15 +33,15 @@ class Progress:
     self._shown.update()
 
   def say(self, line: str) -> None:
-    """A remark on stderr, beside the bar."""
+    """Prints a line to stderr without disturbing the progress bar."""
     self._shown.write(line, file=sys.stderr)
 
   def show(self, line: str) -> None:
-    """A result on stdout, beside the bar."""
+    """Prints a line to stdout without disturbing the progress bar."""
     self._shown.write(line, file=sys.stdout)
 
   def summary(self) -> str:
-    """'200 results in 12 s (16.7 a second)'."""
+    """Formats a summary: '200 results in 12 s (16.7 a second)'."""
     seconds = time.monotonic() - self._started
     failed = f', {self.failed:,} failed' if self.failed else ''
     if not self.done:
@@ -51,16 +51,16 @@ class Progress:
 
 
 class Remarks:
-  """Warnings about results: the first of each kind at once, the rest counted at the end."""
+  """Warnings about results: the first ones are printed immediately, the rest are counted at the end."""
 
   def __init__(self, progress: Progress) -> None:
     self._progress = progress
     self._empty = self._words_unknown = self._words_cut = self._counted = 0
-    self._said: set[object] = set()
+    self._warned: set[object] = set()
     self._failures: list[str] = []
 
   def result(self, text: str | None, unknown: tuple[str, ...], cut: str, is_empty: bool) -> None:
-    """Of one result."""
+    """Counts one result and warns about its words."""
     self._empty += is_empty
     self._words_unknown += bool(unknown)
     self._words_cut += bool(cut)
@@ -71,15 +71,15 @@ class Remarks:
       self._once(text, f"warning: '{shown}' exceeds the model's token limit; cut: '{printable(cut, 100)}'")
 
   def failure(self, message: str) -> None:
-    """Of one request; the first are listed at the end."""
-    if message in self._failures[-1:]:  # the same image, with another prompt
+    """Records a failed request; the first ones are listed at the end."""
+    if message in self._failures[-1:]:  # the same image with another prompt
       self._counted += 1
     elif len(self._failures) < _MOST:
       self._failures.append(message)
       self._counted += 1
 
   def at_the_end(self) -> list[str]:
-    """Lines: counts, then what failed."""
+    """Returns the final lines: counts, then failures."""
     done = self._progress.done
     counts = [
       f'{count:,} {what}'
@@ -97,8 +97,8 @@ class Remarks:
     return lines
 
   def _once(self, what: object, line: str) -> None:
-    if what not in self._said and len(self._said) < _WARNINGS:
-      self._said.add(what)
+    if what not in self._warned and len(self._warned) < _WARNINGS:
+      self._warned.add(what)
       self._progress.say(line)
 
 

@@ -1,4 +1,4 @@
-"""Requests of a prediction job: one image and one prompt each, checked, never all in memory."""
+"""Requests of a prediction job, an image and a prompt each; checked, and never all in memory."""
 
 import difflib
 import functools
@@ -22,15 +22,15 @@ _KEYS = ('image', 'text', 'points', 'labels', 'box', 'id')
 
 @dataclass(frozen=True, slots=True)
 class Request:
-  """One prompt on one image.
+  """A prompt on an image.
 
   Attributes:
     image: path of the image file.
-    name: the image as it was named.
-    prompt: as of `prompts.checked`.
-    id: what a file of prompts calls it, if it does.
-    number: its place among all requests, from 0.
-    place: 'FILE line 7', or '' for a request of the command line.
+    name: the image's path as given by the user.
+    prompt: a prompt checked by `prompts.checked`.
+    id: its id in a file of prompts, or None.
+    number: its index among all requests, from 0.
+    place: 'FILE line 7', or '' for a request from the command line.
   """
 
   image: str
@@ -41,7 +41,7 @@ class Request:
   place: str
 
   def key(self) -> int:
-    """64 bits that tell this request from others, wherever it stands."""
+    """A 64-bit hash that identifies the request, independent of its position."""
     asked = [self.id, os.path.abspath(self.image), described(self.prompt)]
     return digest(json.dumps(asked))
 
@@ -50,21 +50,21 @@ class Request:
 
 
 def digest(text: str) -> int:
-  """64 bits of a text, the same in every process."""
+  """A 64-bit hash of a text, the same in all processes."""
   return int.from_bytes(hashlib.blake2b(text.encode('utf-8', 'surrogatepass'), digest_size=8).digest(), 'little')
 
 
 def described(prompt: Prompt) -> dict[str, Any]:
-  """A checked prompt as JSON: what is given of text, points, labels and box."""
+  """Converts a checked prompt to JSON: those of text, points, labels and box that are given."""
   parts: dict[str, Any] = {} if prompt.text is None else {'text': prompt.text}
   for name in ('points', 'labels', 'box'):
     if (array := getattr(prompt, name)) is not None:
-      parts[name] = _whole(array.tolist())
+      parts[name] = _as_int(array.tolist())
   return parts
 
 
 def in_words(prompt: Prompt) -> str:
-  """A checked prompt in a few words: "'the red circle', 2 points, a box"."""
+  """Describes a checked prompt in a few words: "'the red circle', 2 points, a box"."""
   parts = [] if prompt.text is None else [f"'{printable(prompt.text, 100)}'"]
   if prompt.points is not None:
     parts.append(f'{len(prompt.points)} point{"s" if len(prompt.points) > 1 else ""}')
@@ -73,15 +73,15 @@ def in_words(prompt: Prompt) -> str:
   return ', '.join(parts) or 'everything'
 
 
-def _whole(value: Any) -> Any:
-  """Numbers without '.0' where they are whole."""
+def _as_int(value: Any) -> Any:
+  """Converts whole numbers to int, recursively, so they are written without '.0'."""
   if isinstance(value, list):
-    return [_whole(item) for item in value]
+    return [_as_int(item) for item in value]
   return int(value) if value == int(value) else value
 
 
 class Combinations:
-  """Every image with every prompt."""
+  """All combinations of images and prompts."""
 
   def __init__(self, images: Iterable[str], prompts: Sequence[Prompt]) -> None:
     self._images, self._prompts = images, prompts
@@ -94,12 +94,12 @@ class Combinations:
         number += 1
 
   def chosen(self, todo: np.ndarray) -> Iterator[Request]:
-    """Those whose place in `todo` is true."""
+    """Yields the requests for which `todo` is true."""
     return (request for request in self if todo[request.number])
 
 
 class PromptFile:
-  """The requests of a file of JSON lines, read line by line each time it is gone through."""
+  """The requests in a file of JSON lines, read line by line in each iteration."""
 
   def __init__(
     self, file: str, config: DitSamConfig, *, images_dir: str | None = None, multimask: bool = False
@@ -111,7 +111,7 @@ class PromptFile:
     return self.chosen(None)
 
   def chosen(self, todo: np.ndarray | None) -> Iterator[Request]:
-    """Those whose place in `todo` is true; None for all. Raises UserError, which names the line."""
+    """Yields the requests for which `todo` is true; None yields all. Raises UserError that names the line."""
     number = 0
     for place, line in self._lines():
       if todo is None or todo[number]:
@@ -159,7 +159,7 @@ class PromptFile:
 
 
 def _check_row(row: Any) -> None:
-  """Raises ValueError unless keys and types are right; `prompts.checked` looks at the values."""
+  """Raises ValueError unless keys and types are valid; `prompts.checked` checks the values."""
   if not isinstance(row, dict):
     raise ValueError(f'{_shown(row)}: expected an object, such as {{"image": "a.jpg", "text": "the red circle"}}')
   if unknown := [key for key in row if key not in _KEYS]:
@@ -194,10 +194,10 @@ def _shown(value: Any) -> str:
 
 @functools.cache
 def _decoder() -> json.JSONDecoder:
-  return json.JSONDecoder(object_pairs_hook=_each_once, parse_constant=_no_number)
+  return json.JSONDecoder(object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant)
 
 
-def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   row = dict(pairs)
   if len(row) < len(pairs):
     keys = [key for key, _ in pairs]
@@ -205,17 +205,17 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   return row
 
 
-def _no_number(name: str) -> None:
+def _refuse_constant(name: str) -> None:
   raise ValueError(f'{name} is not a JSON number; expected finite numbers')
 
 
 def prompts_of(
   texts: Sequence[str], points: Sequence[str], box: str | None, config: DitSamConfig, *, multimask: bool = False
 ) -> list[Prompt]:
-  """The command line's prompts: points and box, with each text if there are any.
+  """Returns the command line's prompts: points and box, combined with each text if there are any.
 
   Raises:
-    UserError: one of them is not as it should be; names the option.
+    UserError: an option is invalid; the message names it.
   """
   parts: dict[str, Any] = {'multimask': multimask}
   if points:

@@ -1,1 +1,1 @@
-"""Flax NNX modules: SAM's encoders and decoder, BERT, the fusions."""
+"""Flax NNX modules: SAM's encoders and decoder, BERT, and the fusions."""

@@ -9,7 +9,7 @@ from ditsam_jax.models.instruction import FUSIONS, Sizes
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 SCOPES = ('global', 'windowed')
-MOST_TOKENS_A_SIDE = 512  # of the image; SAM's own input has 64
+MOST_TOKENS_A_SIDE = 512  # image tokens per side; SAM has 64
 
 _WIDTH = Whole(1, 8192)  # ViT-22B has 6144
 _DEPTH = Whole(1, 128)
@@ -131,7 +131,7 @@ class DitSamConfig:
 
   @property
   def fusion_sizes(self) -> Sizes:
-    """The sizes that the fusion needs."""
+    """The model sizes that the fusion needs."""
     encoder, text = self.image_encoder, self.text_encoder
     text_width = text.width if text else None
     return Sizes(encoder.width, encoder.depth, text_width, self.max_text_tokens, self.fusion_dropout)
@@ -143,36 +143,36 @@ class DitSamConfig:
     return {name: part.heads for name, part in parts.items() if part is not None}
 
   def to_dict(self) -> dict[str, Any]:
-    """The config as plain containers, ready for JSON."""
+    """Converts the config to plain containers for JSON."""
     return dataclasses.asdict(self)
 
   @classmethod
   def from_dict(cls, fields: Any) -> 'DitSamConfig':
-    """The inverse of `to_dict`, also from JSON. Raises ValueError for unknown fields and impossible values."""
-    if isinstance(fields, dict) and fields.get('attention') == 'auto':  # in models saved before it became a setting
+    """The inverse of `to_dict`, also from JSON. Raises ValueError for unknown fields and invalid values."""
+    if isinstance(fields, dict) and fields.get('attention') == 'auto':  # a field of models saved by earlier versions
       fields = {name: value for name, value in fields.items() if name != 'attention'}
     return read(cls, fields, 'model')
 
 
 def vit_b(**changes) -> DitSamConfig:
-  """DIT-SAM on SAM's ViT-B with BERT base. The default is the release's L-DIT; fusion='e2e' is its E-DIT."""
+  """DIT-SAM with SAM's ViT-B and BERT base. The default is the release's L-DIT; fusion='e2e' is its E-DIT."""
   return dataclasses.replace(DitSamConfig(), **changes)
 
 
 def vit_l(**changes) -> DitSamConfig:
-  """ViT-L; text is projected to its width (1024), hence `layer_wise_vith`."""
+  """DIT-SAM with ViT-L. `layer_wise_vith` projects the text to its width (1024)."""
   encoder = ImageEncoderConfig(width=1024, depth=24, heads=16, global_blocks=(5, 11, 17, 23))
   return dataclasses.replace(DitSamConfig(image_encoder=encoder, fusion='layer_wise_vith'), **changes)
 
 
 def vit_h(**changes) -> DitSamConfig:
-  """ViT-H; text is projected to its width (1280), hence `layer_wise_vith`."""
+  """DIT-SAM with ViT-H. `layer_wise_vith` projects the text to its width (1280)."""
   encoder = ImageEncoderConfig(width=1280, depth=32, heads=16, global_blocks=(7, 15, 23, 31))
   return dataclasses.replace(DitSamConfig(image_encoder=encoder, fusion='layer_wise_vith'), **changes)
 
 
 def tiny(**changes) -> DitSamConfig:
-  """A small model for the embedded data: 128 x 128 images, 64 tokens, all blocks global."""
+  """A small model for the shapes data: 128 x 128 images, 64 tokens, global attention in all blocks."""
   config = DitSamConfig(
     image_encoder=ImageEncoderConfig(width=96, depth=6, heads=3, global_blocks=tuple(range(6)), pretrain_grid=8),
     mask_decoder=MaskDecoderConfig(width=96, heads=4, mlp_width=192, iou_hidden=64),
@@ -188,7 +188,7 @@ def tiny(**changes) -> DitSamConfig:
 
 
 def sam(config: DitSamConfig) -> DitSamConfig:
-  """The plain SAM of the same size: no text encoder, official windows, input and output."""
+  """The plain SAM of the same size: no text encoder, and windows, input and output as released by Meta."""
   encoder = dataclasses.replace(config.image_encoder, attention_scope='windowed')
   return dataclasses.replace(
     config,

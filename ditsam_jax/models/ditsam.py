@@ -26,7 +26,7 @@ _PROMPT_AXES = {
 
 
 class Output(NamedTuple):
-  """Result of a forward pass. With multimask the first three arrays have an axis of 3 masks after the batch."""
+  """Result of a forward pass. With multimask, the first three arrays have an axis of 3 masks after the batch."""
 
   logits: jax.Array  # [B, S, S]
   low_res_logits: jax.Array  # [B, S/4, S/4] (four times the token grid)
@@ -75,7 +75,7 @@ class DitSam(nnx.Module):
       boxes: f32 [B, 4], (x0, y0, x1, y1) in pixels.
       masks: low-resolution mask logits [B, 4h, 4w].
       multimask: return three masks, for ambiguous prompts.
-      rngs: a 'dropout' stream for this call; None uses the model's own (needed in training mode only).
+      rngs: a 'dropout' stream for this call; None uses the model's own (only needed in train mode).
       execution: how the image encoder's blocks run.
 
     Returns:
@@ -116,7 +116,7 @@ class DitSam(nnx.Module):
     """Decodes prompts to masks.
 
     Args:
-      embedding: of the image of each prompt [B, h, w, C], or [1, h, w, C] of one image for all of them.
+      embedding: image embedding of each prompt [B, h, w, C], or [1, h, w, C] of one image for all prompts.
       sparse: tokens of points and boxes, a list of [B, P, C].
       masks: mask prompts [B, 4h, 4w], or None.
       image_size: (height, width) of the model's input, and of the logits.
@@ -126,7 +126,7 @@ class DitSam(nnx.Module):
     """
     _, h, w, width = embedding.shape
     if text is not None:
-      assert self.text_proj is not None  # without a text encoder there is no text
+      assert self.text_proj is not None  # text requires a text encoder
       sparse = [*sparse, self.text_proj(text)]
       if sparse_mask is not None:
         sparse_mask = jnp.pad(sparse_mask, ((0, 0), (0, text.shape[1])), constant_values=True)
@@ -134,7 +134,7 @@ class DitSam(nnx.Module):
     tokens = jnp.concatenate(sparse, axis=1) if sparse else jnp.zeros((batch, 0, width), embedding.dtype)
     dense = self.prompt_encoder.dense(masks, len(embedding), (h, w))
     pe = self.prompt_encoder.pe_layer.grid(h, w)
-    # Positions are always f32; everything else follows the weights; outputs are f32.
+    # Positions are always f32, everything else has the type of the weights, and outputs are f32.
     pe, tokens, dense = (x.astype(embedding.dtype) for x in (pe, tokens, dense))
     low_res, iou = map(layers.at_least_f32, self.mask_decoder(embedding, pe, tokens, dense, multimask, sparse_mask))
     if multimask is False:
@@ -162,7 +162,7 @@ class DitSam(nnx.Module):
       prompt = prompts[name]
       if prompt is None:
         continue
-      shape = prompt.shape  # T and P get their size from the first prompt that has them
+      shape = prompt.shape  # the first prompt with an axis T or P determines its size
       if len(shape) != len(axes) or any(sizes.setdefault(axis, size) != size for axis, size in zip(axes, shape)):
         known = ', '.join(f'{axis} = {sizes[axis]}' for axis in axes if axis in sizes and not axis.isdigit())
         raise ValueError(f'{name} is {shape}; expected [{", ".join(axes)}] with {known}')

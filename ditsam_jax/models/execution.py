@@ -1,11 +1,11 @@
-"""How the image encoder's blocks run: same results, different time and memory."""
+"""How the image encoder's blocks run: affects time and memory, not results."""
 
 import dataclasses
 from collections.abc import Callable
 
 import jax
 
-# What the backward pass of a block finds saved, besides the block's input, and what it computes once more.
+# What is saved for a block's backward pass besides its input; the rest is recomputed.
 REMAT = {
   'none': jax.checkpoint_policies.everything_saveable,
   'attention': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # linear layers saved, attention recomputed
@@ -15,14 +15,14 @@ REMAT = {
 
 @dataclasses.dataclass(frozen=True)
 class Execution:
-  """Passed to a model's call; the defaults suit inference."""
+  """Execution options, passed to a model's call. The defaults suit inference."""
 
   remat: str = 'none'  # one of REMAT
-  scan: bool = False  # compile one block and loop over it where all blocks are alike, instead of each on its own
+  scan: bool = False  # if all blocks are alike, compile one block and scan over it
   attention: str = 'auto'  # one of ops.attention.IMPLEMENTATIONS
 
   def rematerialised(self, function: Callable) -> Callable:
-    """The function of a block, saving for its backward pass what `remat` says."""
+    """Wraps a block's function in the rematerialisation policy of `remat`."""
     if self.remat == 'none':
       return function
     return jax.checkpoint(function, policy=REMAT[self.remat], prevent_cse=not self.scan)

@@ -1,7 +1,7 @@
-"""Model FLOPs: what the mathematics needs, independent of the implementation. The numerator of MFU.
+"""Model FLOPs, independent of the implementation: the numerator of MFU.
 
-Matrix products and convolutions only, two FLOPs for a multiplication and its addition. Recomputation, padding, one-hot
-channels, resizing of images and tables, and everything elementwise do not count.
+Counts matrix products and convolutions only, with two FLOPs per multiply-add. Recomputation, padding, one-hot channels,
+resizing of images and tables, and elementwise operations are not counted.
 """
 
 from ditsam_jax.models.config import DitSamConfig, TextEncoderConfig
@@ -14,9 +14,9 @@ def forward_flops(config: DitSamConfig, *, prompts: int = 1, prompt_tokens: int 
   """FLOPs of one image's forward pass, by part.
 
   Args:
-    config: the model, used at its `image_size`.
-    prompts: runs of the mask decoder, for a single mask each.
-    prompt_tokens: sparse tokens of each; None for a sentence of `max_text_tokens`.
+    config: the model's config; images have its `image_size`.
+    prompts: number of prompts to decode, one mask each.
+    prompt_tokens: sparse tokens per prompt; None for a sentence of `max_text_tokens`.
   """
   text = config.max_text_tokens if prompt_tokens is None else 0
   parts = {
@@ -24,7 +24,7 @@ def forward_flops(config: DitSamConfig, *, prompts: int = 1, prompt_tokens: int 
     'mask_decoder': prompts * _mask_decoder(config, text if prompt_tokens is None else prompt_tokens),
   }
   if text:
-    assert config.text_encoder is not None  # no other model takes sentences
+    assert config.text_encoder is not None  # sentences require a text encoder
     parts['text_encoder'] = _text_encoder(config.text_encoder, text)
     parts['text_proj'] = 2 * text * config.text_encoder.width * config.mask_decoder.width
     parts['instruction'] = FUSIONS[config.fusion].flops(config.fusion_sizes)
@@ -32,9 +32,9 @@ def forward_flops(config: DitSamConfig, *, prompts: int = 1, prompt_tokens: int 
 
 
 def training_flops(config: DitSamConfig, **prompts) -> int:
-  """FLOPs of one image in a training step: the backward pass needs two products for each of the forward pass.
+  """FLOPs of one image in a training step: the backward pass has two products for each one of the forward pass.
 
-  `prompts` as in `forward_flops`. With frozen parts fewer are needed; they are counted as if they were trained.
+  For `prompts` see `forward_flops`. Frozen parts are counted as if they were trained.
   """
   return 3 * sum(forward_flops(config, **prompts).values())
 
@@ -48,10 +48,10 @@ def _image_encoder(config: DitSamConfig, text: int) -> int:
     window = encoder.window(block)
     windows = (-(-grid // window)) ** 2 if window else 1
     side = window or grid
-    rows = slots + windows * side**2  # filled up to whole windows
+    rows = slots + windows * side**2  # padded to whole windows
     flops += linear_flops(rows, width, 3 * width) + linear_flops(rows, width, width)
     flops += windows * attention_flops(slots + side**2, slots + side**2, width)
-    flops += windows * 2 * (2 * side**3 * width)  # relative positions: every query with its rows and columns
+    flops += windows * 2 * (2 * side**3 * width)  # relative positions: each query with its rows and columns
     flops += linear_flops(slots + tokens, width, encoder.mlp_ratio * width, width)
   out = config.mask_decoder.width
   return flops + linear_flops(tokens, width, out) + 9 * linear_flops(tokens, out, out)
@@ -66,13 +66,14 @@ def _text_encoder(encoder: TextEncoderConfig, text: int) -> int:
 def _mask_decoder(config: DitSamConfig, prompt_tokens: int) -> int:
   decoder, image = config.mask_decoder, config.grid**2
   width, inner, tokens = decoder.width, decoder.width // 2, 1 + MASK_TOKENS + prompt_tokens
-  # Queries and output of one side, keys and values of the other: two products each, either way round.
-  look = 2 * (linear_flops(tokens, width, inner) + linear_flops(image, width, inner)) + attention_flops(
+  # Cross-attention costs the same in both directions: two projections on each side.
+  cross = 2 * (linear_flops(tokens, width, inner) + linear_flops(image, width, inner)) + attention_flops(
     tokens, image, inner
   )
-  itself = 4 * linear_flops(tokens, width, width) + attention_flops(tokens, tokens, width)
-  flops = decoder.depth * (itself + 2 * look + linear_flops(tokens, width, decoder.mlp_width, width)) + look
-  flops += linear_flops(image, width, width) + linear_flops(4 * image, width // 4, width // 2)  # up-scaling, twice
+  self_attention = 4 * linear_flops(tokens, width, width) + attention_flops(tokens, tokens, width)
+  mlp = linear_flops(tokens, width, decoder.mlp_width, width)
+  flops = decoder.depth * (self_attention + 2 * cross + mlp) + cross
+  flops += linear_flops(image, width, width) + linear_flops(4 * image, width // 4, width // 2)  # two upscaling layers
   flops += linear_flops(1, width, width, width, width // 8) + linear_flops(
     1, width, decoder.iou_hidden, decoder.iou_hidden, MASK_TOKENS
   )

@@ -1,4 +1,4 @@
-"""SAM's ViT (arXiv 2304.02643), once, for every fusion."""
+"""SAM's ViT (arXiv 2304.02643), shared by all fusions."""
 
 import functools
 from typing import Any
@@ -33,34 +33,34 @@ class Attention(nnx.Module):
     self.rel_pos_w = nnx.Param(jnp.zeros((2 * table_size - 1, head_width)))
 
   def __call__(self, x: jax.Array, grid: tuple[int, int], implementation: str = 'auto') -> jax.Array:
-    """x: [B, prefix + h*w, C] -> the same shape. `implementation` as of `ditsam_jax.ops.attention.attention`."""
-    return self.proj(self._attended(self._heads(x), grid, implementation))
+    """x: [B, prefix + h*w, C] -> the same shape. For `implementation` see `ditsam_jax.ops.attention.attention`."""
+    return self.proj(self._attend(self._heads(x), grid, implementation))
 
   def in_windows(
     self, slots: jax.Array, windows: jax.Array, side: int, implementation: str = 'auto'
   ) -> tuple[jax.Array, jax.Array]:
-    """Attention inside each window, which all text slots are in front of; a slot gets the mean of what it finds in each.
+    """Attention within windows. Each window is prefixed with all text slots; the slots' outputs are averaged over windows.
 
     Args:
       slots: [B, T, C], T may be 0.
       windows: [B, W, side*side, C].
-      side: of a window, in tokens.
-      implementation: as of `ditsam_jax.ops.attention.attention`.
+      side: side of a window, in tokens.
+      implementation: see `ditsam_jax.ops.attention.attention`.
 
     Returns:
-      Both, in their shapes.
+      New slots and windows, in the same shapes.
     """
     (batch, count, tokens, width), prefix = windows.shape, slots.shape[1]
     qkv = self._heads(windows.reshape(-1, tokens, width))
     if prefix:
       qkv = jnp.concatenate([jnp.repeat(self._heads(slots), count, axis=1), qkv], axis=3)
-    out = self._attended(qkv, (side, side), implementation).reshape(batch, count, prefix + tokens, width)
-    # The projection is linear: it may as well come after the mean.
+    out = self._attend(qkv, (side, side), implementation).reshape(batch, count, prefix + tokens, width)
+    # The projection is linear, so it can be applied after averaging.
     out = jnp.concatenate([out[:, :, :prefix].mean(1), out[:, :, prefix:].reshape(batch, -1, width)], axis=1)
     out = self.proj(out)
     return out[:, :prefix], out[:, prefix:].reshape(windows.shape)
 
-  def _attended(self, qkv: jax.Array, grid: tuple[int, int], implementation: str) -> jax.Array:
+  def _attend(self, qkv: jax.Array, grid: tuple[int, int], implementation: str) -> jax.Array:
     """[3, B, H, prefix + h*w, D] -> [B, prefix + h*w, C], before the projection."""
     q, k, v = qkv
     prefix = q.shape[2] - grid[0] * grid[1]
@@ -76,20 +76,20 @@ class Attention(nnx.Module):
     if axis_size(TENSOR) == 1:
       return self.qkv(x).reshape(batch, length, 3, self.heads, -1).transpose(2, 0, 3, 1, 4)
 
-    # The columns are stored as [3, H, D]. Ordered by head first, a contiguous share of them is a share of the heads.
+    # Columns are stored as [3, H, D]. Ordering them by head first makes a contiguous shard contain whole heads.
     def by_head(weight):
       weight = weight.reshape(*weight.shape[:-1], 3, self.heads, -1).swapaxes(-3, -2)
       return shard(weight, *[None] * (weight.ndim - 3), TENSOR, None, None).reshape(*weight.shape[:-3], -1)
 
     kernel, bias = self.qkv.kernel, self.qkv.bias
-    assert bias is not None  # it was made with one
+    assert bias is not None  # created with a bias
     qkv = x.reshape(-1, width) @ by_head(kernel[...]) + by_head(bias[...])
     qkv = shard(qkv.reshape(batch, length, self.heads, 3, -1), BATCH, None, TENSOR, None, None)
     return qkv.transpose(3, 0, 2, 1, 4)
 
 
 class Block(nnx.Module):
-  """Pre-norm transformer block; with `window` > 0 it attends inside windows of the image grid, each with all text slots."""
+  """Pre-norm transformer block. With `window` > 0, attention is limited to windows of the grid, each with all slots."""
 
   def __init__(self, config: ImageEncoderConfig, index: int, *, rngs: nnx.Rngs):
     self.window = config.window(index)
@@ -110,7 +110,7 @@ class Block(nnx.Module):
     return shard_rows(x + self.mlp(self.norm2(x)))
 
   def _windowed(self, x: jax.Array, grid: tuple[int, int], attention: str) -> jax.Array:
-    """Attention inside windows; zeros pad the grid to whole windows *after* the norm, as in official SAM."""
+    """Attention within windows. The grid is zero-padded to whole windows *after* the norm, as in Meta's SAM."""
     (h, w), side = grid, self.window
     batch, length, width = x.shape
     rows, columns = -(-h // side), -(-w // side)
@@ -124,7 +124,7 @@ class Block(nnx.Module):
 
 
 class Neck(nnx.Module):
-  """Two convolutions without bias and their norms: [B, h, w, C] -> [B, h, w, out]."""
+  """Two convolutions without bias, each followed by a norm: [B, h, w, C] -> [B, h, w, out]."""
 
   def __init__(self, width: int, out: int, *, rngs: nnx.Rngs):
     self.conv1 = layers.Linear(width, out, use_bias=False, rngs=rngs)  # 1 x 1
@@ -137,7 +137,7 @@ class Neck(nnx.Module):
 
 
 class ImageEncoder(nnx.Module):
-  """Image (and, by the fusion, text) to image embedding."""
+  """Encodes an image, and text if the fusion uses it, into an image embedding."""
 
   def __init__(self, config: DitSamConfig, *, rngs: nnx.Rngs):
     encoder = config.image_encoder
@@ -156,11 +156,11 @@ class ImageEncoder(nnx.Module):
     rngs: nnx.Rngs | None = None,
     execution: Execution = Execution(),
   ) -> jax.Array:
-    """Image embedding.
+    """Computes the image embedding.
 
     Args:
       images: normalised f32 [B, H, W, 3], sides multiples of the patch size.
-      text: text features [B, T, Ct]; ignored by the text baseline, None for images without text.
+      text: text features [B, T, Ct]; ignored by the text baseline; None for images without text.
       rngs: a 'dropout' stream, see TextEncoder.
       execution: how the blocks run.
 
@@ -173,41 +173,41 @@ class ImageEncoder(nnx.Module):
     x = shard_rows(x.reshape(batch, h * w, width))
     instruction = None if text is None else self.instruction
     features = None if instruction is None or text is None else instruction.features(text)
-    if execution.scan and self._alike(instruction):
+    if execution.scan and self._can_scan(instruction):
       slots = (
         None
         if instruction is None or features is None
         else jnp.stack([instruction.slots(i, features, None, rngs) for i in range(len(self.blocks))])
       )
-      x = self._scanned(x, (h, w), slots, execution)
+      x = self._scan(x, (h, w), slots, execution)
     else:
       slots = None
       for i, block in enumerate(self.blocks):
         slots = None if instruction is None or features is None else instruction.slots(i, features, slots, rngs)
-        run = functools.partial(_run, block, i, (h, w), execution.attention)
+        run = functools.partial(_run_block, block, i, (h, w), execution.attention)
         slots, x = execution.rematerialised(run)(slots, x)
     return self.neck(x.reshape(batch, h, w, width))
 
-  def _alike(self, instruction) -> bool:
-    """Whether all blocks compute the same of what they get, and get nothing of the slots before."""
+  def _can_scan(self, instruction) -> bool:
+    """Whether all blocks have the same window, and no slots depend on the previous block."""
     return len({block.window for block in self.blocks}) == 1 and (instruction is None or not instruction.travels)
 
-  def _scanned(self, x: jax.Array, grid: tuple[int, int], slots: jax.Array | None, execution: Execution) -> jax.Array:
-    """All blocks as one loop; slots [depth, B, T, C] are those of every block, or None."""
+  def _scan(self, x: jax.Array, grid: tuple[int, int], slots: jax.Array | None, execution: Execution) -> jax.Array:
+    """Scans over the blocks; slots are those of all blocks, [depth, B, T, C], or None."""
     graph, _ = nnx.split(self.blocks[0])
     weights = stacked_weights(self.blocks, grid)
 
     def body(x, layer):
       weights, slots = layer
-      return _run(nnx.merge(graph, weights), 0, grid, execution.attention, slots, x)[1], None
+      return _run_block(nnx.merge(graph, weights), 0, grid, execution.attention, slots, x)[1], None
 
     return jax.lax.scan(execution.rematerialised(body), x, (weights, slots))[0]
 
 
-def _run(
+def _run_block(
   block: Block, index: int, grid: tuple[int, int], attention: str, slots: jax.Array | None, x: jax.Array
 ) -> tuple[jax.Array | None, jax.Array]:
-  """A block over [text slots, image tokens]; both, apart again."""
+  """Runs a block on [text slots, image tokens]; returns both separately."""
   block = module_at_use(block, f'{BLOCKS}.{index}')
   if slots is None:
     return None, block(x, grid, attention)
@@ -216,12 +216,12 @@ def _run(
 
 
 def stacked_weights(blocks: nnx.List, grid: tuple[int, int]) -> nnx.State:
-  """The weights of all blocks along a new first axis."""
+  """Stacks the weights of all blocks along a new first axis."""
   return jax.tree.map(lambda *arrays: jnp.stack(arrays), *(_weights(block, grid) for block in blocks))
 
 
 def _weights(block: Block, grid: tuple[int, int]) -> nnx.State:
-  """A block's weights with tables of the grid's size, so that those of all blocks have the same shapes."""
+  """A block's weights, with relative-position tables resized to the grid so that all blocks have the same shapes."""
   _, weights = nnx.split(block)
   tables: Any = weights['attn']
   for name, size in zip(('rel_pos_h', 'rel_pos_w'), grid):

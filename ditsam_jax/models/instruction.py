@@ -1,8 +1,8 @@
 """The fusions: the content of the text slots before block i (arXiv 2404.00650, section 3).
 
-A fusion is one class, listed in FUSIONS. It says what its slots are, which tensors of the DIT release its parameters come
-from, what it needs of a model and how many FLOPs it takes. The names a config accepts, the table of names of the
-converter, how a checkpoint's fusion is recognised, MFU and docs/fusions.md all follow from the classes.
+A fusion is one class, listed in FUSIONS. It defines its slots, the DIT release's tensors for its parameters, its
+requirements on a model, and its FLOPs. The names that configs accept, the converter's table of names, the detection of a
+checkpoint's fusion, MFU and docs/fusions.md are derived from the classes.
 """
 
 from typing import ClassVar, NamedTuple
@@ -19,20 +19,20 @@ CROSS_HEADS, CROSS_WIDTH = 8, 512
 class Sizes(NamedTuple):
   """The model sizes that a fusion needs."""
 
-  width: int  # of image tokens and text slots
+  width: int  # channels of image tokens and text slots
   depth: int  # blocks of the image encoder
-  text_width: int | None  # of the text features; None without a text encoder
+  text_width: int | None  # channels of the text features; None without a text encoder
   text_tokens: int
   dropout: float  # after each projection of the text, in training
 
 
 class Tensor(NamedTuple):
-  """One parameter, or one a block, and the tensor of the DIT release that it comes from; `#` is the same number in both."""
+  """A parameter and its tensor in the DIT release. `#` stands for a number, one parameter per block."""
 
   path: str  # dotted, below image_encoder.instruction
   source: str  # the release's name, below visual_encoder
   layout: str = 'same'  # 'linear': [out, in] in the release, [in, out] here
-  text_axis: int | None = None  # axis of the text tokens, in a tensor that fixes their number
+  text_axis: int | None = None  # axis of the text tokens, if the tensor fixes their number
 
 
 def _linear_tensors(path: str, source: str | None = None) -> tuple[Tensor, ...]:
@@ -41,10 +41,10 @@ def _linear_tensors(path: str, source: str | None = None) -> tuple[Tensor, ...]:
 
 
 class Instruction(nnx.Module):
-  """A fusion. `features` runs once an image, `slots` before every block; see `formula` for the letters."""
+  """A fusion. `features` runs once per image, `slots` before each block."""
 
-  name: ClassVar[str]  # in configs and on command lines
-  title: ClassVar[str]  # for people
+  name: ClassVar[str]  # in configs and on the command line
+  title: ClassVar[str]  # for display
   # Slots at block 0 and at block i > 0. y: text features, s: slots after block i-1, P, Q: projections, t: learnt tokens.
   formula: ClassVar[tuple[str, str]]
   tensors: ClassVar[tuple[Tensor, ...]] = ()
@@ -57,7 +57,7 @@ class Instruction(nnx.Module):
 
   @classmethod
   def check(cls, sizes: Sizes) -> None:
-    """Raises ValueError where the fusion cannot be used in a model of these sizes."""
+    """Raises ValueError if the fusion does not support a model of these sizes."""
     if sizes.text_width is None:
       raise ValueError(f"model.fusion is {cls.name!r} but the model has no text encoder; set fusion to 'none'")
     if sizes.text_width != sizes.width and not cls.any_text_width:
@@ -69,20 +69,20 @@ class Instruction(nnx.Module):
 
   @classmethod
   def flops(cls, sizes: Sizes) -> int:
-    """FLOPs of all blocks' slots of one image, matrix products only (see models/flops.py)."""
+    """FLOPs of the slots of all blocks for one image, matrix products only (see models/flops.py)."""
     raise NotImplementedError
 
   def features(self, y: jax.Array) -> jax.Array:
-    """Text features [B, T, Ct] -> what `slots` takes as y."""
+    """Converts text features [B, T, Ct] to the argument y of `slots`."""
     return y
 
   def slots(self, i: int, y: jax.Array, previous: jax.Array | None, rngs: nnx.Rngs | None) -> jax.Array:
-    """The slots [B, T, C] that block i starts with, from those after block i-1 (None at block 0)."""
+    """Returns the slots [B, T, C] before block i, given those after block i-1 (None at block 0)."""
     raise NotImplementedError
 
 
 class TextBaseline(Instruction):
-  """The image encoder sees the image alone; text enters the mask decoder only."""
+  """Text only enters the mask decoder; the image encoder sees the image alone."""
 
   name, title = 'none', 'text baseline'
   formula = 'no slots', 'no slots'
@@ -131,7 +131,7 @@ class EndToEnd(LayerWise):
 
 
 class LayerWiseProjected(LayerWise):
-  """L-DIT where text and image differ in width: one projection to the image's width first."""
+  """L-DIT for text and image of different widths: the text is first projected to the image's width."""
 
   name, title = 'layer_wise_vith', 'L-DIT for other widths'
   formula = 'P0 Q y', 'Pi Q y'
@@ -196,7 +196,7 @@ class LayerWiseTokens(Instruction):
 
 
 class CrossAttention(LayerWise):
-  """The projected text plus what it attends to in the slots after the block before."""
+  """The projected text plus its cross-attention over the slots after the previous block."""
 
   name, title = 'cross_attention', 'cross-attention'
   formula = 'P0 y', 'LN(Pi y + MHA(y, s))'
@@ -246,17 +246,17 @@ FUSIONS: dict[str, type[Instruction]] = {
 
 
 def make_instruction(fusion: str, sizes: Sizes, *, rngs: nnx.Rngs) -> Instruction | None:
-  """The fusion of that name; None for the text baseline, which has no slots."""
+  """Creates the fusion with this name; None for the text baseline, which has no slots."""
   return FUSIONS[fusion](sizes, rngs=rngs) if FUSIONS[fusion].has_slots else None
 
 
 def _zero_linear(width: int, rngs: nnx.Rngs) -> layers.Linear:
-  """Zero weights and bias, so training starts from empty slots."""
+  """A linear layer with zero weights and bias, so training starts from zero slots."""
   return layers.Linear(width, width, kernel_init=nnx.initializers.zeros_init(), rngs=rngs)
 
 
 class StdNorm(nnx.Module):
-  """The release's own normalisation: standard deviation with n-1, eps added to it (not to the variance)."""
+  """The release's own normalisation: standard deviation with n-1, and eps added to it instead of to the variance."""
 
   def __init__(self, width: int):
     self.scale = nnx.Param(jnp.ones(width))
@@ -270,7 +270,7 @@ class StdNorm(nnx.Module):
 
 
 class CrossAttend(nnx.Module):
-  """Multi-head attention of the text over the slots, inner width 512: [B, T, C] x 2 -> [B, T, C]."""
+  """Multi-head attention of the text over the slots, with inner width 512: two [B, T, C] -> [B, T, C]."""
 
   def __init__(self, width: int, *, rngs: nnx.Rngs):
     self.q_proj, self.k_proj, self.v_proj = (layers.Linear(width, CROSS_WIDTH, rngs=rngs) for _ in range(3))

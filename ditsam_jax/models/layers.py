@@ -1,4 +1,4 @@
-"""Layers that the encoders and the decoder share."""
+"""Layers shared by the encoders and the decoder."""
 
 import contextlib
 import functools
@@ -12,13 +12,13 @@ from flax import nnx
 
 
 def gelu(x: jax.Array) -> jax.Array:
-  """Exact GELU, x [...], in PyTorch's form; on CPU half the cost of jax.nn.gelu's, which goes through erfc."""
+  """Exact GELU of x [...] in PyTorch's form; on CPUs twice as fast as jax.nn.gelu, which uses erfc."""
   wide = at_least_f32(x)
   return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
 
 
 class _CountingStream(nnx.RngStream):
-  """A stream that counts its keys in Python and hands them out as RngStream does."""
+  """An RngStream with the same keys that counts in Python."""
 
   def __init__(self, stream: nnx.RngStream):
     self.tag, self.key, self.count = stream.tag, stream.key, stream.count
@@ -35,9 +35,9 @@ class _CountingStream(nnx.RngStream):
 
 @contextlib.contextmanager
 def quick_draws(rngs: nnx.Rngs) -> Iterator[nnx.Rngs]:
-  """The same keys from `rngs`, for building a model: a stream that is traced costs time quadratic in its draws.
+  """Yields the same keys as `rngs` while a model is built; drawing from a traced stream takes quadratic time.
 
-  (Setting an NNX variable asks a tracer for its sharding, and the refusal is explained with the whole program so far.)
+  (Setting an NNX variable asks a tracer for its sharding, and the resulting error message prints the whole program.)
   """
   quick = nnx.Rngs(**dict(rngs.items()))
   streams = {name: _CountingStream(stream) for name, stream in rngs.items()}
@@ -49,22 +49,22 @@ def quick_draws(rngs: nnx.Rngs) -> Iterator[nnx.Rngs]:
 
 
 def at_least_f32(x: jax.Array) -> jax.Array:
-  """x [...] in f32 if it is narrower."""
+  """Converts x [...] to f32 if it is narrower."""
   return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 class Linear(nnx.Linear):
-  """nnx.Linear that runs on [rows, channels]: XLA's CPU matmuls are up to twice as fast on two axes as on three."""
+  """nnx.Linear on [rows, channels], because XLA's CPU matmuls are up to twice as fast on two axes as on three."""
 
   def __call__(self, x: jax.Array) -> jax.Array:  # x: [..., in_features]
     return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
 
 
 class LayerNorm(nnx.Module):
-  """LayerNorm over the last axis, [..., C]; also SAM's LayerNorm2d, for our images are NHWC.
+  """LayerNorm over the last axis, [..., C]; also SAM's LayerNorm2d, because our images are NHWC.
 
-  Two-pass variance, as PyTorch. On CPU 2 to 3 times faster than nnx.LayerNorm, which writes broadcasts to memory.
-  Statistics of bf16 are taken in f32.
+  Uses a two-pass variance, like PyTorch, and computes the statistics of bf16 in f32. On CPUs 2 to 3 times faster than
+  nnx.LayerNorm, which writes broadcasts to memory.
   """
 
   def __init__(self, width: int, epsilon: float):
@@ -74,7 +74,7 @@ class LayerNorm(nnx.Module):
 
   def __call__(self, x: jax.Array) -> jax.Array:
     scale, bias = at_least_f32(self.scale[...]), at_least_f32(self.bias[...])
-    normed: Any = _layer_norm(at_least_f32(x), scale, bias, self.epsilon)  # custom_vjp hides its type
+    normed: Any = _layer_norm(at_least_f32(x), scale, bias, self.epsilon)  # custom_vjp hides the type
     return normed.astype(x.dtype)
 
 
@@ -90,10 +90,10 @@ def _layer_norm_forward(x, scale, bias, epsilon):
   return normed * scale + bias, (normed, inverse, scale)
 
 
-def _layer_norm_backward(epsilon, kept, gradient):
-  """Seven times faster on CPU than what JAX derives: there, sums over the last axis of a product are slow as such."""
+def _layer_norm_backward(epsilon, residuals, gradient):
+  """Seven times faster on CPUs than JAX's derivative, in which sums of products over the last axis are slow."""
   del epsilon
-  normed, inverse, scale = kept
+  normed, inverse, scale = residuals
   rows = tuple(range(gradient.ndim - 1))
   scaled = gradient * scale
   along = jnp.einsum('...c,...c->...', scaled, normed, precision='highest')[..., None] / scale.size
@@ -117,7 +117,7 @@ class MlpBlock(nnx.Module):
 
 
 class PatchConv(nnx.Module):
-  """Convolution whose stride is its kernel size: [B, H, W, Cin] -> [B, H/p, W/p, Cout], as one product."""
+  """Convolution whose stride equals its kernel size, as one product: [B, H, W, Cin] -> [B, H/p, W/p, Cout]."""
 
   def __init__(self, size: int, in_features: int, out_features: int, *, rngs: nnx.Rngs):
     self.size = size
@@ -136,10 +136,10 @@ class PatchConv(nnx.Module):
 
 
 class UpConv2(nnx.Module):
-  """PyTorch's ConvTranspose2d(kernel 2, stride 2) on [..., Cin] -> [..., 2, 2, Cout]: every pixel becomes 2 x 2.
+  """PyTorch's ConvTranspose2d(kernel 2, stride 2), [..., Cin] -> [..., 2, 2, Cout]: each pixel becomes 2 x 2.
 
-  The two new axes are left where they are, so that what follows (pointwise) needs no shuffle; the caller puts the
-  pixels into place once, at the end.
+  The two new axes stay at the end, so that pointwise layers that follow need no transpose; the caller rearranges the
+  pixels once, at the end.
   """
 
   def __init__(self, in_features: int, out_features: int, *, rngs: nnx.Rngs):
@@ -154,7 +154,7 @@ class UpConv2(nnx.Module):
 
 
 class Mlp(nnx.Module):
-  """SAM's small MLP head: `depth` linear layers with ReLU between, [..., in] -> [..., out]."""
+  """SAM's small MLP head: `depth` linear layers with ReLU in between, [..., in] -> [..., out]."""
 
   def __init__(self, in_features: int, hidden: int, out_features: int, depth: int, *, rngs: nnx.Rngs):
     widths = [in_features] + [hidden] * (depth - 1) + [out_features]
@@ -192,10 +192,10 @@ def dot_product_attention(
 
 
 def linear_flops(rows: int, *widths: int) -> int:
-  """FLOPs of linear layers after one another; two for a multiplication and its addition."""
+  """FLOPs of consecutive linear layers, two per multiply-add."""
   return sum(2 * rows * a * b for a, b in zip(widths, widths[1:]))
 
 
 def attention_flops(queries: int, keys: int, width: int) -> int:
-  """FLOPs of the logits and of their product with the values, all heads together."""
+  """FLOPs of the logits and of the products with the values, over all heads."""
   return 4 * queries * keys * width

@@ -1,4 +1,4 @@
-"""SAM's mask decoder: two-way transformer, up-scaling, hypernetworks."""
+"""SAM's mask decoder: two-way transformer, upscaling, hypernetworks."""
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ UPSCALING_EPSILON = 1e-6
 
 
 class Attention(nnx.Module):
-  """Multi-head attention with separate projections; `downsample` narrows its inner width."""
+  """Multi-head attention with separate projections; `downsample` divides the inner width."""
 
   def __init__(self, width: int, heads: int, downsample: int = 1, *, rngs: nnx.Rngs):
     self.heads = heads
@@ -22,7 +22,7 @@ class Attention(nnx.Module):
     self.out_proj = layers.Linear(inner, width, rngs=rngs)
 
   def __call__(self, q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-    """q: [B, N, C]; k, v: [B, M, C]; bias, added to the logits: [B, 1, 1, M] -> [B, N, C]. q, or k and v, may have B = 1."""
+    """q [B, N, C]; k, v [B, M, C]; bias of the logits [B, 1, 1, M] -> [B, N, C]. q, or k and v, may have B = 1."""
     q, k, v = (layers.split_heads(x, self.heads) for x in (self.q_proj(q), self.k_proj(k), self.v_proj(v)))
     return self.out_proj(layers.merge_heads(layers.dot_product_attention(q, k, v, bias)))
 
@@ -50,8 +50,8 @@ class TwoWayBlock(nnx.Module):
     image_pe: jax.Array,
     token_bias: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
-    """tokens, token_pe: [B, M, C]; image and image_pe: [B or 1, h*w, C]; token_bias: [B, 1, 1, M], for tokens as keys."""
-    if self.first:  # no positions and no residual in the first block
+    """tokens, token_pe [B, M, C]; image, image_pe [B or 1, h*w, C]; token_bias [B, 1, 1, M], for tokens as keys."""
+    if self.first:  # the first block has no positions and no residual connection here
       tokens = self.self_attn(tokens, tokens, tokens, token_bias)
     else:
       q = tokens + token_pe
@@ -65,7 +65,7 @@ class TwoWayBlock(nnx.Module):
 
 
 class TwoWayTransformer(nnx.Module):
-  """Two-way blocks and a last look of the tokens at the image."""
+  """Two-way blocks and a final attention of the tokens over the image."""
 
   def __init__(self, config: MaskDecoderConfig, *, rngs: nnx.Rngs):
     self.layers = nnx.List(TwoWayBlock(config, i == 0, rngs=rngs) for i in range(config.depth))
@@ -83,11 +83,11 @@ class TwoWayTransformer(nnx.Module):
 
 
 class MaskDecoder(nnx.Module):
-  """Image embedding and prompts to masks and their predicted IoU."""
+  """Decodes an image embedding and prompts into masks and their predicted IoU."""
 
   def __init__(self, config: MaskDecoderConfig, *, rngs: nnx.Rngs):
     width = config.width
-    initial = nnx.initializers.normal(1.0)  # nn.Embedding's
+    initial = nnx.initializers.normal(1.0)  # as in nn.Embedding
     self.transformer = TwoWayTransformer(config, rngs=rngs)
     self.iou_token = nnx.Param(initial(rngs.params(), (1, width)))
     self.mask_tokens = nnx.Param(initial(rngs.params(), (MASK_TOKENS, width)))
@@ -108,11 +108,11 @@ class MaskDecoder(nnx.Module):
     multimask: bool | None = False,
     sparse_mask: jax.Array | None = None,
   ) -> tuple[jax.Array, jax.Array]:
-    """Masks of prompts.
+    """Decodes prompts into masks.
 
     Args:
-      image: image embedding [B, h, w, C], or [1, h, w, C] for all prompts; what does not depend on the prompt, such as
-        the first block's keys and values of the image, is then computed once.
+      image: image embedding [B, h, w, C], or [1, h, w, C] for all prompts. With one image, everything that does not
+        depend on the prompt, such as the first block's image keys and values, is computed once.
       image_pe: its positional encoding [h, w, C].
       sparse: prompt tokens [B, P, C], P may be 0.
       dense: [B, h, w, C], or [1, h, w, C] for all prompts.
@@ -138,16 +138,16 @@ class MaskDecoder(nnx.Module):
     return self._masks(image, hyper, (h, w)), iou
 
   def _masks(self, image: jax.Array, hyper: jax.Array, grid: tuple[int, int]) -> jax.Array:
-    """Up-scales tokens [B, h*w, C] fourfold and multiplies with hyper [B, M, C/8]: [B, M, 4h, 4w]."""
+    """Upscales tokens [B, h*w, C] fourfold and multiplies them with hyper [B, M, C/8]: [B, M, 4h, 4w]."""
     x = layers.gelu(self.upscale_norm(self.upscale1(image)))  # [B, h*w, 2, 2, C/4]
     x = layers.gelu(self.upscale2(x))  # [B, h*w, 2, 2, 2, 2, C/8]
     batch, count = hyper.shape[:2]
     masks = hyper @ x.reshape(batch, -1, x.shape[-1]).swapaxes(1, 2)
-    masks = masks.reshape(batch, count, *grid, 2, 2, 2, 2)  # h, w, then (row, column) of each doubling
+    masks = masks.reshape(batch, count, *grid, 2, 2, 2, 2)  # h, w, then (row, column) of each upscaling
     return masks.transpose(0, 1, 2, 4, 6, 3, 5, 7).reshape(batch, count, 4 * grid[0], 4 * grid[1])
 
 
 def _bias(sparse_mask: jax.Array, dtype: jnp.dtype) -> jax.Array:
-  """[B, 1, 1, 1 + MASK_TOKENS + P] to add to attention logits: prompt tokens [B, P] that are False get no weight."""
-  seen = jnp.pad(sparse_mask, ((0, 0), (1 + MASK_TOKENS, 0)), constant_values=True)  # the output tokens always are
-  return jnp.where(seen[:, None, None, :], 0.0, jnp.finfo(dtype).min).astype(dtype)
+  """Converts a mask of prompt tokens [B, P] to a bias of attention logits [B, 1, 1, 1 + MASK_TOKENS + P]."""
+  mask = jnp.pad(sparse_mask, ((0, 0), (1 + MASK_TOKENS, 0)), constant_values=True)  # output tokens are never masked
+  return jnp.where(mask[:, None, None, :], 0.0, jnp.finfo(dtype).min).astype(dtype)

@@ -9,12 +9,12 @@ from ditsam_jax.models import layers
 from ditsam_jax.models.config import MaskDecoderConfig
 
 EPSILON = 1e-6
-PADDING, NEGATIVE, POSITIVE, TOP_LEFT, BOTTOM_RIGHT = -1, 0, 1, 2, 3  # SAM's labels of points
-ABSENT = -2  # label of filling, which nothing attends to; SAM's padding is a token that counts
+PADDING, NEGATIVE, POSITIVE, TOP_LEFT, BOTTOM_RIGHT = -1, 0, 1, 2, 3  # SAM's point labels
+ABSENT = -2  # label of masked tokens; SAM's PADDING, in contrast, is an ordinary token
 
 
 class Buffer(nnx.Variable):
-  """A constant that belongs to the weights but is not trained."""
+  """A constant that is stored with the weights but not trained."""
 
 
 class RandomFourier(nnx.Module):
@@ -28,7 +28,7 @@ class RandomFourier(nnx.Module):
     return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
   def grid(self, h: int, w: int) -> jax.Array:
-    """Encoding of the pixel centres of an h x w grid: [h, w, C]."""
+    """Encodes the cell centres of an h x w grid: [h, w, C]."""
     y, x = np.meshgrid((np.arange(h) + 0.5) / h, (np.arange(w) + 0.5) / w, indexing='ij')
     return self(jnp.asarray(np.stack([x, y], -1), jnp.float32))
 
@@ -49,12 +49,12 @@ class MaskDownscaling(nnx.Module):
 
 
 class PromptEncoder(nnx.Module):
-  """Prompts to sparse tokens and a dense embedding."""
+  """Encodes prompts as sparse tokens and a dense embedding."""
 
   def __init__(self, config: MaskDecoderConfig, *, rngs: nnx.Rngs):
     width = config.width
     self.pe_layer = RandomFourier(width, rngs=rngs)
-    initial = nnx.initializers.normal(1.0)  # nn.Embedding's
+    initial = nnx.initializers.normal(1.0)  # as in nn.Embedding
     # Rows: negative point, positive point, box top left, box bottom right (SAM's labels 0 to 3).
     self.point_embeddings = nnx.Param(initial(rngs.params(), (4, width)))
     self.not_a_point_embed = nnx.Param(initial(rngs.params(), (1, width)))
@@ -62,7 +62,7 @@ class PromptEncoder(nnx.Module):
     self.mask_downscaling = MaskDownscaling(width, config.mask_channels, rngs=rngs)
 
   def embed_points(self, points: jax.Array, labels: jax.Array, image_size: tuple[int, int]) -> jax.Array:
-    """Point tokens.
+    """Encodes points as tokens.
 
     Args:
       points: f32 [B, P, 2], (x, y) in pixels of the model's input.
@@ -77,7 +77,7 @@ class PromptEncoder(nnx.Module):
     return jnp.where(labels[..., None] >= 0, encoded, self.not_a_point_embed[...])
 
   def embed_boxes(self, boxes: jax.Array, image_size: tuple[int, int]) -> jax.Array:
-    """boxes: f32 [B, 4] (x0, y0, x1, y1) in pixels -> two corner tokens [B, 2, C]."""
+    """Encodes boxes, f32 [B, 4] (x0, y0, x1, y1) in pixels, as two corner tokens each, [B, 2, C]."""
     corners = boxes.reshape(-1, 2, 2)
     labels = jnp.broadcast_to(jnp.asarray([2, 3]), corners.shape[:2])
     return self.embed_points(corners, labels, image_size)
@@ -85,10 +85,10 @@ class PromptEncoder(nnx.Module):
   def sparse(
     self, points: jax.Array | None, labels: jax.Array | None, boxes: jax.Array | None, image_size: tuple[int, int]
   ) -> list[jax.Array]:
-    """Sparse tokens of points and boxes, as a list to be joined; points without a box get SAM's padding point."""
+    """Encodes points and boxes as a list of sparse tokens; points without a box get SAM's padding point."""
     tokens = []
     if points is not None:
-      assert labels is not None  # they go together
+      assert labels is not None  # see DitSam._check
       if boxes is None:
         points = jnp.pad(points, ((0, 0), (0, 1), (0, 0)))
         labels = jnp.pad(labels, ((0, 0), (0, 1)), constant_values=-1)
@@ -98,7 +98,7 @@ class PromptEncoder(nnx.Module):
     return tokens
 
   def dense(self, masks: jax.Array | None, batch: int, grid: tuple[int, int]) -> jax.Array:
-    """Dense embedding [B, h, w, C] of mask logits [B, 4h, 4w], or the no-mask embedding."""
+    """Encodes mask logits [B, 4h, 4w], or the absence of a mask, as a dense embedding [B, h, w, C]."""
     if masks is not None:
       return self.mask_downscaling(masks)
     width = self.no_mask_embed.shape[-1]

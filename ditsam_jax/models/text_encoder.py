@@ -1,4 +1,4 @@
-"""BERT (arXiv 1810.04805), as Hugging Face's BertModel computes it; last layer's states, no pooling."""
+"""BERT (arXiv 1810.04805), equivalent to Hugging Face's BertModel without pooling: returns the last layer's states."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ class Embeddings(nnx.Module):
 
   def __call__(self, token_ids: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
     positions = self.position_embeddings.embedding[: token_ids.shape[1]]
-    words = self.word_embeddings.embedding[token_ids]  # in its own type, which nnx.Embed's call would not keep
+    words = self.word_embeddings.embedding[token_ids]  # keeps the table's type, unlike calling nnx.Embed
     # Padded positions act as text, but BertModel never trains the row of [PAD] (nn.Embedding's padding_idx).
     words = jnp.where((token_ids == PADDING)[..., None], jax.lax.stop_gradient(words), words)
     x = words + positions + self.token_type_embeddings.embedding[0]
@@ -65,19 +65,19 @@ class Layer(nnx.Module):
 
 
 class TextEncoder(nnx.Module):
-  """BERT without pooler. Padding is masked as key, but padded positions have states too (DIT uses them)."""
+  """BERT without pooler. Padding is masked as keys, but padded positions have states too, which DIT uses."""
 
   def __init__(self, config: TextEncoderConfig, *, rngs: nnx.Rngs):
     self.embeddings = Embeddings(config, rngs=rngs)
     self.layers = nnx.List(Layer(config, rngs=rngs) for _ in range(config.depth))
 
   def __call__(self, token_ids: jax.Array, token_mask: jax.Array, *, rngs: nnx.Rngs | None = None) -> jax.Array:
-    """Text features.
+    """Computes the text features.
 
     Args:
       token_ids: int [B, T].
       token_mask: 0/1 [B, T], 0 at padding.
-      rngs: a 'dropout' stream for this call, in training mode; None takes the module's own.
+      rngs: a 'dropout' stream for this call, in train mode; None uses the module's own.
 
     Returns:
       f32 [B, T, C].

@@ -1,4 +1,4 @@
-"""Weights of a model by name."""
+"""A model's weights by name."""
 
 import functools
 from typing import Any, Generic, TypeVar
@@ -13,15 +13,15 @@ from ditsam_jax.parallel.weights import at_use
 
 DTYPES = ('auto', 'float32', 'bfloat16')
 
-Weights = dict[str, jax.Array]  # by dotted path; plain dictionaries cost a dispatch nothing, NNX states do
+Weights = dict[str, jax.Array]  # by dotted path; plain dictionaries dispatch faster than NNX states
 M = TypeVar('M', bound=nnx.Module)
 
 
 class Structure(Generic[M]):
-  """A module without its weights: `structure.module(weights)` puts them together again.
+  """A module without its weights; `structure.module(weights)` recombines them.
 
-  It holds no arrays but those of random streams, and equals those of other modules of the same structure: programs that
-  are compiled for one serve all.
+  It contains no arrays except for random streams. Structures of modules with the same layout are equal, so they share
+  compiled programs.
   """
 
   def __init__(self, module: M):
@@ -33,7 +33,7 @@ class Structure(Generic[M]):
     self.parameters = {name for name, (_, variable) in self._variables.items() if isinstance(variable, nnx.Param)}
 
   def module(self, *weights: Weights) -> M:
-    """The module with these weights (together all of them), in the mode it had."""
+    """Returns the module with these weights, which must be complete, in its original mode."""
     merged = {name: array for part in weights for name, array in part.items()}
     state = nnx.from_flat_state(
       [(path, variable.replace(merged[name])) for name, (path, variable) in self._variables.items()]
@@ -47,29 +47,29 @@ class Structure(Generic[M]):
     return self._hash
 
   @functools.cached_property
-  def _hash(self) -> int:  # takes longer than a small model's forward pass
+  def _hash(self) -> int:  # cached, because it takes longer than a small model's forward pass
     return hash(self._graph)
 
 
 def weights_of(model: nnx.Module) -> dict[str, nnx.Variable]:
-  """Parameters and buffers by dotted path."""
+  """Returns parameters and buffers by dotted path."""
   return {dotted(path): variable for path, variable in nnx.to_flat_state(nnx.state(model, is_weight))}
 
 
 def cast(model: nnx.Module, dtype: jnp.dtype) -> None:
-  """Casts the weights, and with them the computation; positions stay f32, because rounding would move them.
+  """Casts the weights, and so the computation. Positional encodings stay f32, because rounding would move coordinates.
 
-  LayerNorms, softmax and the outputs are f32 whatever the weights are.
+  LayerNorms, softmax and outputs are always f32.
   """
   for name, variable in weights_of(model).items():
     variable.set_value(cast_array(name, variable[...], dtype))
 
 
 def dtype_named(name: str | jnp.dtype, platform: str) -> jnp.dtype:
-  """The type of that name; 'auto' is bf16 on TPUs and GPUs, where it is several times as fast, and f32 on CPUs.
+  """Returns a type by name; 'auto' is bf16 on TPUs and GPUs, where it is several times faster, and f32 on CPUs.
 
   Raises:
-    UserError: it is none of DTYPES.
+    UserError: the name is not one of DTYPES.
   """
   if name == 'auto':
     return jnp.dtype(jnp.float32 if platform == 'cpu' else jnp.bfloat16)
@@ -83,12 +83,12 @@ def dtype_named(name: str | jnp.dtype, platform: str) -> jnp.dtype:
 
 
 def cast_array(name: str, array: jax.Array, dtype: jnp.dtype) -> jax.Array:
-  """A weight of that dotted path in the type that a model computes in; see `cast`."""
+  """Casts the weight `name` to a model's compute type, see `cast`."""
   return array if is_position(name) or array.dtype == dtype else array.astype(dtype)
 
 
 def is_position(name: str) -> bool:
-  """Whether a weight turns coordinates into an encoding: rounded, it would move them."""
+  """Whether a weight encodes coordinates, which rounding would move."""
   return name.endswith('gaussian_matrix')
 
 
@@ -98,13 +98,13 @@ def dotted(path: tuple) -> str:
 
 
 def is_weight(path: tuple, value: Any) -> bool:
-  """An NNX filter: what belongs into a checkpoint (parameters, buffers), not the random streams."""
+  """An NNX filter for the content of checkpoints: parameters and buffers, but not random streams."""
   del path
   return isinstance(value, nnx.Variable) and not isinstance(value, nnx.RngState)
 
 
 def module_at_use(module: M, path: str) -> M:
-  """A copy of a module whose weights are gathered; `path` is where in the whole model it is."""
+  """Returns a copy of a module with gathered weights; `path` is its dotted path in the full model."""
   if axis_size(FSDP) == 1:
     return module
   graph, state, rest = nnx.split(module, is_weight, ...)

@@ -1,7 +1,7 @@
-"""Resizing with PyTorch's conventions, as small dense matrices.
+"""Resizing with PyTorch's conventions, as products with small dense matrices.
 
-Interpolation is linear in its input, so resizing one axis is a product with a constant [new, old] matrix. Products run
-well on every accelerator, and their gradients are those of PyTorch's `interpolate` (torch.nn.functional).
+Interpolation is linear in its input, so resizing an axis is a product with a constant [new, old] matrix. Matrix products
+are fast on every accelerator, and their gradients match PyTorch's `torch.nn.functional.interpolate`.
 """
 
 import functools
@@ -27,13 +27,13 @@ def _linear(x: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=256)
 def resize_matrix(old: int, new: int, method: str, align_corners: bool = False) -> np.ndarray:
-  """Weights f32 [new, old] that resize an axis as torch's interpolate (antialias off).
+  """Returns the weights, f32 [new, old], that resize an axis like PyTorch's `interpolate` without antialiasing.
 
   Args:
-    old: length of the axis.
-    new: length wanted.
+    old: current length of the axis.
+    new: target length.
     method: 'linear' or 'cubic'.
-    align_corners: whether the end points coincide; otherwise pixel centres lie at halves.
+    align_corners: aligns the centres of the corner pixels; otherwise uses half-pixel centres.
   """
   target = np.arange(new, dtype=np.float64)
   if align_corners:
@@ -52,20 +52,20 @@ def resize_matrix(old: int, new: int, method: str, align_corners: bool = False) 
 
 
 def resize_rows(x: jax.Array, new: int, method: str = 'linear') -> jax.Array:
-  """Resizes the first axis of x [old, ...] to `new`; half-pixel centres."""
+  """Resizes the first axis of x [old, ...] to `new`, with half-pixel centres."""
   if x.shape[0] == new:
     return x
   return jnp.tensordot(jnp.asarray(resize_matrix(x.shape[0], new, method), x.dtype), x, axes=1)
 
 
 def resize_grid(x: jax.Array, size: tuple[int, int], method: str = 'cubic') -> jax.Array:
-  """Resizes x [H, W, C] to [size[0], size[1], C]; half-pixel centres, no antialias."""
+  """Resizes x [H, W, C] to [size[0], size[1], C], with half-pixel centres and without antialiasing."""
   x = resize_rows(x, size[0], method)
   return resize_rows(x.swapaxes(0, 1), size[1], method).swapaxes(0, 1)
 
 
 def resize_masks(x: jax.Array, size: tuple[int, int], align_corners: bool) -> jax.Array:
-  """Bilinear resizing of x [..., h, w] to [..., size[0], size[1]]: DIT's output step aligns corners, SAM's does not."""
+  """Resizes x [..., h, w] bilinearly to [..., size[0], size[1]]. DIT's output step aligns corners; SAM's does not."""
   rows = jnp.asarray(resize_matrix(x.shape[-2], size[0], 'linear', align_corners), x.dtype)
   columns = jnp.asarray(resize_matrix(x.shape[-1], size[1], 'linear', align_corners), x.dtype)
   return jnp.einsum('yh,...hw,xw->...yx', rows, x, columns, optimize=True)

@@ -1,1 +1,1 @@
-"""Meshes, where weights and activations lie on them, and several hosts."""
+"""Meshes, sharding of weights and activations, and several hosts."""

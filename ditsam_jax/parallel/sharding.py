@@ -1,6 +1,6 @@
 """The mesh of a run, and the sharding of its train state and batches.
 
-The optimiser's moments and the moving average lie where their parameter does, see parallel/weights.py.
+The optimiser's moments and the moving average are sharded like their parameter, see parallel/weights.py.
 """
 
 import math
@@ -15,37 +15,35 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.parallel.activations import AXES, BATCH, DATA, FSDP, TENSOR
 from ditsam_jax.parallel.weights import spec_at_rest
 
-MOST_FSDP = (
-  16  # of all devices, where nothing is said: of 64, shares of a width of 768 are no whole tiles of a TPU any more
-)
+MOST_FSDP = 16  # default limit of `fsdp`: over 64 devices, shards of a width of 768 no longer fill a TPU's tiles
 
 
 def make_mesh(config: MeshConfig, devices: list[Any] | np.ndarray | None = None) -> Mesh:
-  """The mesh of `config.mesh` (`data`, `fsdp`, `tensor`; one of them may be -1, the rest of the devices).
+  """Creates the mesh of `config.mesh`: `data`, `fsdp` and `tensor`, one of which may be -1, for the remaining devices.
 
-  Where both `data` and `fsdp` are -1, `fsdp` is as many of the rest as divide it, MOST_FSDP at most, and `data` what
-  remains: small shares of the weights make every chip wait for all others, and save little memory any more.
+  If both `data` and `fsdp` are -1, `fsdp` is the largest divisor of the remaining devices up to MOST_FSDP, and `data` the
+  rest: sharding weights over more devices adds communication and saves little memory.
 
   Args:
-    config: the group of fields.
-    devices: all of the run, default jax.devices(); their order is kept where they come as an array.
+    config: the config group.
+    devices: all devices of the run, by default jax.devices(); the order of an array is kept.
 
   Raises:
-    UserError: sizes that are impossible or do not make up the number of devices.
+    UserError: sizes are invalid, or their product does not match the number of devices.
   """
   devices = jax.devices() if devices is None else devices
   count = np.size(devices)
   sizes = [getattr(config, axis) for axis in AXES]
-  told = ' '.join(f'--config.mesh.{axis}={size}' for axis, size in zip(AXES, sizes))
+  flags = ' '.join(f'--config.mesh.{axis}={size}' for axis, size in zip(AXES, sizes))
   both = sizes[:2] == [-1, -1] and sizes[2] != -1
   if any(size < 1 and size != -1 for size in sizes) or sizes.count(-1) > 1 and not both:
     raise UserError(
-      f'{told}: expected whole numbers from 1, and -1 (the rest of the devices) for one, or for data and fsdp'
+      f'{flags}: expected whole numbers from 1, and -1 (the rest of the devices) for one, or for data and fsdp'
     )
   fixed = math.prod(size for size in sizes if size != -1)
   if count % fixed or -1 not in sizes and fixed != count:
     raise UserError(
-      f'{told}: needs {fixed} devices, but there are {count}; expected sizes whose product '
+      f'{flags}: needs {fixed} devices, but there are {count}; expected sizes whose product '
       f'{"divides" if -1 in sizes else "is"} {count}'
     )
   rest = count // fixed
@@ -59,7 +57,7 @@ def make_mesh(config: MeshConfig, devices: list[Any] | np.ndarray | None = None)
 
 
 def check_divides(mesh: Mesh, heads: dict[str, int], batch_size: int, accumulate: int = 1) -> None:
-  """Raises UserError, with numbers that would do, where the mesh does not divide the batch or the heads (by encoder)."""
+  """Raises UserError, with suggestions, if the mesh does not divide the batch or the heads of an encoder."""
   unit = mesh.shape[DATA] * mesh.shape[FSDP] * accumulate
   if batch_size % unit:
     below, above = batch_size // unit * unit, -(-batch_size // unit) * unit
@@ -73,24 +71,24 @@ def check_divides(mesh: Mesh, heads: dict[str, int], batch_size: int, accumulate
     common = math.gcd(*heads.values())
     fitting = [size for size in range(1, common + 1) if common % size == 0]
     raise UserError(
-      f'config.mesh.tensor is {mesh.shape[TENSOR]}, and the heads are '
+      f'config.mesh.tensor is {mesh.shape[TENSOR]}, and the numbers of heads are '
       f'{", ".join(f"{number} ({name})" for name, number in heads.items())}; expected one of '
       f'{", ".join(map(str, fitting))}'
     )
 
 
 def rows_sharding(mesh: Mesh) -> NamedSharding:
-  """Of arrays whose first axis is the batch."""
+  """The sharding of arrays whose first axis is the batch."""
   return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """A copy on every device."""
+  """The sharding of arrays replicated on all devices."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def state_shardings(state: Any, weights: dict[str, Any], mesh: Mesh) -> Any:
-  """Of every leaf of a train state (arrays or their shapes): by the weight whose name and shape it has, else copied."""
+  """Shardings of a train state (arrays or shapes): like the weight of the same name and shape, otherwise replicated."""
 
   def of(path, leaf):
     for key in reversed(path):
@@ -103,6 +101,6 @@ def state_shardings(state: Any, weights: dict[str, Any], mesh: Mesh) -> Any:
 
 
 def rows_of_this_host(mesh: Mesh, batch_size: int) -> np.ndarray:
-  """Which rows of a global batch this process has to bring, int [n], in their order."""
+  """Indices of the rows of a global batch that this process must load, int [n], sorted."""
   places = rows_sharding(mesh).addressable_devices_indices_map((batch_size,))
   return np.unique(np.concatenate([np.arange(batch_size)[place] for place in places.values()]))

@@ -1,7 +1,7 @@
-"""Sharding of every weight, by name: the first pattern that matches its dotted path decides.
+"""Sharding of weights: the first pattern that matches a weight's dotted path applies.
 
-At rest a weight is spread over `fsdp` (and `tensor`); a computation gathers the `fsdp` shares of what it uses, and its
-gradient is summed into shares again. An axis that does not divide its dimension is left out.
+At rest, weights are sharded over `fsdp` (and `tensor`). A computation gathers the `fsdp` shards of the weights it uses,
+and reduce-scatters their gradients. Axes that do not divide their dimension are ignored.
 """
 
 import functools
@@ -21,12 +21,12 @@ RULES = (
   (r'text_encoder\.layers\.\d+\.(query|key|value|intermediate)\.bias', (TENSOR,)),
   (r'text_encoder\.layers\.\d+\.(attention_output|output)\.kernel', (TENSOR, FSDP)),
   (r'.*_embeddings\.embedding', (None, FSDP)),
-  (r'.*(scale|bias|rel_pos_[hw]|gaussian_matrix|_tokens?|no_mask_embed)', ()),  # small: a copy everywhere
+  (r'.*(scale|bias|rel_pos_[hw]|gaussian_matrix|_tokens?|no_mask_embed)', ()),  # small: replicated
 )
 
 
 def spec_at_rest(name: str, shape: tuple[int, ...], sizes: dict[str, int]) -> PartitionSpec:
-  """Of a weight of that dotted path, on a mesh of those axis sizes; what no rule names, over its largest dimension."""
+  """The sharding at rest of the weight `name` for mesh axes of `sizes`; without a rule, `fsdp` shards the largest axis."""
   for pattern, axes in RULES:
     if re.fullmatch(pattern, name):
       break
@@ -37,7 +37,7 @@ def spec_at_rest(name: str, shape: tuple[int, ...], sizes: dict[str, int]) -> Pa
 
 
 def at_use(weights: dict[str, jax.Array]) -> dict[str, jax.Array]:
-  """Weights by dotted path as a computation takes them: whole but for `tensor`. No change where no mesh is set."""
+  """Gathers weights (by dotted path) for a computation: sharded over `tensor` only. A no-op if no mesh is set."""
   if axis_size(FSDP) == 1:
     return weights
   sizes = {axis: axis_size(axis) for axis in AXES}
@@ -51,8 +51,8 @@ def _gathered(weight: jax.Array, at_rest: PartitionSpec) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _gather(weight: jax.Array, at_rest: PartitionSpec, used: PartitionSpec) -> jax.Array:
-  """Left alone, the compiler sometimes finds it cheaper to sum activations than to gather a weight."""
-  weight = jax.lax.with_sharding_constraint(weight, at_rest)  # and not to round it after the gathering
+  """Forces the gather; otherwise the partitioner sometimes sums activations because it estimates that to be cheaper."""
+  weight = jax.lax.with_sharding_constraint(weight, at_rest)  # so the weight is cast before it is gathered
   return jax.lax.with_sharding_constraint(weight, used)
 
 

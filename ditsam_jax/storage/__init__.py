@@ -1,1 +1,1 @@
-"""Saved models, pictures, files that appear only when they are complete."""
+"""Saved models, image files and atomic writes."""

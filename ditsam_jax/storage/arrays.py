@@ -6,7 +6,7 @@ import re
 import shutil
 import stat
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ from absl import logging
 from ditsam_jax.errors import UserError
 from ditsam_jax.terminal import printable
 
-LARGE = 2**28  # bytes of weights from which every array gets a file of its own
-LARGEST = float(np.sqrt(np.finfo(np.float32).max))  # of a weight: the product of two larger ones is infinite in f32
+LARGE = 2**28  # bytes of weights from which each array is written to its own file
+LARGEST = float(np.sqrt(np.finfo(np.float32).max))  # magnitude of a weight: products of two larger ones overflow f32
 
 
 def shapes_and_types(folder: Path) -> dict[str, jax.ShapeDtypeStruct]:
-  """Of all stored arrays, by name; nothing else is read. Raises UserError where they are missing or damaged."""
+  """Reads the shapes and types of all stored arrays, by name. Raises UserError if they are missing or damaged."""
   import orbax.checkpoint as ocp  # slow to import
 
   _refuse_special_files(folder)
@@ -31,33 +31,40 @@ def shapes_and_types(folder: Path) -> dict[str, jax.ShapeDtypeStruct]:
     return {name: jax.ShapeDtypeStruct(tuple(array.shape), array.dtype) for name, array in tree.items()}
 
 
-def read(folder: Path, places: Mapping[str, jax.Array | jax.ShapeDtypeStruct] | None = None) -> dict[str, Any]:
-  """All stored arrays, in NumPy, in their own types; or those in `places`, with the types and shardings given there.
+def read(
+  folder: Path,
+  places: Mapping[str, jax.Array | jax.ShapeDtypeStruct] | None = None,
+  *,
+  names: Collection[str] | None = None,
+) -> dict[str, Any]:
+  """Reads all stored arrays, or `names`, into NumPy in their own types; or `places` with the types and shardings given there.
 
   Raises:
-    UserError: they are missing or damaged.
+    UserError: arrays are missing or damaged.
   """
   import orbax.checkpoint as ocp
 
+  stored = shapes_and_types(folder)
+  wanted = set(places if places is not None else stored if names is None else names)
+
   def where(name: str) -> ocp.RestoreArgs:
+    if name not in wanted:
+      return ocp.RestoreArgs(restore_type=None)
     if places is None:
       return ocp.RestoreArgs(restore_type=np.ndarray)
-    if name not in places:
-      return ocp.RestoreArgs(restore_type=None)
     return ocp.ArrayRestoreArgs(sharding=places[name].sharding, dtype=places[name].dtype)
 
-  names = shapes_and_types(folder)
   with _explained(folder), ocp.PyTreeCheckpointer() as checkpointer:
-    wanted = {name: ocp.PLACEHOLDER if places and name not in places else 0 for name in names}
-    restored = checkpointer.restore(folder.absolute(), item=wanted, restore_args={name: where(name) for name in names})
-  return {name: array for name, array in restored.items() if places is None or name in places}
+    item = {name: 0 if name in wanted else ocp.PLACEHOLDER for name in stored}
+    restored = checkpointer.restore(folder.absolute(), item=item, restore_args={name: where(name) for name in stored})
+  return {name: array for name, array in restored.items() if name in wanted}
 
 
 def write(folder: Path, arrays: dict[str, Any]) -> None:
-  """Writes a new folder without copies of the arrays: they may be views of a mapped file larger than memory should get.
+  """Writes a new folder without copying arrays, which may be views of a memory-mapped file larger than memory.
 
   Raises:
-    OSError: whatever went wrong.
+    OSError: writing failed, for any reason.
   """
   import orbax.checkpoint as ocp
   from orbax.checkpoint import type_handlers
@@ -66,48 +73,48 @@ def write(folder: Path, arrays: dict[str, Any]) -> None:
   in_place = type_handlers.create_type_handler_registry(
     (np.ndarray, type_handlers.NumpyHandler(deepcopy_host_arrays=False)), (jax.Array, type_handlers.ArrayHandler())
   )
-  # OCDBT puts all arrays into a few files, and holds them in memory until it has.
+  # OCDBT packs all arrays into a few files, and keeps them in memory until they are written.
   few_files = sum(array.nbytes for array in arrays.values()) < LARGE
   handler = ocp.PyTreeCheckpointHandler(type_handler_registry=in_place, use_ocdbt=few_files)
   try:
-    # Of several hosts this one alone writes, and must not wait for the others.
+    # Only this host writes; without this option, Orbax would wait for the others.
     alone = ocp.options.MultiprocessingOptions(primary_host=jax.process_index(), active_processes={jax.process_index()})
     with _quiet(), ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
       checkpointer.save(folder, arrays)
-  except Exception as error:  # TensorStore raises ValueError where the disk is full
+  except Exception as error:  # TensorStore raises ValueError if the disk is full
     raise OSError(None, _reason(error)) from error
-  _forget_where(folder)
+  _remove_provenance(folder)
 
 
 def unusable(arrays: Iterable[tuple[str, Any]]) -> list[str]:
-  """A line an array whose values no model can compute with: NaN, infinite, or so large that f32 overflows at once."""
+  """Describes each array with unusable values (NaN, infinite, or so large that f32 overflows) in a line."""
   problems = []
   for name, array in arrays:
-    for values in _on_this_host(array):
-      problem = _problem(values)
+    for values in _local_shards(array):
+      problem = _unusable_values(values)
       if problem:
         problems.append(f'{printable(name)} {problem}')
         break
   return problems
 
 
-def _problem(values: np.ndarray) -> str:
+def _unusable_values(values: np.ndarray) -> str:
   if values.dtype.kind in 'biu' or not values.size:
     return ''
   with np.errstate(all='ignore'):
-    if values.dtype.itemsize < 4:  # NumPy is slow in these
+    if values.dtype.itemsize < 4:  # NumPy is slow with these types
       values = values.astype(np.float32)
     low, high = float(values.min()), float(values.max())
-    if -LARGEST <= low and high <= LARGEST:  # not so for NaN
+    if -LARGEST <= low and high <= LARGEST:  # false for NaN
       return ''
     bad = values.size - int(np.isfinite(values).sum())
   if bad:
     return f'holds {bad:,} of {values.size:,} values that are NaN or infinite'
-  return f'holds {high if high > -low else low:.1e}, which overflows where f32 computes with it'
+  return f'holds {high if high > -low else low:.1e}, which overflows in f32 arithmetic'
 
 
-def _on_this_host(array: Any) -> Iterable[np.ndarray]:
-  """The parts of an array that this host holds, each once."""
+def _local_shards(array: Any) -> Iterable[np.ndarray]:
+  """The shards of an array on this host, without duplicates."""
   if isinstance(array, jax.Array):
     parts = {str(shard.index): shard.data for shard in array.addressable_shards}
     return map(np.asarray, parts.values())
@@ -115,7 +122,7 @@ def _on_this_host(array: Any) -> Iterable[np.ndarray]:
 
 
 def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
-  """A line an array that is missing, unknown or of another shape."""
+  """Describes each array that is missing, unknown or of another shape in a line."""
   problems = [
     f'{name} is {tuple(found[name].shape)}, expected {tuple(array.shape)}' if name in found else f'{name} is missing'
     for name, array in expected.items()
@@ -126,7 +133,7 @@ def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[s
 
 @contextlib.contextmanager
 def _explained(folder: Path) -> Iterator[None]:
-  """Orbax and TensorStore raise many kinds for damaged files; makes one of them."""
+  """Turns the many exceptions that Orbax and TensorStore raise for damaged files into UserError."""
   try:
     with _quiet():
       yield
@@ -136,8 +143,8 @@ def _explained(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-  """Nothing of Orbax's and TensorStore's own on stderr: what fails is raised as well, and then said in one line."""
-  verbosity, sys.unraisablehook = logging.get_verbosity(), _without_closed_loops(sys.unraisablehook)
+  """Silences Orbax's and TensorStore's messages on stderr; failures are also raised, and reported in one line."""
+  verbosity, sys.unraisablehook = logging.get_verbosity(), _ignoring_closed_loops(sys.unraisablehook)
   logging.set_verbosity(logging.FATAL)
   try:
     yield
@@ -145,10 +152,10 @@ def _quiet() -> Iterator[None]:
     logging.set_verbosity(verbosity)
 
 
-def _without_closed_loops(hook: Callable) -> Callable:
-  """`hook`, not called for what TensorStore's threads tell an event loop that has ended with an error.
+def _ignoring_closed_loops(hook: Callable) -> Callable:
+  """Wraps `hook` to ignore TensorStore's threads that report to a closed event loop after an error.
 
-  They do so long after that error was raised, so this stays.
+  They do so long after the error was raised, so the hook stays installed.
   """
   if getattr(hook, 'passes_closed_loops', None) is False:
     return hook
@@ -162,7 +169,7 @@ def _without_closed_loops(hook: Callable) -> Callable:
 
 
 def _reason(error: Exception) -> str:
-  """One line; TensorStore buries the system's error in several."""
+  """The error in one line; TensorStore buries the system's error in several lines."""
   code = re.search(r"os_error_code='(\d+)'", str(error))
   if code:
     return os.strerror(int(code[1]))
@@ -171,20 +178,20 @@ def _reason(error: Exception) -> str:
 
 
 def _refuse_special_files(folder: Path) -> None:
-  """Raises UserError for a pipe or a device among the files, which would be waited for."""
+  """Raises UserError for a pipe or a device among the files, on which reading would block."""
   for place, folders, files in os.walk(folder):
     for name in files:
       path = Path(place, name)
       try:
         regular = stat.S_ISREG(path.stat().st_mode)
-      except OSError:  # a link to nothing: missing
+      except OSError:  # a broken link, reported later as missing
         continue
       if not regular:
         raise UserError(f'{printable(path)}: a device or a pipe, expected a file; copy the model again')
 
 
-def _forget_where(folder: Path) -> None:
-  """Removes Orbax's record of the path and devices of saving: not needed for loading, and 3 % of a tiny model."""
+def _remove_provenance(folder: Path) -> None:
+  """Removes Orbax's record of the path and devices of saving, which loading does not need (3 % of a tiny model)."""
   for name in ('_sharding', 'commit_success.txt'):
     (folder / name).unlink(missing_ok=True)
   shutil.rmtree(folder / 'array_metadatas', ignore_errors=True)

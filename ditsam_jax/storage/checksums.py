@@ -1,4 +1,4 @@
-"""Size and SHA-256 of files, because TensorStore reads weights with a flipped bit without an error."""
+"""Sizes and SHA-256 of files, because TensorStore reads weights with a flipped bit without an error."""
 
 import hashlib
 import os
@@ -9,20 +9,21 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.storage.files import open_regular
 from ditsam_jax.terminal import printable
 
-_MOST_BYTES = 2**48  # of a file
+_MOST_BYTES = 2**48  # per file
 
 
 def of(folder: Path) -> dict[str, list]:
-  """[bytes, SHA-256] of every file in a folder and below, by its path there. Raises OSError."""
+  """Returns [bytes, SHA-256] of all files in a folder, recursively, by relative path. Raises OSError."""
   files = sorted(path for path in folder.rglob('*') if path.is_file())
   return {path.relative_to(folder).as_posix(): [path.stat().st_size, _digest(path)] for path in files}
 
 
 def difference(path: Path, recorded: Any) -> str | None:
-  """What is wrong with a file that had this [bytes, SHA-256], in a few words; None if it still has.
+  """Compares a file with its recorded [bytes, SHA-256]; returns what differs in a few words, or None.
 
   Raises:
-    UserError: it is no regular file. OSError: it cannot be read.
+    UserError: the path is not a regular file.
+    OSError: the file cannot be read.
   """
   if not isinstance(recorded, list) or len(recorded) != 2:
     return f'has {printable(recorded)} for a checksum'
@@ -38,7 +39,7 @@ def difference(path: Path, recorded: Any) -> str | None:
 
 
 def check(folder: Path, recorded: dict[str, Any]) -> None:
-  """Raises UserError where a recorded file is missing, no regular file, or another than it was."""
+  """Raises UserError if a recorded file is missing, has changed, or is not a regular file."""
   for name, entry in sorted(recorded.items()):
     path = folder / name
     if folder not in path.parents or '..' in path.parts:

@@ -26,14 +26,14 @@ _FIELDS = {
 
 
 def read_description(name_or_dir: str | os.PathLike) -> dict[str, Any]:
-  """model.json as plain containers.
+  """Reads model.json as plain containers.
 
   Returns:
-    'model', 'data', 'notes'; 'fresh' and 'assumed', lists of names; 'vocabulary', its number of words and their
-    fingerprint, {} where it has none; 'files', checksums of all the others, {} in a model that is older than they are.
+    'model', 'data' and 'notes'; 'fresh' and 'assumed', lists of names; 'vocabulary', the number of words and their
+    fingerprint, or {}; 'files', checksums of all other files, {} in models that predate them.
 
   Raises:
-    UserError: it cannot be read, or is no model's.
+    UserError: the file cannot be read, or does not describe a model.
   """
   file = resolve(name_or_dir) / 'model.json'
   content = read_json(file)
@@ -57,7 +57,7 @@ def read_description(name_or_dir: str | os.PathLike) -> dict[str, Any]:
 
 
 def read_config(name_or_dir: str | os.PathLike) -> DitSamConfig:
-  """The model's config."""
+  """Returns the model's config. Raises UserError if model.json is damaged."""
   fields = read_description(name_or_dir)['model']
   try:
     return DitSamConfig.from_dict(fields)
@@ -66,12 +66,12 @@ def read_config(name_or_dir: str | os.PathLike) -> DitSamConfig:
 
 
 def data_config(name_or_dir: str | os.PathLike) -> dict[str, Any]:
-  """The data set the model was trained on: {'dataset': ..., 'scenes': ...}."""
+  """Returns the data set the model was trained on: {'dataset': ..., 'scenes': ...}."""
   return read_description(name_or_dir)['data']
 
 
 def fresh_parts(name_or_dir: str | os.PathLike) -> list[str]:
-  """Parts of the model that hold initial values and were never trained: ['image_encoder.instruction', 'text_proj']."""
+  """Returns the parts of the model that were never trained, such as ['image_encoder.instruction', 'text_proj']."""
   return [str(part) for part in read_description(name_or_dir)['fresh']]
 
 
@@ -86,19 +86,19 @@ def warn_if_fresh(name_or_dir: str | os.PathLike) -> None:
 
 
 def parts_of(names: Iterable[str]) -> list[str]:
-  """The parts of a model that parameters, by dotted path, belong to, as in `fresh_parts`; sorted."""
+  """Returns the sorted parts of a model, as in `fresh_parts`, that contain parameters given by dotted path."""
   return sorted({'.'.join(name.split('.')[: 2 if name.startswith('image_encoder') else 1]) for name in names})
 
 
 def vocabulary_file(name_or_dir: str | os.PathLike) -> Path:
-  """The tokeniser's vocabulary: vocab.txt, or Hugging Face's tokenizer.json where that is missing.
+  """Returns the tokenizer's vocabulary file: vocab.txt, or Hugging Face's tokenizer.json if that is missing.
 
   Raises:
-    UserError: the model takes no text; there is no vocabulary, or another model's.
+    UserError: the model takes no text, or its vocabulary is missing or belongs to another model.
   """
   name, folder, config = f"'{printable(name_or_dir)}'", resolve(name_or_dir), read_config(name_or_dir)
   if config.text_encoder is None:
-    raise UserError(f'{name} has no vocab.txt: it takes no text; use a text-prompted model (shapes, say)')
+    raise UserError(f'{name} has no vocab.txt: it takes no text; use a text-prompted model, such as shapes')
   file = next((file for file in (folder / 'vocab.txt', folder / 'tokenizer.json') if file.exists()), None)
   if file is None:
     raise UserError(f'{name} has no vocab.txt, which it needs to read sentences; copy it into {printable(folder)}')
@@ -119,7 +119,7 @@ def vocabulary_file(name_or_dir: str | os.PathLike) -> Path:
 
 
 def check_words(words: int, config: DitSamConfig, file: Path) -> None:
-  """Raises UserError where a vocabulary has more word pieces than the text encoder embeds."""
+  """Raises UserError if a vocabulary has more word pieces than the text encoder has embeddings."""
   rows = config.text_encoder.vocab_size if config.text_encoder else 0
   if words > rows:
     raise UserError(

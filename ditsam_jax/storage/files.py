@@ -19,19 +19,19 @@ from typing import Any
 from ditsam_jax.errors import UserError
 from ditsam_jax.terminal import printable
 
-MOST_JSON = 2**24  # bytes of a JSON file that people or this library write; data sets have larger ones
+MOST_JSON = 2**24  # bytes of a JSON file written by people or by this library; data sets have larger ones
 _SURROGATE = re.compile(rb'\\u[dD][89a-fA-F]')
 
-_QUIET = 6  # times in a row that a folder stays away
-UNFINISHED = r'\.writing-[0-9a-f]{32}'  # names of what a killed process leaves
+_STABLE = 6  # consecutive checks after which a removed folder counts as gone
+UNFINISHED = r'\.writing-[0-9a-f]{32}'  # temporary files of killed processes
 
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-  """A temporary path to write to; its file replaces `path` at the end, or is deleted after an exception.
+  """Yields a temporary path to write to; its file then replaces `path`, or is deleted after an exception.
 
   Raises:
-    OSError: names `path`, whose old content is still there.
+    OSError: writing failed; names `path`, whose old content is kept.
   """
   unfinished = path.with_name(f'.writing-{uuid.uuid4().hex}')
   try:
@@ -45,21 +45,21 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-  """Writes a file atomically. Raises OSError, which names the file."""
+  """Writes a text file atomically. Raises OSError that names the file."""
   with written_whole(path) as unfinished:
     unfinished.write_text(text)
 
 
 def write_json(path: Path, data: Any) -> None:
-  """Writes JSON atomically. Raises OSError, which names the file."""
+  """Writes a JSON file atomically. Raises OSError that names the file."""
   write_text(path, json.dumps(data, indent=1) + '\n')
 
 
 def remove_for_good(folder: Path) -> None:
-  """Removes a folder to which a library's threads may still add after they have failed: TensorStore makes it anew."""
-  absent = 0 if folder.exists() else _QUIET
+  """Removes a folder that a library's threads may recreate after a failure, as TensorStore's do."""
+  absent = 0 if folder.exists() else _STABLE
   for _ in range(100):
-    if absent == _QUIET:
+    if absent == _STABLE:
       return
     absent = 0 if folder.exists() else absent + 1
     shutil.rmtree(folder, ignore_errors=True)
@@ -67,18 +67,22 @@ def remove_for_good(folder: Path) -> None:
 
 
 def open_regular(path: str | os.PathLike, *, most_bytes: int, name: str = '') -> io.BufferedReader:
-  """Opens a regular file for reading, never waiting for a pipe or reading a device.
+  """Opens a regular file for reading, without blocking on pipes or reading devices.
+
+  Args:
+    path: the file.
+    most_bytes: maximum size.
+    name: what error messages call the file, by default its path.
 
   Raises:
-    UserError: no such file, a folder, a pipe, a device, not readable, larger than `most_bytes`; it starts with `name`,
-      by default the path.
+    UserError: the file does not exist, is a folder, pipe or device, cannot be read, or is larger than `most_bytes`.
   """
   name = name or printable(os.fspath(path))
   try:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
   except FileNotFoundError as error:
     raise UserError(f'{name}: no such file') from error
-  except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+  except (OSError, ValueError) as error:  # ValueError: an invalid file name
     if getattr(error, 'errno', None) == errno.ENXIO:
       raise UserError(f'{name}: a pipe or a socket, expected a file') from error
     raise UserError(f'{name}: cannot be read ({_reason(error)}); check the path') from error
@@ -96,7 +100,7 @@ def open_regular(path: str | os.PathLike, *, most_bytes: int, name: str = '') ->
 
 
 def read_bytes(path: str | os.PathLike, *, most_bytes: int) -> bytes:
-  """All bytes of a regular file. Raises UserError as `open_regular` does."""
+  """Reads a regular file. Raises UserError like `open_regular`."""
   try:
     with open_regular(path, most_bytes=most_bytes) as file:
       return file.read(most_bytes)
@@ -111,20 +115,31 @@ def read_json(
   hook: Callable[[dict[str, Any]], Any] | None = None,
   finite: bool = True,
 ) -> Any:
-  """JSON of a regular file as plain containers.
+  """Reads JSON from a regular file as plain containers.
 
   Args:
     path: the file.
-    most_bytes: a larger file is refused unread.
-    hook: takes every object as it is parsed; what it returns takes the object's place.
-    finite: refuse NaN and numbers that float64 cannot hold. False lets them through, in two thirds of the time where
-      there are millions of numbers; the caller then checks.
+    most_bytes: maximum size; larger files are refused unread.
+    hook: called with each parsed object; its result replaces the object.
+    finite: refuse NaN and numbers out of float64's range. False accepts them, and takes two thirds of the time for
+      millions of numbers; the caller must then check.
 
   Raises:
-    UserError: as in `open_regular`; not UTF-8, no JSON, nested too deeply, an object that names a key twice, text that
-      is no Unicode, NaN or numbers out of range.
+    UserError: see `open_regular`; also if the file is not UTF-8 or not JSON, is nested too deeply, or contains duplicate
+      keys, invalid Unicode, NaN, or numbers out of range.
   """
-  name = printable(os.fspath(path))
+  try:
+    return parse_json(read_bytes(path, most_bytes=most_bytes), hook=hook, finite=finite)
+  except ValueError as error:
+    raise UserError(f'{printable(os.fspath(path))} {error}; get a complete copy') from error
+
+
+def parse_json(data: bytes, *, hook: Callable[[dict[str, Any]], Any] | None = None, finite: bool = True) -> Any:
+  """Parses JSON into plain containers; for `hook` and `finite` see `read_json`.
+
+  Raises:
+    ValueError: invalid JSON; the message continues a sentence: 'is nested too deeply'.
+  """
 
   def unique(pairs: list[tuple[str, Any]]) -> Any:
     item = dict(pairs)
@@ -133,26 +148,24 @@ def read_json(
       raise ValueError(f'an object has the key {twice!r} twice')
     return hook(item) if hook else item
 
-  checks: dict[str, Any] = {'parse_constant': _no_number, 'parse_float': _finite} if finite else {}
+  checks: dict[str, Any] = {'parse_constant': _refuse_constant, 'parse_float': _finite} if finite else {}
+  suspicious = _SURROGATE.search(data) is not None
   try:
-    data = read_bytes(path, most_bytes=most_bytes)
-    suspicious = _SURROGATE.search(data) is not None
-    data = data.decode('utf-8')
-    content = json.loads(data, object_pairs_hook=unique, **checks)
-    if suspicious:  # half a character: it can be neither printed nor stored
+    content = json.loads(data.decode('utf-8'), object_pairs_hook=unique, **checks)
+    if suspicious:  # fails on lone surrogates, which can be neither printed nor stored
       json.dumps(content, ensure_ascii=False, default=str).encode('utf-8')
     return content
   except UnicodeDecodeError as error:
-    raise UserError(f'{name} is not UTF-8 text (byte {error.start}); expected JSON, get a complete copy') from error
+    raise ValueError(f'is not UTF-8 text (byte {error.start}), expected JSON') from error
   except UnicodeEncodeError as error:
-    raise UserError(f'{name} holds text that is not valid Unicode (a lone surrogate); get a complete copy') from error
+    raise ValueError('holds text that is not valid Unicode (a lone surrogate)') from error
   except RecursionError as error:
-    raise UserError(f'{name} is nested too deeply; get a complete copy') from error
+    raise ValueError('is nested too deeply') from error
   except ValueError as error:
-    raise UserError(f'{name} is damaged or not JSON ({printable(error)}); get a complete copy') from error
+    raise ValueError(f'is damaged or not JSON ({printable(error)})') from error
 
 
-def _no_number(text: str) -> float:
+def _refuse_constant(text: str) -> float:
   raise ValueError(f'{text} is not a number')
 
 

@@ -1,8 +1,8 @@
 """Reads any image format as uint8 RGB [h, w, 3]; writes PNG and JPEG files atomically.
 
-Memory while reading: Pillow keeps 1 to 4 bytes a pixel, and what leaves takes 3 more; both are converted a tile at a
-time. So the peak is 1.5 to 3 times the result for most files, 4 times for progressive JPEG and for TIFF in one strip.
-Pillow's decoders of WebP, JPEG 2000 and AVIF hold copies of their own, and reach 8 times. Metadata have a limit as well.
+Memory: Pillow's image takes 1 to 4 bytes per pixel and the result 3; the conversion works tile by tile. The peak is 1.5
+to 3 times the size of the result for most files, and 4 times for progressive JPEG and single-strip TIFF. Pillow's
+decoders for WebP, JPEG 2000 and AVIF keep copies and reach 8 times. The size of metadata is limited too.
 """
 
 import io
@@ -21,17 +21,17 @@ from ditsam_jax.limits import MAX_PIXELS
 from ditsam_jax.storage.files import open_regular, written_whole
 from ditsam_jax.terminal import printable
 
-# What people's pictures come in. Pillow's other readers stay shut: some start programs (EPS).
+# Common formats. Pillow's other readers are disabled, because some start programs (EPS).
 FORMATS = ('PNG', 'JPEG', 'WEBP', 'GIF', 'BMP', 'DIB', 'TIFF', 'PPM', 'ICO', 'JPEG2000', 'AVIF')
 
-_MOST_FILE = 2**36  # bytes; what is read of them is bounded below
-_MOST_METADATA = 2**26  # bytes that a decoder may read beside pixels: text, profiles, tags, thumbnails
-_MOST_JPEG_METADATA = 2**24  # which Pillow joins piece by piece, in quadratic time
-_MOST_READS = 20_000  # of a header, for the same reason: GIF's comments
+_MOST_FILE = 2**36  # bytes; limits on how much is read follow
+_MOST_METADATA = 2**26  # bytes of text, profiles, tags and thumbnails that a decoder may read
+_MOST_JPEG_METADATA = 2**24  # lower, because Pillow concatenates pieces in quadratic time
+_MOST_READS = 20_000  # read calls for a header, for the same reason (GIF comments)
 _MOST_BYTES_A_PIXEL = 16
-_TILE = 2**18  # pixels converted at once
+_TILE = 2**18  # pixels per tile
 
-# `warnings.catch_warnings` changes the state of the whole process, so one thread at a time.
+# `warnings.catch_warnings` changes process-wide state, so only one thread at a time may use it.
 _header_lock = threading.Lock()
 
 
@@ -49,10 +49,10 @@ def read_image(source: str | os.PathLike | Image.Image | Any) -> np.ndarray:
     uint8 [h, w, 3].
 
   Raises:
-    UserError: the file is missing, not an image, damaged, empty or too large; the array is none of the above.
+    UserError: the file is missing, not an image, damaged, empty or too large, or the array has another shape or type.
   """
   if isinstance(source, Image.Image):
-    return _pixels(source, 'the PIL image')
+    return _to_rgb(source, 'the PIL image')
   if isinstance(source, str | os.PathLike):
     return _read_file(source)
   if hasattr(source, '__array__'):
@@ -61,9 +61,9 @@ def read_image(source: str | os.PathLike | Image.Image | Any) -> np.ndarray:
 
 
 def write_png(path: str | os.PathLike, image: np.ndarray | Image.Image, *, notes: dict[str, str] | None = None) -> None:
-  """Writes uint8 [h, w] or [h, w, 3] as PNG, with `notes` as its texts; bool becomes 0/255.
+  """Writes uint8 [h, w] or [h, w, 3] as PNG, with `notes` as text chunks; bool becomes 0/255.
 
-  The file is written atomically; missing folders are created.
+  Writes atomically and creates missing folders.
 
   Raises:
     UserError: the file cannot be written.
@@ -78,12 +78,12 @@ def write_png(path: str | os.PathLike, image: np.ndarray | Image.Image, *, notes
 
 
 def write_photo_png(path: str | os.PathLike, pixels: np.ndarray) -> None:
-  """Writes uint8 [h, w, 3] as `write_png` does, in a third of the time; files of photos have the same size.
+  """Like `write_png` for uint8 [h, w, 3], in a third of the time. For photos, file sizes are the same.
 
   Raises:
     UserError: the file cannot be written.
   """
-  import cv2  # imported late: whoever reads images only does without
+  import cv2  # imported late: reading images does not need it
 
   quick = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
   encoded = cv2.imencode('.png', cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), quick)[1]
@@ -95,22 +95,22 @@ def _write(path: Path, write: Callable[[Path], Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as unfinished:
       write(unfinished)
-  except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+  except (OSError, ValueError) as error:  # ValueError: an invalid file name
     reason = getattr(error, 'strerror', None) or error
     raise UserError(f'cannot write {str(path)!r}: {reason}; choose another output') from error
 
 
 class _Metered(io.BufferedReader):
-  """A file of which decoders may read only so much: what is no pixel they keep in memory, whatever its size."""
+  """A file with a limit on how much decoders may read, because they keep metadata of any size in memory."""
 
-  def __init__(self, file: io.BufferedReader, name: str):
-    super().__init__(file.detach())
-    self._name, self._size = name, os.fstat(self.fileno()).st_size
+  def __init__(self, file: io.RawIOBase | io.BytesIO, size: int, name: str):
+    super().__init__(file)  # pyright: ignore[reportArgumentType]  # of which it asks what BytesIO has
+    self._name, self._size = name, size
     self._most = _MOST_JPEG_METADATA if self.peek(2).startswith(b'\xff\xd8') else _MOST_METADATA
     self.allow(self._most, _MOST_READS)
 
   def allow(self, read: int, calls: float = float('inf')) -> None:
-    """How many bytes may be read from now on, in how many calls."""
+    """Sets the number of bytes and read calls allowed from now on."""
     self._left, self._calls = read, calls
 
   def read(self, size: int | None = -1, /) -> bytes:
@@ -127,37 +127,61 @@ class _Metered(io.BufferedReader):
     return data
 
 
+def read_encoded(data: bytes, name: str) -> np.ndarray:
+  """`read_image` of a file's bytes; errors start with `name`."""
+  return _read(io.BytesIO(data), len(data), name, None)
+
+
+def read_opened(file: io.BufferedReader, name: str, *, most_pixels: int | None = None) -> np.ndarray:
+  """Reads an open image file as `read_image` does, and closes it.
+
+  Args:
+    file: at its start.
+    name: what error messages call it.
+    most_pixels: larger images are refused before they are decoded.
+
+  Raises:
+    UserError: see `read_image`.
+  """
+  size = os.fstat(file.fileno()).st_size
+  return _read(file.detach(), size, name, most_pixels)
+
+
 def _read_file(source: str | os.PathLike) -> np.ndarray:
   name = f"image '{printable(os.fspath(source))}'"
   if not os.fspath(source):
     raise UserError(f'{name}: no name, expected an image file')
+  return read_opened(open_regular(source, most_bytes=_MOST_FILE, name=name), name)
+
+
+def _read(raw: io.RawIOBase | io.BytesIO, size: int, name: str, most_pixels: int | None) -> np.ndarray:
   try:
-    with _Metered(open_regular(source, most_bytes=_MOST_FILE, name=name), name) as file, _open(file, name) as image:
-      _check_size(image.width, image.height, name)
+    with _Metered(raw, size, name) as file, _open(file, name, most_pixels) as image:
+      _check_size(image.width, image.height, name, most_pixels)
       _check_blocks(image, name)
       file.allow(_MOST_METADATA + _MOST_BYTES_A_PIXEL * image.width * image.height)
-      return _pixels(image, name, ours=True)
+      return _to_rgb(image, name, close=True)
   except UnidentifiedImageError as error:
     raise UserError(f'{name}: not an image, or damaged; expected {", ".join(FORMATS)}') from error
   except UserError:
     raise
-  except Exception as error:  # Pillow's readers of headers raise almost anything on damaged data
+  except Exception as error:  # Pillow raises almost anything for damaged headers
     raise UserError(f'{name}: cannot be read ({_reason(error)})') from error
 
 
-def _open(file: io.BufferedReader, name: str) -> Image.Image:
-  """Reads the header only (of ICO all)."""
+def _open(file: io.BufferedReader, name: str, most_pixels: int | None) -> Image.Image:
+  """Reads only the header (ICO files entirely)."""
   try:
     with _header_lock, warnings.catch_warnings():
-      warnings.simplefilter('ignore')  # Pillow's remarks on odd tags
+      warnings.simplefilter('ignore')  # Pillow's warnings about odd tags
       warnings.simplefilter('error', Image.DecompressionBombWarning)
       return Image.open(file, formats=FORMATS)
   except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-    raise UserError(_too_many_pixels(name)) from error
+    raise UserError(_too_many_pixels(name, most_pixels)) from error
 
 
 def _check_blocks(image: Image.Image, name: str) -> None:
-  """TIFF is decoded a block at a time, and a block may be far larger than the image."""
+  """Raises UserError if a TIFF's tiles, which are decoded one by one, are far larger than the image."""
   tags = getattr(image, 'tag_v2', {})
   width, height = tags.get(322, 0), tags.get(323, 0)
   most = 4 * image.width * image.height + 2**22
@@ -165,25 +189,25 @@ def _check_blocks(image: Image.Image, name: str) -> None:
     raise UserError(f'{name}: {image.width} x {image.height} pixels in tiles of {width} x {height}; save it as PNG')
 
 
-def _pixels(image: Image.Image, name: str, *, ours: bool = False) -> np.ndarray:
-  """RGB pixels of a PIL image that may not have been read from its file yet. `ours`: nobody needs it after."""
+def _to_rgb(image: Image.Image, name: str, *, close: bool = False) -> np.ndarray:
+  """Loads a PIL image, if need be, and converts it to RGB. `close` frees the image before the result is rotated."""
   _check_size(image.width, image.height, name)
   try:
     image.load()
-    turn = image.getexif().get(0x0112, 1)
+    orientation = image.getexif().get(0x0112, 1)
     _check_size(image.width, image.height, name)
     pixels = _converted(image, name)
-    if ours:
-      image.close()  # before a turned copy is made
-    return _TURNED.get(turn, np.ascontiguousarray)(pixels)
+    if close:
+      image.close()
+    return _ORIENTATIONS.get(orientation, np.ascontiguousarray)(pixels)
   except UserError:
     raise
-  except Exception as error:  # Pillow's decoders raise almost anything on damaged data
+  except Exception as error:  # Pillow raises almost anything for damaged data
     raise UserError(f'{name}: damaged or truncated ({_reason(error)}); get a complete copy') from error
 
 
-# What EXIF's orientations ask for.
-_TURNED = {
+# Rotations and flips by EXIF orientation.
+_ORIENTATIONS = {
   2: lambda pixels: np.ascontiguousarray(pixels[:, ::-1]),
   3: lambda pixels: np.ascontiguousarray(pixels[::-1, ::-1]),
   4: lambda pixels: np.ascontiguousarray(pixels[::-1]),
@@ -195,7 +219,7 @@ _TURNED = {
 
 
 def _converted(image: Image.Image, name: str) -> np.ndarray:
-  """Straight or premultiplied, grey, palette, 8 to 32 bits: RGB, a tile at a time."""
+  """Converts any mode (grey or palette, straight or premultiplied alpha, 8 to 32 bits) to RGB, tile by tile."""
   out = np.empty((image.height, image.width, 3), np.uint8)
   boxes = [(x.start, y.start, x.stop, y.stop) for y, x in _tiles(*out.shape[:2])]
   if image.mode.startswith(('I', 'F')):
@@ -216,7 +240,7 @@ def _converted(image: Image.Image, name: str) -> np.ndarray:
 
 
 def _to_mode(image: Image.Image, mode: str) -> Image.Image:
-  # Premultiplied grey has a way to plain grey only, and palettes with alpha to RGBA only.
+  # Pillow converts premultiplied grey only to straight grey, and palettes with alpha only to RGBA.
   if image.mode == 'La':
     image = image.convert('LA')
   return image.convert(mode)
@@ -233,7 +257,7 @@ def _from_array(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def _from_tiles(tiles: Callable[[], Iterator[np.ndarray]], dtype: np.dtype, out: np.ndarray, name: str) -> np.ndarray:
-  """Fills `out` from tiles [h, w] or [h, w, 1 to 4] of numbers, in the order of `_tiles`."""
+  """Fills `out` from tiles [h, w] or [h, w, 1 to 4], in the order of `_tiles`."""
   convert = _to_uint8(tiles, dtype, name)
   for window, tile in zip(_tiles(*out.shape[:2]), tiles()):
     tile = convert(tile.reshape(*tile.shape[:2], -1))
@@ -247,14 +271,14 @@ def _from_tiles(tiles: Callable[[], Iterator[np.ndarray]], dtype: np.dtype, out:
 def _to_uint8(
   tiles: Callable[[], Iterator[np.ndarray]], dtype: np.dtype, name: str
 ) -> Callable[[np.ndarray], np.ndarray]:
-  """How numbers of a type become 8 bits. Raises UserError where those of `tiles` are not in its range."""
+  """Returns the conversion of a type to 8 bits. Raises UserError if values in `tiles` are out of range."""
   if dtype == np.uint8:
     return lambda tile: tile
   if dtype == np.bool_:
     return lambda tile: tile.astype(np.uint8) * 255
   if dtype == np.uint16:
     return lambda tile: ((tile.astype(np.uint32) + 128) // 257).astype(np.uint8)  # 65535 = 255 * 257
-  if dtype.kind in 'iu':  # NumPy counts time spans among its integers
+  if dtype.kind in 'iu':  # not np.integer, which includes timedelta64
     _check_range(tiles(), dtype, 255, name)
     return lambda tile: tile.astype(np.uint8)
   if dtype.kind == 'f':
@@ -265,7 +289,7 @@ def _to_uint8(
 
 def _check_range(tiles: Iterator[np.ndarray], dtype: np.dtype, top: int, name: str) -> None:
   low, high = _range(tiles)
-  slack = 0.01 * (top == 1)  # resizing overshoots a little
+  slack = 0.01 * (top == 1)  # bicubic resizing overshoots a little
   if not (low >= -slack and high <= top + slack):  # NaN fails too
     expected = f'expected 0 to {top} (or use uint8, 0 to 255)'
     raise UserError(f'{name}: holds {dtype} from {low} to {high}; {expected}')
@@ -277,26 +301,26 @@ def _range(tiles: Iterator[np.ndarray]) -> tuple[Any, Any]:
 
 
 def _tiles(height: int, width: int) -> Iterator[tuple[slice, slice]]:
-  """Windows of rows and columns that cover an image, each of at most _TILE pixels."""
+  """Yields windows (rows, columns) that cover an image, each of at most _TILE pixels."""
   rows = max(1, _TILE // width)
   for top in range(0, height, rows):
     for left in range(0, width, _TILE):
       yield slice(top, min(top + rows, height)), slice(left, min(left + _TILE, width))
 
 
-def _check_size(width: int, height: int, name: str) -> None:
+def _check_size(width: int, height: int, name: str, most_pixels: int | None = None) -> None:
   if width < 1 or height < 1:
     raise UserError(f'{name}: {width} x {height} pixels, expected at least 1 x 1')
-  if width * height > MAX_PIXELS:
-    raise UserError(_too_many_pixels(name))
+  if width * height > (most_pixels or MAX_PIXELS):
+    raise UserError(_too_many_pixels(name, most_pixels))
 
 
-def _too_many_pixels(name: str) -> str:
-  return f'{name}: more than {MAX_PIXELS:,} pixels; scale it down first'
+def _too_many_pixels(name: str, most_pixels: int | None) -> str:
+  return f'{name}: more than {most_pixels or MAX_PIXELS:,} pixels; scale it down first'
 
 
 def _over_white(rgba: np.ndarray) -> np.ndarray:
-  """Lays uint8 [h, w, 4] with straight alpha over white."""
+  """Composites uint8 [h, w, 4] with straight alpha over white."""
   color, alpha = rgba[..., :3].astype(np.uint32), rgba[..., 3:].astype(np.uint32)
   return ((color * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)
 

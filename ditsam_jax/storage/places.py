@@ -11,7 +11,7 @@ SHIPPED = Path(__file__).parents[1] / 'pretrained'
 
 
 def shipped_names() -> list[str]:
-  """Names of the shipped models."""
+  """Returns the names of the shipped models."""
   return sorted(path.parent.name for path in SHIPPED.glob('*/model.json'))
 
 
@@ -21,10 +21,10 @@ def is_shipped(name_or_dir: str | os.PathLike) -> bool:
 
 
 def resolve(name_or_dir: str | os.PathLike) -> Path:
-  """The model folder for a shipped model's name, a model folder or a training workdir.
+  """Returns the model folder for a shipped model's name, a model folder or a training workdir.
 
   Raises:
-    UserError: there is no such model.
+    UserError: the model does not exist.
   """
   given = local(str(name_or_dir))
   name = f"'{printable(given)}'"
@@ -34,7 +34,7 @@ def resolve(name_or_dir: str | os.PathLike) -> Path:
       if (candidate / 'model.json').exists():
         return candidate
     exists, is_run = path.exists(), (path / 'checkpoints').is_dir()
-  except RuntimeError as error:  # ~somebody who is not there
+  except RuntimeError as error:  # ~user of an unknown user
     raise UserError(f'checkpoint {name}: {error}') from error
   except OSError as error:
     raise UserError(f'checkpoint {name} cannot be read: {error.strerror or error}') from error

@@ -11,8 +11,9 @@ A training workdir holds such a folder as `model/`; the workdir's path works too
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -41,7 +42,7 @@ CONTENTS = ('model.json', 'vocab.txt', 'weights', 'leftovers')
 
 
 def load(name_or_dir: str | os.PathLike, *, dtype: str = 'float32') -> DitSam:
-  """Loads a model, in evaluation mode.
+  """Loads a model in eval mode.
 
   Args:
     name_or_dir: a shipped model's name ('shapes'), a model's folder or a training run's workdir.
@@ -58,16 +59,16 @@ def load(name_or_dir: str | os.PathLike, *, dtype: str = 'float32') -> DitSam:
 
 
 def build(config: DitSamConfig, weights: dict[str, Any], name: str) -> DitSam:
-  """Builds a model from weights by dotted path, in evaluation mode, in f32.
+  """Builds a model in eval mode, in f32, from weights by dotted path.
 
   Raises:
-    UserError: weights that are missing, unknown, of another shape or no usable numbers; `name` says whose they are.
+    UserError: weights are missing, unknown, unusable or of another shape; the message starts with `name`.
   """
   model = check_weights(config, weights, name)
   state = nnx.state(model, is_weight)
   for path, variable in nnx.to_flat_state(state):
     weight = weights[dotted(path)]
-    # NumPy converts at once; JAX would compile a conversion for every shape.
+    # NumPy converts without compiling; JAX would compile a conversion for each shape.
     variable.set_value(
       jnp.asarray(weight.astype(np.float32) if isinstance(weight, np.ndarray) else weight, jnp.float32)
     )
@@ -78,10 +79,10 @@ def build(config: DitSamConfig, weights: dict[str, Any], name: str) -> DitSam:
 
 
 def check_weights(config: DitSamConfig, weights: dict[str, Any], name: str) -> DitSam:
-  """The abstract model of a config.
+  """Checks weights, by dotted path, against a config; returns the abstract model.
 
   Raises:
-    UserError: the weights by dotted path are not all of it and of its shapes, or are no usable numbers.
+    UserError: weights are missing, unknown, unusable or of another shape.
   """
   model = nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))
   _refuse(arrays.differences(weights, weights_of(model)), name, 'weights do not fit model.json')
@@ -90,7 +91,7 @@ def check_weights(config: DitSamConfig, weights: dict[str, Any], name: str) -> D
 
 
 def size(directory: str | os.PathLike) -> int:
-  """Size of a model's folder in bytes."""
+  """Returns the size of a model's folder in bytes."""
   return sum(file.stat().st_size for file in Path(directory).rglob('*') if file.is_file())
 
 
@@ -98,9 +99,9 @@ def read_weights(name_or_dir: str | os.PathLike) -> dict[str, np.ndarray]:
   """Reads all weights by dotted path, in their stored types.
 
   Raises:
-    UserError: missing, damaged, or larger than the config says, which is noticed before they are read.
+    UserError: the weights are missing, damaged, or do not fit the config; shapes are checked before values are read.
   """
-  folder, config = _whole(name_or_dir, 'weights'), read_config(name_or_dir)
+  folder, config = _verified(name_or_dir, 'weights'), read_config(name_or_dir)
   model = nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))
   stored = arrays.shapes_and_types(folder)
   problems = arrays.differences(stored, weights_of(model)) or [
@@ -114,12 +115,12 @@ def read_weights(name_or_dir: str | os.PathLike) -> dict[str, np.ndarray]:
 
 def read_leftovers(name_or_dir: str | os.PathLike) -> dict[str, np.ndarray]:
   """Reads a converted model's leftovers, by the source's names; often empty."""
-  folder = _whole(name_or_dir, 'leftovers')
+  folder = _verified(name_or_dir, 'leftovers')
   return arrays.read(folder) if folder.exists() else {}
 
 
-def _whole(name_or_dir: str | os.PathLike, part: str) -> Path:
-  """The folder of weights or leftovers, after comparing checksums. Raises UserError if a file has changed."""
+def _verified(name_or_dir: str | os.PathLike, part: str) -> Path:
+  """Returns the folder of weights or leftovers after verifying checksums. Raises UserError if a file has changed."""
   folder = resolve(name_or_dir)
   files = read_description(name_or_dir)['files']
   checksums.check(folder, {name: entry for name, entry in files.items() if name.startswith(f'{part}/')})
@@ -142,15 +143,15 @@ def save(
   Args:
     directory: the folder to write.
     model: the model.
-    vocabulary: the tokenizer's file, for models that take text.
-    data: the data set it was trained on, plain containers.
-    notes: anything worth keeping (scores, steps), plain containers.
+    vocabulary: the tokenizer's vocabulary file, for models that take text.
+    data: the data set it was trained on, as plain containers.
+    notes: anything worth keeping (scores, steps), as plain containers.
     fresh: parts that were never trained, see `parts_of`.
     assumed: config fields that came from a known model instead of from the user or the source.
     dtype: type of the stored weights; f16 halves the size.
 
   Raises:
-    UserError: the folder cannot be written, or weights are NaN or infinite in this type.
+    UserError: the folder cannot be written, or weights are NaN or infinite in the stored type.
   """
   weights = {name: variable[...].astype(dtype) for name, variable in weights_of(model).items()}
   _refuse(arrays.unusable(weights.items()), directory, f'weights stored as {jnp.dtype(dtype)}', 'choose another dtype')
@@ -175,10 +176,10 @@ def write(
   assumed: Sequence[str] = (),
   leftovers: dict[str, Any] | None = None,
 ) -> Path:
-  """`save` for weights by dotted path, each stored in its own type.
+  """Like `save`, for weights by dotted path, each stored in its own type.
 
   Args:
-    directory: as in `save`, like the arguments not listed here.
+    directory: see `save`, like the arguments not listed here.
     config: the model's config.
     weights: arrays by dotted path.
     vocabulary: the word pieces, in the order of their ids.
@@ -202,7 +203,7 @@ def write(
     description['files'] = checksums.of(temporary)
     (temporary / 'model.json').write_text(json.dumps(description, indent=1) + '\n')
     _replace(temporary, directory)
-  except (OSError, ValueError) as error:  # ValueError: a name that no folder can have
+  except (OSError, ValueError) as error:  # ValueError: an invalid folder name
     reason = getattr(error, 'strerror', None) or error
     raise UserError(
       f'the model cannot be written to {printable(directory)}: {reason}; choose another place, or free some space'
@@ -213,45 +214,61 @@ def write(
 
 
 def read_start(
-  name_or_dir: str | os.PathLike, expected: Mapping[str, jax.Array | jax.ShapeDtypeStruct]
+  name_or_dir: str | os.PathLike,
+  expected: Mapping[str, jax.Array | jax.ShapeDtypeStruct],
+  grown: Mapping[str, Callable[[np.ndarray], np.ndarray]] = MappingProxyType({}),
 ) -> dict[str, jax.Array]:
-  """Reads the expected weights (by dotted path, with shardings) that a saved model has, each onto its devices.
+  """Reads those of the expected weights (by dotted path, with shardings) that a saved model has, onto their devices.
+
+  Args:
+    name_or_dir: as in `load`.
+    expected: what the run needs.
+    grown: for weights with more rows than the saved ones, a function from the saved array to the new one.
 
   Raises:
-    UserError: as `check_start`; files are damaged, values are no usable numbers.
+    UserError: see `check_start`; also if files are damaged or values unusable.
   """
-  found = check_start(name_or_dir, expected)
-  weights = arrays.read(_whole(name_or_dir, 'weights'), found)
+  found = check_start(name_or_dir, expected, grown)
+  folder = _verified(name_or_dir, 'weights')
+  weights = arrays.read(folder, {name: array for name, array in found.items() if name not in grown})
+  if grown:
+    stored = arrays.read(folder, names=set(grown))
+    for name, grow in grown.items():
+      whole = np.asarray(grow(stored[name].astype(found[name].dtype)), found[name].dtype)
+      weights[name] = jax.make_array_from_callback(whole.shape, found[name].sharding, whole.__getitem__)
   _refuse(arrays.unusable(weights.items()), name_or_dir, 'unusable weights')
   return weights
 
 
 def check_start(
-  name_or_dir: str | os.PathLike, expected: Mapping[str, jax.Array | jax.ShapeDtypeStruct]
+  name_or_dir: str | os.PathLike,
+  expected: Mapping[str, jax.Array | jax.ShapeDtypeStruct],
+  grown: Collection[str] = (),
 ) -> dict[str, jax.Array | jax.ShapeDtypeStruct]:
-  """The expected weights that a saved model has; reads no values.
+  """Returns those of the expected weights that a saved model has; reads no values. Those in `grown` may have fewer rows.
 
   Raises:
-    UserError: the model is missing or damaged, a weight of the same name has another shape, or nothing fits at all.
+    UserError: the model is missing or damaged, a weight has another shape, or no name matches.
   """
   read_config(name_or_dir)
   stored = arrays.shapes_and_types(resolve(name_or_dir) / 'weights')
-  name = f"init_from '{printable(name_or_dir)}'"
-  wrong = [
-    f'{name} is {stored[name].shape} there and {array.shape} here'
-    for name, array in expected.items()
-    if name in stored and stored[name].shape != array.shape
-  ]
+  start = f"init_from '{printable(name_or_dir)}'"
+
+  def fits(name: str) -> bool:
+    there, here = stored[name].shape, expected[name].shape
+    return there == here or name in grown and there[1:] == here[1:] and there[0] <= here[0]
+
   found = {name: array for name, array in expected.items() if name in stored}
+  wrong = [f'{name} is {stored[name].shape} there and {found[name].shape} here' for name in found if not fits(name)]
   if wrong or not found:
     raise UserError(
-      f'{name} does not fit config.model: {listed(wrong, 4) or "no weight has the same name"}; make their sizes equal'
+      f'{start} does not fit config.model: {listed(wrong, 4) or "no weight has the same name"}; make their sizes equal'
     )
   return found
 
 
 def fill_streams(model: DitSam) -> None:
-  """Gives an abstract model real random streams (used in training mode only)."""
+  """Gives an abstract model real random streams, which are used only in train mode."""
   abstract = nnx.state(model, nnx.RngState)
   for _, variable in nnx.to_flat_state(abstract):
     is_key = jnp.issubdtype(variable.dtype, jax.dtypes.prng_key)
@@ -289,7 +306,7 @@ def _replace(new: Path, old: Path) -> None:
   os.replace(old, retired)
   try:
     os.replace(new, old)
-  except BaseException:  # Ctrl-C too: there is always a model
+  except BaseException:  # also on Ctrl-C, so that a model always exists
     os.replace(retired, old)
     raise
   for path in retired.iterdir():

@@ -1,12 +1,12 @@
-"""Checkpoints of a run: written in the background, whole or not at all, checked before they are used.
+"""Checkpoints of a run: saved atomically in the background, and verified before use.
 
-  checkpoints/40/state/         every array of the train state, by Orbax
+  checkpoints/40/state/         all arrays of the train state, saved by Orbax
   checkpoints/40/run.json       the rest: data position, random state, config, progress
   checkpoints/40/manifest.json  size and SHA-256 of every other file
 
-A checkpoint is written as `40.writing`. When the manifest is in it, which is last, one rename gives it its number; so
-a number without a whole manifest is damage, and whatever else lies there was left by a killed process and is removed.
-Older checkpoints go only after that. With several hosts the first one does all of this but Orbax's part.
+A checkpoint is written as `40.writing`, the manifest last, and then renamed to its number. So a numbered folder without a
+matching manifest is damaged, and anything else was left by a killed process and is removed. Older checkpoints are deleted
+only after the rename. With several hosts, the first one does all this except for Orbax's part.
 """
 
 import contextlib
@@ -34,18 +34,18 @@ from ditsam_jax.training import manifest
 from ditsam_jax.training.step import TrainState
 from ditsam_jax.training.workdir import differences
 
-_NONE, _NONE_WHOLE = -1, -2  # instead of the number of a checkpoint
+_NONE, _NONE_INTACT = -1, -2  # in place of a step: there are no checkpoints, or only damaged ones
 _RUN = 'run.json'
-_NUMBER = re.compile(r'0|[1-9][0-9]{0,8}')  # names of whole checkpoints; steps are int32
+_NUMBER = re.compile(r'0|[1-9][0-9]{0,8}')  # names of complete checkpoints; steps are int32
 
 
 def _is_step(value: Any) -> bool:
   return type(value) is int and 0 <= value <= 2**31
 
 
-# What each field of `Progress` may be in a file.
+# Validates the fields of `Progress` read from a file.
 _PROGRESS: dict[str, Callable[[Any], bool]] = {
-  'evaluated': _is_step,
+  'evaluated': lambda value: value == -1 or _is_step(value),
   'best_step': lambda value: value is None or _is_step(value),
   'best_score': lambda value: value is None or type(value) in (int, float),
   'fresh': lambda value: isinstance(value, list) and all(type(part) is str for part in value),
@@ -54,15 +54,17 @@ _PROGRESS: dict[str, Callable[[Any], bool]] = {
 
 @dataclasses.dataclass
 class Progress:
-  """What a run knows beside its state."""
+  """A run's progress, apart from the train state."""
 
-  evaluated: int = 0  # step of the last evaluation on the validation split
-  best_step: int | None = None  # of the highest score there, whose checkpoint is kept
+  evaluated: int = 0  # step of the last evaluation on the validation split; -1: before the evaluation of the start
+  best_step: int | None = None  # step with the highest validation score, whose checkpoint is kept
   best_score: float | None = None
-  fresh: list[str] = dataclasses.field(default_factory=list)  # parts that held initial values at the start
+  fresh: list[str] = dataclasses.field(
+    default_factory=list
+  )  # parts of the model that were not initialised from a model
 
   def improved(self, step: int, score: float) -> bool:
-    """Whether this score is the highest so far, which is noted; of equal ones the first stays."""
+    """Records a score and returns True if it is the highest so far; on a tie, the earlier step stays the best."""
     if self.best_score is not None and not score > self.best_score:
       return False
     self.best_step, self.best_score = step, score
@@ -70,25 +72,25 @@ class Progress:
 
 
 class Checkpoints:
-  """The checkpoints in `workdir`/checkpoints: the last ones and the best. Leaving the context waits for the writing.
+  """The checkpoints in `workdir`/checkpoints: the most recent ones and the best. Leaving the context waits for the last save.
 
   Args:
-    workdir: of this process alone.
-    keep: how many of the last ones stay.
-    config: the run's, as plain containers; part of every checkpoint.
-    on_failure: 'continue' or 'stop', when one cannot be written.
+    workdir: a folder used by this run only.
+    keep: number of recent checkpoints to keep.
+    config: the run's config as plain containers, stored in each checkpoint.
+    on_failure: 'continue' or 'stop' if a checkpoint cannot be written.
 
   Raises:
-    UserError: there are checkpoints, and not one is whole. Damaged ones that are newer than the newest whole one are
-      named on stderr and passed over.
+    UserError: all checkpoints are damaged. Damaged checkpoints newer than the newest intact one are reported on stderr
+      and skipped.
   """
 
   def __init__(self, workdir: Path, keep: int, config: dict[str, Any], on_failure: str = 'continue'):
     self._folder = workdir.absolute() / 'checkpoints'
     self._keep, self._config, self._on_failure = keep, config, on_failure
-    self._steps = self._whole()
+    self._steps = self._intact_steps()
     self._orbax = ocp.StandardCheckpointer()
-    self._writing: int | None = None  # the step that is being written
+    self._writing: int | None = None  # the step being written
     self._thread: threading.Thread | None = None
     self._failure: Exception | None = None
 
@@ -99,20 +101,20 @@ class Checkpoints:
     try:
       if kind is None:
         self.wait()
-      self._finish()
+      self._join()
     finally:
       self._orbax.close()
 
   @property
   def latest_step(self) -> int | None:
-    """Of the newest whole checkpoint."""
+    """The step of the newest intact checkpoint, or None."""
     return self._steps[-1] if self._steps else None
 
   def save(self, state: TrainState, iterator: BatchStream, progress: Progress) -> None:
-    """Begins to save, when the save before is done; does nothing where this step is saved already.
+    """Starts saving in the background, after the previous save; does nothing if this step is already saved.
 
     Raises:
-      UserError: this or the save before failed, and failures are to stop the run.
+      UserError: this save or the previous one failed, and `on_failure` is 'stop'.
     """
     self.wait()
     step = int(state.step)
@@ -134,10 +136,10 @@ class Checkpoints:
         (folder / _RUN).write_text(json.dumps(run, indent=1, default=_plain) + '\n')
     except OSError as error:
       self._failure = error
-    if multihost_utils.broadcast_one_to_all(np.asarray(self._failure is None)):  # else no host may wait for the first
+    if multihost_utils.broadcast_one_to_all(np.asarray(self._failure is None)):  # or else the others would wait forever
       try:
-        self._orbax.save(folder / 'state', _flatten(state))  # the arrays are copied before this returns
-      except Exception as error:  # Orbax and TensorStore raise many kinds for a full disk
+        self._orbax.save(folder / 'state', _flatten(state))  # copies the arrays before it returns
+      except Exception as error:  # Orbax and TensorStore raise various exceptions for a full disk
         self._failure = error
     elif self._failure is None:
       self._failure = RuntimeError('the first host could not start writing')
@@ -145,34 +147,33 @@ class Checkpoints:
     self._thread.start()
 
   def check(self) -> None:
-    """Tells of a failure in the background, if there was one. Raises UserError where that is to stop the run.
+    """Reports a failed background save. Raises UserError if `on_failure` is 'stop'.
 
-    Several hosts learn of it when they meet again, which is at the next save.
+    With several hosts, failures are reported at the next save, when the hosts synchronise.
     """
     if jax.process_count() == 1 and self._thread and not self._thread.is_alive():
       self.wait()
 
   def wait(self) -> None:
-    """Until what was begun is written, or has failed; see `check`. All hosts must call it."""
+    """Waits for the background save and reports a failure, see `check`. All hosts must call it."""
     if self._thread is None:
       return
-    self._finish()
+    self._join()
     if distributed.on_any_host(self._failure is not None):
       self._failure = self._failure or RuntimeError('another host could not write its part')
       self._steps = [step for step in self._steps if step != self._writing]
-    self._tell_failure()
+    self._report_failure()
 
   def restore(self, state: TrainState, iterator: BatchStream) -> tuple[TrainState, Progress]:
-    """The newest whole checkpoint; the iterator is put into its place.
+    """Restores the newest readable checkpoint, and the iterator's position.
 
     Args:
-      state: arrays, or `jax.ShapeDtypeStruct`s with shardings, in whose layout the result is; the run that saved may
-        have had another layout.
-      iterator: of the same data.
+      state: arrays or `jax.ShapeDtypeStruct`s with the shardings of the result, which may differ from those at saving.
+      iterator: an iterator over the same data.
 
     Raises:
-      UserError: the checkpoint is of another config, or none can be read. Newer ones than the one taken that cannot be
-        are named on stderr.
+      UserError: the checkpoint belongs to another config, or none can be read. Newer unreadable checkpoints are reported
+        on stderr and skipped.
     """
     while True:
       folder = self._folder / str(self.latest_step)
@@ -181,7 +182,7 @@ class Checkpoints:
         found = self._read(folder, state, iterator)
       except UserError:
         raise
-      except Exception as error:  # of Orbax, TensorStore and iterators, of many kinds
+      except Exception as error:  # Orbax, TensorStore and iterators raise various exceptions
         failure = error
       if not distributed.on_any_host(found is None) and found:
         return found
@@ -189,7 +190,7 @@ class Checkpoints:
       if len(self._steps) == 1:
         raise UserError(f'{problem}; use the version that wrote it, or choose a new --workdir') from failure
       distributed.tell(f'{problem}; trying the previous one')
-      self._steps = self._whole(below=self.latest_step)
+      self._steps = self._intact_steps(below=self.latest_step)
 
   def _read(self, folder: Path, state: TrainState, iterator: BatchStream) -> tuple[TrainState, Progress]:
     run = _read_run(folder)
@@ -202,11 +203,11 @@ class Checkpoints:
     arrays = [restored[name] for name in _flatten(state)]
     return jax.tree.unflatten(jax.tree.structure(state), arrays), Progress(**run['progress'])
 
-  def _whole(self, below: int | None = None) -> list[int]:
-    """Steps of the checkpoints up to the newest whole one, which the first host finds; its view counts for all."""
-    newest = _newest_whole(self._folder, below) if distributed.is_first() else _NONE
+  def _intact_steps(self, below: int | None = None) -> list[int]:
+    """Steps up to the newest intact checkpoint, as determined by the first host for all."""
+    newest = _newest_intact(self._folder, below) if distributed.is_first() else _NONE
     newest = int(multihost_utils.broadcast_one_to_all(np.int32(newest)))
-    if newest == _NONE_WHOLE:
+    if newest == _NONE_INTACT:
       raise UserError(
         f'no checkpoint in {self._folder} is intact, so this run cannot be resumed; choose another --workdir, '
         f'or delete that folder to start again'
@@ -214,14 +215,14 @@ class Checkpoints:
     return [step for step in _numbers(self._folder) if step < newest] + ([newest] if newest != _NONE else [])
 
   def _complete(self, folder: Path, step: int, best: int | None) -> None:
-    """In the background: waits for Orbax, then gives the checkpoint its number and removes older ones."""
+    """Runs in the background: waits for Orbax, renames the checkpoint to its number, and removes older ones."""
     try:
       self._orbax.wait_until_finished()
       if self._failure is None and distributed.is_first():
         manifest.write(folder)
-        _discard(self._folder / str(step))  # a damaged one of that step
+        _discard(self._folder / str(step))  # a damaged checkpoint of the same step
         os.rename(folder, self._folder / str(step))
-        _to_disk(self._folder)
+        _fsync(self._folder)
         self._prune(step, best)
     except Exception as error:
       self._failure = self._failure or error
@@ -236,12 +237,12 @@ class Checkpoints:
       if step not in kept:
         _discard(self._folder / str(step))
 
-  def _finish(self) -> None:
+  def _join(self) -> None:
     if self._thread:
       self._thread.join()
       self._thread = None
 
-  def _tell_failure(self) -> None:
+  def _report_failure(self) -> None:
     error, self._failure = self._failure, None
     if error is None:
       return
@@ -257,8 +258,8 @@ class Checkpoints:
     distributed.tell(f'warning: {failed}; training continues; free some space before it ends')
 
 
-def _newest_whole(folder: Path, below: int | None = None) -> int:
-  """The highest step whose checkpoint is whole; says which newer ones are not, and removes what killed runs left."""
+def _newest_intact(folder: Path, below: int | None = None) -> int:
+  """Returns the step of the newest intact checkpoint; reports newer damaged ones, and removes leftovers of killed runs."""
   if not os.path.lexists(folder):
     return _NONE
   if not folder.is_dir():
@@ -266,15 +267,15 @@ def _newest_whole(folder: Path, below: int | None = None) -> int:
   _clear_leftovers(folder)
   steps = [step for step in _numbers(folder) if below is None or step < below]
   for step in reversed(steps):
-    problem = _problem(folder / str(step))
+    problem = _damage(folder / str(step))
     if problem is None:
       return step
     say(f'checkpoint {folder / str(step)} is damaged ({problem}); trying the previous one')
-  return _NONE_WHOLE if steps or below is not None else _NONE
+  return _NONE_INTACT if steps or below is not None else _NONE
 
 
-def _problem(checkpoint: Path) -> str | None:
-  """What is wrong with a checkpoint, in a few words, as far as it shows without the arrays."""
+def _damage(checkpoint: Path) -> str | None:
+  """Verifies a checkpoint without loading its arrays; returns the damage in a few words, or None."""
   if problem := manifest.problem(checkpoint, needed=_RUN):
     return problem
   try:
@@ -285,11 +286,11 @@ def _problem(checkpoint: Path) -> str | None:
 
 
 def _read_run(checkpoint: Path) -> dict[str, Any]:
-  """What a checkpoint holds beside arrays. Raises UserError where it is not as it was written."""
+  """Reads run.json. Raises UserError if a field is missing or invalid."""
   run = read_json(checkpoint / _RUN)
   kinds = {'step': int, 'position': dict, 'progress': dict, 'config': dict}
   if not isinstance(run, dict):
-    raise UserError(f'{_RUN} holds no object')
+    raise UserError(f'{_RUN} is not a JSON object')
   for name, kind in kinds.items():
     if type(run.get(name)) is not kind:
       raise UserError(f'{_RUN}: {name} is {printable(run.get(name), 80)}')
@@ -302,27 +303,23 @@ def _read_run(checkpoint: Path) -> dict[str, Any]:
 
 
 def _reason(error: BaseException | None) -> str:
-  """The reason of a failure, in a few words."""
+  """The reason for a failure, in a few words."""
   if error is None:
     return 'on another host'
   text = str(getattr(error, 'strerror', None) or error).strip() or type(error).__name__
-  for known in (
-    'No space left on device',
-    'File too large',
-    'Disk quota exceeded',
-  ):  # in the midst of TensorStore's own
+  for known in ('No space left on device', 'File too large', 'Disk quota exceeded'):  # inside TensorStore's message
     if known in text:
       return known
   return printable(text.split('\n')[0])
 
 
 def _numbers(folder: Path) -> list[int]:
-  """Steps of the checkpoints in a folder, whole or not, in order."""
+  """Sorted steps of all checkpoints in a folder, intact or not."""
   return sorted(int(name) for name in os.listdir(folder) if _NUMBER.fullmatch(name)) if folder.is_dir() else []
 
 
 def _discard(checkpoint: Path) -> None:
-  """Removes a checkpoint; one that is half removed has no number any more."""
+  """Removes a checkpoint. It is renamed first, so a partly removed one has no number."""
   if os.path.lexists(checkpoint):
     _remove(checkpoint.with_suffix('.deleting'))
     os.rename(checkpoint, checkpoint.with_suffix('.deleting'))
@@ -335,7 +332,7 @@ def _clear_leftovers(folder: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-  """Removes a folder or a file, as far as that is possible."""
+  """Removes a folder or a file; ignores errors."""
   if path.is_dir() and not path.is_symlink():
     shutil.rmtree(path, ignore_errors=True)
   else:
@@ -343,7 +340,7 @@ def _remove(path: Path) -> None:
       path.unlink()
 
 
-def _to_disk(folder: Path) -> None:
+def _fsync(folder: Path) -> None:
   descriptor = os.open(folder, os.O_RDONLY)
   try:
     os.fsync(descriptor)
@@ -352,7 +349,7 @@ def _to_disk(folder: Path) -> None:
 
 
 def _flatten(state: TrainState) -> dict[str, jax.Array]:
-  """Leaves by path: a layout of plain names, whatever containers hold them."""
+  """Leaves by path, so the layout on disk does not depend on the containers."""
   return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(state)}
 
 
@@ -363,7 +360,7 @@ def _abstract(leaf: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-  """Numpy scalars and arrays, for JSON."""
+  """Converts NumPy scalars and arrays for JSON."""
   if isinstance(value, (np.generic, np.ndarray)):
     return value.tolist()
   raise TypeError(f'{type(value)} in the position of the data iterator')

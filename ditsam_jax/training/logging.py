@@ -12,37 +12,37 @@ from pathlib import Path
 
 import numpy as np
 from tensorboardX import summary
-from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]  # protobuf makes them when run
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]  # created by protobuf at run time
 from tensorboardX.record_writer import masked_crc32c
 
 from ditsam_jax.terminal import progress
 
 
 class RunLog:
-  """Log of a run in `workdir`: `train_log.jsonl`, `tensorboard/`, a bar on stderr. A resumed run continues them.
+  """Logs a run to `train_log.jsonl` and `tensorboard/` in `workdir`, and to a progress bar on stderr.
 
-  Records of steps that are redone are removed. A full disk does not stop the run: records that don't fit wait
-  in memory until there is space.
+  A resumed run continues the files, without the records of steps that it repeats. A full disk does not stop the run:
+  records wait in memory until there is space.
 
   Args:
-    workdir: of this process alone.
-    first_step: steps done before; later records are removed.
-    evaluated: the last of these steps with an evaluation.
+    workdir: a folder used by this run only.
+    first_step: number of completed steps; later records are removed.
+    evaluated: the last completed step with an evaluation.
     total_steps: length of the run.
   """
 
   def __init__(self, workdir: Path, *, first_step: int, evaluated: int, total_steps: int):
     lines = workdir / 'train_log.jsonl'
-    self._told = False
+    self._warned = False
     self._bar = progress(total_steps, 'training', 'steps', initial=first_step)
     self._shown: dict[str, str] = {}
     self._lines = _Appended(lines)
     self._events = _Appended(
       workdir / 'tensorboard' / f'events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}'
     )
-    self._write(_take_back, lines, first_step, evaluated)
+    self._write(_truncate, lines, first_step, evaluated)
     self._event(file_version='brain.Event:2')
-    if first_step:  # TensorBoard forgets what was told of later steps
+    if first_step:  # makes TensorBoard discard later steps
       self._event(step=first_step + 1, session_log=SessionLog(status=SessionLog.START))
 
   def __enter__(self) -> 'RunLog':
@@ -54,11 +54,11 @@ class RunLog:
     self._write(self._lines.flush)
 
   def advance(self) -> None:
-    """One more step done."""
+    """Advances the progress bar by one step."""
     self._bar.update()
 
   def scalars(self, step: int, values: dict[str, float], group: str = 'train') -> None:
-    """Numbers of a step: to all three. What is not finite is null in the JSON line."""
+    """Logs the scalars of a step everywhere; non-finite values become null in the JSON lines."""
     values = {f'{group}/{name}': value for name, value in values.items()}
     finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
     self._write(self._lines.add, json.dumps({'step': step, **finite}).encode() + b'\n')
@@ -70,15 +70,15 @@ class RunLog:
     self._bar.set_postfix(self._shown, refresh=False)
 
   def panel(self, step: int, image: np.ndarray) -> None:
-    """A picture of predictions, uint8 [h, w, 3], to TensorBoard."""
-    self._event(step=step, summary=summary.image('predictions', image, dataformats='HWC'))
+    """Logs an image of predictions on validation samples, uint8 [h, w, 3], to TensorBoard."""
+    self._event(step=step, summary=summary.image('validation', image, dataformats='HWC'))
 
   def say(self, text: str) -> None:
     """Prints a line above the progress bar."""
     self._bar.write(text, file=sys.stderr)
 
   def _event(self, **fields) -> None:
-    # Not by tensorboardX' own writer: its thread ends silently on a full disk, and later writes hang.
+    # Does not use tensorboardX' writer: its thread dies silently on a full disk, and later writes hang.
     data = Event(wall_time=time.time(), **fields).SerializeToString()
     length = struct.pack('<Q', len(data))
     checks = [struct.pack('<I', masked_crc32c(part)) for part in (length, data)]
@@ -88,16 +88,16 @@ class RunLog:
     try:
       write(*what)
     except OSError as error:
-      if not self._told:
+      if not self._warned:
         self.say(
           f'warning: the log of the run cannot be written ({error.strerror or error}); training continues, and lines are '
           f'kept until there is room'
         )
-      self._told = True
+      self._warned = True
 
 
 class SilentLog:
-  """A RunLog of the other hosts: the first one tells."""
+  """Replaces RunLog on all hosts but the first."""
 
   def __enter__(self) -> 'SilentLog':
     return self
@@ -119,19 +119,19 @@ class SilentLog:
 
 
 class _Appended:
-  """A file that grows by whole records; those that find no room wait for the next one, in order."""
+  """A file to which complete records are appended; records that don't fit are retried, in order, with the next one."""
 
   def __init__(self, path: Path):
     self._path = path
     self._waiting: list[bytes] = []
 
   def add(self, record: bytes) -> None:
-    """Writes a record after those that wait. Raises OSError; then it waits."""
+    """Appends a record after pending ones. If it raises OSError, the record stays pending."""
     self._waiting.append(record)
     self.flush()
 
   def flush(self) -> None:
-    """Writes what waits. Raises OSError."""
+    """Writes pending records. Raises OSError."""
     if not self._waiting:
       return
     self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -140,7 +140,7 @@ class _Appended:
       while self._waiting:
         end = file.seek(0, os.SEEK_END)
         try:
-          if file.write(self._waiting[0]) < len(self._waiting[0]):  # the disk was filled in the middle of the record
+          if file.write(self._waiting[0]) < len(self._waiting[0]):  # the disk filled up in the middle of the record
             raise OSError(None, 'there is no room left')
         except OSError:
           file.truncate(end)
@@ -149,27 +149,27 @@ class _Appended:
 
 
 def _check_file(path: Path) -> None:
-  """Raises OSError if a file is a device or a pipe, which would block on opening."""
+  """Raises OSError if a path is a device or a pipe, on which opening could block."""
   if path.exists() and not path.is_file():
     raise OSError(errno.EINVAL, f'{path.name} is not a file')
 
 
-def _take_back(path: Path, first_step: int, evaluated: int) -> None:
-  """Truncates records of later steps and evaluations, and an incomplete last line. Raises OSError."""
+def _truncate(path: Path, first_step: int, evaluated: int) -> None:
+  """Removes records of later steps and evaluations, and an incomplete last line. Raises OSError."""
   if not os.path.lexists(path):
     return
   _check_file(path)
-  stays = 0
+  size = 0
   for line in path.read_bytes().splitlines(keepends=True):
-    if not line.endswith(b'\n') or _later(line, first_step, evaluated):
+    if not line.endswith(b'\n') or _is_later(line, first_step, evaluated):
       break
-    stays += len(line)
-  os.truncate(path, stays)
+    size += len(line)
+  os.truncate(path, size)
 
 
-def _later(line: bytes, first_step: int, evaluated: int) -> bool:
+def _is_later(line: bytes, first_step: int, evaluated: int) -> bool:
   try:
-    told = json.loads(line)
-    return told['step'] > (evaluated if any(name.startswith('val/') for name in told) else first_step)
-  except (ValueError, TypeError, KeyError, RecursionError):  # not a line of ours; it harms nobody
+    record = json.loads(line)
+    return record['step'] > (evaluated if any(name.startswith('val/') for name in record) else first_step)
+  except (ValueError, TypeError, KeyError, RecursionError):  # not one of our lines; keep it
     return False

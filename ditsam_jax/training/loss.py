@@ -13,18 +13,18 @@ def mask_loss(
   dice: float = 0.0,
   iou: float = 0.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Weighted sum of the losses of REFERENCE's recipe (bce alone) and of SAM's (dice, predicted IoU).
+  """Weighted sum of the DIT release's loss (BCE) and SAM's losses (Dice, predicted IoU).
 
   Args:
     logits: [B, S, S].
     target: 0/1 [B, S, S], any dtype.
-    predicted_iou: [B], the model's own estimate.
-    bce: weight of the mean binary cross-entropy over all pixels, padding counted.
+    predicted_iou: [B], the model's estimate.
+    bce: weight of the mean binary cross-entropy over all pixels, padding included.
     dice: weight of the dice loss with SAM's and DETR's +1 smoothing (arXiv 2304.02643, appendix A).
     iou: weight of the squared error of the predicted IoU against the IoU of the mask logits > 0.
 
   Returns:
-    The loss, and {'loss', 'batch_iou'} for the log; 'batch_iou' is the mean IoU of this batch at threshold 0.5.
+    The loss, and metrics for the log: 'loss' and 'batch_iou', the mean IoU of this batch at threshold 0.5.
   """
   target = target.astype(logits.dtype)
   hit, area, union = _overlap(logits > 0, target)

@@ -13,7 +13,7 @@ NAME = 'manifest.json'
 
 
 def write(folder: Path) -> None:
-  """Notes every file of `folder` in its manifest.json, all of it on the disk before this returns. Raises OSError."""
+  """Writes the sizes and hashes of all files of `folder` to its manifest.json; syncs everything to disk. Raises OSError."""
   for path in folder.rglob('*'):
     if path.is_file():
       with path.open('rb') as file:
@@ -26,7 +26,7 @@ def write(folder: Path) -> None:
 
 
 def problem(folder: Path, *, needed: str) -> str | None:
-  """What is wrong with a folder, in a few words; None if every file is as its manifest says, `needed` among them."""
+  """Verifies a folder against its manifest, which must list `needed`; returns the damage in a few words, or None."""
   if not folder.is_dir():
     return 'it is not a folder'
   if not os.path.lexists(folder / NAME):

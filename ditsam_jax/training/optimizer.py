@@ -1,4 +1,4 @@
-"""The release's optimiser: Adam, clipping, warm-up and cosine, EMA; as optax pieces."""
+"""The release's optimiser as optax transformations: Adam, gradient clipping, warm-up and cosine schedule, EMA."""
 
 import re
 
@@ -10,9 +10,9 @@ import optax.contrib
 from ditsam_jax.config.run import ResolvedOptimizerConfig
 from ditsam_jax.errors import UserError
 
-# Names that stand for a part of the model in `freeze`; anything else is a regular expression over parameter paths.
+# Names of model parts in `freeze`; anything else is a regular expression over parameter paths.
 FREEZE_GROUPS = {
-  'image_encoder': r'image_encoder\.(?!instruction\.)',  # SAM's pre-trained part, not the text projections
+  'image_encoder': r'image_encoder\.(?!instruction\.)',  # SAM's pre-trained weights, not the text projections
   'text_encoder': r'text_encoder\.',
   'prompt_encoder': r'prompt_encoder\.',
   'mask_decoder': r'mask_decoder\.',
@@ -20,7 +20,7 @@ FREEZE_GROUPS = {
 
 
 def schedule(peak: float, *, start: float, end: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
-  """Linear warm-up from `start` to `peak`, then cosine to `end`; the first update uses the value at step 0."""
+  """Linear warm-up from `start` to `peak`, then cosine decay to `end`; the first update uses the rate at step 0."""
 
   def rate(step):
     step = jnp.asarray(step, jnp.float32)
@@ -33,7 +33,7 @@ def schedule(peak: float, *, start: float, end: float, warmup_steps: int, total_
 
 
 def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
-  """torch.nn.utils.clip_grad_norm_: the factor is limit / (norm + 1e-6), at most 1."""
+  """Like torch.nn.utils.clip_grad_norm_: scales by limit / (norm + 1e-6), at most 1."""
 
   def update(updates, state, params=None):
     del params
@@ -46,7 +46,7 @@ def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
 def make_optimizer(
   config: ResolvedOptimizerConfig, total_steps: int
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-  """Optimiser and its learning-rate schedule from `config.optimizer`."""
+  """Creates the optimiser and the learning-rate schedule of `config.optimizer`."""
   rate = schedule(
     config.learning_rate,
     start=config.warmup_start,
@@ -63,9 +63,9 @@ def make_optimizer(
 
 
 def _muon(adam: optax.GradientTransformation) -> optax.GradientTransformation:
-  """Muon (orthogonalised momentum) for the matrices of the transformers, Adam for all else.
+  """Muon (orthogonalised momentum) for the transformers' matrices, Adam for everything else.
 
-  Updates of a matrix are scaled to the root mean square that Adam's have (0.2), so one learning rate serves both.
+  Matrix updates are scaled to the typical root mean square of Adam's (0.2), so one learning rate suits both.
   """
 
   def label(params):
@@ -82,13 +82,17 @@ def _muon(adam: optax.GradientTransformation) -> optax.GradientTransformation:
 
 
 def ema_decay(updates_done: jax.Array, limit: float) -> jax.Array:
-  """min(limit, (1 + n) / (10 + n)) with n = updates done before."""
+  """EMA decay min(limit, (1 + n) / (10 + n)), where n is the number of earlier updates."""
   n = updates_done.astype(jnp.float32)
   return jnp.minimum(limit, (1 + n) / (10 + n))
 
 
 def freeze_pattern(freeze: str) -> re.Pattern | None:
-  """`freeze`: comma-separated FREEZE_GROUPS or regular expressions, matched at the start of a parameter's path."""
+  """Compiles comma-separated FREEZE_GROUPS or regular expressions, which match the start of a parameter's path.
+
+  Raises:
+    UserError: an invalid regular expression.
+  """
   names = [name.strip() for name in freeze.split(',') if name.strip()]
   if not names:
     return None

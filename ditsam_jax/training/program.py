@@ -1,10 +1,12 @@
-"""The compiled train step of a run, the shapes and shardings of its arguments, and its first state.
+"""The compiled train step of a run, the shapes and shardings of its arguments, and its initial state.
 
-Nothing is computed before `initial_state`: the same program can be compiled for a pod that is not there.
+Nothing is computed before `initial_state`, so the program can also be compiled for a pod that is not available.
 """
 
 import dataclasses
 import functools
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -38,50 +40,58 @@ from ditsam_jax.training.step import (
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-  """See the module."""
+  """A train step with its mesh, model structure, and abstract state and batch."""
 
   mesh: Mesh
   structure: Structure
   state: TrainState  # shapes, types and shardings
-  batch: dict[str, jax.ShapeDtypeStruct]  # of a whole batch over all hosts
+  batch: dict[str, jax.ShapeDtypeStruct]  # the global batch, over all hosts
   _step: Any
   _optimizer: optax.GradientTransformation
   _model: DitSamConfig
   _seed: int
 
   def step(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update; `state` is given away."""
+    """Runs one update; `state` is donated."""
     with jax.set_mesh(self.mesh):
       return self._step(state, batch)
 
   def assemble(self, rows: dict[str, np.ndarray]) -> Batch:
-    """The batch over all hosts, of the rows that this host brings (`sharding.rows_of_this_host`)."""
+    """Assembles the global batch from the rows of each host (`sharding.rows_of_this_host`)."""
     return {
       name: jax.make_array_from_process_local_data(self.batch[name].sharding, array, self.batch[name].shape)
       for name, array in rows.items()
     }
 
   def lower(self) -> jax.stages.Lowered:
-    """The step, ready to be compiled, without any array."""
+    """Lowers the step for compilation, without arrays."""
     with jax.set_mesh(self.mesh):
       return self._step.lower(self.state, self.batch)
 
-  def initial_state(self, init_from: str = '') -> tuple[TrainState, list[str]]:
-    """The state before the first update, every array made or read where it belongs.
+  def compiled(self) -> tuple['Program', jax.stages.Compiled]:
+    """Returns this program with its step compiled ahead of time, and the compiled step."""
+    step = self.lower().compile()
+    return dataclasses.replace(self, _step=step), step
+
+  def initial_state(
+    self, init_from: str = '', grown: Mapping[str, Callable[[np.ndarray], np.ndarray]] = MappingProxyType({})
+  ) -> tuple[TrainState, list[str]]:
+    """Creates the state before the first update; each array is created or read directly in its sharding.
 
     Args:
-      init_from: a saved model whose weights are taken where it has them.
+      init_from: a saved model to initialise weights from; the weights it lacks are initialised randomly.
+      grown: for weights with more rows than the saved ones, see `saved_model.read_start`.
 
     Returns:
-      The state, and the names of the weights that are fresh.
+      The state, and the names of the randomly initialised weights.
 
     Raises:
       UserError: `init_from` cannot be read, or does not fit.
     """
     expected = self.state.params | self.state.frozen
-    weights = saved_model.read_start(init_from, expected) if init_from else {}
+    weights = saved_model.read_start(init_from, expected, grown) if init_from else {}
     fresh = {name: array.sharding for name, array in expected.items() if name not in weights}
-    if fresh:  # in one program: what is not asked for is never drawn
+    if fresh:  # in one program, so that unused weights are never drawn
       weights |= jax.jit(
         functools.partial(_fresh_weights, self._model, self._seed, tuple(fresh)), out_shardings=fresh
       )()
@@ -90,18 +100,18 @@ class Program:
     return jax.jit(make, out_shardings=out_shardings, donate_argnums=0)(weights), list(fresh)
 
   def averaged_model(self, state: TrainState) -> DitSam:
-    """The model with averaged weights in evaluation mode, whole on one device of every host; all hosts must call it."""
-    everywhere = jax.jit(_same, out_shardings=sharding.replicated(self.mesh))
-    ema, frozen = jax.tree.map(lambda array: array.addressable_data(0), everywhere((state.ema, state.frozen)))
+    """Returns the model with averaged weights, in eval mode, on one device of each host; all hosts must call it."""
+    replicate = jax.jit(_identity, out_shardings=sharding.replicated(self.mesh))
+    ema, frozen = jax.tree.map(lambda array: array.addressable_data(0), replicate((state.ema, state.frozen)))
     return averaged_model(self.structure, state._replace(ema=ema, frozen=frozen))
 
 
 def build(config: ResolvedRunConfig, model: DitSamConfig, mesh: Mesh) -> Program:
-  """The program of a config with all lengths (config/lengths.py) on a mesh, whose devices need not be there.
+  """Builds the program of a resolved config on a mesh, whose devices need not be available.
 
   Raises:
-    UserError: the mesh does not divide the batch or the heads; `config.freeze` matches nothing; `config.attention`
-      cannot run there.
+    UserError: the mesh does not divide the batch or the heads, `config.freeze` matches nothing, or `config.attention` is
+      unsupported on these devices.
   """
   attention = attention_for(config.attention, model, mesh.devices.flat[0].platform, jnp.dtype(config.dtype))
   sharding.check_divides(mesh, model.heads, config.data.batch_size, config.accumulate)
@@ -136,10 +146,10 @@ def build(config: ResolvedRunConfig, model: DitSamConfig, mesh: Mesh) -> Program
 
 
 def attention_for(name: str, model: DitSamConfig, platform: str, dtype) -> str:
-  """The implementation of attention that all blocks take on a platform ('cpu', 'tpu', 'gpu') on arrays of a type.
+  """Selects the attention implementation of all blocks for a platform ('cpu', 'tpu', 'gpu') and an array type.
 
   Raises:
-    UserError: `name`, the value of config.attention, is one that cannot.
+    UserError: `name`, the value of config.attention, is unsupported there.
   """
   encoder = model.image_encoder
   sides = {encoder.window(block) or model.grid for block in range(encoder.depth)}
@@ -152,7 +162,7 @@ def attention_for(name: str, model: DitSamConfig, platform: str, dtype) -> str:
 
 
 def _batch(config: ResolvedRunConfig, model: DitSamConfig, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes of a batch as the pipeline makes them, see `train_batches` and `prompt_batches`."""
+  """Shapes of the pipeline's batches, see `train_batches` and `prompt_batches`."""
   rows, size, tokens = config.data.batch_size, model.image_size, model.max_text_tokens
   count = config.data.objects_per_image
   shapes = {'image': ((size, size, 3), jnp.float32)}
@@ -172,8 +182,8 @@ def _batch(config: ResolvedRunConfig, model: DitSamConfig, mesh: Mesh) -> dict[s
   return {name: jax.ShapeDtypeStruct((rows, *shape), dtype, sharding=place) for name, (shape, dtype) in shapes.items()}
 
 
-def _same(weights: Any) -> Any:
-  """A function with a name: JAX compiles it once, and a lambda every time."""
+def _identity(weights: Any) -> Any:
+  """A named function, because JAX would recompile a lambda every time."""
   return weights
 
 

@@ -13,16 +13,16 @@ from ditsam_jax.storage.files import written_whole
 
 class _Step(NamedTuple):
   number: int
-  batch: dict[str, np.ndarray]  # this host's part
-  in_a_row: jax.Array  # int32 [], updates left out up to this one
+  batch: dict[str, np.ndarray]  # this host's rows
+  in_a_row: jax.Array  # int32 [], consecutive skipped updates up to this step
 
 
 class SkippedUpdates:
-  """Looks at each step once the next one is on its way, so that no device waits for it.
+  """Checks each step after the next one has been dispatched, so devices never wait for the host.
 
   Args:
-    workdir: where the batch goes that ended the run.
-    limit: so many left-out updates in a row end it.
+    workdir: where the offending batch is saved.
+    limit: number of consecutive skipped updates that stops the run.
   """
 
   def __init__(self, workdir: Path, limit: int):
@@ -30,12 +30,12 @@ class SkippedUpdates:
     self._last: _Step | None = None
 
   def watch(self, step: int, batch: dict[str, np.ndarray], metrics: dict[str, jax.Array]) -> None:
-    """Notes a step that was begun, and looks at the one before. Raises UserError at the limit, its batch saved."""
+    """Registers a dispatched step and checks the previous one. At the limit, saves its batch and raises UserError."""
     self.look()
     self._last = _Step(step, batch, metrics['skipped_in_a_row'])
 
   def look(self) -> None:
-    """Waits for the step that was noted last and looks at it; see `watch`."""
+    """Waits for the last registered step and checks it, see `watch`."""
     step, self._last = self._last, None
     if step is None:
       return
@@ -50,12 +50,12 @@ class SkippedUpdates:
       distributed.tell(f'step {step.number}: loss or gradient is not finite; this update is skipped')
 
   def _save(self, step: _Step) -> str:
-    """Writes the batch; says where it is, or why it is not."""
+    """Saves the batch; returns a clause that says where, or why not."""
     host = f'_host{jax.process_index()}' if jax.process_count() > 1 else ''
     path = self._workdir / f'skipped_batch_{step.number}{host}.npz'
     try:
       with written_whole(path) as unfinished, unfinished.open('wb') as file:
-        np.savez(file, **step.batch)  # pyright: ignore[reportArgumentType]  # no array is called `allow_pickle`
+        np.savez(file, **step.batch)  # pyright: ignore[reportArgumentType]  # no array is named `allow_pickle`
     except OSError as error:
       return f'its batch could not be written to {path} ({error.strerror})'
     return f'its batch is in {path}'

@@ -23,18 +23,18 @@ Batch = dict[str, jax.Array]
 
 
 class TrainState(NamedTuple):
-  """Everything that a step changes, and the frozen weights."""
+  """Everything that a step updates, and the frozen weights."""
 
   step: jax.Array  # batches seen, int32 []
-  params: Weights  # trained
-  ema: Weights  # their moving average, used by evaluation
+  params: Weights  # trained parameters
+  ema: Weights  # their exponential moving average, used for evaluation
   opt_state: Any
   frozen: Weights  # frozen parameters and buffers
-  skipped: jax.Array  # updates left out, int32 [2]: of all steps, of the last ones without a break
+  skipped: jax.Array  # skipped updates, int32 [2]: in total, and consecutively up to now
 
 
 def trained_of(parameters: set[str], frozen: re.Pattern | None = None) -> set[str]:
-  """Of a model's parameters those that are trained: all but those that a pattern freezes.
+  """Returns the names of the trained parameters: all that the pattern `frozen` does not match.
 
   Raises:
     UserError: the pattern matches no parameter.
@@ -49,7 +49,7 @@ def trained_of(parameters: set[str], frozen: re.Pattern | None = None) -> set[st
 
 
 def fresh_state(weights: Weights, trained: set[str], optimizer: optax.GradientTransformation) -> TrainState:
-  """The state before the first update; a pure function. The optimiser holds state for what is trained only."""
+  """Creates the state before the first update, as a pure function; the optimiser's state covers trained weights only."""
   params = {name: array for name, array in weights.items() if name in trained}
   rest = {name: array for name, array in weights.items() if name not in trained}
   return TrainState(
@@ -63,7 +63,7 @@ def fresh_state(weights: Weights, trained: set[str], optimizer: optax.GradientTr
 
 
 def text_forward(model: DitSam, batch: Batch, loss_weights: dict[str, float], rngs: nnx.Rngs, execution: Execution):
-  """Loss of one sentence an image. batch: image [B,S,S,3], token_ids and token_mask [B,T], mask [B,S,S]."""
+  """Loss for one sentence per image. batch: image [B,S,S,3], token_ids and token_mask [B,T], mask [B,S,S]."""
   out = model(batch['image'], batch['token_ids'], batch['token_mask'], rngs=rngs, execution=execution)
   return mask_loss(out.logits, batch['mask'], out.iou, **loss_weights)
 
@@ -82,7 +82,7 @@ def make_train_step(
   accumulate: int = 1,
   out_shardings: Any = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-  """The jitted update. The random streams of step n depend on (seed, n) alone, so a resumed run repeats them.
+  """Creates the jitted update. Random streams of step n depend only on (seed, n), so a resumed run repeats them.
 
   Args:
     structure, optimizer, rate: the model's, and what moves it.
@@ -91,10 +91,10 @@ def make_train_step(
     ema_limit: of the moving average's decay.
     seed: of dropout.
     execution: how the image encoder's blocks run.
-    dtype: what the model computes in: weights are rounded to it, parameters, moments, average and loss are not. None
-      computes in the parameters' own type.
-    accumulate: parts a batch is taken in, one after the other; their mean gradient is that of the batch.
-    out_shardings: of the state and the metrics; None leaves them to XLA.
+    dtype: compute type. The model's weights are cast to it; parameters, moments, moving average and loss are not. None
+      computes in the parameters' type.
+    accumulate: number of sequential micro-batches; their gradients are averaged.
+    out_shardings: shardings of the state and the metrics; None leaves them to XLA.
   """
 
   def loss_function(params: Weights, frozen: Weights, batch: Batch, key: jax.Array):
@@ -104,12 +104,12 @@ def make_train_step(
     # Blocks gather their own weights, one at a time.
     blocks = {name: array for name, array in weights.items() if name.startswith(f'{BLOCKS}.')}
     weights = blocks | at_use({name: array for name, array in weights.items() if name not in blocks})
-    rngs = nnx.Rngs(dropout=key)  # NNX counts in this trace only
+    rngs = nnx.Rngs(dropout=key)  # NNX's counters live in this trace only
     return forward(structure.module(weights), batch, loss_weights, rngs, execution)
 
   def gradient(*args):
     grads, metrics = jax.grad(loss_function, has_aux=True)(*args)
-    if out_shardings is not None:  # summed where they belong, instead of everywhere
+    if out_shardings is not None:  # reduce-scatter instead of all-reduce
       grads = jax.lax.with_sharding_constraint(grads, out_shardings[0].params)
     return grads, metrics
 
@@ -118,8 +118,8 @@ def make_train_step(
     if accumulate == 1:
       grads, metrics = gradient(state.params, state.frozen, batch, key)
     else:
-      parts = {name: _dealt(array, accumulate) for name, array in batch.items()}
-      grads, metrics = _mean_over_parts(functools.partial(gradient, state.params, state.frozen), parts, key, accumulate)
+      parts = {name: _micro_batches(array, accumulate) for name, array in batch.items()}
+      grads, metrics = _mean_gradient(functools.partial(gradient, state.params, state.frozen), parts, key, accumulate)
     updates_done = state.step - state.skipped[0]
 
     def update(state: TrainState, grads: Weights) -> TrainState:
@@ -137,13 +137,13 @@ def make_train_step(
   return jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
 
 
-def _dealt(array: jax.Array, parts: int) -> jax.Array:
-  """[B, ...] -> [parts, B/parts, ...]. Rows are dealt out like cards, so each device's parts are of its own rows."""
+def _micro_batches(array: jax.Array, parts: int) -> jax.Array:
+  """[B, ...] -> [parts, B/parts, ...] with interleaved rows, so each device's rows stay on that device."""
   return array.reshape(-1, parts, *array.shape[1:]).swapaxes(0, 1)
 
 
-def _mean_over_parts(gradient: Callable, parts: Batch, key: jax.Array, count: int):
-  """Mean gradients and metrics of `gradient(part, key)` over the first axis of `parts`, with memory for one part."""
+def _mean_gradient(gradient: Callable, parts: Batch, key: jax.Array, count: int):
+  """Averages gradients and metrics of `gradient(part, key)` over the first axis of `parts`, one part at a time."""
 
   def add(sums, part):
     index, batch = part
@@ -162,11 +162,11 @@ def update_if_finite(
   loss: jax.Array,
   grad_norm: jax.Array,
 ) -> TrainState:
-  """The state after `update(state, grads)`, or left as it was where loss or gradient are not finite; one step on.
+  """Applies `update(state, grads)`, or skips it if the loss or a gradient is not finite; either way, advances the step.
 
-  A branch takes no memory. Choosing element by element took two more copies of the parameters on CPUs.
+  A branch takes no memory. Selecting elementwise took two more copies of the parameters on CPUs.
   """
-  finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)  # the norm is not if any element is not
+  finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)  # the norm is finite only if all elements are
   frozen, state = state.frozen, state._replace(frozen={})
   state = jax.lax.cond(finite, update, lambda state, grads: state, state, grads)
   skipped = jnp.where(finite, state.skipped * jnp.asarray([1, 0]), state.skipped + 1)
@@ -174,7 +174,7 @@ def update_if_finite(
 
 
 def averaged_model(structure: Structure[DitSam], state: TrainState) -> DitSam:
-  """The model with averaged weights, in evaluation mode."""
+  """Returns the model with averaged weights, in eval mode."""
   model = structure.module(state.ema, state.frozen)
   model.eval()
   return model

@@ -1,4 +1,4 @@
-"""A run's folder: one process at a time, one config."""
+"""A run's folder, used by one process at a time and tied to one config."""
 
 import fcntl
 import os
@@ -16,7 +16,7 @@ from ditsam_jax.storage.files import UNFINISHED, read_json, write_json
 from ditsam_jax.storage.paths import local_path
 from ditsam_jax.terminal import printable, say
 
-# Where things are, how fast they go, what is kept and told: fields that may change from one command to the next.
+# Fields that may change on resume: locations, speed, retention and logging.
 FREE = (
   'config.data.data_dir',
   'config.data.threads',
@@ -32,18 +32,18 @@ FREE = (
   'config.remat',
   'config.scan',
   'config.attention',
-  'config.optimizer.warmup_share',  # warmup_steps is what counts
+  'config.optimizer.warmup_share',  # only warmup_steps matters
 )
-FORMER = ('config.keep_best', 'config.model.attention')  # fields that runs of earlier versions have, and that were free
+FORMER = ('config.keep_best', 'config.model.attention')  # free fields of earlier versions
 
 _RESULTS = ('model', 'best', 'metrics.json')
 
-# Of models, JSON, pictures and batches that are written under another name and renamed.
+# Temporary names of models, JSON, images and batches, which are renamed when complete.
 _UNFINISHED = re.compile(r'\.(model|best)\.(writing|retired)-\d+|' + UNFINISHED)
 
 
 class Workdir:
-  """A folder that can be claimed; the claim ends with the context, or with the process, however that ends."""
+  """A folder that can be claimed; the claim ends with the context, or with the process, even if it is killed."""
 
   def __init__(self, path: Path):
     self.path = local_path(str(path))
@@ -58,7 +58,7 @@ class Workdir:
       self._lock = None
 
   def check_place(self) -> None:
-    """Raises UserError where no folder can be at that path; nothing is made yet."""
+    """Raises UserError if the folder cannot be created; creates nothing."""
     try:
       nearest = self.path.absolute()
       while not os.path.lexists(nearest):
@@ -66,34 +66,34 @@ class Workdir:
     except (OSError, ValueError) as error:
       raise UserError(f'workdir {str(self.path)!r} cannot be used: {error}; choose another --workdir') from error
     if not nearest.is_dir():
-      raise UserError(f'workdir {str(self.path)!r}: {str(nearest)!r} is no folder; choose another --workdir')
+      raise UserError(f'workdir {str(self.path)!r}: {str(nearest)!r} is not a folder; choose another --workdir')
     if not os.access(nearest, os.W_OK):
       raise UserError(f'workdir {str(self.path)!r}: {str(nearest)!r} cannot be written to; choose another --workdir')
 
   @property
   def begun(self) -> bool:
-    """Whether a run has left something there that another config must not continue or replace."""
+    """Whether it contains checkpoints or results, which another config must not continue or replace."""
     if any((self.path / name).exists() for name in _RESULTS):
       return True
     checkpoints = self.path / 'checkpoints'
     return checkpoints.is_dir() and any(path.name.isdecimal() for path in checkpoints.iterdir())
 
   def claim(self, config: dict[str, Any]) -> None:
-    """Makes the folder and notes the config (plain containers) in it, or checks that it is this run's.
+    """Creates the folder and stores the config (plain containers), or checks the config of the run in it.
 
-    A run that failed before it left anything to go on from does not bind its folder to its config.
+    A run that left nothing to resume from does not bind its folder to its config.
 
     Raises:
-      UserError: another process trains there, or it holds a run of another config, or cannot be written.
+      UserError: another process uses the folder, it contains a run with another config, or it cannot be written.
     """
     if changed := differences(distributed.gathered([config])[0], config):
       raise UserError(f'the hosts were started with different configs ({"; ".join(changed[:4])}); expected the same')
-    if jax.process_index():  # the locks of some network file systems hold for one host at a time
+    if jax.process_index():  # on some network file systems, a lock excludes other hosts
       return
     file = self.path / 'config.json'
     try:
       self.path.mkdir(parents=True, exist_ok=True)
-      self._take_lock()
+      self._acquire_lock()
       self._clear_leftovers()
       if self.begun and os.path.lexists(file):
         changed = differences(read_json(file, finite=False), config)
@@ -107,10 +107,10 @@ class Workdir:
       reason = getattr(error, 'strerror', None) or error
       raise UserError(f'workdir {str(self.path)!r} cannot be used: {reason}; choose another --workdir') from error
 
-  def _take_lock(self) -> None:
+  def _acquire_lock(self) -> None:
     self._lock = os.open(self.path / '.lock', os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666)
     try:
-      fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system when the process ends
+      fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the system when the process ends
     except BlockingIOError as error:
       owner = printable(os.read(self._lock, 200).decode(errors='replace').strip())
       raise UserError(
@@ -124,7 +124,7 @@ class Workdir:
     os.write(self._lock, f'process {os.getpid()} on {socket.gethostname()}\n'.encode())
 
   def _clear_leftovers(self) -> None:
-    """Removes what killed processes had not finished; each has a name of its own, so they would pile up."""
+    """Removes temporary files of killed processes; their names are unique, so they would accumulate."""
     for path in self.path.iterdir():
       if _UNFINISHED.fullmatch(path.name):
         if path.is_dir():
@@ -134,7 +134,7 @@ class Workdir:
 
 
 def differences(old: Any, new: Any, trail: str = 'config') -> list[str]:
-  """Fields that differ between two configs as plain containers, but for those that are FREE to change."""
+  """Describes the fields that differ between two configs (plain containers), except for FREE ones."""
   if trail in FREE or trail in FORMER:
     return []
   if isinstance(old, dict) and isinstance(new, dict):

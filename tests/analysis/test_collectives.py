@@ -62,20 +62,20 @@ SHARD = 256 * 32 * 4  # bytes of a quarter of f32[1024, 32]
     ('collective-permute', 8, SHARD),
   ],
 )
-def test_each_kind_sends_what_its_shapes_say(explicit, kind, chips, sent):
+def test_bytes_sent_follow_from_the_shapes(explicit, kind, chips, sent):
   assert explicit[kind] == [[kind, chips, sent, 1]]
 
 
-def test_a_collective_in_nested_loops_counts_by_their_trips(explicit):
+def test_collectives_in_nested_loops_are_multiplied_by_the_trip_counts(explicit):
   assert explicit['loop'] == [['all-reduce', 4, 2 * 3 / 4 * SHARD, 15]]
 
 
-def test_a_weight_gathered_for_a_product(explicit):
+def test_gathering_a_sharded_weight_is_one_all_gather(explicit):
   gathers = [row for row in explicit['gathered weight'] if row[0] == 'all-gather']
   assert gathers == [['all-gather', 4, 3 * 16 * 32 * 4, 1]]
 
 
-# The TPU compiler's forms, in the smallest module that has them.
+# A minimal module with the collectives as the TPU compiler writes them.
 ASYNCHRONOUS = """HloModule step, num_partitions=4
 
 %start (p: bf16[16,8]) -> (bf16[16,8], bf16[64,8], u32[]) {
@@ -130,7 +130,7 @@ ENTRY %main (a: bf16[16,8], b: f32[32], c: f32[64,8]) -> (bf16[64,8], f32[16,8])
 """
 
 
-def test_the_parts_of_an_asynchronous_collective_are_one_and_hidden_reduce_scatters_are_found():
+def test_asynchronous_collectives_count_once_and_fused_reduce_scatters_are_recognised():
   found = {c.kind: c for c in collectives(Module(ASYNCHRONOUS))}
   assert len(collectives(Module(ASYNCHRONOUS))) == 3
   gather, scatter, permute = (found[kind] for kind in ('all-gather', 'reduce-scatter', 'collective-permute'))
@@ -156,7 +156,7 @@ def test_the_parts_of_an_asynchronous_collective_are_one_and_hidden_reduce_scatt
     ("mesh['a'=8] {'a':(2)4}", 4),
   ],
 )
-def test_the_notations_of_groups(groups, chips):
+def test_all_notations_of_replica_groups_are_parsed(groups, chips):
   text = f"""HloModule step, num_partitions=8
 
 ENTRY %main (a: f32[8]) -> f32[8] {{

@@ -10,19 +10,19 @@ from ditsam_jax.analysis.operations import operations
 
 
 def work(function, *shapes, dtype=jnp.float32, **options):
-  """(FLOPs, bytes) of a compiled function of arrays of these shapes."""
+  """Compiles a function of arrays of these shapes; returns its FLOPs and bytes."""
   args = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
   found = operations(Module(jax.jit(function, **options).lower(*args).compile().as_text()))
   return sum(o.flops * o.times for o in found), sum(o.bytes * o.times for o in found)
 
 
-def test_products_count_two_flops_for_each_pair():
+def test_products_cost_two_flops_per_multiply_add():
   flops, _ = work(lambda a, b: a @ b, (5, 64, 32), (5, 32, 16))
   assert flops == 2 * 5 * 64 * 32 * 16
 
 
 @pytest.mark.parametrize('stride, padding', [(1, 1), (2, 1), (3, 0)])
-def test_convolutions_count_what_meets_no_padding(stride, padding):
+def test_convolutions_do_not_count_padding(stride, padding):
   def convolution(x, kernel):
     return jax.lax.conv_general_dilated(
       x, kernel, (stride, stride), [(padding, padding)] * 2, dimension_numbers=('NHWC', 'HWIO', 'NHWC')
@@ -35,7 +35,7 @@ def test_convolutions_count_what_meets_no_padding(stride, padding):
   assert flops == 2 * 2 * 4 * 6 * len(places) ** 2
 
 
-def test_loops_count_by_their_trips_where_xla_counts_them_once():
+def test_loops_are_multiplied_by_their_trip_count():
   def layers(x, weights):
     return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0]
 
@@ -48,7 +48,7 @@ def test_elementwise_work_is_fused_and_moves_each_array_once():
   assert flops == 0 and moved == 3 * 4 * 1000 * 100
 
 
-def test_slices_and_updates_in_place_move_their_own_size():
+def test_slices_and_in_place_updates_move_only_their_own_size():
   def write(rows):
     def body(i, out):
       row = jax.lax.dynamic_slice_in_dim(rows, i, 1)
@@ -61,7 +61,7 @@ def test_slices_and_updates_in_place_move_their_own_size():
   assert moved == pytest.approx(100 * row + 50 * 2 * row, rel=0.01)  # zeros written, then 50 rows read and written
 
 
-def test_what_stays_on_the_chip_is_free():
+def test_on_chip_memory_is_free():
   text = """HloModule step
 
 %double (p: f32[256]) -> f32[256] {
@@ -81,7 +81,7 @@ ENTRY %main (a: f32[256]) -> f32[256] {
 
 
 def test_batched_products_written_as_dilated_convolutions():
-  """The TPU compiler's form of a product with two batch axes, 16 x 3: one of each pair of batches meets."""
+  """The TPU compiler's form of a product with two batch axes, 16 x 3: each batch is multiplied with its own only."""
   text = """HloModule step
 
 ENTRY %main (a: bf16[16,3,12,32], b: bf16[16,3,32,12]) -> f32[16,3,12,12] {
@@ -95,15 +95,15 @@ ENTRY %main (a: bf16[16,3,12,32], b: bf16[16,3,32,12]) -> f32[16,3,12,12] {
   assert found.bytes == 2 * 2 * 16 * 3 * 12 * 32 + 4 * 16 * 3 * 12 * 12
 
 
-def test_xla_agrees_where_nothing_loops():
-  """Beside XLA's own count, which has elementwise work too: a small share of a product this size."""
+def test_flops_agree_with_xla_without_loops():
+  """XLA also counts elementwise work, a small share of a product this size."""
   function, shapes = lambda x, w: jax.nn.softmax(x @ w), [(256, 512), (512, 1024)]
   flops, _ = work(function, *shapes)
   cost = jax.jit(function).lower(*[jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes]).compile().cost_analysis()
   np.testing.assert_allclose(flops, cost['flops'], rtol=0.02)
 
 
-def test_kernels_tell_their_cost():
+def test_kernels_declare_their_cost():
   text = """HloModule step
 
 ENTRY %main (a: bf16[4,64]) -> bf16[4,64] {

@@ -1,4 +1,4 @@
-"""The estimate, from work that is known."""
+"""The roofline estimate of operations with known costs."""
 
 import time
 
@@ -23,20 +23,20 @@ def collective(seconds, overlapped, kind='all-gather', op_name='layers/3/dot'):
   return Collective(kind, 4, 200e9 * seconds, 1, overlapped, op_name, 'bf16[8]')
 
 
-def test_operations_wait_for_the_slower_of_compute_and_memory():
+def test_operations_take_the_longer_of_compute_and_memory():
   time = roofline(V5E, [PRODUCT, SOFTMAX], [])
   assert (time.compute, time.hbm, time.ici) == pytest.approx((0.020, 0.005, 0))
   assert time.step == pytest.approx(0.025) and time.parts[0] == ('compute', time.compute)
 
 
-@pytest.mark.parametrize('seconds, hbm', [(0.010, 0.005), (0.020, 0.009)])  # beside 20 ms of FLOPs and 9 ms of bytes
-def test_copies_beside_other_work_cost_only_what_the_memory_cannot_give(seconds, hbm):
+@pytest.mark.parametrize('seconds, hbm', [(0.010, 0.005), (0.020, 0.009)])  # against 20 ms of FLOPs and 9 ms of bytes
+def test_overlapped_copies_cost_only_the_bandwidth_that_is_missing(seconds, hbm):
   copy = Operation(flops=0, bytes=int(819e9 * seconds), times=1, overlapped=True, op_name='')
   assert roofline(V5E, [PRODUCT, SOFTMAX, copy], []).hbm == pytest.approx(hbm)
 
 
 @pytest.mark.parametrize(
-  'found, waiting',
+  'found, exposed',
   [
     ([(0.010, True)], 0),
     ([(0.010, False)], 0.010),
@@ -44,15 +44,15 @@ def test_copies_beside_other_work_cost_only_what_the_memory_cannot_give(seconds,
     ([(0.020, True), (0.010, False)], 0.010),
   ],
 )
-def test_collectives_cost_what_other_work_does_not_hide(found, waiting):
+def test_collectives_cost_only_the_time_that_is_not_hidden(found, exposed):
   time = roofline(V5E, [PRODUCT, SOFTMAX], [collective(*c) for c in found])
-  assert time.ici == pytest.approx(waiting)
+  assert time.ici == pytest.approx(exposed)
 
 
-def test_the_least_that_fully_sharded_training_sends():
-  # 1000 weights in bf16 over 4 chips: gathered twice and scattered once, three quarters of 2000 bytes each time.
+def test_minimum_bytes_of_fully_sharded_training():
+  # 1000 weights in bf16 over 4 chips: gathered twice and reduce-scattered once, three quarters of 2000 bytes each time.
   assert fully_sharded_bytes(1000, 0, data=1, fsdp=4) == 3 * 1500
-  assert fully_sharded_bytes(0, 1000, data=1, fsdp=4) == 2 * 1500  # frozen ones have no gradient
+  assert fully_sharded_bytes(0, 1000, data=1, fsdp=4) == 2 * 1500  # frozen weights have no gradient
   assert fully_sharded_bytes(1000, 0, data=4, fsdp=1) == 2 * 1500  # plain data parallelism: one all-reduce
   assert fully_sharded_bytes(1000, 0, data=2, fsdp=4) == 3 * 1500 + 2 * 250
 
@@ -63,12 +63,12 @@ def report(**changes):
   return Report(V5E, 4, Step(32, int(4 * 197e12 * 0.0125), 1000.0), 60.0, **fields | changes)
 
 
-def test_samples_and_mfu_follow_from_the_time():
+def test_throughput_and_mfu_follow_from_the_step_time():
   assert report().samples_per_second == pytest.approx(32 / 0.025)
   assert report().mfu == pytest.approx(0.5)
 
 
-def test_the_table_has_a_column_a_report_and_calls_an_estimate_an_estimate():
+def test_the_table_has_one_column_per_report_and_labels_estimates():
   large = Report(V5E, 4, Step(32, 1, 1.0), 60.0, too_large='Used 20.5G of 15.75G hbm.')
   lines = table('configs/x.py', {'mesh.fsdp=4': report(), 'mesh.fsdp=1,mesh.data=4': large}).splitlines()
   row = {line[:32].strip(): line for line in lines}
@@ -78,20 +78,20 @@ def test_the_table_has_a_column_a_report_and_calls_an_estimate_an_estimate():
   assert 'nothing was run' in ' '.join(lines)
 
 
-def test_what_does_not_fit_is_a_result_in_the_compilers_words():
-  said = (
+def test_running_out_of_memory_is_reported_in_the_compilers_words():
+  message = (
     'Ran out of memory on HBM, the total memory required for HLO temporaries (38.58G) exceeds available HBM (15.75G).'
   )
 
   class TooLarge:
     def compile(self):
-      raise jax.errors.JaxRuntimeError(f'RESOURCE_EXHAUSTED: {said}\nmore')
+      raise jax.errors.JaxRuntimeError(f'RESOURCE_EXHAUSTED: {message}\nmore')
 
   found = analyse(TooLarge(), V5E, 4, Step(32, 1, 1.0), time.monotonic)
-  assert found.too_large == said and not found.to_json()['fits']
+  assert found.too_large == message and not found.to_json()['fits']
 
 
-def test_the_largest_collectives_are_those_of_all_layers_together():
+def test_the_largest_collectives_are_summed_over_layers():
   found = tuple(collective(seconds, True, op_name=f'layers/{i}/dot') for i, seconds in enumerate((0.001, 0.002)))
   rows = largest(found + (collective(0.0005, False, 'all-reduce'),))
   assert [(row['kind'], row['times'], row['op_name']) for row in rows] == [
@@ -101,7 +101,7 @@ def test_the_largest_collectives_are_those_of_all_layers_together():
   assert rows[0]['bytes'] == rows[0]['overlapped_bytes'] == pytest.approx(0.003 * 200e9)
 
 
-def test_topologies():
+def test_topologies_are_parsed_and_unknown_ones_refused():
   assert parse_topology('v5e:4x8') == (CHIPS['v5e'], 32)
   assert parse_topology('v5p:2x2x4') == (CHIPS['v5p'], 16)
   for topology, known in (('v5e:3x3', '2x2, 2x4, 4x4'), ('v9:4x4', 'v5e, v5p, v6e'), ('v5p', '2x2x1')):

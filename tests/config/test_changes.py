@@ -1,4 +1,4 @@
-"""Changes from the command line arrive, and what cannot be is refused in one line."""
+"""Command-line changes are applied, and invalid ones refused in one line."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from ditsam_jax.training.program import attention_for
 
 
 def refusal(*overrides, config='ldit'):
-  """The one line that `load` refuses with."""
+  """The one-line error of `load`."""
   with pytest.raises(UserError) as error:
     files.load(config, list(overrides))
   assert '\n' not in str(error.value)
@@ -34,21 +34,21 @@ def refusal(*overrides, config='ldit'):
     ('model.image_encoder.global_blocks=(1, 2)', 'model.image_encoder.global_blocks', [1, 2]),
   ],
 )
-def test_changes_arrive(override, field, value):
+def test_changes_are_applied(override, field, value):
   node = files.load('ldit', [override])
   for name in field.split('.'):
     node = node[name]
   assert node == value and type(node) is type(value)
 
 
-def test_a_group_can_be_taken_away_where_that_means_something():
+def test_optional_groups_can_be_set_to_none():
   config = files.load('ldit:shapes', ['task=prompts', 'model.fusion=none', 'model.text_encoder=None'])
   assert model_config(config).text_encoder is None
   assert 'config.model.text_encoder is None' in refusal('model.text_encoder.depth=1', config='sam_pretrain')
 
 
 @pytest.mark.parametrize(
-  'override, told',
+  'override, expected',
   [
     ('optimizer.learnin_rate=1', ['config.optimizer', "'learnin_rate'", "'learning_rate'", 'warmup_steps']),
     ('optimiser.learning_rate=1', ['config', "'optimiser'", "'optimizer'"]),
@@ -114,23 +114,23 @@ def test_a_group_can_be_taken_away_where_that_means_something():
     ('epochs=None', ['config.total_steps is None']),
   ],
 )
-def test_impossible_changes_are_refused(override, told):
+def test_invalid_changes_are_refused(override, expected):
   overrides = ['total_steps=10', override] if 'warmup' in override else [override]
   if override == 'model.image_size=8192':
     overrides += ['model.image_encoder.patch_size=8']
-    told = ['1024 patches of 8 per side', 'at most 512']
+    expected = ['1024 patches of 8 per side', 'at most 512']
   message = refusal(*overrides)
-  assert all(part in message for part in told), message
+  assert all(part in message for part in expected), message
   assert len(message) < 400
 
 
-def test_scenes_belong_to_shapes():
+def test_scenes_are_for_shapes_only():
   assert 'scenes apply to shapes only' in refusal('data.dataset=refcoco', 'final_split=val', config='ldit:shapes')
   assert 'config.data.scenes is None' in refusal('data.scenes.train=3')
   assert 'scenes: min_shapes is 9' in refusal('data.scenes.min_shapes=9', config='ldit:shapes')
 
 
-def test_an_attention_that_cannot_run_here_is_refused():
+def test_an_unsupported_attention_is_refused():
   config = files.load('ldit', ['attention=pallas_tpu'])
   model = model_config(config)
   assert attention_for(config.attention, model, 'tpu', 'float32') == 'pallas_tpu'

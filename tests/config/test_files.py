@@ -1,4 +1,4 @@
-"""Configs by name and from files: what they say arrives; a file that fails is told in one line with its place."""
+"""Configs by name and from files; a failing file is reported in one line with its line number."""
 
 import os
 import subprocess
@@ -18,7 +18,7 @@ NAMED = 'from ditsam_jax.config import named\n'
 
 
 def refusal(argument, *overrides):
-  """The one line that `load` refuses with."""
+  """The one-line error of `load`."""
   with pytest.raises(UserError) as error:
     files.load(str(argument), list(overrides))
   assert '\n' not in str(error.value)
@@ -27,17 +27,18 @@ def refusal(argument, *overrides):
 
 @pytest.mark.parametrize('data_set', ['', ':shapes', ':refcocog', ':refcocog/google'])
 @pytest.mark.parametrize('name', TABLE)
-def test_a_name_and_its_file_are_the_same_config(name, data_set):
+def test_a_name_and_its_file_give_the_same_config(name, data_set):
   if name == 'sam_pretrain' and 'refcoco' in data_set:
     assert refusal(name + data_set) == refusal(f'{CONFIGS / name}.py{data_set}')
     return
-  config = files.load(name + data_set, [])
-  assert plain(config) == plain(files.load(f'{CONFIGS / name}.py{data_set}', []))
+  changes = ['init_from=shapes'] if name == 'finetune' else []
+  config = files.load(name + data_set, changes)
+  assert plain(config) == plain(files.load(f'{CONFIGS / name}.py{data_set}', changes))
   assert model_config(config).text_encoder is not None or config.task == 'prompts'
   assert config.data.dataset == (data_set[1:] or ('shapes' if name == 'sam_pretrain' else 'refcoco'))
 
 
-def test_every_file_has_a_name_and_says_how_to_run_it():
+def test_every_file_has_a_name_and_documents_its_command():
   assert {path.stem for path in CONFIGS.glob('*.py')} == set(TABLE)
   for name in TABLE:
     assert f'python -m ditsam_jax.train --config={name}' in (CONFIGS / f'{name}.py').read_text()
@@ -50,7 +51,7 @@ def test_names_are_found_from_any_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-  'argument, told',
+  'argument, expected',
   [
     ('lditt', ["config 'lditt' is unknown", "did you mean 'ldit'", 'edit', 'sam_text_add_4']),
     ('LDIT:shapes', ["config 'LDIT' is unknown"]),
@@ -64,12 +65,12 @@ def test_names_are_found_from_any_folder(tmp_path, monkeypatch):
     ('gs://bucket/ldit.py', ['gs:// is not supported', 'gcsfuse']),
   ],
 )
-def test_unknown_names_say_what_there_is(argument, told):
+def test_unknown_names_list_alternatives(argument, expected):
   message = refusal(argument)
-  assert all(part in message for part in told), message
+  assert all(part in message for part in expected), message
 
 
-# name, content, what is told
+# name, content, parts of the message
 BROKEN = [
   ('syntax', 'def get_config(:\n', [':1: invalid syntax']),
   ('indentation', 'def get_config():\nreturn 1\n', [':2: expected an indented block']),
@@ -142,16 +143,16 @@ BROKEN = [
 ]
 
 
-@pytest.mark.parametrize('name, content, told', BROKEN, ids=[name for name, *_ in BROKEN])
-def test_a_broken_file_gives_one_line_with_its_place(tmp_path, name, content, told):
+@pytest.mark.parametrize('name, content, expected', BROKEN, ids=[name for name, *_ in BROKEN])
+def test_a_broken_file_gives_one_line_with_its_line_number(tmp_path, name, content, expected):
   file = tmp_path / f'{name}.py'
   file.write_bytes(content if isinstance(content, bytes) else content.encode())
   message = refusal(file)
-  assert (name == 'both' or message.startswith(str(file))) and all(part in message for part in told), message
+  assert (name == 'both' or message.startswith(str(file))) and all(part in message for part in expected), message
   assert not list(tmp_path.glob('__pycache__')) and len(message) < 1000
 
 
-def test_what_is_no_file_of_ours_is_refused_without_being_read(tmp_path):
+def test_folders_pipes_and_large_files_are_refused_unread(tmp_path):
   os.mkfifo(tmp_path / 'fifo.py')
   (tmp_path / 'dangling.py').symlink_to(tmp_path / 'nothing')
   (tmp_path / 'big.py').write_text('#' * 2_000_000)
@@ -162,7 +163,7 @@ def test_what_is_no_file_of_ours_is_refused_without_being_read(tmp_path):
   assert '2,000,000 bytes' in refusal(tmp_path / 'big.py')
 
 
-def test_a_choice_that_get_config_does_not_take_is_refused(tmp_path):
+def test_a_data_set_that_get_config_does_not_accept_is_refused(tmp_path):
   (tmp_path / 'mine.py').write_text(NAMED + '\ndef get_config():\n  return named("edit", "shapes")\n')
   assert files.load(str(tmp_path / 'mine.py'), []).model.fusion == 'e2e'
   assert "mine.py:3: get_config cannot be called with 'shapes' after the colon" in refusal(f'{tmp_path}/mine.py:shapes')
@@ -170,7 +171,7 @@ def test_a_choice_that_get_config_does_not_take_is_refused(tmp_path):
   assert 'nothing after the colon' in refusal(tmp_path / 'needs.py')
 
 
-def test_a_file_may_freeze_its_config_and_define_dataclasses(tmp_path):
+def test_files_may_freeze_their_config_and_define_dataclasses(tmp_path):
   (tmp_path / 'mine.py').write_text(
     'from __future__ import annotations\nimport dataclasses\nfrom ml_collections import FrozenConfigDict\n'
     + NAMED
@@ -182,7 +183,7 @@ def test_a_file_may_freeze_its_config_and_define_dataclasses(tmp_path):
 
 
 @pytest.mark.multiprocess
-def test_the_command_ends_with_status_2_and_one_line(tmp_path):
+def test_the_command_exits_with_status_2_and_one_line(tmp_path):
   (tmp_path / 'mine.py').write_text('def get_config():\n  return 1 / 0\n')
   ended = subprocess.run(
     [sys.executable, '-m', 'ditsam_jax.train', f'--config={tmp_path}/mine.py', f'--workdir={tmp_path}/run'],

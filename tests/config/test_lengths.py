@@ -1,4 +1,4 @@
-"""Lengths follow from the changed config and from the data that is there."""
+"""Lengths are derived from the changed config and the prepared data."""
 
 import json
 
@@ -12,14 +12,14 @@ from ditsam_jax.errors import UserError
 
 
 def lengths(argument, *overrides, samples=None):
-  """total_steps, warmup_steps, eval_every and checkpoint_every."""
+  """Returns total_steps, warmup_steps, eval_every and checkpoint_every."""
   config = files.load(argument, list(overrides))
   config = resolve(config, (lambda: samples) if samples else (lambda: samples_without_data(config)))
   return config.total_steps, config.optimizer.warmup_steps, config.eval_every, config.checkpoint_every
 
 
 def test_the_releases_lengths():
-  """40 epochs, 3 of them warm-up, of 42,404 objects by 64: as the release's code computes them."""
+  """40 epochs, 3 of them warm-up, of 42,404 objects in batches of 64, as computed by the release's code."""
   assert lengths('ldit:refcoco') == (40 * 663, 3 * 663, 663, 663)
 
 
@@ -38,20 +38,20 @@ def test_the_releases_lengths():
   ],
 )
 def test_the_releases_epochs(name, epochs):
-  assert lengths(f'{name}:refcocog')[:2] == (epochs * 660, 3 * 660)  # 42,226 objects by 64
+  assert lengths(f'{name}:refcocog')[:2] == (epochs * 660, 3 * 660)  # 42,226 objects in batches of 64
 
 
-def test_epochs_keep_their_length_whatever_the_batch():
+def test_epochs_do_not_depend_on_the_batch_size():
   assert lengths('ldit', 'data.batch_size=128') == (40 * 332, 3 * 332, 332, 332)
   assert lengths('ldit', 'data.batch_size=128', 'epochs=10')[:2] == (10 * 332, 249)  # 7.5 %
 
 
 def test_a_partition_has_its_own_epoch():
   assert lengths('ldit:refcocog/google') == lengths('ldit:refcocog', 'data.dataset=refcocog/google')
-  assert lengths('ldit:refcocog/google')[0] == 40 * 701  # 44,822 objects by 64
+  assert lengths('ldit:refcocog/google')[0] == 40 * 701  # 44,822 objects in batches of 64
 
 
-def test_the_data_that_is_there_counts():
+def test_the_prepared_data_determines_the_epoch():
   assert lengths('ldit', samples=1000) == (40 * 16, 3 * 16, 16, 16)
   assert lengths('ldit', samples=1) == (40, 3, 1, 1)
 
@@ -71,17 +71,17 @@ def test_the_data_that_is_there_counts():
     ('sam_pretrain', ['total_steps=14'], (14, 1)),
   ],
 )
-def test_given_steps_win_and_the_warm_up_scales(config, overrides, expected):
+def test_explicit_steps_take_precedence_and_the_warm_up_scales(config, overrides, expected):
   assert lengths(config, *overrides)[:2] == expected
 
 
 def test_shapes_in_epochs_need_their_data():
   assert lengths('ldit:shapes', 'epochs=2', samples=640)[:2] == (20, 2)
-  with pytest.raises(UserError, match=r'unknown until it is made; give --config.total_steps=N'):
+  with pytest.raises(UserError, match=r'unknown until it is prepared; give --config.total_steps=N'):
     lengths('ldit:shapes', 'epochs=2')
 
 
-def test_data_is_counted_only_where_a_length_depends_on_it():
+def test_data_is_counted_only_if_a_length_depends_on_it():
   config = files.load('ldit:shapes', [])
   resolved = resolve(config, lambda: pytest.fail('counted'))
   assert resolved.epochs is None and config.optimizer.warmup_steps is None
@@ -89,7 +89,7 @@ def test_data_is_counted_only_where_a_length_depends_on_it():
   assert again == resolved
 
 
-def test_what_is_too_long_or_contradictory_is_refused():
+def test_lengths_that_are_too_long_or_contradictory_are_refused():
   with pytest.raises(UserError, match='config.epochs is 1e.06.*expected at most 1,000,000,000'):
     lengths('ldit', 'epochs=1000000', 'data.batch_size=1')
   with pytest.raises(UserError, match='total_steps is 5; expected None, because config.epochs is 3'):
@@ -102,7 +102,7 @@ def test_what_is_too_long_or_contradictory_is_refused():
 
 def test_prepared_data_is_counted_without_reading_it(tmp_path):
   assert datasets.size('refcoco', tmp_path, 'train').objects == 42_404
-  assert datasets.size('grefcoco', tmp_path, 'train').objects == 42_404  # RefCOCO's stand in
+  assert datasets.size('grefcoco', tmp_path, 'train').objects == 42_404  # falls back to RefCOCO's
   folder = tmp_path / 'refcoco' / 'unc' / '1.0.0'
   folder.mkdir(parents=True)
   (folder / 'dataset_info.json').write_text('{}')

@@ -6,7 +6,7 @@ from ditsam_jax.models import config as models
 
 
 def test_the_release_recipe():
-  """Section 'training recipe' of the release: the numbers that its code runs with."""
+  """The numbers used by the release's code."""
   config = files.load('ldit', [])
   assert model_config(config) == models.vit_b()
   optimizer = config.optimizer
@@ -28,7 +28,7 @@ def test_the_release_recipe():
   assert config.epochs == 40 and config.freeze == ''
 
 
-def test_rows_differ_from_ldit_in_what_they_are_named_for():
+def test_rows_differ_from_ldit_only_in_their_ablation():
   frozen, deeper, huge = (named(name) for name in ('ldit_frozen_text', 'sam_text_add_4', 'ldit_vith'))
   assert frozen.freeze == 'text_encoder' and model_config(frozen) == models.vit_b()
   assert deeper.model.mask_decoder.depth == 6 and deeper.model.fusion == 'none'

@@ -1,4 +1,4 @@
-"""docs/config.md is what the declarations say."""
+"""docs/config.md matches the declarations."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ from ditsam_jax.config.run import RunConfig
 PAGE = Path(__file__).parents[2] / 'docs' / 'config.md'
 
 
-def test_the_page_is_fresh():
+def test_the_page_is_up_to_date():
   assert PAGE.read_text() == page(), 'run python -m ditsam_jax.config.reference > docs/config.md'
 
 
-def test_every_field_is_explained():
+def test_every_field_is_documented():
   for path, field in fields.walk(RunConfig):
     assert field.meaning and (field.meaning[-1] != '.' or field.meaning.endswith('...')), path
     if not field.group:

@@ -1,4 +1,4 @@
-"""Damaged and hostile PyTorch files: no weight changes without a word, nothing hangs, no name forges a line."""
+"""Damaged and hostile PyTorch files: no weight changes silently, nothing hangs, no name forges a line."""
 
 import os
 import random
@@ -27,7 +27,7 @@ def refusal(file, tmp_path, *flags) -> str:
 
 
 def flips(content: bytes, count: int) -> list[tuple[int, int]]:
-  """Places and bits: half anywhere, half in the headers of entries and in the zip's directory."""
+  """Positions and bits to flip: half anywhere, half in entry headers and the zip directory."""
   rng = random.Random(0)
   directory = content.find(b'PK\x01\x02')
   headers = [place for place in range(len(content)) if content.startswith(b'PK\x03\x04', place)]
@@ -57,13 +57,13 @@ def test_a_flipped_bit_is_refused_or_changes_no_weight(tmp_path):
       refused += 1
       continue
     assert tensors.keys() == expected.keys()
-    for name, tensor in tensors.items():  # bits outside of what matters: dates, padding
+    for name, tensor in tensors.items():  # the bit was in a date or in padding
       assert sources.to_numpy(tensor).tobytes() == expected[name].tobytes(), (place, bit, name)
   assert refused > 60
 
 
 def test_a_repacked_file_is_refused(tmp_path):
-  """torch.load would take its compressed bytes for weights."""
+  """torch.load would read its compressed bytes as weights."""
   with zipfile.ZipFile(GOLDEN / 'ldit.pth') as whole, zipfile.ZipFile(tmp_path / 'x.pth', 'w') as packed:
     for entry in whole.infolist():
       packed.writestr(entry.filename, whole.read(entry), compress_type=zipfile.ZIP_DEFLATED)
@@ -80,7 +80,7 @@ def test_a_repacked_file_is_refused(tmp_path):
     (-3e38, torch.float32, 'holds -3.0e+38, which overflows'),
   ],
 )
-def test_values_that_no_model_computes_with(tmp_path, capsys, value, dtype, message):
+def test_unusable_values_are_refused(tmp_path, capsys, value, dtype, message):
   content = torch.load(GOLDEN / 'ldit.pth', weights_only=True)
   bias = content['state_dict']['module.text_proj.bias'].to(dtype)
   bias[3] = value
@@ -90,7 +90,7 @@ def test_values_that_no_model_computes_with(tmp_path, capsys, value, dtype, mess
   assert f'  text_proj.bias {message}' in capsys.readouterr().err
 
 
-def test_a_tensor_of_more_numbers_than_the_file_holds(tmp_path, capsys):
+def test_a_tensor_larger_than_its_storage_is_refused(tmp_path, capsys):
   content = torch.load(GOLDEN / 'ldit.pth', weights_only=True)
   content['state_dict']['module.text_proj.bias'] = torch.zeros(1).expand(2**40)
   torch.save(content, tmp_path / 'x.pth')
@@ -108,7 +108,7 @@ def test_names_from_files_cannot_forge_lines(tmp_path, capsys):
   assert not any(line.startswith('error: pwned') for line in printed.splitlines())
 
 
-def test_many_problems_are_cut_with_a_count(tmp_path, capsys):
+def test_many_problems_are_truncated_with_a_count(tmp_path, capsys):
   content = torch.load(GOLDEN / 'ldit.pth', weights_only=True)
   content['state_dict'] |= {f'module.unknown.{i}': torch.zeros(1) for i in range(500)}
   torch.save(content, tmp_path / 'x.pth')
@@ -125,12 +125,12 @@ def test_pipes_and_devices_are_refused_at_once(tmp_path, name):
   assert 'a device or a pipe' in refusal(tmp_path if name.startswith('model') else tmp_path / name, tmp_path)
 
 
-def test_a_pipe_in_place_of_the_vocabulary(tmp_path):
+def test_a_pipe_as_vocabulary_is_refused(tmp_path):
   os.mkfifo(tmp_path / 'vocab.txt')
   assert 'a device or a pipe' in refusal(GOLDEN / 'ldit.pth', tmp_path, *FLAGS, f'--vocab={tmp_path / "vocab.txt"}')
 
 
-def test_numbers_beside_the_weights_that_no_json_holds_are_left_out(tmp_path):
+def test_extra_numbers_that_json_cannot_represent_are_dropped(tmp_path):
   content = torch.load(GOLDEN / 'ldit.pth', weights_only=True)
   torch.save(content | {'lr': float('nan'), 'epoch': 10**400}, tmp_path / 'x.pth')
   assert torch_to_flax.main([f'--input={tmp_path / "x.pth"}', f'--output={tmp_path / "m"}', *FLAGS]) == 0
@@ -139,8 +139,8 @@ def test_numbers_beside_the_weights_that_no_json_holds_are_left_out(tmp_path):
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize('command', ['to_flax', 'to_torch', 'export'])
-def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, command):
-  """A bound on the size of files, which fails in the same place and in the same way."""
+def test_a_full_disk_gives_one_line_and_leaves_nothing(tmp_path, command):
+  """Simulated by a limit on file sizes, which fails in the same place and way."""
   output = tmp_path / 'out'
   if command == 'to_flax':
     arguments = ['-m', torch_to_flax.__name__, f'--input={GOLDEN / "ldit.pth"}', f'--output={output}', *FLAGS]
@@ -164,8 +164,8 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, command):
   assert list(tmp_path.iterdir()) == []
 
 
-def test_known_models_values_are_said_to_be_assumed():
-  """Official sizes without a flag; anything near them is refused."""
+def test_head_counts_of_known_models_are_assumed_and_others_refused():
+  """Official sizes need no flag; sizes close to them are refused."""
   from ditsam_jax.convert.architecture import DECODER_HEADS, TEXT_HEADS, read_architecture
 
   shapes = {name: tuple(tensor.shape) for name, tensor in sources.read(GOLDEN / 'ldit.pth').tensors.items()}
@@ -187,7 +187,7 @@ def test_known_models_values_are_said_to_be_assumed():
     )
 
 
-def test_weights_are_read_bit_for_bit_after_all_checks():
+def test_weights_are_read_bit_exactly():
   tensors = sources.read(GOLDEN / 'ldit.pth').tensors
   theirs = torch.load(GOLDEN / 'ldit.pth', weights_only=True)['state_dict']
   for name, tensor in tensors.items():

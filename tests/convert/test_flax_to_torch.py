@@ -1,4 +1,4 @@
-"""torch -> flax -> torch gives back every tensor bit for bit; models made here get a layout that PyTorch's code loads."""
+"""torch -> flax -> torch is bit-exact, and models trained here are written in a layout that PyTorch's code loads."""
 
 import pytest
 
@@ -40,7 +40,7 @@ def assert_same_bits(ours, theirs):
     ('ldit_wide', ['--decoder-heads=8', '--text-heads=4']),
   ],
 )
-def test_the_releases_checkpoints_come_back_whole(tmp_path, name, flags):
+def test_the_releases_checkpoints_survive_a_round_trip(tmp_path, name, flags):
   back = there_and_back(tmp_path, GOLDEN / f'{name}.pth', *flags)
   original = torch.load(GOLDEN / f'{name}.pth', weights_only=True)
   assert back.keys() == original.keys()
@@ -49,7 +49,7 @@ def test_the_releases_checkpoints_come_back_whole(tmp_path, name, flags):
 
 
 @pytest.mark.slow
-def test_so_does_the_fusion_that_there_is_none_of(tmp_path):
+def test_cross_attention_survives_a_round_trip(tmp_path):
   fusion = 'cross_attention'
   tensors = torch_models.weights_of_peer(torch_models.random_peer(torch_models.text_config(fusion)))
   torch_models.save_release(tensors, tmp_path / 'best.pth')
@@ -65,7 +65,7 @@ def test_so_does_the_fusion_that_there_is_none_of(tmp_path):
   'PyTorch weights in and out again, in f32, f16 and bf16', against="a checkpoint of Meta's SAM", within='equal bits'
 )
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float16, torch.bfloat16, torch.float64])
-def test_metas_sam_comes_back_in_its_own_layout_and_type(tmp_path, dtype):
+def test_metas_sam_survives_a_round_trip_in_its_layout_and_type(tmp_path, dtype):
   tensors = torch_models.save_meta(torch_models.random_peer(torch_models.SAM), tmp_path / 'sam.pth')
   tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
   torch.save(tensors, tmp_path / 'sam.pth')
@@ -73,7 +73,7 @@ def test_metas_sam_comes_back_in_its_own_layout_and_type(tmp_path, dtype):
 
 
 @pytest.mark.slow
-def test_a_model_trained_here_has_all_that_the_release_loads(tmp_path):
+def test_a_model_trained_here_has_all_tensors_of_the_release(tmp_path):
   config = torch_models.text_config('layer_wise')
   saved_model.save(tmp_path / 'model', random_model(config))
   assert flax_to_torch.main([f'--input={tmp_path / "model"}', f'--output={tmp_path / "out" / "l.pth"}']) == 0
@@ -81,7 +81,7 @@ def test_a_model_trained_here_has_all_that_the_release_loads(tmp_path):
   golden = torch.load(GOLDEN / 'ldit.pth', weights_only=True)
   assert content.keys() == golden.keys()
 
-  def without_numbers(names):  # the golden model has other depths
+  def without_numbers(names):  # the golden model has another depth
     return {
       ''.join('#' if character.isdigit() else character for character in name.removeprefix('module.')) for name in names
     }
@@ -89,7 +89,7 @@ def test_a_model_trained_here_has_all_that_the_release_loads(tmp_path):
   assert without_numbers(content['state_dict']) == without_numbers(golden['state_dict'])
 
 
-def test_an_output_that_cannot_be_written_leaves_nothing(tmp_path):
+def test_an_unwritable_output_leaves_nothing(tmp_path):
   saved_model.save(tmp_path / 'model', random_model(torch_models.SAM))
   (tmp_path / 'taken').mkdir()
   with pytest.raises(UserError, match='cannot write .*taken'):
@@ -101,7 +101,7 @@ def test_an_output_that_cannot_be_written_leaves_nothing(tmp_path):
   saved_model.load(tmp_path / 'model')
 
 
-def test_a_model_whose_weights_are_not_its_own_is_refused(tmp_path):
+def test_a_model_with_another_models_weights_is_refused(tmp_path):
   model = random_model(torch_models.SAM)
   weights = {name: variable[...] for name, variable in weights_of(model).items()}
   weights['foo.bar'] = weights.pop('image_encoder.pos_embed')

@@ -1,4 +1,4 @@
-"""The loss's gradient for every parameter is torch autograd's."""
+"""The gradients of all parameters equal torch autograd's."""
 
 import jax
 import numpy as np
@@ -13,11 +13,11 @@ from ditsam_jax.convert.torch_peer import Peer
 from ditsam_jax.models.weights import dotted
 from tests.small_models import GOLDEN, golden_arrays, golden_config, golden_model
 
-TOLERANCE = 1e-3  # of a tensor's norm
+TOLERANCE = 1e-3  # relative to a tensor's norm
 
 
 def torch_gradients(name: str, batch: dict) -> dict[str, np.ndarray]:
-  """By the release's names; zeros where the loss does not depend on a parameter."""
+  """Gradients by the release's names; zeros for parameters that the loss does not depend on."""
   peer = Peer(golden_config(name, 64)).eval()
   state = torch.load(GOLDEN / f'{name}.pth', weights_only=True)['state_dict']
   state = {key.removeprefix('module.'): tensor for key, tensor in state.items()}
@@ -35,7 +35,7 @@ def torch_gradients(name: str, batch: dict) -> dict[str, np.ndarray]:
 
 
 def our_gradients(name: str, batch: dict) -> dict[str, np.ndarray]:
-  """By the release's names and in its layout."""
+  """Gradients by the release's names and in its layout."""
   graph, params, rest = nnx.split(golden_model(name, 64), nnx.Param, ...)
 
   @jax.jit
@@ -59,7 +59,7 @@ def our_gradients(name: str, batch: dict) -> dict[str, np.ndarray]:
   within="1e-3 of each gradient's norm",
 )
 @pytest.mark.parametrize('name', ['ldit', 'edit'])
-def test_every_parameters_gradient(name):
+def test_gradients_of_all_parameters(name):
   batch = {key: golden_arrays(name)[f'train/{key}'][0] for key in ('image', 'token_ids', 'token_mask', 'mask')}
   theirs, ours = torch_gradients(name, batch), our_gradients(name, batch)
   assert theirs.keys() == ours.keys()
@@ -67,7 +67,7 @@ def test_every_parameters_gradient(name):
   moved = 0
   for key, expected in theirs.items():
     norm, error = np.linalg.norm(expected), np.linalg.norm(ours[key] - expected)
-    if norm <= 1e-6 * largest:  # nothing but rounding, as for the bias of keys, which softmax does not see
+    if norm <= 1e-6 * largest:  # only rounding, as for the bias of keys, to which softmax is invariant
       assert error <= 1e-6 * largest, key
       continue
     moved += 1

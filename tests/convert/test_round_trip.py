@@ -1,4 +1,4 @@
-"""flax_to_torch, then torch_to_flax without a flag: the same config, masks and vocabulary; a foreign JSON is noticed."""
+"""flax_to_torch, then torch_to_flax without flags, restores config, masks and vocabulary; a foreign JSON is detected."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ def refusal(file, tmp_path, *flags) -> str:
 
 
 def odd_config(fusion):
-  """A model of which shapes tell little: other heads, sizes, thresholds and pixels than any known one."""
+  """A config with heads, sizes, thresholds and normalisation unlike any known model's."""
   config = torch_models.SAM if fusion is None else torch_models.text_config(fusion)
   return dataclasses.replace(
     config,
@@ -53,7 +53,7 @@ def odd_config(fusion):
 
 @pytest.fixture(scope='module', params=[None, 'e2e', 'layer_wise_vith'])
 def saved(request, tmp_path_factory):
-  """A model and what it was exported to."""
+  """A model and its export."""
   folder = tmp_path_factory.mktemp('odd')
   model = random_model(odd_config(request.param))
   vocabulary = None
@@ -68,7 +68,7 @@ def saved(request, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_any_model_comes_back_without_a_flag(saved, tmp_path):
+def test_any_model_is_restored_without_flags(saved, tmp_path):
   to_flax(saved / 'weights.pth', tmp_path / 'back')
   before, after = saved_model.load(saved / 'model'), saved_model.load(tmp_path / 'back')
   assert after.config == before.config
@@ -91,12 +91,12 @@ def test_without_the_json_nothing_is_guessed(saved, tmp_path):
 
 
 @pytest.mark.parametrize('flag, value', [('--decoder-heads=4', 2), ('--image-size=64', 96)])
-def test_a_flag_that_contradicts_is_refused_with_both_values(saved, tmp_path, flag, value):
+def test_a_contradicting_flag_is_refused_with_both_values(saved, tmp_path, flag, value):
   assert f'{flag}, but {saved / "weights.pth.json"} says {value}' in refusal(saved / 'weights.pth', tmp_path, flag)
 
 
-def test_a_json_of_other_weights_is_noticed(saved, tmp_path):
-  """Weights that were trained on since: --config says that the JSON describes them too."""
+def test_the_json_of_other_weights_is_detected(saved, tmp_path):
+  """For weights trained further, --config confirms that the JSON still applies."""
   file = tmp_path / 'weights.pth'
   content = torch.load(saved / 'weights.pth', weights_only=True)
   tensors = content.get('state_dict', content)
@@ -126,7 +126,7 @@ def test_a_damaged_json_is_refused(saved, tmp_path, change, message):
   assert message in refusal(tmp_path / 'weights.pth', tmp_path)
 
 
-def test_somebody_elses_json_is_neither_read_nor_overwritten(saved, tmp_path, capsys):
+def test_a_foreign_json_is_neither_read_nor_overwritten(saved, tmp_path, capsys):
   (tmp_path / 'weights.pth.json').write_text('{"lr": 1}')
   with pytest.raises(UserError, match='something else is there'):
     flax_to_torch.main([f'--input={saved / "model"}', f'--output={tmp_path / "weights.pth"}'])
@@ -136,7 +136,7 @@ def test_somebody_elses_json_is_neither_read_nor_overwritten(saved, tmp_path, ca
   assert 'was not written by flax_to_torch.py, and is ignored' in capsys.readouterr().err
 
 
-def test_a_sam_that_came_from_here_joins_a_bert_with_its_own_heads(tmp_path):
+def test_an_exported_sam_combines_with_a_bert_and_keeps_its_heads(tmp_path):
   saved_model.save(tmp_path / 'sam', random_model(odd_config(None)))
   to_torch(tmp_path / 'sam', tmp_path / 'sam.pth')
   torch_models.bert().save_pretrained(tmp_path / 'bert')

@@ -1,4 +1,4 @@
-"""Files that are no checkpoint, or not a whole one, get one clear line and nothing is written."""
+"""Files that are not complete checkpoints give one clear line, and nothing is written."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def ldit():
 
 
 def refusal(tmp_path, file, *flags) -> str:
-  """The error of a conversion that must fail and write nothing."""
+  """The error of a conversion that must fail without writing anything."""
   with pytest.raises(UserError) as error:
     torch_to_flax.main([f'--input={file}', f'--output={tmp_path / "model"}', *(flags or FLAGS)])
   assert not any('model' in path.name for path in tmp_path.iterdir() if not path.name.startswith('model.'))
@@ -35,7 +35,7 @@ class Malicious:
     return os.system, ('touch executed',)
 
 
-def test_a_pickle_that_wants_more_is_refused_and_not_run(tmp_path, monkeypatch):
+def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   torch.save({'state_dict': {'visual_encoder.pos_embed': Malicious()}}, 'evil.pth')
   (tmp_path / 'old.pth').write_bytes(pickle.dumps({'x': Malicious()}))
@@ -54,7 +54,7 @@ def test_a_pickle_that_wants_more_is_refused_and_not_run(tmp_path, monkeypatch):
     ('text.safetensors', b'<html>not found</html>', 'not a safetensors file'),
   ],
 )
-def test_files_that_are_no_checkpoints(tmp_path, name, content, message):
+def test_files_that_are_not_checkpoints(tmp_path, name, content, message):
   if content == 'half':
     whole = (GOLDEN / 'ldit.pth').read_bytes()
     content = whole[: len(whole) // 2]
@@ -63,7 +63,7 @@ def test_files_that_are_no_checkpoints(tmp_path, name, content, message):
   assert message in error and name in error and '\n' not in error
 
 
-def test_other_things_than_tensors(tmp_path):
+def test_content_other_than_tensors(tmp_path):
   for content, message in (
     ({}, 'nothing'),
     ([1], 'list'),
@@ -103,7 +103,7 @@ def test_all_problems_in_one_report(tmp_path, ldit, capsys):
     torch.zeros(32).to(torch.float8_e4m3fn),
   ],
 )
-def test_tensors_that_are_no_plain_arrays(tmp_path, ldit, tensor, capsys):
+def test_tensors_that_are_not_plain_arrays(tmp_path, ldit, tensor, capsys):
   ldit['state_dict']['module.text_proj.bias'] = tensor
   torch.save(ldit, tmp_path / 'odd.pth')
   assert '1 problem with' in refusal(tmp_path, tmp_path / 'odd.pth')
@@ -120,13 +120,13 @@ def test_tensors_that_are_no_plain_arrays(tmp_path, ldit, tensor, capsys):
     ('visual_encoder.blocks.0.mlp.lin1.weight', (3, 48), 'mlp_ratio is 0'),
   ],
 )
-def test_shapes_that_tell_no_architecture(tmp_path, ldit, name, shape, message):
+def test_shapes_without_a_valid_architecture(tmp_path, ldit, name, shape, message):
   ldit['state_dict'][f'module.{name}'] = torch.ones(shape)
   torch.save(ldit, tmp_path / 'odd.pth')
   assert message in refusal(tmp_path, tmp_path / 'odd.pth')
 
 
-def test_parts_of_one_tensor_in_several_types(tmp_path, ldit, capsys):
+def test_parts_of_a_parameter_with_different_types(tmp_path, ldit, capsys):
   name = 'module.prompt_encoder.point_embeddings.2.weight'
   ldit['state_dict'][name] = ldit['state_dict'][name].half()
   torch.save(ldit, tmp_path / 'mixed.pth')
@@ -134,7 +134,7 @@ def test_parts_of_one_tensor_in_several_types(tmp_path, ldit, capsys):
   assert 'of several types' in capsys.readouterr().err
 
 
-def test_twins_that_differ(tmp_path, capsys):
+def test_contradicting_duplicates_of_a_parameter(tmp_path, capsys):
   tensors = torch_models.hugging_face_sam().state_dict()
   tensors['prompt_encoder.shared_embedding.positional_embedding'] = torch.ones(2, 16)
   torch.save(tensors, tmp_path / 'weights.bin')
@@ -142,13 +142,13 @@ def test_twins_that_differ(tmp_path, capsys):
   assert 'are the same parameter, but differ' in capsys.readouterr().err
 
 
-def test_a_layer_that_is_not_there(tmp_path, ldit):
+def test_a_missing_layer(tmp_path, ldit):
   ldit['state_dict'] = {name: tensor for name, tensor in ldit['state_dict'].items() if '.blocks.1.' not in name}
   torch.save(ldit, tmp_path / 'gap.pth')
   assert 'visual_encoder.blocks.1 is missing' in refusal(tmp_path, tmp_path / 'gap.pth')
 
 
-def test_what_shapes_cannot_tell_is_asked_for(tmp_path):
+def test_settings_that_shapes_lack_require_flags(tmp_path):
   file = GOLDEN / 'ldit.pth'
   heads = ('--text-heads=4', '--decoder-heads=4')
   assert '--fusion' in refusal(tmp_path, file, *heads)
@@ -178,7 +178,7 @@ def test_a_vocabulary_of_another_model(tmp_path):
   assert 'has 5 words, the text encoder 40' in error
 
 
-def test_folders_that_are_incomplete(tmp_path):
+def test_incomplete_folders(tmp_path):
   folder = tmp_path / 'hub'
   folder.mkdir()
   assert 'pytorch_model.bin' in refusal(tmp_path, folder)
@@ -198,7 +198,7 @@ def test_folders_that_are_incomplete(tmp_path):
 
 
 @pytest.mark.parametrize('foreign', ['cat.jpg', 'model.json'])
-def test_a_folder_with_something_else_is_not_overwritten(tmp_path, foreign):
+def test_a_foreign_folder_is_not_overwritten(tmp_path, foreign):
   (tmp_path / 'photos').mkdir()
   (tmp_path / 'photos' / 'cat.jpg').write_bytes(b'cat')
   (tmp_path / 'photos' / foreign).write_bytes(b'{"modelTopology": 1}' if foreign == 'model.json' else b'cat')
@@ -219,7 +219,7 @@ def test_a_source_inside_the_output_survives(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('factor', [1.01, float('nan')])
-def test_verify_refuses_other_results(tmp_path, monkeypatch, factor):
+def test_verify_refuses_different_results(tmp_path, monkeypatch, factor):
   torch_models.save_meta(torch_models.random_peer(torch_models.SAM), tmp_path / 'sam.pth')
   right = torch_peer.run_ours
   monkeypatch.setattr(
@@ -228,7 +228,7 @@ def test_verify_refuses_other_results(tmp_path, monkeypatch, factor):
   assert 'differs from PyTorch' in refusal(tmp_path, tmp_path / 'sam.pth', '--decoder-heads=4', '--verify')
 
 
-def test_hugging_faces_config_tells_what_shapes_do_not(tmp_path):
+def test_hugging_faces_config_supplies_settings_that_shapes_lack(tmp_path):
   torch_models.save_meta(torch_models.random_peer(torch_models.SAM), tmp_path / 'sam.pth')
   torch_models.bert().save_pretrained(tmp_path / 'bert')
   arguments = [

@@ -1,4 +1,4 @@
-"""Every format converts, and what was converted computes what PyTorch computes."""
+"""All formats convert, and converted models give PyTorch's results."""
 
 import dataclasses
 import json
@@ -28,7 +28,7 @@ def convert(*flags) -> None:
 
 
 def largest_difference(directory, peer) -> float:
-  """Over all stages; in float64, for small random models amplify rounding a hundredfold."""
+  """The largest difference over all stages, in float64, because small random models amplify rounding a hundredfold."""
   model = ditsam_jax.load(directory)
   inputs = random_inputs(model.config, batch=2)
   with jax.enable_x64(True):
@@ -53,7 +53,7 @@ def largest_difference(directory, peer) -> float:
     ('ldit_wide', ['--decoder-heads=8', '--text-heads=4'], 96),
   ],
 )
-def test_the_releases_checkpoints_give_its_numbers(tmp_path, name, flags, side):
+def test_the_releases_checkpoints_give_the_releases_results(tmp_path, name, flags, side):
   convert(
     f'--input={GOLDEN / f"{name}.pth"}',
     f'--output={tmp_path / "model"}',
@@ -70,7 +70,7 @@ def test_the_releases_checkpoints_give_its_numbers(tmp_path, name, flags, side):
   )
   error = np.abs(ours['logits'] - golden['logits'][:, 0]).max() / np.abs(golden['logits']).max()
   assert error <= 2e-5
-  text = dataclasses.replace(model.config.text_encoder, dropout=0.0)  # the golden models have none
+  text = dataclasses.replace(model.config.text_encoder, dropout=0.0)  # the golden models have no dropout
   assert dataclasses.replace(model.config, text_encoder=text, fusion_dropout=0.0) == golden_config(name, side)
 
 
@@ -81,7 +81,7 @@ def test_the_releases_checkpoints_give_its_numbers(tmp_path, name, flags, side):
   within='2e-6 relative',
 )
 @pytest.mark.parametrize('fusion', FUSIONS)
-def test_every_fusion_is_recognised_and_exact(tmp_path, fusion):
+def test_every_fusion_is_detected_and_exact(tmp_path, fusion):
   peer = torch_models.random_peer(torch_models.text_config(fusion))
   torch_models.save_release(torch_models.weights_of_peer(peer), tmp_path / 'best.pth', prefix='')
   flags = [f'--fusion={fusion}'] if fusion in ('layer_wise', 'e2e') else []
@@ -96,7 +96,7 @@ def test_every_fusion_is_recognised_and_exact(tmp_path, fusion):
   against="the same model in PyTorch, of Meta's modules, in float64",
   within='2e-6 relative',
 )
-def test_metas_sam_with_its_windows(tmp_path, capsys):
+def test_metas_sam_with_windows(tmp_path, capsys):
   peer = torch_models.random_peer(torch_models.SAM)
   torch_models.save_meta(peer, tmp_path / 'sam.pth')
   convert(f'--input={tmp_path / "sam.pth"}', f'--output={tmp_path / "model"}', *torch_models.SAM_FLAGS, '--verify')
@@ -137,14 +137,14 @@ def test_hugging_faces_sam(tmp_path, layout):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('spelling', ['plain', 'old'])
-def test_a_sam_and_a_bert_make_a_start_for_training(tmp_path, spelling, capsys):
+def test_a_sam_and_a_bert_are_combined_for_training(tmp_path, spelling, capsys):
   sam = torch_models.random_peer(torch_models.SAM)
   torch_models.save_meta(sam, tmp_path / 'sam.pth')
   text = torch_models.bert()
   folder = tmp_path / 'bert'
   if spelling == 'plain':
     text.save_pretrained(folder)
-  else:  # names of TensorFlow's weights, in a file with the pre-training's heads
+  else:  # TensorFlow's names, in a file that includes the pre-training heads
     folder.mkdir()
     tensors = {
       'bert.' + name.replace('LayerNorm.weight', 'LayerNorm.gamma').replace('LayerNorm.bias', 'LayerNorm.beta'): tensor
@@ -178,7 +178,7 @@ def test_a_sam_and_a_bert_make_a_start_for_training(tmp_path, spelling, capsys):
 
 
 @pytest.mark.slow
-def test_deeper_decoders_are_read_off_the_tensors(tmp_path):
+def test_deeper_decoders_are_inferred_from_the_tensors(tmp_path):
   config = torch_models.text_config('none')
   config = dataclasses.replace(config, mask_decoder=dataclasses.replace(config.mask_decoder, depth=4))
   peer = torch_models.random_peer(config)
@@ -190,7 +190,7 @@ def test_deeper_decoders_are_read_off_the_tensors(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_half_precision_files_keep_their_type_on_disk_and_load_as_f32(tmp_path, dtype):
+def test_half_precision_is_kept_on_disk_and_loaded_as_f32(tmp_path, dtype):
   peer = torch_models.random_peer(torch_models.SAM)
   halves = {name: tensor.to(dtype) for name, tensor in torch_models.save_meta(peer, tmp_path / 'sam.pth').items()}
   torch.save(halves, tmp_path / 'half.pth')
@@ -202,7 +202,7 @@ def test_half_precision_files_keep_their_type_on_disk_and_load_as_f32(tmp_path, 
 
 
 @pytest.mark.multiprocess
-def test_the_script_runs_from_any_folder_and_without_the_library_installed(tmp_path):
+def test_the_script_runs_from_any_folder_without_installation(tmp_path):
   script = Path(__file__).parents[2] / 'convert' / 'torch_to_flax.py'
   run = subprocess.run(
     [sys.executable, script, f'--input={GOLDEN / "ldit.pth"}', '--output=model', '--decoder-heads=4', '--text-heads=4'],
@@ -217,9 +217,9 @@ def test_the_script_runs_from_any_folder_and_without_the_library_installed(tmp_p
   assert list(tmp_path.iterdir()) == []
 
 
-def test_what_shapes_tell_is_in_the_models_config(tmp_path):
+def test_inferred_settings_are_stored_in_the_models_config(tmp_path):
   torch_models.save_meta(torch_models.random_peer(torch_models.SAM), tmp_path / 'sam.pth')
   convert(f'--input={tmp_path / "sam.pth"}', f'--output={tmp_path / "model"}', *torch_models.SAM_FLAGS)
   described = json.loads((tmp_path / 'model' / 'model.json').read_text())
   assert described['notes']['source'] == {'format': 'meta', 'prefix': ''}
-  assert described['model']['image_encoder']['heads'] == 2  # width 24 by heads of 12, from the relative positions
+  assert described['model']['image_encoder']['heads'] == 2  # width 24 / 12 channels per head, from relative positions

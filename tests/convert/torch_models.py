@@ -1,38 +1,31 @@
-"""Small PyTorch models with random weights, and the files they come in."""
+"""Small PyTorch models with random weights, and their checkpoint files."""
 
+import functools
+import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from ditsam_jax.convert.torch_peer import Peer
-from ditsam_jax.models.config import DitSamConfig, ImageEncoderConfig, MaskDecoderConfig, TextEncoderConfig
+from ditsam_jax.models.config import DitSamConfig, ImageEncoderConfig, TextEncoderConfig
+from tests.small_models import SAM
 
 TEXT = TextEncoderConfig(vocab_size=30, width=24, depth=2, heads=3, mlp_width=40, max_positions=32)
-SAM = DitSamConfig(
-  ImageEncoderConfig(
-    width=24, depth=3, heads=2, global_blocks=(1,), pretrain_grid=5, pretrain_window=3, attention_scope='windowed'
-  ),
-  MaskDecoderConfig(width=32, heads=4, mlp_width=48, iou_hidden=40),
-  None,
-  fusion='none',
-  image_size=80,
-  mask_threshold=0.5,
-  align_corners=False,
-)
 SAM_FLAGS = ['--decoder-heads=4']
 TEXT_FLAGS = ['--decoder-heads=4', '--text-heads=3', '--image-size=64']
 
 
 def text_config(fusion: str) -> DitSamConfig:
-  """A small model with text; its image side differs from the pre-training's, so positions are resized."""
+  """Returns the config of a small text model; its image size differs from pre-training, so positions are resized."""
   width = 32 if fusion == 'layer_wise_vith' else 24
   encoder = ImageEncoderConfig(width=width, depth=3, heads=2, global_blocks=(1,), pretrain_grid=5, pretrain_window=3)
   return DitSamConfig(encoder, SAM.mask_decoder, TEXT, fusion=fusion, image_size=64)
 
 
 def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-  """Random values everywhere: zeros and ones would hide mistakes."""
+  """Fills a module with random values, because zeros and ones could hide mistakes."""
   generator = torch.Generator().manual_seed(seed)
   with torch.no_grad():
     for name, tensor in module.state_dict().items():
@@ -50,17 +43,45 @@ def randomise(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
 
 
 def random_peer(config: DitSamConfig, seed: int = 0) -> Peer:
-  """A PyTorch model of a config."""
+  """Creates the PyTorch model of a config, with random weights."""
   return randomise(Peer(config), seed)
 
 
 def weights_of_peer(peer: Peer) -> dict[str, torch.Tensor]:
-  """Its tensors by the release's names."""
+  """Returns a copy of the tensors, by the release's names."""
   return {name: tensor.clone() for name, tensor in peer.state_dict().items()}
 
 
+def meta_sam(config: DitSamConfig, modeling: types.ModuleType) -> Any:
+  """Creates Meta's Sam for the config of a plain SAM; `modeling` is segment_anything.modeling."""
+  encoder, decoder = config.image_encoder, config.mask_decoder
+  return modeling.Sam(
+    modeling.ImageEncoderViT(
+      img_size=config.image_size,
+      embed_dim=encoder.width,
+      depth=encoder.depth,
+      num_heads=encoder.heads,
+      out_chans=decoder.width,
+      use_rel_pos=True,
+      norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6),
+      window_size=encoder.pretrain_window,
+      global_attn_indexes=encoder.global_blocks,
+    ),
+    modeling.PromptEncoder(decoder.width, (config.grid,) * 2, (config.image_size,) * 2, decoder.mask_channels),
+    modeling.MaskDecoder(
+      transformer_dim=decoder.width,
+      iou_head_hidden_dim=decoder.iou_hidden,
+      transformer=modeling.TwoWayTransformer(
+        depth=decoder.depth, embedding_dim=decoder.width, mlp_dim=decoder.mlp_width, num_heads=decoder.heads
+      ),
+    ),
+    pixel_mean=[255 * value for value in config.pixel_mean],
+    pixel_std=[255 * value for value in config.pixel_std],
+  ).eval()
+
+
 def save_meta(peer: Peer, path: Path) -> dict[str, torch.Tensor]:
-  """Writes a plain SAM as Meta does; returns what was written."""
+  """Writes a plain SAM in Meta's format; returns the tensors written."""
   tensors = {
     name.replace('visual_encoder.', 'image_encoder.'): tensor for name, tensor in weights_of_peer(peer).items()
   }
@@ -69,7 +90,7 @@ def save_meta(peer: Peer, path: Path) -> dict[str, torch.Tensor]:
 
 
 def save_release(tensors: dict[str, torch.Tensor], path: Path, prefix: str = 'module.') -> None:
-  """Writes a training checkpoint as the release does."""
+  """Writes a training checkpoint in the release's format."""
   torch.save(
     {
       'epoch': 7,
@@ -83,7 +104,7 @@ def save_release(tensors: dict[str, torch.Tensor], path: Path, prefix: str = 'mo
 
 
 def hugging_face_sam(config: DitSamConfig = SAM, seed: int = 0) -> torch.nn.Module:
-  """transformers.SamModel of a plain SAM's config."""
+  """Creates a transformers.SamModel for the config of a plain SAM."""
   from transformers import SamConfig, SamMaskDecoderConfig, SamModel, SamPromptEncoderConfig, SamVisionConfig
 
   encoder, decoder = config.image_encoder, config.mask_decoder
@@ -121,7 +142,7 @@ def hugging_face_sam(config: DitSamConfig = SAM, seed: int = 0) -> torch.nn.Modu
 
 
 def bert(seed: int = 0) -> torch.nn.Module:
-  """transformers.BertModel, pooler included."""
+  """Creates a transformers.BertModel with its pooler."""
   from transformers import BertConfig, BertModel
 
   return randomise(
@@ -140,5 +161,5 @@ def bert(seed: int = 0) -> torch.nn.Module:
 
 
 def as_numpy(tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
-  """Arrays of f32 tensors."""
+  """Converts tensors to NumPy arrays."""
   return {name: tensor.numpy() for name, tensor in tensors.items()}

@@ -1,4 +1,4 @@
-"""A small data set in the project's record format, written through TFDS as the real ones are."""
+"""A small data set in our record format, written with TFDS like the real ones."""
 
 import contextlib
 import io
@@ -31,7 +31,7 @@ class StoredImage(NamedTuple):
 
 class StoredDataset(NamedTuple):
   directory: str
-  images: dict[str, list[StoredImage]]  # of each split
+  images: dict[str, list[StoredImage]]  # by split
 
 
 def _make_images(count: int, seed: int) -> list[StoredImage]:
@@ -59,7 +59,7 @@ _IMAGES = {'train': _make_images(24, seed=0), 'val': _make_images(5, seed=1)}
 
 
 class TinyBoxes(tfds.core.GeneratorBasedBuilder):
-  """Writes what `_make_images` makes."""
+  """Writes the images of `_make_images`."""
 
   VERSION = tfds.core.Version('1.0.0')
 

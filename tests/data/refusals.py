@@ -1,4 +1,4 @@
-"""What a refusal has to be like."""
+"""Checks the form of error messages."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from ditsam_jax.errors import UserError
 
 
 def refusal(call, *arguments, **options) -> str:
-  """What a `UserError` says: one line that a terminal may show."""
+  """Calls a function that must raise UserError; returns its message, which must be one printable line."""
   with pytest.raises(UserError) as error:
     call(*arguments, **options)
   message = str(error.value)

@@ -1,4 +1,4 @@
-"""Each step of the training recipe, against hand-made cases, the release's numbers or plain arithmetic."""
+"""Each augmentation of the training recipe, checked by hand-made cases, the release's values or plain arithmetic."""
 
 from pathlib import Path
 
@@ -22,8 +22,8 @@ def picture(height=40, width=60, seed=0):
   return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
-@pytest.mark.verifies('Where the letterbox lies', against='the DIT release', within='equal')
-def test_the_letterbox_lies_where_the_release_puts_it():
+@pytest.mark.verifies('Position of the letterbox', against='the DIT release', within='equal')
+def test_the_letterbox_is_positioned_as_in_the_release():
   golden = np.load(Path(__file__).parents[1] / 'golden' / 'metrics.npz')
   infos = [golden[name] for name in golden.files if name.endswith('/info')]
   assert infos
@@ -33,7 +33,7 @@ def test_the_letterbox_lies_where_the_release_puts_it():
 
 
 @pytest.mark.verifies('Normalised images', against='float64 NumPy', within='3e-7')
-def test_normalise_is_the_arithmetic_of_its_definition():
+def test_normalise_matches_its_definition():
   image = picture()
   expected = (image.astype(np.float64) / 255 - MEAN) / STD
   normalised = normalise(image, MEAN, STD)
@@ -50,14 +50,14 @@ def test_padding_is_zero_after_normalisation():
 
 
 @pytest.mark.parametrize('height, width', [(64, 64), (32, 64), (64, 27), (1, 64)])
-def test_placed_in_its_batch_an_image_is_what_normalising_and_centring_make_of_it(height, width):
+def test_placing_in_a_batch_equals_normalising_and_centring(height, width):
   squares = np.zeros((3, 64, 64, 3), np.float32)
   Unplaced(picture(height, width), 64, MEAN, STD).place(squares[1])
   expected, _ = centre(normalise(picture(height, width), MEAN, STD), 64)
   np.testing.assert_array_equal(squares, [0 * expected, expected, 0 * expected])
 
 
-def test_an_odd_margin_leaves_its_extra_row_below():
+def test_an_odd_margin_has_its_extra_row_at_the_bottom():
   square, box = centre(np.ones((3, 8), np.uint8), 8)
   assert box == (2, 0, 3, 8)
   np.testing.assert_array_equal(square.sum(1), [0, 0, 8, 8, 8, 0, 0, 0])
@@ -73,12 +73,12 @@ def test_any_image_fits_its_square(height, width, size):
 
 
 @pytest.mark.parametrize('shape', [(1, 500), (500, 1), (1, 1)])
-def test_an_image_one_pixel_thin_is_letterboxed(shape):
+def test_images_one_pixel_thin_are_letterboxed(shape):
   square, box = letterbox(np.full((*shape, 3), 255, np.uint8), 64, MEAN, STD)
   np.testing.assert_allclose(square[box.window], np.broadcast_to((1 - np.array(MEAN)) / STD, (*box[2:], 3)), rtol=1e-6)
 
 
-def test_random_scale_draws_all_seven_sizes_and_no_other():
+def test_random_scale_uses_exactly_the_seven_sizes():
   rng = np.random.default_rng(0)
   image, mask = picture(), np.ones((40, 60), bool)
   sides = []
@@ -91,7 +91,7 @@ def test_random_scale_draws_all_seven_sizes_and_no_other():
   assert counts.min() > 20
 
 
-def test_a_scaled_mask_stays_on_its_object():
+def test_a_scaled_mask_still_covers_its_object():
   image = np.zeros((40, 60, 3), np.uint8)
   image[10:20, 30:50] = 255
   scaled, mask = augment.random_scale(image, image[..., 0] > 0, 120, NEVER, np.random.default_rng(0))
@@ -100,7 +100,7 @@ def test_a_scaled_mask_stays_on_its_object():
 
 
 @pytest.mark.verifies('Colour jitter', against="Pillow's ImageEnhance", within='equal bits')
-def test_jitter_is_pillows_three_enhancers_to_the_bit():
+def test_jitter_equals_pillows_three_enhancers_bit_for_bit():
   rng, replay = np.random.default_rng(0), np.random.default_rng(0)
   orders, factors = set(), []
   for number in range(200):
@@ -118,12 +118,12 @@ def test_jitter_is_pillows_three_enhancers_to_the_bit():
 
 
 def any_levels(number):
-  """Levels over all of 0..255, or crowded at one end, where enhancers clip."""
+  """A random image with levels over all of 0..255 or at one end, where the enhancers clip."""
   low, high = ((0, 256), (0, 40), (215, 256))[number % 3]
   return np.random.default_rng(number).integers(low, high, (37, 53, 3), np.uint8)
 
 
-def test_probabilities_are_those_of_the_recipe():
+def test_augmentations_occur_with_the_recipes_probabilities():
   rng = np.random.default_rng(0)
   image, mask = picture(6, 6), np.eye(6, dtype=np.uint8)
   jittered = [(augment.color_jitter(image, AugmentationConfig(), rng) != image).any() for _ in range(1000)]
@@ -132,7 +132,7 @@ def test_probabilities_are_those_of_the_recipe():
   assert abs(np.mean(flipped) - 0.5) < 0.05
 
 
-def test_flip_mirrors_image_mask_and_words_together():
+def test_flip_mirrors_image_mask_and_text_together():
   image, mask = picture(), np.zeros((40, 60), np.uint8)
   mask[3, 7] = 1
   mirrored, mirrored_mask, text = augment.flip(image, mask, 'the man on the left', ALWAYS, np.random.default_rng(0))
@@ -153,7 +153,7 @@ def test_flip_mirrors_image_mask_and_words_together():
     ('no sides here', 'no sides here'),
   ],
 )
-def test_sides_are_swapped_as_words(text, swapped):
+def test_sides_are_swapped_in_whole_words_only(text, swapped):
   assert augment.swap_sides(text) == swapped
 
 
@@ -163,7 +163,7 @@ def test_swapping_twice_changes_nothing(words):
   assert augment.swap_sides(augment.swap_sides(text)) == text
 
 
-def test_without_augmentation_nothing_is_changed():
+def test_disabled_augmentation_changes_nothing():
   rng = np.random.default_rng(0)
   image, mask = picture(), np.zeros((40, 60), bool)
   scaled, scaled_mask = augment.random_scale(image, mask, 60, NEVER, rng)
@@ -174,7 +174,7 @@ def test_without_augmentation_nothing_is_changed():
   assert text == 'left'
 
 
-def test_scales_that_leave_nothing_are_refused():
+def test_scales_too_small_for_the_image_are_refused():
   AugmentationConfig().check(224)  # the smallest is 32
   with pytest.raises(UserError, match='7 scales in steps of 32 pixels do not fit images of 128 pixels'):
     AugmentationConfig().check(128)

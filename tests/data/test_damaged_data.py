@@ -1,4 +1,4 @@
-"""Wrong paths, damaged data sets, full disks and too many workers are one line; nothing hangs, nothing is left."""
+"""Wrong paths, damaged data sets, full disks and too many workers: one line each, no hangs, no leftover files."""
 
 import json
 import os
@@ -30,18 +30,18 @@ from tests.data.refusals import refusal
 
 @pytest.mark.parametrize('option', ['--annotations', '--images'])
 @pytest.mark.parametrize('finished', [False, True])
-def test_paths_are_checked_also_where_the_work_is_done(tmp_path, option, finished, capsys):
+def test_paths_are_checked_even_if_the_data_is_already_prepared(tmp_path, option, finished, capsys):
   made = make(tmp_path).write()
   arguments = made.arguments(tmp_path / 'data')
   if finished:
     prepare.main(arguments)
-  for path, told in [
+  for path, expected in [
     ('~nobody-of-that-name/x', 'nobody-of-that-name'),
     (tmp_path / 'none', 'is not a folder'),
     (tmp_path / 'train2014' / 'COCO_train2014_000000581000.jpg', 'is not a folder'),
   ]:
     message = refusal(prepare.main, [*arguments, f'{option}={path}'])
-    assert option in message and told in message
+    assert option in message and expected in message
   if finished:
     (tmp_path / 'empty').mkdir()
     assert 'COCO_train2014' in refusal(prepare.main, [*arguments, f'--images={tmp_path / "empty"}'])
@@ -50,7 +50,7 @@ def test_paths_are_checked_also_where_the_work_is_done(tmp_path, option, finishe
   assert 'written' not in capsys.readouterr().out.splitlines()[-1:]
 
 
-def test_pipes_in_place_of_files_are_not_waited_for(tmp_path):
+def test_pipes_in_place_of_files_do_not_block(tmp_path):
   made = make(tmp_path).write()
   for file in (made.folder / 'instances.json', made.image_file(581000)):
     file.unlink()
@@ -62,7 +62,7 @@ def test_pipes_in_place_of_files_are_not_waited_for(tmp_path):
 
 
 @pytest.mark.parametrize('number', [-1, MAX_PROCESSES + 1, 1000])
-def test_absurd_numbers_of_processes_and_threads_start_none(tmp_path, tiny, number):
+def test_out_of_range_numbers_of_processes_and_threads_are_refused(tmp_path, tiny, number):
   made = make(tmp_path).write()
   assert f'--processes={number}: expected 0 to 64' in refusal(
     prepare.main, made.arguments(tmp_path / 'data', f'--processes={number}')
@@ -79,7 +79,7 @@ def test_absurd_numbers_of_processes_and_threads_start_none(tmp_path, tiny, numb
     next(evaluation_batches(source, None, **settings, threads=0))
 
 
-def test_no_worker_outlives_a_killed_maker_of_shapes(tmp_path):
+def test_workers_end_when_the_preparing_process_is_killed(tmp_path):
   script = tmp_path / 'script.py'
   script.write_text(
     'from ditsam_jax.data import shapes\n'
@@ -88,10 +88,10 @@ def test_no_worker_outlives_a_killed_maker_of_shapes(tmp_path):
   )
   process, screen = screens.start(sys.executable, script, env={**os.environ, 'PYTHONPATH': str(ROOT)})
   errors = b''
-  while not re.search(rb' [1-9][0-9]*/900002', errors):  # the bar says that workers have worked
+  while not re.search(rb' [1-9][0-9]*/900002', errors):  # until the progress bar shows that the workers run
     errors += screens.shown(screen) or pytest.fail(errors.decode())
   process.kill()
-  screens.rest(screen)  # until the workers are gone, which hold it too
+  screens.rest(screen)  # returns once the workers, which also hold the terminal, have ended
   process.wait()
 
 
@@ -121,7 +121,7 @@ def copied(prepared, tmp_path):
 
 
 @pytest.mark.parametrize('seed', range(3))
-def test_a_data_set_with_damaged_files_is_one_line_or_harmless(prepared, tmp_path, seed):
+def test_damaged_files_are_refused_in_one_line_or_harmless(prepared, tmp_path, seed):
   chance = random.Random(seed)
   for number in range(12):
     folder = copied(prepared, tmp_path / str(number))
@@ -140,14 +140,14 @@ def test_a_data_set_with_damaged_files_is_one_line_or_harmless(prepared, tmp_pat
       assert str(error).isprintable() and len(str(error)) < 700
 
 
-def test_every_flipped_bit_of_a_record_is_noticed(prepared, tmp_path):
+def test_flipped_bits_in_records_are_detected(prepared, tmp_path):
   folder = copied(prepared, tmp_path)
   file = next(folder.glob('*train*'))
   data = file.read_bytes()
   written = len(data.rstrip(b'\0'))
   for place in np.linspace(9000, written - 20_000, 5).astype(int).tolist():
     changed = bytearray(data)
-    if changed[place - 200 : place + 200] == bytes(400):  # room between blocks
+    if changed[place - 200 : place + 200] == bytes(400):  # unused space between blocks
       continue
     changed[place] ^= 4
     file.write_bytes(changed)
@@ -198,7 +198,7 @@ def somebody_elses(folder):
   [rename, shorten, empty, folder_in_place, half_written, pipe, no_features, somebody_elses],
   ids=lambda damage: damage.__name__,
 )
-def test_damage_to_a_data_set_is_named_with_its_folder(prepared, tmp_path, damage):
+def test_damage_is_reported_with_the_folder(prepared, tmp_path, damage):
   folder = copied(prepared, tmp_path)
   damage(folder)
   message = refusal(read_all, tmp_path / 'data')
@@ -210,8 +210,8 @@ def test_damage_to_a_data_set_is_named_with_its_folder(prepared, tmp_path, damag
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize('processes', [0, 2])
-def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, processes):
-  """RLIMIT_FSIZE stands for the disk: a write fails amid a file."""
+def test_a_full_disk_is_one_line_and_leaves_no_files(tmp_path, processes):
+  """RLIMIT_FSIZE simulates the full disk: a write fails in the middle of a file."""
   made = make(tmp_path).write()
   script = tmp_path / 'script.py'
   script.write_text(f"""
@@ -244,5 +244,5 @@ if __name__ == '__main__':
     assert not [path for path in (tmp_path / 'data').rglob('*') if path.is_file()]
 
 
-def test_workers_are_refused_beyond_the_limit_before_any_starts():
+def test_too_many_workers_are_refused_before_any_starts():
   assert 'processes=65' in refusal(next, workers.map_ordered(abs, [1], 65))

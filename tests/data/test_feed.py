@@ -1,4 +1,4 @@
-"""From the official files to tensors: the pipeline beside a plain PyTorch loader, for the same random choices."""
+"""The input pipeline yields the same tensors as a plain PyTorch loader that makes the same random choices."""
 
 import numpy as np
 import pytest
@@ -28,14 +28,14 @@ def loaders(tmp_path_factory):
 
 def assert_alike(row, tensors):
   image, *rest = (tensor.numpy() for tensor in tensors)
-  # Equal pixels before normalisation, which a table rounds once and PyTorch three times.
+  # The pixels are equal; our normalisation table rounds once, PyTorch three times.
   np.testing.assert_allclose(row['image'], image.transpose(1, 2, 0), rtol=0, atol=1e-6)
   for name, expected in zip(('mask', 'token_ids', 'token_mask'), rest):
     np.testing.assert_array_equal(row[name], expected, err_msg=name)
 
 
 @pytest.mark.slow
-def test_a_training_sample_is_that_of_a_plain_loader_with_the_same_luck(loaders):
+def test_training_samples_equal_a_plain_loaders(loaders):
   source, tokenizer, plain = loaders
   transform = pipeline.TrainTransform(tokenizer, SIZE, MEAN, STD, AugmentationConfig())
   for seed in range(24):
@@ -46,7 +46,7 @@ def test_a_training_sample_is_that_of_a_plain_loader_with_the_same_luck(loaders)
     assert_alike(row | {'image': square}, plain[True].drawn(index, np.random.default_rng(seed)))
 
 
-def test_an_evaluation_sample_is_that_of_a_plain_loader(loaders):
+def test_evaluation_samples_equal_a_plain_loaders(loaders):
   source, tokenizer, plain = loaders
   batches = pipeline.evaluation_batches(
     source, tokenizer, image_size=SIZE, pixel_mean=MEAN, pixel_std=STD, batch_size=8

@@ -1,4 +1,4 @@
-"""Every batch holds what the data set stores; order and randomness depend on the seed alone."""
+"""Batches contain the stored data; order and randomness depend only on the seed."""
 
 import collections
 import itertools
@@ -55,7 +55,7 @@ def masks_of(batches):
 
 
 def squares(source, index, mirrored):
-  """Image and mask of `source[index]` in the square, made the plain way."""
+  """Image and mask of `source[index]`, letterboxed, computed in the simplest way."""
   sample = source[index]
   step = -1 if mirrored else 1
   image, _ = letterbox(np.ascontiguousarray(sample.image[:, ::step]), SIZE, INPUT['pixel_mean'], INPUT['pixel_std'])
@@ -63,7 +63,7 @@ def squares(source, index, mirrored):
   return image, mask
 
 
-def test_a_batch_has_the_promised_shapes_and_types(source, tokenizer):
+def test_a_batch_has_the_documented_shapes_and_dtypes(source, tokenizer):
   [batch] = first(train(source, tokenizer, EVERYTHING), 1)
   assert {name: (array.shape, array.dtype.name) for name, array in batch.items()} == {
     'image': ((5, 64, 64, 3), 'float32'),
@@ -74,7 +74,7 @@ def test_a_batch_has_the_promised_shapes_and_types(source, tokenizer):
   assert set(np.unique(batch['mask'])) == {0, 1}
 
 
-def test_image_mask_and_expression_belong_together_mirrored_or_not(source, tokenizer):
+def test_image_mask_and_expression_match_mirrored_or_not(source, tokenizer):
   known = {
     squares(source, index, mirrored)[1].tobytes(): (index, mirrored)
     for index in range(len(source))
@@ -92,7 +92,7 @@ def test_image_mask_and_expression_belong_together_mirrored_or_not(source, token
   assert min(turned[True], turned[False]) > 25  # of 100
 
 
-def test_an_epoch_visits_every_object_once_and_the_next_in_another_order(source, tokenizer):
+def test_each_epoch_visits_every_object_once_in_a_new_order(source, tokenizer):
   every = sorted(squares(source, index, False)[1].tobytes() for index in range(len(source)))
   assert len(set(every)) == len(every)
   visits = masks_of(first(train(source, tokenizer, batch_size=1), 2 * len(source)))
@@ -101,8 +101,8 @@ def test_an_epoch_visits_every_object_once_and_the_next_in_another_order(source,
   assert one != two
 
 
-def test_hosts_bring_the_rows_of_one_batch(source, tokenizer):
-  """However rows are shared out, and past the end of an epoch too."""
+def test_hosts_load_their_rows_of_the_global_batch(source, tokenizer):
+  """For any assignment of rows to hosts, and beyond the end of an epoch."""
   whole = first(train(source, tokenizer, EVERYTHING, batch_size=6), 12)
   for shares in ([[0, 1, 2], [3, 4, 5]], [[0, 3], [1, 4], [2, 5]], [[4, 5], [0, 1, 2, 3]]):
     for rows in map(np.array, shares):
@@ -111,7 +111,7 @@ def test_hosts_bring_the_rows_of_one_batch(source, tokenizer):
 
 
 @pytest.mark.multiprocess
-def test_a_run_goes_on_with_other_hosts_threads_and_processes(source, tokenizer):
+def test_a_run_resumes_with_other_hosts_threads_and_processes(source, tokenizer):
   stream = train(source, tokenizer, EVERYTHING, batch_size=6, threads=1)
   whole = first(stream, 14)
   stream = train(source, tokenizer, EVERYTHING, batch_size=6, threads=3)
@@ -124,7 +124,7 @@ def test_a_run_goes_on_with_other_hosts_threads_and_processes(source, tokenizer)
     )
 
 
-def test_every_expression_gets_its_turn(source, tokenizer):
+def test_every_expression_is_used(source, tokenizer):
   texts = {text for index in range(len(source)) for text in source[index].expressions}
   wanted = {tuple(row) for row in tokenizer(sorted(texts))[0].tolist()}
   seen = {
@@ -135,7 +135,7 @@ def test_every_expression_gets_its_turn(source, tokenizer):
   assert seen == wanted
 
 
-def test_the_seed_decides(source, tokenizer):
+def test_batches_depend_on_the_seed(source, tokenizer):
   batches = first(train(source, tokenizer, EVERYTHING), 3)
   assert_equal(first(train(source, tokenizer, EVERYTHING), 3), batches)
   assert masks_of(first(train(source, tokenizer, EVERYTHING, seed=4), 3)) != masks_of(batches)
@@ -143,18 +143,18 @@ def test_the_seed_decides(source, tokenizer):
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize('options', [dict(threads=0), dict(threads=5), dict(threads=1, processes=2)], ids=str)
-def test_threads_and_processes_change_no_batch(source, tokenizer, options):
+def test_threads_and_processes_do_not_change_batches(source, tokenizer, options):
   expected = first(train(source, tokenizer, EVERYTHING, threads=1), 12)
   assert_equal(first(train(source, tokenizer, EVERYTHING, **options), 12), expected)
 
 
-def test_a_source_in_memory_changes_no_batch(tiny, source, tokenizer):
+def test_keeping_the_data_in_memory_does_not_change_batches(tiny, source, tokenizer):
   kept = ReferringSource(tiny.directory, 'train', in_memory=True)
   assert_equal(first(train(kept, tokenizer, EVERYTHING), 12), first(train(source, tokenizer, EVERYTHING), 12))
 
 
 @pytest.mark.parametrize('kind', ['train', 'prompt'])
-def test_a_restored_iterator_goes_on_with_the_very_same_batches(source, tokenizer, kind):
+def test_a_restored_iterator_yields_the_same_batches(source, tokenizer, kind):
   def batches():
     if kind == 'train':
       return train(source, tokenizer, EVERYTHING)
@@ -230,7 +230,7 @@ def counted(batches):
   return [info for batch, infos in batches for info, valid in zip(infos, batch['valid']) if valid]
 
 
-def test_evaluation_sees_every_expression_once_in_stored_order(tiny, source, tokenizer):
+def test_evaluation_visits_every_expression_once_in_stored_order(tiny, source, tokenizer):
   batches = evaluate(source, tokenizer)
   expected = [
     (image.image_id, one.object_id, index, text, kind)
@@ -246,7 +246,7 @@ def test_evaluation_sees_every_expression_once_in_stored_order(tiny, source, tok
   assert all(batch['valid'].all() for batch, _ in batches[:-1])
 
 
-def test_evaluation_rows_hold_image_mask_and_text_of_their_sample(tiny, source, tokenizer):
+def test_evaluation_rows_contain_image_mask_and_text_of_their_sample(tiny, source, tokenizer):
   stored = {image.image_id: image for image in tiny.images['train']}
   for batch, infos in evaluate(source, tokenizer):
     assert batch['valid'].dtype == bool and batch['mask'].dtype == np.uint8
@@ -264,7 +264,7 @@ def test_evaluation_rows_hold_image_mask_and_text_of_their_sample(tiny, source, 
       np.testing.assert_array_equal(batch['token_ids'][row], tokenizer([info.expression])[0][0])
 
 
-def test_a_limit_takes_samples_from_the_whole_split(source, tokenizer):
+def test_a_limit_spreads_samples_over_the_whole_split(source, tokenizer):
   everything = counted(evaluate(source, tokenizer))
   some = counted(evaluate(source, tokenizer, limit=10))
   names = [(info.object_id, info.expression) for info in everything]
@@ -276,18 +276,18 @@ def test_a_limit_takes_samples_from_the_whole_split(source, tokenizer):
 
 
 @pytest.mark.parametrize('hosts', [2, 3, 40])
-def test_hosts_evaluate_everything_once_in_equally_many_batches(source, tokenizer, hosts):
+def test_hosts_evaluate_each_sample_once_in_equal_numbers_of_batches(source, tokenizer, hosts):
   shares = [evaluate(source, tokenizer, shard=(host, hosts)) for host in range(hosts)]
   assert len({len(share) for share in shares}) == 1
   names = [(info.object_id, info.expression) for share in shares for info in counted(share)]
   assert names == [(info.object_id, info.expression) for info in counted(evaluate(source, tokenizer))]
 
 
-def test_threads_do_not_change_the_order_of_evaluation(source, tokenizer):
+def test_threads_do_not_change_evaluation_order(source, tokenizer):
   one, many = evaluate(source, tokenizer, threads=1), evaluate(source, tokenizer, threads=6)
   assert_equal([batch for batch, _ in one], [batch for batch, _ in many])
 
 
-def test_nothing_to_evaluate_is_an_error(source, tokenizer):
+def test_a_limit_of_zero_is_refused(source, tokenizer):
   with pytest.raises(UserError, match='limit 0'):
     evaluate(source, tokenizer, limit=0)

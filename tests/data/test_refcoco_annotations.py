@@ -9,8 +9,9 @@ from hypothesis import given, settings, strategies
 from hypothesis.extra import numpy as arrays
 from pycocotools import mask as coco_mask
 
-from ditsam_jax.data.refcoco import problems
-from ditsam_jax.data.refcoco.annotations import Annotation, ImageInfo, MaskError, draw, read_instances
+from ditsam_jax.data.preparation import problems
+from ditsam_jax.data.preparation.masks import MaskError, draw
+from ditsam_jax.data.refcoco.annotations import Annotation, ImageInfo, read_instances
 from ditsam_jax.errors import UserError
 from tests.data.refcoco_downloads import compressed, disc, rectangle, run_lengths
 

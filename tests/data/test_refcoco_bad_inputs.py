@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ditsam_jax.data.refcoco import catalogue, images, problems
-from ditsam_jax.data.refcoco.annotations import MaskError, draw, read_instances
+from ditsam_jax.data.preparation import images, problems
+from ditsam_jax.data.preparation.masks import MaskError, draw
+from ditsam_jax.data.preparation.problems import Problems
+from ditsam_jax.data.refcoco import catalogue
+from ditsam_jax.data.refcoco.annotations import read_instances
 from ditsam_jax.data.refcoco.plan import plan
-from ditsam_jax.data.refcoco.problems import Problems
 from ditsam_jax.data.refcoco.refs import read_pickle, read_refs
 from ditsam_jax.errors import UserError
 from ditsam_jax.limits import MAX_OBJECTS, MAX_SENTENCES
@@ -66,12 +68,12 @@ def many_sentences(made):
 
 def many_refs(made):
   made.refs += [made.refs[0] | {'ref_id': 9000 + number} for number in range(MAX_OBJECTS)]
-  return {problems.MANY_REFS: 4}
+  return {problems.MANY_OBJECTS: 4}
 
 
 def repeated_ref(made):
   made.refs += [dict(made.refs[0]), dict(made.refs[3])]
-  return {problems.REPEATED_REF: 2}
+  return {problems.REPEATED_ID: 2}
 
 
 def no_target(made):

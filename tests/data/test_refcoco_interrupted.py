@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from ditsam_jax.data import datasets, workers
+from ditsam_jax.data.preparation import writer
 from ditsam_jax.data.refcoco import builder, catalogue
 from ditsam_jax.errors import UserError
 from tests import screens
@@ -82,7 +83,7 @@ def test_two_at_once_do_not_disturb_each_other(downloads, tmp_path):
   directory = catalogue.folder(tmp_path / 'data', 'refcoco', 'unc')
   directory.parent.mkdir(parents=True)
   (directory.parent / 'incomplete.ABCDEF_1.0.0').mkdir()
-  with builder._only_one(directory):
+  with writer.only_one(directory):
     with pytest.raises(UserError, match='another process is preparing'):
       run_prepare(downloads, tmp_path / 'data')
   run_prepare(downloads, tmp_path / 'data')
@@ -123,7 +124,8 @@ def test_a_worker_that_the_system_ends_is_one_line(downloads, tmp_path):
   script.write_text(f"""
 import os, sys
 from ditsam_jax import command_line
-from ditsam_jax.data.refcoco import builder, images
+from ditsam_jax.data.preparation import images
+from ditsam_jax.data.refcoco import builder
 
 def end(planned):
   os._exit(9)

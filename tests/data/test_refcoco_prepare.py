@@ -7,7 +7,8 @@ from PIL import Image
 
 from ditsam_jax import prepare, terminal
 from ditsam_jax.data import datasets
-from ditsam_jax.data.refcoco import builder, catalogue, problems
+from ditsam_jax.data.preparation import problems, writer
+from ditsam_jax.data.refcoco import builder, catalogue
 from ditsam_jax.data.refcoco.catalogue import Counts
 from ditsam_jax.data.referring import ReferringSource
 from ditsam_jax.errors import UserError
@@ -115,7 +116,7 @@ def test_the_folder_of_the_data_set_itself_will_do_and_other_folders_are_named(d
 
 def test_records_do_not_depend_on_worker_processes_nor_on_shards(prepared, downloads, monkeypatch):
   made, data_dir = prepared
-  monkeypatch.setattr(builder, '_SHARD', 2)
+  monkeypatch.setattr(writer, '_SHARD', 2)
   done, _ = run_prepare(downloads, downloads.root / 'data', processes=2)
   assert len(list(done.directory.glob('refcoco-train*'))) == 2
   for split in ('train', 'val', 'testA'):
@@ -208,17 +209,17 @@ def break_file(made):
 def cut_file(made):
   file = made.image_file(581000)
   file.write_bytes(file.read_bytes()[:-300])
-  return problems.UNREADABLE, 'COCO_train2014_000000581000.jpg (', 4
+  return problems.NO_JPEG, 'COCO_train2014_000000581000.jpg (', 4
 
 
 def other_format(made):
   Image.new('RGB', (64, 48)).save(made.image_file(581000), format='PNG')
-  return problems.UNREADABLE, 'no JPEG', 4
+  return problems.NO_JPEG, 'no JPEG', 4
 
 
 def empty_file(made):
   made.image_file(581000).write_bytes(b'')
-  return problems.UNREADABLE, 'no JPEG', 4
+  return problems.NO_JPEG, 'no JPEG', 4
 
 
 def resized(made):
@@ -319,7 +320,7 @@ def test_all_faults_are_told_at_once_with_counts_and_first_examples(downloads, t
 
 
 def test_bad_images_at_the_end_of_a_full_shard_are_not_overlooked(downloads, tmp_path, monkeypatch):
-  monkeypatch.setattr(builder, '_SHARD', 1)
+  monkeypatch.setattr(writer, '_SHARD', 1)
   for ref in downloads.refs:
     ref['split'] = 'train'
   cut = downloads.image_file(581004)
@@ -335,7 +336,7 @@ def test_bad_images_at_the_end_of_a_full_shard_are_not_overlooked(downloads, tmp
 
 
 def test_a_bad_mask_among_good_ones_is_not_overlooked_where_the_shards_are_full(downloads, tmp_path, monkeypatch):
-  monkeypatch.setattr(builder, '_SHARD', 1)
+  monkeypatch.setattr(writer, '_SHARD', 1)
   downloads.annotations[-1]['segmentation'] = []
   downloads.write()
   with pytest.raises(UserError, match='1 problems'):

@@ -1,4 +1,4 @@
-"""Reading gives back exactly what was stored, and bad folders are named."""
+"""Records are read back exactly as they were stored, and errors name the folder."""
 
 import pickle
 
@@ -11,13 +11,13 @@ from ditsam_jax.errors import UserError
 
 
 @pytest.mark.parametrize('in_memory', [False, True])
-def test_every_object_with_an_expression_comes_back_as_stored(tiny, in_memory):
+def test_every_object_with_an_expression_is_read_as_stored(tiny, in_memory):
   source = ReferringSource(tiny.directory, 'train', in_memory=in_memory)
   stored = [
     (image, index, one) for image in tiny.images['train'] for index, one in enumerate(image.objects) if one.expressions
   ]
   assert len(source) == len(stored)
-  for _ in range(2):  # the second time from memory, where it is kept
+  for _ in range(2):  # the second time from memory, if kept there
     for sample, (image, index, one) in zip((source[i] for i in range(len(source))), stored):
       np.testing.assert_array_equal(sample.image, image.image)
       np.testing.assert_array_equal(sample.mask, one.mask)
@@ -29,7 +29,7 @@ def test_every_object_with_an_expression_comes_back_as_stored(tiny, in_memory):
       assert sample.image_categories == tuple(other.category for other in image.objects)
 
 
-def test_an_image_has_its_objects_without_expressions_too(tiny):
+def test_images_include_objects_without_expressions(tiny):
   source = ReferringSource(tiny.directory, 'val')
   stored = tiny.images['val']
   assert source.num_images == 5
@@ -38,7 +38,7 @@ def test_an_image_has_its_objects_without_expressions_too(tiny):
   assert source.image(1).expressions(1) == ()
 
 
-def test_agrees_with_the_reader_of_tfds(tiny):
+def test_agrees_with_the_tfds_reader(tiny):
   theirs = tfds.builder_from_directory(tiny.directory).as_data_source('train')[6]
   ours = ReferringSource(tiny.directory, 'train').image(6)
   np.testing.assert_array_equal(ours.image(), theirs['image'])
@@ -48,27 +48,27 @@ def test_agrees_with_the_reader_of_tfds(tiny):
     assert [text.encode() for text in ours.expressions(index)] == list(objects['expressions'][index])
 
 
-def test_pixels_in_memory_cannot_be_changed_by_accident(tiny):
+def test_pixels_kept_in_memory_are_read_only(tiny):
   record = ReferringSource(tiny.directory, 'val', in_memory=True).image(0)
   with pytest.raises(ValueError):
     record.image()[0, 0] = 0
 
 
-def test_a_copy_in_another_process_reads_the_same(tiny):
+def test_a_pickled_copy_reads_the_same(tiny):
   source = ReferringSource(tiny.directory, 'train')
   sent = pickle.dumps(source)
-  assert len(sent) < 1000  # the place of the files, not their content
+  assert len(sent) < 1000  # paths, not contents
   np.testing.assert_array_equal(pickle.loads(sent)[5].mask, source[5].mask)
 
 
-def test_what_cannot_be_opened_is_named(tiny, tmp_path):
+def test_missing_splits_and_data_sets_are_named(tiny, tmp_path):
   with pytest.raises(UserError, match='no split .*testA.* train, val'):
     ReferringSource(tiny.directory, 'testA')
   with pytest.raises(UserError, match=f'{tmp_path}.*not a prepared data set'):
     ReferringSource(tmp_path, 'train')
 
 
-def test_pixels_that_are_no_picture_are_named():
+def test_a_damaged_image_is_named():
   from tensorflow_datasets.proto import tf_example_pb2
 
   example = tf_example_pb2.Example()

@@ -1,4 +1,4 @@
-"""What TFDS gives back is what was made; preparing is done once, whole or not at all, and quietly."""
+"""TFDS reads back the scenes that were rendered; preparation happens once, completely or not at all, and quietly."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def data_dir(tmp_path_factory):
 
 
 def decoded(record):
-  """Plain values of a record, so that two can be compared."""
+  """A record's contents as plain values that can be compared."""
   objects = record['objects']
   return (
     record['image_id'],
@@ -38,12 +38,12 @@ def decoded(record):
 
 
 @pytest.mark.parametrize('split', ['train', 'val', 'test'])
-def test_records_hold_the_very_pictures_masks_and_expressions(data_dir, split):
+def test_records_contain_the_rendered_pictures_masks_and_expressions(data_dir, split):
   source = shapes.prepare(data_dir, SCENES).as_data_source(split)
   assert len(source) == getattr(SCENES, split)
   for i, record in enumerate(source):
     scene, expressions = builder.described_scene(SCENES, split, i)
-    # JPEG at quality 95: about one grey level off on average.
+    # JPEG at quality 95 has an average error of about one grey level.
     assert np.abs(record['image'].astype(int) - scene.image).mean() < 2
     objects = record['objects']
     np.testing.assert_array_equal(np.stack(objects['mask'])[..., 0], scene.masks * 255)
@@ -53,7 +53,7 @@ def test_records_hold_the_very_pictures_masks_and_expressions(data_dir, split):
     ] == expressions
 
 
-def test_ids_are_unique_over_the_splits(data_dir):
+def test_ids_are_unique_across_splits(data_dir):
   sources = shapes.prepare(data_dir, SCENES).as_data_source()
   records = [record for source in sources.values() for record in source]
   assert len({r['image_id'] for r in records}) == len(records) == 27
@@ -61,13 +61,13 @@ def test_ids_are_unique_over_the_splits(data_dir):
   assert len(set(ids)) == len(ids)
 
 
-def test_the_folder_alone_is_enough_to_read_it(data_dir):
+def test_tfds_can_read_the_folder_without_our_code(data_dir):
   prepared = shapes.prepare(data_dir, SCENES)
   source = tfds.builder_from_directory(prepared.data_dir).as_data_source('val')
   assert decoded(source[2]) == decoded(prepared.as_data_source('val')[2])
 
 
-def test_preparing_again_changes_nothing_and_says_nothing(data_dir, capfd):
+def test_preparing_again_changes_and_prints_nothing(data_dir, capfd):
   files = {path: path.stat().st_mtime_ns for path in data_dir.rglob('*')}
   capfd.readouterr()
   shapes.prepare(data_dir, SCENES)
@@ -75,7 +75,7 @@ def test_preparing_again_changes_nothing_and_says_nothing(data_dir, capfd):
   assert capfd.readouterr() == ('', '')
 
 
-def test_preparing_shows_its_progress_and_nothing_else(tmp_path, capfd, monkeypatch):
+def test_preparing_prints_progress_and_nothing_else(tmp_path, capfd, monkeypatch):
   monkeypatch.setattr(terminal._Lines, 'INTERVAL', -1)
   shapes.prepare(tmp_path, SCENES)
   out, err = capfd.readouterr()
@@ -83,7 +83,7 @@ def test_preparing_shows_its_progress_and_nothing_else(tmp_path, capfd, monkeypa
   assert all(line.startswith('making shapes: ') for line in err.splitlines())
 
 
-def test_other_settings_get_another_folder(data_dir):
+def test_different_settings_use_different_folders(data_dir):
   first = shapes.prepare(data_dir, SCENES).data_dir
   other = shapes.prepare(data_dir, shapes.ScenesConfig(train=2, val=1, test=1, seed=1)).data_dir
   assert first != other
@@ -92,7 +92,7 @@ def test_other_settings_get_another_folder(data_dir):
   assert settings['train'] == 20 and settings['image_size'] == 128
 
 
-def test_an_interrupted_preparation_leaves_nothing_behind(tmp_path, monkeypatch):
+def test_an_interrupted_preparation_leaves_no_files(tmp_path, monkeypatch):
   make_record = builder.make_record
 
   def interrupted(config, split, index):
@@ -108,7 +108,7 @@ def test_an_interrupted_preparation_leaves_nothing_behind(tmp_path, monkeypatch)
   assert len(shapes.prepare(tmp_path, SCENES).as_data_source('train')) == 20
 
 
-def test_records_do_not_depend_on_the_worker_processes(data_dir, tmp_path, monkeypatch):
+def test_worker_processes_do_not_change_records(data_dir, tmp_path, monkeypatch):
   monkeypatch.setattr(builder, '_FEW_SCENES', 10)
   parallel = shapes.prepare(tmp_path, SCENES, workers=2).as_data_source('train')
   alone = shapes.prepare(data_dir, SCENES).as_data_source('train')
@@ -121,7 +121,7 @@ def test_a_data_folder_that_is_a_file_is_reported(tmp_path):
     shapes.prepare(tmp_path / 'file', SCENES)
 
 
-def test_masks_are_one_channel_png_and_pictures_jpeg():
+def test_masks_are_grayscale_png_and_pictures_jpeg():
   record = builder.make_record(SCENES, 'train', 0)
   assert record['image'].getvalue()[:2] == b'\xff\xd8'
   mask = cv2.imdecode(np.frombuffer(record['objects'][0]['mask'].getvalue(), np.uint8), cv2.IMREAD_UNCHANGED)

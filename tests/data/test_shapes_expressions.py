@@ -1,4 +1,4 @@
-"""Every expression is read with a grammar of this file's own and must mean its target, and nothing else."""
+"""An independent grammar interprets every expression, which must refer to its target and nothing else."""
 
 import collections
 import dataclasses
@@ -30,13 +30,13 @@ GRAMMAR = {
 
 
 def named(noun, scene):
-  """Shapes that have every property the noun names."""
+  """Shapes with every property that the noun phrase names."""
   words = set(noun.split()) - {'shape'}
   return [s for s in scene if words <= {s.size, s.colour, s.kind}]
 
 
 def meaning(expression, scene):
-  """(kind, the shapes meant), from what the words say in English."""
+  """(kind, the shapes referred to) of an expression, interpreted as English."""
   kind, match = next((kind, match) for kind, pattern in GRAMMAR.items() if (match := re.fullmatch(pattern, expression)))
   candidates = named(match['noun'], scene)
   if kind == 'relation':
@@ -81,12 +81,12 @@ def all_expressions():
         yield scene, target, text, kind
 
 
-def test_every_expression_means_its_target_alone():
+def test_every_expression_refers_only_to_its_target():
   for scene, target, text, kind in all_expressions():
     assert meaning(text, scene.shapes) == (kind, [target]), text
 
 
-def test_no_expression_hangs_on_small_differences():
+def test_no_expression_depends_on_small_differences():
   rng = np.random.default_rng(0)
   for scene, target, text, kind in all_expressions():
     nudged = [
@@ -106,15 +106,15 @@ def test_swapping_left_and_right_describes_the_mirrored_scene():
     assert meaning(swapped, mirrored) == (kind, [mirrored[scene.shapes.index(target)]]), swapped
 
 
-def test_modifiers_are_needed():
-  """What a relation, rank, superlative or negation adds is never empty: the bare noun fits several shapes."""
+def test_modifiers_are_necessary():
+  """Without its relation, rank, superlative or negation, the noun phrase fits several shapes."""
   for scene, _, text, kind in all_expressions():
     if kind != 'attribute':
       noun = re.fullmatch(GRAMMAR[kind], text)['noun']
       assert len(named(noun, scene.shapes)) > 1, text
 
 
-def test_expressions_of_an_object_differ_and_stay_within_the_limit():
+def test_expressions_of_an_object_are_distinct_and_within_the_limit():
   for _, expressions_of in described():
     for pairs in expressions_of:
       assert 1 <= len(pairs) <= CONFIG.expressions_per_object
@@ -127,7 +127,7 @@ def test_kinds_are_roughly_equally_frequent():
   assert shares.min() > 0.15 and shares.max() < 0.25, shares
 
 
-def test_guessing_is_hard_even_with_perfect_masks():
+def test_guessing_scores_low_even_with_perfect_masks():
   chance, colours_only = [], []
   for scene, target, text, _ in all_expressions():
     categories = [s.category for s in scene.shapes]
@@ -140,7 +140,7 @@ def test_guessing_is_hard_even_with_perfect_masks():
 
 
 @pytest.mark.parametrize(
-  'expression, left',
+  'expression, expected',
   [
     ('the red circle', [0, 3]),
     ('the star that is not red', [1, 2]),
@@ -152,13 +152,13 @@ def test_guessing_is_hard_even_with_perfect_masks():
     ('the small shape that is not a circle', [0, 1, 2, 3]),
   ],
 )
-def test_colour_words_about_the_target_decide_what_a_colour_oracle_keeps(expression, left):
+def test_a_colour_oracle_uses_only_colour_words_about_the_target(expression, expected):
   categories = ['small red circle', 'large green star', 'small blue star', 'large red star']
-  assert shapes.colour_candidates(expression, categories) == left
+  assert shapes.colour_candidates(expression, categories) == expected
 
 
-def test_two_equal_shapes_side_by_side_are_told_apart_by_order_and_nothing_else():
-  """Hand-made: equal but for their place, 80 px apart; no third shape to relate them to."""
+def test_identical_shapes_side_by_side_are_described_only_by_order():
+  """A hand-made scene: two shapes that differ only in position, 80 px apart, and no third one to relate them to."""
   twins = [Shape('star', 'red', 'small', 12.0, 0.0, x, 64.0) for x in (24.0, 104.0)]
   pairs_of_both = expressions.describe(twins, 128, 30, np.random.default_rng(0))
   texts = [{text for text, _ in pairs} for pairs in pairs_of_both]
@@ -170,7 +170,7 @@ def test_two_equal_shapes_side_by_side_are_told_apart_by_order_and_nothing_else(
     }
 
 
-def test_the_tokenizer_knows_every_word_and_spells_the_others():
+def test_the_vocabulary_covers_every_word_and_spells_unknown_ones():
   from transformers import BertTokenizerFast
 
   tokenizer = BertTokenizerFast(str(VOCABULARY))

@@ -1,4 +1,4 @@
-"""Masks are checked against plane geometry and against the colours in the picture."""
+"""Masks agree with plane geometry and with the colours in the picture."""
 
 import functools
 
@@ -32,40 +32,40 @@ def test_shapes_lie_inside_the_picture():
 
 
 def full_area(shape):
-  """Area before occlusion from the circumradius R, by the textbook; px^2."""
+  """Unoccluded area by textbook formulas from the circumradius r, px^2."""
   r = shape.reach
   return {
     'circle': np.pi * r**2,
     'square': 2 * r**2,
     'triangle': 3 * np.sqrt(3) / 4 * r**2,
     'star': 5 * r * 0.46 * r * np.sin(np.pi / 5),  # ten triangles between an outer and an inner corner
-    'cross': 4 * (2 * 0.36 - 0.36**2) * r**2 / (1 + 0.36**2),  # two bars less their common square
+    'cross': 4 * (2 * 0.36 - 0.36**2) * r**2 / (1 + 0.36**2),  # two bars minus their intersection
   }[shape.kind]
 
 
 def outline_length(mask):
-  """Pixels of a mask that touch a pixel outside it."""
+  """The number of mask pixels that touch a pixel outside the mask."""
   padded = np.pad(mask, 1)
   inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
   return (mask & ~inside).sum()
 
 
-def test_masks_have_the_area_of_their_shape_less_what_others_hide():
+def test_masks_have_the_area_of_their_shape_minus_occlusion():
   visible, unhidden = [], []
   for scene in scenes():
     for shape, mask in zip(scene.shapes, scene.masks):
       visible.append(mask.sum() / full_area(shape))
-      # A pixel counts from half covered on, so an edge along the grid moves by up to half a pixel; drawing adds 0.1.
+      # Pixels count if at least half covered, which moves an edge along the grid by up to half a pixel; drawing adds 0.1.
       assert mask.sum() - full_area(shape) < 0.6 * outline_length(mask), shape
-    unhidden.append(visible[-1])  # nothing is in front of the last
+    unhidden.append(visible[-1])  # the last shape is in front
   assert min(visible) > 1 - CONFIG.max_occlusion - 0.03
   assert np.sum(np.array(visible) < 0.9) > 20
   assert min(unhidden) > 0.96
-  assert 1 <= np.mean(unhidden) < 1.03  # rounding evens out, the 0.1 px stays
+  assert 1 <= np.mean(unhidden) < 1.03  # rounding averages out, the extra 0.1 px does not
 
 
 def signed_distance(shape, side):
-  """How far each pixel's centre lies inside the shape (circles and squares), px."""
+  """Signed distance of each pixel centre to the outline of a circle or square, positive inside, px."""
   centres = np.arange(side) + 0.5
   x, y = np.meshgrid(centres - shape.x, centres - shape.y)
   if shape.kind == 'circle':
@@ -74,7 +74,7 @@ def signed_distance(shape, side):
   return shape.reach / np.sqrt(2) - np.maximum(np.abs(c * x + s * y), np.abs(c * y - s * x))
 
 
-def test_masks_of_circles_and_squares_follow_their_outline():
+def test_masks_of_circles_and_squares_match_their_outline():
   seen = 0
   for scene in scenes():
     for i, shape in enumerate(scene.shapes):
@@ -88,7 +88,7 @@ def test_masks_of_circles_and_squares_follow_their_outline():
   assert seen > 50
 
 
-def test_pixels_inside_a_mask_have_the_colour_that_is_said():
+def test_pixels_inside_a_mask_have_the_named_colour():
   nominal = np.array(list(COLOURS.values()))
   for scene in scenes():
     for shape, mask in zip(scene.shapes, scene.masks):
@@ -98,25 +98,25 @@ def test_pixels_inside_a_mask_have_the_colour_that_is_said():
       assert distances.min() < 60
 
 
-def test_shapes_stand_out_from_a_background_that_differs_from_scene_to_scene():
+def test_backgrounds_are_dull_textured_and_vary_between_scenes():
   means = []
   for scene in scenes():
     background = scene.image[~scene.masks.any(axis=0)].astype(float)
     means.append(background.mean())
     colourfulness = background.max(axis=1) - background.min(axis=1)
-    assert np.percentile(colourfulness, 95) < 70  # those of the shapes: 120 and more
+    assert np.percentile(colourfulness, 95) < 70  # shapes have at least 120
     assert background.std() > 3
   assert np.std(means) > 15
 
 
-def test_small_and_large_never_overlap():
+def test_size_ranges_of_small_and_large_do_not_overlap():
   shapes = [shape for scene in scenes() for shape in scene.shapes]
   small, large = ([s for s in shapes if s.size == size] for size in ('small', 'large'))
   assert min(s.radius for s in large) > 1.25 * max(s.radius for s in small)
   assert min(map(full_area, large)) > 1.1 * max(map(full_area, small))
 
 
-def test_a_scene_depends_on_seed_split_and_index_alone():
+def test_a_scene_depends_only_on_seed_split_and_index():
   key = lambda config, split, i: make_scene(config, scene_rng(config, split, i)).image.tobytes()
   assert key(CONFIG, 'train', 7) == key(CONFIG, 'train', 7)
   different = {key(CONFIG, split, i) for split in ('train', 'val', 'test') for i in range(40)}

@@ -1,4 +1,4 @@
-"""Ids as BERT counts them, against hand-made cases and the independent WordPiece class of `tokenizers`."""
+"""BERT token ids, checked by hand-made cases and by `tokenizers`' own WordPiece class."""
 
 import json
 import pickle
@@ -42,7 +42,7 @@ _ODD = [
 
 def test_a_sentence_by_hand(tmp_path):
   file = tmp_path / 'vocab.txt'
-  # The specials stand anywhere: their ids are read from the file, not assumed.
+  # Special tokens may be on any line: their ids are read from the file.
   file.write_text('[UNK]\n[CLS]\nbox\n##es\n[SEP]\nred\n[PAD]\n')
   ids, mask = Tokenizer(file, 7)(['Red boxes there', 'box'])
   assert ids.tolist() == [[1, 5, 2, 3, 0, 4, 6], [1, 2, 4, 6, 6, 6, 6]]
@@ -63,7 +63,7 @@ def test_agrees_with_the_plain_wordpiece_tokenizer(vocabulary_file):
   assert mask.tolist() == [row.attention_mask for row in expected]
 
 
-def test_no_sentence_gives_no_row(vocabulary_file):
+def test_no_sentences_give_no_rows(vocabulary_file):
   ids, mask = Tokenizer(vocabulary_file, 8)([])
   assert ids.shape == mask.shape == (0, 8)
 
@@ -71,18 +71,18 @@ def test_no_sentence_gives_no_row(vocabulary_file):
 @pytest.mark.parametrize(
   'text, cut',
   [
-    ('the red box', ''),  # 3 pieces in room for 3
+    ('the red box', ''),  # 3 word pieces, which just fit
     ('the red box on the Left', 'on the Left'),
     ('the red boxes', 'boxes'),  # 'box' would fit, 'boxes' does not
     ('the  red,  box  on', 'box  on'),
     ('', ''),
   ],
 )
-def test_cut_is_the_words_that_do_not_fit(vocabulary_file, text, cut):
+def test_cut_returns_the_words_that_do_not_fit(vocabulary_file, text, cut):
   assert Tokenizer(vocabulary_file, 5).cut(text) == cut
 
 
-def test_many_threads_get_the_answers_of_one(vocabulary_file):
+def test_a_tokenizer_can_be_shared_by_threads(vocabulary_file):
   texts = [
     f'{a} {b} box on {c}' for a in 'a the red'.split() for b in 'green blue'.split() for c in 'left right'.split()
   ] * 20
@@ -96,8 +96,8 @@ def test_many_threads_get_the_answers_of_one(vocabulary_file):
 @pytest.mark.verifies(
   'Token ids and masks', against="tokenizers' WordPiece and transformers' BertTokenizerFast", within='equal'
 )
-def test_ids_are_those_of_transformers(vocabulary_file):
-  """Whole sentences of odd characters, accents, special tokens spelled out, words that are too long."""
+def test_ids_equal_those_of_transformers(vocabulary_file):
+  """Sentences of unusual characters, accents, literal special tokens and overlong words."""
   transformers = pytest.importorskip('transformers')
   rng = random.Random(0)
   ours = Tokenizer(vocabulary_file, 9)
@@ -117,7 +117,7 @@ def test_ids_are_those_of_transformers(vocabulary_file):
     ('the Purple box', ['Purple']),
     ('purple purple cat', ['purple', 'cat']),
     ('a photo', ['photo']),
-    ('the red box on the purple left', ['purple']),  # not read at all, and unknown
+    ('the red box on the purple left', ['purple']),  # beyond the limit and unknown
     ('red ☃', ['☃']),
     ('red ' + 'x' * 101, ['x' * 101]),
     ('', []),
@@ -132,19 +132,19 @@ def test_unknown_words_are_those_the_model_reads_as_unk(vocabulary_file, text, u
 @pytest.mark.parametrize(
   'text, unknown, cut',
   [
-    ('a photo of a cat', ['photo', 'cat'], ''),  # 'cat' does not fit, but that is not what is wrong
+    ('a photo of a cat', ['photo', 'cat'], ''),  # 'cat' does not fit either, but is reported as unknown
     ('a red circle', [], ''),
     ('a cat left of the small red square', ['cat'], 'small red square'),
     ('the red circle and not the left square or cat', ['and', 'or', 'cat'], 'the left square or cat'),
   ],
 )
-def test_words_that_can_only_be_spelled_letter_by_letter_are_unknown(text, unknown, cut):
+def test_words_spelled_letter_by_letter_are_unknown(text, unknown, cut):
   tokenizer = Tokenizer(SHAPES_VOCABULARY, 9 if 'photo' not in text else 12)
   assert (tokenizer.unknown(text), tokenizer.cut(text)) == (unknown, cut)
 
 
 def tokenizer_json(vocabulary, **changes) -> dict:
-  """A tokenizer.json as transformers writes it; `changes` are of its parts."""
+  """The tokenizer.json that transformers writes, with `changes` to its parts."""
   transformers = pytest.importorskip('transformers')
   content = json.loads(transformers.BertTokenizerFast(vocab=vocabulary, do_lower_case=True).backend_tokenizer.to_str())
   for part, fields in changes.items():
@@ -180,7 +180,7 @@ def test_a_tokenizer_json_of_another_tokenizer_is_refused(vocabulary_file, tmp_p
   assert '\n' not in str(error.value)
 
 
-def test_a_copy_in_another_process_gives_the_same_ids(vocabulary_file):
+def test_a_pickled_copy_gives_the_same_ids(vocabulary_file):
   tokenizer = Tokenizer(vocabulary_file, 8)
   np.testing.assert_array_equal(pickle.loads(pickle.dumps(tokenizer))(SENTENCES), tokenizer(SENTENCES))
 
@@ -209,13 +209,13 @@ def test_too_few_tokens_for_a_word_are_refused(vocabulary_file):
     Tokenizer(vocabulary_file, 2)
 
 
-def test_importing_the_module_leaves_the_slow_library_alone():
+def test_importing_the_module_does_not_import_tokenizers():
   code = 'import sys; from ditsam_jax.tokenization import Tokenizer; sys.exit("tokenizers" in sys.modules)'
   assert subprocess.run([sys.executable, '-c', code]).returncode == 0
 
 
-def test_sentences_are_read_without_transformers(vocabulary_file):
-  """It takes a second to import and complains on stderr where PyTorch is missing."""
+def test_tokenizing_does_not_import_transformers(vocabulary_file):
+  """Importing it takes a second, and without PyTorch it prints a warning."""
   code = (
     'import sys; from ditsam_jax.tokenization import Tokenizer; '
     f'Tokenizer({str(vocabulary_file)!r}, 8)(["red"]); sys.exit("transformers" in sys.modules)'

@@ -1,4 +1,4 @@
-"""Bootstrap intervals against closed forms and a plain loop."""
+"""Bootstrap intervals agree with closed forms and a plain loop."""
 
 import time
 
@@ -9,7 +9,7 @@ from ditsam_jax.evaluation.bootstrap import intervals
 
 
 def split(images, per_image, seed=0, same=False):
-  """Image ids and pixel counts; with `same` every sample of an image is as good as the others."""
+  """Image ids and pixel counts; with `same`, all samples of an image have the same IoU."""
   rng = np.random.default_rng(seed)
   ids = np.repeat(rng.permutation(10 * images)[:images], per_image)
   union = np.full(len(ids), 1000)
@@ -17,7 +17,7 @@ def split(images, per_image, seed=0, same=False):
   return ids, np.stack([(share * 1000).astype(int), union], 1)
 
 
-def test_as_wide_as_the_central_limit_says():
+def test_widths_agree_with_the_central_limit_theorem():
   ids, overlaps = split(2000, 1)
   low, high = intervals(ids, overlaps)['mIoU']
   iou = overlaps[:, 0] / 10
@@ -25,10 +25,10 @@ def test_as_wide_as_the_central_limit_says():
   assert high - low == pytest.approx(2 * 1.96 * iou.std() / 2000**0.5, rel=0.1)
 
 
-def test_images_are_drawn_not_samples():
+def test_images_are_resampled_not_samples():
   low, high = intervals(*split(300, 1, same=True))['mIoU']
   ids, overlaps = split(300, 9, same=True)
-  # Nine times the same fact is one fact.
+  # Nine equal samples of an image carry the information of one.
   assert intervals(ids, overlaps)['mIoU'] == pytest.approx((low, high), abs=1e-6)
   as_if_independent = intervals(np.arange(len(ids)), overlaps)['mIoU']
   assert as_if_independent[1] - as_if_independent[0] < 0.4 * (high - low)
@@ -37,7 +37,7 @@ def test_images_are_drawn_not_samples():
 @pytest.mark.verifies(
   '95 % intervals of mIoU and oIoU', against='a plain loop over the drawn images', within='1e-6 relative'
 )
-def test_as_a_plain_loop_over_the_drawn_images():
+def test_equal_to_a_plain_loop_over_resampled_images():
   rng = np.random.default_rng(3)
   ids = rng.integers(5, 17, 60)
   union = rng.integers(1, 50, 60)
@@ -53,7 +53,7 @@ def test_as_a_plain_loop_over_the_drawn_images():
   assert found['oIoU'] == pytest.approx(np.quantile(oiou, (0.025, 0.975)))
 
 
-def test_nothing_one_image_and_nothing_to_find():
+def test_no_samples_one_image_and_empty_masks():
   assert intervals(np.zeros(0), np.zeros((0, 2), int)) == {}
   assert intervals(np.array([4, 4]), np.array([[1, 2], [1, 4]])) == {
     'mIoU': pytest.approx((37.5, 37.5)),
@@ -62,7 +62,7 @@ def test_nothing_one_image_and_nothing_to_find():
   assert intervals(np.array([4, 5]), np.zeros((2, 2), int))['oIoU'] == (100, 100)
 
 
-def test_a_whole_split_takes_no_time():
+def test_a_complete_split_is_fast():
   ids, overlaps = split(1500, 7)  # RefCOCO's validation split
   started = time.perf_counter()
   intervals(ids, overlaps)

@@ -1,4 +1,4 @@
-"""Which group a sample falls into."""
+"""Assignment of samples to the groups of breakdowns."""
 
 from types import SimpleNamespace
 

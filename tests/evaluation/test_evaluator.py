@@ -1,4 +1,4 @@
-"""Scoring a split: the release's own numbers, groups, rows that do not count, any size, one protocol, no target."""
+"""Scoring a split: the release's numbers, groups, padding rows, image sizes, protocols, samples without a target."""
 
 import csv
 import io
@@ -27,7 +27,7 @@ def info_of(mask, letterbox, kind='', expression='the red box', object_index=0):
 
 
 def batch_of(logits, infos, valid=None):
-  """What evaluation_batches would yield; the fake forward finds its logits in the images."""
+  """A batch as from evaluation_batches; the fake forward reads its logits from the images."""
   size = logits.shape[-1]
   targets = np.zeros((len(infos), size, size), np.uint8)
   for target, info in zip(targets, infos):
@@ -46,7 +46,7 @@ def evaluate(forward, batches, *, threshold, protocols=tuple(PROTOCOLS), **more)
 
 
 def squares(kinds, overlaps):
-  """Samples of 10 x 10 pixels: the truth is rows 0 and 1, the prediction the start of row 0."""
+  """Samples of 10 x 10 pixels: the truth is rows 0 and 1, the prediction starts row 0."""
   truth = np.zeros((10, 10), bool)
   truth[:2] = True
   logits = np.full((len(overlaps), 10, 10), -9.0, np.float32)
@@ -58,7 +58,7 @@ def squares(kinds, overlaps):
 @pytest.mark.verifies(
   'Pixel counts and IoU of every sample, and the rates of a split', against='the DIT release', within='1e-9'
 )
-def test_the_releases_own_numbers():
+def test_metrics_equal_the_releases():
   with np.load(GOLDEN) as file:
     golden = dict(file)
   count = len(golden['iou'])
@@ -77,13 +77,13 @@ def test_the_releases_own_numbers():
   for name in set(figures) - {'mIoU'}:
     assert figures[name] == pytest.approx(float(golden[name]), abs=1e-9)
   assert figures['mIoU'] == results.miou == pytest.approx(100 * golden['iou'].mean(), abs=1e-9)
-  assert results.miou == pytest.approx(float(golden['mIoU']), rel=1e-7)  # of float32
+  assert results.miou == pytest.approx(float(golden['mIoU']), rel=1e-7)  # stored as float32
   assert not results.protocols_agree
-  # A mask that is thresholded after resizing is the smaller one.
+  # Masks are smaller if the threshold is applied after resizing.
   assert results.overlaps['standard'].sum() < results.overlaps['release'].sum()
 
 
-def test_figures_by_kind_and_in_all():
+def test_metrics_by_kind_and_in_total():
   logits, infos = squares(['order', 'negation', 'order'], [10, 4, 0])  # IoU 0.5, 0.2, 0
   results = evaluate(first_channel, [batch_of(logits, infos)], threshold=0.5)
   assert results.protocols_agree and results.kinds == ['negation', 'order']
@@ -98,12 +98,12 @@ def test_figures_by_kind_and_in_all():
   assert [row[:3] for row in by_kind] == [['negation', '1', '20.00'], ['order', '2', '25.00']]
 
 
-def test_chance_is_the_mean_over_the_samples_and_only_told_of_shapes():
+def test_chance_is_averaged_over_samples_and_only_reported_for_shapes():
   logits, infos = squares(['attribute', 'order'], [10, 10])
   sentence = 'the second shape from the left'
   infos[1] = info_of(infos[1].mask, infos[1].letterbox, 'order', sentence, object_index=3)
   results = evaluate(first_channel, [batch_of(logits, infos)], threshold=0.5)
-  # 'red' leaves two of four objects, the sentence without a colour all four.
+  # 'red' matches two of four objects, an expression without a colour all four.
   assert results.chance() == pytest.approx({'random object': 25, 'colours only': (50 + 25) / 2})
   assert results.chance('attribute') == pytest.approx({'random object': 25, 'colours only': 50})
   without = evaluate(first_channel, [batch_of(*squares(['', ''], [1, 2]))], threshold=0.5)
@@ -111,7 +111,7 @@ def test_chance_is_the_mean_over_the_samples_and_only_told_of_shapes():
   assert len(without.table().splitlines()) == 3
 
 
-def test_rows_that_only_fill_a_batch_up_do_not_count():
+def test_padding_rows_do_not_count():
   logits, infos = squares([''] * 3, [10, 4, 4])
   batches = [batch_of(logits, infos), batch_of(logits, infos, [False, True, False])]
   done, gallery = [], Gallery((0, 0, 0), (1, 1, 1))
@@ -139,7 +139,7 @@ def test_samples_of_any_size_share_a_batch():
   assert together.table().count('protocol') == 2
 
 
-def test_one_protocol_alone_is_the_same_as_beside_the_other():
+def test_a_single_protocol_gives_the_same_as_both():
   rng = np.random.default_rng(2)
   logits = rng.normal(0, 2, (2, 16, 16)).astype(np.float32)
   infos = [info_of(rng.random((24, 24)) > 0.5, Letterbox(0, 0, 16, 16)) for _ in range(2)]
@@ -151,7 +151,7 @@ def test_one_protocol_alone_is_the_same_as_beside_the_other():
     assert set(alone.to_json()) == {'samples', protocol, 'kinds', 'breakdowns'}
 
 
-def test_expressions_that_name_nothing_bring_grefcocos_metrics_along():
+def test_expressions_without_a_target_add_grefcocos_metrics():
   logits, infos = squares(['', '', ''], [10, 0, 3])
   nothing = np.zeros((10, 10), bool)
   infos[1:] = [info_of(nothing, infos[0].letterbox, expression=text) for text in ('no such thing', 'nor this')]
@@ -166,7 +166,7 @@ def test_expressions_that_name_nothing_bring_grefcocos_metrics_along():
   assert 'gIoU' not in evaluate(first_channel, [batch_of(*squares([''], [5]))], threshold=0.5).metrics()
 
 
-def test_csv_holds_every_sample_whatever_its_sentence():
+def test_csv_contains_all_samples_with_any_expression():
   logits, infos = squares(['', ''], [10, 0])
   infos[1] = info_of(infos[1].mask, infos[1].letterbox, expression='the "red" box,\nor so')
   results = evaluate(first_channel, [batch_of(logits, infos)], threshold=0.5)
@@ -191,7 +191,7 @@ def tokenizer():
   return Tokenizer(datasets.vocabulary('shapes'), 12)
 
 
-def test_a_perfect_model_reaches_100_on_every_expression_of_a_split(split, tokenizer):
+def test_a_perfect_model_scores_100_on_a_split(split, tokenizer):
   config = small_config(image_size=64, max_text_tokens=8)
   results = evaluate_split(perfect, split, tokenizer, config, batch_size=16, progress=False)
   asked = [(split[i].object_id, expression) for i in range(len(split)) for expression in split[i].expressions]
@@ -202,13 +202,13 @@ def test_a_perfect_model_reaches_100_on_every_expression_of_a_split(split, token
   assert len(fewer.samples) == 20
 
 
-def test_half_the_resolution_costs_the_outline_only(split, tokenizer):
+def test_half_the_resolution_only_affects_outlines(split, tokenizer):
   config = small_config(image_size=32, max_text_tokens=8)
   results = evaluate_split(perfect, split, tokenizer, config, batch_size=16, limit=60, progress=False)
   assert 60 < results.metrics('release')['mIoU'] < results.metrics('standard')['mIoU'] < 99
 
 
-def test_a_sheet_shows_the_very_samples_asked_for(split, tokenizer):
+def test_pictures_show_the_requested_samples(split, tokenizer):
   config = small_config(image_size=64, max_text_tokens=8)
   results = evaluate_split(perfect, split, tokenizer, config, batch_size=16, limit=30, progress=False)
   chosen = [results.samples[place] for place in (29, 3, 17)]

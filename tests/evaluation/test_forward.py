@@ -1,4 +1,4 @@
-"""The model as a function of a batch: no dropout, compiled once, images shared where the sentence leaves them alone."""
+"""Running evaluation batches: no dropout, one compilation, and shared image embeddings if the fusion allows it."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def batch_for(config, size=2):
 
 
 @pytest.mark.slow
-def test_the_forward_has_no_dropout_and_is_compiled_once_for_all_weights(monkeypatch):
+def test_no_dropout_and_one_compilation_for_all_weights(monkeypatch):
   encoder = ImageEncoderConfig(width=24, depth=1, heads=2, global_blocks=(0,), pretrain_grid=4)
   config = small_config(image_encoder=encoder, fusion_dropout=0.5)
   batch = batch_for(config)
@@ -37,13 +37,13 @@ def test_the_forward_has_no_dropout_and_is_compiled_once_for_all_weights(monkeyp
   logits = forward_of(second)(batch)
   assert traced == [TextEncoder, ImageEncoder, DitSam]
   second.eval()
-  run = nnx.jit(lambda model, *inputs: model(*inputs).logits)  # as a whole: op by op it compiles for longer
+  run = nnx.jit(lambda model, *inputs: model(*inputs).logits)  # compiles faster than op by op
   expected = run(second, batch['image'], batch['token_ids'], batch['token_mask'])
   np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
 
 
 def rows_of(config, image_of_row, seed=0, images=None):
-  """A batch whose row i asks for something in image `image_of_row[i]`."""
+  """A batch whose row i refers to image `image_of_row[i]`."""
   rng = np.random.default_rng(seed)
   if images is None:
     images = rng.normal(0, 1, (10, config.image_size, config.image_size, 3)).astype(np.float32)
@@ -58,23 +58,23 @@ def rows_of(config, image_of_row, seed=0, images=None):
 
 @pytest.fixture(scope='module')
 def baseline():
-  """The text baseline with random weights, and its forward that shares nothing."""
+  """The text baseline with random weights, and its forward without sharing."""
   encoder = ImageEncoderConfig(width=24, depth=1, heads=2, global_blocks=(0,), pretrain_grid=4)
   model = random_model(small_config(fusion='none', image_encoder=encoder))
   return model, forward_of(model, share_images=False)
 
 
 @pytest.mark.slow
-def test_rows_that_share_an_image_give_the_same_as_alone(baseline):
+def test_sharing_images_does_not_change_results(baseline):
   model, alone = baseline
   shared = forward_of(model)
-  # All of one image; more than are encoded at once; an image that goes on from the batch before; none new at all.
+  # One image only; more images than are encoded at once; an image continued from the previous batch; no new image.
   for seed, rows in enumerate(([0] * 6, [1, 2, 3, 4, 5, 6], [6, 6, 7, 7, 7, 8], [8] * 6)):
     batch = rows_of(model.config, rows, seed, images=rows_of(model.config, range(10))['image'])
     np.testing.assert_allclose(shared(batch), alone(batch), rtol=1e-5, atol=1e-5)
 
 
-def test_the_same_number_is_another_image_in_another_split(baseline):
+def test_the_same_index_in_another_split_is_another_image(baseline):
   model, alone = baseline
   shared = forward_of(model)
   for seed in range(2):
@@ -83,7 +83,7 @@ def test_the_same_number_is_another_image_in_another_split(baseline):
 
 
 @pytest.mark.parametrize('share_images', [True, False])
-def test_the_batch_size_changes_no_bit(baseline, share_images):
+def test_the_batch_size_does_not_change_a_bit(baseline, share_images):
   model, _ = baseline
   forward = forward_of(model, share_images=share_images)
   batch = rows_of(model.config, np.repeat(range(10), 2))
@@ -93,7 +93,7 @@ def test_the_batch_size_changes_no_bit(baseline, share_images):
     np.testing.assert_array_equal(np.concatenate([forward(part) for part in parts]), expected)
 
 
-def test_each_image_is_encoded_once_in_a_pass(baseline, monkeypatch):
+def test_each_image_is_encoded_once(baseline, monkeypatch):
   model, _ = baseline
   encoded, call = [], programs.encode
   monkeypatch.setattr(programs, 'encode', lambda *inputs: encoded.append(inputs[2]) or call(*inputs))
@@ -105,7 +105,7 @@ def test_each_image_is_encoded_once_in_a_pass(baseline, monkeypatch):
   assert distinct == [3, 1]
 
 
-def test_a_fusion_that_reads_the_sentence_in_the_encoder_shares_nothing():
+def test_fusions_with_text_in_the_encoder_share_nothing():
   model = random_model(small_config())
   same = forward_of(model)(batch_for(model.config) | {'image_index': np.zeros(2, np.int32)})
   np.testing.assert_array_equal(same, forward_of(model, share_images=False)(batch_for(model.config)))

@@ -1,4 +1,4 @@
-"""IoU, mIoU, oIoU and P@X of counts small enough to work out by hand."""
+"""IoU, mIoU, oIoU and P@X of small counts, worked out by hand."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from ditsam_jax.evaluation.metrics import generalised_rates, mask_iou, rates
 
 
-def test_an_empty_prediction_of_an_empty_truth_is_right():
+def test_two_empty_masks_have_iou_one():
   assert mask_iou(np.array([0, 0, 3]), np.array([0, 7, 4])) == pytest.approx([1, 0, 0.75], abs=1e-9)
 
 
@@ -27,7 +27,7 @@ def test_overall_iou_is_exact_for_counts_beyond_32_bits():
   assert rates(intersection, 2 * intersection)['oIoU'] == pytest.approx(50)
 
 
-def test_nothing_counted_gives_no_rates():
+def test_no_samples_give_no_rates():
   assert rates(np.zeros(0, np.int64), np.zeros(0, np.int64)) == {}
 
 
@@ -35,8 +35,8 @@ def test_nothing_counted_gives_no_rates():
   "MIoU, oIoU, P@X, and gRefCOCO's gIoU, cIoU, N-acc and T-acc", against='worked out by hand', within='equal'
 )
 def test_grefcocos_metrics_by_hand():
-  # Four targets of 10 pixels: IoU 0.7; IoU 0.9; called nothing; missed, with 5 pixels elsewhere.
-  # Three without a target: called nothing twice, 8 pixels once.
+  # Four targets of 10 pixels: IoU 0.7; IoU 0.9; predicted as nothing; missed, with 5 pixels elsewhere.
+  # Three samples without a target: predicted as nothing twice, 8 pixels once.
   intersection, union = np.array([7, 9, 0, 0, 0, 0, 0]), np.array([10, 10, 10, 15, 0, 0, 8])
   figures = generalised_rates(intersection, union, np.array([10, 10, 10, 10, 0, 0, 0]))
   assert figures == pytest.approx(
@@ -60,7 +60,7 @@ def test_an_iou_at_the_threshold_counts_in_grefcoco(tenths):
   assert at[f'Pr@0.{tenths}0'] == 100 and below[f'Pr@0.{tenths}0'] == 0
 
 
-def test_a_metric_without_samples_is_left_out():
+def test_metrics_without_samples_are_omitted():
   assert generalised_rates(*np.zeros((3, 0), int)) == {}
   assert set(generalised_rates([1], [2], [2])) == {'gIoU', 'cIoU', 'T-acc', 'Pr@0.70', 'Pr@0.80', 'Pr@0.90'}
   assert generalised_rates([0], [0], [0]) == {'gIoU': 100, 'cIoU': 100, 'N-acc': 100}

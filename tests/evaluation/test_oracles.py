@@ -1,4 +1,4 @@
-"""What guessing reaches, on an image one can count by hand."""
+"""Expected scores of guessing, on an image that can be counted by hand."""
 
 import numpy as np
 import pytest
@@ -19,16 +19,16 @@ OBJECTS = ('small red circle', 'large red star', 'small red star', 'large blue s
     ('the large star that is not red', 3, 2),
   ],
 )
-def test_a_guess_among_the_objects_and_among_those_of_fitting_colour(expression, target, candidates):
+def test_chances_of_guessing_any_object_and_objects_of_a_matching_colour(expression, target, candidates):
   assert chances(expression, OBJECTS, target) == pytest.approx((1 / 5, 1 / candidates))
 
 
-def test_expectations_agree_with_guessing_ten_thousand_times():
+def test_expected_values_agree_with_ten_thousand_guesses():
   rng = np.random.default_rng(0)
   red = [0, 1, 2]
   hits = np.mean(rng.choice(red, 10_000) == 2)
   assert chances('the third red shape from the top', OBJECTS, 2)[1] == pytest.approx(hits, abs=0.02)
 
 
-def test_a_sentence_that_fits_no_colour_leaves_all_objects():
+def test_without_a_matching_colour_all_objects_are_candidates():
   assert chances('the purple cross', OBJECTS, 4) == pytest.approx((1 / 5, 1 / 5))

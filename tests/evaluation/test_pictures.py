@@ -1,4 +1,4 @@
-"""Overlays change what they should; a gallery draws fairly, keeps little and shows images as they were."""
+"""Galleries sample uniformly with bounded memory; contact sheets show images unchanged."""
 
 from types import SimpleNamespace
 
@@ -36,7 +36,7 @@ def names(samples):
   return [int(shown.expression) for shown in samples]
 
 
-def test_kinds_are_drawn_evenly_however_rare():
+def test_rare_kinds_are_drawn_equally_often():
   def kind(i):
     return 'rare' if i % 100 == 7 else 'order' if i % 2 else 'attribute'
 
@@ -50,25 +50,25 @@ def test_kinds_are_drawn_evenly_however_rare():
   assert all(shown.iou == 0.2 for shown in failures)
 
 
-def test_the_draw_is_uniform_and_the_same_for_better_and_worse_models():
+def test_the_draw_is_uniform_and_independent_of_the_model():
   draws = [names(offered(Gallery(MEAN, STD, seed=seed), 100)[0][1]) for seed in range(200)]
   assert np.mean(draws) == pytest.approx(49.5, abs=3)  # 2000 draws of 0 to 99: standard error 0.65
   assert names(offered(Gallery(MEAN, STD), 100, lambda i: 0.1)[0][1]) == draws[0]
 
 
-def test_no_failures_is_told():
+def test_the_absence_of_failures_is_reported():
   (_, drawn), (title, failures) = offered(Gallery(MEAN, STD), 30)
   assert len(drawn) == 10 and failures == [] and '0 of 30' in title
 
 
-def test_memory_is_bounded_and_holds_no_batch():
+def test_memory_is_bounded_and_keeps_no_batch_alive():
   gallery = Gallery(MEAN, STD)
   (_, drawn), (_, failures) = offered(gallery, 2000, lambda i: 0.0)
   assert len(drawn) == 10 and len(failures) == 6
   assert all(array.base is None for shown in drawn for array in (shown.image, shown.prediction, shown.truth))
 
 
-def test_images_come_back_as_they_were_without_the_padding():
+def test_images_are_restored_without_padding():
   pixels = np.random.default_rng(0).integers(0, 256, (6, 12, 3), np.uint8)
   square = np.zeros((12, 12, 3), np.float32)
   box = Letterbox(3, 0, 6, 12)
@@ -83,7 +83,7 @@ def test_images_come_back_as_they_were_without_the_padding():
   assert shown.truth.shape == (6, 12) and shown.truth[1, 5] and shown.truth.sum() == 1
 
 
-def test_the_sheet_grows_by_rows_and_shows_wide_and_tall_images():
+def test_sheets_grow_by_rows_and_show_wide_and_tall_images():
   def shown(height, width):
     image = np.full((height, width, 3), 250, np.uint8)
     return Shown(image, 'word ' * 60, 'order', disc(height, width, 5), np.zeros((height, width), bool), 0.7)
@@ -93,7 +93,7 @@ def test_the_sheet_grows_by_rows_and_shows_wide_and_tall_images():
   assert two.width == three.width and two.height < three.height
 
 
-def test_wrapped_text_fits_and_keeps_its_words():
+def test_wrapped_text_fits_and_keeps_words_intact():
   font = ImageFont.load_default(size=20)
   text = 'the second small yellow triangle from the left that is not in the shade'
   lines = wrap(text, font, 300, 9)
@@ -103,7 +103,7 @@ def test_wrapped_text_fits_and_keeps_its_words():
   assert font.getlength(wrap('unbreakable' * 9, font, 100, 2)[0]) <= 100
 
 
-def test_worst_median_and_best_are_what_they_say():
+def test_worst_median_and_best_samples():
   ious = np.random.default_rng(0).permutation(100) / 100
   (_, worst), (_, median), (title, best) = worst_median_best(ious, 4)
   assert ious[worst].tolist() == [0, 0.01, 0.02, 0.03]
@@ -112,7 +112,7 @@ def test_worst_median_and_best_are_what_they_say():
   assert [len(places) for _, places in worst_median_best(ious[:2], 5)] == [2, 2, 2]
 
 
-def test_samples_of_equal_iou_are_spread_over_the_split_and_always_the_same():
+def test_ties_are_spread_over_the_split_and_reproducible():
   ious = np.zeros(1000)
   (_, worst), *_ = worst_median_best(ious, 10)
   assert max(worst) > 500 and worst == worst_median_best(ious, 10)[0][1]

@@ -1,4 +1,4 @@
-"""Results: the same bits in any order, groups, intervals, files."""
+"""Results are bit-identical in any order; groups, intervals and files."""
 
 import json
 
@@ -20,7 +20,7 @@ def scores(count=200):
   return made
 
 
-def test_any_order_and_the_way_over_json_give_the_same_bits():
+def test_order_and_a_round_trip_through_json_do_not_change_a_bit():
   made = scores()
   expected = Results.of(made, ['release', 'standard'])
   shuffled = [made[i] for i in np.random.default_rng(1).permutation(len(made))]
@@ -29,7 +29,7 @@ def test_any_order_and_the_way_over_json_give_the_same_bits():
   assert other.to_csv() == expected.to_csv() and other.table() == expected.table()
 
 
-def test_counts_are_exact_where_floats_are_not():
+def test_counts_beyond_float_precision_are_exact():
   huge = 2**53
   sample = Sample(0, 1, 1, '', 'a', 1, 1)
   results = Results.of(
@@ -38,7 +38,7 @@ def test_counts_are_exact_where_floats_are_not():
   assert results.overlaps['release'].sum(0).tolist() == [huge + 3, 3 * huge + 3]
 
 
-def test_groups_of_a_breakdown_cover_every_sample_once_in_the_order_they_are_listed():
+def test_the_groups_of_a_breakdown_cover_each_sample_once_in_the_listed_order():
   results = Results.of(scores(), ['release', 'standard'])
   for name, groups in results.breakdowns().items():
     assert (sum(rows.astype(int) for rows in groups.values()) == 1).all(), name
@@ -50,7 +50,7 @@ def test_groups_of_a_breakdown_cover_every_sample_once_in_the_order_they_are_lis
   assert 'words: 11+' in results.breakdown_table() and 'position words: no' in results.breakdown_table()
 
 
-def test_intervals_are_told_beside_their_figures():
+def test_intervals_are_reported_next_to_their_metrics():
   results = Results.of(scores(), ['release', 'standard'])
   figures = json.loads(json.dumps(results.to_json()))['release']
   for name in ('mIoU', 'oIoU'):

@@ -1,4 +1,4 @@
-"""Tries broken input on everything: python -m tests.fuzz --seconds=120 --seed=0. Status 1 where something is wrong."""
+"""Fuzzes all entry points: python -m tests.fuzz --seconds=120 --seed=0. Exits with status 1 if any case fails."""
 
 import argparse
 import sys
@@ -10,13 +10,15 @@ from tests.fuzz import runner
 
 def main() -> int:
   parser = argparse.ArgumentParser(prog='python -m tests.fuzz', description=__doc__)
-  parser.add_argument('--seconds', type=float, default=120, help='how long (default: %(default)s)')
-  parser.add_argument('--cases', type=int, default=10**9, help='at most so many cases')
-  parser.add_argument('--seed', default='0', help='another one tries other input (default: %(default)s)')
+  parser.add_argument('--seconds', type=float, default=120, help='time limit (default: %(default)s)')
+  parser.add_argument('--cases', type=int, default=10**9, help='maximum number of cases')
+  parser.add_argument('--seed', default='0', help='seed of the inputs (default: %(default)s)')
   parser.add_argument('--subjects', metavar='A,B', help=f'some of {", ".join(runner.WEIGHTS)} (default: all)')
-  parser.add_argument('--workers', type=int, default=2, help='processes (default: %(default)s)')
-  parser.add_argument('--case', metavar='SUBJECT/NUMBER', help='this one alone')
-  parser.add_argument('--failures', type=Path, default=Path('build/fuzz'), help='where failed input goes (%(default)s)')
+  parser.add_argument('--workers', type=int, default=2, help='number of processes (default: %(default)s)')
+  parser.add_argument('--case', metavar='SUBJECT/NUMBER', help='run only this case')
+  parser.add_argument(
+    '--failures', type=Path, default=Path('build/fuzz'), help='folder for failing inputs (default: %(default)s)'
+  )
   options = parser.parse_args()
   only = None
   if options.case:

@@ -1,4 +1,4 @@
-"""Every option of every command with paths and values that lead nowhere: one line, and nothing is made of them."""
+"""Invalid paths and values for every option of every command: refused in one line, and no file is created."""
 
 import random
 import shutil
@@ -13,7 +13,7 @@ from tests.fuzz.seeds import save_picture, save_text_model
 
 MOST_MEMORY = 2**30
 
-# Options with values that would do, but for one that keeps the command from long work.
+# Valid options, except for one that keeps the command from starting long work.
 _COMMANDS = {
   'train': (train.main, {'--config': 'ldit:refcoco', '--workdir': 'run', '--config.data.data_dir': 'nowhere', '--config.init_from': 'sam_shapes'}),
   'evaluate': (evaluate.main, {'--checkpoint': 'MODEL', '--dataset': 'refcoco', '--split': 'val', '--data-dir': 'nowhere', '--output': 'out', '--batch-size': '8', '--limit': '2', '--save-pictures': '1'}),
@@ -21,6 +21,7 @@ _COMMANDS = {
   'predict a file': (predict.main, {'--checkpoint': 'MODEL', '--prompts': 'PROMPTS', '--images-dir': 'FOLDER', '--output': 'out', '--json': 'out.jsonl'}),
   'everything': (everything.main, {'--checkpoint': 'MODEL', '--image': 'IMAGE', '--text': 'the red circle', '--output': 'out', '--json': 'out.jsonl', '--dtype': 'float32', '--points-per-side': '2', '--crop-n-layers': '0', '--min-mask-region-area': '9'}),
   'prepare': (prepare_command.main, {'--dataset': 'refcoco', '--annotations': 'FOLDER', '--images': 'FOLDER', '--data-dir': 'data', '--split-by': 'unc', '--processes': '0'}),
+  'prepare own': (prepare_command.main, {'--name': 'mine', '--annotations': 'ROWS', '--images': 'FOLDER', '--masks': 'FOLDER', '--data-dir': 'data', '--format': 'jsonl', '--seed': '3', '--model': 'MODEL', '--processes': '0'}),
   'export': (export.main, {'--checkpoint': 'MODEL', '--output': 'out', '--dtype': 'float16'}),
   'compile_report': (compile_report.main, {'--config': 'ldit:shapes', '--topology': 'nothing:1x1', '--json': 'out.json', '--picture': 'out.png'}),
   'torch_to_flax': (torch_to_flax.main, {'--input': 'MODEL', '--output': 'out', '--vocab': 'VOCAB', '--text-encoder': 'MODEL', '--config': 'VOCAB', '--image-size': '64', '--decoder-heads': '4', '--text-heads': '3', '--fusion': 'layer_wise'}),
@@ -28,7 +29,7 @@ _COMMANDS = {
 }  # fmt: skip
 _PATHS = (
   '--workdir --config.data.data_dir --config.init_from --config --checkpoint --data-dir --output --image --json --prompts --images-dir '
-  '--annotations --images --picture --input --vocab --text-encoder'
+  '--annotations --images --masks --model --picture --input --vocab --text-encoder'
 ).split()  # fmt: skip
 _OUTPUTS = {'run', 'out', 'out.jsonl', 'out.json', 'out.png', 'out.pth', 'out.pth.json', 'data', 'runs'}
 
@@ -38,6 +39,7 @@ def prepare(folder: Path) -> None:
   save_picture(folder / 'a.png')
   (folder / 'folder').mkdir()
   save_picture(folder / 'folder' / 'a.png')
+  (folder / 'rows.jsonl').write_text('{"image": "a.png", "text": "the red circle", "mask": [[1, 1, 30, 1, 30, 30]]}\n')
   (folder / 'prompts.jsonl').write_text('{"image": "a.png", "text": "the red circle"}\n')
 
 
@@ -56,6 +58,7 @@ def case(made: Path, work: Path, chance: random.Random, note) -> str:
     'PROMPTS': 'prompts.jsonl',
     'FOLDER': 'folder',
     'VOCAB': 'model/vocab.txt',
+    'ROWS': 'rows.jsonl',
   }
   options = {option: places.get(value, value) for option, value in options.items()}
   option = chance.choice(list(options))

@@ -1,4 +1,4 @@
-"""Pictures in memory: arrays of every type and shape, PIL images of every mode, and what is neither."""
+"""Images in memory: arrays of every dtype and shape, PIL images of every mode, and other objects."""
 
 import random
 from pathlib import Path
@@ -23,12 +23,12 @@ def prepare(folder: Path) -> None:
 
 def case(made: Path, work: Path, chance: random.Random, note) -> str:
   match chance.choice(['array', 'array', 'array', 'huge', 'mode', 'value']):
-    case 'huge':  # of nothing: neither the array nor what it would become may be made
+    case 'huge':  # broadcast from one byte; neither the array nor a converted copy may be allocated
       image = np.broadcast_to(np.uint8(1), (chance.choice([9460, 2**20, 2**31]), chance.choice([9460, 2**20]), 3))
       note(f'{image.shape}')
       outcome, _ = attempt(lambda: read_image(image))
       if outcome == ACCEPTED:
-        raise Violation('wrong result', 'too many pixels were taken')
+        raise Violation('wrong result', 'too many pixels were accepted')
       return outcome
     case 'mode':
       mode, size = chance.choice(_MODES), (chance.choice(_SIDES[:-1]), chance.choice(_SIDES[:-1]))
@@ -47,7 +47,7 @@ def case(made: Path, work: Path, chance: random.Random, note) -> str:
     check_pixels(pixels)
     values = np.asarray(image)
     if values.dtype.kind in 'fc' and not np.isfinite(values.astype(complex)).all():
-      raise Violation('wrong result', 'an image of numbers that are not finite was taken')
+      raise Violation('wrong result', 'an image with values that are not finite was accepted')
   return outcome
 
 

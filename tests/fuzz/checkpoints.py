@@ -1,4 +1,4 @@
-"""Checkpoints of a run: whatever is damaged of the newest, the one before takes its place, or the run is refused."""
+"""Damaged checkpoints of a run: it resumes from the newest intact one, or is refused."""
 
 import contextlib
 import io
@@ -68,11 +68,11 @@ def case(made: Path, work: Path, chance: random.Random, note) -> str:
   if step not in (1, 2, 3) or any(
     (np.asarray(a) != np.asarray(b)).any() for a, b in zip(jax.tree.leaves(state), wanted)
   ):
-    raise Violation('wrong result', f'the state of step {step} is not as it was saved')
+    raise Violation('wrong result', f'the state of step {step} differs from the saved one')
   if following != step or progress.evaluated != step:
-    raise Violation('wrong result', f'after step {step} comes {following}, {progress}')
+    raise Violation('wrong result', f'step {step} is followed by {following}, {progress}')
   if step < max({1, 2, 3} - hurt, default=0):
-    raise Violation('wrong result', f'resumed at {step}, though a newer one is whole')
+    raise Violation('wrong result', f'resumed at {step}, although a newer checkpoint is intact')
   return ACCEPTED
 
 
@@ -81,7 +81,7 @@ def _resume(run: Path):
     workdir.claim(_CONFIG)
     with Checkpoints(run, 3, _CONFIG) as checkpoints:
       if checkpoints.latest_step is None:
-        raise Violation('wrong result', 'the run would start again')
+        raise Violation('wrong result', 'the run would start over')
       batches = _numbers()
       state, progress = checkpoints.restore(_state(0), batches)
       return state, progress, next(batches)
@@ -90,7 +90,7 @@ def _resume(run: Path):
 def _damage(checkpoint: Path, chance: random.Random) -> str:
   files = sorted(path for path in checkpoint.rglob('*') if path.is_file()) if checkpoint.is_dir() else []
   if not files:
-    return 'gone already'
+    return 'already missing'
   file = chance.choice(files)
   name = str(file.relative_to(checkpoint))
   match chance.choice(['bytes', 'bytes', 'json', 'odd', 'folder', 'added']):
@@ -105,7 +105,7 @@ def _damage(checkpoint: Path, chance: random.Random) -> str:
       return make_odd(chance.choice([checkpoint, checkpoint / 'state']), chance)
     case 'added':
       (file.parent / 'more').write_bytes(b'x')
-      return 'a file more'
+      return 'an extra file'
   data, what = damaged(file.read_bytes(), chance)
   file.write_bytes(data)
   return f'{name} {what}'

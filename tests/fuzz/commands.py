@@ -1,4 +1,4 @@
-"""Commands as processes: signals at any moment, disks that fill up, readers that go."""
+"""Commands as processes: signals at any moment, and disks that fill up."""
 
 import os
 import random
@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ditsam_jax.storage import saved_model
 from tests.convert import torch_models
+from tests.data.own.pictures import make as make_own
 from tests.data.refcoco_downloads import make
 from tests.fuzz.outcomes import ACCEPTED, PARTLY, Violation, check_folder, check_printed
 from tests.fuzz.seeds import save_picture, save_text_model
@@ -24,18 +25,22 @@ _TRAINING = [
 _COMMANDS = {
   'predict': ['-m', 'ditsam_jax.predict', '--checkpoint=model', '--image=a.png', '--text=the red circle', '--output=out', '--json=out.jsonl'],
   'prepare': ['-m', 'ditsam_jax.prepare', '--dataset=refcoco', '--annotations=in/annotations', '--images=in/train2014', '--data-dir=out'],
+  'prepare own': ['-m', 'ditsam_jax.prepare', '--name=mine', '--annotations=own/mine.jsonl', '--images=own/photos', '--data-dir=out'],
   'export': ['-m', 'ditsam_jax.export', '--checkpoint=model', '--output=out/model'],
   'torch_to_flax': [str(_ROOT / 'convert/torch_to_flax.py'), '--input=a.pth', '--output=out/model', *torch_models.TEXT_FLAGS, '--fusion=layer_wise'],
   'flax_to_torch': [str(_ROOT / 'convert/flax_to_torch.py'), '--input=model', '--output=out/a.pth'],
   'train': ['-m', 'ditsam_jax.train', *_TRAINING],
 }  # fmt: skip
-_LONGEST = 90  # seconds after a signal; the machine may be busy
+_TIMEOUT = 90  # seconds after a signal; the machine may be busy
 
 
 def prepare(folder: Path) -> None:
   save_text_model(folder / 'model')
   save_picture(folder / 'a.png')
   make(folder / 'in').write()
+  (folder / 'own').mkdir()
+  own = make_own(folder / 'own')
+  own.write_lines([{'image': name, 'text': 'a box', 'mask': f'masks/{name}'} for name in own.masks])
   tensors = torch_models.weights_of_peer(torch_models.random_peer(torch_models.text_config('layer_wise')))
   torch_models.save_release(tensors, folder / 'a.pth')
 
@@ -67,8 +72,8 @@ def case(made: Path, work: Path, chance: random.Random, note) -> str:
 
 def _start(name: str, work: Path, limit: int | None) -> subprocess.Popen:
   def before() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # background jobs of a script ignore it, and their children
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # as on a full disk, writing fails with an error
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a script's background jobs and their children ignore it
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # writing then fails with an error, as on a full disk
     if limit is not None:
       resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
@@ -86,26 +91,26 @@ def _start(name: str, work: Path, limit: int | None) -> subprocess.Popen:
 def _signalled(process: subprocess.Popen, number: int, wait: float, times: int, name: str) -> tuple[str, str]:
   until = time.monotonic() + 60
   while not _catches(process.pid) and process.poll() is None and time.monotonic() < until:
-    time.sleep(0.005)  # until then it is Python that starts, none of our code
+    time.sleep(0.005)  # until then Python is starting, and none of our code runs
   time.sleep(wait)
   for _ in range(times):
     process.send_signal(number)
     time.sleep(0.3)
   try:
-    errors = process.communicate(timeout=_LONGEST)[1]
+    errors = process.communicate(timeout=_TIMEOUT)[1]
   except subprocess.TimeoutExpired as error:
     process.kill()
-    raise Violation('hang', f'{name} runs on after {number}: {process.communicate()[1][-500:]}') from error
+    raise Violation('hang', f'{name} still runs after signal {number}: {process.communicate()[1][-500:]}') from error
   if process.returncode == 128 + number:
     last = errors.strip().splitlines()[-1:]
     if not last or 'Traceback' in errors:
       raise Violation('message', f'after a signal: {errors[-500:]!r}')
     return PARTLY, errors
   if process.returncode == -number and not errors:
-    return ACCEPTED, errors  # it was done, and Python had put its own handler back
+    return ACCEPTED, errors  # it had finished, and Python had restored its own handler
   if process.returncode:
     raise Violation('status', f'{process.returncode} after signal {number}: {errors[-1500:]}')
-  return ACCEPTED, errors  # it was done before
+  return ACCEPTED, errors  # it had finished before the signal
 
 
 def _catches(pid: int) -> bool:
@@ -118,7 +123,7 @@ def _catches(pid: int) -> bool:
 
 
 def _check_output(work: Path, signalled: bool) -> None:
-  """What has its name is whole."""
+  """Checks that every output under its final name is complete."""
   output = work / 'out'
   if not signalled:
     check_folder(output)

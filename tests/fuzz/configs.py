@@ -1,4 +1,4 @@
-"""Configs: names, files of Python with anything in them, changes on the command line."""
+"""Configs: names, Python files with arbitrary contents, changes on the command line."""
 
 import functools
 import json
@@ -93,7 +93,7 @@ def case(made: Path, work: Path, chance: random.Random, note) -> str:
   if outcome == ACCEPTED and (whole.total_steps < 1 or not 0 <= whole.optimizer.warmup_steps < whole.total_steps):
     raise Violation('wrong result', f'{whole.optimizer.warmup_steps} of {whole.total_steps} steps')
   if run.model != checks.model_config(config):
-    raise Violation('wrong result', 'two models of one config')
+    raise Violation('wrong result', 'the two checks give different models')
   return outcome
 
 

@@ -1,4 +1,4 @@
-"""Image files: damaged ones of every format, and what is no file at all."""
+"""Image files: damaged ones in every format, and paths that are not regular files."""
 
 import io
 import random
@@ -12,11 +12,11 @@ from ditsam_jax.storage.image_files import read_image
 from tests.fuzz.mutations import damaged, odd_path
 from tests.fuzz.outcomes import ACCEPTED, Violation, attempt
 
-MOST_MEMORY = 9 * 3 * MAX_PIXELS  # of the largest picture that is taken
+MOST_MEMORY = 9 * 3 * MAX_PIXELS  # enough for the largest image that is accepted
 
 
 def prepare(folder: Path) -> None:
-  """One file a format and way of storing."""
+  """Writes one file per format and variant."""
   pixels = np.random.default_rng(0).integers(0, 256, (24, 31, 4), np.uint8)
   rgba = Image.fromarray(pixels)
   rgb, grey = rgba.convert('RGB'), Image.fromarray(pixels[..., 0])
@@ -59,7 +59,7 @@ def case(made: Path, work: Path, chance: random.Random, note) -> str:
 
 
 def check_pixels(pixels: np.ndarray) -> None:
-  """What `read_image` promises."""
+  """Checks the documented type and shape of the result of `read_image`."""
   right = isinstance(pixels, np.ndarray) and pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3
   if not right or not 1 <= pixels.shape[0] * pixels.shape[1] <= MAX_PIXELS:
     raise Violation('wrong result', f'{type(pixels)} {getattr(pixels, "shape", "")}')

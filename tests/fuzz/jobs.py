@@ -1,4 +1,4 @@
-"""The predict command: flags, files of prompts, folders of images, results of earlier runs."""
+"""The predict command: flags, prompts files, folders of images, results of earlier runs."""
 
 import json
 import random
@@ -57,9 +57,9 @@ def case(made: Path, work: Path, chance: random.Random, note) -> str:
   ran = command(predict.main, arguments)
   check_folder(work)
   rows = _check_lines(results, before) if ran.status == 0 or kind != 'results' else []
-  if kind != 'results':  # else we have damaged one, which is not written over
+  if kind != 'results':  # there, one is damaged on purpose and is not overwritten
     _check_pictures(output)
-  # Damaged results that can still be read are done: nothing has to be written.
+  # Damaged results that can still be read count as done, so nothing need be written.
   if kind != 'results' and ran.status == 0 and not rows and not any(output.glob('*')):
     raise Violation('wrong result', 'nothing was written')
   if ran.status:
@@ -112,7 +112,7 @@ def _odd_images(images: Path, chance: random.Random) -> str:
     return make_odd(file, chance)
   if chance.random() < 0.3:
     file.rename(images / 'a\nerror: forged.png')
-    return 'a name of two lines'
+    return 'a file name with a line break'
   data, what = damaged(file.read_bytes(), chance)
   file.write_bytes(data)
   return what
@@ -129,13 +129,13 @@ def _damage_results(chance: random.Random, results: Path, output: Path) -> str:
 
 
 def _check_lines(results: Path, before: bytes) -> list[dict]:
-  """Every line is whole, and says what its mask says."""
+  """Checks that every new line is complete and agrees with its mask; returns them."""
   if not results.is_file() or results.is_symlink():
     return []
   data = results.read_bytes()
   rows = []
   for line in data.splitlines():
-    if line + b'\n' in before:  # of the run before, damaged by us
+    if line + b'\n' in before:  # written by the earlier run and damaged here
       continue
     row = strict_json(line)
     if not isinstance(row.get('score'), float) or int(decode_rle(row['rle']).sum()) != row['area']:

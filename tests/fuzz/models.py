@@ -1,4 +1,4 @@
-"""Saved models: damaged model.json, vocabularies, weights; files that are missing or no files."""
+"""Saved models: damaged model.json, vocabularies and weights; missing files and paths that are not regular files."""
 
 import functools
 import json
@@ -18,21 +18,21 @@ from tests.fuzz.mutations import changed, damaged, damaged_json, make_odd
 from tests.fuzz.outcomes import ACCEPTED, Violation, attempt, check_numbers
 from tests.fuzz.seeds import save_sam, save_text_model
 
-MOST_MEMORY = 2**31  # what a config may ask for before its weights are seen not to fit
+MOST_MEMORY = 2**31  # a config may request this much before its weights turn out not to fit
 
 
 def prepare(folder: Path) -> None:
   save_text_model(folder / 'text')
   save_sam(folder / 'sam')
   text = json.loads((folder / 'text' / 'model.json').read_text())
-  shutil.copytree(folder / 'text', folder / 'older')  # a model that is older than checksums
+  shutil.copytree(folder / 'text', folder / 'older')  # a model saved before there were checksums
   (folder / 'older' / 'model.json').write_text(
     json.dumps({name: value for name, value in text.items() if name not in ('files', 'vocabulary')})
   )
 
 
 @functools.cache
-def _right(model: Path) -> dict[str, np.ndarray]:
+def _expected(model: Path) -> dict[str, np.ndarray]:
   return {name: np.asarray(value[...]) for name, value in weights_of(saved_model.load(model)).items()}
 
 
@@ -90,10 +90,10 @@ def case(made: Path, work: Path, chance: random.Random, note) -> str:
 def _check(original: Path, model: nnx.Module, tokenizer) -> None:
   found = {name: np.asarray(value[...]) for name, value in weights_of(model).items()}
   check_numbers(**{name.replace('.', '_'): array for name, array in found.items()})
-  if original.name != 'older':  # whose weights nothing can vouch for
-    right = _right(original)
-    if found.keys() != right.keys() or any((found[name] != right[name]).any() for name in right):
-      raise Violation('wrong result', 'weights that were changed were loaded')
+  if original.name != 'older':  # which has no checksums
+    expected = _expected(original)
+    if found.keys() != expected.keys() or any((found[name] != expected[name]).any() for name in expected):
+      raise Violation('wrong result', 'changed weights were loaded')
   if tokenizer is not None and len(tokenizer.vocabulary) > model.config.text_encoder.vocab_size:
     raise Violation('wrong result', 'more words than embeddings')
   DitSamConfig.from_dict(json.loads(json.dumps(model.config.to_dict())))

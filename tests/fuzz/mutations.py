@@ -1,4 +1,4 @@
-"""What goes wrong with bytes, JSON, paths and files, drawn from tables by a seeded generator."""
+"""Random damage to bytes, JSON, paths and files, chosen by a seeded generator."""
 
 import copy
 import json
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-CANARY = 'executed'  # a file of this name appears where something of an input was executed
+CANARY = 'executed'  # a file of this name appears if part of an input was executed
 _EXPRESSION = f"__import__('os').system('touch {CANARY}')"
 
 TEXTS = [
@@ -32,7 +32,7 @@ CONTAINERS = [
 VALUES = [None, *NUMBERS, *TEXTS, *CONTAINERS]
 
 _WORDS = [b'\0\0\0\0', b'\xff\xff\xff\xff', b'\x7f\xff\xff\xff', b'\xff\xff\xff\x7f', b'\0\1\0\0', b'\x80\0\0\0']
-# Text that JSON's own writer would not give, in place of a value.
+# Text in place of a value that a JSON encoder would not produce.
 _RAW = [
   'NaN', 'Infinity', '1e999', '-1e999', '"\\ud800"', '9' * 5000, '[' * 100_000, '{"a":' * 100_000, '[' * 5000 + ']' * 5000, '{"a":1,"a":2}', '', ',',
   'tru', "'a'", '"\x01"', '"', '// no', '\ufeff1',
@@ -40,7 +40,7 @@ _RAW = [
 
 
 def damaged(data: bytes, chance: random.Random, other: bytes = b'') -> tuple[bytes, str]:
-  """Bytes with one to three of them, a stretch or the end changed, and which; `other` may lend a stretch."""
+  """Returns a damaged copy of `data` and a description of the damage; bytes of `other` may be spliced in."""
   data = bytearray(data)
   at = chance.randrange(len(data) or 1)
   match chance.choice(
@@ -62,7 +62,7 @@ def damaged(data: bytes, chance: random.Random, other: bytes = b'') -> tuple[byt
       what = f'cut at {at}'
     case 'insert':
       data[at:at] = chance.randbytes(chance.randrange(1, 40))
-      what = f'bytes put in at {at}'
+      what = f'bytes inserted at {at}'
     case 'repeat':
       data[at:at] = data[at : at + chance.randrange(1, 200)]
       what = f'bytes repeated at {at}'
@@ -76,7 +76,7 @@ def damaged(data: bytes, chance: random.Random, other: bytes = b'') -> tuple[byt
     case 'splice' if other:
       start = chance.randrange(len(other))
       data[at : at + 64] = other[start : start + chance.randrange(1, 200)]
-      what = f'a stretch of another file at {at}'
+      what = f'part of another file at {at}'
     case _:
       data += chance.randbytes(chance.randrange(1, 100))
       what = 'bytes at the end'
@@ -84,7 +84,7 @@ def damaged(data: bytes, chance: random.Random, other: bytes = b'') -> tuple[byt
 
 
 def paths(content: Any, before: tuple = ()) -> Iterator[tuple]:
-  """Where values are in plain containers: keys and indices from the outside in, () for the whole."""
+  """Yields the path of every value in nested containers: keys and indices from the outside in, () for the root."""
   yield before
   items = content.items() if isinstance(content, dict) else enumerate(content) if isinstance(content, list) else ()
   for key, value in items:
@@ -92,7 +92,7 @@ def paths(content: Any, before: tuple = ()) -> Iterator[tuple]:
 
 
 def changed(content: Any, chance: random.Random, values: list = VALUES) -> tuple[Any, str]:
-  """Plain containers with one value replaced, removed, renamed or added, and which."""
+  """Returns a copy of nested containers with one value replaced, removed, swapped or added, and a description."""
   content = copy.deepcopy(content)
   *parents, last = chance.choice([path for path in paths(content) if path])
   holder = content
@@ -117,7 +117,7 @@ def changed(content: Any, chance: random.Random, values: list = VALUES) -> tuple
 
 
 def damaged_json(content: Any, chance: random.Random) -> tuple[bytes, str]:
-  """JSON with changed values, with text that is no JSON in place of a value, or with damaged bytes, and which."""
+  """Returns JSON with changed values, invalid text in place of a value, or damaged bytes, and a description."""
   kind = chance.choice(['changed', 'changed', 'changed', 'raw', 'bytes'])
   if kind == 'bytes':
     return damaged(json.dumps(content).encode(), chance)
@@ -141,7 +141,7 @@ ODD_FILES = ('missing', 'folder', 'pipe', 'device', 'zero', 'loop', 'dangling', 
 
 
 def make_odd(path: Path, chance: random.Random) -> str:
-  """Puts something that is not a regular file, or nothing, in place of a file or folder; returns what."""
+  """Replaces a file or folder by something that is not a regular file, or removes it; returns a description."""
   kind = chance.choice(ODD_FILES)
   if path.is_dir() and not path.is_symlink():
     shutil.rmtree(path)
@@ -169,7 +169,7 @@ URLS = ('gs://bucket/a', 's3://bucket/a', 'https://example.com/a', 'gs:/bucket/a
 
 
 def odd_path(folder: Path, chance: random.Random) -> str:
-  """A path that users should not get far with: an URL, no name, of no regular file; made in `folder` where needed."""
+  """Returns an unusable path: a URL, an odd name or something that is not a regular file, created in `folder`."""
   kind = chance.choice(['url', 'text', 'file', 'long', 'below a file'])
   if kind == 'url':
     return chance.choice(URLS)

@@ -1,4 +1,4 @@
-"""What may come of a case: a result that is right, or one line. Anything else is a violation."""
+"""Checks of a case's outcome: a correct result or a one-line error. Anything else is a violation."""
 
 import contextlib
 import io
@@ -32,7 +32,7 @@ class Violation(Exception):
 
 
 class Ran(NamedTuple):
-  """A command that was run in this process."""
+  """The result of a command run in this process."""
 
   status: int
   output: str
@@ -44,9 +44,9 @@ class Ran(NamedTuple):
 
 
 def check_line(text: str) -> None:
-  """An error is one line of text, and not endless."""
+  """Checks that an error is one printable line of reasonable length."""
   if not text.strip():
-    raise Violation('message', 'it is empty')
+    raise Violation('message', 'empty')
   if not _JOINERS.sub('', text).isprintable():
     raise Violation('message', f'not printable: {text[:500]!r}')
   if len(text) > _LONGEST_LINE:
@@ -54,7 +54,7 @@ def check_line(text: str) -> None:
 
 
 def attempt(work: Callable[[], Any]) -> tuple[str, Any]:
-  """Calls the library: (ACCEPTED, its result) or (REFUSED, None) after a UserError."""
+  """Calls `work`; returns (ACCEPTED, its result), or (REFUSED, None) if it raises UserError."""
   try:
     return ACCEPTED, work()
   except UserError as error:
@@ -67,10 +67,10 @@ def attempt(work: Callable[[], Any]) -> tuple[str, Any]:
 
 
 def command(main: Callable[[list[str]], int | None], arguments: list[str], may_warn: bool = True) -> Ran:
-  """Runs a command's main as `command_line.run` does: bad input, and what the system says, is one line.
+  """Runs a command's main as `command_line.run` does: UserErrors and errors of the system become one line.
 
   Raises:
-    Violation: anything else was raised, or what was printed is not as it should be.
+    Violation: any other exception was raised, or the output is malformed.
   """
   output, errors = io.StringIO(), io.StringIO()
   with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
@@ -100,7 +100,7 @@ def command(main: Callable[[list[str]], int | None], arguments: list[str], may_w
 
 
 def check_printed(text: str) -> None:
-  """What a command prints is text: no traceback, no control characters, no line that an input forged."""
+  """Checks that a command's output has no traceback, no control characters and no line forged by an input."""
   if 'Traceback (most recent' in text:
     raise Violation('noise', text[-1500:])
   for line in text.replace('\r', '\n').split('\n'):
@@ -111,7 +111,7 @@ def check_printed(text: str) -> None:
 
 
 def check_folder(folder: Path, allowed: set[str] | None = None) -> None:
-  """Nothing unfinished lies in a folder or below; at its top nothing but what is `allowed`."""
+  """Checks that a folder tree has no unfinished files, and at its top only names in `allowed`, if given."""
   for path in folder.rglob('*'):
     if _UNFINISHED.search(path.name):
       raise Violation('partial output', f'{path.relative_to(folder)} was left')
@@ -122,20 +122,20 @@ def check_folder(folder: Path, allowed: set[str] | None = None) -> None:
 
 
 def check_numbers(**arrays: np.ndarray) -> None:
-  """All values are finite."""
+  """Checks that all values are finite."""
   for name, array in arrays.items():
     if not np.isfinite(np.asarray(array, np.float64)).all():
       raise Violation('not finite', name)
 
 
 def strict_json(text: str | bytes) -> Any:
-  """JSON as the standard has it, without NaN. Raises Violation."""
+  """Parses standard JSON, without NaN. Raises Violation."""
 
-  def no(constant: str):
-    raise ValueError(f'{constant} is no JSON')
+  def refuse(constant: str):
+    raise ValueError(f'{constant} is not JSON')
 
   try:
-    return json.loads(text, parse_constant=no)
+    return json.loads(text, parse_constant=refuse)
   except ValueError as error:
     raise Violation('partial output', f'{error}: {text[:200]!r}') from error
 

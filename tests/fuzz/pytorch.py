@@ -1,4 +1,4 @@
-"""PyTorch files through the converter: damaged bytes and tensors, hostile pickles, odd files beside them."""
+"""PyTorch files for the converter: damaged bytes and tensors, malicious pickles, odd companion files."""
 
 import functools
 import io
@@ -32,11 +32,11 @@ _FILES = {
   'safetensors': 'model.safetensors',
   'folder': '',
 }
-_CHECKED = ('release', 'meta', 'companion')  # containers with checksums, in which no bit may flip unnoticed
+_CHECKED = ('release', 'meta', 'companion')  # formats with checksums: every flipped bit must be detected
 
 
 class _Hostile:
-  """What a pickle calls when it is read."""
+  """Pickles to a function call that is executed on loading."""
 
   def __init__(self, call):
     self._call = call
@@ -113,8 +113,8 @@ def _arguments(source: Path, output: Path, kind: str) -> list[str]:
 
 
 @functools.cache
-def _right(made: Path, kind: str) -> dict[str, np.ndarray]:
-  output = made.parent / f'right-{kind}-{os.getpid()}'
+def _expected(made: Path, kind: str) -> dict[str, np.ndarray]:
+  output = made.parent / f'expected-{kind}-{os.getpid()}'
   command(torch_to_flax.main, _arguments(made / kind / _FILES[kind], output, kind))
   weights = saved_model.read_weights(output)
   shutil.rmtree(output)
@@ -122,13 +122,13 @@ def _right(made: Path, kind: str) -> dict[str, np.ndarray]:
 
 
 def _check_same(weights: dict[str, np.ndarray], made: Path, kind: str) -> None:
-  right = _right(made, kind)
-  if weights.keys() != right.keys() or any(weights[name].tobytes() != right[name].tobytes() for name in right):
+  expected = _expected(made, kind)
+  if weights.keys() != expected.keys() or any(weights[name].tobytes() != expected[name].tobytes() for name in expected):
     raise Violation('wrong result', 'damaged weights were converted')
 
 
 def _damage_beside(source: Path, chance: random.Random) -> str:
-  """The JSON beside the weights."""
+  """Damages or adds a JSON file beside the weights; returns a description."""
   jsons = sorted(source.glob('*.json'))
   if not jsons:
     target = source / 'a.pth.json'
@@ -185,7 +185,7 @@ def _change_one(tensors: dict, chance: random.Random) -> str:
 
 
 def _make_hostile(file: Path, chance: random.Random) -> str:
-  """A pickle that calls something, as a file of either kind."""
+  """Replaces the file by a pickle that calls a function, in one of PyTorch's formats; returns the function's name."""
   call = chance.choice(_CALLS)
   content = chance.choice([_Hostile(call), {'state_dict': _Hostile(call)}, {'a': torch.zeros(1), 'b': _Hostile(call)}])
   match chance.choice(['plain', 'zip', 'inside']):

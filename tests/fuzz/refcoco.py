@@ -1,4 +1,4 @@
-"""RefCOCO's downloads through the prepare command: refs, instances and pictures with anything in them."""
+"""RefCOCO downloads for the prepare command: refs, instances and images with arbitrary contents."""
 
 import copy
 import functools
@@ -132,11 +132,11 @@ def _hostile(refs_file: Path, chance: random.Random) -> str:
 
 
 def _check(name: str, data_dir: Path) -> None:
-  """The data set can be read, and every mask lies on its image."""
+  """Checks that the data set can be read and every mask fits its image."""
   for split in ('train', 'val', 'testA'):
     try:
       source = datasets.open_split(name, data_dir, split)
-    except Exception:  # left out as a whole
+    except Exception:  # the split was left out
       continue
     for index in range(len(source)):
       sample = source[index]

@@ -1,4 +1,4 @@
-"""Deals cases out to worker processes; a crash or a hang of one is one failed case, and the run goes on."""
+"""Distributes cases to worker processes; a crashed or hung worker is one failed case, and the run continues."""
 
 import collections
 import contextlib
@@ -15,28 +15,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-# How many cases of each subject there are in a round: more of the quick ones.
+# Relative numbers of cases of each subject: more for quick ones.
 WEIGHTS = {
   'images': 32,
   'arrays': 8,
   'sentences': 6,
   'prompts': 8,
   'jobs': 6,
+  'serving': 12,
   'models': 12,
   'pytorch': 8,
   'refcoco': 12,
+  'own': 16,
   'configs': 24,
   'checkpoints': 6,
   'arguments': 8,
   'commands': 1,
 }
-_CPU, _WALL = 90, 240  # seconds of one case
-_MEMORY = 6 * 2**30  # bytes of a worker, which is ended before the machine suffers
+_CPU, _WALL = 90, 240  # limits of one case, seconds
+_MEMORY = 6 * 2**30  # limit of a worker, bytes; it is killed before the machine runs out
 
 
 @dataclass
 class Tally:
-  """What came of the cases."""
+  """Outcomes of the cases so far."""
 
   counts: dict[str, collections.Counter] = field(default_factory=lambda: collections.defaultdict(collections.Counter))
   seconds: collections.Counter = field(default_factory=collections.Counter)
@@ -48,7 +50,7 @@ class Tally:
     return sum(sum(counts.values()) for counts in self.counts.values())
 
   def table(self) -> str:
-    """Outcomes by subject."""
+    """Returns a table of outcomes by subject."""
     outcomes = sorted({outcome for counts in self.counts.values() for outcome in counts})
     rows = [['subject', 'cases', *outcomes, 'CPU s', 'MiB']]
     for subject, counts in sorted(self.counts.items()):
@@ -67,7 +69,7 @@ class _Worker:
     self._process: subprocess.Popen | None = None
 
   def run(self, subject: str, number: int) -> dict:
-    """One case; {'kind': 'crash' or 'hang'} where the process did not answer."""
+    """Runs one case; the answer's 'kind' is 'crash', 'hang' or 'memory' if the process died or was killed."""
     if self._process is None:
       environment = {
         **os.environ,
@@ -91,7 +93,7 @@ class _Worker:
       if used > _CPU or time.monotonic() - started > _WALL or memory > _MEMORY:
         kind = 'memory' if memory > _MEMORY else 'hang'
         with contextlib.suppress(OSError):
-          process.send_signal(6)  # faulthandler prints where it is
+          process.send_signal(6)  # faulthandler prints the stack
         return self._gone(kind, f'{used:.0f} s of CPU, {memory >> 20} MiB')
     line = process.stdout.readline()
     return json.loads(line) if line else self._gone('crash', '')
@@ -103,8 +105,8 @@ class _Worker:
     process.kill()
     status = process.wait()
     printed = self.work.with_suffix('.printed')
-    told = printed.read_text(errors='replace')[-3000:] if printed.exists() else ''
-    return {'outcome': '', 'kind': kind, 'detail': f'{detail} status {status}\n{told}', 'note': ''}
+    tail = printed.read_text(errors='replace')[-3000:] if printed.exists() else ''
+    return {'outcome': '', 'kind': kind, 'detail': f'{detail} status {status}\n{tail}', 'note': ''}
 
   def close(self) -> None:
     if self._process:
@@ -117,13 +119,13 @@ def run(
   seed: str, *, seconds: float = 1e9, cases: int = 10**9, subjects: list[str] | None = None, workers: int = 2,
   only: tuple[str, int] | None = None, failures: Path = Path('fuzz-failures'), say=print,
 ) -> Tally:  # fmt: skip
-  """Runs cases until the time is up or there are so many.
+  """Runs cases until either limit, `seconds` or `cases`, is reached.
 
   Args:
-    seed: of the run; each case depends on it, its subject and its number alone.
+    seed: seed of the run; a case depends only on it, its subject and its number.
     subjects: some of WEIGHTS; all by default.
-    only: one case, (subject, number).
-    failures: where the folders of failed cases go.
+    only: a single case to run, (subject, number).
+    failures: folder for the inputs of failed cases.
   """
   chosen = {name: WEIGHTS[name] for name in subjects or WEIGHTS}
   order = iter([only]) if only else _order(chosen, cases)
@@ -161,7 +163,7 @@ def _arguments(seed: str, seeds: Path, work: Path) -> list[str]:
 
 
 def _order(weights: dict[str, int], cases: int):
-  """Subjects in turn, by their weights, spread evenly: (subject, number) of each case."""
+  """Yields (subject, number) of each case, with subjects interleaved in proportion to their weights."""
   numbers = collections.Counter()
   for done in range(cases):
     subject = min(weights, key=lambda name: (numbers[name] + 0.5) / weights[name])

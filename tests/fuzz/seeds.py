@@ -1,4 +1,4 @@
-"""The small models that subjects damage or ask."""
+"""The small models that subjects damage or run."""
 
 import dataclasses
 from pathlib import Path
@@ -17,30 +17,30 @@ WORDS = [
 
 
 def text_config() -> DitSamConfig:
-  """A model that reads."""
+  """A model with a text encoder."""
   return small_config()
 
 
 def sam_config() -> DitSamConfig:
-  """A model that does not."""
+  """A model without a text encoder."""
   config = small_config(text_encoder=None, fusion='none', align_corners=False)
   return dataclasses.replace(config, mask_threshold=0.5)
 
 
 def save_text_model(folder: Path) -> Path:
-  """Saves one with a vocabulary."""
+  """Saves a model with a text encoder and a vocabulary."""
   vocabulary = folder.parent / f'{folder.name}.txt'
   vocabulary.write_text('\n'.join(WORDS) + '\n')
   return saved_model.save(folder, random_model(text_config()), vocabulary=vocabulary, data={'dataset': 'shapes'})
 
 
 def save_sam(folder: Path) -> Path:
-  """Saves one without."""
+  """Saves a model without a text encoder."""
   return saved_model.save(folder, random_model(sam_config()))
 
 
 def picture(height: int = 40, width: int = 56) -> np.ndarray:
-  """uint8 [h, w, 3]."""
+  """A colour gradient, uint8 [h, w, 3]."""
   y, x = np.mgrid[:height, :width]
   return np.stack([x * 4 % 256, y * 5 % 256, (x + y) % 256], -1).astype(np.uint8)
 

@@ -1,4 +1,4 @@
-"""A process that runs one case after the other: reads {'subject', 'number'} as JSON lines, answers a line each."""
+"""A worker process: reads {'subject', 'number'} as JSON lines and answers each with a line."""
 
 import contextlib
 import importlib
@@ -18,7 +18,7 @@ _STARTS_PROGRAMS = ('os.system', 'os.exec', 'os.spawn', 'pty.spawn')
 
 
 def main() -> None:
-  """The loop. Arguments: the seed of the run, a folder for seeds (of all workers), one for this worker's cases."""
+  """Runs the loop. Arguments: seed of the run, folder of seed files (shared by workers), folder for this worker's cases."""
   seed, seeds, work = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
   answers = os.fdopen(os.dup(1), 'w')
   printed = work.with_suffix('.printed')
@@ -34,7 +34,7 @@ def main() -> None:
     asked = json.loads(line)
     subject = importlib.import_module(f'tests.fuzz.{asked["subject"]}')
     made = seeds / asked['subject']
-    if not made.exists():  # by the first case, which the runner waits for
+    if not made.exists():  # made by the first case of a subject
       _prepare(subject, made)
     answer = run_case(subject, made, work, f'{seed}/{asked["subject"]}/{asked["number"]}', executed)
     text = printed.read_bytes()[-20_000:].decode(errors='replace')
@@ -60,7 +60,7 @@ def _prepare(subject, made: Path) -> None:
 
 
 def run_case(subject, made: Path, work: Path, name: str, executed: list[str]) -> dict:
-  """One case in a folder of its own, which stays where something is wrong; what came of it."""
+  """Runs one case in an empty folder `work`, which is kept until the next case; returns its answer."""
   shutil.rmtree(work, ignore_errors=True)
   work.mkdir(parents=True)
   os.chdir(work)
@@ -85,7 +85,7 @@ def run_case(subject, made: Path, work: Path, name: str, executed: list[str]) ->
 
 
 def _reset_peak() -> int:
-  """Makes the highest memory the current one where Linux allows that; returns it."""
+  """Resets the peak memory to the current one, if Linux allows it; returns it."""
   with contextlib.suppress(OSError):
     Path('/proc/self/clear_refs').write_text('5')
   return _peak()

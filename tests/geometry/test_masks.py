@@ -1,4 +1,4 @@
-"""Run lengths agree with pycocotools, and no damaged ones reach it."""
+"""Run-length encoding agrees with pycocotools, and damaged run lengths never reach it."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ MASKS = arrays.arrays(bool, strategies.tuples(strategies.integers(1, 40), strate
 @pytest.mark.verifies('Run lengths of masks', against='pycocotools', within='equal')
 @settings(max_examples=80, deadline=None)
 @given(MASKS)
-def test_masks_come_back_from_both_spellings_and_as_pycocotools_reads_them(mask):
+def test_both_encodings_round_trip_and_pycocotools_reads_them(mask):
   rle = encode_rle(mask)
   assert isinstance(rle['counts'], str) and rle['size'] == list(mask.shape)
   np.testing.assert_array_equal(coco_mask.decode(rle).astype(bool), mask)
@@ -30,12 +30,12 @@ def test_masks_come_back_from_both_spellings_and_as_pycocotools_reads_them(mask)
 @pytest.mark.verifies('Boxes of masks', against='pycocotools', within='equal')
 @settings(max_examples=40, deadline=None)
 @given(MASKS)
-def test_boxes_are_those_of_pycocotools(mask):
+def test_bounding_boxes_equal_pycocotools(mask):
   x, y, width, height = coco_mask.toBbox(encode_rle(mask)).astype(int).tolist()
   assert bounding_box(mask) == ((x, y, x + width, y + height) if mask.any() else None)
 
 
-def test_a_large_mask_keeps_its_long_runs():
+def test_long_runs_of_a_large_mask_round_trip():
   mask = np.zeros((3000, 4000), bool)
   mask[:, 1000:3000] = True
   mask[7, 2000] = False
@@ -43,7 +43,7 @@ def test_a_large_mask_keeps_its_long_runs():
 
 
 @pytest.mark.parametrize(
-  'rle, told',
+  'rle, expected',
   [
     ({'size': [48, 64], 'counts': [2**62] * 4 + [48 * 64]}, 'over 2\\*\\*63'),  # 2**64 and the right sum, in C
     ({'size': [48, 64], 'counts': [2**64 + 48 * 64]}, 'over 2\\*\\*63'),
@@ -77,8 +77,8 @@ def test_a_large_mask_keeps_its_long_runs():
     ([1, 2], 'expected'),
   ],
 )
-def test_damaged_run_lengths_are_one_line(rle, told):
-  with pytest.raises(UserError, match=told) as error:
+def test_damaged_run_lengths_are_refused_in_one_line(rle, expected):
+  with pytest.raises(UserError, match=expected) as error:
     decode_rle(rle)
   assert '\n' not in str(error.value) and len(str(error.value)) < 200
 
@@ -91,7 +91,7 @@ def test_damaged_run_lengths_are_one_line(rle, told):
     strategies.lists(strategies.one_of(strategies.integers(-3, 60), strategies.integers()), max_size=9),
   )
 )
-def test_any_counts_give_a_mask_or_one_line(counts):
+def test_any_counts_give_a_mask_or_a_user_error(counts):
   try:
     mask = decode_rle({'size': [6, 5], 'counts': counts})
   except UserError:

@@ -1,11 +1,10 @@
-"""Remakes sam.npz, bert.npz and resize.npz: what PyTorch, segment-anything and transformers compute at toy size.
+"""Recreates sam.npz, bert.npz and resize.npz: results of PyTorch, segment-anything and transformers at toy sizes.
 
 pip install --editable '.[test]'
 python tests/golden/make_fixtures.py
 """
 
 import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +13,10 @@ from torch.nn import functional
 
 sys.path[0] = str(Path(__file__).resolve().parents[2])
 from ditsam_jax.convert.torch_peer import segment_anything_modeling
+from tests.convert.torch_models import SAM, meta_sam
 
 FOLDER = Path(__file__).parent
-WIDTH, GRID = 32, 5  # of the decoder; tokens a side: with windows of 3, both padded and whole ones
-IMAGE = 16 * GRID
+GRID, IMAGE = SAM.grid, SAM.image_size
 
 
 def main():
@@ -36,7 +35,7 @@ def save(name: str, arrays: dict[str, np.ndarray]) -> None:
 
 
 def randomise(module: torch.nn.Module) -> dict[str, np.ndarray]:
-  """Random values everywhere, for zeros and ones would hide mistakes; returns the state by name, in f32."""
+  """Fills a module with random values, because zeros and ones could hide mistakes; returns its f32 state by name."""
   for name, tensor in module.state_dict().items():
     if not tensor.is_floating_point():
       continue
@@ -46,37 +45,20 @@ def randomise(module: torch.nn.Module) -> dict[str, np.ndarray]:
       embedding = tensor.shape[0] == 1 or 'token' in name or 'gaussian' in name
       tensor.copy_(torch.randn_like(tensor) * (1.0 if embedding else tensor[0].numel() ** -0.5))
   arrays = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
-  module.double()  # what is computed with these f32 weights is free of rounding
+  module.double()  # compute with the f32 weights in f64, without rounding errors
   return arrays
 
 
 def sam_arrays() -> dict[str, np.ndarray]:
-  modeling = segment_anything_modeling()
-  encoder = modeling.ImageEncoderViT(
-    img_size=IMAGE,
-    embed_dim=24,
-    depth=3,
-    num_heads=2,
-    mlp_ratio=4,
-    out_chans=WIDTH,
-    use_rel_pos=True,
-    norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
-    window_size=3,
-    global_attn_indexes=(1,),
-  )
-  prompts = modeling.PromptEncoder(WIDTH, (GRID, GRID), (IMAGE, IMAGE), mask_in_chans=16)
-  decoder = modeling.MaskDecoder(
-    transformer_dim=WIDTH,
-    iou_head_hidden_dim=40,
-    transformer=modeling.TwoWayTransformer(depth=2, embedding_dim=WIDTH, mlp_dim=48, num_heads=4),
-  )
+  sam = meta_sam(SAM, segment_anything_modeling())
+  encoder, prompts, decoder = sam.image_encoder, sam.prompt_encoder, sam.mask_decoder
   arrays = {
     f'weights/{part}.{name}': value
     for part, module in (('image_encoder', encoder), ('prompt_encoder', prompts), ('mask_decoder', decoder))
     for name, value in randomise(module).items()
   }
 
-  prompts.float()  # it casts to f32 itself
+  prompts.float()  # the prompt encoder casts to f32
   image = torch.randn(2, 3, IMAGE, IMAGE).double()
   points = torch.rand(2, 4, 2) * IMAGE
   labels = torch.tensor([[1, 0, 1, -1], [0, 1, -1, -1]])
@@ -99,7 +81,7 @@ def sam_arrays() -> dict[str, np.ndarray]:
     sparse, dense = (x.double() for x in prompts(*case))
     arrays[f'{name}/sparse'], arrays[f'{name}/dense'] = sparse.numpy(), dense.numpy()
     for multimask in (False, True):
-      # The decoder repeats one image embedding for every prompt; here every prompt has its own image.
+      # Meta's decoder repeats one image embedding for all prompts; here each prompt has its own image.
       outputs = [
         decoder(embedding[i : i + 1], dense_pe, sparse[i : i + 1], dense[i : i + 1], multimask) for i in range(2)
       ]

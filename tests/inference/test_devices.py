@@ -1,16 +1,17 @@
-"""All devices of a host share a batch, and find what one finds, bit for bit."""
+"""All devices of a host share a batch; results are bit-identical to those of one device."""
 
 import numpy as np
 import pytest
 
 from tests.devices import run_on_devices
+from tests.inference.predictor_cases import WORDS
 
 PROGRAM = """
 import dataclasses, sys
 import jax
 import numpy as np
 from ditsam_jax import Prompt, SamAutomaticMaskGenerator, SamPredictor, Segmenter, Tokenizer
-from tests.inference.test_sam_predictor import picture
+from tests.inference.predictor_cases import picture
 from tests.small_models import random_model, small_config
 
 small = small_config()
@@ -37,9 +38,7 @@ np.savez(sys.argv[3], *arrays, batch[2], masks, scores)
 
 
 @pytest.mark.multiprocess
-def test_devices_share_batches_and_change_no_bit(tmp_path):
-  from tests.inference.test_sam_predictor import WORDS
-
+def test_three_devices_are_bit_identical_to_one(tmp_path):
   (tmp_path / 'vocab.txt').write_text('\n'.join(WORDS) + '\n')
   found = []
   for count in (1, 3):

@@ -1,4 +1,4 @@
-"""Code written for segment_anything's SamPredictor runs after changing the import, and finds the same."""
+"""Code written for segment_anything's SamPredictor gives the same results after changing the import."""
 
 import dataclasses
 
@@ -14,7 +14,7 @@ from ditsam_jax.storage import saved_model
 from ditsam_jax.storage.description import read_config
 from tests.meta_sam import meta_package, meta_sam
 
-# As people write it, after Meta's notebook. `sam` and `image` (uint8, RGB, 150 x 100) are there; `found` is compared.
+# Typical user code, after Meta's notebook. It gets `sam` and `image` (uint8, RGB, 150 x 100); `found` is compared.
 SCRIPT = """
 import numpy as np
 from PACKAGE import SamPredictor
@@ -77,7 +77,7 @@ def meta():
 
 @pytest.fixture(scope='module')
 def sam():
-  # It was trained with aligned corners, which Meta's code does not have.
+  # The model was trained with aligned corners, which Meta's code does not support.
   config = dataclasses.replace(read_config('sam_shapes'), align_corners=False)
   return saved_model.build(config, saved_model.read_weights('sam_shapes'), 'sam_shapes')
 
@@ -89,7 +89,7 @@ def image():
 
 
 def close(ours, theirs):
-  """Whether two arrays differ by rounding only: 1e-4 of the largest number; masks away from the threshold are equal."""
+  """Asserts that arrays are equal up to 1e-4 of the largest value, and masks in all but 1e-4 of the pixels."""
   assert ours.shape == theirs.shape and (ours.dtype == bool) == (theirs.dtype == bool)
   if ours.dtype == bool:
     assert (ours != theirs).mean() < 1e-4
@@ -101,7 +101,7 @@ def close(ours, theirs):
 @pytest.mark.verifies(
   'A script written for segment_anything, on the shipped SAM', against="Meta's segment_anything", within='1e-4 relative'
 )
-def test_one_script_runs_with_both_packages(meta, sam, image):
+def test_one_script_gives_the_same_with_both_packages(meta, sam, image):
   ours, theirs = {}, {}
   exec(SCRIPT.replace('PACKAGE', 'segment_anything'), {'sam': meta[1], 'image': image, 'found': theirs})
   exec(SCRIPT.replace('PACKAGE', 'ditsam_jax'), {'sam': sam, 'image': image, 'found': ours})
@@ -126,7 +126,7 @@ def test_arguments_have_the_same_names_and_order(meta):
 @pytest.mark.slow
 @pytest.mark.verifies('SamPredictor: batches of prompts', against="Meta's predict_torch", within='1e-4 relative')
 @pytest.mark.parametrize('count', [1, 3, 11])
-def test_a_batch_is_predict_torch(meta, sam, image, count):
+def test_predict_batch_equals_predict_torch(meta, sam, image, count):
   import torch
 
   rng = np.random.default_rng(count)
@@ -155,18 +155,18 @@ def test_a_batch_is_predict_torch(meta, sam, image, count):
     close(ours, other.numpy())
 
 
-def test_a_batch_finds_what_single_prompts_find(sam, image):
+def test_a_batch_equals_single_prompts(sam, image):
   predictor = ditsam_jax.SamPredictor(sam)
   predictor.set_image(image)
   points = np.random.default_rng(0).uniform(0, 100, (9, 1, 2))
   together = predictor.predict_batch(points, np.ones((9, 1)), return_logits=True)
   for i in range(9):
-    for all_of_them, one in zip(together, predictor.predict(points[i], np.ones(1), return_logits=True)):
-      close(all_of_them[i], one)
+    for batch, one in zip(together, predictor.predict(points[i], np.ones(1), return_logits=True)):
+      close(batch[i], one)
 
 
 @pytest.mark.parametrize(
-  'arguments, told',
+  'arguments, message',
   [
     (
       dict(boxes=np.ones((2, 4)), mask_input=np.zeros((3, 1, 32, 32))),
@@ -180,14 +180,14 @@ def test_a_batch_finds_what_single_prompts_find(sam, image):
     (dict(text=['the red circle']), 'no text encoder'),
   ],
 )
-def test_batches_that_are_none(sam, image, arguments, told):
+def test_invalid_batches(sam, image, arguments, message):
   predictor = ditsam_jax.SamPredictor(sam)
   predictor.set_image(image)
-  with pytest.raises(UserError, match=told):
+  with pytest.raises(UserError, match=message):
     predictor.predict_batch(**arguments)
 
 
-def test_the_order_of_colours_is_never_guessed(sam, image, tmp_path):
+def test_the_channel_order_is_never_guessed(sam, image, tmp_path):
   predictor = ditsam_jax.SamPredictor(sam)
   with pytest.raises(UserError, match="'GBR': expected one of RGB, BGR"):
     predictor.set_image(image, 'GBR')

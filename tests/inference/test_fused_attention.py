@@ -1,6 +1,6 @@
-"""On GPUs, inference as 'auto' has it goes through cuDNN's fused attention: shown by what JAX lowers for CUDA.
+"""On GPUs, inference with 'auto' uses cuDNN's fused attention, as the programs lowered for CUDA show.
 
-benchmarks/compile_inference.py compiles the same programs for an H100, where CUDA's plugin is installed.
+benchmarks/compile_inference.py compiles the same programs for an H100 if JAX's CUDA plugin is installed.
 """
 
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from tests.small_models import random_model, small_config
 
 @pytest.fixture(autouse=True)
 def an_h100(monkeypatch):
-  """JAX asks the local GPU and cuDNN what they can, even where it lowers for another machine."""
+  """Pretends to be an H100: JAX queries the local GPU and cuDNN even when it lowers for another machine."""
   fused = pytest.importorskip('jax._src.cudnn.fused_attention_stablehlo')
   monkeypatch.setattr(cudnn, 'compute_capability', lambda: (9, 0))
   monkeypatch.setattr(fused, 'check_cudnn_version', lambda: 91000)
@@ -27,13 +27,13 @@ def an_h100(monkeypatch):
 
 
 def forget_traces():
-  """Traces of attention know what the machine can."""
+  """Clears traces of attention, which depend on the machine's capabilities."""
   for program in (choice.compute, programs.encode):
     program.clear_cache()
 
 
 def lowered(config, platform, dtype, rows=2):
-  """The image encoder's program as text."""
+  """Lowers the image encoder's program and returns its text."""
   parts = programs.parts_of(random_model(config))
   part, weights = parts.encoder
   dtype = dtype_named(dtype, 'gpu')
@@ -47,7 +47,7 @@ def lowered(config, platform, dtype, rows=2):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('changes', [{}, {'fusion': 'none'}])
-def test_blocks_are_fused_on_a_gpu_and_nowhere_else(changes):
+def test_attention_is_fused_on_gpus_only(changes):
   config = small_config(**changes)
   calls = [
     lowered(config, *target).count('__cudnn$fmha')
@@ -56,5 +56,5 @@ def test_blocks_are_fused_on_a_gpu_and_nowhere_else(changes):
   assert calls[0] >= 1 and calls[1:] == [0, 0]
 
 
-def test_plain_sam_with_windows_too():
+def test_windowed_attention_of_plain_sam_is_fused():
   assert '__cudnn$fmha' in lowered(sam(small_config()), 'cuda', 'auto')

@@ -1,4 +1,4 @@
-"""Overlays: what was asked and what was found can be seen on any picture."""
+"""Overlays show the prompt and the result on any picture."""
 
 import numpy as np
 import pytest
@@ -22,14 +22,14 @@ def disc(size):
 
 
 def luminance(pixels):
-  """Relative luminance of WCAG 2, of uint8 [..., 3]."""
+  """Relative luminance (WCAG 2) of uint8 [..., 3]."""
   linear = np.where(pixels <= 10, pixels / 255 / 12.92, ((pixels / 255 + 0.055) / 1.055) ** 2.4)
   return linear @ [0.2126, 0.7152, 0.0722]
 
 
 @pytest.mark.parametrize('size', [*SIZES, (8000, 1500)])
 @pytest.mark.parametrize('value', [0, 255])
-def test_a_caption_is_there_on_any_size_and_ground_and_leaves_the_rest(size, value):
+def test_captions_are_legible_at_any_size_and_brightness(size, value):
   drawn = draw(picture(size, value), np.zeros((1, *size), bool), Prompt('the red circle'), np.array([0.5]))
   plain = draw(picture(size, value), np.zeros((1, *size), bool), Prompt('x'), np.array([0.5]))
   assert drawn.shape == (*size, 3) and drawn.dtype == np.uint8
@@ -42,24 +42,24 @@ def test_a_caption_is_there_on_any_size_and_ground_and_leaves_the_rest(size, val
   assert (drawn != plain).any() or size[1] < 60
 
 
-def test_the_caption_has_words_and_score():
+def test_the_caption_shows_text_and_score():
   size = (100, 300)
   base = draw(picture(size), disc(size), Prompt('the red circle'), np.array([0.87]))
   for prompt, score in (('the red square', 0.87), ('the red circle', 0.17)):
     changed = (draw(picture(size), disc(size), Prompt(prompt), np.array([score])) != base).any(-1)
     rows = np.flatnonzero(changed.any(1))
     assert len(rows) and rows.min() > 80, 'in the caption, and nowhere else'
-  # The score keeps its place at the right.
+  # The score stays at the right.
   assert changed[:, :200].sum() == 0
 
 
-def test_an_empty_mask_is_said(monkeypatch):
-  said = []
-  monkeypatch.setattr('ditsam_jax.inference.pictures.caption', lambda *arguments: said.append(arguments))
+def test_the_caption_reports_an_empty_mask(monkeypatch):
+  captions = []
+  monkeypatch.setattr('ditsam_jax.inference.pictures.caption', lambda *arguments: captions.append(arguments))
   size = (64, 64)
   draw(picture(size), np.zeros((1, *size), bool), Prompt('x'), np.array([0.5]))
   draw(picture(size), disc(size), Prompt('x'), np.array([0.5]))
-  assert [figures[0] for _, _, figures in said] == ['nothing found, IoU 0.50', 'IoU 0.50']
+  assert [figures[0] for _, _, figures in captions] == ['nothing found, IoU 0.50', 'IoU 0.50']
 
 
 def test_the_best_of_several_masks_is_drawn():
@@ -71,7 +71,7 @@ def test_the_best_of_several_masks_is_drawn():
 
 
 @pytest.mark.parametrize('size', [(32, 32), (480, 640), (3000, 2000)])
-def test_points_differ_by_shape_and_boxes_show(size):
+def test_point_labels_differ_in_shape_and_boxes_are_drawn(size):
   height, width = size
   nothing = np.zeros((1, *size), bool)
   at = np.array([[width / 2, height / 3]])
@@ -83,7 +83,7 @@ def test_points_differ_by_shape_and_boxes_show(size):
   filled = [shape.sum() / np.ptp(np.flatnonzero(shape.any(0))).clip(1) ** 2 for shape in shapes]
   assert filled[1] > 1.1 * filled[0] > 0.5, 'a disc, and a square'
   grey = [pixels.astype(int).mean(-1) for pixels in (on, off)]
-  assert np.abs(grey[0] - grey[1]).max() > 60, 'without colours too'
+  assert np.abs(grey[0] - grey[1]).max() > 60, 'distinguishable without colour'
   box = np.array([width * 0.25, height * 0.25, width * 0.75, height * 0.6])
   boxed = draw(picture(size), nothing, Prompt('x', box=box), np.array([0.5]))
   changed = (boxed != plain).any(-1)
@@ -94,7 +94,7 @@ def test_points_differ_by_shape_and_boxes_show(size):
   )
 
 
-def test_the_caption_makes_way_for_the_mask_and_the_points():
+def test_the_caption_avoids_the_mask_and_the_points():
   low = np.zeros((1, 100, 100), bool)
   low[:, 85:, 20:80] = True
   for prompt, mask in (
@@ -106,9 +106,9 @@ def test_the_caption_makes_way_for_the_mask_and_the_points():
     assert ground[:12].any() and not ground[50:].any()
 
 
-def test_characters_without_a_font_are_written_as_codes(monkeypatch):
-  monkeypatch.setattr(captions, '_FONTS', ())  # Pillow's own alone
-  font, text = captions._fitting('café 中 \u202e…', 20)
+def test_characters_missing_from_all_fonts_are_escaped(monkeypatch):
+  monkeypatch.setattr(captions, '_FONTS', ())  # only Pillow's built-in font
+  font, text = captions._choose_font('café 中 \u202e…', 20)
   assert text == 'cafe \\u4e2d \\u202e…' and isinstance(font, ImageFont.FreeTypeFont)
 
 
@@ -121,7 +121,7 @@ def test_any_script_is_drawn(text, size):
   assert strip.shape[1] == size[1] and 8 <= len(strip) <= 0.4 * size[0] + 4
 
 
-def test_no_room_for_a_caption_is_no_error():
+def test_images_too_small_for_a_caption():
   assert caption((5, 5), 'a', ('IoU 0.50', '0.50')) is None
   assert draw(picture((5, 5)), disc((5, 5)), Prompt('x'), np.array([0.5])).shape == (5, 5, 3)
 
@@ -131,20 +131,20 @@ def circle(height, width, radius):
   return (rows - height // 2) ** 2 + (columns - width // 2) ** 2 < radius**2
 
 
-def test_overlay_tints_the_object_dims_the_rest_and_outlines_between():
+def test_overlay_tints_and_outlines_the_object_and_dims_the_rest():
   image = np.full((100, 160, 3), (200, 120, 40), np.uint8)
   image.flags.writeable = False
   result = overlay(image, circle(100, 160, 30), tint=0.5, dim=0.4)
   assert result.shape == image.shape and result.dtype == np.uint8
   tinted = [(a + b) / 2 for a, b in zip((200, 120, 40), PREDICTION_COLOUR)]
   assert result[50, 80] == pytest.approx(tinted, abs=1)
-  # 0.6 of the colour and 0.4 of a grey at half its mean 120 plus 45, then darkened by 0.18
+  # 0.6 of the colour plus 0.4 of a grey (half the mean of 120, plus 45), then darkened by 0.18
   dimmed = [(0.6 * channel + 0.4 * (0.5 * 120 + 45)) * 0.82 for channel in (200, 120, 40)]
   assert result[5, 5] == pytest.approx(dimmed, abs=1)
   assert (result == PREDICTION_COLOUR).all(-1).any()
 
 
-def test_without_tint_and_dimming_only_the_outline_is_new():
+def test_without_tint_and_dimming_only_the_outline_changes():
   image = np.random.default_rng(0).integers(0, 256, (90, 90, 3), np.uint8)
   mask = circle(90, 90, 30)
   changed = (overlay(image, mask, tint=0, dim=0) != image).any(-1)
@@ -153,14 +153,14 @@ def test_without_tint_and_dimming_only_the_outline_is_new():
 
 
 @pytest.mark.parametrize('fill', [False, True])
-def test_overlay_of_an_empty_and_of_a_full_mask(fill):
+def test_overlay_of_empty_and_full_masks(fill):
   image = np.full((40, 40, 3), 100, np.uint8)
   middle = overlay(image, np.full((40, 40), fill), tint=0.5)[20, 20]
-  # Nothing found: everything is dimmed. All of it: everything is tinted.
+  # An empty mask dims everything; a full mask tints everything.
   assert (middle < 100).all() if not fill else middle[0] > 100
 
 
-def test_every_part_and_hole_of_a_mask_has_an_outline():
+def test_every_part_and_hole_of_a_mask_is_outlined():
   mask = np.zeros((120, 120), bool)
   mask[20:70, 20:70], mask[35:55, 35:55], mask[90:110, 90:110] = True, False, True
   outline = (overlay(np.zeros((120, 120, 3), np.uint8), mask, tint=0, dim=0) > 0).any(-1)

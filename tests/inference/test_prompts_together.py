@@ -1,4 +1,4 @@
-"""Every kind of prompt, alone and together, of one image and of many: the same answers whichever way they are asked."""
+"""All kinds of prompts, alone and combined, for one image and many: every way of asking gives the same results."""
 
 import dataclasses
 
@@ -6,21 +6,14 @@ import numpy as np
 import pytest
 
 import ditsam_jax
-from ditsam_jax import Prediction, Prompt, Segmenter, Tokenizer, UserError
+from ditsam_jax import Prediction, Prompt, Segmenter, UserError
 from ditsam_jax.geometry.masks import decode_rle
 from ditsam_jax.inference import programs
 from ditsam_jax.models.config import sam
-from tests.inference.test_sam_predictor import WORDS, picture
+from tests.inference.predictor_cases import picture
 from tests.small_models import random_model, small_config
 
 BOX, POINTS, LABELS = [5, 6, 30, 40], [[10, 20], [50, 3]], [1, 0]
-
-
-@pytest.fixture(scope='module')
-def tokenizer(tmp_path_factory):
-  vocabulary = tmp_path_factory.mktemp('words') / 'vocab.txt'
-  vocabulary.write_text('\n'.join(WORDS) + '\n')
-  return Tokenizer(vocabulary, 6)
 
 
 @pytest.fixture(scope='module', params=['layer_wise', 'none'])
@@ -31,13 +24,13 @@ def segmenter(request, tokenizer):
 
 
 def same(a: Prediction, b: Prediction) -> bool:
-  """Up to what XLA rounds differently for another number of rows."""
+  """Whether two predictions are equal up to rounding, which depends on the batch size."""
   scale = np.abs(b.logits).max()
   return a.logits.shape == b.logits.shape and np.abs(a.logits - b.logits).max() <= 1e-4 * scale
 
 
 @pytest.mark.slow
-def test_all_prompts_go_together(segmenter):
+def test_all_kinds_of_prompts_combine(segmenter):
   image = picture((50, 60))
   first = segmenter(image, 'the red circle')
   mask = first.low_res_logits[0]
@@ -50,7 +43,7 @@ def test_all_prompts_go_together(segmenter):
   )
   np.testing.assert_array_equal(both.masks, masks)
   np.testing.assert_array_equal(both.scores, scores)
-  # Each part matters.
+  # Each part affects the result.
   for name in ('box', 'mask', 'points'):
     prompt = dict(box=BOX, mask=mask, points=POINTS, labels=LABELS) | {name: None}
     if name == 'points':
@@ -59,14 +52,14 @@ def test_all_prompts_go_together(segmenter):
   assert not same(segmenter(image, box=BOX, mask=mask, points=POINTS, labels=LABELS, multimask=True), both)
 
 
-def test_points_without_labels_are_on_the_object(segmenter):
+def test_points_without_labels_are_positive(segmenter):
   image = picture((50, 60))
   assert same(segmenter(image, points=POINTS), segmenter(image, points=POINTS, labels=[1, 1]))
   assert not same(segmenter(image, points=POINTS), segmenter(image, points=POINTS, labels=[1, 0]))
 
 
 @pytest.mark.slow
-def test_lists_views_and_streams_find_the_same(segmenter):
+def test_lists_views_and_streams_give_the_same_results(segmenter):
   images = [picture((50, 60), seed) for seed in range(3)]
   prompts = [
     Prompt('the red circle'),
@@ -85,7 +78,7 @@ def test_lists_views_and_streams_find_the_same(segmenter):
   streamed = list(segmenter.stream(iter(pairs)))
   assert all(map(same, streamed, sum(alone, [])))
   assert [found.prompt.text for found in streamed] == [prompt.text for _, prompt in pairs]
-  # However a job is cut, its results have the same bits.
+  # Results are bit-identical wherever a job is resumed.
   again = list(segmenter.stream(pairs[7:]))
   assert all((a.logits == b.logits).all() for a, b in zip(again, streamed[7:], strict=True))
   found = segmenter(images, [prompts[0], prompts[1], prompts[0]])
@@ -94,7 +87,7 @@ def test_lists_views_and_streams_find_the_same(segmenter):
   assert same(with_box[1], segmenter(images[0], 'small square', box=BOX)) and len(with_box) == 2
 
 
-def test_what_can_be_shared_is_computed_once(segmenter, monkeypatch):
+def test_shared_work_is_done_once(segmenter, monkeypatch):
   calls = {'read': [], 'encode': []}
   for name, program in (('read', programs.read), ('encode', programs.encode)):
     monkeypatch.setattr(
@@ -109,11 +102,11 @@ def test_what_can_be_shared_is_computed_once(segmenter, monkeypatch):
   calls['read'].clear(), calls['encode'].clear()
   image = picture((40, 40), seed=10)
   list(segmenter.stream([(image, text) for text in ('large square', 'large blue square') * 2]))
-  assert calls == {'read': [4], 'encode': [4] if fused else [2]}  # filled up to a batch's size
+  assert calls == {'read': [4], 'encode': [4] if fused else [2]}  # padded to the batch size
 
 
 @pytest.mark.slow
-def test_a_plain_sam_takes_everything_but_text():
+def test_a_plain_sam_accepts_everything_but_text():
   model = random_model(sam(small_config()))
   segmenter, image = Segmenter.from_model(model), picture((30, 70))
   found = segmenter(image, points=POINTS, labels=LABELS, box=BOX)
@@ -124,7 +117,7 @@ def test_a_plain_sam_takes_everything_but_text():
     segmenter(image, [Prompt(box=BOX), 'the red circle'])
 
 
-def test_results_speak_for_themselves(segmenter):
+def test_attributes_of_a_prediction(segmenter):
   found = segmenter(picture((50, 60)), 'the red circle', points=POINTS, labels=LABELS, multimask=True)
   best = found.scores.argmax()
   assert (found.mask == found.masks[best]).all() and found.score == found.iou == found.scores[best]
@@ -136,22 +129,22 @@ def test_results_speak_for_themselves(segmenter):
       assert mask[y0:y1, x0:x1].sum() == mask.sum() and mask[y0].any() and mask[:, x1 - 1].any()
   assert found.rle() == found.rles()[best] and isinstance(found.rle()['counts'], str)
   assert found.overlay().size == (60, 50)
-  told = repr(found)
-  assert "'the red circle'" in told and '60 x 50' in told and f'score {found.score:.2f}' in told
-  assert '\n' not in told and len(told) < 300
+  text = repr(found)
+  assert "'the red circle'" in text and '60 x 50' in text and f'score {found.score:.2f}' in text
+  assert '\n' not in text and len(text) < 300
   empty = dataclasses.replace(found, masks=np.zeros_like(found.masks))
   assert empty.box is None and empty.area == 0 and 'nothing found' in repr(empty)
 
 
 @pytest.mark.parametrize('segmenter', ['layer_wise'], indirect=True)
-def test_a_prompt_with_something_beside_it(segmenter):
-  with pytest.raises(UserError, match='a Prompt and box beside it'):
+def test_a_prompt_with_separate_arguments_is_refused(segmenter):
+  with pytest.raises(UserError, match='a Prompt with box as separate arguments'):
     segmenter(picture((9, 9)), Prompt('the red circle'), box=BOX)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('segmenter', ['layer_wise'], indirect=True)
-def test_types_to_compute_in(segmenter, tokenizer, tmp_path):
+def test_compute_types(segmenter, tokenizer, tmp_path):
   model = random_model(segmenter.config)
   assert Segmenter.from_model(model, tokenizer).dtype == 'float32'  # on a CPU
   image = picture((64, 64))
@@ -172,6 +165,6 @@ def test_types_to_compute_in(segmenter, tokenizer, tmp_path):
       call(folder, dtype='float12')
 
 
-def test_names_that_need_no_deep_import():
+def test_all_public_names_exist():
   for name in ditsam_jax.__all__:
     assert getattr(ditsam_jax, name) is not None

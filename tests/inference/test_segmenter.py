@@ -1,6 +1,6 @@
-"""Masks land where the object is, at the image's own size, however images and texts are handed over.
+"""Segmenter returns masks in the right place, at the image's own size, for all kinds of input.
 
-Most tests use a model whose right answers are known: it marks the pixels of the colours that the text names.
+Most tests use a model with known answers: it marks the pixels of the colours that the text names.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from ditsam_jax.tokenization import Tokenizer
 
 COLOURS = {'red': (255, 0, 0), 'green': (0, 255, 0), 'blue': (0, 0, 255)}
 WORDS = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *COLOURS, 'the', 'square']
-# With this patch, logits of low resolution have the image's own.
+# With this patch size, low-resolution logits have the image's resolution.
 CONFIG = dataclasses.replace(
   tiny(),
   image_encoder=dataclasses.replace(tiny().image_encoder, patch_size=4),
@@ -42,7 +42,7 @@ class Output(NamedTuple):
 
 
 class Reader(nnx.Module):
-  """Ids to which colours they name, and whether each counts: [B, T, 4]."""
+  """Encodes token ids as one-hot colours and the token mask: [B, T, 4]."""
 
   def __call__(self, token_ids, token_mask):
     named = [token_ids == WORDS.index(colour) for colour in COLOURS]
@@ -50,7 +50,7 @@ class Reader(nnx.Module):
 
 
 class Eye(nnx.Module):
-  """Images to how much each pixel has of the named colours, in patches: [B, 16, 16, 16]."""
+  """Computes how much of the named colours each pixel has, in patches: [B, 16, 16, 16]."""
 
   def __init__(self, traced_shapes):
     self.gain = nnx.Param(jnp.asarray(20.0))
@@ -94,7 +94,7 @@ def segmenter(tokenizer, traced_shapes):
 
 
 def scene(height, width, **boxes):
-  """A black image with boxes (top, bottom, left, right, as shares of the sides), and the masks of these."""
+  """Draws boxes (top, bottom, left, right, relative to the sides) on black; returns the image and their masks."""
   image, masks = np.zeros((height, width, 3), np.uint8), {}
   for colour, (top, bottom, left, right) in boxes.items():
     mask = np.zeros((height, width), bool)
@@ -112,7 +112,7 @@ def iou(a, b):
   return (a & b).sum() / (a | b).sum()
 
 
-def test_an_image_of_the_models_own_size_gives_the_object_to_the_pixel(segmenter):
+def test_masks_are_exact_at_the_models_image_size(segmenter):
   image, masks = two_boxes(64, 64)
   result = segmenter(image, 'the red square')
   assert result.mask.dtype == bool and (result.mask == masks['red']).all()
@@ -122,19 +122,19 @@ def test_an_image_of_the_models_own_size_gives_the_object_to_the_pixel(segmenter
 
 
 @pytest.mark.parametrize('size', [(48, 64), (64, 48), (63, 64), (300, 200), (150, 500), (30, 21), (61, 233)])
-def test_masks_come_back_to_the_place_and_size_of_the_object(segmenter, size):
+def test_masks_have_the_position_and_size_of_the_object(segmenter, size):
   image, masks = two_boxes(*size)
   for colour in ('red', 'blue'):
     mask = segmenter(image, f'the {colour} square').mask
     assert mask.shape == size
-    # The model's square is 64 wide: borders are known to about a pixel of it.
+    # The model's square is 64 wide, so borders are accurate to about one of its pixels.
     assert iou(mask, masks[colour]) > 1 - 8 * max(1, max(size) / 64) / np.sqrt(masks[colour].sum())
     centre = [np.mean(np.nonzero(m), axis=1) for m in (mask, masks[colour])]
     assert np.abs(centre[0] - centre[1]).max() < 0.5 * max(1, max(size) / 64)
 
 
 @pytest.mark.parametrize('size', [(1, 1), (1, 64), (1, 500), (700, 1), (2, 3000)])
-def test_very_thin_and_very_small_images(segmenter, size):
+def test_thin_and_tiny_images(segmenter, size):
   red = np.broadcast_to(np.uint8([255, 0, 0]), (*size, 3))
   result = segmenter(red, 'red')
   assert result.mask.shape == size and result.mask.all()
@@ -151,16 +151,16 @@ def test_probability_and_mask_agree_at_the_models_threshold(segmenter):
   assert (result.mask[0] == (sigmoid > 0.35)).all()
 
 
-def test_masks_are_those_of_the_standard_protocol(segmenter):
+def test_masks_equal_those_of_the_standard_protocol(segmenter):
   image = np.random.default_rng(0).integers(0, 256, (40, 100, 3), np.uint8)
   seen = cv2.resize(image, (64, 26), interpolation=cv2.INTER_LINEAR) / np.float32(255)
   square = np.full((64, 64), -3.0, np.float32)
-  square[19:45] = 20 * (seen[..., 1] - 0.5)  # 26 rows in 64: 19 above
+  square[19:45] = 20 * (seen[..., 1] - 0.5)  # 26 of 64 rows, 19 above
   expected = standard_mask(square, Letterbox(19, 0, 26, 64), (40, 100), 0.35)
   assert (segmenter(image, 'green').mask == expected).all()
 
 
-def test_batches_give_what_single_images_give_in_order(segmenter):
+def test_batches_equal_single_images_in_order(segmenter):
   sizes = [(64, 64), (20, 90), (70, 33), (64, 10), (5, 5), (128, 128)]
   pairs = [(two_boxes(*size)[0], text) for size in sizes for text in ('red', 'the blue square')][:11]
   batched = segmenter.many(pairs)
@@ -180,7 +180,7 @@ def test_one_compilation_for_single_images_and_one_for_batches(segmenter, traced
   assert traced_shapes == [(1, 64, 64, 3), (4, 64, 64, 3)]
 
 
-def test_stream_asks_for_a_few_batches_ahead_and_no_more(segmenter):
+def test_streams_read_only_a_few_batches_ahead(segmenter):
   asked = []
   image = two_boxes(8, 8)[0]
   stream = segmenter.stream((asked.append(index) or image, 'red') for index in range(100))
@@ -192,7 +192,7 @@ def test_stream_asks_for_a_few_batches_ahead_and_no_more(segmenter):
   assert len(asked) <= 40
 
 
-def test_a_bad_pair_is_told_at_its_place(segmenter, tmp_path):
+def test_errors_are_raised_in_order(segmenter, tmp_path):
   image = two_boxes(8, 8)[0]
   stream = segmenter.stream([(image, 'red'), (image, 'blue'), (tmp_path / 'missing.png', 'red')])
   assert [next(stream).text for _ in range(2)] == ['red', 'blue']
@@ -228,31 +228,31 @@ def test_files_and_pil_images(segmenter, tmp_path):
 
 
 @pytest.mark.parametrize('text', ['', '  \n', '\u200b', [None], 3, b'red', 'red \udcff', 'red ' * 2501])
-def test_texts_that_say_nothing_are_refused(segmenter, text):
+def test_invalid_texts_are_refused(segmenter, text):
   with pytest.raises(UserError, match='expected words|10,004 bytes; expected at most 10,000') as error:
     segmenter(np.zeros((4, 4, 3), np.uint8), text)
   assert len(str(error.value)) < 200
 
 
-def test_a_prompt_must_ask_for_something(segmenter):
+def test_empty_prompts_are_refused(segmenter):
   for asked in (None, Prompt(multimask=True), [Prompt()]):
     with pytest.raises(UserError, match='an empty prompt: expected a text, points, a box or a mask'):
       segmenter(np.zeros((4, 4, 3), np.uint8), asked)
 
 
-def test_words_that_the_vocabulary_lacks_are_told(segmenter):
+def test_unknown_words_are_reported(segmenter):
   result = segmenter(two_boxes(8, 8)[0], 'the Mauve red Zebra')
   assert result.unknown == ('Mauve', 'Zebra') and result.cut == ''
   assert "unknown 'Mauve', 'Zebra'" in repr(result) and len(repr(result)) < 300
 
 
-def test_words_beyond_the_tokens_are_told(segmenter):
-  # Six tokens are four words between [CLS] and [SEP].
+def test_words_beyond_the_token_limit_are_reported(segmenter):
+  # Six tokens hold four words between [CLS] and [SEP].
   result = segmenter(two_boxes(8, 8)[0], 'the red square the blue square')
   assert result.cut == 'blue square' and result.iou == 6
 
 
-def test_overlay_shows_the_image_at_its_size_and_changes_both_sides(segmenter):
+def test_overlay_keeps_the_size_and_changes_object_and_background(segmenter):
   image = np.full((50, 70, 3), 128, np.uint8)
   image[10:40, 10:60] = COLOURS['green']
   picture = segmenter(image, 'green').overlay()
@@ -261,7 +261,7 @@ def test_overlay_shows_the_image_at_its_size_and_changes_both_sides(segmenter):
   assert (pixels[25, 35] != image[25, 35]).any() and (pixels[2, 2] != image[2, 2]).any()
 
 
-def test_several_threads_at_once(segmenter):
+def test_threads_can_share_a_segmenter(segmenter):
   scenes = [two_boxes(20 + index, 50) for index in range(24)]
   with ThreadPoolExecutor(6) as pool:
     masks = list(pool.map(lambda scene: segmenter(scene[0], 'red').mask, scenes))
@@ -269,7 +269,7 @@ def test_several_threads_at_once(segmenter):
     assert (mask == segmenter(image, 'red').mask).all()
 
 
-def test_what_cannot_be_a_segmenter(tmp_path, tokenizer, traced_shapes):
+def test_invalid_arguments_of_segmenter(tmp_path, tokenizer, traced_shapes):
   for size in (0, -1, 2.5, '4'):
     with pytest.raises(UserError, match='batch size'):
       Segmenter.from_model(ColourModel(traced_shapes), tokenizer, batch_size=size)
@@ -279,7 +279,7 @@ def test_what_cannot_be_a_segmenter(tmp_path, tokenizer, traced_shapes):
     Segmenter.from_model(ColourModel(traced_shapes), tokenizer, dtype='float12')
 
 
-def test_a_model_that_cannot_read_says_so(traced_shapes):
+def test_text_needs_a_tokenizer_and_a_text_encoder(traced_shapes):
   image = np.zeros((4, 4, 3), np.uint8)
   with pytest.raises(UserError, match="'red': there is no tokenizer; pass one to from_model"):
     Segmenter.from_model(ColourModel(traced_shapes))(image, 'red')

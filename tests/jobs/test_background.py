@@ -1,4 +1,4 @@
-"""Threads ahead of the device and behind it: the order stays, memory is bounded, nothing begun is lost."""
+"""Reading ahead and writing behind: order is kept, memory is bounded, and no task that was started is lost."""
 
 import threading
 import time
@@ -18,7 +18,7 @@ def requests_of(folder, names):
   return [Request(str(folder / name), name, Prompt(), None, number, '') for number, name in enumerate(names)]
 
 
-def test_images_come_in_order_and_prompts_of_one_image_share_it(tmp_path):
+def test_images_are_in_order_and_read_once_for_consecutive_prompts(tmp_path):
   for i in range(3):
     Image.fromarray(np.full((4, 4, 3), i, np.uint8)).save(tmp_path / f'{i}.png')
   names = ['0.png', '1.png', '1.png', 'missing.png', '2.png', '1.png']
@@ -29,17 +29,17 @@ def test_images_come_in_order_and_prompts_of_one_image_share_it(tmp_path):
   assert found[1][1] is found[2][1]
 
 
-def test_large_images_are_not_read_far_ahead(tmp_path, monkeypatch):
+def test_read_ahead_is_bounded_by_bytes(tmp_path, monkeypatch):
   reading = []
   monkeypatch.setattr(background, 'MOST_BYTES', 3000)
   monkeypatch.setattr(background, 'read_image', lambda path: reading.append(path) or np.zeros(1000, np.uint8))
   requests = requests_of(tmp_path, [f'{i}.png' for i in range(50)])
   for number, _ in enumerate(images_ahead(requests, threads=2)):
     time.sleep(0.002)
-    assert len(reading) - number <= 1 + 3 + 2  # the one handed out, what fits, what the threads had begun
+    assert len(reading) - number <= 1 + 3 + 2  # the current one, those that fit, those the threads had started
 
 
-def test_results_come_in_order_whoever_is_done_first():
+def test_results_are_in_order_regardless_of_which_finishes_first():
   def slow(i):
     time.sleep(0.02 * (i % 3 == 0))
     if i == 5:
@@ -51,24 +51,24 @@ def test_results_come_in_order_whoever_is_done_first():
   assert [result for _, result in found[:5]] == [0, -1, -2, -3, -4] and isinstance(found[5][1], UserError)
 
 
-def test_writing_falls_behind_by_a_bound_only():
-  begun, release = [], threading.Event()
+def test_writing_cannot_fall_behind_without_bound():
+  taken, release = [], threading.Event()
 
   def items():
     for i in range(100):
-      begun.append(i)
+      taken.append(i)
       yield i
 
   def write(i):
     release.wait(10)
 
   results = in_order(write, items(), lambda i: background.MOST_BYTES // 4, threads=2)
-  threading.Timer(0.2, lambda: (begun.append(None), release.set())).start()
+  threading.Timer(0.2, lambda: (taken.append(None), release.set())).start()
   next(results)
-  assert begun.index(None) == 5  # four are held, the fifth waits
+  assert taken.index(None) == 5  # four are held, the fifth waits
 
 
-def test_what_is_begun_is_finished_where_the_items_end_with_an_exception():
+def test_started_work_is_finished_if_the_items_raise():
   def items():
     yield from range(10)
     raise KeyboardInterrupt

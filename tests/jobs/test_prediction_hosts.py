@@ -1,4 +1,4 @@
-"""Several hosts share a job of predictions, and leave what one leaves."""
+"""Several hosts share a prediction job and write the same results as one."""
 
 import json
 
@@ -27,13 +27,13 @@ def images(tmp_path_factory):
 
 
 @pytest.mark.multiprocess
-def test_two_hosts_find_what_one_finds_and_any_number_resumes(images, tmp_path, capsys):
+def test_two_hosts_match_one_and_any_number_of_hosts_can_resume(images, tmp_path, capsys):
   arguments = [f'--image={images}', '--box=8,2,42,38', '--checkpoint=sam_shapes', '--batch-size=2', '--no-pictures']
   shared = [*arguments, f'--json={tmp_path / "r.jsonl"}']
   with hosts(2, 'ditsam_jax.predict', *shared) as processes:
     outputs = [process.communicate(timeout=300) for process in processes]
   statuses = [process.returncode for process in processes]
-  assert sorted(statuses) == [0, 2], outputs  # the damaged image is of one of them
+  assert sorted(statuses) == [0, 2], outputs  # one of them had the damaged image
   assert 'not an image' in outputs[statuses.index(2)][1]
   parts = [rows_of(tmp_path / f'r.host{host}of2.jsonl') for host in range(2)]
   assert sorted(map(len, parts)) == [2, 3] and not (tmp_path / 'r.jsonl').exists()
@@ -42,6 +42,6 @@ def test_two_hosts_find_what_one_finds_and_any_number_resumes(images, tmp_path, 
   assert parts[0] | parts[1] == rows_of(tmp_path / 'alone.jsonl')
 
   capsys.readouterr()
-  assert predict.main(shared) == 2  # alone: sees what the hosts have done, and tries the damaged one again
+  assert predict.main(shared) == 2  # alone: finds the hosts' results and retries the damaged image
   assert '5 results already done' in capsys.readouterr().err
   assert rows_of(tmp_path / 'r.jsonl') == {}

@@ -1,4 +1,4 @@
-"""Files of prompts: what is wrong is said with its line, and nothing is kept in memory."""
+"""Prompts files: errors name the line, and requests are not kept in memory."""
 
 import json
 import tracemalloc
@@ -67,39 +67,39 @@ def problem(path, config, *lines):
     ('{"image": "a", "text": "' + 'b' * 2**20 + '"}', 'longer than 1,048,576 bytes'),
   ],
 )
-def test_what_is_wrong_is_said_with_its_line(tmp_path, config, line, expected):
-  fine = '{"image": "a", "text": "b"}'
-  said = problem(tmp_path / 'p', config, fine, '', line, fine)
-  assert said.startswith('line 3: ') and expected in said
-  assert len(said) < 300 and said.isprintable()
+def test_errors_name_the_line(tmp_path, config, line, expected):
+  valid = '{"image": "a", "text": "b"}'
+  message = problem(tmp_path / 'p', config, valid, '', line, valid)
+  assert message.startswith('line 3: ') and expected in message
+  assert len(message) < 300 and message.isprintable()
 
 
-def test_an_id_given_twice_is_said_with_both_lines(tmp_path, config):
+def test_a_repeated_id_is_reported_with_both_lines(tmp_path, config):
   lines = [json.dumps({'image': 'a', 'text': 'b', 'id': name}) for name in ('x', 3, 'y', '3')]
   path = tmp_path / 'p'
   path.write_text('\n'.join(lines))
   assert len(Job(PromptFile(str(path), config), None)) == 4  # the number 3 and the text '3' are two ids
-  said = problem(path, config, *lines, '', lines[1])
-  assert said == 'line 6: id 3 is already used on line 2; give each line its own'
+  message = problem(path, config, *lines, '', lines[1])
+  assert message == 'line 6: id 3 is already used on line 2; give each line its own'
 
 
-def test_an_empty_file_is_said(tmp_path, config):
+def test_an_empty_file_is_refused(tmp_path, config):
   assert 'empty' in problem(tmp_path / 'p', config, '', ' ')
 
 
-def test_a_byte_order_mark_and_windows_lines_are_taken(tmp_path, config):
+def test_byte_order_marks_and_windows_line_endings_are_accepted(tmp_path, config):
   (tmp_path / 'p').write_bytes(b'\xef\xbb\xbf{"image": "a", "text": "b"}\r\n\r\n{"image": "c", "box": [1, 2, 3.5, 4]}')
   first, second = PromptFile(str(tmp_path / 'p'), config)
   assert first.image == str(tmp_path / 'a') and described(second.prompt) == {'box': [1, 2, 3.5, 4]}
 
 
-def test_points_without_labels_are_on_the_object(tmp_path, config):
+def test_points_without_labels_are_foreground(tmp_path, config):
   (tmp_path / 'p').write_text('{"image": "/data/a.png", "points": [[1, 2], [3, 4]]}')
   (request,) = PromptFile(str(tmp_path / 'p'), config, images_dir='elsewhere', multimask=True)
   assert request.image == '/data/a.png' and request.prompt.labels.tolist() == [1, 1] and request.prompt.multimask
 
 
-def test_a_file_that_changes_meanwhile_is_said(tmp_path, config):
+def test_a_file_changed_during_the_job_is_reported(tmp_path, config):
   path = tmp_path / 'p'
   path.write_text('{"image": "a", "text": "b"}\n{"image": "a", "text": "c"}\n')
   job = Job(PromptFile(str(path), config), None)
@@ -110,7 +110,7 @@ def test_a_file_that_changes_meanwhile_is_said(tmp_path, config):
     next(requests)
 
 
-def test_a_request_takes_a_few_bytes(tmp_path, config):
+def test_memory_per_request_is_a_few_bytes(tmp_path, config):
   path, count = tmp_path / 'p', 5_000
   with open(path, 'w') as file:
     for i in range(count):
@@ -126,7 +126,7 @@ def test_a_request_takes_a_few_bytes(tmp_path, config):
   assert [request.id for request in job.requests()] == [count - 2, count - 1]
 
 
-def test_hosts_share_images_and_leave_none_out(tmp_path, config):
+def test_hosts_split_the_job_by_image(tmp_path, config):
   rows = [{'image': f'{i // 3}.jpg', 'text': f'{i}'} for i in range(30)]
   (tmp_path / 'p').write_text('\n'.join(map(json.dumps, rows)))
   shares = []

@@ -1,4 +1,4 @@
-"""Configs survive JSON, and impossible ones are refused by name."""
+"""Model configs survive a round trip through JSON, and invalid ones are refused by name."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ def test_json_round_trip(config):
 
 
 @pytest.mark.parametrize(
-  'field, values, told',
+  'field, values, expected',
   [
     ('fusion', dict(fusion='layerwise'), "layerwise.*did you mean 'layer_wise'.*expected one of none, layer_wise"),
     ('image_size', dict(image_size=500), '500.*multiple of the patch size 16'),
@@ -36,8 +36,8 @@ def test_json_round_trip(config):
     ('fusion', dict(text_encoder=TextEncoderConfig(width=384)), '384 and 768.*layer_wise_vith'),
   ],
 )
-def test_impossible_values_are_named(field, values, told):
-  with pytest.raises(ValueError, match=rf'model\.{field}.*{told}|model\.{field}: {told}'):
+def test_invalid_values_are_named(field, values, expected):
+  with pytest.raises(ValueError, match=rf'model\.{field}.*{expected}|model\.{field}: {expected}'):
     DitSamConfig(**values)
 
 
@@ -85,37 +85,37 @@ def test_values_of_a_wrong_type_are_named(path, field, value):
     DitSamConfig.from_dict(fields)
 
 
-def test_lists_and_whole_numbers_from_json_are_brought_to_their_types():
+def test_lists_and_whole_numbers_from_json_are_converted():
   fields = json.loads(json.dumps(models.vit_b().to_dict())) | {'fusion_dropout': 0}
   config = DitSamConfig.from_dict(fields)
   assert config.pixel_mean == models.IMAGENET_MEAN and config.image_encoder.global_blocks == (2, 5, 8, 11)
   assert config.fusion_dropout == 0.0 and isinstance(config.fusion_dropout, float)
 
 
-def test_absent_fields_take_their_defaults():
+def test_missing_fields_get_their_defaults():
   fields = models.tiny().to_dict()
   del fields['align_corners'], fields['image_encoder']['attention_scope']
   assert DitSamConfig.from_dict(fields) == models.tiny()
 
 
-def test_an_image_of_absurdly_many_tokens_is_refused():
+def test_too_many_image_tokens_are_refused():
   with pytest.raises(ValueError, match='1024 patches of 8 per side; expected at most 512'):
     models.vit_b(image_size=8192, image_encoder=ImageEncoderConfig(patch_size=8))
 
 
-def test_saved_models_that_say_how_attention_was_computed_still_load():
+def test_configs_with_the_former_attention_field_still_load():
   fields = models.vit_b().to_dict()
   assert DitSamConfig.from_dict(fields | {'attention': 'auto'}) == models.vit_b()
   with pytest.raises(ValueError, match='attention'):
     DitSamConfig.from_dict(fields | {'attention': 'reference'})
 
 
-def test_plain_sam_has_metas_windows_and_input():
+def test_plain_sam_has_metas_windows_and_image_size():
   config = models.sam(models.vit_l())
   assert (config.image_encoder.window(0), config.image_size, config.grid) == (14, 1024, 64)
   assert config.text_encoder is None and config.fusion == 'none'
 
 
-def test_configs_cannot_change():
+def test_configs_are_immutable():
   with pytest.raises(dataclasses.FrozenInstanceError):
     models.vit_b().image_size = 1024

@@ -1,6 +1,7 @@
-"""The whole model: sizes, prompts that go together, and what it says to those that do not."""
+"""The complete model: parameter counts, output shapes, prompts in combination, and refused inputs."""
 
 import dataclasses
+import functools
 
 import jax
 import numpy as np
@@ -32,6 +33,11 @@ def batch():
   )
 
 
+@functools.partial(nnx.jit, static_argnames='multimask')
+def forward(model, arguments, multimask=False):
+  return model(**arguments, multimask=multimask)
+
+
 PROMPTS = dict(points=np.asarray([[[10.0, 20.0]], [[30.0, 40.0]]], np.float32), point_labels=np.asarray([[1], [0]]))
 BOXES = np.asarray([[4.0, 5.0, 30.0, 40.0], [0.0, 0.0, 63.0, 20.0]], np.float32)
 MASKS = np.random.default_rng(1).normal(size=(2, SIDE // 4, SIDE // 4)).astype(np.float32)
@@ -43,13 +49,13 @@ MASKS = np.random.default_rng(1).normal(size=(2, SIDE // 4, SIDE // 4)).astype(n
 @pytest.mark.parametrize(
   'preset, parameters', [(models.vit_b, 93_735_472), (models.vit_l, 312_342_832), (models.vit_h, 641_090_608)]
 )
-def test_plain_sam_has_as_many_parameters_as_metas(preset, parameters):
+def test_plain_sam_has_metas_parameter_count(preset, parameters):
   model = nnx.eval_shape(lambda: DitSam(models.sam(preset()), rngs=nnx.Rngs(0)))
   trained = [v for v in weights_of(model).values() if isinstance(v, nnx.Param)]
   assert sum(np.prod(v.shape) for v in trained) == parameters
 
 
-def test_l_dit_adds_one_projection_a_block_bert_and_the_prompt_projection():
+def test_l_dit_adds_one_projection_per_block_bert_and_the_prompt_projection():
   count = lambda config: sum(
     np.prod(v.shape) for v in weights_of(nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))).values()
   )
@@ -60,16 +66,16 @@ def test_l_dit_adds_one_projection_a_block_bert_and_the_prompt_projection():
 
 @pytest.mark.slow
 def test_outputs_have_the_documented_shapes(model, batch):
-  out = model(**batch)
+  out = forward(model, batch)
   assert out.logits.shape == (2, SIDE, SIDE) and out.low_res_logits.shape == (2, SIDE // 4, SIDE // 4)
   assert out.iou.shape == (2,) and out.image_embedding.shape == (2, 4, 4, 16) and out.text_features.shape == (2, 6, 24)
-  several = model(**batch, multimask=True)
+  several = forward(model, batch, multimask=True)
   assert several.logits.shape == (2, 3, SIDE, SIDE) and several.iou.shape == (2, 3)
 
 
 @pytest.mark.slow
 def test_images_need_not_be_square(model, batch):
-  out = model(batch['images'][:, :32], batch['token_ids'], batch['token_mask'])
+  out = forward(model, {**batch, 'images': batch['images'][:, :32]})
   assert out.logits.shape == (2, 32, SIDE) and np.isfinite(out.logits).all()
 
 
@@ -77,48 +83,53 @@ def test_images_need_not_be_square(model, batch):
 @pytest.mark.parametrize(
   'visual', [PROMPTS, {'boxes': BOXES}, {'masks': MASKS}, {**PROMPTS, 'boxes': BOXES, 'masks': MASKS}]
 )
-def test_visual_prompts_go_with_text_and_without(model, batch, visual):
-  both, text = model(**batch, **visual), model(**batch)
-  alone = model(batch['images'], **visual)
+def test_visual_prompts_work_with_and_without_text(model, batch, visual):
+  both, text = forward(model, {**batch, **visual}), forward(model, batch)
+  alone = forward(model, {'images': batch['images'], **visual})
   for one, other in ((both, text), (both, alone), (text, alone)):
     assert np.abs(one.low_res_logits - other.low_res_logits).max() > 1e-3
   assert alone.text_features is None
 
 
 def test_sparse_prompts_are_points_then_boxes_then_text(model, batch):
-  """In the decoder's input, put together by hand."""
-  out = model(**batch, **PROMPTS, boxes=BOXES)
-  encoder = model.prompt_encoder
-  sparse = [
-    encoder.embed_points(PROMPTS['points'], PROMPTS['point_labels'], (SIDE, SIDE)),
-    encoder.embed_boxes(BOXES, (SIDE, SIDE)),
-    model.text_proj(out.text_features),
-  ]
-  again = model.decode(out.image_embedding, sparse, None, (SIDE, SIDE))
+  """Compared with decoder inputs assembled by hand."""
+  out = forward(model, {**batch, **PROMPTS, 'boxes': BOXES})
+
+  @nnx.jit
+  def by_hand(model):
+    encoder = model.prompt_encoder
+    sparse = [
+      encoder.embed_points(PROMPTS['points'], PROMPTS['point_labels'], (SIDE, SIDE)),
+      encoder.embed_boxes(BOXES, (SIDE, SIDE)),
+      model.text_proj(out.text_features),
+    ]
+    return model.decode(out.image_embedding, sparse, None, (SIDE, SIDE))
+
+  again = by_hand(model)
   np.testing.assert_allclose(again.logits, out.logits, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_samples_of_a_batch_do_not_mix(model, batch):
-  out = model(**batch, **PROMPTS)
-  alone = model(**{name: x[1:] for name, x in batch.items()}, **{name: x[1:] for name, x in PROMPTS.items()})
+  arguments = {**batch, **PROMPTS}
+  out, alone = forward(model, arguments), forward(model, {name: x[1:] for name, x in arguments.items()})
   np.testing.assert_allclose(alone.logits[0], out.logits[1], atol=1e-4)
 
 
 @pytest.mark.slow
-def test_dropout_depends_on_the_key_given_and_on_nothing_else(batch):
+def test_dropout_depends_only_on_the_given_key(batch):
   model = random_model(small_config())
   model.train()
-  forward = nnx.jit(lambda model, seed: model(**batch, rngs=nnx.Rngs(dropout=jax.random.key(seed))).logits)
-  one, same, other = forward(model, 0), forward(model, 0), forward(model, 1)
+  logits = nnx.jit(lambda model, seed: model(**batch, rngs=nnx.Rngs(dropout=jax.random.key(seed))).logits)
+  one, same, other = logits(model, 0), logits(model, 0), logits(model, 1)
   np.testing.assert_array_equal(one, same)
   assert np.abs(one - other).max() > 1e-3
   model.eval()
-  np.testing.assert_array_equal(forward(model, 0), forward(model, 1))
+  np.testing.assert_array_equal(logits(model, 0), logits(model, 1))
 
 
 @pytest.mark.parametrize(
-  'wrong, told',
+  'wrong, expected',
   [
     (dict(images=np.zeros((2, 60, 64, 3))), r'\(2, 60, 64, 3\).*multiples of 16'),
     (dict(images=np.zeros((2, 3, 64, 64))), r'\(2, 3, 64, 64\).*\[B, H, W, 3\]'),
@@ -137,12 +148,12 @@ def test_dropout_depends_on_the_key_given_and_on_nothing_else(batch):
     (dict(masks=MASKS[:, :8]), r'masks is \(2, 8, 16\).*4h = 16'),
   ],
 )
-def test_prompts_that_do_not_go_together_are_named(model, batch, wrong, told):
-  with pytest.raises(ValueError, match=told):
+def test_inconsistent_prompts_are_named(model, batch, wrong, expected):
+  with pytest.raises(ValueError, match=expected):
     model(**{**batch, **wrong})
 
 
-def test_text_for_a_model_without_text_encoder_is_refused(batch):
+def test_text_without_a_text_encoder_is_refused(batch):
   model = random_model(small_config(fusion='none'))
   plain = random_model(dataclasses.replace(model.config, text_encoder=None))
   with pytest.raises(ValueError, match='no text encoder'):

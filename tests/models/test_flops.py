@@ -1,4 +1,4 @@
-"""Model FLOPs beside what XLA counts of the forward pass, elementwise work included."""
+"""Model FLOPs agree with XLA's count of the forward pass, which includes elementwise work."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from ditsam_jax.models.flops import forward_flops, training_flops
 
 
 def counted_by_xla(config, prompts):
-  """FLOPs of the lowered forward pass of one image, with relative positions in their textbook form."""
+  """XLA's FLOPs of the lowered forward pass of one image, with the reference attention."""
   model = nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))
   model.eval()
   graph, weights = nnx.split(model)
@@ -42,7 +42,7 @@ def test_plain_sam_in_windows_with_a_box():
   assert expected / sum(forward_flops(config, prompt_tokens=2).values()) == pytest.approx(1.01, abs=0.01)
 
 
-def test_training_needs_three_times_as_much_and_prompts_share_the_encoder():
+def test_training_takes_three_times_the_flops_and_prompts_share_the_encoder():
   config = models.vit_b()
   one, three = forward_flops(config), forward_flops(config, prompts=3, prompt_tokens=config.max_text_tokens)
   assert training_flops(config) == 3 * sum(one.values())

@@ -1,4 +1,4 @@
-"""What follows from the fusions' classes: names of tensors, how a checkpoint is recognised, the table in docs/fusions.md."""
+"""Derived from the fusion classes: tensor names, detection of a checkpoint's fusion, and the table in docs/fusions.md."""
 
 import collections
 import json
@@ -16,7 +16,7 @@ DEPTH = 3
 
 
 def release_names(fusion: str) -> dict[str, tuple[int, ...]]:
-  """Names of a fusion's tensors in a release checkpoint, shapes left empty."""
+  """Names of a fusion's tensors in a release checkpoint, with empty shapes."""
   sources = [tensor.source for tensor in FUSIONS[fusion].tensors]
   return {'visual_encoder.' + source.replace('#', str(i)): () for source in sources for i in range(DEPTH)}
 
@@ -29,19 +29,19 @@ def table_row(name: str) -> str:
   return f'| `{name}` | {fusion.title} | {" | ".join(fusion.formula)} | {width} | {verified} |'
 
 
-def test_the_documented_table_is_that_of_the_classes():
+def test_the_documented_table_matches_the_classes():
   documented = [line for line in DOCS.read_text().splitlines() if line.startswith('| `') and '`NAME`' not in line]
   assert documented == [table_row(name) for name in FUSIONS]
 
 
-def test_the_documented_loops_are_those_that_can_be():
+def test_the_documented_fusions_for_scan_match_the_classes():
   text = ' '.join(DOCS.read_text().split())
   looped = ', '.join(f'`{name}`' for name, fusion in FUSIONS.items() if not fusion.travels)
   assert f'if the slots depend on the text alone: {looped}.' in text
 
 
 def test_no_parameter_has_two_sources():
-  """The table of names does not know which fusion a path is of."""
+  """The table of names is shared by all fusions."""
   sources = collections.defaultdict(set)
   for fusion in FUSIONS.values():
     for tensor in fusion.tensors:
@@ -50,7 +50,7 @@ def test_no_parameter_has_two_sources():
 
 
 @pytest.mark.parametrize('fusion', FUSIONS)
-def test_a_fusion_is_recognised_by_its_tensors_even_if_one_is_missing(fusion):
+def test_fusions_are_detected_by_their_tensors_even_if_one_is_missing(fusion):
   whole = release_names(fusion)
   same = tuple(name for name in FUSIONS if release_names(name) == whole)
   assert possible_fusions(whole | {'visual_encoder.blocks.0.mlp.lin1.weight': ()}) == same

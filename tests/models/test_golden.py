@@ -44,8 +44,8 @@ def release_order(x: jax.Array) -> jax.Array:
     ),
   ],
 )
-def test_every_output_is_the_releases(name, side, attention):
-  """At 64 and 96 the position embedding and all tables are resized; at 128 only the windowed blocks' tables are."""
+def test_all_outputs_equal_the_releases(name, side, attention):
+  """At 64 and 96, the position embedding and all tables are resized; at 128, only the tables of windowed blocks."""
   golden = {
     key.removeprefix(f'{side}/'): value for key, value in golden_arrays(name).items() if key.startswith(f'{side}/')
   }

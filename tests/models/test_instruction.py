@@ -37,7 +37,7 @@ def fresh(config) -> Instruction | None:
 
 
 class Rules:
-  """slots(i, y, s) of every fusion."""
+  """slots(i, y, s) of all fusions."""
 
   def __init__(self, weights: dict[str, np.ndarray]):
     self.w = weights
@@ -110,14 +110,14 @@ def test_the_slots_follow_the_rules(fusion):
 
 
 def without_blocks(encoder, images):
-  """Image tokens [B, h*w, C] before block 0: the encoder's own, all blocks taken out, before the neck."""
+  """Image tokens [B, h*w, C] before block 0, from an encoder without blocks and neck."""
   empty = nnx.clone(encoder)
   empty.blocks, empty.instruction, empty.neck = nnx.List([]), nnx.data(None), lambda x: x
   return empty(images).reshape(len(images), GRID * GRID, WIDTH)
 
 
 @pytest.mark.slow
-def test_the_baseline_sees_the_image_alone():
+def test_the_baselines_image_encoder_ignores_the_text():
   config = small_config('none')
   assert fresh(config) is None
   encoder = random_model(config).image_encoder
@@ -133,8 +133,8 @@ def test_projections_start_at_zero(fusion):
   assert not any(np.any(variable[...]) for variable in probs.values())
 
 
-def test_learnt_tokens_start_as_in_the_release():
-  """(depth - 1, 20, C), Xavier uniform with PyTorch's fans of a 3-axis tensor; and (depth, 20, C), standard normal."""
+def test_learnt_tokens_are_initialised_as_in_the_release():
+  """(depth - 1, 20, C): Xavier uniform with PyTorch's fans of a 3-axis tensor; (depth, 20, C): standard normal."""
   config = dataclasses.replace(small_config('e2e_token'), max_text_tokens=20)
   config = dataclasses.replace(config, image_encoder=dataclasses.replace(config.image_encoder, depth=12))
   tokens = np.asarray(fresh(config).tokens[...])
@@ -148,7 +148,7 @@ def test_learnt_tokens_start_as_in_the_release():
 
 
 @pytest.mark.parametrize('fusion', [f for f in WITH_SLOTS if f != 'token_layer_wise'])
-def test_dropout_follows_projections_in_training_only(fusion):
+def test_dropout_is_applied_to_projections_in_train_mode_only(fusion):
   config = dataclasses.replace(small_config(fusion), fusion_dropout=0.5)
   instruction = random_model(config).image_encoder.instruction
   instruction.train()
@@ -167,7 +167,7 @@ def test_dropout_follows_projections_in_training_only(fusion):
   np.testing.assert_allclose(trained[~dropped], 2 * first(0)[~dropped], rtol=1e-6)
 
 
-def test_token_variants_add_without_dropout():
+def test_token_variants_have_no_dropout_on_tokens():
   config = dataclasses.replace(small_config('token_layer_wise'), fusion_dropout=0.5)
   instruction = random_model(config).image_encoder.instruction
   instruction.train()

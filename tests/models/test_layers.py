@@ -1,4 +1,4 @@
-"""What the layers share."""
+"""Shared layers: random keys, LayerNorm, GELU, and compute types."""
 
 import math
 
@@ -13,7 +13,7 @@ from ditsam_jax.models.ditsam import DitSam
 from tests.small_models import random_batch, small_config
 
 
-def test_quick_draws_are_the_streams_own_keys():
+def test_quick_draws_gives_the_same_keys():
   expected, given = nnx.Rngs(params=3, dropout=4), nnx.Rngs(params=3, dropout=4)
   first = [expected.params(), given.params()]
   keys = [expected.params(), expected.dropout(), expected.params(), expected.dropout.fork()(), expected.params()]
@@ -21,11 +21,11 @@ def test_quick_draws_are_the_streams_own_keys():
     quick_keys = [quick.params(), quick.dropout(), quick.params(), quick.dropout.fork()(), quick.params()]
   for key, quick_key in zip(first[:1] + keys, first[1:] + quick_keys):
     assert jnp.array_equal(jax.random.key_data(key), jax.random.key_data(quick_key))
-  assert jnp.array_equal(jax.random.key_data(expected.params()), jax.random.key_data(given.params()))  # goes on
+  assert jnp.array_equal(jax.random.key_data(expected.params()), jax.random.key_data(given.params()))  # the next key
 
 
 @pytest.mark.verifies('LayerNorm in bfloat16', against='float64 NumPy', within='2⁻⁸')
-def test_layer_norm_of_bf16_takes_its_statistics_in_f32():
+def test_layer_norm_of_bf16_computes_statistics_in_f32():
   x = jnp.asarray(np.random.default_rng(0).normal(100, 1, (4, 256)), jnp.bfloat16)
   wide = np.asarray(x, np.float64)
   expected = (wide - wide.mean(-1, keepdims=True)) / np.sqrt(wide.var(-1, keepdims=True) + 1e-6)
@@ -35,8 +35,8 @@ def test_layer_norm_of_bf16_takes_its_statistics_in_f32():
 
 
 @pytest.mark.verifies("LayerNorm's gradients", against='differences in float64 NumPy', within='3e-6 relative')
-def test_gradients_of_layer_norm_are_its_slopes():
-  """Written by hand; against differences in float64, for x off its mean and over two axes of rows."""
+def test_the_custom_gradients_of_layer_norm():
+  """Against finite differences in float64, for x with a non-zero mean and two axes of rows."""
   rng = np.random.default_rng(1)
   x, probe = rng.normal(3, 2, (2, 3, 5)), rng.normal(size=(2, 3, 5))
   scale, bias = rng.normal(size=(2, 5))
@@ -72,7 +72,7 @@ def test_gelu_is_exact_and_keeps_the_type():
 
 
 def test_a_model_with_bf16_weights_computes_in_bf16():
-  """One wide value (a scalar of NumPy's, an embedding) would make everything after it f32."""
+  """A single f32 value (a NumPy scalar, an embedding) would promote everything after it to f32."""
   batch = random_batch(2)
 
   def forward():

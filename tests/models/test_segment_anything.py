@@ -10,7 +10,7 @@ from ditsam_jax.models.config import DitSamConfig, ImageEncoderConfig, MaskDecod
 from ditsam_jax.models.weights import weights_of
 from tests.small_models import golden_arrays, load_release, random_model
 
-IMAGE = 80  # a grid of 5 x 5: windows of 3 need padding
+IMAGE = 80  # a grid of 5 x 5; windows of 3 need padding
 CONFIG = DitSamConfig(
   ImageEncoderConfig(
     width=24, depth=3, heads=2, global_blocks=(1,), pretrain_grid=5, pretrain_window=3, attention_scope='windowed'
@@ -41,7 +41,7 @@ def model(sam):
 
 
 def prompts(sam, case):
-  """Our arguments for the prompts of a fixture case."""
+  """Converts the prompts of a fixture case to our arguments."""
   parts = ('points', 'boxes', 'masks') if case == 'all' else (case,)
   arguments = {part: sam[part] for part in parts}
   if 'points' in arguments:
@@ -98,13 +98,13 @@ def test_prompt_tokens(model, sam, case):
 )
 @pytest.mark.parametrize('dtype, within', [('float32', 2e-4), ('float64', 2e-5)])
 def test_masks_and_predicted_iou(model, sam, case, multimask, dtype, within):
-  """One pixel of the mask prompts amplifies rounding: f32 moves it by 5e-5 to 1.3e-4, float64 by 6e-6."""
+  """One pixel of the mask prompts amplifies rounding, to 5e-5 .. 1.3e-4 in f32 and 6e-6 in float64."""
   with jax.enable_x64(dtype == 'float64'):
     check_masks_and_predicted_iou(as_type(model, dtype), sam, case, multimask, within)
 
 
 def as_type(model, dtype):
-  """A copy of the model that computes in a type."""
+  """A copy of the model with another compute type."""
   copy = nnx.merge(*nnx.split(model))
   for variable in weights_of(copy).values():
     variable.set_value(jnp.asarray(variable[...], dtype))
@@ -124,7 +124,7 @@ def check_masks_and_predicted_iou(model, sam, case, multimask, within):
   assert out.logits.shape == (*logits.shape[:-2], IMAGE, IMAGE)
 
 
-def test_a_box_is_its_two_corners(model, sam):
+def test_a_box_equals_its_two_corner_points(model, sam):
   corners = sam['boxes'].reshape(2, 2, 2)
   labels = np.asarray([[2, 3], [2, 3]])
   as_points = model.prompt_encoder.embed_points(jnp.asarray(corners), labels, (IMAGE, IMAGE))

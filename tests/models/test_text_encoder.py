@@ -38,7 +38,7 @@ def test_states_of_padded_sentences(encoder, bert):
 @pytest.mark.slow
 @pytest.mark.verifies("The gradient of the text encoder's word table", against="transformers' BertModel", within='1e-3')
 def test_gradient_of_the_word_table(encoder, bert):
-  """Also where BertModel gives none: the row of [PAD]."""
+  """Includes the row of [PAD], for which BertModel gives no gradient."""
 
   def loss(encoder):
     return (encoder(bert['token_ids'], bert['token_mask']) * bert['probe']).sum()
@@ -48,14 +48,14 @@ def test_gradient_of_the_word_table(encoder, bert):
 
 
 @pytest.mark.slow
-def test_padding_changes_no_other_state(encoder, bert):
+def test_padding_does_not_affect_other_states(encoder, bert):
   ids, mask = bert['token_ids'][1:2], bert['token_mask'][1:2]
   length = int(mask.sum())
   padded, short = encoder(ids, mask), encoder(ids[:, :length], mask[:, :length])
   np.testing.assert_allclose(padded[:, :length], short, atol=1e-5)
 
 
-def test_dropout_acts_in_training_and_repeats_with_its_key(encoder, bert):
+def test_dropout_is_active_in_train_mode_and_determined_by_its_key(encoder, bert):
   encoder = nnx.clone(encoder)
   ids, mask = bert['token_ids'], bert['token_mask']
   plain = encoder(ids, mask)

@@ -1,4 +1,4 @@
-"""Windows with a text prefix: against each window computed on its own, and where they must equal global attention."""
+"""Windows with a text prefix equal separately computed windows and, for a single window, global attention."""
 
 import dataclasses
 
@@ -28,7 +28,7 @@ def block():
 
 
 @pytest.mark.slow
-def test_each_window_attends_to_itself_and_all_slots_which_get_the_mean(block):
+def test_windows_attend_to_themselves_and_all_slots_and_slots_are_averaged(block):
   x = np.random.default_rng(1).normal(size=(2, SLOTS + 15, WIDTH)).astype(np.float32)
   normed = np.asarray(block.norm1(jnp.asarray(x)))
   image = np.zeros((2, 4, 6, WIDTH), np.float32)
@@ -48,7 +48,7 @@ def test_each_window_attends_to_itself_and_all_slots_which_get_the_mean(block):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('fusion', ['layer_wise', 'e2e', 'cross_attention'])
-def test_one_window_over_the_whole_grid_is_global_attention(fusion):
+def test_one_window_over_the_whole_grid_equals_global_attention(fusion):
   encoder = ImageEncoderConfig(width=24, depth=2, heads=2, global_blocks=(), pretrain_grid=4, pretrain_window=4)
   windowed = dataclasses.replace(encoder, attention_scope='windowed')
   batch = random_batch(2)

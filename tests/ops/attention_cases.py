@@ -1,4 +1,4 @@
-"""Inputs for attention, and how to call every implementation that a CPU can imitate."""
+"""Inputs for attention, and how to call every implementation that can be emulated on a CPU."""
 
 import contextlib
 from typing import NamedTuple
@@ -15,7 +15,7 @@ NAMES = ('reference', 'xla', 'pallas_tpu', 'pallas_gpu', 'cudnn')
 
 
 class Case(NamedTuple):
-  """What decides a program."""
+  """The shapes of a call."""
 
   grid: tuple[int, int]
   prefix: int = 0
@@ -28,7 +28,7 @@ class Case(NamedTuple):
     return self.prefix + self.grid[0] * self.grid[1]
 
   def arrays(self, dtype='float32', size: float = 1.0) -> tuple[list[np.ndarray], np.ndarray]:
-    """(q, k, v and both tables), the gradient of the output; `size` scales q."""
+    """Returns [q, k, v and both tables] and the gradient of the output; `size` scales q."""
     rng = np.random.default_rng(self.length)
     q, k, v, probe = rng.normal(size=(4, self.batch, self.heads, self.length, self.width))
     tables = [rng.normal(size=(2 * side - 1, self.width)) / self.width**0.5 for side in self.grid]
@@ -38,7 +38,7 @@ class Case(NamedTuple):
 
 @contextlib.contextmanager
 def on_cpu(name: str, interpret: bool | pltpu.InterpretParams = True):
-  """Pallas' kernels are interpreted; in place of cuDNN's a plain attention of the same signature runs."""
+  """Interprets Pallas kernels, and replaces cuDNN by a plain attention of the same signature."""
   with contextlib.ExitStack() as stack:
     if name.startswith('pallas'):
       stack.enter_context(pltpu.force_tpu_interpret_mode(interpret))
@@ -51,7 +51,7 @@ def on_cpu(name: str, interpret: bool | pltpu.InterpretParams = True):
 def value_and_gradients(
   name: str, case: Case, arrays, probe, interpret: bool | pltpu.InterpretParams = True
 ) -> list[np.ndarray]:
-  """Output, and gradients of q, k, v and both tables."""
+  """Returns the output and the gradients of q, k, v and both tables."""
 
   def forward(q, k, v, table_h, table_w):
     terms = relative_terms(q, table_h, table_w, case.grid, case.prefix)
@@ -66,11 +66,11 @@ def value_and_gradients(
 
 
 def exactly(case: Case, arrays, probe) -> list[np.ndarray]:
-  """The same in float64, with the gradients worked out on paper; nothing of it is compiled."""
+  """The same in float64 NumPy, with gradients derived by hand."""
   q, k, v, table_h, table_w, probe = (np.asarray(x, np.float64) for x in (*arrays, probe))
   (h, w), prefix, scale = case.grid, case.prefix, case.width**-0.5
   image = q[:, :, prefix:].reshape(*q.shape[:2], h, w, case.width)
-  rows, columns = (np.arange(side)[:, None] - np.arange(side) + side - 1 for side in (h, w))  # of the tables
+  rows, columns = (np.arange(side)[:, None] - np.arange(side) + side - 1 for side in (h, w))  # table indices
   bias = (
     np.einsum('bnhwd,hkd->bnhwk', image, table_h[rows])[..., :, None]
     + np.einsum('bnhwd,wkd->bnhwk', image, table_w[columns])[..., None, :]
@@ -94,11 +94,11 @@ def exactly(case: Case, arrays, probe) -> list[np.ndarray]:
 
 
 def _plain(q, k, v, *, scale: float, implementation: str, query_seq_lengths=None, key_value_seq_lengths=None):
-  """What `jax.nn.dot_product_attention` does with these arguments, in f32, and what cuDNN asks for."""
+  """Computes `jax.nn.dot_product_attention` in f32 and checks cuDNN's requirements."""
   assert implementation == 'cudnn' and q.shape == k.shape == v.shape
   assert q.shape[1] % 2 == 0 and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256
   logits = scale * jnp.einsum('bnhd,bmhd->bhnm', q.astype(jnp.float32), k.astype(jnp.float32))
   if key_value_seq_lengths is not None:
-    seen = jnp.arange(q.shape[1]) < key_value_seq_lengths[:, None, None, None]
-    logits = jnp.where(seen, logits, -jnp.inf)
+    valid = jnp.arange(q.shape[1]) < key_value_seq_lengths[:, None, None, None]
+    logits = jnp.where(valid, logits, -jnp.inf)
   return jnp.einsum('bhnm,bmhd->bnhd', jax.nn.softmax(logits), v.astype(jnp.float32)).astype(q.dtype)

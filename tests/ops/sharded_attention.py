@@ -1,4 +1,4 @@
-"""Run by test_attention_sharded.py on eight devices: errors against one device, and what is gathered, as JSON lines."""
+"""Run by test_attention_sharded.py on eight devices: prints errors against one device, and all-gathers, as JSON lines."""
 
 import json
 
@@ -16,7 +16,7 @@ def main():
   mesh = jax.make_mesh((2, 2, 2), ('data', 'fsdp', 'tensor'), axis_types=(jax.sharding.AxisType.Auto,) * 3)
   sharded = NamedSharding(mesh, PartitionSpec(('data', 'fsdp'), 'tensor'))
   for name in ('xla', 'pallas_tpu', 'auto'):
-    for batch, heads in ((8, 2), (6, 3)):  # the latter divide by no axis but 'data'
+    for batch, heads in ((8, 2), (6, 3)):  # the second pair is divisible by 'data' only
       arrays = inputs(batch, heads)
       with on_cpu(name):
         program = jax.jit(lambda *a, name=name: gradients(name, *a))
@@ -50,7 +50,7 @@ def inputs(batch: int, heads: int) -> list[np.ndarray]:
 
 
 def gradients(name: str, dout, q, k, v, rel_h, rel_w):
-  """Output, and gradients of all arrays."""
+  """Returns the output and the gradients of all arrays."""
 
   def forward(*arrays):
     return attention(*arrays, grid=GRID, prefix=PREFIX, implementation=name)

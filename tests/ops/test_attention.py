@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ditsam_jax.ops.attention import IMPLEMENTATIONS, attention, relative_terms
 from tests.ops.attention_cases import NAMES, Case, exactly, value_and_gradients
 
-SMALL = Case((3, 5), prefix=5, width=4, batch=2)  # not square: rows and columns must not be mixed up
+SMALL = Case((3, 5), prefix=5, width=4, batch=2)  # not square, to detect swapped rows and columns
 TYPES = {
   'reference': ('float32', 'bfloat16'),
   'xla': ('float32', 'bfloat16'),
@@ -18,11 +18,11 @@ TYPES = {
   'pallas_gpu': ('float32', 'bfloat16', 'float16'),
   'cudnn': ('bfloat16', 'float16'),
 }
-TOLERANCE = {'float32': 1e-5, 'float16': 5e-3, 'bfloat16': 3e-2}  # of an array's largest value
+TOLERANCE = {'float32': 1e-5, 'float16': 5e-3, 'bfloat16': 3e-2}  # relative to an array's largest value
 
 
 def check(name: str, dtype: str, case: Case, size: float = 1.0):
-  """Output and gradients of an implementation, against those in float64 on the same numbers."""
+  """Compares an implementation's output and gradients with float64 on the same inputs."""
   inputs = case.arrays(dtype, size)
   names = 'out', 'dq', 'dk', 'dv', 'dtable_h', 'dtable_w'
   for what, ours, exact in zip(names, value_and_gradients(name, case, *inputs), exactly(case, *inputs)):
@@ -31,7 +31,7 @@ def check(name: str, dtype: str, case: Case, size: float = 1.0):
 
 
 def by_definition(q, k, v, table_h, table_w, grid, prefix):
-  """Query by query, key by key."""
+  """Loops over queries and keys."""
   out = np.zeros_like(q)
   for b, head, i in np.ndindex(q.shape[:3]):
     query = q[b, head, i]
@@ -51,8 +51,8 @@ def by_definition(q, k, v, table_h, table_w, grid, prefix):
   within='1e-12; gradients 1e-6',
 )
 @pytest.mark.parametrize('case', [SMALL, SMALL._replace(prefix=0)], ids=str)
-def test_what_the_tests_compare_with_is_the_definition_and_its_slopes(case):
-  """Slopes along random directions, by central differences."""
+def test_the_float64_reference_matches_the_definition_and_its_gradients(case):
+  """Gradients along random directions, by central differences."""
   arrays, probe = case.arrays('float64')
   out, *gradients = exactly(case, arrays, probe)
   define = functools.partial(by_definition, grid=case.grid, prefix=case.prefix)
@@ -88,8 +88,8 @@ def test_what_the_tests_compare_with_is_the_definition_and_its_slopes(case):
   ids=str,
 )
 @pytest.mark.parametrize('name', NAMES)
-def test_models_heads_and_windows(name, index, case):
-  """Each in one of the types."""
+def test_shapes_of_real_models(name, index, case):
+  """Each case uses one of the implementation's types."""
   check(name, TYPES[name][index % len(TYPES[name])], case)
 
 
@@ -102,15 +102,15 @@ def test_models_heads_and_windows(name, index, case):
 @pytest.mark.parametrize(
   'name, case',
   [
-    ('xla', Case((26, 33), prefix=3, heads=2)),  # two heads at a time, their queries in two turns
+    ('xla', Case((26, 33), prefix=3, heads=2)),  # two heads at a time, queries in two chunks
     ('xla', Case((23, 21), prefix=2, heads=3, batch=3)),  # three of nine heads at a time
-    ('pallas_gpu', Case((9, 14), prefix=5, batch=2)),  # three blocks each way
-    ('pallas_tpu', Case((27, 31), prefix=5, heads=1)),  # two blocks each way, the second one not full
-    ('pallas_tpu', Case((32, 31), prefix=32, heads=1)),
+    ('pallas_gpu', Case((9, 14), prefix=5, batch=2)),  # three blocks along each axis
+    ('pallas_tpu', Case((27, 31), prefix=5, heads=1)),  # two blocks along each axis, the second one partial
+    ('pallas_tpu', Case((32, 31), prefix=32, heads=1)),  # two full blocks
   ],
   ids=str,
-)  # two full blocks
-def test_long_sequences_in_parts(name, case):
+)
+def test_long_sequences_in_chunks(name, case):
   check(name, 'float32', case)
 
 
@@ -139,7 +139,7 @@ def test_any_small_shape(name, case, data):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_large_logits_do_not_overflow(name):
-  """They reach thousands; all weight lies on one key then."""
+  """They reach thousands, so all weight falls on one key."""
   case, dtype = SMALL._replace(width=64), TYPES[name][0]
   arrays, probe = case.arrays(dtype, size=200.0)
   out, *gradients = value_and_gradients(name, case, arrays, probe)
@@ -160,22 +160,22 @@ def test_on_cpu_auto_is_xla():
 
 
 @pytest.mark.parametrize(
-  'changes, told',
+  'changes, message',
   [
     (dict(grid=(5, 5)), r'q is \(2, 2, 20, 4\); expected \(2, 2, 30, 4\) for a 5 x 5 grid and a prefix of 5'),
     (dict(grid=(5, 3)), r'rel_h is \(2, 2, 15, 3\); expected \(2, 2, 15, 5\)'),
   ],
 )
-def test_shapes_that_do_not_go_together_are_named(changes, told):
-  with pytest.raises(ValueError, match=told):
+def test_mismatched_shapes_are_named(changes, message):
+  with pytest.raises(ValueError, match=message):
     call(**changes)
 
 
-def test_an_unknown_implementation_is_named_with_the_known_ones():
+def test_an_unknown_implementation_lists_the_known_ones():
   with pytest.raises(ValueError, match=f"'fast': there is no such .*{', '.join(IMPLEMENTATIONS)}"):
     call('fast')
 
 
-def test_an_implementation_that_cannot_says_why():
+def test_an_unsupported_implementation_explains_why():
   with pytest.raises(ValueError, match="'cudnn': it supports bfloat16 and float16, not float32"):
     call('cudnn')

@@ -1,4 +1,4 @@
-"""Which implementation runs where, and why another one cannot."""
+"""Which implementation is selected, and why others are unsupported."""
 
 import inspect
 import re
@@ -11,12 +11,12 @@ import pytest
 from ditsam_jax.ops.attention import attention, cudnn
 from ditsam_jax.ops.attention.choice import why_not
 
-VIT_B_512, VIT_H_1024 = (64, 1044, 64), (80, 4116, 128)  # channels of a head, tokens, rows + columns
+VIT_B_512, VIT_H_1024 = (64, 1044, 64), (80, 4116, 128)  # channels per head, tokens, rows + columns
 AMPERE, HOPPER = (8, 0), (9, 0)
 
 
 @pytest.mark.parametrize(
-  'name, platform, dtype, shape, told',
+  'name, platform, dtype, shape, message',
   [
     ('pallas_tpu', 'cpu', 'float32', VIT_B_512, 'it runs on tpu, this is cpu'),
     ('cudnn', 'tpu', 'bfloat16', VIT_B_512, 'it runs on cuda, this is tpu'),
@@ -36,13 +36,13 @@ AMPERE, HOPPER = (8, 0), (9, 0)
     ('pallas_tpu', None, 'bfloat16', VIT_B_512, None),
   ],
 )
-def test_why_an_implementation_cannot(name, platform, dtype, shape, told):
+def test_unsupported_implementations_explain_why(name, platform, dtype, shape, message):
   reason = why_not(name, platform, dtype, *shape)
-  assert reason is None if told is None else told in reason
+  assert reason is None if message is None else message in reason
 
 
 @pytest.mark.parametrize(
-  'capability, shape, told',
+  'capability, shape, message',
   [
     (AMPERE, VIT_B_512, None),
     (HOPPER, VIT_H_1024, None),
@@ -54,14 +54,14 @@ def test_why_an_implementation_cannot(name, platform, dtype, shape, told):
     (None, VIT_B_512, r'JAX sees no CUDA GPU; install jax\[cuda12\]'),
   ],
 )
-def test_cudnn_depends_on_the_gpu(capability, shape, told):
+def test_cudnn_depends_on_the_gpu(capability, shape, message):
   with mock.patch.object(cudnn, 'compute_capability', lambda: capability):
     reason = why_not('cudnn', 'gpu', 'bfloat16', *shape)
-  assert reason is None if told is None else re.search(told, reason)
+  assert reason is None if message is None else re.search(message, reason)
 
 
 def lowered(platform: str, dtype, grid=(27, 27), capability=HOPPER, name='auto') -> str:
-  """The program of forward and backward for a platform, written out on this one."""
+  """Lowers the forward and backward program for a platform, from this one."""
   tokens = grid[0] * grid[1]
   arrays = [jax.ShapeDtypeStruct((2, 2, tokens, last), dtype) for last in (64, 64, 64, *grid)]
 
@@ -79,24 +79,24 @@ def lowered(platform: str, dtype, grid=(27, 27), capability=HOPPER, name='auto')
 
 
 def on_an_h100():
-  """A mesh of a GPU that is not there: from JAX 0.12 on, Pallas' Triton backend asks for the device it lowers for."""
+  """An abstract mesh of one GPU. Since JAX 0.12, Pallas' Triton backend needs the device it lowers for."""
   fields = {'device_kind': 'NVIDIA H100 80GB HBM3', 'num_cores': 132, 'platform': 'gpu'}
   known = inspect.signature(jax.sharding.AbstractDevice).parameters
   device = jax.sharding.AbstractDevice(**{name: value for name, value in fields.items() if name in known})
   return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ('gpu',), abstract_device=device))
 
 
-def test_a_program_for_a_tpu_has_the_tpus_kernels():
+def test_programs_for_tpus_use_the_tpu_kernels():
   text = lowered('tpu', jnp.bfloat16)
   assert text.count('tpu_custom_call') >= 2 and 'x729x729x' not in text
 
 
-def test_a_program_for_an_nvidia_gpu_has_cudnns():
+def test_programs_for_nvidia_gpus_use_cudnn():
   text = lowered('cuda', jnp.bfloat16)
   assert '__cudnn$fmha' in text and 'Backward' in text and 'x729x729x' not in text
 
 
-def test_our_own_kernels_for_an_nvidia_gpu_are_triton_programs():
+def test_our_gpu_kernels_are_triton_programs():
   with on_an_h100():
     text = lowered('cuda', jnp.bfloat16, name='pallas_gpu')
   assert text.count('xla.gpu.triton') == 3 and 'x729x729x' not in text
@@ -106,6 +106,6 @@ def test_our_own_kernels_for_an_nvidia_gpu_are_triton_programs():
   'platform, dtype, capability',
   [('cuda', jnp.float32, HOPPER), ('cuda', jnp.bfloat16, None), ('cpu', jnp.bfloat16, HOPPER)],
 )
-def test_where_no_kernel_can_it_is_xla(platform, dtype, capability):
+def test_xla_is_used_if_no_kernel_is_supported(platform, dtype, capability):
   text = lowered(platform, dtype, capability=capability)
   assert 'custom_call' not in text and 'x729x729x' in text

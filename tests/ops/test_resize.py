@@ -1,4 +1,4 @@
-"""Resizing agrees with torch.nn.functional.interpolate (values made by tests/golden/make_fixtures.py)."""
+"""Resizing agrees with torch.nn.functional.interpolate (values from tests/golden/make_fixtures.py)."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import pytest
 from ditsam_jax.ops.resize import resize_grid, resize_masks, resize_matrix, resize_rows
 from tests.small_models import golden_arrays
 
-SIZES = [(1, 1), (4, 7), (9, 14), (20, 31)]  # of a plane of 9 x 14
+SIZES = [(1, 1), (4, 7), (9, 14), (20, 31)]  # targets of a 9 x 14 plane
 
 
 @pytest.fixture(scope='module')
@@ -46,12 +46,12 @@ def test_bilinear_with_aligned_corners(torch_values, size):
 
 @pytest.mark.parametrize('method', ['linear', 'cubic'])
 @pytest.mark.parametrize('old, new', [(27, 63), (127, 15), (5, 5)])
-def test_a_constant_stays_a_constant(method, old, new):
+def test_constants_are_preserved(method, old, new):
   np.testing.assert_allclose(resize_matrix(old, new, method).sum(1), 1.0, atol=1e-6)
 
 
 @pytest.mark.verifies('Gradients through resizing', against='worked out by hand', within='1e-6')
-def test_gradients_go_through_the_resizing():
-  """A table of 3 rows resized to 5, by hand: half-pixel centres at -0.2, 0.4, 1, 1.6, 2.2 of the old axis."""
+def test_gradients_flow_through_resizing():
+  """Three rows resized to five, by hand: half-pixel centres at -0.2, 0.4, 1, 1.6, 2.2 of the old axis."""
   gradient = jax.grad(lambda table: (resize_rows(table, 5) * jnp.arange(1.0, 6.0)[:, None]).sum())(jnp.zeros((3, 1)))
   np.testing.assert_allclose(gradient[:, 0], [1 + 2 * 0.6, 2 * 0.4 + 3 + 4 * 0.4, 4 * 0.6 + 5], rtol=1e-6)

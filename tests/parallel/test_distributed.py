@@ -1,4 +1,4 @@
-"""Who joins a run of several hosts, and what is refused."""
+"""Connecting hosts by flags or environment, and refused flags."""
 
 import argparse
 
@@ -11,7 +11,7 @@ from ditsam_jax.parallel import distributed
 
 @pytest.fixture
 def joined(monkeypatch):
-  """How jax.distributed.initialize was called."""
+  """The arguments of all calls of jax.distributed.initialize."""
   calls = []
   monkeypatch.setattr(jax.distributed, 'initialize', lambda **arguments: calls.append(arguments))
   for name in ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE'):
@@ -25,12 +25,12 @@ def initialise(*flags):
   distributed.initialise(parser.parse_args(flags))
 
 
-def test_one_host_joins_nobody(joined):
+def test_a_single_host_does_not_connect(joined):
   initialise()
   assert joined == []
 
 
-def test_flags_say_who_is_who(joined):
+def test_hosts_connect_by_flags(joined):
   initialise('--coordinator=first:1234', '--hosts=4', '--host=2')
   [call] = joined
   assert (call['coordinator_address'], call['num_processes'], call['process_id']) == ('first:1234', 4, 2)
@@ -38,13 +38,13 @@ def test_flags_say_who_is_who(joined):
 
 @pytest.mark.parametrize('name', ['SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE'])
 @pytest.mark.parametrize('count, joins', [('8', True), ('1', False)])
-def test_a_scheduler_that_started_several_processes_is_noticed(joined, monkeypatch, name, count, joins):
+def test_hosts_connect_by_the_schedulers_environment(joined, monkeypatch, name, count, joins):
   monkeypatch.setenv(name, count)
   initialise()
-  assert [sorted(call) for call in joined] == ([['heartbeat_timeout_seconds']] if joins else [])  # JAX finds the rest
+  assert [sorted(call) for call in joined] == ([['heartbeat_timeout_seconds']] if joins else [])  # JAX detects the rest
 
 
-def test_a_pod_is_joined_when_it_is_said_to_be_one(joined):
+def test_pod_hosts_connect_by_flag(joined):
   initialise('--hosts=pod')
   assert len(joined) == 1
 
@@ -59,13 +59,13 @@ def test_a_pod_is_joined_when_it_is_said_to_be_one(joined):
     ['--coordinator=first:1', '--hosts=two', '--host=0'],
   ],
 )
-def test_flags_that_do_not_go_together_are_refused(joined, flags):
+def test_inconsistent_flags_are_refused(joined, flags):
   with pytest.raises(UserError, match='expected all three'):
     initialise(*flags)
   assert not joined
 
 
-def test_hosts_that_do_not_meet_get_one_line(joined, monkeypatch):
+def test_a_failed_connection_gives_one_line(joined, monkeypatch):
   def never(**arguments):
     raise RuntimeError('DEADLINE_EXCEEDED: nobody came\nand much more')
 

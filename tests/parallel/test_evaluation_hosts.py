@@ -1,4 +1,4 @@
-"""Two hosts find what one finds, bit for bit."""
+"""Evaluation on two hosts is bit-identical to one."""
 
 import dataclasses
 import json
@@ -13,20 +13,20 @@ from ditsam_jax.storage import saved_model
 from tests.devices import hosts
 from tests.small_models import random_model, small_config
 
-# Images that are resized, so that the protocols differ.
+# Images are resized, so the protocols differ.
 SCENES = {'image_size': 80, 'train': 1, 'val': 2, 'test': 5}
 
 
-def test_one_host_keeps_its_rows():
+def test_on_a_single_host_gathering_returns_its_rows():
   rows = [[1, 'a'], [2, None]]
   assert gathered(rows) is rows
 
 
 @pytest.fixture(scope='module')
 def place(tmp_path_factory):
-  """A folder with a model and the data it is scored on."""
+  """A folder with a model and its evaluation data."""
   folder = tmp_path_factory.mktemp('hosts')
-  # With this threshold, masks of random weights are half of the image.
+  # With this threshold, masks from random weights cover half of the image.
   encoder = ImageEncoderConfig(width=24, depth=1, heads=2, global_blocks=(0,), pretrain_grid=4)
   config = small_config(fusion='none', image_encoder=encoder, max_text_tokens=8, mask_threshold=0.523)
   text_encoder = dataclasses.replace(config.text_encoder, vocab_size=128)
@@ -38,7 +38,7 @@ def place(tmp_path_factory):
     vocabulary=datasets.vocabulary('shapes'),
     data={'dataset': 'shapes', 'scenes': SCENES},
   )
-  datasets.open_split('shapes', folder / 'data', 'val', scenes=SCENES)  # once, not by each host
+  datasets.open_split('shapes', folder / 'data', 'val', scenes=SCENES)  # prepared once, not on each host
   return folder
 
 
@@ -54,7 +54,7 @@ def arguments(place, output, *more):
 
 
 @pytest.mark.multiprocess
-def test_two_hosts_of_two_devices_write_what_one_of_one_writes(place, tmp_path):
+def test_two_hosts_with_two_devices_write_the_same_as_one_with_one(place, tmp_path):
   with hosts(
     2,
     'ditsam_jax.evaluate',
@@ -63,9 +63,10 @@ def test_two_hosts_of_two_devices_write_what_one_of_one_writes(place, tmp_path):
   ) as both:
     alone = tmp_path / 'alone'
     main(arguments(place, alone, '--batch-size=5'))
-    (told, _), (silent, _) = told_by = [host.communicate(timeout=300) for host in both]
-  assert [host.returncode for host in both] == [0, 0], told_by
-  assert 'mIoU' in told and 'mIoU' not in silent and not (tmp_path / 'host1').exists()
+    outputs = [host.communicate(timeout=300) for host in both]
+  assert [host.returncode for host in both] == [0, 0], outputs
+  (first, _), (second, _) = outputs
+  assert 'mIoU' in first and 'mIoU' not in second and not (tmp_path / 'host1').exists()
   for split in ('val', 'test'):
     file = f'samples-{split}.csv'
     assert (tmp_path / 'host0' / file).read_text() == (alone / file).read_text()

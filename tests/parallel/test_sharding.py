@@ -1,4 +1,4 @@
-"""Every mesh trains to the same losses, keeps its share of the state only, and says what it cannot divide."""
+"""All meshes train to the same losses, state is sharded by the rules, and sizes that do not divide are refused."""
 
 import dataclasses
 import json
@@ -34,7 +34,7 @@ def small_program(mesh, devices=None, dropout=0.1, fusion='layer_wise', **change
 
 
 def losses(start, program, steps=10):
-  """Of steps from a saved model on, each with a batch of its own."""
+  """The losses of a few steps from a saved model, each on a new batch."""
   state, _ = program.initial_state(start)
   found = []
   for step in range(steps):
@@ -61,7 +61,7 @@ print(json.dumps({
 
 
 @pytest.mark.multiprocess
-def test_meshes_rematerialisation_loops_and_accumulation_change_no_loss(tmp_path):
+def test_meshes_rematerialisation_scan_and_accumulation_do_not_change_losses(tmp_path):
   start = saved_model.save(tmp_path / 'start', random_model(small_config()))
   found = json.loads(run_on_devices(ON_EIGHT % str(start), 8))
   assert len(set(found['alone'])) == 10 and found['alone'] != found['alone, no dropout']
@@ -81,28 +81,28 @@ def abstract_mesh(*sizes):
     ('image_encoder.blocks.3.mlp.lin2.kernel', (5120, 1280), ('tensor', 'fsdp')),
     ('image_encoder.neck.conv2.kernel', (3, 3, 256, 256), (None, None, 'fsdp')),
     ('text_encoder.embeddings.word_embeddings.embedding', (30522, 768), (None, 'fsdp')),
-    ('text_encoder.embeddings.token_type_embeddings.embedding', (2, 769), (None, None)),  # 769 does not divide
+    ('text_encoder.embeddings.token_type_embeddings.embedding', (2, 769), (None, None)),  # 769 is not divisible
     ('image_encoder.blocks.0.norm1.scale', (1280,), ()),
   ],
 )
-def test_a_weight_lies_where_the_rules_say(name, shape, spec):
+def test_weights_are_sharded_by_the_rules(name, shape, spec):
   assert spec_at_rest(name, shape, dict(data=2, fsdp=4, tensor=2)) == PartitionSpec(*spec)
 
 
 @pytest.mark.slow
-def test_moments_and_average_lie_with_their_parameter_and_nothing_large_is_copied():
-  devices = np.array([jax.devices()[0]] * 8)  # a mesh is never computed on here
+def test_moments_and_average_are_sharded_like_their_parameter_and_nothing_large_is_replicated():
+  devices = np.array([jax.devices()[0]] * 8)  # nothing is computed on this mesh
   mesh = jax.sharding.Mesh(devices.reshape(1, 4, 2), AXES, axis_types=(AxisType.Auto,) * 3)
   program = build(lengths.resolve(recipe('refcoco'), lambda: 42404), models.vit_h(), mesh)
   leaves = jax.tree_util.tree_leaves_with_path(program.state)
   kernels = [leaf.sharding.spec for path, leaf in leaves if 'blocks.7.attn.qkv.kernel' in str(path)]
   assert kernels == [PartitionSpec('fsdp', 'tensor')] * 4  # parameter, average, two moments
-  copied = sum(leaf.size for _, leaf in leaves if leaf.sharding.is_fully_replicated)
-  assert copied < 0.01 * sum(leaf.size for _, leaf in leaves)
+  replicated = sum(leaf.size for _, leaf in leaves if leaf.sharding.is_fully_replicated)
+  assert replicated < 0.01 * sum(leaf.size for _, leaf in leaves)
 
 
 @pytest.mark.parametrize(
-  'sizes, devices, told',
+  'sizes, devices, expected',
   [
     ((-1, 1, 1), 8, (8, 1, 1)),
     ((2, -1, 2), 8, (2, 2, 2)),
@@ -116,20 +116,22 @@ def test_moments_and_average_lie_with_their_parameter_and_nothing_large_is_copie
     ((0, -1, 1), 8, 'whole numbers from 1'),
   ],
 )
-def test_sizes_of_the_mesh(sizes, devices, told):
+def test_sizes_of_the_mesh(sizes, devices, expected):
   config = ConfigDict(dict(zip(AXES, sizes)))
   devices = np.array(jax.devices() * devices)
-  if isinstance(told, tuple):
-    assert tuple(sharding.make_mesh(config, devices).shape.values()) == told
+  if isinstance(expected, tuple):
+    assert tuple(sharding.make_mesh(config, devices).shape.values()) == expected
   else:
-    with pytest.raises(UserError, match=told):
+    with pytest.raises(UserError, match=expected):
       sharding.make_mesh(config, devices)
 
 
-def test_what_does_not_divide_is_refused_with_numbers_that_would():
+def test_indivisible_sizes_are_refused_with_suggestions():
   with pytest.raises(UserError, match='batch_size is 20; expected a multiple of 8 .*such as 16 or 24'):
     sharding.check_divides(abstract_mesh(2, 4, 1), models.vit_b().heads, 20)
   with pytest.raises(UserError, match='batch_size is 8; expected a multiple of 16 .*accumulate 2.*such as 16'):
     sharding.check_divides(abstract_mesh(2, 4, 1), models.vit_b().heads, 8, accumulate=2)
-  with pytest.raises(UserError, match='mesh.tensor is 8, and the heads are 16 .*12 .*expected one of 1, 2, 4'):
+  with pytest.raises(
+    UserError, match='mesh.tensor is 8, and the numbers of heads are 16 .*12 .*expected one of 1, 2, 4'
+  ):
     sharding.check_divides(abstract_mesh(1, 1, 8), models.vit_h().heads, 64)

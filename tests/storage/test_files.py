@@ -1,4 +1,4 @@
-"""A file that cannot be written leaves the old one and nothing else."""
+"""Files are written atomically; reading refuses anything but valid, regular files of limited size."""
 
 import os
 import socket
@@ -11,7 +11,7 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.storage.files import read_json, write_text, written_whole
 
 
-def test_a_file_that_cannot_be_written_is_named_and_leaves_the_old_one(tmp_path, monkeypatch):
+def test_a_failed_write_names_the_file_and_keeps_the_old_one(tmp_path, monkeypatch):
   file = tmp_path / 'metrics.json'
   write_text(file, 'old')
 
@@ -26,7 +26,7 @@ def test_a_file_that_cannot_be_written_is_named_and_leaves_the_old_one(tmp_path,
   assert list(tmp_path.iterdir()) == [file]
 
 
-def test_any_other_failure_leaves_the_old_file_too(tmp_path):
+def test_any_exception_keeps_the_old_file(tmp_path):
   file = tmp_path / 'model.pth'
   file.write_text('old')
   with pytest.raises(KeyError), written_whole(file) as unfinished:
@@ -43,7 +43,7 @@ def refusal(read, *arguments, **options):
   return message
 
 
-def test_json_comes_back_and_a_hook_takes_the_place_of_objects(tmp_path):
+def test_json_is_read_and_hooks_replace_objects(tmp_path):
   file = tmp_path / 'file.json'
   file.write_text('{"a": [1, 2.5, "caf\xe9 \\ud83d\\ude00", null, {"b": true}]}', encoding='utf-8')
   assert read_json(file) == {'a': [1, 2.5, 'caf\xe9 \U0001f600', None, {'b': True}]}
@@ -52,7 +52,7 @@ def test_json_comes_back_and_a_hook_takes_the_place_of_objects(tmp_path):
 
 
 @pytest.mark.parametrize(
-  'content, told',
+  'content, expected',
   [
     (b'', 'not JSON'),
     (b'{"a": 1', 'not JSON'),
@@ -71,24 +71,24 @@ def test_json_comes_back_and_a_hook_takes_the_place_of_objects(tmp_path):
     (b'{"\\n\\u001b[31m": 1, "\\n\\u001b[31m": 3}', 'twice'),
   ],
 )
-def test_bad_json_is_one_line(tmp_path, content, told):
+def test_invalid_json_is_reported_in_one_line(tmp_path, content, expected):
   file = tmp_path / 'file.json'
   file.write_bytes(content)
   message = refusal(read_json, file)
-  assert told in message and str(file) in message
+  assert expected in message and str(file) in message
 
 
-def test_numbers_that_are_none_come_through_where_the_caller_checks(tmp_path):
+def test_non_finite_numbers_are_accepted_if_asked_for(tmp_path):
   (tmp_path / 'file.json').write_text('[1e999, NaN]')
   assert np.isposinf(read_json(tmp_path / 'file.json', finite=False)[0])
 
 
-def test_only_regular_files_of_a_bearable_size_are_read(tmp_path):
+def test_only_regular_files_of_limited_size_are_read(tmp_path):
   os.mkfifo(tmp_path / 'pipe')
   (tmp_path / 'large').write_bytes(b' ' * 101)
   with socket.socket(socket.AF_UNIX) as unix:
     unix.bind(str(tmp_path / 'socket'))
-  for path, told in [
+  for path, expected in [
     (tmp_path / 'pipe', 'a device or a pipe'),
     (tmp_path / 'socket', 'a pipe or a socket'),
     ('/dev/zero', 'a device or a pipe'),
@@ -99,4 +99,4 @@ def test_only_regular_files_of_a_bearable_size_are_read(tmp_path):
     ('nul\0', 'null'),
     (tmp_path / 'large', '101 bytes, expected at most 100'),
   ]:
-    assert told in refusal(read_json, path, most_bytes=100)
+    assert expected in refusal(read_json, path, most_bytes=100)

@@ -1,4 +1,4 @@
-"""Whatever kind of picture comes in, what leaves is RGB as a person would see it, or one clear line."""
+"""All kinds of images are read as RGB, as a viewer would show them, or refused in one line."""
 
 import io
 import os
@@ -54,10 +54,10 @@ def test_white_is_white_in_every_mode(mode, value):
   assert read_image(Image.new(mode, (2, 1), value)).tolist() == [[WHITE, WHITE]]
 
 
-def test_transparent_areas_are_white_and_half_transparent_ones_half(tmp_path):
+def test_transparency_is_composited_over_white(tmp_path):
   image = Image.new('RGBA', (3, 1))
   image.putdata([(0, 0, 0, 0), (255, 0, 0, 51), (255, 0, 0, 255)])
-  expected = [[WHITE, [255, 204, 204], RED]]  # 0.2 of red and 0.8 of white
+  expected = [[WHITE, [255, 204, 204], RED]]  # 0.2 red + 0.8 white
   assert read_image(saved(tmp_path, image)).tolist() == expected
   assert read_image(np.asarray(image)).tolist() == expected
 
@@ -91,12 +91,12 @@ def test_exif_rotation_is_applied(tmp_path):
   image = Image.new('RGB', (4, 2), (0, 0, 255))
   image.putpixel((0, 0), (255, 0, 0))
   exif = Image.Exif()
-  exif[0x0112] = 6  # shown turned clockwise by 90 degrees: the top left corner becomes top right
+  exif[0x0112] = 6  # rotated clockwise by 90 degrees: the top-left corner becomes top-right
   pixels = read_image(saved(tmp_path, image, exif=exif))
   assert pixels.shape == (4, 2, 3) and pixels[0, 1].tolist() == RED and pixels[0, 0].tolist() == BLUE
 
 
-def test_an_animation_gives_its_first_frame(tmp_path):
+def test_animations_are_read_as_their_first_frame(tmp_path):
   frames = [Image.new('RGB', (2, 2), colour) for colour in ('red', 'blue')]
   path = saved(tmp_path, frames[0], 'moving.gif', save_all=True, append_images=frames[1:])
   assert read_image(path)[0, 0].tolist() == RED
@@ -133,7 +133,7 @@ def test_the_result_is_a_copy():
   ],
   ids=str,
 )
-def test_arrays_that_are_no_image(array):
+def test_arrays_that_are_not_images(array):
   with pytest.raises(UserError, match='image array'):
     read_image(array)
 
@@ -166,7 +166,7 @@ def bad_files(tmp_path):
   empty.touch()
   text = tmp_path / 'text.jpg'
   text.write_text('not an image')
-  postscript = tmp_path / 'drawing.eps'  # would start another program
+  postscript = tmp_path / 'drawing.eps'  # would start Ghostscript
   Image.new('RGB', (4, 4)).save(postscript)
   bomb, big_bomb = tmp_path / 'bomb.png', tmp_path / 'big_bomb.png'
   bomb.write_bytes(header_only_png(10_000, 10_000))
@@ -177,7 +177,7 @@ def bad_files(tmp_path):
   return [*files, tmp_path, tmp_path / 'missing.png', 'nul\0.png', '', 'x' * 5000, os.devnull]
 
 
-def test_every_bad_file_is_named_in_one_line(tmp_path):
+def test_bad_files_are_named_in_one_line(tmp_path):
   for path in bad_files(tmp_path):
     with pytest.raises(UserError) as caught:
       read_image(path)
@@ -191,7 +191,7 @@ def test_every_bad_file_is_named_in_one_line(tmp_path):
     read_image(tmp_path / 'bomb.png')
 
 
-@pytest.mark.filterwarnings('ignore::UserWarning')  # Pillow's remarks on damaged headers
+@pytest.mark.filterwarnings('ignore::UserWarning')  # Pillow's warnings about damaged headers
 @pytest.mark.parametrize('kind', ['PNG', 'JPEG', 'GIF', 'WEBP', 'TIFF', 'BMP', 'PPM'])
 def test_damaged_bytes_give_an_image_or_a_user_error(tmp_path, kind):
   rng = np.random.default_rng(0)
@@ -208,7 +208,7 @@ def test_damaged_bytes_give_an_image_or_a_user_error(tmp_path, kind):
       pass
 
 
-def test_masks_and_pictures_come_back_from_png(tmp_path):
+def test_masks_and_images_survive_a_round_trip_through_png(tmp_path):
   mask = np.array([[True, False, True]])
   write_png(tmp_path / 'new' / 'folder' / 'mask.png', mask)
   image = Image.open(tmp_path / 'new' / 'folder' / 'mask.png')
@@ -218,7 +218,7 @@ def test_masks_and_pictures_come_back_from_png(tmp_path):
   assert (np.asarray(Image.open(tmp_path / 'picture.png')) == picture).all()
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_a_failed_write_leaves_only_the_old_file(tmp_path):
   write_png(tmp_path / 'mask.png', np.ones((2, 2), bool))
   before = (tmp_path / 'mask.png').read_bytes()
 
@@ -233,7 +233,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
   assert os.listdir(tmp_path) == ['mask.png']
 
 
-def test_places_that_cannot_be_written(tmp_path):
+def test_unwritable_paths_are_refused(tmp_path):
   (tmp_path / 'file').touch()
   for path in (tmp_path, tmp_path / 'file' / 'mask.png', tmp_path / ('x' * 300), tmp_path / 'nul\0.png'):
     with pytest.raises(UserError, match='cannot write'):
@@ -241,7 +241,7 @@ def test_places_that_cannot_be_written(tmp_path):
   assert os.listdir(tmp_path) == ['file']
 
 
-def test_photos_written_quickly_keep_every_pixel(tmp_path):
+def test_write_photo_png_is_lossless(tmp_path):
   pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
   write_photo_png(tmp_path / 'deep' / 'photo.png', pixels)
   with Image.open(tmp_path / 'deep' / 'photo.png') as image:

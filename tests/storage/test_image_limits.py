@@ -1,4 +1,4 @@
-"""What a picture may cost: memory by its pixels, whatever the file says or hides; measured in a process of its own."""
+"""Reading an image takes memory in proportion to its pixels, whatever the file claims; measured in a subprocess."""
 
 import io
 import os
@@ -18,9 +18,9 @@ from ditsam_jax.storage.image_files import read_image
 
 ROOT = Path(__file__).parents[2]
 SIDE = 2000
-SLACK = 40  # MiB: buffers, and what the interpreter takes meanwhile
+SLACK = 40  # MiB for buffers and the interpreter
 
-# Prints the peak above what was there before, in MiB, and what came of each file.
+# Prints each file's peak memory in MiB, above the memory in use before, and its shape or error.
 MEASURE = """
 import sys
 import PIL.Image
@@ -31,13 +31,13 @@ def memory(field):
 
 PIL.Image.init()
 for path in sys.argv[1:]:
-  open('/proc/self/clear_refs', 'w').write('5')  # the peak starts anew
+  open('/proc/self/clear_refs', 'w').write('5')  # reset the peak
   before = memory('VmRSS')
   try:
-    said = 'x'.join(map(str, read_image(path).shape))
+    result = 'x'.join(map(str, read_image(path).shape))
   except Exception as error:
-    said = f'{type(error).__name__} {error}'
-  print(f'{memory("VmHWM") - before:.0f} {said}', flush=True)
+    result = f'{type(error).__name__} {error}'
+  print(f'{memory("VmHWM") - before:.0f} {result}', flush=True)
 """
 
 
@@ -51,7 +51,7 @@ def measured(paths):
     timeout=100,
   )
   assert done.returncode == 0 and len(done.stdout.splitlines()) == len(paths), done.stderr
-  return [(int(mib), said) for mib, said in (line.split(' ', 1) for line in done.stdout.splitlines())]
+  return [(int(mib), result) for mib, result in (line.split(' ', 1) for line in done.stdout.splitlines())]
 
 
 def chunk(kind, data):
@@ -59,14 +59,14 @@ def chunk(kind, data):
 
 
 def png(*more, after=b''):
-  """Two pixels by two, with chunks of any kind before and after its pixels."""
+  """A PNG of 2 x 2 pixels with extra chunks before and after the pixels."""
   header = chunk(b'IHDR', struct.pack('>IIBBBBB', 2, 2, 8, 2, 0, 0, 0))
   pixels = chunk(b'IDAT', zlib.compress(bytes(14)))
   return b'\x89PNG\r\n\x1a\n' + header + b''.join(more) + pixels + after + chunk(b'IEND', b'')
 
 
 def tiff(data, **tags):
-  """Eight pixels by eight, with other or more tags: (type, count, value)."""
+  """A TIFF of 8 x 8 pixels with changed or added tags: (type, count, value)."""
   usual = {256: (3, 1, 8), 257: (3, 1, 8), 258: (3, 1, 8), 259: (3, 1, 1), 262: (3, 1, 1), 273: (4, 1, 1000)}
   entries = usual | {277: (3, 1, 1), 278: (3, 1, 8), 279: (4, 1, 64)} | {int(tag[1:]): one for tag, one in tags.items()}
   packed = b''.join(struct.pack('<HHLL', tag, *one) for tag, one in sorted(entries.items()))
@@ -74,14 +74,14 @@ def tiff(data, **tags):
 
 
 @pytest.mark.multiprocess
-@pytest.mark.skipif(not os.access('/proc/self/clear_refs', os.W_OK), reason='measures by /proc')
+@pytest.mark.skipif(not os.access('/proc/self/clear_refs', os.W_OK), reason='needs /proc')
 def test_memory_is_a_small_multiple_of_the_rgb_pixels(tmp_path):
   y, x = np.mgrid[:SIDE, :SIDE]
   rgba = Image.fromarray(np.stack([x % 256, y % 256, (x + y) % 256, x // 3 % 256], -1).astype(np.uint8))
   rgb, grey = rgba.convert('RGB'), rgba.convert('L')
   turned = Image.Exif()
   turned[0x0112] = 6
-  cases = {  # times the RGB pixels
+  cases = {  # image, limit as a multiple of the RGB pixels, options
     'rgb.png': (rgb, 3, {}),
     'rgba.png': (rgba, 3, {}),
     'la.png': (rgba.convert('LA'), 3, {}),
@@ -104,19 +104,20 @@ def test_memory_is_a_small_multiple_of_the_rgb_pixels(tmp_path):
   for name, (image, _, options) in cases.items():
     image.save(tmp_path / name, **options)
   pixels = SIDE**2 * 3 / 2**20
-  for (name, (_, most, _)), (mib, said) in zip(cases.items(), measured(tmp_path / name for name in cases), strict=True):
-    assert said == f'{SIDE}x{SIDE}x3'
+  measurements = measured(tmp_path / name for name in cases)
+  for (name, (_, most, _)), (mib, result) in zip(cases.items(), measurements, strict=True):
+    assert result == f'{SIDE}x{SIDE}x3'
     assert mib < most * pixels + SLACK, f'{name}: {mib / pixels:.1f} times the pixels'
 
 
 @pytest.mark.multiprocess
-@pytest.mark.skipif(not os.access('/proc/self/clear_refs', os.W_OK), reason='measures by /proc')
-def test_small_files_that_ask_for_much_get_little(tmp_path):
+@pytest.mark.skipif(not os.access('/proc/self/clear_refs', os.W_OK), reason='needs /proc')
+def test_decompression_bombs_take_little_memory(tmp_path):
   small = io.BytesIO()
   Image.new('RGB', (8, 8)).save(small, 'JPEG')
   jpeg = small.getvalue()
   app1 = b'\xff\xe1' + struct.pack('>H', 65535) + b'Exif\0\0' + bytes(65527)
-  files = {  # the file, and what is to be said
+  files = {  # content, and part of the expected message
     'text.png': (png(chunk(b'tEXt', b'a\0' + bytes(2**26))), 'metadata'),
     'text_behind.png': (png(after=chunk(b'tEXt', b'a\0' + bytes(2**25)) * 3), 'metadata'),
     'pieces.png': (png(chunk(b'abcd', b'') * 30_000), 'metadata'),
@@ -135,12 +136,13 @@ def test_small_files_that_ask_for_much_get_little(tmp_path):
     file.write(b'RIFF' + struct.pack('<I', 2**32 - 10) + b'WEBPVP8X')
     file.truncate(2**32)
   files['sparse.webp'] = (b'', 'metadata')
-  for (name, (_, told)), (mib, said) in zip(files.items(), measured(tmp_path / name for name in files), strict=True):
-    assert told in said and (said.startswith('UserError image ') or told == '8x8x3'), f'{name}: {said}'
+  measurements = measured(tmp_path / name for name in files)
+  for (name, (_, expected)), (mib, result) in zip(files.items(), measurements, strict=True):
+    assert expected in result and (result.startswith('UserError image ') or expected == '8x8x3'), f'{name}: {result}'
     assert mib < 200, f'{name}: {mib} MiB'
 
 
-def test_arrays_and_pil_images_have_the_limit_of_files(monkeypatch):
+def test_arrays_and_pil_images_have_the_same_limits_as_files(monkeypatch):
   with pytest.raises(UserError, match='the image array: more than 89,478,485 pixels'):
     read_image(np.broadcast_to(np.zeros((1, 1, 4), np.uint8), (10_000, 10_000, 4)))
   monkeypatch.setattr(image_files, 'MAX_PIXELS', 100)
@@ -152,7 +154,7 @@ def test_arrays_and_pil_images_have_the_limit_of_files(monkeypatch):
 
 @pytest.mark.parametrize('tile', [1, 7, 64])
 @pytest.mark.parametrize('mode', ['1', 'L', 'LA', 'P', 'RGB', 'RGBA', 'CMYK', 'I;16', 'I', 'F'])
-def test_tiles_of_any_size_give_the_pixels_of_the_whole(monkeypatch, mode, tile):
+def test_the_tile_size_does_not_change_the_pixels(monkeypatch, mode, tile):
   pixels = np.random.default_rng(0).integers(0, 256, (9, 31, 4), np.uint8)
   image = Image.fromarray(pixels)
   if mode in ('I;16', 'I', 'F'):
@@ -168,7 +170,7 @@ def test_tiles_of_any_size_give_the_pixels_of_the_whole(monkeypatch, mode, tile)
 
 @pytest.mark.parametrize('orientation', range(1, 9))
 @pytest.mark.parametrize('name', ['image.png', 'image.tif'])
-def test_every_orientation_is_as_pillow_turns_it(tmp_path, orientation, name):
+def test_orientations_equal_pillows(tmp_path, orientation, name):
   from PIL import ImageOps
 
   image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8))
@@ -180,7 +182,7 @@ def test_every_orientation_is_as_pillow_turns_it(tmp_path, orientation, name):
   np.testing.assert_array_equal(read_image(tmp_path / name), turned)
 
 
-def test_a_pipe_in_place_of_a_picture_is_not_waited_for(tmp_path):
+def test_pipes_are_refused_without_blocking(tmp_path):
   os.mkfifo(tmp_path / 'pipe.png')
   with pytest.raises(UserError, match='a device or a pipe'):
     read_image(tmp_path / 'pipe.png')

@@ -1,4 +1,4 @@
-"""Paths of other machines are refused by every command, before a folder `gs:` is made."""
+"""All commands refuse URLs as paths, before a folder `gs:` is created."""
 
 import subprocess
 import sys
@@ -16,14 +16,14 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize('given', ['', '.', 'runs/ldit', '/a:b/c', 'a:b', 'C:/models', '~/x', 'runs/gs:/x', 'é/ü'])
-def test_paths_of_this_machine_pass(given):
+def test_local_paths_are_accepted(given):
   assert paths.local(given) == given and paths.local_path(given) == Path(given)
 
 
 @pytest.mark.parametrize(
   'given', ['gs://b/x', 'gs:/b/x', 'GS://b', 's3://b', 'https://host/x', 'hdfs://x', 'file:///x']
 )
-def test_other_schemes_are_named(given):
+def test_urls_are_refused(given):
   scheme = given.partition(':')[0].lower()
   with pytest.raises(UserError, match=f'{given}.*{scheme}:// is not supported; '):
     paths.local(given)

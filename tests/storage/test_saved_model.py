@@ -1,4 +1,4 @@
-"""A saved model comes back as it was; what is missing, foreign or damaged is told in one line."""
+"""Saved models load unchanged; missing, foreign or damaged ones are refused in one line."""
 
 import json
 import os
@@ -53,7 +53,7 @@ def refusal(folder, function=saved_model.load):
   return str(error.value)
 
 
-def test_everything_comes_back(model, saved):
+def test_saving_and_loading_preserves_everything(model, saved):
   loaded = saved_model.load(saved)
   assert loaded.config == model.config
   ours, theirs = weights_of(loaded), weights_of(model)
@@ -66,8 +66,8 @@ def test_everything_comes_back(model, saved):
 
 
 @pytest.mark.slow
-def test_a_loaded_model_is_in_evaluation_mode(saved):
-  """Dropout of 0.1 would make two runs differ."""
+def test_a_loaded_model_is_in_eval_mode(saved):
+  """In train mode, dropout would make two runs differ."""
   encoder = saved_model.load(saved).text_encoder
   arguments = jnp.ones((1, 6), int), jnp.ones((1, 6), int)
   np.testing.assert_array_equal(encoder(*arguments), encoder(*arguments))
@@ -83,19 +83,19 @@ def test_half_precision_rounds_and_loads_as_f32(model, tmp_path):
     np.testing.assert_array_equal(loaded[name][...], np.asarray(variable[...], np.float16), err_msg=name)
 
 
-def test_a_runs_workdir_names_its_model(saved, tmp_path):
+def test_a_workdir_resolves_to_its_model(saved, tmp_path):
   shutil.copytree(saved, tmp_path / 'run' / 'model')
   assert resolve(tmp_path / 'run') == tmp_path / 'run' / 'model'
 
 
-def test_saving_again_replaces_and_leaves_nothing_behind(model, tmp_path):
+def test_saving_again_replaces_the_model(model, tmp_path):
   for step in (1, 2):
     saved_model.save(tmp_path / 'mine', model, notes={'steps': step})
   assert read_description(tmp_path / 'mine')['notes'] == {'steps': 2}
   assert [path.name for path in tmp_path.iterdir()] == ['mine']
 
 
-def test_no_such_folder():
+def test_a_missing_folder():
   message = refusal('no/such/model')
   assert 'no/such/model' in message and 'does not exist' in message
 
@@ -122,7 +122,7 @@ def test_a_damaged_description(copy, text):
 
 
 @pytest.mark.parametrize(
-  'change, told',
+  'change, expected',
   [
     (lambda d: d.update(format=99), '99'),
     (lambda d: d['model'].update(fusion='other'), 'other'),
@@ -131,15 +131,15 @@ def test_a_damaged_description(copy, text):
     (lambda d: d.pop('model'), 'model'),
   ],
 )
-def test_a_description_that_cannot_be(copy, change, told):
+def test_an_invalid_description(copy, change, expected):
   description = json.loads((copy / 'model.json').read_text())
   change(description)
   (copy / 'model.json').write_text(json.dumps(description))
-  assert told in refusal(copy)
+  assert expected in refusal(copy)
 
 
 @pytest.mark.parametrize(
-  'content, told',
+  'content, expected',
   [
     (b'{"format": 1, "model": ' + b'[' * 200_000, 'nested too deeply'),
     (b'{"format": 1, "model": {"mask_threshold": NaN}}', 'NaN'),
@@ -151,13 +151,13 @@ def test_a_description_that_cannot_be(copy, change, told):
     (b' ' * 20_000_000, 'expected at most'),
   ],
 )
-def test_a_hostile_description(copy, content, told):
+def test_a_hostile_description(copy, content, expected):
   (copy / 'model.json').write_bytes(content)
-  assert told in refusal(copy)
+  assert expected in refusal(copy)
 
 
 @pytest.mark.parametrize('name', ['model.json', 'vocab.txt', 'weights/manifest.ocdbt'])
-def test_pipes_in_place_of_files_are_not_waited_for(copy, name):
+def test_pipes_are_refused_without_blocking(copy, name):
   (copy / name).unlink()
   os.mkfifo(copy / name)
   function = vocabulary_file if name == 'vocab.txt' else saved_model.load
@@ -165,7 +165,7 @@ def test_pipes_in_place_of_files_are_not_waited_for(copy, name):
 
 
 def test_a_flipped_bit_in_the_weights_is_refused(copy):
-  """TensorStore itself notices one in sixty."""
+  """TensorStore detects only about one in sixty."""
   rng = random.Random(0)
   for file in (file for file in (copy / 'weights').rglob('*') if file.is_file()):
     whole = file.read_bytes()
@@ -178,7 +178,7 @@ def test_a_flipped_bit_in_the_weights_is_refused(copy):
   saved_model.read_weights(copy)
 
 
-def test_models_of_before_the_checksums_load(copy):
+def test_models_without_checksums_load(copy):
   description = json.loads((copy / 'model.json').read_text())
   for name in ('files', 'fresh', 'assumed', 'vocabulary'):
     del description[name]
@@ -188,15 +188,15 @@ def test_models_of_before_the_checksums_load(copy):
 
 
 @pytest.mark.parametrize('value', [np.nan, -1e30])
-def test_weights_that_cannot_be_computed_with_are_refused(tmp_path, value):
+def test_unusable_weights_are_refused(tmp_path, value):
   model = random_model(small_config(fusion='none', text_encoder=None))
   weights = {name: np.asarray(variable[...]) for name, variable in weights_of(model).items()}
   weights['image_encoder.patch_embed.bias'] = weights['image_encoder.patch_embed.bias'].copy()
   weights['image_encoder.patch_embed.bias'][2] = value
   saved_model.write(tmp_path / 'bad', model.config, weights)
-  told = 'image_encoder.patch_embed.bias holds'
-  assert told in refusal(tmp_path / 'bad')
-  assert told in refusal(
+  expected = 'image_encoder.patch_embed.bias holds'
+  assert expected in refusal(tmp_path / 'bad')
+  assert expected in refusal(
     tmp_path / 'bad', lambda folder: saved_model.read_start(folder, expected_weights(model.config))
   )
 
@@ -210,7 +210,7 @@ def test_weights_too_large_for_a_smaller_type_are_refused(tmp_path):
   assert list(tmp_path.iterdir()) == []
 
 
-def test_a_vocabulary_of_another_size_is_refused(copy):
+def test_the_vocabulary_of_another_model_is_refused(copy):
   (copy / 'vocab.txt').write_text(VOCABULARY + 'blue\n')
   assert 'has 6 word pieces and the model 5 (embeddings: 20)' in refusal(copy, vocabulary_file)
   (copy / 'vocab.txt').write_text(VOCABULARY.replace('red', 'blue'))
@@ -229,7 +229,7 @@ def test_more_words_than_embeddings_are_refused_when_saving(model, tmp_path):
   assert 'has 35 word pieces, the text encoder 20' in message
 
 
-def test_a_tokenizer_json_stands_in_for_a_vocabulary(copy, saved):
+def test_tokenizer_json_can_replace_vocab_txt(copy, saved):
   tokenizer = _bert_tokenizer(read_vocabulary(saved / 'vocab.txt'))
   (copy / 'vocab.txt').unlink()
   tokenizer.save(str(copy / 'tokenizer.json'))
@@ -237,7 +237,7 @@ def test_a_tokenizer_json_stands_in_for_a_vocabulary(copy, saved):
   assert read_vocabulary(copy / 'tokenizer.json') == read_vocabulary(saved / 'vocab.txt')
 
 
-def test_untrained_parts_are_recorded_and_warned_of(model, tmp_path, capsys):
+def test_untrained_parts_are_recorded_and_cause_a_warning(model, tmp_path, capsys):
   folder = saved_model.save(tmp_path / 'start', model, fresh=['image_encoder.instruction', 'text_proj'], assumed=['x'])
   assert fresh_parts(folder) == ['image_encoder.instruction', 'text_proj']
   assert read_description(folder)['assumed'] == ['x']
@@ -250,20 +250,20 @@ def test_untrained_parts_are_recorded_and_warned_of(model, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-  'field, value, told',
+  'field, value, expected',
   [
     ('width', 48, 'attn.qkv.kernel is (24, 72), expected (48, 144)'),
     ('depth', 1, 'image_encoder.blocks.1'),
     ('depth', 3, 'image_encoder.blocks.2'),
   ],
 )
-def test_weights_of_another_model_are_named(copy, field, value, told):
+def test_the_weights_of_another_model_are_refused(copy, field, value, expected):
   description = json.loads((copy / 'model.json').read_text())
   description['model']['image_encoder'][field] = value
   if field == 'width':
     description['model']['fusion'] = 'layer_wise_vith'
   (copy / 'model.json').write_text(json.dumps(description))
-  assert told in refusal(copy)
+  assert expected in refusal(copy)
 
 
 def test_missing_weights(copy):
@@ -272,21 +272,21 @@ def test_missing_weights(copy):
 
 
 def test_truncated_weights(copy):
-  """Every data file cut in half: an unfinished copy."""
+  """All data files are cut in half, as in an incomplete copy."""
   for file in (copy / 'weights').rglob('*'):
     if file.is_file() and file.parent.name == 'd':
       file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
   assert 'weights' in refusal(copy)
 
 
-def test_a_target_that_cannot_be_written(model, tmp_path):
+def test_an_unwritable_target(model, tmp_path):
   (tmp_path / 'file').write_text('')
   with pytest.raises(UserError, match='file'):
     saved_model.save(tmp_path / 'file' / 'model', model)
 
 
 def expected_weights(config):
-  """Shapes of a model's weights, all on the one device."""
+  """Shapes of a model's weights, on one device."""
   place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   return {
     name: jax.ShapeDtypeStruct(variable.shape, np.float32, sharding=place)
@@ -294,7 +294,7 @@ def expected_weights(config):
   }
 
 
-def test_a_plain_sam_gives_its_parts_and_nothing_of_the_text(tmp_path):
+def test_a_plain_sam_initialises_all_but_the_text_parts(tmp_path):
   sam = random_model(small_config(fusion='none', text_encoder=None), seed=5)
   saved_model.save(tmp_path / 'sam', sam, dtype=np.float16)
   expected = expected_weights(small_config())
@@ -310,7 +310,7 @@ def test_a_plain_sam_gives_its_parts_and_nothing_of_the_text(tmp_path):
     np.testing.assert_array_equal(array, given[name], err_msg=name)
 
 
-def test_a_start_of_another_size_is_refused(saved):
+def test_init_from_a_model_of_another_size_is_refused(saved):
   wide = small_config(
     image_encoder=models.ImageEncoderConfig(width=48, depth=2, heads=2, pretrain_grid=4), fusion='layer_wise_vith'
   )
@@ -318,7 +318,7 @@ def test_a_start_of_another_size_is_refused(saved):
   assert 'init_from' in message and '(24, 72) there and (48, 144) here' in message
 
 
-def test_an_interrupted_exchange_leaves_the_earlier_model(model, tmp_path, monkeypatch):
+def test_an_interrupted_replacement_keeps_the_old_model(model, tmp_path, monkeypatch):
   folder = saved_model.save(tmp_path / 'mine', model)
   before, replace = (folder / 'model.json').read_bytes(), os.replace
 
@@ -334,7 +334,7 @@ def test_an_interrupted_exchange_leaves_the_earlier_model(model, tmp_path, monke
   assert [path.name for path in tmp_path.iterdir()] == ['mine']
 
 
-def test_what_is_still_written_after_an_error_is_removed_too(model, tmp_path, monkeypatch):
+def test_files_written_after_an_error_are_removed(model, tmp_path, monkeypatch):
   def write(folder, arrays):
     folder.mkdir()
     threading.Timer(0.2, lambda: (folder / 'again').mkdir(parents=True)).start()

@@ -1,4 +1,4 @@
-"""The fingerprint of weights against its definition, and that nothing escapes it."""
+"""The fingerprint of weights follows its definition, and detects every change."""
 
 import hashlib
 
@@ -8,13 +8,13 @@ import numpy as np
 from ditsam_jax.training.fingerprint import weights_sha256
 
 
-def test_it_is_the_sha256_of_names_types_shapes_and_bytes():
+def test_the_fingerprint_is_the_sha256_of_names_types_shapes_and_bytes():
   weight, bias = np.arange(6, dtype=np.float32).reshape(2, 3), np.float32([1.5])
   expected = hashlib.sha256(b'ema/a float32 [2, 3]\n' + weight.tobytes() + b'params/a.b float32 [1]\n' + bias.tobytes())
   assert weights_sha256(params={'a.b': jnp.asarray(bias)}, ema={'a': jnp.asarray(weight)}) == expected.hexdigest()
 
 
-def test_every_change_changes_it_and_the_order_of_insertion_does_not():
+def test_every_change_is_detected_and_insertion_order_ignored():
   a, b = jnp.arange(4.0), jnp.ones(2)
   prints = [
     weights_sha256(params=params)

@@ -13,7 +13,7 @@ from ditsam_jax.training.step import averaged_model, make_train_step, text_forwa
 from tests.ops.attention_cases import on_cpu
 from tests.small_models import golden_arrays, golden_model, make_state
 
-EPOCHS = 4  # of which the first warms up
+EPOCHS = 4  # the first one is the warm-up
 
 
 def train(name: str, dtype: type, attention: str = 'auto'):
@@ -73,7 +73,7 @@ def relative_error(logits, golden) -> float:
   within='losses 5e-4; masks 1e-2 relative',
 )
 @pytest.mark.parametrize('name, attention', [('ldit', 'auto'), ('edit', 'auto'), ('edit', 'pallas_tpu')])
-def test_a_run_follows_the_releases(name, attention):
+def test_training_follows_the_release(name, attention):
   with on_cpu(attention):
     golden, ours = train(name, jnp.float32, attention)
   assert np.abs(ours['learning_rate'] - golden['lr']).max() <= 1e-9
@@ -89,9 +89,9 @@ def test_a_run_follows_the_releases(name, attention):
   within='losses 1e-5; norms 5e-4; masks 1e-3 relative',
 )
 @pytest.mark.parametrize('name', ['ldit', 'edit'])
-def test_a_run_in_float64_is_the_releases(name):
-  """Without rounding (a ReLU that flips moves a gradient's norm by a percent), the two are the same rule by rule."""
-  jax.config.update('jax_disable_most_optimizations', True)  # of LLVM: what it changes is rounding
+def test_training_in_float64_equals_the_release(name):
+  """Without rounding (a single flipped ReLU changes a gradient's norm by a percent), the two agree closely."""
+  jax.config.update('jax_disable_most_optimizations', True)  # LLVM's optimisations only change rounding
   with jax.enable_x64(True):
     golden, ours = train(name, jnp.float64)
   assert np.abs(ours['loss'] - golden['loss']).max() <= 1e-5

@@ -1,4 +1,4 @@
-"""The log of a run that was killed and goes on, and of one whose disk is full."""
+"""The logs of resumed runs, and of runs on a full disk, are complete."""
 
 import json
 
@@ -11,7 +11,7 @@ from ditsam_jax.training.logging import RunLog
 
 
 def log(workdir, steps, *, first_step=0, evaluated=0):
-  """Lines of some steps, an evaluation after every third."""
+  """Logs some steps, with an evaluation after every third."""
   with RunLog(workdir, first_step=first_step, evaluated=evaluated, total_steps=9) as run_log:
     for step in steps:
       run_log.advance()
@@ -24,16 +24,16 @@ def lines(workdir):
   return (workdir / 'train_log.jsonl').read_text()
 
 
-def test_a_resumed_log_is_that_of_one_run(tmp_path):
+def test_the_log_of_a_resumed_run_equals_that_of_an_uninterrupted_one(tmp_path):
   log(tmp_path / 'whole', range(1, 8))
-  log(tmp_path / 'killed', range(1, 7))  # and at step 4 was the last checkpoint
+  log(tmp_path / 'killed', range(1, 7))  # the last checkpoint was at step 4
   with (tmp_path / 'killed' / 'train_log.jsonl').open('a') as file:
     file.write('{"step": 7, "tra')
   log(tmp_path / 'killed', range(5, 8), first_step=4, evaluated=3)
   assert lines(tmp_path / 'killed') == lines(tmp_path / 'whole')
 
 
-def test_an_evaluation_that_is_done_again_is_told_once(tmp_path):
+def test_a_repeated_evaluation_is_logged_once(tmp_path):
   log(tmp_path, range(1, 4))
   with RunLog(tmp_path, first_step=3, evaluated=0, total_steps=9) as run_log:
     run_log.scalars(3, {'mIoU': 30.0}, 'val')
@@ -45,14 +45,14 @@ def test_an_evaluation_that_is_done_again_is_told_once(tmp_path):
   ]
 
 
-def test_what_is_not_finite_is_null(tmp_path):
+def test_non_finite_values_are_null(tmp_path):
   with RunLog(tmp_path, first_step=0, evaluated=0, total_steps=9) as run_log:
     run_log.scalars(1, {'loss': float('nan'), 'grad_norm': float('inf')})
   assert lines(tmp_path) == '{"step": 1, "train/loss": null, "train/grad_norm": null}\n'
 
 
 def events(workdir):
-  """All events of a run's TensorBoard files, in the format of TFRecord, checksums checked."""
+  """All events of a run's TensorBoard files (TFRecord format), with checksums verified."""
   found = []
   for file in sorted((workdir / 'tensorboard').iterdir()):
     data = file.read_bytes()
@@ -66,7 +66,7 @@ def events(workdir):
   return found
 
 
-def test_tensorboard_gets_numbers_pictures_and_where_a_run_resumed(tmp_path):
+def test_tensorboard_gets_scalars_images_and_the_resume_step(tmp_path):
   with RunLog(tmp_path, first_step=5, evaluated=0, total_steps=9) as run_log:
     run_log.scalars(6, {'loss': 0.25})
     run_log.panel(6, np.zeros((2, 3, 3), np.uint8))
@@ -77,13 +77,13 @@ def test_tensorboard_gets_numbers_pictures_and_where_a_run_resumed(tmp_path):
   assert (picture.summary.value[0].image.height, picture.summary.value[0].image.width) == (2, 3)
 
 
-def test_a_full_disk_stops_no_run_and_loses_no_line(tmp_path, monkeypatch, capfd):
+def test_a_full_disk_neither_stops_the_run_nor_loses_lines(tmp_path, monkeypatch, capfd):
   log(tmp_path / 'whole', range(1, 8))
-  sizes = iter([10**6] * 3 + [45] * 6 + [10**6] * 99)  # bytes that any file may have, write by write
+  sizes = iter([10**6] * 3 + [45] * 6 + [10**6] * 99)  # maximum file size for each write
   room = next(sizes)
 
   class Disk:
-    """The files of `RunLog` on a disk that fills up in the middle of a record, for a while."""
+    """A file on a disk that is temporarily full, in the middle of a record."""
 
     def __init__(self, file):
       self._file = file

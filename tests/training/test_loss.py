@@ -1,4 +1,4 @@
-"""Losses against NumPy in float64, sample by sample."""
+"""Losses agree with float64 NumPy, sample by sample."""
 
 import jax
 import jax.numpy as jnp
@@ -12,12 +12,12 @@ from ditsam_jax.training.loss import mask_loss
 def batch():
   rng = np.random.default_rng(0)
   target = rng.random((3, 8, 8)) < 0.4
-  target[2] = False  # nothing to find
+  target[2] = False  # an empty target
   return rng.normal(scale=3, size=(3, 8, 8)).astype(np.float32), target, np.asarray([0.2, 0.9, 0.5], np.float32)
 
 
 def by_numpy(logits, target, predicted_iou):
-  """(bce, dice, iou loss, mean IoU)."""
+  """Returns (bce, dice, iou loss, mean IoU)."""
   rows = []
   for z, t, predicted in zip(logits.astype(np.float64), target, predicted_iou):
     p = 1 / (1 + np.exp(-z))
@@ -45,12 +45,12 @@ def test_huge_logits_give_finite_losses_and_gradients(logit):
   assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
-def test_empty_target_and_empty_prediction_count_as_iou_zero_without_division_by_zero():
+def test_the_iou_of_two_empty_masks_is_zero():
   _, log = mask_loss(jnp.full((1, 4, 4), -5.0), jnp.zeros((1, 4, 4)), jnp.zeros(1), iou=1.0)
   assert float(log['batch_iou']) == 0.0
 
 
-def test_the_predicted_iou_is_trained_but_its_goal_is_not():
+def test_the_iou_loss_has_no_gradient_through_the_masks():
   logits, target = jnp.ones((1, 4, 4)), jnp.ones((1, 4, 4))
   loss = lambda z, predicted: mask_loss(z, target, predicted, bce=0.0, iou=1.0)[0]
   by_logits, by_predicted = jax.grad(loss, (0, 1))(logits, jnp.asarray([0.25]))

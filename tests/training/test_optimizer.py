@@ -1,4 +1,4 @@
-"""Schedule, clipping, average and freezing follow the release's recipe, worked out by hand."""
+"""Schedule, clipping, moving average and freezing follow the release's recipe, worked out by hand."""
 
 import math
 
@@ -21,7 +21,7 @@ from ditsam_jax.training.optimizer import (
 @pytest.mark.verifies(
   'Learning rate, clipping, AdamW, weight decay, moving average', against='worked out by hand', within='1e-6'
 )
-def test_schedule_warms_up_linearly_and_ends_by_a_cosine():
+def test_the_schedule_is_a_linear_warm_up_and_a_cosine_decay():
   rate = schedule(1e-3, start=1e-7, end=1e-6, warmup_steps=4, total_steps=12)
   expected = {
     0: 1e-7,
@@ -37,7 +37,7 @@ def test_schedule_warms_up_linearly_and_ends_by_a_cosine():
     assert float(rate(step)) == pytest.approx(value, abs=1e-9), step
 
 
-def test_without_warm_up_the_first_update_has_the_full_rate():
+def test_without_warm_up_the_first_update_uses_the_peak_rate():
   assert float(schedule(1e-3, start=1e-7, end=0.0, warmup_steps=0, total_steps=10)(0)) == pytest.approx(1e-3)
 
 
@@ -47,11 +47,11 @@ def test_without_warm_up_the_first_update_has_the_full_rate():
 @pytest.mark.parametrize(
   'gradients, factor',
   [
-    ({'a': [3.0], 'b': [0.0, 4.0]}, 0.5 / (5 + 1e-6)),  # the norm is taken over all of them together
+    ({'a': [3.0], 'b': [0.0, 4.0]}, 0.5 / (5 + 1e-6)),  # global norm 5
     ({'a': [0.3], 'b': [0.0, 0.0]}, 1.0),
   ],
 )
-def test_clipping_is_by_the_whole_norm(gradients, factor):
+def test_clipping_uses_the_global_norm(gradients, factor):
   clip = clip_by_global_norm(0.5)
   gradients = {name: jnp.asarray(g) for name, g in gradients.items()}
   clipped, _ = clip.update(gradients, clip.init(gradients))
@@ -59,7 +59,7 @@ def test_clipping_is_by_the_whole_norm(gradients, factor):
     np.testing.assert_allclose(clipped[name], g * factor, rtol=1e-6)
 
 
-def test_average_decay_grows_to_its_limit():
+def test_the_ema_decay_grows_to_its_limit():
   decays = [float(ema_decay(jnp.asarray(n), 0.9)) for n in (0, 1, 8, 80, 81, 1000)]
   assert decays == pytest.approx([1 / 10, 2 / 11, 9 / 18, 81 / 90, 0.9, 0.9])
 
@@ -68,7 +68,7 @@ def test_average_decay_grows_to_its_limit():
   'Learning rate, clipping, AdamW, weight decay, moving average', against='worked out by hand', within='1e-6'
 )
 def test_adam_by_hand():
-  """Two updates of one weight, gradients small enough not to be clipped."""
+  """Two updates of one weight, with gradients below the clipping threshold."""
   config = recipe('refcoco').optimizer
   config.update(learning_rate=0.1, warmup_start=0.1, min_learning_rate=0.1, warmup_steps=0)
   optimizer, _ = make_optimizer(config, 10)
@@ -83,7 +83,7 @@ def test_adam_by_hand():
     assert float(params['kernel'][0]) == pytest.approx(weight, rel=1e-6)
 
 
-def test_weight_decay_spares_vectors():
+def test_weight_decay_applies_to_matrices_only():
   config = recipe('refcoco').optimizer
   config.update(learning_rate=0.1, warmup_start=0.1, min_learning_rate=0.1, warmup_steps=0, weight_decay=0.5)
   optimizer, _ = make_optimizer(config, 10)
@@ -94,8 +94,8 @@ def test_weight_decay_spares_vectors():
   np.testing.assert_array_equal(updates['a.bias'], 0.0)
 
 
-def test_muon_makes_matrix_updates_orthogonal_and_as_large_as_adams():
-  """Newton-Schulz brings all singular values near one; the root mean square of the update is then 0.2 lr."""
+def test_muon_updates_are_orthogonal_and_of_adams_magnitude():
+  """Newton-Schulz brings all singular values close to one; the update's root mean square is then 0.2 lr."""
   config = recipe('refcoco').optimizer
   config.update(name='muon', learning_rate=0.1, warmup_start=0.1, min_learning_rate=0.1, warmup_steps=0, clip_norm=0.0)
   optimizer, _ = make_optimizer(config, 10)
@@ -105,10 +105,10 @@ def test_muon_makes_matrix_updates_orthogonal_and_as_large_as_adams():
   updates, _ = optimizer.update(gradients, optimizer.init(params), params)
   values = np.linalg.svd(np.asarray(updates['a.kernel']), compute_uv=False) / (0.1 * 0.2 * math.sqrt(24))
   assert values.min() > 0.5 and values.max() < 1.5
-  np.testing.assert_allclose(updates['a.bias'], -0.1 * np.sign(gradients['a.bias']), rtol=1e-5)  # Adam's first
+  np.testing.assert_allclose(updates['a.bias'], -0.1 * np.sign(gradients['a.bias']), rtol=1e-5)  # Adam's first update
 
 
-def test_freezing_nothing_and_several():
+def test_freeze_patterns():
   assert freeze_pattern('') is None and freeze_pattern(' , ') is None
   pattern = freeze_pattern('text_encoder, image_encoder,mask_decoder.iou_token')
   assert set(FREEZE_GROUPS) >= {'text_encoder', 'image_encoder'}

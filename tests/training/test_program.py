@@ -1,4 +1,4 @@
-"""What the lowered step computes, and in which type; nothing is compiled here but one step."""
+"""The lowered train step: FLOPs and types. Only one step is compiled."""
 
 import collections
 import re
@@ -20,8 +20,8 @@ def flops(**changes):
 
 
 @pytest.mark.slow
-def test_frozen_parts_cost_no_backward_pass_where_none_is_needed():
-  """A trained part costs its forward pass three times: gradients of its weights, and of what it got."""
+def test_freezing_saves_unneeded_backward_passes():
+  """A trained part costs three forward passes: the forward pass, and the gradients of its weights and inputs."""
   model = random_model(small_config(fusion='none'))
   model.eval()
   batch = random_batch(8)
@@ -31,18 +31,18 @@ def test_frozen_parts_cost_no_backward_pass_where_none_is_needed():
   )
   forward = sum(lowered.cost_analysis()['flops'] for lowered in encoders)
   saved = flops(fusion='none') - flops(fusion='none', freeze='image_encoder,text_encoder')
-  assert saved > 1.5 * forward  # not quite twice: nobody wants the gradients of pixels and words
-  # Below trained projections gradients still travel through the blocks, but not to their weights.
+  assert saved > 1.5 * forward  # not quite 2, because gradients of pixels and words are not computed anyway
+  # With trained projections, gradients still flow through the blocks, but not to their weights.
   assert 0.5 * forward < flops() - flops(freeze='image_encoder,text_encoder') < 0.9 * saved
 
 
 @pytest.mark.slow
-def test_rematerialisation_computes_more():
+def test_rematerialisation_adds_flops():
   assert flops() < flops(remat='attention') < flops(remat='block')
 
 
 def product_types(program):
-  """How many matrix products of which types a program has before XLA sees it."""
+  """Counts the matrix products of a lowered program by operand types."""
   lines = [
     line
     for line in program.lower().as_text().splitlines()
@@ -53,7 +53,7 @@ def product_types(program):
 
 
 def is_row_by_row(line):
-  """Whether a product is a sum of x * y along an axis, as layer norm's gradient takes in f32: all axes left are batch's."""
+  """Whether a product has only batch axes besides the contracted one, like the f32 sums in layer norm's gradient."""
   batch = re.search(r'batching_dims = \[([^\]]*)\]', line)
   result = re.search(r'-> tensor<([^>]*)>', line).group(1)
   return bool(batch) and len(batch.group(1).split(',')) == result.count('x')
@@ -61,8 +61,8 @@ def is_row_by_row(line):
 
 @pytest.mark.slow
 def test_bfloat16_reaches_every_layer():
-  """Left in f32: the positional encoding, the upsampling of the logits (two products, two gradients), and the gradients
-  of the small attention, whose weights are f32."""
+  """Only these stay in f32: the positional encoding, the upsampling of the logits (two products and two gradients), and
+  the gradients of small attentions, whose softmax weights are f32."""
   types = product_types(small_program(ALONE, dtype='bfloat16'))
   assert set(types) == {('bf16', 'bf16'), ('f32', 'f32')}
   assert types['f32', 'f32'] <= 9 and types['bf16', 'bf16'] > 200
@@ -70,7 +70,7 @@ def test_bfloat16_reaches_every_layer():
 
 
 @pytest.mark.slow
-def test_bfloat16_keeps_the_state_in_f32_and_the_loss_near(tmp_path):
+def test_bfloat16_keeps_the_state_in_f32_and_hardly_changes_the_loss(tmp_path):
   start = str(saved_model.save(tmp_path / 'start', random_model(small_config())))
   found = {}
   for dtype in ('float32', 'bfloat16'):
@@ -84,4 +84,4 @@ def test_bfloat16_keeps_the_state_in_f32_and_the_loss_near(tmp_path):
   (loss, params), (rounded, others) = found['float32'], found['bfloat16']
   assert loss != rounded and rounded == pytest.approx(loss, rel=0.02)
   moved = [np.abs(params[name] - others[name]).max() for name in params]
-  assert 0 < max(moved) < 3e-3  # of steps of 1e-3
+  assert 0 < max(moved) < 3e-3  # updates are about 1e-3

@@ -1,4 +1,4 @@
-"""Updates whose loss or gradient is not finite leave everything as it was, count, and end a run that has too many."""
+"""Updates with a non-finite loss or gradient are skipped and counted; too many in a row stop the run."""
 
 import functools
 
@@ -26,7 +26,7 @@ def on_host(state):
 
 
 @pytest.mark.slow
-def test_a_batch_with_nan_changes_nothing_but_the_counts_and_training_goes_on():
+def test_a_batch_with_nan_only_changes_the_counters():
   step = train_step()
   state, _ = step(structure_and_state()[1], random_batch(2))
   before = on_host(state)
@@ -42,7 +42,7 @@ def test_a_batch_with_nan_changes_nothing_but_the_counts_and_training_goes_on():
   assert np.isfinite(metrics['loss']) and (metrics['skipped'], metrics['skipped_in_a_row']) == (1, 0)
   last = on_host(state)
   assert (last[".params['text_proj.kernel']"] != before[".params['text_proj.kernel']"]).any()
-  # Two updates were done: the average's decay and the optimiser's count know of no third step.
+  # Two updates were applied, so the EMA decay and the optimiser's count are those of two.
   decay = np.float32(2 / 11)
   np.testing.assert_allclose(
     last[".ema['text_proj.kernel']"],
@@ -74,7 +74,7 @@ def test_loss_and_gradient_must_both_be_finite(loss, norm, kept):
     jax.tree.map(np.testing.assert_array_equal, getattr(state, part), getattr(new if kept else old, part))
 
 
-def test_leaving_out_takes_no_copy_of_the_state():
+def test_skipping_takes_no_copy_of_the_state():
   """The compiled step needs at most a tenth of the weights' bytes more than one that always updates."""
   weights = {name: jnp.ones((256, 256)) for name in 'abcdefgh'}
   size = sum(x.nbytes for x in weights.values())
@@ -107,7 +107,7 @@ def watched(watcher, in_a_row):
   watcher.look()
 
 
-def test_too_many_in_a_row_end_the_run_and_the_batch_is_kept(tmp_path, capfd):
+def test_too_many_in_a_row_stop_the_run_and_save_the_batch(tmp_path, capfd):
   watched(SkippedUpdates(tmp_path, 3), [0, 1, 2, 0, 1, 2, 0])
   assert [line.split(':')[0] for line in capfd.readouterr().err.splitlines()] == ['step 2', 'step 5']
   with pytest.raises(UserError, match='not finite for 3 steps in a row, up to step 4') as error:

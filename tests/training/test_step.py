@@ -1,4 +1,4 @@
-"""What one update changes, what it leaves alone, and that devices only share the work."""
+"""What a train step updates, and what it leaves unchanged."""
 
 import functools
 
@@ -18,14 +18,14 @@ LOSS = dict(bce=1.0, dice=0.5, iou=0.1)
 
 @functools.cache
 def make_optimizer_and_rate():
-  """The rate is 1e-2 from the first update on."""
+  """The optimiser and schedule, with a rate of 1e-2 from the first update on."""
   config = recipe('refcoco').optimizer
   config.update(learning_rate=1e-2, warmup_start=1e-2, warmup_steps=0)
   return make_optimizer(config, 100)
 
 
 def structure_and_state(freeze=''):
-  """The small model, in training mode with dropout, before its first update."""
+  """The small model in train mode, with dropout, before its first update."""
   model = random_model(small_config())
   model.train()
   return make_state(model, make_optimizer_and_rate()[0], freeze_pattern(freeze))
@@ -33,7 +33,7 @@ def structure_and_state(freeze=''):
 
 @functools.cache
 def train_step(freeze='', seed=0):
-  """Tests share the compiled step."""
+  """The compiled step, shared by tests."""
   return make_train_step(
     structure_and_state(freeze)[0],
     *make_optimizer_and_rate(),
@@ -74,7 +74,7 @@ def test_the_positional_buffer_is_never_trained():
 @pytest.mark.verifies(
   'Learning rate, clipping, AdamW, weight decay, moving average', against='worked out by hand', within='1e-6'
 )
-def test_the_average_of_the_first_two_updates_by_hand():
+def test_the_moving_average_of_two_updates_by_hand():
   (structure, state), step = structure_and_state(), train_step()
   start = to_numpy(state.params)
   state, _ = step(state, random_batch(2))
@@ -90,7 +90,7 @@ def test_the_average_of_the_first_two_updates_by_hand():
 
 
 @pytest.mark.slow
-def test_dropout_of_a_step_depends_on_seed_and_number_alone():
+def test_dropout_depends_only_on_seed_and_step():
   def loss(seed, step):
     state = structure_and_state()[1]._replace(step=jnp.asarray(step, jnp.int32))
     return float(train_step(seed=seed)(state, random_batch(2))[1]['loss'])

@@ -1,4 +1,4 @@
-"""What signals ask for, and when."""
+"""Signals stop training at the right moment."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ def send(number):
   os.kill(os.getpid(), number)
 
 
-def test_before_there_are_steps_signals_end_at_once():
+def test_before_the_first_step_signals_end_the_process():
   with StopSignal():
     with pytest.raises(KeyboardInterrupt):
       send(signal.SIGINT)
@@ -22,7 +22,7 @@ def test_before_there_are_steps_signals_end_at_once():
 
 
 @pytest.mark.parametrize('first', [signal.SIGINT, signal.SIGTERM])
-def test_then_they_ask_and_only_a_further_ctrl_c_ends_at_once(first, capfd):
+def test_later_signals_request_a_stop_and_a_second_ctrl_c_ends_the_process(first, capfd):
   before = signal.getsignal(signal.SIGTERM)
   with StopSignal() as stop:
     stop.steps_begin()

@@ -1,4 +1,4 @@
-"""A workdir belongs to one config and, while it runs, to one process."""
+"""A workdir is tied to one config, and to one process while that runs."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def trained(path):
 
 
 @pytest.mark.parametrize('content', ['[' * 100_000, '{"seed": ', '\ud800', None])
-def test_a_damaged_config_of_a_run_is_named(tmp_path, content):
+def test_a_damaged_config_is_named(tmp_path, content):
   trained(tmp_path / 'run')
   file = tmp_path / 'run' / 'config.json'
   file.unlink()
@@ -42,7 +42,7 @@ def test_a_damaged_config_of_a_run_is_named(tmp_path, content):
     claim(tmp_path / 'run')
 
 
-def test_fields_that_change_the_result_are_named_and_others_may_change(tmp_path):
+def test_only_fields_that_do_not_affect_the_result_may_change(tmp_path):
   trained(tmp_path / 'run')
   faster = {**CONFIG, 'log_every': 1, 'mesh': {'fsdp': 8}, 'data': {**CONFIG['data'], 'threads': 8}}
   claim(tmp_path / 'run', faster)
@@ -64,19 +64,19 @@ def test_a_run_with_nothing_to_resume_does_not_bind_its_folder(tmp_path, left, d
 
 
 @pytest.mark.parametrize('left', ['checkpoints/5', 'model', 'best'])
-def test_what_a_run_has_left_binds_its_folder(tmp_path, left):
+def test_checkpoints_and_results_bind_the_folder(tmp_path, left):
   claim(tmp_path / 'run')
   (tmp_path / 'run' / left).mkdir(parents=True)
   with pytest.raises(UserError, match='config.seed was 0, is 1'):
     claim(tmp_path / 'run', {**CONFIG, 'seed': 1})
 
 
-def test_a_new_field_is_a_difference():
+def test_an_added_field_is_a_difference():
   assert differences(CONFIG, {**CONFIG, 'ema': 0.5}) == ['config.ema was None, is 0.5']
 
 
 def test_a_run_of_an_earlier_version_can_be_resumed():
-  """It noted no epochs and no share, and fields that are no more."""
+  """Its config lacks epochs and warmup_share, and contains fields that no longer exist."""
   config = files.load('ldit:shapes', [])
   now = lengths.resolve(config, lambda: 0).to_json()
   before = json.loads(json.dumps(now)) | {'keep_best': True}
@@ -85,18 +85,18 @@ def test_a_run_of_an_earlier_version_can_be_resumed():
   assert differences(before, now | {'total_steps': 60}) == ['config.total_steps was 1000, is 60']
 
 
-def test_free_fields_are_fields():
+def test_free_fields_exist():
   for field in FREE:
     assert find(RunConfig, field.removeprefix('config.'), 'config')
 
 
-def test_a_run_that_an_earlier_version_began_goes_on():
-  """The attention's implementation was a field of the model then."""
+def test_moved_fields_do_not_prevent_resuming():
+  """In earlier versions, the attention implementation was a field of the model."""
   before = {'config': {}, 'model': {'attention': 'auto', 'fusion': 'e2e'}}
   assert differences(before, {'config': {}, 'attention': 'xla', 'model': {'fusion': 'e2e'}}) == []
 
 
-def test_what_killed_processes_had_not_finished_goes_and_nothing_else(tmp_path):
+def test_only_temporary_files_of_killed_processes_are_removed(tmp_path):
   (tmp_path / '.best.writing-17' / 'weights').mkdir(parents=True)
   (tmp_path / 'best').mkdir()
   unfinished = '.model.retired-3', f'.writing-{"0a" * 16}'
@@ -117,7 +117,7 @@ with Workdir(Path(sys.argv[1])) as workdir:
 """
 
 
-def test_a_second_process_is_refused_until_the_first_is_gone_however_it_went(tmp_path):
+def test_a_second_process_is_refused_until_the_first_has_ended(tmp_path):
   process = subprocess.Popen(
     [sys.executable, '-c', HOLDER, tmp_path], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
   )

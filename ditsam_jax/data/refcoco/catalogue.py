@@ -1,14 +1,11 @@
 """RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO, declared: names, splits, sizes, where they are kept, how they are read."""
 
-import json
 import os
 from pathlib import Path
 
-from ditsam_jax.data.declaration import Counts, DataSet, Partition, Reader, named
+from ditsam_jax.data.declaration import Counts, DataSet, Partition, Reader, counted, named, prepared_folder
 from ditsam_jax.data.referring import ReferringSource, check_split
 from ditsam_jax.errors import UserError
-
-VERSION = '1.0.0'
 
 
 def _locate(data_set: DataSet, partition: Partition, data_dir: str | os.PathLike) -> Path:
@@ -45,11 +42,8 @@ def _check(data_set: DataSet, partition: Partition, data_dir: str | os.PathLike,
 
 def _size(data_set: DataSet, partition: Partition, data_dir: str | os.PathLike, split: str) -> Counts | None:
   """By what `ditsam_jax.prepare` counted, else as published."""
-  try:
-    counted = json.loads((folder(data_dir, data_set.name, partition.name) / 'metadata.json').read_text())
-    return Counts(**counted['splits'][split])
-  except (OSError, ValueError, KeyError, TypeError):  # not prepared, or by TFDS
-    pass
+  if counts := counted(folder(data_dir, data_set.name, partition.name)).get(split):
+    return counts
   # gRefCOCO's splits, of which nobody published sizes, are about as large as RefCOCO's.
   published = partition.splits.get(split) or FAMILY['refcoco'].partition().splits.get(split)
   return Counts(*published) if published else None
@@ -121,7 +115,7 @@ def tfds_name(dataset: str) -> str:
 
 def folder(data_dir: str | os.PathLike, dataset: str, split_by: str) -> Path:
   """Where the prepared data set is, or will be."""
-  return Path(data_dir) / tfds_name(dataset) / split_by / VERSION
+  return prepared_folder(data_dir, tfds_name(dataset), split_by)
 
 
 def tfds_ref_coco(data_dir: str | os.PathLike, dataset: str, split_by: str) -> Path | None:

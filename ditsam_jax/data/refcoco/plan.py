@@ -1,38 +1,17 @@
 """Refs and instances joined: which images have to be read, and what of each belongs into its record."""
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ditsam_jax.data.refcoco import problems
+from ditsam_jax.data.preparation import problems
+from ditsam_jax.data.preparation.images import PlannedImage, PlannedMask, PlannedObject
+from ditsam_jax.data.preparation.problems import Problems
+from ditsam_jax.data.preparation.sentences import good_sentences
 from ditsam_jax.data.refcoco.annotations import ImageInfo, Instances
-from ditsam_jax.data.refcoco.problems import Problems
+from ditsam_jax.data.refcoco.images import CocoJpeg
 from ditsam_jax.data.refcoco.refs import Ref
-from ditsam_jax.limits import MAX_OBJECTS, MAX_PIXELS, MAX_SENTENCES
-from ditsam_jax.tokenization import MAX_TEXT_BYTES
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class PlannedObject:
-  """One ref with its masks to be drawn: one, several (their union is the target) or none."""
-
-  ref_id: int
-  category: str
-  expressions: tuple[str, ...]
-  annotation_ids: tuple[int, ...]
-  segmentations: tuple[Any, ...]
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class PlannedImage:
-  """One record to be: what a worker process is sent."""
-
-  file: str
-  image_id: int
-  height: int
-  width: int
-  objects: tuple[PlannedObject, ...]
+from ditsam_jax.limits import MAX_OBJECTS, MAX_PIXELS
 
 
 def plan(
@@ -53,7 +32,7 @@ def plan(
   of_image: dict[tuple[str, int], list[PlannedObject]] = {}
   for ref in refs:
     if ref.ref_id in ref_ids:
-      found.add(problems.REPEATED_REF, f'ref {ref.ref_id}')
+      found.add(problems.REPEATED_ID, f'ref {ref.ref_id}')
       continue
     ref_ids.add(ref.ref_id)
     if ref.split not in splits:
@@ -66,7 +45,7 @@ def plan(
       planned = _object(ref, instances, found)
       objects = of_image.setdefault((ref.split, ref.image_id), []) if planned else []
       if len(objects) >= MAX_OBJECTS:
-        found.add(problems.MANY_REFS, f'ref {ref.ref_id} (image {ref.image_id})')
+        found.add(problems.MANY_OBJECTS, f'ref {ref.ref_id} (image {ref.image_id})')
       elif planned:
         objects.append(planned)
   images: dict[str, list[PlannedImage]] = {split: [] for split in splits}
@@ -94,7 +73,7 @@ def _fault(info: ImageInfo, images_dir: Path) -> str:
 
 
 def _image(file: str, image_id: int, info: ImageInfo, objects: list[PlannedObject]) -> PlannedImage:
-  return PlannedImage(file, image_id, info.height, info.width, tuple(objects))
+  return PlannedImage(CocoJpeg(file, info.height, info.width), image_id, tuple(objects))
 
 
 def _object(ref: Ref, instances: Instances, found: Problems) -> PlannedObject | None:
@@ -110,7 +89,7 @@ def _object(ref: Ref, instances: Instances, found: Problems) -> PlannedObject | 
       found.add(problems.UNKNOWN_CATEGORY, f'annotation {annotation_id} (category {annotation.category_id})')
     else:
       annotations.append(annotation)
-  expressions = _sentences(ref, found)
+  expressions = good_sentences(ref.expressions, f'ref {ref.ref_id}', found)
   if len(annotations) < len(ref.annotation_ids) or not expressions:
     return None
   names = dict.fromkeys(instances.categories[annotation.category_id] for annotation in annotations)
@@ -118,24 +97,8 @@ def _object(ref: Ref, instances: Instances, found: Problems) -> PlannedObject | 
     ref.ref_id,
     ', '.join(names),
     expressions,
-    ref.annotation_ids,
-    tuple(annotation.segmentation for annotation in annotations),
+    tuple(
+      PlannedMask(f'annotation {annotation_id} of ref {ref.ref_id}', annotation.segmentation)
+      for annotation_id, annotation in zip(ref.annotation_ids, annotations)
+    ),
   )
-
-
-def _sentences(ref: Ref, found: Problems) -> tuple[str, ...]:
-  """The sentences of a ref that say something."""
-  if not ref.expressions:
-    found.add(problems.NO_SENTENCE, f'ref {ref.ref_id}')
-  if len(ref.expressions) > MAX_SENTENCES:
-    found.add(problems.MANY_SENTENCES, f'ref {ref.ref_id} ({len(ref.expressions):,})')
-    return ()
-  good = []
-  for index, text in enumerate(ref.expressions):
-    if not text.strip():
-      found.add(problems.BLANK_SENTENCE, f'sentence {index} of ref {ref.ref_id}')
-    elif len(text.encode()) > MAX_TEXT_BYTES:
-      found.add(problems.LONG_SENTENCE, f'sentence {index} of ref {ref.ref_id}')
-    else:
-      good.append(text)
-  return tuple(good)

@@ -1,4 +1,4 @@
-"""The embedded data set: coloured shapes with masks and referring expressions, made by a procedure."""
+"""The embedded data set: procedurally generated coloured shapes with masks and referring expressions."""
 
 from ditsam_jax.data.shapes.builder import Shapes, prepare
 from ditsam_jax.data.shapes.expressions import EXPRESSION_KINDS, MAX_TOKENS, colour_candidates, random_chance

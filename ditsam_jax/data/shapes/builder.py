@@ -1,4 +1,4 @@
-"""TFDS builder of the shapes data set, and `prepare`, which makes it once."""
+"""TFDS builder of the shapes data set, and `prepare`, which generates it once."""
 
 import contextlib
 import dataclasses
@@ -24,20 +24,20 @@ from ditsam_jax.data.workers import check_processes, map_ordered
 from ditsam_jax.errors import UserError
 from ditsam_jax.terminal import printable, progress
 
-_SPLIT_STRIDE = 1_000_000  # image ids of different splits never meet
+_SPLIT_STRIDE = 1_000_000  # keeps the image ids of different splits apart
 _OBJECT_STRIDE = 100
 _SCENE_TRIES = 100
-# JPEG takes a third of PNG's bytes and decoding time here. Full colour resolution keeps edges sharp.
+# JPEG takes a third of PNG's size and decoding time here. Without chroma subsampling, edges stay sharp.
 _IMAGE_OPTIONS = (cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
-# Trying all of PNG's filters would take four times as long.
+# Trying all PNG filters would take four times as long.
 _MASK_OPTIONS = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE)
-_FEW_SCENES = 1000  # made faster than worker processes start
-_AT_ONCE = 50  # scenes a worker makes in a row
-_MOST_WORKERS = 8  # one process writes what all of them make
+_FEW_SCENES = 1000  # fewer scenes are generated in the time that worker processes take to start
+_AT_ONCE = 50  # scenes per work item
+_MOST_WORKERS = 8  # more cannot help, because a single process writes all records
 
 
 class ShapesConfig(tfds.core.BuilderConfig):
-  """A `ScenesConfig` for TFDS; its name ends in a hash, so that every variant has its own folder."""
+  """A `ScenesConfig` for TFDS; its name ends in a hash, so each variant has its own folder."""
 
   def __init__(self, scenes: ScenesConfig):
     text = json.dumps(dataclasses.asdict(scenes), sort_keys=True)
@@ -47,15 +47,15 @@ class ShapesConfig(tfds.core.BuilderConfig):
 
 
 class Shapes(tfds.core.GeneratorBasedBuilder):
-  """Scenes of 4 to 8 coloured shapes with masks and English referring expressions. Made, not downloaded."""
+  """Scenes of 4 to 8 coloured shapes with masks and English referring expressions, generated, not downloaded."""
 
   VERSION = tfds.core.Version('1.0.0')
-  # Nothing is downloaded, and TFDS' search for checksums needs a package that it does not install.
+  # Nothing is downloaded, and TFDS' search for checksums needs a package that TFDS does not install.
   url_infos = None
 
   def __init__(self, *, scenes: ScenesConfig = ScenesConfig(), workers: int = 0, **kwargs: Any):
     self.scenes, self._workers = scenes, workers
-    self.on_record: Callable[[], Any] = lambda: None  # called after each one written
+    self.on_record: Callable[[], Any] = lambda: None  # called after each record
     super().__init__(config=ShapesConfig(scenes), file_format='array_record', **kwargs)
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -86,7 +86,7 @@ def _make_records(config: ScenesConfig, split: str, indices: range) -> list[dict
 
 
 def described_scene(config: ScenesConfig, split: str, index: int) -> tuple[Scene, list[list[tuple[str, str]]]]:
-  """Scene `index` of `split` and, for each of its shapes, at least one (expression, kind)."""
+  """Generates scene `index` of `split` and at least one (expression, kind) for each of its shapes."""
   rng = scene_rng(config, split, index)
   for _ in range(_SCENE_TRIES):
     scene = make_scene(config, rng)
@@ -100,7 +100,7 @@ def described_scene(config: ScenesConfig, split: str, index: int) -> tuple[Scene
 
 
 def make_record(config: ScenesConfig, split: str, index: int) -> dict[str, Any]:
-  """Scene `index` of `split` as a TFDS example, images encoded."""
+  """Generates scene `index` of `split` as a TFDS example with encoded images."""
   scene, expressions = described_scene(config, split, index)
   image_id = SPLITS.index(split) * _SPLIT_STRIDE + index
   objects = [
@@ -118,17 +118,23 @@ def make_record(config: ScenesConfig, split: str, index: int) -> dict[str, Any]:
 
 
 def _encoded(extension: str, image: np.ndarray, options: tuple[int, ...]) -> io.BytesIO:
-  """`image`: uint8, grey or BGR."""
+  """Encodes an image, uint8, grey or BGR."""
   return io.BytesIO(cv2.imencode(extension, image, options)[1].tobytes())
 
 
 def prepare(data_dir: str | os.PathLike, scenes: ScenesConfig = ScenesConfig(), workers: int | None = None) -> Shapes:
-  """The builder of the data set under `data_dir`, made first if it is not there yet.
+  """Returns the builder of the data set under `data_dir`; generates the data if it does not exist.
 
-  The folder gets its name when it is whole, so an interrupted preparation is never taken for one.
-  `workers`: processes that make scenes, by default one a core; a script that calls this then needs the usual
-  `if __name__ == '__main__'`, or 0 workers. The records do not depend on it.
-  Raises UserError if the folder cannot be written, or something else or something damaged lies in its place.
+  The folder is renamed when it is complete, so an interrupted preparation is never used.
+
+  Args:
+    data_dir: folder of prepared data sets.
+    scenes: what scenes look like.
+    workers: processes that generate scenes, by default one per core. A script that calls this then needs
+      `if __name__ == '__main__'`, or 0 workers. The records do not depend on it.
+
+  Raises:
+    UserError: the folder cannot be written, or contains something else or damaged data.
   """
   workers = min(os.cpu_count() or 1, _MOST_WORKERS) if workers is None else workers
   check_processes(workers, 'workers')
@@ -142,11 +148,11 @@ def prepare(data_dir: str | os.PathLike, scenes: ScenesConfig = ScenesConfig(), 
 def _builder(scenes: ScenesConfig, workers: int, data_dir: str | os.PathLike) -> Shapes:
   folder = Path(data_dir, 'shapes', ShapesConfig(scenes).name)
   info = folder / str(Shapes.VERSION) / 'dataset_info.json'
-  if info.exists() and not info.is_file():  # TFDS would wait for a pipe
+  if info.exists() and not info.is_file():  # TFDS would block on a pipe
     raise UserError(damaged(folder, f'{info.name} is not a file'))
   try:
     return Shapes(scenes=scenes, workers=workers, data_dir=os.fspath(data_dir))
-  except Exception as error:  # TFDS reads what is there, and raises many kinds where that is damaged
+  except Exception as error:  # TFDS reads existing data, and raises various exceptions if it is damaged
     if not folder.exists():
       raise
     raise UserError(damaged(folder, printable(error, 150))) from error
@@ -167,7 +173,7 @@ def _make(builder: Shapes) -> None:
       builder.on_record = bar.update
       builder.download_and_prepare(download_dir=unused)
   except OSError:
-    # Another process may have finished the same data set meanwhile.
+    # Another process may have completed the same data set in the meantime.
     if not (Path(builder.data_dir) / 'dataset_info.json').exists():
       raise
     builder.info.read_from_directory(builder.data_dir)

@@ -1,4 +1,4 @@
-"""Referring expressions for the shapes data set: each fits exactly one object of its scene."""
+"""Referring expressions for the shapes data set; each refers to exactly one object of its scene."""
 
 import collections
 import dataclasses
@@ -11,16 +11,16 @@ import numpy as np
 from ditsam_jax.data.shapes.scenes import COLOURS, KINDS, SIZES, Shape
 
 EXPRESSION_KINDS = ('attribute', 'relation', 'order', 'comparison', 'negation')
-MAX_TOKENS = 12  # of any expression, [CLS] and [SEP] included: every word is one token
+MAX_TOKENS = 12  # per expression, including [CLS] and [SEP]; each word is one token
 
-# Room for doubt, so that no expression hangs on a pixel. Distances are fractions of the image side.
+# Margins, so no expression depends on a single pixel. Distances are fractions of the image side.
 RELATION_MARGIN = 0.08
 ORDER_MARGIN = 0.06
 RADIUS_RATIO = 1.15
 AREA_RATIO = 1.3
 
-# A kind with more than an equal share of its scene's expressions has to wait: 'order' fits nearly everywhere
-# and would crowd out the rest.
+# A kind with more than this share of its scene's expressions is skipped: 'order' is nearly always possible and would
+# crowd out the others.
 _LARGEST_SHARE = 0.2
 
 _ORDINALS = ('first', 'second', 'third', 'fourth')
@@ -34,8 +34,8 @@ _SUBSETS = tuple(subset for n in range(4) for subset in itertools.combinations(_
 class Group:
   """All objects of a scene that a noun fits."""
 
-  noun: str  # 'small red circle', or 'shape' where the kind is left out
-  properties: tuple[str, ...]  # that the noun names
+  noun: str  # 'small red circle', or 'red shape' without the kind
+  properties: tuple[str, ...]  # those that the noun mentions
   members: list[int]
 
   @staticmethod
@@ -47,15 +47,15 @@ class Group:
 def describe(
   shapes: Sequence[Shape], side: float, per_object: int, rng: np.random.Generator
 ) -> list[list[tuple[str, str]]]:
-  """Up to `per_object` different (expression, kind) for each shape; `side`: image side in px.
+  """Returns up to `per_object` different (expression, kind) pairs for each shape; `side` is the image side in px.
 
-  Kinds are chosen so that they are as equally frequent over the scene as its objects allow.
+  Kinds are balanced over the scene as far as its objects allow.
   """
   choices = _candidates(shapes, side, rng)
   chosen = [[] for _ in shapes]
   used = collections.Counter()
   for _ in range(per_object):
-    # Objects with the least to choose from come first; the others make up for what they lack.
+    # Objects with the fewest possible kinds choose first; the others balance the kinds.
     for target in sorted(range(len(shapes)), key=lambda t: sum(map(bool, choices[t].values()))):
       most = 1 + _LARGEST_SHARE * used.total()
       left = [kind for kind in EXPRESSION_KINDS if choices[target][kind] and (used[kind] < most or not chosen[target])]
@@ -108,7 +108,7 @@ def _relations(
   for crowd in crowds:
     for anchor, anchor_nouns in by_anchor.items():
       members = [i for i in crowd.members if i != anchor]
-      if len(members) < 2:  # the relation would say nothing that the noun does not say
+      if len(members) < 2:  # the relation would be redundant
         continue
       for axis, (nearer, farther) in enumerate(RELATIONS):
         offsets = [positions[i][axis] - positions[anchor][axis] for i in members]
@@ -128,7 +128,7 @@ def _orders(crowds: list[Group], positions: list[tuple[float, float]]) -> Iterat
     for axis, (near_side, far_side) in enumerate(_SIDES):
       along = sorted(crowd.members, key=lambda i: positions[i][axis])
       steps = [positions[b][axis] - positions[a][axis] >= ORDER_MARGIN for a, b in itertools.pairwise(along)]
-      # The outermost have a neighbour on one side only.
+      # The outermost objects have a neighbour on one side only.
       clear = [before and after for before, after in zip([True, *steps], [*steps, True])]
       for order, clear_along, side in ((along, clear, near_side), (along[::-1], clear[::-1], far_side)):
         for target, is_clear, ordinal in zip(order, clear_along, _ORDINALS):
@@ -142,7 +142,7 @@ def _comparisons(crowds: list[Group], shapes: Sequence[Shape]) -> Iterator[tuple
       continue
     for superlative, sign in (('largest', 1), ('smallest', -1)):
       first, *others = sorted((shapes[i] for i in crowd.members), key=lambda shape: -sign * shape.radius)
-      # Among kinds that differ, the eye may go by extent or by area: they have to agree.
+      # Shapes of different kinds can be compared by extent or by area, so both must agree.
       if all(
         (first.radius / other.radius) ** sign >= RADIUS_RATIO and (first.area / other.area) ** sign >= AREA_RATIO
         for other in others
@@ -165,15 +165,15 @@ def _negations(crowds: list[Group], shapes: Sequence[Shape]) -> Iterator[tuple[i
 
 
 def random_chance(objects: int) -> float:
-  """How often a random one of `objects` masks is the right one."""
+  """The probability that a random one of `objects` masks is the right one."""
   return 1 / objects
 
 
 def colour_candidates(expression: str, categories: Sequence[str]) -> list[int]:
-  """Indices of the objects that an oracle for colour alone cannot tell from the target of `expression`.
+  """Indices of the objects whose colour matches `expression`, between which an oracle for colours must guess.
 
-  `categories`: as in the records, e.g. 'small red circle'. The colour of another object ('left of the red
-  star') says nothing about the target; 'that is not red' leaves the others; without a colour word all stay.
+  `categories` are those of the records, such as 'small red circle'. The colour of a landmark ('left of the red star')
+  does not count, 'that is not red' excludes red objects, and without a colour word all objects match.
   """
   target = re.split(r' (?:left of|right of|above|below) ', expression)[0]
   asked, _, excluded = target.partition(' that is not ')
@@ -190,7 +190,7 @@ def _colours(text: str) -> set[str]:
 
 
 def vocabulary() -> list[str]:
-  """Lines of vocab.txt: the grammar's words, then characters, so that any other word can be spelt."""
+  """Lines of vocab.txt: the grammar's words, then characters, so any other word can be spelled."""
   words = [
     'the',
     'shape',

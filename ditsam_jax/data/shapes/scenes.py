@@ -1,4 +1,4 @@
-"""Pictures of the shapes data set: coloured shapes over a muted background, with exact masks."""
+"""Scenes of the shapes data set: coloured shapes on a muted background, with exact masks."""
 
 import dataclasses
 import functools
@@ -23,8 +23,8 @@ COLOURS = {
 }
 KINDS = ('circle', 'square', 'triangle', 'star', 'cross')
 
-# Circumradius for a nominal radius of 1. A square in a circle looks smaller than the circle; with these
-# factors all kinds of one nominal radius cover similar areas: 'small' and 'large' mean what the eye sees.
+# Circumradius for a nominal radius of 1. These factors give all kinds of the same nominal radius similar areas, so 'small'
+# and 'large' match what the eye sees.
 _EXTENT = {'circle': 1.0, 'square': 1.2, 'triangle': 1.35, 'star': 1.32, 'cross': 1.18}
 _SUPERSAMPLING = 4
 _RIM = 0.72  # brightness of a shape's rim
@@ -32,30 +32,30 @@ _PLACEMENT_TRIES = 60
 _SCENE_TRIES = 200
 
 _RADII = Several(Real(0, 0.3, above=True, below=True), 2, 2)
-_SCENES = Whole(1, 999_999)  # ids of different splits never meet
+_SCENES = Whole(1, 999_999)  # keeps the ids of different splits apart
 
 _Coverage = tuple[tuple[slice, slice], np.ndarray]  # see _rasterise
 
 
 @dataclasses.dataclass(frozen=True)
 class ScenesConfig:
-  """What scenes look like. Lengths are fractions of the image side. Raises UserError on impossible values."""
+  """The appearance of scenes. Lengths are fractions of the image side. Raises UserError for invalid values."""
 
   image_size: int = declared(128, Whole(32, 4096), 'Side of a picture in pixels')
-  min_shapes: int = declared(4, Whole(2, 64), 'Fewest shapes of a scene')
-  max_shapes: int = declared(8, Whole(2, 64), 'Most shapes of a scene')
+  min_shapes: int = declared(4, Whole(2, 64), 'Minimum number of shapes per scene')
+  max_shapes: int = declared(8, Whole(2, 64), 'Maximum number of shapes per scene')
   kinds: tuple[str, ...] = declared(KINDS, Several(Choice(KINDS), 1, len(KINDS)), 'Kinds of shapes')
   colours: tuple[str, ...] = declared(
     tuple(COLOURS), Several(Choice(tuple(COLOURS)), 1, len(COLOURS)), 'Colours of shapes'
   )
   kinds_per_scene: tuple[int, int] = declared(
-    (2, 3), Several(Whole(1, len(KINDS)), 2, 2), 'Fewest and most kinds per scene; few, so attributes repeat'
+    (2, 3), Several(Whole(1, len(KINDS)), 2, 2), 'Minimum and maximum kinds per scene; few, so attributes repeat'
   )
   colours_per_scene: tuple[int, int] = declared(
-    (2, 3), Several(Whole(1, len(COLOURS)), 2, 2), 'Fewest and most colours per scene'
+    (2, 3), Several(Whole(1, len(COLOURS)), 2, 2), 'Minimum and maximum colours per scene'
   )
   small_radius: tuple[float, float] = declared(
-    (0.09, 0.112), _RADII, 'Nominal radius of small shapes; corners reach up to 1.35 times as far'
+    (0.09, 0.112), _RADII, 'Nominal radius of small shapes; corners extend up to 1.35 times as far'
   )
   large_radius: tuple[float, float] = declared((0.145, 0.178), _RADII, 'Nominal radius of large shapes')
   large_share: float = declared(0.45, BELOW_ONE, 'Share of large shapes')
@@ -65,7 +65,7 @@ class ScenesConfig:
     1.0, Real(0, 10), "Strength of the background's stripes and of its blurred, shapeless blobs"
   )
   grain: int = declared(1, Whole(0, 255), 'Largest brightness change of the noise over everything, in grey levels')
-  expressions_per_object: int = declared(5, Whole(1, 100), 'Referring expressions of an object')
+  expressions_per_object: int = declared(5, Whole(1, 100), 'Referring expressions per object')
   seed: int = declared(0, Whole(0, 2**31 - 1), 'Random seed of all scenes')
   train: int = declared(12000, _SCENES, 'Scenes of the training split')
   val: int = declared(250, _SCENES, 'Scenes of the validation split')
@@ -98,7 +98,7 @@ def _check(config: ScenesConfig, name: str, holds: bool, expected: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-  """One object. Position and nominal radius in pixels (pixel i spans i to i + 1), angle in radians."""
+  """An object. Position and nominal radius in pixels (pixel i spans i to i + 1), angle in radians."""
 
   kind: str
   colour: str
@@ -114,18 +114,18 @@ class Shape:
 
   @property
   def reach(self) -> float:
-    """Circumradius, px."""
+    """Circumradius in px."""
     return self.radius * _EXTENT[self.kind]
 
   @property
   def area(self) -> float:
-    """Area before occlusion, px^2."""
+    """Area before occlusion in px^2."""
     return self.radius**2 * _unit_area(self.kind)
 
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-  """A picture (RGB uint8 [S, S, 3]), its shapes from back to front, their visible pixels (bool [n, S, S])."""
+  """An image (RGB uint8 [S, S, 3]), its shapes from back to front, and their visible pixels (bool [n, S, S])."""
 
   image: np.ndarray
   shapes: tuple[Shape, ...]
@@ -133,12 +133,12 @@ class Scene:
 
 
 def scene_rng(config: ScenesConfig, split: str, index: int) -> np.random.Generator:
-  """The source of chance of scene `index` of `split` alone, so that scenes can be made in any order."""
+  """The random generator of scene `index` of `split`, so scenes can be generated in any order."""
   return np.random.default_rng((config.seed, SPLITS.index(split), index))
 
 
 def make_scene(config: ScenesConfig, rng: np.random.Generator) -> Scene:
-  """Draws shapes, places them so that each stays visible, paints them. UserError if they do not fit."""
+  """Draws shapes, places them so that each stays visible, and paints them. Raises UserError if they do not fit."""
   for _ in range(_SCENE_TRIES):
     placed = _place(_draw_shapes(config, rng), config, rng)
     if placed is not None:
@@ -153,7 +153,7 @@ def make_scene(config: ScenesConfig, rng: np.random.Generator) -> Scene:
 
 @functools.cache
 def _outline(kind: str) -> np.ndarray:
-  """Corner points [n, 2] of a kind of nominal radius 1, upright, its centre (centroid) at the origin."""
+  """Corner points [n, 2] of an upright shape of nominal radius 1, with its centroid at the origin."""
   if kind == 'circle':
     turns, radii = np.arange(48) / 48, np.ones(48)
   elif kind == 'square':
@@ -169,7 +169,7 @@ def _outline(kind: str) -> np.ndarray:
 
 
 def _cross() -> np.ndarray:
-  """A plus sign whose arms are 0.36 of their length wide on either side of the axis."""
+  """A plus sign; the half-width of its arms is 0.36 of their length."""
   arm = _EXTENT['cross'] / math.hypot(1, 0.36)
   wide = 0.36 * arm
   quarter = np.array([(arm, -wide), (arm, wide), (wide, wide)])
@@ -184,7 +184,7 @@ def _unit_area(kind: str) -> float:
 
 
 def _draw_shapes(config: ScenesConfig, rng: np.random.Generator) -> list[Shape]:
-  """Shapes without a place yet, from a small palette of this scene's own."""
+  """Draws shapes, without positions, from a small set of kinds and colours chosen for the scene."""
   kinds = rng.permutation(config.kinds)[: rng.integers(*config.kinds_per_scene, endpoint=True)].tolist()
   colours = rng.permutation(config.colours)[: rng.integers(*config.colours_per_scene, endpoint=True)].tolist()
   count = int(rng.integers(config.min_shapes, config.max_shapes, endpoint=True))
@@ -203,14 +203,14 @@ def _draw_shapes(config: ScenesConfig, rng: np.random.Generator) -> list[Shape]:
 def _place(
   shapes: list[Shape], config: ScenesConfig, rng: np.random.Generator
 ) -> tuple[tuple[Shape, ...], list[_Coverage], np.ndarray] | None:
-  """Gives each shape a place, back to front: shapes, coverages, visible masks. None if one finds no place."""
+  """Places shapes from back to front; returns shapes, coverages and visible masks, or None if one does not fit."""
   side = config.image_size
   placed, coverages, masks, least_visible = [], [], [], []
   for shape in shapes:
     margin = shape.reach + 1.0
     for u, v in rng.random((_PLACEMENT_TRIES, 2)).tolist():
       x, y = margin + u * (side - 2 * margin), margin + v * (side - 2 * margin)
-      # Nearly concentric shapes would hide too much; this spares drawing them.
+      # Nearly concentric shapes would hide too much; skip them without rasterising.
       if any(math.hypot(x - other.x, y - other.y) < 0.7 * (shape.radius + other.radius) for other in placed):
         continue
       candidate = dataclasses.replace(shape, x=x, y=y)
@@ -231,7 +231,7 @@ def _place(
 
 
 def _rasterise(shape: Shape, scale: float = 1.0) -> _Coverage:
-  """The box (rows, columns) around a shape and how much of each of its pixels the shape covers, 0 to 255."""
+  """Returns the box (rows, columns) around a shape, and the coverage of its pixels, 0 to 255."""
   left, top = math.floor(shape.x - shape.reach) - 1, math.floor(shape.y - shape.reach) - 1
   left, top = max(left, 0), max(top, 0)
   width = math.ceil(shape.x + shape.reach) + 1 - left
@@ -240,7 +240,7 @@ def _rasterise(shape: Shape, scale: float = 1.0) -> _Coverage:
   corners = _outline(shape.kind) @ np.array([(c, s), (-s, c)]) * (shape.radius * scale)
   corners += (shape.x - left, shape.y - top)
   fine = np.zeros((height * _SUPERSAMPLING, width * _SUPERSAMPLING), np.uint8)
-  # OpenCV counts from pixel centres, in sixteenths here.
+  # OpenCV's coordinates are relative to pixel centres, here in sixteenths.
   points = np.round((corners * _SUPERSAMPLING - 0.5) * 16).astype(np.int32)
   cv2.fillPoly(fine, [points], 255, shift=4)
   coverage = cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA)
@@ -260,8 +260,8 @@ def _paint(
 
 
 def _background(config: ScenesConfig, rng: np.random.Generator) -> np.ndarray:
-  """Greyish, slowly changing colours with faint stripes and blurred blobs: float32 [S, S, 3]."""
-  # Nothing in it is finer than a few pixels, so half the resolution will do.
+  """Greyish, slowly changing colours with faint stripes and blurred blobs, float32 [S, S, 3]."""
+  # Details are no finer than a few pixels, so half the resolution is enough.
   half = (config.image_size + 1) // 2
   cells = int(rng.integers(3, 7))
   coarse = rng.uniform(-26, 26, (cells, cells, 1)) + rng.uniform(-11, 11, (cells, cells, 3))
@@ -273,7 +273,7 @@ def _background(config: ScenesConfig, rng: np.random.Generator) -> np.ndarray:
 
 
 def _stripes(side: int, rng: np.random.Generator) -> np.ndarray:
-  """Waves of brightness across the picture: float32 [side, side]."""
+  """Waves of brightness across the image, float32 [side, side]."""
   angle, phase = rng.uniform(0, 2 * np.pi, 2)
   waves = 2 * np.pi * rng.uniform(3, 9) / side
   across = np.arange(side) * waves
@@ -282,7 +282,7 @@ def _stripes(side: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _blobs(side: int, rng: np.random.Generator) -> np.ndarray:
-  """Brighter and darker patches with soft edges and no nameable shape: float32 [side, side]."""
+  """Brighter and darker patches with soft edges and no recognisable shape, float32 [side, side]."""
   cells = int(rng.integers(8, 14))
   patches = rng.choice(np.array([-14, 0, 0, 0, 14], np.float32), (cells, cells))
   return cv2.resize(patches, (side, side), interpolation=cv2.INTER_LINEAR)
@@ -291,7 +291,7 @@ def _blobs(side: int, rng: np.random.Generator) -> np.ndarray:
 def _paint_shape(
   image: np.ndarray, shape: Shape, box: tuple[slice, slice], coverage: np.ndarray, rng: np.random.Generator
 ) -> None:
-  """Blends one shape in: its colour slightly varied, a slope of brightness, and a darker rim."""
+  """Paints a shape with a slightly varied colour, a brightness gradient, and a darker rim."""
   red, green, blue, turn, slope = rng.random(5).tolist()
   colour = np.array(COLOURS[shape.colour], np.float32) + (20 * red - 10, 20 * green - 10, 20 * blue - 10)
   slope = (0.02 + 0.1 * slope) / shape.reach
@@ -300,7 +300,7 @@ def _paint_shape(
   light = ((np.arange(rows.start, rows.stop) - shape.y) * slope_y)[:, None] + (
     1 + (np.arange(columns.start, columns.stop) - shape.x) * slope_x
   )
-  # A darker rim keeps two overlapping shapes of one colour apart.
+  # A darker rim separates overlapping shapes of the same colour.
   light *= _RIM + (1 - _RIM) / 255 * _rasterise(shape, scale=0.86)[1]
   patch = image[box]
   patch += (coverage * (1 / 255))[..., None] * (light[..., None] * colour - patch)

@@ -1,8 +1,8 @@
-"""Attention with decomposed relative positions and a text prefix: the one op that every encoder block calls.
+"""Attention with decomposed relative positions and a text prefix, the op of every encoder block.
 
-The sequence is [prefix text slots, image tokens in row-major order]. Relative positions (SAM, after MViTv2) add to the
-image-to-image logits a row term and a column term that depend on the unscaled query. `reference` is the definition, the
-other modules are ways to compute it, `choice` says which one runs.
+The sequence is [prefix text slots, image tokens in row-major order]. Relative positions (SAM, after MViTv2) add a row
+term and a column term, which depend on the unscaled query, to the image-to-image logits. `reference` defines the result,
+the other modules implement it, and `choice` selects one.
 """
 
 import jax
@@ -18,14 +18,14 @@ __all__ = ['IMPLEMENTATIONS', 'attention', 'relative_terms']
 def relative_terms(
   q: jax.Array, table_h: jax.Array, table_w: jax.Array, grid: tuple[int, int], prefix: int
 ) -> tuple[jax.Array, jax.Array]:
-  """What each image query adds to the logits of every key row and every key column.
+  """Computes the relative-position terms of each image query for every key row and key column.
 
   Args:
     q: unscaled queries [B, H, prefix + h*w, D].
-    table_h: [2h-1, D], one vector a row offset (query row - key row + h - 1).
+    table_h: [2h-1, D], one vector per row offset (query row - key row + h - 1).
     table_w: [2w-1, D], likewise for columns.
     grid: (h, w).
-    prefix: number of text slots in front; they have no position.
+    prefix: number of text slots before the image tokens; they have no position.
 
   Returns:
     rel_h [B, H, h*w, h] and rel_w [B, H, h*w, w].
@@ -52,25 +52,25 @@ def attention(
   """Softmax attention with relative-position terms on the image-to-image logits.
 
   Args:
-    q, k, v: [B, H, N, D] with N = prefix + h*w; q is not scaled yet (1/sqrt(D) is applied here).
-    rel_h: [B, H, h*w, h] and
+    q, k, v: [B, H, N, D] with N = prefix + h*w; q is unscaled (1/sqrt(D) is applied here).
+    rel_h: [B, H, h*w, h], see `relative_terms`.
     rel_w: [B, H, h*w, w], see `relative_terms`.
     grid: (h, w) of the image tokens.
-    prefix: number of text slots in front of the image tokens.
-    implementation: one of IMPLEMENTATIONS; 'auto' takes the best for the platform the program is compiled for.
+    prefix: number of text slots before the image tokens.
+    implementation: one of IMPLEMENTATIONS; 'auto' selects the fastest for the platform the program is compiled for.
 
   Returns:
     [B, H, N, D].
 
   Raises:
-    ValueError: shapes that do not go together; an unknown implementation, or one that cannot compute this.
+    ValueError: the shapes do not match, or the implementation is unknown or does not support the input.
   """
   _check(q, k, v, rel_h, rel_w, grid, prefix)
   return choice.compute(q, k, v, rel_h, rel_w, grid=grid, prefix=prefix, implementation=implementation)
 
 
 def _offsets(size: int) -> np.ndarray:
-  """Table rows [size, size] for (query, key): query - key + size - 1."""
+  """Table indices [size, size] for (query, key): query - key + size - 1."""
   return np.arange(size)[:, None] - np.arange(size)[None, :] + size - 1
 
 

@@ -10,7 +10,7 @@ from ditsam_jax.ops.attention.channels import extra_channels
 from ditsam_jax.ops.attention.shards import per_shard
 
 IMPLEMENTATIONS = ('auto', 'reference', 'xla', 'cudnn', 'pallas_tpu', 'pallas_gpu')
-FASTEST = {'tpu': 'pallas_tpu', 'cuda': 'cudnn'}  # by platform, where it can; `xla` elsewhere
+FASTEST = {'tpu': 'pallas_tpu', 'cuda': 'cudnn'}  # by platform, if supported; otherwise `xla`
 _MODULES = {'xla': xla, 'cudnn': cudnn, 'pallas_tpu': pallas_tpu, 'pallas_gpu': pallas_gpu}
 _PLATFORM = {'cudnn': 'cuda', 'pallas_tpu': 'tpu', 'pallas_gpu': 'cuda'}
 
@@ -20,10 +20,10 @@ def why_not(name: str, platform: str | None, dtype, width: int, length: int, cha
 
   Args:
     name: one of IMPLEMENTATIONS.
-    platform: 'cpu', 'tpu', 'cuda' (also as JAX calls it, 'gpu'), or None if it is not known.
+    platform: 'cpu', 'tpu', 'cuda' (or JAX's name for it, 'gpu'), or None if unknown.
     dtype: of queries, keys and values.
-    width: D, channels of a head.
-    length: N, tokens.
+    width: D, channels per head.
+    length: N, number of tokens.
     channels: R, rows plus columns of the grid.
   """
   if name not in IMPLEMENTATIONS:
@@ -35,15 +35,16 @@ def why_not(name: str, platform: str | None, dtype, width: int, length: int, cha
 
 
 def fastest(platform: str, *shapes: tuple) -> str:
-  """The fastest implementation on a platform that can compute all of these shapes, each (dtype, width, length, channels).
+  """The fastest implementation on a platform that supports all of these shapes, each (dtype, width, length, channels).
 
-  A training step, whose platform is known, names it: 'auto' keeps intermediate values for the gradients of all platforms.
+  A training step knows its platform and selects an implementation here, because the gradients of 'auto' keep
+  intermediate values for all platforms.
   """
   name = FASTEST.get('cuda' if platform == 'gpu' else platform, 'xla')
   return 'xla' if any(why_not(name, platform, *shape) for shape in shapes) else name
 
 
-@functools.partial(jax.jit, static_argnames=('grid', 'prefix', 'implementation'))  # traced once, not for every block
+@functools.partial(jax.jit, static_argnames=('grid', 'prefix', 'implementation'))  # traced once, not once per block
 def compute(
   q: jax.Array,
   k: jax.Array,
@@ -55,7 +56,7 @@ def compute(
   prefix: int,
   implementation: str,
 ) -> jax.Array:
-  """Attention by the implementation of that name; arguments and errors as of `ditsam_jax.ops.attention.attention`."""
+  """Computes attention with `implementation`. For arguments and errors see `ditsam_jax.ops.attention.attention`."""
   shape = q.dtype, q.shape[3], q.shape[2], sum(grid)
   if problem := why_not(implementation, None, *shape):
     raise ValueError(f'attention {implementation!r}: {problem}')
@@ -66,9 +67,9 @@ def compute(
 
 
 def _best(*shape) -> Callable[..., jax.Array]:
-  """On each platform the fastest that can.
+  """Returns a function that runs the fastest supported implementation on each platform.
 
-  The platform is known when the program is lowered, maybe for a machine other than this one, so all are prepared.
+  The platform is known only when the program is lowered, possibly for another machine, so all candidates are traced.
   """
   fastest = {
     platform: _MODULES[name].attention for platform, name in FASTEST.items() if why_not(name, platform, *shape) is None

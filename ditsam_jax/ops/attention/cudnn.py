@@ -1,6 +1,6 @@
-"""NVIDIA's flash attention (cuDNN), through JAX, with relative positions as extra channels.
+"""NVIDIA's flash attention (cuDNN) through JAX, with relative positions as extra channels.
 
-cuDNN also takes a bias, but as an [N, N] array a head, which is what this op avoids.
+cuDNN also accepts a bias, but as an [N, N] array per head, which this op avoids.
 """
 
 import functools
@@ -11,15 +11,15 @@ import jax.numpy as jnp
 from ditsam_jax.ops.attention.channels import appended
 
 TYPES = ('bfloat16', 'float16')
-MULTIPLE = 8  # of channels
+MULTIPLE = 8  # cuDNN requires a multiple of 8 channels
 HOPPER = (9, 0)
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array, keys: jax.Array) -> jax.Array:
-  """q, k, v: [B, H, N, D], q not scaled; queries [B, H, N, R] and keys [1, 1, N, R] as of `extra_channels`."""
+  """q, k, v: [B, H, N, D], q unscaled; queries [B, H, N, R] and keys [1, 1, N, R] are those of `extra_channels`."""
   batch, _, length, width = v.shape
   q, k = appended(q, k, queries, keys)
-  # All three of one width, since only Hopper takes narrower values; of even length, which JAX asks for in training.
+  # Equal widths, because only Hopper supports narrower values; an even length, which JAX requires for gradients.
   odd, channels = length % 2, _padded(q.shape[-1])
   q, k, v = (jnp.pad(x, ((0, 0), (0, 0), (0, odd), (0, channels - x.shape[-1]))).swapaxes(1, 2) for x in (q, k, v))
   lengths = jnp.full((batch,), length, jnp.int32) if odd else None
@@ -51,7 +51,7 @@ def _padded(channels: int) -> int:
 
 @functools.cache
 def compute_capability() -> tuple[int, int] | None:
-  """Of this process' first NVIDIA GPU, or None if there is none."""
+  """The compute capability of this process' first NVIDIA GPU, or None without a GPU."""
   try:
     device = jax.devices('cuda')[0]
   except RuntimeError:

@@ -1,11 +1,11 @@
-"""Flash attention with extra channels on an NVIDIA GPU (Ampere, Hopper): forward and backward, no [N, N] array.
+"""Flash attention with extra channels for NVIDIA GPUs (Ampere, Hopper): forward and backward, without an [N, N] array.
 
-For what cuDNN does not take: before Hopper its heads end at 128 channels, and a 64 x 64 grid alone adds 128. Written
-for Pallas' Triton backend, which runs on both generations and which JAX 0.11 deprecates; its successor, Mosaic GPU,
-needs a Hopper, where cuDNN takes every shape here. Not measured on a GPU yet, hence never chosen by 'auto'.
+It covers shapes that cuDNN does not: before Hopper, cuDNN supports 128 channels per head, and a 64 x 64 grid alone adds
+128. It uses Pallas' Triton backend, which runs on both generations and is deprecated since JAX 0.11; its successor,
+Mosaic GPU, needs a Hopper, where cuDNN supports every shape here. Not measured on a GPU yet, so 'auto' never selects it.
 
-A program computes one block of queries (backward: also one of keys) in a loop over the others. Arrays are filled up
-with zeros to whole blocks and to channels in powers of two, as Triton wants them.
+A program computes one block of queries (in the backward pass also one of keys) in a loop over the other axis. Arrays are
+zero-padded to whole blocks, and channels to powers of two, as Triton requires.
 """
 
 import functools
@@ -19,16 +19,16 @@ from jax.experimental.pallas import triton as plgpu
 from ditsam_jax.ops.attention.channels import HIDDEN
 
 TYPES = ('bfloat16', 'float16', 'float32')
-BLOCK = 64  # queries and keys: both operands of a product, and its result, in the registers of four warps
-FEWEST = 16  # channels of a product on tensor cores
-MOST = 128  # channels of a head, or for relative positions: more do not fit a block's shared memory
+BLOCK = 64  # queries or keys; the operands and result of a product fit the registers of four warps
+MIN_CHANNELS = 16  # of a product on tensor cores
+MAX_CHANNELS = 128  # per head, and for relative positions; more do not fit a block's shared memory
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array, keys: jax.Array) -> jax.Array:
-  """q, k, v: [B, H, N, D], q not scaled; queries [B, H, N, R] and keys [1, 1, N, R] as of `extra_channels`."""
+  """q, k, v: [B, H, N, D], q unscaled; queries [B, H, N, R] and keys [1, 1, N, R] are those of `extra_channels`."""
   *_, length, width = q.shape
   scaled = q * jnp.asarray(width**-0.5, q.dtype)
-  out: Any = _attention(length, *map(_filled_up, (scaled, k, v, queries, keys)))  # custom_vjp hides its type
+  out: Any = _attention(length, *map(_padded, (scaled, k, v, queries, keys)))  # custom_vjp hides the type
   return out[:, :, :length, :width]
 
 
@@ -37,14 +37,16 @@ def why_not(dtype, width: int, length: int, channels: int) -> str | None:
   del length
   if jnp.dtype(dtype).name not in TYPES:
     return f'it supports {", ".join(TYPES)}, not {jnp.dtype(dtype).name}'
-  if max(width, channels) > MOST:
-    return f'it supports {MOST} channels per head and {MOST} for relative positions, not {width} and {channels}'
+  if max(width, channels) > MAX_CHANNELS:
+    limit = MAX_CHANNELS
+    return f'it supports {limit} channels per head and {limit} for relative positions, not {width} and {channels}'
   return None
 
 
-def _filled_up(x: jax.Array) -> jax.Array:
+def _padded(x: jax.Array) -> jax.Array:
+  """Zero-pads tokens to whole blocks and channels to a power of two."""
   tokens, channels = x.shape[2:]
-  wanted = max(FEWEST, pl.next_power_of_2(channels))
+  wanted = max(MIN_CHANNELS, pl.next_power_of_2(channels))
   return jnp.pad(x, ((0, 0), (0, 0), (0, -tokens % BLOCK), (0, wanted - channels)))
 
 
@@ -58,8 +60,8 @@ def _attention_forward(length, q, k, v, x, y):
   return out, (q, k, v, x, y, out, logsumexp)
 
 
-def _attention_backward(length, kept, dout):
-  q, k, v, x, y, out, logsumexp = kept
+def _attention_backward(length, residuals, dout):
+  q, k, v, x, y, out, logsumexp = residuals
   delta = (dout.astype(jnp.float32) * out.astype(jnp.float32)).sum(-1)
   arrays = q, k, v, x, y, dout, logsumexp, delta
   return *_backward(length, *arrays), jnp.zeros_like(y)
@@ -72,9 +74,9 @@ _attention.defvjp(_attention_forward, _attention_backward)
 # Blocks: q, dout [bq, D]; k, v [bk, D]; x [bq, R]; y [bk, R]; logits, weights and their gradients [bq, bk].
 
 
-def _dot(a: jax.Array, b: jax.Array, turned: str = '') -> jax.Array:
-  """f32 product of matrices, with 'a' or 'b' transposed."""
-  axes = (((0,) if turned == 'a' else (1,)), ((1,) if turned == 'b' else (0,)))
+def _dot(a: jax.Array, b: jax.Array, transposed: str = '') -> jax.Array:
+  """f32 matrix product, with 'a' or 'b' transposed."""
+  axes = (((0,) if transposed == 'a' else (1,)), ((1,) if transposed == 'b' else (0,)))
   return jax.lax.dot_general(a, b, (axes, ((), ())), preferred_element_type=jnp.float32)
 
 
@@ -83,23 +85,23 @@ def _read(ref, block=0) -> jax.Array:
 
 
 def _logits(q, k, x, y, block, length: int) -> jax.Array:
-  """Of a block of queries with key block `block`; keys behind the last token are hidden."""
+  """Logits of a block of queries and key block `block`; keys past the last token are masked."""
   logits = _dot(q, k, 'b') + _dot(x, y, 'b')
-  seen = block * BLOCK + jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) < length
-  return jnp.where(seen, logits, HIDDEN)
+  valid = block * BLOCK + jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) < length
+  return jnp.where(valid, logits, HIDDEN)
 
 
 def _forward_kernel(q_ref, k_ref, v_ref, x_ref, y_ref, out_ref, logsumexp_ref, *, length):
   q, x = _read(q_ref), _read(x_ref)
 
-  def add(j, carried):
-    maximum, total, acc = carried
+  def add(j, carry):
+    maximum, total, acc = carry
     k, v, y = (_read(ref, j) for ref in (k_ref, v_ref, y_ref))
     logits = _logits(q, k, x, y, j, length)
     new = jnp.maximum(maximum, logits.max(1))
-    weights, shrink = jnp.exp(logits - new[:, None]), jnp.exp(maximum - new)
-    acc = acc * shrink[:, None] + _dot(weights.astype(v.dtype), v)
-    return new, total * shrink + weights.sum(1), acc
+    weights, rescale = jnp.exp(logits - new[:, None]), jnp.exp(maximum - new)
+    acc = acc * rescale[:, None] + _dot(weights.astype(v.dtype), v)
+    return new, total * rescale + weights.sum(1), acc
 
   start = jnp.full(BLOCK, HIDDEN, jnp.float32), jnp.zeros(BLOCK, jnp.float32), jnp.zeros(q.shape, jnp.float32)
   maximum, total, acc = jax.lax.fori_loop(0, pl.cdiv(length, BLOCK), add, start)
@@ -108,12 +110,12 @@ def _forward_kernel(q_ref, k_ref, v_ref, x_ref, y_ref, out_ref, logsumexp_ref, *
 
 
 def _queries_kernel(q_ref, k_ref, v_ref, x_ref, y_ref, dout_ref, logsumexp_ref, delta_ref, dq_ref, dx_ref, *, length):
-  """Gradients of a block of queries and of their channels."""
+  """Gradients of a block of queries and of their extra channels."""
   q, x, dout = (_read(ref) for ref in (q_ref, x_ref, dout_ref))
   logsumexp, delta = _read(logsumexp_ref)[:, None], _read(delta_ref)[:, None]
 
-  def add(j, carried):
-    dq, dx = carried
+  def add(j, carry):
+    dq, dx = carry
     k, v, y = (_read(ref, j) for ref in (k_ref, v_ref, y_ref))
     weights = jnp.exp(_logits(q, k, x, y, j, length) - logsumexp)
     dlogits = (weights * (_dot(dout, v, 'b') - delta)).astype(k.dtype)
@@ -125,12 +127,12 @@ def _queries_kernel(q_ref, k_ref, v_ref, x_ref, y_ref, dout_ref, logsumexp_ref, 
 
 
 def _keys_kernel(q_ref, k_ref, v_ref, x_ref, y_ref, dout_ref, logsumexp_ref, delta_ref, dk_ref, dv_ref, *, length):
-  """Gradients of a block of keys and of their values. Queries behind the last token have no `dout` and add zeros."""
+  """Gradients of a block of keys and values. Queries past the last token have a zero `dout` and contribute nothing."""
   k, v, y = (_read(ref) for ref in (k_ref, v_ref, y_ref))
   own = pl.program_id(2)
 
-  def add(i, carried):
-    dk, dv = carried
+  def add(i, carry):
+    dk, dv = carry
     q, x, dout = (_read(ref, i) for ref in (q_ref, x_ref, dout_ref))
     weights = jnp.exp(_logits(q, k, x, y, own, length) - _read(logsumexp_ref, i)[:, None])
     dlogits = weights * (_dot(dout, v, 'b') - _read(delta_ref, i)[:, None])
@@ -145,12 +147,12 @@ def _keys_kernel(q_ref, k_ref, v_ref, x_ref, y_ref, dout_ref, logsumexp_ref, del
 
 
 def _block(x) -> pl.BlockSpec:
-  """The block of a program in [B, H, N, C] or [B, H, N]."""
+  """A program's block of an array [B, H, N, C] or [B, H, N]."""
   return pl.BlockSpec((1, 1, BLOCK, *x.shape[3:]), lambda b, h, i: (b, h, i, *(0,) * (x.ndim - 3)))
 
 
 def _all(x) -> pl.BlockSpec:
-  """All tokens of a head; one head is that of all heads, and one image that of all images."""
+  """All tokens of a head; axes of size one are broadcast over heads and images."""
 
   def index(b, h, i):
     del i
@@ -160,12 +162,12 @@ def _all(x) -> pl.BlockSpec:
 
 
 def _shared(x) -> pl.BlockSpec:
-  """`_block` for the keys' channels, which all heads and images share."""
+  """Like `_block`, for the keys' extra channels, which all heads and images share."""
   return pl.BlockSpec((1, 1, BLOCK, x.shape[3]), lambda b, h, i: (0, 0, i, 0))
 
 
 def _call(kernel, length: int, arrays, specs, like, name: str):
-  """One program for every block of every head; outputs are like `like`."""
+  """Runs one program per block and head; outputs have the shapes and types of `like`."""
   q = arrays[0]
   return pl.pallas_call(
     functools.partial(kernel, length=length),
@@ -179,14 +181,14 @@ def _call(kernel, length: int, arrays, specs, like, name: str):
 
 
 def _forward(length, q, k, v, x, y):
-  """Output and logsumexp of the logits, f32 [B, H, N]."""
+  """Returns the output and the logsumexp of the logits, f32 [B, H, N]."""
   specs = [_block(q), _all(k), _all(v), _block(x), _all(y)]
   logsumexp = jax.ShapeDtypeStruct(q.shape[:3], jnp.float32)
   return _call(_forward_kernel, length, (q, k, v, x, y), specs, (q, logsumexp), 'attention_forward')
 
 
 def _backward(length, q, k, v, x, y, dout, logsumexp, delta):
-  """Gradients of q, k, v and x."""
+  """Returns the gradients of q, k, v and x."""
   arrays = q, k, v, x, y, dout, logsumexp, delta
   dq, dx = _call(
     _queries_kernel,

@@ -1,19 +1,19 @@
-"""Flash attention with extra channels on a TPU: forward and backward, no [N, N] array outside the chip's own memory.
+"""Flash attention with extra channels for TPUs: forward and backward, without an [N, N] array in HBM.
 
-Online softmax over blocks of keys (arXiv 2205.14135). Everything is transposed against the usual: arrays are
-[B, H, D, N] and logits [keys, queries]. On a TPU the last axis fills 128 lanes and the one before 8 sublanes, so
+Online softmax over blocks of keys (arXiv 2205.14135). Everything is transposed: arrays are [B, H, D, N] and logits
+[keys, queries]. A TPU tiles the last axis by 128 lanes and the one before by 8 sublanes, so
 
-  - D = 64 or 80 in the last place would be padded to 128, N is hardly padded: half the memory for what the backward
-    pass keeps;
-  - what belongs to a query (maximum, sum, logsumexp) is a row that all logits of a column share: reductions over keys
-    are adds of whole registers, and a logsumexp of [1, N] takes four bytes a query, not 512;
-  - no block of logits is ever turned, only blocks of keys and values.
+  - N is hardly padded, while D = 64 or 80 as the last axis would be padded to 128: this halves the memory of what is
+    saved for the backward pass;
+  - per-query values (maximum, sum, logsumexp) are rows that broadcast over the logits: reductions over keys add whole
+    registers, and a logsumexp of [1, N] takes four bytes per query instead of 512;
+  - blocks of logits are never transposed, only blocks of keys and values.
 
-The relative terms of the queries [N, rows + columns] meet the codes of the keys in a second product in the kernel: at
-D <= 64 both together take the systolic array two passes, and nothing is added to the logits by hand.
+The kernel multiplies the queries' relative terms [N, rows + columns] with the keys' codes in a second matrix product. At
+D <= 64 both products take two passes of the systolic array, and no bias is added elementwise.
 
-One backward kernel computes all gradients from one recomputation of the weights. It keeps those of all keys of a head
-in VMEM (2 D N floats), which is what limits N.
+One backward kernel computes all gradients from one recomputation of the weights. It accumulates the gradients of all keys
+and values of a head in VMEM (2 D N floats), which limits N.
 """
 
 import functools
@@ -27,14 +27,14 @@ from jax.experimental.pallas import tpu as pltpu
 from ditsam_jax.ops.attention.channels import HIDDEN
 
 LANES = 128
-LARGEST_BLOCK = {'bfloat16': 768, 'float32': 512}  # queries, keys; five f32 [768, 768] at once take 11 MiB of VMEM
-STEP = 256**2  # logits that could be computed in the time a step of the grid takes to begin (0.35 us)
-LONGEST = 8192  # tokens; 64 x 64 with 64 text slots are 4160
-VMEM_LIMIT = 64 * 2**20  # of 128 MiB on v5e and v6e, and all that v5p has
+LARGEST_BLOCK = {'bfloat16': 768, 'float32': 512}  # queries or keys; five f32 [768, 768] arrays take 11 MiB of VMEM
+STEP = 256**2  # overhead of a grid step (0.35 us), in logits that could be computed in that time
+LONGEST = 8192  # tokens; a 64 x 64 grid with 64 text slots has 4160
+VMEM_LIMIT = 64 * 2**20  # v5e and v6e have 128 MiB, v5p has 64 MiB
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array, keys: jax.Array) -> jax.Array:
-  """q, k, v: [B, H, N, D], q not scaled; queries [B, H, N, R] and keys [1, 1, N, R] as of `extra_channels`."""
+  """q, k, v: [B, H, N, D], q unscaled; queries [B, H, N, R] and keys [1, 1, N, R] are those of `extra_channels`."""
   return _transpose(_attention(*map(_transpose, (q, k, v, queries, keys))))
 
 
@@ -52,7 +52,7 @@ def _transpose(x: jax.Array) -> jax.Array:
 
 
 class _Blocks(NamedTuple):
-  """How N tokens are cut: blocks of `size`, the last one may reach past the end."""
+  """Splits N tokens into blocks of `size`; the last block may extend past the end."""
 
   length: int
   size: int
@@ -63,7 +63,7 @@ class _Blocks(NamedTuple):
 
 
 def _blocks(length: int, dtype) -> _Blocks:
-  """The cut with the least work: logits in whole blocks, and the steps."""
+  """Chooses the block size with the least work: logits in whole blocks plus grid steps."""
   sizes = range(LANES, LARGEST_BLOCK[jnp.dtype(dtype).name] + 1, LANES)
   return _Blocks(length, min(sizes, key=lambda size: pl.cdiv(length, size) ** 2 * (size**2 + STEP)))
 
@@ -78,8 +78,8 @@ def _attention_forward(q, k, v, x, y):
   return out, (q, k, v, x, y, out, logsumexp)
 
 
-def _attention_backward(kept, gradient):
-  q, k, v, x, y, out, logsumexp = kept
+def _attention_backward(residuals, gradient):
+  q, k, v, x, y, out, logsumexp = residuals
   return *_backward(q, k, v, x, y, out, logsumexp, gradient), jnp.zeros_like(y)
 
 
@@ -91,16 +91,16 @@ _attention.defvjp(_attention_forward, _attention_backward)
 
 
 def _dot(a: jax.Array, b: jax.Array, over: str) -> jax.Array:
-  """f32 product of matrices over 'rows' (both first axes), 'columns' (both last) or 'inner' (as a @ b).
+  """f32 matrix product over 'rows' (both first axes), 'columns' (both last axes) or 'inner' (a @ b).
 
-  f32 is multiplied as everywhere in the model: in bf16, or as `jax_default_matmul_precision` says.
+  f32 inputs use the model's precision: bf16, or `jax_default_matmul_precision` if set.
   """
   axes = {'rows': ((0,), (0,)), 'columns': ((1,), (1,)), 'inner': ((1,), (0,))}[over]
   return jax.lax.dot_general(a, b, (axes, ((), ())), preferred_element_type=jnp.float32)
 
 
 def _read(ref, index: int | jax.Array = 0, blocks: _Blocks | None = None) -> jax.Array:
-  """A block as a matrix; with `blocks`, columns behind the last token, whose content is anything, are zero."""
+  """Reads a block as a matrix; with `blocks`, zeroes the columns past the last token, whose content is undefined."""
   x = ref[0, 0]
   if blocks is None:
     return x
@@ -113,8 +113,8 @@ def _logits(q, k, x, y) -> jax.Array:
   return _dot(k, scaled, 'rows') + _dot(y, x, 'rows')
 
 
-def _seen(shape: tuple[int, ...], axis: int, index, blocks: _Blocks) -> jax.Array:
-  """Where a block of logits lies before the last key (axis 0) or query (axis 1)."""
+def _valid(shape: tuple[int, ...], axis: int, index, blocks: _Blocks) -> jax.Array:
+  """Mask of the logits in a block that belong to real keys (axis 0) or queries (axis 1), not to padding."""
   return jax.lax.broadcasted_iota(jnp.int32, shape, axis) < blocks.length - index * blocks.size
 
 
@@ -130,16 +130,16 @@ def _forward_kernel(q_ref, k_ref, v_ref, x_ref, y_ref, out_ref, logsumexp_ref, m
   def add(ragged: bool):
     logits = _logits(_read(q_ref), _read(k_ref), _read(x_ref), _read(y_ref))
     if ragged:
-      logits = jnp.where(_seen(logits.shape, 0, step, blocks), logits, HIDDEN)
+      logits = jnp.where(_valid(logits.shape, 0, step, blocks), logits, HIDDEN)
     v = _read(v_ref, step, blocks if ragged else None)
     new = jnp.maximum(maximum[...], logits.max(0, keepdims=True))
     weights = jnp.exp(logits - new)
-    shrink = jnp.exp(maximum[...] - new)
+    rescale = jnp.exp(maximum[...] - new)
     maximum[...] = new
-    total[...] = total[...] * shrink + weights.sum(0, keepdims=True)
-    acc[...] = acc[...] * shrink + _dot(v, weights.astype(v.dtype), 'inner')
+    total[...] = total[...] * rescale + weights.sum(0, keepdims=True)
+    acc[...] = acc[...] * rescale + _dot(v, weights.astype(v.dtype), 'inner')
 
-  _at_the_edge(add, step == steps - 1, blocks)
+  _masked_at_edge(add, step == steps - 1, blocks)
 
   @pl.when(step == steps - 1)
   def _():
@@ -188,15 +188,15 @@ def _backward_kernel(
     weights = jnp.exp(_logits(q, k, x, y) - logsumexp_ref[0, 0])
     dlogits = weights * (_dot(v, dout, 'rows') - delta[...])
     if ragged:
-      seen = _seen(weights.shape, 0, j, blocks) & _seen(weights.shape, 1, i, blocks)
-      weights, dlogits = jnp.where(seen, weights, 0.0), jnp.where(seen, dlogits, 0.0)
+      valid = _valid(weights.shape, 0, j, blocks) & _valid(weights.shape, 1, i, blocks)
+      weights, dlogits = jnp.where(valid, weights, 0.0), jnp.where(valid, dlogits, 0.0)
     weights, dlogits = weights.astype(q.dtype), dlogits.astype(q.dtype)
     dv[j] += _dot(dout, weights, 'columns')
     dk[j] += _dot(q, dlogits, 'columns')
     dq[...] += _dot(k, dlogits, 'inner')
     dx[...] += _dot(y, dlogits, 'inner')
 
-  _at_the_edge(add, (i == last) | (j == last), blocks)
+  _masked_at_edge(add, (i == last) | (j == last), blocks)
   scale = q_ref.shape[2] ** -0.5
 
   @pl.when(j == last)
@@ -210,8 +210,8 @@ def _backward_kernel(
     dv_ref[0, 0] = dv[j].astype(dv_ref.dtype)
 
 
-def _at_the_edge(add, at_edge, blocks: _Blocks):
-  """Runs `add` with a flag: whether its block may reach past the end. Masking costs time, and few blocks need it."""
+def _masked_at_edge(add, at_edge, blocks: _Blocks):
+  """Runs `add(ragged)`, where `ragged` says whether the block may extend past the end; only such blocks pay for masking."""
   ragged = blocks.length % blocks.size != 0
   if not ragged or blocks.count == 1:
     add(ragged)
@@ -230,7 +230,7 @@ def _parameters(*semantics: Literal['parallel', 'arbitrary']) -> pltpu.CompilerP
 def _cost(
   products: int, channel_products: int, q, x, blocks: _Blocks, rows: list[jax.Array], columns: list[jax.Array]
 ) -> pl.CostEstimate:
-  """What XLA schedules by: [N, N] products with D and with R channels; keys are read once for every query block."""
+  """The cost estimate for XLA's scheduler: [N, N] products with D and R channels; each query block reads all keys."""
   batch, heads, width, length = q.shape
   pairs = batch * heads * length**2
   moved = sum(array.size * array.dtype.itemsize for array in rows + blocks.count * columns)
@@ -240,7 +240,7 @@ def _cost(
 
 
 def _specs(x, size: int):
-  """Blocks of what belongs to queries (of so many rows), to keys, and of the keys' channels."""
+  """Block specs of per-query and per-key arrays, as functions of their rows, and of the keys' extra channels."""
 
   def of_queries(rows):
     return pl.BlockSpec((1, 1, rows, size), lambda b, h, i, j: (b, h, 0, i))
@@ -253,7 +253,7 @@ def _specs(x, size: int):
 
 
 def _forward(q, k, v, x, y):
-  """Output [B, H, D, N] and logsumexp of the logits, f32 [B, H, 1, N]."""
+  """Returns the output [B, H, D, N] and the logsumexp of the logits, f32 [B, H, 1, N]."""
   batch, heads, width, length = q.shape
   blocks = _blocks(length, q.dtype)
   size = blocks.size
@@ -272,12 +272,12 @@ def _forward(q, k, v, x, y):
 
 
 def _backward(q, k, v, x, y, out, logsumexp, dout):
-  """Gradients of q, k, v, x in their own types."""
+  """Returns the gradients of q, k, v and x in their own types."""
   batch, heads, width, length = q.shape
   blocks, channels = _blocks(length, q.dtype), x.shape[2]
   size, last = blocks.size, blocks.count - 1
   of_queries, of_keys, codes = _specs(x, size)
-  # Keys' gradients are complete in the last round over the keys; until then the block that is written does not move.
+  # The keys' gradients are complete in the last pass over the keys; until then the output block stays in place.
   written = pl.BlockSpec((1, 1, width, size), lambda b, h, i, j: (b, h, 0, jnp.where(i == last, j, 0)))
   return pl.pallas_call(
     functools.partial(_backward_kernel, blocks=blocks),

@@ -1,13 +1,13 @@
-"""The definition: logits with an explicit bias over all pairs of tokens, and their softmax, in f32 (f64 for f64)."""
+"""The definition: softmax over logits with an explicit [N, N] bias, in f32 (f64 for f64 inputs)."""
 
 import jax
 import jax.numpy as jnp
 
-EXACT = jax.lax.Precision.HIGHEST  # accelerators multiply f32 in lower precision unless told
+EXACT = jax.lax.Precision.HIGHEST  # by default, accelerators multiply f32 in lower precision
 
 
 def attention(q, k, v, rel_h, rel_w, grid, prefix):
-  """Arguments as of `ditsam_jax.ops.attention.attention`; every step in f32, the result in q's type."""
+  """Computes every step in f32 and returns q's type. For the arguments see `ditsam_jax.ops.attention.attention`."""
   wide = jnp.promote_types(q.dtype, jnp.float32)
   logits = jnp.einsum('bhnd,bhmd->bhnm', q.astype(wide) * q.shape[-1] ** -0.5, k.astype(wide), precision=EXACT)
   bias = rel_h.astype(wide)[..., :, None] + rel_w.astype(wide)[..., None, :]  # [B, H, h*w, h, w]

@@ -1,4 +1,4 @@
-"""Attention under a mesh: each device computes its own part of the batch and of the heads."""
+"""Attention under a mesh: each device computes its own shard of the batch and heads."""
 
 import math
 from collections.abc import Callable
@@ -10,15 +10,15 @@ from ditsam_jax.parallel.activations import BATCH, TENSOR
 
 
 def per_shard(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-  """`function(q, k, v, queries, keys)` on what each device of the current mesh holds.
+  """Maps `function(q, k, v, queries, keys)` over the shards of the current mesh.
 
-  The compiler cannot cut a kernel or a loop over heads, it would gather whole arrays on every device. An axis of the
-  mesh that does not divide batch or heads is left out: its devices then compute the same.
+  The partitioner cannot split a kernel or a loop over heads; it would gather the full arrays on every device. Mesh axes
+  that do not divide the batch or the heads are skipped; their devices repeat the same computation.
   """
 
   def run(q, k, v, queries, keys):
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or mesh.manual_axes:  # in a shard_map already, arrays are a device's own
+    if mesh.empty or mesh.size == 1 or mesh.manual_axes:  # inside a shard_map, arrays are already per device
       return function(q, k, v, queries, keys)
     batch, heads = (
       _dividing(axes, dict(mesh.shape), size) for axes, size in ((BATCH, q.shape[0]), ((TENSOR,), q.shape[1]))
@@ -31,7 +31,7 @@ def per_shard(function: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
 
 
 def _dividing(axes: tuple[str, ...], sizes: dict[str, int], size: int) -> tuple[str, ...]:
-  """The first axes that the mesh has and whose product divides `size`."""
+  """The longest prefix of `axes`, restricted to the mesh's, whose product divides `size`."""
   axes = tuple(axis for axis in axes if axis in sizes)
   while size % math.prod(sizes[axis] for axis in axes):
     axes = axes[:-1]

@@ -1,0 +1,84 @@
+"""Users' own data sets: their names, their folders, and their declarations, which come from what is prepared."""
+
+import contextlib
+import os
+import re
+from pathlib import Path
+
+from ditsam_jax.data.declaration import VERSION, Counts, DataSet, Partition, Reader, counted, prepared_folder
+from ditsam_jax.data.referring import ReferringSource, check_split
+from ditsam_jax.errors import UserError
+from ditsam_jax.storage.files import read_json
+from ditsam_jax.terminal import printable
+
+_NAME = re.compile(r'[a-z][a-z0-9_]{0,60}')  # what TFDS takes
+_TAKEN = ('shapes', 'ref_coco', 'refcoco', 'refcoco_plus', 'refcocog', 'grefcoco')  # folders of other data sets
+OWN = 'own'  # in metadata.json
+
+
+def is_name(name: str) -> bool:
+  """Whether an own data set may have that name."""
+  return bool(_NAME.fullmatch(name)) and name not in _TAKEN
+
+
+def check_name(name: str) -> None:
+  """Raises UserError for a name that an own data set cannot have."""
+  if name in _TAKEN:
+    raise UserError(f'--name={name} is the name of another data set; choose another one')
+  if not is_name(name):
+    raise UserError(
+      f'--name={printable(name)}: expected up to 61 lower-case letters, digits and underscores, a letter first'
+    )
+
+
+def find(name: str, data_dir: str | os.PathLike) -> DataSet | None:
+  """The declaration of a prepared data set of the user's own; None where that name is none, or not prepared there."""
+  if not is_name(name):
+    return None
+  folder = prepared_folder(data_dir, name)
+  splits = counted(folder)
+  if not splits or not (folder / 'dataset_info.json').exists():
+    return None
+  return DataSet(
+    name,
+    f'own data: {name}',
+    (Partition('', {split: (counts.images, counts.objects) for split, counts in splits.items()}),),
+    _READER,
+    generalised=any(counts.no_target for counts in splits.values()),
+  )
+
+
+def prepared_names(data_dir: str | os.PathLike) -> list[str]:
+  """The own data sets that are prepared in a folder."""
+  found = []
+  for metadata in sorted(Path(data_dir).glob(f'*/{VERSION}/metadata.json'))[:1000]:
+    with contextlib.suppress(UserError, TypeError):
+      if OWN in read_json(metadata):
+        found.append(metadata.parents[1].name)
+  return found
+
+
+def made_of(name: str, data_dir: str | os.PathLike) -> str:
+  """The hash of what a data set was prepared from."""
+  try:
+    return str(read_json(prepared_folder(data_dir, name) / 'metadata.json')[OWN]['made_of'])
+  except (UserError, KeyError, TypeError):
+    return ''
+
+
+def _open(data_set: DataSet, partition: Partition, data_dir: str | os.PathLike, split: str, *, in_memory: bool):
+  del partition
+  return ReferringSource(prepared_folder(data_dir, data_set.name), split, in_memory=in_memory)
+
+
+def _check(data_set: DataSet, partition: Partition, data_dir: str | os.PathLike, split: str) -> None:
+  del partition
+  check_split(prepared_folder(data_dir, data_set.name), split)
+
+
+def _size(data_set: DataSet, partition: Partition, data_dir: str | os.PathLike, split: str) -> Counts | None:
+  del partition
+  return counted(prepared_folder(data_dir, data_set.name)).get(split)
+
+
+_READER = Reader(_open, _check, _size)

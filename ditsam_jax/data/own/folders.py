@@ -1,0 +1,70 @@
+"""A folder per split: an image, a mask and a text file of the same name for every object."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from ditsam_jax.data.own.entries import Context, Entry, Rejected
+from ditsam_jax.data.preparation import problems
+from ditsam_jax.errors import UserError
+from ditsam_jax.storage.files import read_bytes
+from ditsam_jax.terminal import printable
+
+_IMAGES = ('.jpg', '.jpeg', '.png', '.webp', '.gif', '.bmp', '.tif', '.tiff', '.ppm', '.jp2', '.avif')
+_PARTS = ('images', 'masks', 'texts')  # folders of a split that keeps its files apart
+_MOST_TEXT = 2**24  # bytes of a text file
+
+
+def read(context: Context) -> Iterator[Entry]:
+  """An entry per image. Raises UserError where there are none.
+
+  In the folder of a split lie NAME.jpg (or another kind of image), NAME.txt with a sentence a line, and the mask:
+  NAME.png, or NAME.mask.png where the image is a PNG itself. Or images, masks and texts each have their folder there.
+  """
+  root = context.annotations
+  try:
+    splits = [path for path in sorted(root.iterdir()) if path.is_dir() and path.name not in _PARTS]
+    any_found = False
+    for folder, split in [(root, None), *((path, path.name) for path in splits if not path.name.startswith('.'))]:
+      for entry in _entries(folder, split, context):
+        any_found = True
+        yield entry
+  except OSError as error:
+    raise UserError(f'{printable(root)}: cannot be read ({error.strerror or error})') from error
+  if not any_found and not context.found:
+    raise UserError(
+      f'{printable(root)} has no images with texts; expected a folder per split with NAME.jpg, NAME.png (the mask) and '
+      f'NAME.txt'
+    )
+
+
+def _entries(folder: Path, split: str | None, context: Context) -> Iterator[Entry]:
+  images, masks, texts = (folder / part if (folder / part).is_dir() else folder for part in _PARTS)
+  if texts == folder:
+    texts = images
+  files = sorted(path.name for path in images.iterdir() if path.suffix.lower() in _IMAGES)
+  stems = {os.path.splitext(file)[0] for file in files if not file.lower().endswith('.png')}
+  for file in files:
+    stem, ending = os.path.splitext(file)
+    together = masks == images
+    if together and ending.lower() == '.png' and (stem in stems or stem.endswith('.mask')):
+      continue  # a mask
+    mask = f'{stem}.mask.png' if together and ending.lower() == '.png' else f'{stem}.png'
+    place = os.path.relpath(images / file, context.annotations)
+    try:
+      sentences = _sentences(texts / f'{stem}.txt')
+    except Rejected as error:
+      context.reject(place, error)
+      continue
+    yield Entry(place, place, sentences, os.path.relpath(masks / mask, context.annotations), split)
+
+
+def _sentences(file: Path) -> tuple[str, ...]:
+  """The lines of a text file that say something."""
+  try:
+    text = read_bytes(file, most_bytes=_MOST_TEXT).decode('utf-8-sig')
+  except UserError as error:
+    raise Rejected(problems.NO_SENTENCE, str(error)) from error
+  except UnicodeDecodeError as error:
+    raise Rejected(problems.BAD_LINE, f'{file.name} is not UTF-8 text') from error
+  return tuple(' '.join(line.split()) for line in text.splitlines() if line.strip())

@@ -1,0 +1,110 @@
+"""A contact sheet of samples drawn from an own data set: the picture, the mask over it, the sentence, the split."""
+
+import itertools
+import random
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from ditsam_jax.data.own.plan import Plan
+from ditsam_jax.data.preparation.images import EncodedImage
+from ditsam_jax.inference.captions import caption
+from ditsam_jax.inference.pictures import overlay
+from ditsam_jax.terminal import printable
+
+SAMPLES = 18
+_COLUMNS = 3
+_TILE, _GAP, _MARGIN = 240, 4, 16  # pixels
+_PAPER, _GROUND = 243, 214
+_TINT = 0.1  # a trace: sentences speak of colours
+
+
+class _Card(NamedTuple):
+  image: np.ndarray  # uint8 [h, w, 3], at the size of a tile
+  mask: np.ndarray  # bool [h, w]
+  text: str
+  figures: tuple[str, ...]
+
+
+class Preview:
+  """Draws samples at random from all that pass by, evenly from the splits; memory is that of a few thumbnails."""
+
+  def __init__(self, plan: Plan, seed: int = 0):
+    self._names, self._random = plan.names, random.Random(seed)
+    self._kept: dict[str, list[_Card]] = {}
+    self._passed: dict[str, int] = {}
+
+  def observe(self, split: str, encoded: EncodedImage) -> None:
+    """One image with its objects."""
+    image = None
+    for index in range(len(encoded.objects)):
+      kept = self._kept.setdefault(split, [])
+      self._passed[split] = passed = self._passed.get(split, 0) + 1
+      place = len(kept) if len(kept) < SAMPLES else self._random.randrange(passed)
+      if place >= SAMPLES:
+        continue
+      if image is None:
+        image = _decoded(encoded.image, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+      kept[place : place + 1] = [self._card(split, image, encoded, index)]
+
+  def sheet(self) -> np.ndarray | None:
+    """uint8 [h, w, 3]; None where nothing passed by."""
+    # Of every split in turn, until there are enough.
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*(_mixed(kept) for kept in self._kept.values())))
+    cards = [card for card in turns if card][:SAMPLES]
+    if not cards:
+      return None
+    order = {split: place for place, split in enumerate(self._kept)}
+    drawn = [_drawn(card) for card in sorted(cards, key=lambda card: order[card.figures[-1]])]
+    rows = [drawn[start : start + _COLUMNS] for start in range(0, len(drawn), _COLUMNS)]
+    width = _MARGIN + min(_COLUMNS, len(drawn)) * (drawn[0].shape[1] + _MARGIN)
+    height = _MARGIN + sum(max(len(card) for card in row) + _MARGIN for row in rows)
+    sheet = np.full((height, width, 3), _PAPER, np.uint8)
+    top = _MARGIN
+    for row in rows:
+      for column, card in enumerate(row):
+        left = _MARGIN + column * (card.shape[1] + _MARGIN)
+        sheet[top : top + len(card), left : left + card.shape[1]] = card
+      top += max(len(card) for card in row) + _MARGIN
+    return sheet
+
+  def _card(self, split: str, image: np.ndarray, encoded: EncodedImage, index: int) -> _Card:
+    one, png = encoded.objects[index]
+    mask = _decoded(png, cv2.IMREAD_GRAYSCALE) > 127
+    text = self._random.choice(one.expressions)
+    place = printable(self._names[one.object_id].place, 40)
+    nothing = '' if mask.any() else 'nothing, '
+    return _Card(_fitted(image), _fitted(mask), text, (f'{nothing}{split}, {place}', f'{nothing}{split}', split))
+
+
+def _mixed(kept: list[_Card]) -> list[_Card]:
+  return random.Random(0).sample(kept, len(kept))
+
+
+def _decoded(data: bytes, flags: int) -> np.ndarray:
+  pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+  assert pixels is not None  # it was just encoded, or checked
+  return pixels
+
+
+def _drawn(card: _Card) -> np.ndarray:
+  """The picture and the mask over it, side by side, and a caption under them."""
+  tiles = np.full((_TILE, 2 * _TILE + _GAP, 3), _GROUND, np.uint8)
+  over = overlay(card.image, card.mask, tint=_TINT)
+  height, width = card.mask.shape
+  top, left = (_TILE - height) // 2, (_TILE - width) // 2
+  for start, pixels in ((0, card.image), (_TILE + _GAP, over)):
+    tiles[top : top + height, start + left : start + left + width] = pixels
+  strip = caption((_TILE, tiles.shape[1]), card.text, card.figures)
+  return tiles if strip is None else np.concatenate([tiles, strip])
+
+
+def _fitted(array: np.ndarray) -> np.ndarray:
+  """An image or a mask with its long side at that of a tile."""
+  height, width = array.shape[:2]
+  scale = _TILE / max(height, width)
+  size = max(1, round(width * scale)), max(1, round(height * scale))
+  if array.dtype == bool:
+    return cv2.resize(array.astype(np.float32), size, interpolation=cv2.INTER_LINEAR) > 0.5
+  return cv2.resize(array, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)

@@ -1,0 +1,303 @@
+"""Checks planned images and writes them as a TFDS data set, or checks only: one pass, nothing half-written."""
+
+import contextlib
+import dataclasses
+import fcntl
+import io
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core import registered
+
+from ditsam_jax.data.declaration import VERSION, Counts, prepared_folder
+from ditsam_jax.data.preparation.images import EncodedImage, PlannedImage, encode_all
+from ditsam_jax.data.preparation.problems import Problems
+from ditsam_jax.data.records import check_shards, quiet_tfds, record_features, writing_to
+from ditsam_jax.errors import UserError
+from ditsam_jax.terminal import progress
+
+_SHARD = 400  # images: TFDS holds the examples of one shard in memory, about 60 MB
+_FEW_IMAGES = 300  # read faster than worker processes start
+_MOST_WORKERS = 16  # one process writes what all of them read
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+  """A data set to be written."""
+
+  name: str  # in TFDS
+  split_by: str  # '' where there is one way alone
+  title: str  # for people
+  data_dir: str | os.PathLike
+  encoding: str | None  # of the images: 'jpeg', or None for several
+
+  @property
+  def directory(self) -> Path:
+    """The folder it gets when it is whole."""
+    return prepared_folder(self.data_dir, self.name, self.split_by)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+  """What is in a prepared data set."""
+
+  directory: Path
+  splits: dict[str, Counts]
+  whole: Counts
+  left_out: dict[str, int]  # problems by kind, left out with skip_bad
+  seconds: float | None  # None: it had been prepared before
+  masks: int  # drawn in that time
+
+
+class Tally:
+  """Counts of what is written."""
+
+  def __init__(self):
+    self.splits: dict[str, Counts] = {}
+    self.masks = 0
+    self._images: set[int] = set()
+
+  def add(self, split: str, encoded: EncodedImage) -> None:
+    objects = [one for one, _ in encoded.objects]
+    several = sum(len(one.expressions) for one in objects if len(one.masks) > 1)
+    nothing = sum(len(one.expressions) for one, area in zip(objects, encoded.areas) if not area)
+    more = Counts(1, len(objects), sum(len(one.expressions) for one in objects), several, nothing)
+    self.splits[split] = Counts(*map(sum, zip(self.splits.get(split, Counts()), more)))
+    self._images.add(encoded.planned.image_id)
+
+  def whole(self) -> Counts:
+    """Over the splits; an image in two of them counts once."""
+    summed = Counts(*map(sum, zip(Counts(), *self.splits.values())))
+    return summed._replace(images=len(self._images))
+
+
+class _Refused(Exception):
+  """Problems were found, so that nothing is to be kept."""
+
+
+# Out of TFDS' registry, so that `tfds.load` reads the folder instead of asking this class for arguments.
+with registered.skip_registration():
+
+  class ReferringBuilder(tfds.core.ShardBasedBuilder):
+    """Referring expressions, one record an image with all its objects of the split.
+
+    An image is stored once, not once an object: a third of the size, and evaluation decodes it once. Written in
+    the order of the annotations.
+    """
+
+    VERSION = tfds.core.Version(VERSION)
+    # Nothing is downloaded, and TFDS' search for checksums needs a package that it does not install.
+    url_infos = None
+
+    def __init__(self, target: Target, images: dict[str, list[PlannedImage]], **kwargs: Any):
+      self.name = target.name  # pyright: ignore[reportAttributeAccessIssue]  # TFDS' is the class's
+      self._target, self._planned = target, images
+      self.encoded: Iterator[tuple[str, EncodedImage]] = iter(())  # all that `images` plans, but for what is bad
+      self.at_end: Callable[[], dict[str, Any]] = dict  # what metadata.json gets
+      if target.split_by:
+        kwargs['config'] = tfds.core.BuilderConfig(name=target.split_by, description=target.title)
+      super().__init__(file_format='array_record', data_dir=os.fspath(target.data_dir), **kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+      return tfds.core.DatasetInfo(
+        builder=self,
+        description=self.__doc__,
+        features=record_features(self._target.encoding),
+        disable_shuffling=True,
+        metadata=tfds.core.MetadataDict(),
+      )
+
+    def _shard_iterators_per_split(self, dl_manager: Any) -> dict[str, list[Callable[[], Iterator]]]:
+      del dl_manager
+      stream = _Stream(self.encoded)
+      return {
+        split: [lambda split=split: stream.take(split, _SHARD)] * -(-len(images) // _SHARD)
+        for split, images in self._planned.items()
+        if images
+      }
+
+    def _download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
+      super()._download_and_prepare(*args, **kwargs)
+      next(self.encoded, None)  # to its end, which may refuse
+      assert self.info.metadata is not None  # `_info` gave it some
+      self.info.metadata.update(self.at_end())
+
+
+class _Stream:
+  """One stream of all splits' images, handed out a shard at a time, so that the workers never pause."""
+
+  def __init__(self, images: Iterator[tuple[str, EncodedImage]]):
+    self._images = images
+    self._next: tuple[str, EncodedImage] | None = None
+
+  def take(self, split: str, number: int) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The next so many of the split; fewer where it ends."""
+    for _ in range(number):
+      self._next = self._next or next(self._images, None)
+      if self._next is None or self._next[0] != split:
+        return
+      (_, encoded), self._next = self._next, None
+      yield encoded.planned.image_id, _record(encoded)
+
+
+def _record(encoded: EncodedImage) -> dict[str, Any]:
+  objects = [
+    {
+      'object_id': one.object_id,
+      'category': one.category,
+      'mask': io.BytesIO(mask),
+      'expressions': list(one.expressions),
+      'kinds': [''] * len(one.expressions),
+    }
+    for one, mask in encoded.objects
+  ]
+  return {'image': io.BytesIO(encoded.image), 'image_id': encoded.planned.image_id, 'objects': objects}
+
+
+def write(
+  target: Target,
+  images: dict[str, list[PlannedImage]],
+  found: Problems,
+  *,
+  skip_bad: bool,
+  processes: int | None,
+  say: Callable[[str], None],
+  observe: Callable[[str, EncodedImage], None] = lambda split, encoded: None,
+  metadata: Callable[[], dict[str, Any]] = dict,
+  check_only: bool = False,
+) -> Tally:
+  """Encodes all images and writes them to `target.directory`, which gets its name when it is whole.
+
+  What an interrupted preparation left behind is removed.
+
+  Args:
+    target: what is written, and where.
+    images: by split, in the order of the records.
+    found: problems so far; those of images and masks are added.
+    skip_bad: write the rest where there are problems.
+    processes: see `workers`; None: one a core, none for a few images.
+    say: receives the problems, a line each.
+    observe: sees every image that is written.
+    metadata: of metadata.json, beside the counts; asked at the end.
+    check_only: everything but the writing.
+
+  Raises:
+    UserError: problems without `skip_bad`, nothing left, another process at the same work, a folder that cannot be
+      written to.
+  """
+  tally = Tally()
+  if not any(images.values()):
+    raise _refusal(found, say, f'{target.title}: no image has a usable object')
+  encoded = _encoded(images, _workers(images, processes), found, tally, skip_bad, observe)
+  try:
+    with contextlib.closing(encoded):
+      if check_only:
+        for _ in encoded:
+          pass
+      else:
+        _write(target, images, encoded, tally, found, metadata)
+  except _Refused as refused:
+    raise _refusal(found, say, f'{target.title}: {refused}') from None
+  for line in found.report():
+    say(f'skipped: {line}')
+  return tally
+
+
+def _workers(images: dict[str, list[PlannedImage]], processes: int | None) -> int:
+  if processes is not None:
+    return processes
+  return 0 if sum(map(len, images.values())) < _FEW_IMAGES else min(os.cpu_count() or 1, _MOST_WORKERS)
+
+
+def _write(
+  target: Target,
+  images: dict[str, list[PlannedImage]],
+  encoded: Iterator[tuple[str, EncodedImage]],
+  tally: Tally,
+  found: Problems,
+  metadata: Callable[[], dict[str, Any]],
+) -> None:
+  with writing_to(target.data_dir):
+    target.directory.parent.mkdir(parents=True, exist_ok=True)
+    with only_one(target.directory), quiet_tfds(), tempfile.TemporaryDirectory() as unused:
+      builder = ReferringBuilder(target, images)
+      builder.encoded = encoded
+      builder.at_end = lambda: {
+        'splits': {name: counts._asdict() for name, counts in tally.splits.items()},
+        'whole': tally.whole()._asdict(),
+        'left_out': found.counts,
+        **metadata(),
+      }
+      builder.download_and_prepare(download_dir=unused)
+
+
+def _encoded(
+  images: dict[str, list[PlannedImage]],
+  workers: int,
+  found: Problems,
+  tally: Tally,
+  skip_bad: bool,
+  observe: Callable[[str, EncodedImage], None],
+) -> Generator[tuple[str, EncodedImage], None, None]:
+  """All images of all splits, with a progress bar. Raises _Refused at the end if any must not be written."""
+  order = [(split, image) for split, some in images.items() for image in some]
+  with progress(len(order), 'preparing', 'images') as bar:
+    for (split, _), encoded in zip(order, encode_all((image for _, image in order), workers)):
+      for problem in encoded.problems:
+        found.add(*problem)
+      bar.update()
+      tally.masks += sum(len(one.masks) for one in encoded.planned.objects)
+      if encoded.image:
+        tally.add(split, encoded)
+        observe(split, encoded)
+        yield split, encoded
+  if found and not skip_bad:
+    raise _Refused('the data has problems')
+  empty = [split for split, some in images.items() if some and split not in tally.splits]
+  if empty:
+    raise _Refused(f'no usable image in {", ".join(empty)}')
+
+
+def _refusal(found: Problems, say: Callable[[str], None], reason: str) -> UserError:
+  for line in found.report():
+    say(line)
+  return UserError(
+    f'{reason} ({len(found):,} problems); nothing was written. Fix them, or skip the affected data with --skip-bad'
+  )
+
+
+def prepared_before(directory: Path) -> Prepared:
+  """What an earlier run of the command wrote. Raises UserError where it is damaged, or something else's."""
+  try:
+    builder = tfds.builder_from_directory(directory)
+    metadata = builder.info.metadata or {}
+    splits = {name: Counts(**counts) for name, counts in metadata['splits'].items()}
+    check_shards(directory, builder.info.splits)
+    return Prepared(directory, splits, Counts(**metadata['whole']), metadata['left_out'], None, 0)
+  except UserError:
+    raise
+  except Exception as error:  # TFDS raises many kinds for a foreign or broken folder
+    raise UserError(
+      f'{directory} exists, but was not written by this command ({type(error).__name__}); move it away'
+    ) from error
+
+
+@contextlib.contextmanager
+def only_one(directory: Path) -> Iterator[None]:
+  """Keeps other processes from preparing the same, and removes what killed ones left behind."""
+  descriptor = os.open(directory.parent, os.O_RDONLY)
+  try:
+    try:
+      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system when the process ends
+    except BlockingIOError as error:
+      raise UserError(f'another process is preparing {directory}; wait for it') from error
+    for leftover in directory.parent.glob(f'incomplete.*_{directory.name}'):
+      shutil.rmtree(leftover)
+    yield
+  finally:
+    os.close(descriptor)

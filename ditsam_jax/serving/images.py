@@ -1,0 +1,125 @@
+"""The images that clients have uploaded: kept for a while, each for its owner only."""
+
+import collections
+import contextlib
+import dataclasses
+import secrets
+import time
+from collections.abc import Callable, Iterator
+
+from ditsam_jax.inference.engine import EMBEDDINGS_KEPT
+from ditsam_jax.inference.framing import Framed
+from ditsam_jax.models.config import DitSamConfig
+from ditsam_jax.serving.refusals import Refused
+
+
+@dataclasses.dataclass(eq=False)
+class Kept:
+  """An image in the store.
+
+  Attributes:
+    id: 192 random bits.
+    owner: the session that uploaded it.
+    framed: the image.
+    bytes: what it takes at most, with its embeddings.
+    used: when it was last asked for.
+    held: requests that are working with it.
+    dropped: whether it can no longer be found; its bytes count until nobody holds it.
+  """
+
+  id: str
+  owner: str
+  framed: Framed
+  bytes: int
+  used: float
+  held: int = 0
+  dropped: bool = False
+
+
+class ImageStore:
+  """Images by id, the longest unused dropped first. For one thread, the event loop's."""
+
+  def __init__(self, most_bytes: int, seconds: float, clock: Callable[[], float] = time.monotonic):
+    self._most_bytes, self._seconds, self._clock = most_bytes, seconds, clock
+    self._images: collections.OrderedDict[str, Kept] = collections.OrderedDict()
+    self.bytes = 0  # of all images, those that are dropped and still held included
+    self.evicted = 0
+
+  def __len__(self) -> int:
+    return len(self._images)
+
+  def add(self, owner: str, framed: Framed) -> Kept:
+    """Keeps an image.
+
+    Raises:
+      Refused: there is no room, because it is too large or all others are in use.
+    """
+    self.expire()
+    size = bytes_of(framed)
+    if size > self._most_bytes:
+      raise Refused(413, f'the image takes {size:,} bytes of memory; expected at most {self._most_bytes:,}')
+    for image in list(self._images.values()):
+      if self.bytes + size <= self._most_bytes:
+        break
+      if not image.held:
+        self.drop(image)
+        self.evicted += 1
+    if self.bytes + size > self._most_bytes:
+      raise Refused(503, 'all images that are kept are in use; try again', 1)
+    image = Kept(secrets.token_urlsafe(24), owner, framed, size, self._clock())
+    self._images[image.id] = image
+    self.bytes += size
+    return image
+
+  def get(self, owner: str, id: str) -> Kept:
+    """The owner's image. Raises Refused, the same whether it is unknown, forgotten or somebody else's."""
+    self.expire()
+    image = self._images.get(id)
+    if image is None or not secrets.compare_digest(image.owner.encode(), owner.encode()):
+      raise Refused(
+        404, 'no such image; it may have been forgotten, or was uploaded in another session: upload it again'
+      )
+    image.used = self._clock()
+    self._images.move_to_end(id)
+    return image
+
+  def drop(self, image: Kept) -> None:
+    """Forgets an image, as soon as nobody works with it."""
+    if not image.dropped:
+      image.dropped = True
+      del self._images[image.id]
+      self._free(image)
+
+  @contextlib.contextmanager
+  def hold(self, image: Kept) -> Iterator[None]:
+    """Meanwhile the image's memory counts, and it makes no room for others."""
+    image.held += 1
+    try:
+      yield
+    finally:
+      image.held -= 1
+      self._free(image)
+
+  def expire(self) -> None:
+    """Drops what nobody has used for long."""
+    oldest = self._clock() - self._seconds
+    for image in list(self._images.values()):  # the longest unused first
+      if image.used > oldest:
+        break
+      self.drop(image)
+
+  def _free(self, image: Kept) -> None:
+    if image.dropped and not image.held and image.bytes:
+      self.bytes -= image.bytes
+      image.bytes = 0
+
+
+def bytes_of(framed: Framed) -> int:
+  """What an image takes in memory at most: pixels, the model's square, all embeddings that are kept of it."""
+  return framed.image.nbytes + framed.square.pixels.nbytes + embeddings_bytes(framed.config)
+
+
+def embeddings_bytes(config: DitSamConfig) -> int:
+  """Bytes of all embeddings that are kept of one image, in f32."""
+  count = 1 if config.fusion == 'none' else 1 + EMBEDDINGS_KEPT
+  return count * config.grid**2 * config.mask_decoder.width * 4

@@ -1,0 +1,426 @@
+// Puts the page together: a picture, the steps of a prompt, one answer at a time.
+
+import { Api, Failure, pause } from './api.js';
+import { Steps } from './prompt.js';
+import { raster } from './rle.js';
+import { overlay, save, stem } from './save.js';
+import { View } from './view.js';
+import { Words } from './words.js';
+
+const SHOWN = 2048; // pixels of the longer side that are kept to be shown
+
+const $ = (id) => document.getElementById(id);
+const api = new Api({ askToken, wait: (message, seconds) => say(`${message}; trying again in ${seconds} s`) });
+const view = new View($('view'));
+const steps = new Steps();
+const words = new Words({ input: $('text'), mirror: $('mirror'), note: $('unknown'), api });
+
+let model = null;
+let picture = null; // {file, name, bitmap, width, height, id: a promise}
+let answer = null; // {masks, ...}, or of everything
+let chosen = 0; // of the candidates
+let asking = null; // the controller of the request under way
+
+function say(text, problem = false) {
+  $('status').textContent = text;
+  $('status').classList.toggle('problem', problem);
+}
+
+const fail = (error) => {
+  if (error.name !== 'AbortError') say(error.message, true);
+  if (!(error instanceof Failure) && error.name !== 'AbortError') console.error(error);
+};
+
+function askToken(wrong) {
+  const dialog = $('token');
+  $('token-problem').textContent = wrong ? 'This token is not right.' : '';
+  $('token-text').value = '';
+  dialog.showModal();
+  return new Promise((resolve) => {
+    dialog.addEventListener('close', () => resolve($('token-text').value.trim()), { once: true });
+  });
+}
+
+async function connect() {
+  model = await api.json('/api/model');
+  $('model').textContent = model.model;
+  $('kept').textContent = duration(model.limits.kept_seconds);
+  if (!model.text) {
+    $('text').disabled = $('ask').disabled = true;
+    $('text').placeholder = 'this model does not read: click on an object';
+  }
+  while (!model.ready) {
+    try {
+      const response = await fetch('/readyz');
+      if (response.ok) break;
+      say((await response.json()).error);
+    } catch {
+      say('the service cannot be reached');
+    }
+    await pause(1);
+  }
+  say(picture ? $('status').textContent : 'Ready.');
+}
+
+const duration = (seconds) =>
+  seconds < 90 ? `${Math.round(seconds)} seconds` : seconds < 5400 ? `${Math.round(seconds / 60)} minutes` : `${Math.round(seconds / 3600)} hours`;
+
+// Pictures
+
+async function open(file, name, text = '') {
+  let bitmap;
+  try {
+    bitmap = await createImageBitmap(file);
+  } catch {
+    say(`${name}: this browser cannot show it as a picture; save it as PNG or JPEG`, true);
+    return;
+  }
+  if (model && file.size > model.limits.upload_bytes) {
+    say(`${name}: ${Math.ceil(file.size / 2 ** 20)} MiB, expected at most ${Math.floor(model.limits.upload_bytes / 2 ** 20)}; save it smaller`, true);
+    return;
+  }
+  stop();
+  forget();
+  const { width, height } = bitmap;
+  picture = { file, name, width, height, bitmap: small(bitmap), id: null };
+  picture.id = upload(picture);
+  picture.id.catch(fail);
+  steps.reset();
+  answer = null;
+  $('text').value = text;
+  words.clear();
+  $('start').hidden = true;
+  $('work').hidden = false;
+  $('name').textContent = `${name}, ${width} × ${height}`;
+  view.show(picture);
+  show();
+  say('Type what to segment, or click on an object.');
+  if (text && model?.text) {
+    submit();
+  }
+}
+
+function small(bitmap) {
+  const scale = Math.min(1, SHOWN / Math.max(bitmap.width, bitmap.height));
+  const canvas = document.createElement('canvas');
+  canvas.width = Math.max(1, Math.round(bitmap.width * scale));
+  canvas.height = Math.max(1, Math.round(bitmap.height * scale));
+  const context = canvas.getContext('2d');
+  context.fillStyle = '#fff'; // as the server sees what is transparent
+  context.fillRect(0, 0, canvas.width, canvas.height);
+  context.imageSmoothingQuality = 'high';
+  context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+  bitmap.close();
+  return canvas;
+}
+
+async function upload({ file, width, height }) {
+  const kept = await api.json('/api/images', { method: 'POST', body: file });
+  if (kept.width !== width || kept.height !== height) {
+    throw new Failure(0, `the server reads this picture as ${kept.width} × ${kept.height}; save it as PNG`);
+  }
+  return kept.id;
+}
+
+function forget() {
+  picture?.id?.then((id) => api.send(`/api/images/${id}`, { method: 'DELETE' })).catch(() => {});
+  picture = null;
+}
+
+// Asking
+
+function stop() {
+  asking?.abort();
+  asking = null;
+  $('busy').hidden = true;
+}
+
+// The newest question replaces the one under way.
+async function ask(path, content, accept = 'application/json') {
+  stop();
+  const controller = (asking = new AbortController());
+  $('busy').hidden = false;
+  const request = async (again) => {
+    const id = await picture.id;
+    controller.signal.throwIfAborted();
+    try {
+      return await api.send(`/api/images/${id}/${path}`, {
+        method: 'POST', body: JSON.stringify(content), signal: controller.signal, accept,
+      });
+    } catch (error) {
+      if (error.status !== 404 || again) throw error;
+      picture.id = upload(picture); // forgotten in the meantime
+      return request(true);
+    }
+  };
+  try {
+    const response = await request(false);
+    return accept === 'application/json' ? await response.json() : await response.blob();
+  } finally {
+    if (asking === controller) stop();
+  }
+}
+
+function question() {
+  const prompt = steps.asked();
+  const known = answer?.masks?.[chosen]?.low_res;
+  if ($('refine').checked && known) prompt.mask = known;
+  if ($('multimask').checked) prompt.multimask = true;
+  return prompt;
+}
+
+async function segment() {
+  if (!picture) return;
+  if (steps.empty) {
+    stop();
+    answer = null;
+    show();
+    return;
+  }
+  const prompt = question();
+  const began = performance.now();
+  show();
+  try {
+    const found = await ask('prompts', { ...prompt, low_res: true });
+    const { mask, ...told } = prompt;
+    answer = { ...found, prompt: mask ? { ...told, mask: 'of the answer before' } : told, sent: prompt, took: performance.now() - began };
+    chosen = answer.best;
+    show();
+    say(described());
+  } catch (error) {
+    fail(error);
+  }
+}
+
+// Everything, or everything that the sentence names.
+async function everything() {
+  const began = performance.now();
+  const text = typed();
+  const question = text ? { text } : {};
+  say(text ? `Looking for everything that is ${text}.` : 'Segmenting everything.');
+  try {
+    const found = await ask('everything', question);
+    answer = { ...found, everything: true, prompt: question, took: performance.now() - began };
+    chosen = 0;
+    show();
+    const count = answer.masks.length;
+    say(count ? `${count} ${count > 1 ? 'objects' : 'object'}.` : 'Nothing found.');
+  } catch (error) {
+    fail(error);
+  }
+}
+
+// What stands in the field is part of every prompt, submitted or not.
+const typed = () => $('text').value.trim();
+
+function submit() {
+  const text = typed();
+  if (!picture) say('Choose a picture first.', true);
+  else if (text || steps.now.text) {
+    if (text !== steps.now.text) steps.change({ text });
+    words.check();
+    segment();
+  }
+}
+
+// Showing
+
+const percent = (share) => (share > 0 && share < 0.001 ? '<0.1 %' : `${(100 * share).toFixed(1)} %`);
+
+function described() {
+  const { area, score } = answer.masks[chosen];
+  if (!area) return `Nothing found. Predicted IoU ${score.toFixed(2)}.`;
+  return `Mask of ${percent(area / (answer.width * answer.height))} of the picture, predicted IoU ${score.toFixed(2)}.`;
+}
+
+function show() {
+  view.prompt = steps.now;
+  const masks = answer?.masks ?? [];
+  view.setMasks(shownMasks());
+  $('undo').disabled = !steps.canUndo;
+  $('clear').disabled = steps.empty && !answer;
+  $('everything').disabled = !picture;
+  $('result').hidden = !masks.length;
+  $('candidates').hidden = answer?.everything || masks.length < 2;
+  if (!masks.length) return;
+  const area = answer.everything ? null : masks[chosen].area;
+  $('score').textContent = answer.everything ? `${masks.length} objects` : masks[chosen].score.toFixed(3);
+  $('area').textContent = area === null ? '–' : percent(area / (answer.width * answer.height));
+  $('time').textContent = answer.took < 1000 ? `${Math.round(answer.took)} ms` : `${(answer.took / 1000).toFixed(1)} s`;
+  $('save-mask').disabled = Boolean(answer.everything);
+  if (!$('candidates').hidden) showCandidates(masks);
+}
+
+// Of everything, small masks lie on top.
+function shownMasks() {
+  if (!answer?.masks.length) return [];
+  const masks = answer.everything ? [...answer.masks].sort((a, b) => b.area - a.area) : [answer.masks[chosen]];
+  return masks.map(({ rle }) => rle);
+}
+
+function showCandidates(masks) {
+  const cards = $('candidates').querySelector('.cards');
+  if (cards.answer === answer) {
+    cards.querySelectorAll('input').forEach((input, number) => (input.checked = number === chosen));
+    return;
+  }
+  cards.answer = answer;
+  cards.replaceChildren(
+    ...masks.map(({ score, rle }, number) => {
+      const input = Object.assign(document.createElement('input'), { type: 'radio', name: 'candidate', checked: number === chosen });
+      input.addEventListener('change', () => {
+        chosen = number;
+        show();
+        say(described());
+      });
+      const label = document.createElement('label');
+      label.append(input, thumbnail(rle), `${number + 1}: ${score.toFixed(2)}`);
+      return label;
+    }),
+  );
+}
+
+function thumbnail(rle) {
+  const width = 120;
+  const height = Math.max(1, Math.min(240, Math.round((width * picture.height) / picture.width)));
+  const canvas = Object.assign(document.createElement('canvas'), { width, height });
+  const context = canvas.getContext('2d');
+  context.drawImage(picture.bitmap, 0, 0, width, height);
+  const pixels = context.getImageData(0, 0, width, height);
+  raster(rle, width, height).forEach((on, i) => {
+    for (let c = 0; c < 3; c += 1) {
+      const value = pixels.data[4 * i + c];
+      pixels.data[4 * i + c] = on ? 0.4 * value + 0.6 * [255, 45, 120][c] : 0.35 * value;
+    }
+  });
+  context.putImageData(pixels, 0, 0);
+  canvas.setAttribute('aria-hidden', 'true');
+  return canvas;
+}
+
+// Events
+
+$('choose').addEventListener('click', () => $('file').click());
+$('file').addEventListener('change', () => {
+  const [file] = $('file').files;
+  if (file) open(file, file.name);
+  $('file').value = '';
+});
+$('another').addEventListener('click', () => {
+  stop();
+  forget();
+  view.picture = null;
+  steps.reset();
+  answer = null;
+  $('work').hidden = true;
+  $('start').hidden = false;
+  show();
+  say('');
+  $('choose').focus();
+});
+for (const button of document.querySelectorAll('[data-sample]')) {
+  button.addEventListener('click', async () => {
+    try {
+      const response = await api.send(button.dataset.sample, { accept: 'image/*' });
+      await open(await response.blob(), button.dataset.sample.split('/').pop(), button.dataset.text);
+    } catch (error) {
+      fail(error);
+    }
+  });
+}
+const isPicture = (item) => item.kind === 'file' && (!item.type || item.type.startsWith('image/'));
+addEventListener('paste', (event) => {
+  const item = [...event.clipboardData.items].find(isPicture);
+  const file = item?.getAsFile();
+  if (file) {
+    event.preventDefault();
+    open(file, file.name || 'pasted.png');
+  }
+});
+addEventListener('dragover', (event) => {
+  event.preventDefault();
+  $('stage').classList.add('dragging');
+});
+addEventListener('dragleave', (event) => {
+  if (!event.relatedTarget) $('stage').classList.remove('dragging');
+});
+addEventListener('drop', (event) => {
+  event.preventDefault();
+  $('stage').classList.remove('dragging');
+  const [file] = event.dataTransfer.files;
+  if (file) open(file, file.name);
+});
+
+$('sentence').addEventListener('submit', (event) => {
+  event.preventDefault();
+  submit();
+});
+for (const input of document.querySelectorAll('[name=tool]')) {
+  input.addEventListener('change', () => view.setTool(input.value));
+}
+view.addEventListener('point', ({ detail: { at, label } }) => {
+  if (steps.now.points.length >= (model?.limits.points ?? 62)) {
+    say(`No more than ${model.limits.points} points.`, true);
+    return;
+  }
+  steps.addPoint(...at, label, typed());
+  say(`Point ${label ? 'on' : 'off'} the object at ${at.map(Math.round).join(', ')}.`);
+  segment();
+});
+view.addEventListener('box', ({ detail: box }) => {
+  steps.change({ box, text: typed() });
+  say(`Box from ${box.slice(0, 2).map(Math.round).join(', ')} to ${box.slice(2).map(Math.round).join(', ')}.`);
+  segment();
+});
+view.addEventListener('moved', ({ detail }) => say(detail.map(Math.round).join(', ')));
+view.addEventListener('say', ({ detail }) => say(detail));
+view.addEventListener('undo', undo);
+
+function undo() {
+  if (!steps.canUndo) return;
+  steps.undo();
+  $('text').value = steps.now.text;
+  words.check();
+  say('Undone.');
+  segment();
+}
+$('undo').addEventListener('click', undo);
+$('clear').addEventListener('click', () => {
+  steps.clear();
+  $('text').value = '';
+  words.clear();
+  answer = null;
+  say('Cleared.');
+  segment();
+});
+addEventListener('keydown', (event) => {
+  const typing = event.target.matches('input[type=text], input[type=password]');
+  if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === 'z' && !event.shiftKey && !typing) {
+    event.preventDefault();
+    undo();
+  }
+});
+$('everything').addEventListener('click', everything);
+$('multimask').addEventListener('change', segment);
+$('refine').addEventListener('change', () => say($('refine').checked ? 'The next prompt refines the mask that is shown.' : ''));
+$('opacity').addEventListener('input', () => view.setOpacity($('opacity').value / 100));
+
+$('save-mask').addEventListener('click', async () => {
+  try {
+    const mask = await ask(`prompts?candidate=${chosen}`, answer.sent, 'image/png');
+    save(mask, `${stem(picture.name)}.mask.png`);
+  } catch (error) {
+    fail(error);
+  }
+});
+$('save-overlay').addEventListener('click', async () => {
+  save(await overlay(picture, shownMasks(), steps.now, view.opacity), `${stem(picture.name)}.overlay.png`);
+});
+$('save-json').addEventListener('click', () => {
+  const { took, sent, masks, ...told } = answer;
+  const bare = masks.map(({ low_res, ...mask }) => mask);
+  const content = { image: picture.name, ...told, chosen, masks: bare };
+  save(new Blob([`${JSON.stringify(content, null, 1)}\n`], { type: 'application/json' }), `${stem(picture.name)}.json`);
+});
+
+connect().catch(fail);

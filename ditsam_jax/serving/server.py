@@ -1,0 +1,143 @@
+"""Runs the service: compiles, listens, and ends in order.
+
+uvicorn runs in a thread of its own, so that signals stay with `interruption`: the first one stops the service after
+what is under way, a second Ctrl-C ends it at once.
+"""
+
+import contextlib
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+import traceback
+
+import uvicorn
+
+from ditsam_jax import interruption
+from ditsam_jax.errors import UserError
+from ditsam_jax.serving import programs
+from ditsam_jax.serving.app import Service
+from ditsam_jax.serving.connections import bounded
+from ditsam_jax.terminal import printable, say
+
+_FINISH = 7  # seconds for what is under way
+_END = 9.5  # seconds after which the process ends in any case
+_FILES = 8192  # open at most, sockets included
+
+
+def listen(host: str, port: int) -> socket.socket:
+  """A listening socket. Raises UserError where that is not possible."""
+  try:
+    family, kind, protocol, _, address = socket.getaddrinfo(
+      host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    listening = socket.socket(family, kind, protocol)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.bind(address)
+    listening.listen(2048)
+    return listening
+  except (OSError, UnicodeError) as error:
+    reason = getattr(error, 'strerror', None) or error
+    raise UserError(
+      f'cannot listen at {printable(host)}, port {port}: {reason}; choose another --host or --port'
+    ) from error
+
+
+def http_server(service: Service, hosts: tuple[str, ...] | None) -> uvicorn.Server:
+  """What answers for a service; `hosts` as of `guard.Guard`."""
+  config = uvicorn.Config(
+    service.app(hosts),
+    http=bounded(service.limits),
+    ws='none',
+    loop='asyncio',
+    lifespan='on',
+    log_config=None,
+    access_log=False,
+    server_header=False,
+    timeout_keep_alive=5,
+    timeout_graceful_shutdown=_FINISH,
+  )
+  return uvicorn.Server(config)
+
+
+def run(service: Service, listening: socket.socket, hosts: tuple[str, ...] | None, url: str) -> int:
+  """Serves until a signal; returns the exit status."""
+  stop = threading.Event()
+  signals = []
+
+  def take(number: int) -> bool:
+    if number == signal.SIGINT and signals:
+      return False
+    signals.append(number)
+    stop.set()
+    return True
+
+  _allow_sockets()
+  server = http_server(service, hosts)
+  serving = threading.Thread(target=_serve, args=(server, listening, stop), name='server', daemon=True)
+  compiling = threading.Thread(target=_compile, args=(service, url, stop), name='compile', daemon=True)
+  with interruption.deferred(take):
+    serving.start()
+    compiling.start()
+    while not stop.wait(3600):
+      pass
+    if signals:
+      with contextlib.suppress(OSError):
+        os.write(2, b'stopping after the requests that are under way\n')
+    timer = threading.Timer(_END, os._exit, (0,))
+    timer.daemon = True
+    timer.start()
+    service.state.stopping = True
+    server.should_exit = True
+    serving.join()
+    service.close()
+    if compiling.is_alive():  # XLA's threads crash where Python takes itself down
+      _end_now(0 if signals else 1)
+    timer.cancel()
+  return 0 if signals else 1
+
+
+def _serve(server: uvicorn.Server, listening: socket.socket, stop: threading.Event) -> None:
+  try:
+    server.run(sockets=[listening])
+  except BaseException as error:
+    traceback.print_exception(error)
+  finally:
+    stop.set()
+
+
+def _compile(service: Service, url: str, stop: threading.Event) -> None:
+  state = service.state
+
+  def told(done: int, programs: int) -> None:
+    state.compiled, state.programs = done, programs
+
+  say(f'compiling programs for {service.name}; {url} answers when they are ready')
+  try:
+    service.batcher.pays_from.update(programs.compile_all(service.segmenter, service.limits.points, told, stop.is_set))
+    service.everything.compile()
+  except programs.Stopped:
+    return
+  except BaseException as error:
+    traceback.print_exception(error)
+    stop.set()
+    return
+  state.ready = True
+  say(f'ready: {url} (Ctrl-C stops)')
+
+
+def _allow_sockets() -> None:
+  """As many open files as the system lets this process have."""
+  soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+  wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+  if soft != resource.RLIM_INFINITY and soft < wanted:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def _end_now(status: int) -> None:
+  for stream in (sys.stdout, sys.stderr):
+    with contextlib.suppress(OSError, ValueError):
+      stream.flush()
+  os._exit(status)

@@ -1,0 +1,313 @@
+"""Whatever a client does, it gets a clean answer in time, and the others theirs."""
+
+import contextlib
+import json
+import random
+import resource
+import socket
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ditsam_jax.serving.limits import Limits
+from tests.fuzz import images as fuzz_images
+from tests.fuzz import mutations
+from tests.fuzz.seeds import picture
+from tests.serving.running import Held, form, png, raw, running
+
+STRICT = Limits(
+  upload_bytes=200_000,
+  pixels=20_000,
+  request_bytes=50_000,
+  kept_bytes=3 * 2**20,
+  queue=4,
+  per_client=3,
+  uploads=3,
+  seconds=20,
+  upload_seconds=0.5,
+  header_seconds=1,
+  connections=400,
+)
+PROMPT = {'points': [[3, 4]]}
+HEAD = b'POST /api/images HTTP/1.1\r\nHost: localhost\r\n'
+
+
+def resident():
+  """Bytes of this process' memory."""
+  return int(Path('/proc/self/statm').read_text().split()[1]) * resource.getpagesize()
+
+
+@pytest.fixture(scope='module')
+def strict(segmenter):
+  with running(segmenter, STRICT) as found:
+    client = found.client()
+    found.service.segmenter(picture(), points=[[3, 4]])  # compiles
+    client.close()
+    yield found
+
+
+@pytest.fixture(autouse=True)
+def still_there(strict):
+  yield
+  client = strict.client()
+  assert client.post(f'{client.upload(picture())}/prompts', PROMPT).status == 200
+  client.close()
+
+
+def test_what_is_too_large_is_refused_before_it_is_read(strict):
+  client = strict.client()
+  big = png(np.zeros((201, 100, 3), np.uint8))
+  answer = client.post('/api/images', big)
+  assert answer.status == 400 and 'more than 20,000 pixels' in answer.json['error']
+  for length in (200_001, 10**12):
+    head = raw(strict.port, HEAD + b'Content-Length: %d\r\nConnection: close\r\n\r\n' % length)
+    assert head.startswith(b'HTTP/1.1 413')
+  chunks = b''.join(b'8000\r\n' + bytes(2**15) + b'\r\n' for _ in range(8))  # of no declared length
+  assert raw(strict.port, HEAD + b'Transfer-Encoding: chunked\r\n\r\n' + chunks).startswith(b'HTTP/1.1 413')
+  image = client.upload(picture())
+  assert client.post(f'{image}/prompts', '"' + 'x' * 50_001 + '"').status == 413
+  body, kind = form(image=bytes(200_001), prompt='{}')
+  assert client.post('/api/segment', body, Content_Type=kind).status == 413
+  body, kind = form(image=bytes(300_000), prompt='{}')
+  assert client.post('/api/segment', body, Content_Type=kind).status == 413
+
+
+def test_a_bomb_is_refused_by_its_header(strict):
+  """A small file of very many pixels."""
+  import zlib
+
+  def chunk(name, data):
+    return len(data).to_bytes(4, 'big') + name + data + zlib.crc32(name + data).to_bytes(4, 'big')
+
+  size = (30_000).to_bytes(4, 'big') * 2 + bytes([8, 2, 0, 0, 0])
+  bomb = b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', size) + chunk(b'IDAT', zlib.compress(bytes(10**6))) + chunk(b'IEND', b'')
+  before = resident()
+  answer = strict.client().post('/api/images', bomb)
+  assert answer.status == 400 and 'pixels' in answer.json['error']
+  assert resident() - before < 50 * 2**20
+
+
+def test_a_slow_body_and_a_slow_head(strict):
+  began = time.monotonic()
+  slow = raw(strict.port, HEAD + b'Content-Length: 1000\r\n\r\nabc')
+  assert slow.startswith(b'HTTP/1.1 408') and b'0.5 seconds' in slow
+  for data in (b'', HEAD, b'GET / HTTP/1.1\r\nHost: localhost\r\n\r\nGET /'):  # closed without an answer to the last
+    raw(strict.port, data)
+  assert time.monotonic() - began < 15
+  with socket.create_connection(('127.0.0.1', strict.port)) as connection, contextlib.suppress(OSError):
+    began = time.monotonic()
+    while time.monotonic() - began < 10:  # a byte at a time
+      connection.sendall(b'x')
+      time.sleep(0.1)
+  assert time.monotonic() - began < 8
+
+
+def test_a_client_that_does_not_take_its_answer(strict):
+  with socket.socket() as connection:
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+    connection.connect(('127.0.0.1', strict.port))
+    asked = b'GET /main.js HTTP/1.1\r\nHost: localhost\r\n\r\n'
+    with contextlib.suppress(OSError):
+      connection.sendall(asked * 4000)
+    deadline = time.monotonic() + 20
+    while any(
+      each.flow.write_paused or each.transport.is_closing() for each in list(strict.http.server_state.connections)
+    ):
+      assert time.monotonic() < deadline
+      time.sleep(0.05)
+
+
+def test_half_closed_and_broken_off(strict):
+  data = png(picture())
+  whole = HEAD + b'Content-Length: %d\r\nConnection: close\r\n\r\n' % len(data) + data
+  for end in (len(whole), len(whole) // 2, 20):
+    found = raw(strict.port, whole[:end], half_close=True)
+    assert not found or found.startswith((b'HTTP/1.1 201', b'HTTP/1.1 4'))
+    with socket.create_connection(('127.0.0.1', strict.port)) as connection:
+      connection.sendall(whole[:end])
+      connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b'\1\0\0\0\0\0\0\0')  # a reset
+
+
+@pytest.mark.parametrize(
+  'data',
+  [
+    b'GET / HTTP/1.1\r\nHost: localhost\r\nX: ' + b'x' * 100_000,
+    b'GET / HTTP/1.1\r\nHost: localhost\r\n' + b'X: y\r\n' * 20_000,
+    b'GET /' + b'a' * 100_000 + b' HTTP/1.1\r\n\r\n',
+    b'\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03' + bytes(50),
+    b'GET http://169.254.169.254/ HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n',
+    b'POST /api/images HTTP/1.1\r\nHost: localhost\r\nContent-Length: -1\r\n\r\n',
+    b'POST /api/images HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef',
+    b'CONNECT localhost:22 HTTP/1.1\r\nHost: localhost\r\n\r\n',
+    b'GET / HTTP/1.1\r\nHost: localhost\r\nCookie: ' + b'a=b;' * 3000 + b'\r\nConnection: close\r\n\r\n',
+    b'GET / HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n',
+    bytes(random.Random(0).randbytes(5000)),
+  ],
+  ids=['header', 'headers', 'target', 'TLS', 'proxy', 'length', 'lengths', 'CONNECT', 'cookies', 'websocket', 'noise'],
+)
+def test_heads_that_are_none(strict, data):
+  found = raw(strict.port, data)
+  assert found == b'' or found.startswith((b'HTTP/1.1 4', b'HTTP/1.1 200')), found[:100]
+
+
+def test_a_thousand_sockets(strict):
+  sockets = []
+  try:
+    for number in range(1000):
+      sockets.append(socket.create_connection(('127.0.0.1', strict.port), timeout=10))
+      if number % 3 == 0:
+        with contextlib.suppress(OSError):
+          sockets[-1].sendall(HEAD)
+    deadline = time.monotonic() + 10
+    while len(strict.http.server_state.connections) > STRICT.connections:
+      assert time.monotonic() < deadline
+      time.sleep(0.01)
+    while len(strict.http.server_state.connections) > 5:  # all of them have sent nothing for too long
+      assert time.monotonic() < deadline
+      time.sleep(0.05)
+  finally:
+    for each in sockets:
+      each.close()
+
+
+def test_a_page_from_elsewhere_cannot_ask(strict):
+  client = strict.client()
+  image = client.upload(picture())
+  here = f'http://localhost:{strict.port}'
+  for headers in (
+    {'Origin': 'https://example.com'}, {'Origin': 'null'}, {'Sec-Fetch-Site': 'cross-site'}, {'Sec-Fetch-Site': 'same-site'},
+    {'Host': 'rebound.example.com'}, {'Host': ''}, {'Host': 'localhost.example.com'}, {'Origin': here, 'Host': 'localhost:1'},
+  ):  # fmt: skip
+    assert client.request('POST', f'{image}/prompts', PROMPT, headers).status in (400, 403), headers
+    client = strict.client() if headers.get('Host') == '' else client
+  same = {'Host': f'localhost:{strict.port}', 'Origin': here, 'Sec-Fetch-Site': 'same-origin'}
+  owner = strict.client()
+  assert owner.request('POST', f'{owner.upload(picture())}/prompts', PROMPT, same).status == 200
+
+
+def test_more_prompts_than_it_bears(strict):
+  """Eight times what may wait: each request is answered with 200, 429 or 503, and afterwards all is well at once."""
+  clients = [strict.client() for _ in range(32)]
+  images = [client.upload(picture()) for client in clients]
+  statuses, lock = [], threading.Lock()
+
+  def ask(client, image):
+    for _ in range(3):
+      answer = client.post(f'{image}/prompts', PROMPT)
+      with lock:
+        statuses.append(answer.status)
+      if answer.status != 200:
+        assert int(answer.headers['Retry-After']) >= 1
+
+  threads = [threading.Thread(target=ask, args=pair) for pair in zip(clients, images)]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join(60)
+  # An image may have made room for another: 404 is for the client to upload again.
+  assert len(statuses) == 96 and set(statuses) <= {200, 404, 429, 503} and 200 in statuses
+  assert len(strict.service.batcher) == 0 and not strict.service.batcher._clients
+
+
+def test_images_never_take_more_than_they_may(strict):
+  client = strict.client()
+  store = strict.service.store
+  for _ in range(60):
+    client.upload(picture(100, 150))
+    assert store.bytes <= STRICT.kept_bytes
+  assert store.evicted > 0 and sum(image.bytes for image in store._images.values()) == store.bytes
+
+
+def test_a_client_that_goes_away_takes_its_prompt_along(segmenter):
+  held = Held(segmenter)
+  with running(held) as service:
+    client, batcher = service.client(), service.service.batcher
+    image = client.upload(picture())
+    body = json.dumps(PROMPT).encode()
+    head = f'POST {image}/prompts HTTP/1.1\r\nHost: localhost\r\nCookie: {client.cookie}\r\nContent-Length: {len(body)}\r\n\r\n'
+    deadline = time.monotonic() + 10
+
+    def until(waiting):
+      while sum(batcher._clients.values()) != waiting:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+    with contextlib.ExitStack() as opened:
+      first, second = (opened.enter_context(socket.create_connection(('127.0.0.1', service.port))) for _ in range(2))
+      first.sendall(head.encode() + body)
+      until(1)
+      time.sleep(0.05)  # the device has it
+      second.sendall(head.encode() + body)
+      until(2)
+      second.close()
+      until(1)
+      held.go.set()
+      assert first.recv(100).startswith(b'HTTP/1.1 200')
+    assert held.batches == [([1], 1)]
+
+
+def test_a_token_is_asked_for(segmenter):
+  token = 'a-token-of-24-characters'
+  with running(segmenter, token=token, hosts=None) as service:
+    for wrong in (None, 'another-token-of-this-length', ''):
+      client = service.client(wrong)
+      for method, path in (
+        ('POST', '/api/images'),
+        ('GET', '/api/model'),
+        ('GET', '/metrics'),
+        ('POST', '/api/images/x/prompts'),
+      ):
+        answer = client.request(method, path)
+        assert answer.status == 401 and answer.headers['WWW-Authenticate'] == 'Bearer'
+      assert client.get('/').status == client.get('/healthz').status == 200
+    client = service.client(token)
+    assert client.post(f'{client.upload(picture())}/prompts', PROMPT).status == 200
+    assert client.get('/api/model').status == 200
+
+
+def test_the_fuzz_suites_images(strict, tmp_path):
+  """Damaged files of every format: each is read, or refused with one line."""
+  fuzz_images.prepare(tmp_path)
+  files = sorted(tmp_path.iterdir())
+  client, statuses = strict.client(), []
+  for number in range(150):
+    chance = random.Random(f'serve/{number}')
+    data = chance.choice(files).read_bytes()
+    for _ in range(chance.choice([0, 1, 1, 3])):
+      data, _ = mutations.damaged(data, chance, chance.choice(files).read_bytes())
+    answer = client.post('/api/images', data)
+    statuses.append(answer.status)
+    assert answer.status in (201, 400), (number, answer)
+    assert answer.status == 201 or answer.json['error'].isprintable()
+  assert statuses.count(201) > 20 and statuses.count(400) > 20
+
+
+def test_the_fuzz_suites_prompts(strict):
+  """JSON with changed values, damaged bytes, and what is no JSON."""
+  client = strict.client()
+  image = client.upload(picture())
+  good = {
+    'text': 'the red circle',
+    'points': [[3, 4], [5, 6]],
+    'labels': [1, 0],
+    'box': [1, 2, 30, 20],
+    'mask': None,
+    'multimask': False,
+  }
+  statuses = []
+  for number in range(250):
+    data, what = mutations.damaged_json(
+      random.Random(f'serve/{number}').choice([good, [good, good]]), random.Random(number)
+    )
+    answer = client.post(f'{image}/prompts', data)
+    statuses.append(answer.status)
+    assert answer.status in (200, 400, 413), (what, answer)
+    if answer.status == 200:
+      for found in answer.json if isinstance(answer.json, list) else [answer.json]:
+        assert all(np.isfinite(mask['score']) for mask in found['masks'])
+    else:
+      assert answer.json['error'].isprintable() and len(answer.json['error']) <= 2100
+  assert statuses.count(200) > 5 and statuses.count(400) > 100

@@ -1,0 +1,330 @@
+"""The page in a real browser, at desktop and phone size: every control, with mouse, fingers and keys."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ditsam_jax.geometry.masks import decode_rle
+from ditsam_jax.inference.mask_generator import SamAutomaticMaskGenerator
+from tests.fuzz.seeds import picture
+from tests.serving.running import png, running
+
+playwright = pytest.importorskip('playwright.sync_api', reason="needs the extra 'test'")
+axe = pytest.importorskip('axe_playwright_python.sync_playwright', reason="needs the extra 'test'")
+
+CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+pytestmark = [
+  pytest.mark.slow,
+  pytest.mark.skipif(CHROMIUM is None, reason='there is no Chromium; .ci/install_browser installs it'),
+]
+SIZES = {
+  'desktop': {'viewport': {'width': 1280, 'height': 900}},
+  'phone': {'viewport': {'width': 390, 'height': 844}, 'has_touch': True, 'is_mobile': True, 'device_scale_factor': 2},
+}
+TEXT = 'the red circle'
+
+
+@pytest.fixture(scope='module')
+def browser():
+  playwright.expect.set_options(timeout=60_000)  # programs are compiled when they are first needed
+  with playwright.sync_playwright() as found:
+    chromium = found.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
+    yield chromium
+    chromium.close()
+
+
+@pytest.fixture(scope='module', params=SIZES)
+def size(request):
+  return request.param
+
+
+def opened(browser, port, path='/', **context):
+  """A page that notes whatever must not happen."""
+  page = browser.new_context(accept_downloads=True, **context).new_page()
+  page.set_default_timeout(60_000)
+  page.wrong = []
+  page.asked = []
+  here = f'http://127.0.0.1:{port}/'
+  page.on('console', lambda message: message.type in ('error', 'warning') and page.wrong.append(message.text))
+  page.on('pageerror', lambda error: page.wrong.append(str(error)))
+  page.on('request', lambda request: request.url.startswith((here, 'blob:')) or page.wrong.append(request.url))
+  page.on('request', lambda request: page.asked.append(request.url))
+  page.goto(here.rstrip('/') + path)
+  return page
+
+
+@pytest.fixture
+def page(browser, live, size):
+  found = opened(browser, live.port, **SIZES[size])
+  said(found, 'Ready.')
+  yield found
+  found.context.close()
+  assert found.wrong == []
+
+
+def said(page, text):
+  playwright.expect(page.locator('#status')).to_contain_text(text)
+
+
+def choose(page, image=None, name='scene.png'):
+  page.locator('#file').set_input_files(
+    {'name': name, 'mimeType': 'image/png', 'buffer': png(picture() if image is None else image)}
+  )
+  said(page, 'Type what to segment')
+
+
+def spot(page, x, y):
+  """Where a pixel of the picture is on the screen."""
+  page.locator('#view').scroll_into_view_if_needed()
+  frame = page.locator('#view').bounding_box()
+  return frame['x'] + (x + 0.5) / 56 * frame['width'], frame['y'] + (y + 0.5) / 40 * frame['height']
+
+
+def downloaded(page, button):
+  with page.expect_download() as download:
+    page.click(button)
+  return download.value.path(), download.value.suggested_filename
+
+
+def ask(page, text=TEXT):
+  page.fill('#text', text)
+  page.click('#ask')
+  said(page, 'predicted IoU')
+
+
+def accessible(page):
+  """axe-core's serious findings."""
+  found = axe.Axe().run(page).response['violations']
+  return [(each['id'], each['nodes'][0]['html']) for each in found if each['impact'] in ('serious', 'critical')]
+
+
+def test_every_control(page, segmenter, size):
+  choose(page)
+  assert page.locator('#name').inner_text() == 'scene.png, 56 × 40'
+  ask(page)
+  found = segmenter(picture(), TEXT)
+  assert page.locator('#score').inner_text() == f'{found.score:.3f}'
+  assert page.locator('#area').inner_text() == f'{100 * found.area / 2240:.1f} %'
+
+  path, name = downloaded(page, '#save-mask')
+  assert name == 'scene.mask.png' and np.array_equal(np.asarray(Image.open(path)) == 255, found.mask)
+  path, name = downloaded(page, '#save-json')
+  content = json.loads(path.read_text())
+  assert name == 'scene.json' and np.array_equal(decode_rle(content['masks'][0]['rle']), found.mask)
+  assert (content['image'], content['prompt']) == ('scene.png', {'text': TEXT})
+  path, name = downloaded(page, '#save-overlay')
+  overlay = np.asarray(Image.open(path).convert('RGB')).astype(int)
+  assert name == 'scene.overlay.png' and overlay.shape == (40, 56, 3)
+  changed = np.abs(overlay - picture()).sum(2) > 30
+  assert changed[found.mask].mean() > 0.5  # tinted; outside of it the picture is darker
+
+  with page.expect_response('**/prompts') as answer:
+    if size == 'phone':
+      page.touchscreen.tap(*spot(page, 20, 10))
+    else:
+      page.mouse.click(*spot(page, 20, 10))
+  sent = answer.value.request.post_data_json
+  assert sent['text'] == TEXT and sent['labels'] == [1] and np.allclose(sent['points'], [[20.5, 10.5]], atol=0.6)
+  with page.expect_response('**/prompts') as answer:
+    page.click('label:has-text("Off the object")')
+    page.mouse.click(*spot(page, 50, 30))
+  assert answer.value.request.post_data_json['labels'] == [1, 0]
+  with page.expect_response('**/prompts') as answer:
+    page.click('#undo')
+  assert answer.value.request.post_data_json['labels'] == [1]
+  said(page, 'predicted IoU')
+
+  with page.expect_response('**/prompts'):
+    page.check('#multimask')
+  cards = page.locator('.cards label')
+  playwright.expect(cards).to_have_count(3)
+  cards.nth(1).click()
+  wanted = segmenter(picture(), TEXT, points=sent['points'], multimask=True)
+  assert page.locator('#score').inner_text() == f'{wanted.scores[1]:.3f}'
+  path, _ = downloaded(page, '#save-mask')
+  assert np.array_equal(np.asarray(Image.open(path)) == 255, wanted.masks[1])
+  page.check('#refine')
+  with page.expect_response('**/prompts') as answer:
+    page.uncheck('#multimask')
+  assert len(answer.value.request.post_data_json['mask']) > 1000
+  before = page.locator('#view').screenshot()
+  page.locator('#opacity').fill('100')
+  assert page.locator('#view').screenshot() != before
+  page.click('#clear')
+  playwright.expect(page.locator('#result')).to_be_hidden()
+  assert page.locator('#text').input_value() == ''
+  page.click('summary')
+  page.click('#another')
+  playwright.expect(page.locator('#choose')).to_be_focused()
+  with page.expect_file_chooser():
+    page.click('#choose')
+  page.click('text=API')
+  assert page.url.endswith('/docs')
+
+
+def test_everything(page, live, segmenter, monkeypatch):
+  generator = SamAutomaticMaskGenerator(
+    segmenter, points_per_side=2, pred_iou_thresh=0, stability_score_thresh=0, output_mode='coco_rle'
+  )
+  monkeypatch.setattr(live.service.everything, '_generator', generator)
+  choose(page)
+  before = page.locator('#view').screenshot()
+  with page.expect_response('**/everything') as answer:
+    page.click('#everything')
+  count = len(answer.value.json()['masks'])
+  said(page, f'{count} object')
+  assert page.locator('#view').screenshot() != before
+  assert len(json.loads(downloaded(page, '#save-json')[0].read_text())['masks']) == count
+  page.fill('#text', TEXT)
+  with page.expect_response('**/everything') as answer:
+    page.click('#everything')
+  assert answer.value.request.post_data_json == {'text': TEXT}
+
+
+def test_a_box_and_a_right_click(page, size):
+  choose(page)
+  if size == 'phone':
+    page.click('label:has-text("A box")')
+  (x0, y0), (x1, y1) = spot(page, 5, 6), spot(page, 40, 30)
+  with page.expect_response('**/prompts') as answer:
+    page.mouse.move(x1, y1)
+    page.mouse.down()
+    page.mouse.move(x0 + 9, y0 + 9)
+    page.mouse.move(x0, y0)
+    page.mouse.up()
+  assert np.allclose(answer.value.request.post_data_json['box'], [5.5, 6.5, 40.5, 30.5], atol=0.6)
+  if size == 'desktop':
+    with page.expect_response('**/prompts') as answer:
+      page.mouse.click(*spot(page, 50, 35), button='right')
+    assert answer.value.request.post_data_json['labels'] == [0]
+
+
+def test_by_keyboard_alone(page):
+  page.locator('#choose').focus()
+  for _ in range(2):
+    page.keyboard.press('Tab')
+  page.keyboard.press('Enter')  # the second sample; it has a sentence
+  said(page, 'predicted IoU')
+  page.locator('#view').focus()
+  for key in ('ArrowRight', 'Shift+ArrowRight', 'ArrowUp'):
+    page.keyboard.press(key)
+  with page.expect_response('**/prompts') as answer:
+    page.keyboard.press('Enter')
+  ((x, y),) = answer.value.request.post_data_json['points']
+  assert (x, y) == pytest.approx((192 + 9 * 3.84, 192 - 3.84), abs=0.3)
+  with page.expect_response('**/prompts') as answer:
+    page.keyboard.press('n')
+  assert answer.value.request.post_data_json['labels'] == [1, 0]
+  page.keyboard.press('b')
+  page.keyboard.press('Shift+ArrowDown')
+  page.keyboard.press('Shift+ArrowLeft')
+  with page.expect_response('**/prompts') as answer:
+    page.keyboard.press('b')
+  x0, y0, x1, y1 = answer.value.request.post_data_json['box']
+  assert (x1 - x0, y1 - y0) == pytest.approx((30.7, 30.7), abs=0.3)
+  for name in ('u', 'Control+z'):
+    with page.expect_response('**/prompts'):
+      page.keyboard.press(name)
+  said(page, 'predicted IoU')
+  reached = set()
+  for _ in range(30):
+    page.keyboard.press('Tab')
+    reached.add(
+      page.evaluate('() => document.activeElement.id || document.activeElement.name || document.activeElement.tagName')
+    )
+  assert {'text', 'ask', 'tool', 'undo', 'clear', 'multimask', 'refine', 'opacity', 'save-mask', 'save-overlay', 'save-json', 'view', 'another', 'SUMMARY'} <= reached  # fmt: skip
+
+
+def test_words_that_the_model_does_not_know_are_underlined(page):
+  page.fill('#text', 'the zebra on qzx the')
+  playwright.expect(page.locator('#mirror u')).to_have_text(['zebra', 'qzx'])
+  playwright.expect(page.locator('#unknown')).to_contain_text('The model does not know: zebra, qzx.')
+  page.fill('#text', 'the red circle')
+  playwright.expect(page.locator('#unknown')).to_have_text('')
+
+
+def test_a_newer_click_replaces_the_one_under_way(page):
+  choose(page)
+  held = []
+  page.route('**/prompts', lambda route: held.append(route) if not held else route.continue_())
+  failed = []
+  page.on('requestfailed', lambda request: failed.append(request.url))
+  page.mouse.click(*spot(page, 20, 10))
+  with page.expect_response('**/prompts') as answer:
+    page.mouse.click(*spot(page, 30, 20))
+  assert len(answer.value.request.post_data_json['points']) == 2
+  said(page, 'predicted IoU')
+  assert len(failed) == 1
+
+
+def test_pasted_and_dropped(page):
+  make = """([bytes, kind]) => {
+    const data = new DataTransfer();
+    data.items.add(new File([new Uint8Array(bytes)], 'given.png', {type: 'image/png'}));
+    const name = kind === 'paste' ? 'clipboardData' : 'dataTransfer';
+    const event = new (kind === 'paste' ? ClipboardEvent : DragEvent)(kind, {bubbles: true, cancelable: true, [name]: data});
+    document.body.dispatchEvent(event);
+  }"""
+  for number, kind in enumerate(('paste', 'drop')):
+    page.evaluate(make, [list(png(picture(40 + number, 56))), kind])
+    playwright.expect(page.locator('#name')).to_have_text(f'given.png, 56 × {40 + number}')
+  page.locator('#file').set_input_files({'name': 'notes.png', 'mimeType': 'image/png', 'buffer': b'no picture'})
+  said(page, 'cannot show it as a picture')
+
+
+def test_a_picture_that_was_forgotten_is_uploaded_again(page, live):
+  choose(page)
+  ask(page)
+  store = live.service.store
+  for image in list(store._images.values()):
+    store.drop(image)
+  ask(page, 'the blue square')
+  page.wrong = [line for line in page.wrong if '404' not in line]  # Chromium notes every status of that kind
+
+
+def test_a_large_picture_is_shown_small_and_segmented_whole(browser, live, segmenter):
+  page = opened(browser, live.port, **SIZES['phone'])
+  said(page, 'Ready.')
+  image = np.asarray(Image.fromarray(picture()).resize((2800, 2000)))
+  choose(page, image)
+  ask(page)
+  assert page.locator('#view').bounding_box()['width'] <= 390
+  assert page.evaluate('() => document.documentElement.scrollWidth <= innerWidth')
+  path, _ = downloaded(page, '#save-mask')
+  assert np.array_equal(np.asarray(Image.open(path)) == 255, segmenter(image, TEXT).mask)
+  page.context.close()
+  assert page.wrong == []
+
+
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_no_serious_problem_of_accessibility(browser, live, size, scheme):
+  page = opened(browser, live.port, color_scheme=scheme, bypass_csp=True, **SIZES[size])  # axe sets styles of its own
+  said(page, 'Ready.')
+  assert accessible(page) == []
+  choose(page)
+  page.check('#multimask')
+  ask(page, 'the zebra')
+  assert accessible(page) == []
+  assert page.evaluate('() => document.documentElement.scrollWidth <= innerWidth')
+  page.goto(f'http://127.0.0.1:{live.port}/docs')
+  assert accessible(page) == []
+  page.context.close()
+  assert page.wrong == []
+
+
+def test_a_token_is_asked_for_once(browser, segmenter):
+  with running(segmenter, token='a-token-of-24-characters') as service:
+    page = opened(browser, service.port)
+    for token, told in (('wrong', ''), ('a-token-of-24-characters', 'This token is not right.')):
+      playwright.expect(page.locator('#token-problem')).to_have_text(told)
+      page.fill('#token-text', token)
+      page.keyboard.press('Enter')
+    said(page, 'Ready.')
+    choose(page)
+    ask(page)
+    page.reload()
+    said(page, 'Ready.')
+    page.context.close()

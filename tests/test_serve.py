@@ -1,0 +1,162 @@
+"""The serve command: its options, and how it starts and ends."""
+
+import contextlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ditsam_jax import serve
+from ditsam_jax.errors import UserError
+from ditsam_jax.serving import server
+from tests.fuzz.seeds import picture, save_sam
+from tests.serving.running import Client, png, raw
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope='module')
+def model(tmp_path_factory):
+  return save_sam(tmp_path_factory.mktemp('model') / 'sam')
+
+
+@pytest.fixture
+def started(monkeypatch):
+  """What the command would have served."""
+  found = {}
+
+  def run(service, listening, hosts, url):
+    listening.close()
+    service.close()
+    found.update(service=service, hosts=hosts, url=url, limits=service.limits)
+    return 0
+
+  monkeypatch.setattr(server, 'run', run)
+  return found
+
+
+@pytest.mark.parametrize(
+  'arguments, told',
+  [
+    (['--checkpoint=nowhere'], "'nowhere' does not exist"),
+    (['--port=70000'], '--port=70000'),
+    (['--batch-size=0'], '--batch-size=0'),
+    (['--host=no.such.host.invalid'], '--host or --port'),
+    (['--token=short'], 'at least 16 characters'),
+    (['--token=with spaces in it, that is'], 'without spaces'),
+    (['--token=0123456789abcdef', '--token-file=x'], 'expected one of them'),
+    (['--token-file=nowhere'], 'nowhere: no such file'),
+    (['--max-megapixels=90'], '--max-megapixels=90'),
+    (['--max-upload-mib=nan'], '--max-upload-mib=nan'),
+    (['--keep-mib=2', '--max-megapixels=1'], '--keep-mib=2: an image of 1 megapixels takes'),
+    (['--max-queue=0'], '--max-queue=0'),
+    (['--max-points=1001'], '--max-points=1001'),
+    (['--timeout=0'], '--timeout=0'),
+    (['--batch-wait-ms=-1'], '--batch-wait-ms=-1'),
+  ],
+)
+def test_a_wrong_option_is_one_line_before_any_work(arguments, told, started):
+  with pytest.raises(UserError, match=re.escape(told)):
+    serve.main(['--port=0', *arguments])
+  assert not started
+
+
+def test_a_port_that_is_taken(started):
+  with socket.create_server(('127.0.0.1', 0)) as taken, pytest.raises(UserError, match='Address already in use'):
+    serve.main([f'--port={taken.getsockname()[1]}'])
+
+
+def test_it_answers_this_machine_only_unless_told_otherwise(model, started, capsys, tmp_path):
+  assert serve.main([f'--checkpoint={model}', '--port=0']) == 0
+  assert started['url'].startswith('http://127.0.0.1:') and set(started['hosts']) == {'localhost', '127.0.0.1', '::1'}
+  assert capsys.readouterr().err == ''
+  token = tmp_path / 'token'
+  token.write_text('0123456789abcdef\n')
+  for more, told in (([], 'anybody, without a token'), ([f'--token-file={token}'], 'who has the token')):
+    serve.main([f'--checkpoint={model}', '--port=0', '--host=0.0.0.0', *more])
+    assert told in capsys.readouterr().err and started['hosts'] is None
+  serve.main([f'--checkpoint={model}', '--port=0', '--allow-host=Masks.example.com'])
+  assert 'masks.example.com' in started['hosts']
+
+
+def test_limits_are_options(model, started):
+  serve.main(
+    [
+      f'--checkpoint={model}',
+      '--port=0',
+      '--max-megapixels=1',
+      '--max-upload-mib=0.5',
+      '--keep-mib=64',
+      '--max-queue=7',
+    ]
+  )
+  limits = started['limits']
+  assert (limits.pixels, limits.upload_bytes, limits.kept_bytes) == (10**6, 2**19, 2**26)
+  assert (limits.queue, limits.per_client, limits.prompts) == (7, 7, 7)
+
+
+def test_the_documentation_names_every_option(capsys):
+  with pytest.raises(SystemExit):
+    serve.main(['--help'])
+  page = (ROOT / 'docs/serving.md').read_text()
+  options = set(re.findall(r'^  (--[a-z-]+)', capsys.readouterr().out, re.MULTILINE)) - {'--help'}
+  assert len(options) > 10 and not [option for option in options if f'`{option}' not in page]
+
+
+@contextlib.contextmanager
+def process(model):
+  options = (f'--checkpoint={model}', '--port=0', '--batch-size=1', '--max-points=1')  # few programs
+  command = [sys.executable, '-m', 'ditsam_jax.serve', *options]
+  running = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+  try:
+    line = running.stderr.readline()
+    yield running, int(re.search(r'127\.0\.0\.1:(\d+)/', line)[1])
+  finally:
+    running.kill()
+    running.wait()
+
+
+@pytest.mark.multiprocess
+def test_a_signal_ends_it_after_what_is_under_way(model):
+  with process(model) as (running, port):
+    assert running.stderr.readline().startswith('ready: ')
+    client = Client(port)
+    image = client.upload(picture())
+    body = b'{"points": [[3, 4]]}'
+    head = f'POST {image}/prompts HTTP/1.1\r\nHost: localhost\r\nCookie: {client.cookie}\r\nContent-Length: {len(body)}\r\n\r\n'
+    with socket.create_connection(('127.0.0.1', port)) as connection, socket.create_connection(('127.0.0.1', port)):
+      connection.sendall(head.encode() + body[:5])
+      time.sleep(0.3)
+      began = time.monotonic()
+      running.send_signal(signal.SIGTERM)
+      assert running.stderr.readline() == 'stopping after the requests that are under way\n'
+      time.sleep(0.5)
+      with pytest.raises(ConnectionError):
+        raw(port, b'GET /healthz HTTP/1.1\r\n\r\n')
+      connection.sendall(body[5:])
+      assert connection.recv(100).startswith(b'HTTP/1.1 200')
+    assert running.wait(20) == 0 and time.monotonic() - began < 10
+    assert running.stderr.read() == ''
+
+
+@pytest.mark.multiprocess
+def test_a_signal_ends_it_while_it_compiles_and_while_a_client_dawdles(model):
+  for wait_for_ready, number in ((False, signal.SIGTERM), (True, signal.SIGINT)):
+    with process(model) as (running, port):
+      if wait_for_ready:
+        assert running.stderr.readline().startswith('ready: ')
+      data = png(picture())
+      with socket.create_connection(('127.0.0.1', port)) as connection:
+        connection.sendall(
+          b'POST /api/images HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n' % len(data) + data[:9]
+        )
+        assert b'HTTP/1.1 200' in raw(port, b'GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n')
+        began = time.monotonic()
+        running.send_signal(number)
+        assert running.wait(30) == 0 and time.monotonic() - began < 10.5
+      assert 'Traceback' not in running.stderr.read()
