@@ -1,6 +1,6 @@
 """Segments everything in images, or everything that a phrase names.
 
-  python -m ditsam_jax.everything --checkpoint=sam_shapes --image=photos --output=runs/everything
+  python -m ditsam_jax.everything --image=photos --output=runs/everything
   python -m ditsam_jax.everything --checkpoint=models/sam --image photo.jpg --crop-n-layers=1 --json=results.jsonl
   python -m ditsam_jax.everything --checkpoint=shapes --image scene.png --text='the red circles'
 
@@ -143,7 +143,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   how = parser.add_argument_group('how')
   how.add_argument(
     '--checkpoint',
-    default='sam_shapes',
+    default='sam_shapes_multimask',
     type=local,
     metavar='DIR',
     help="a saved model's folder, or a shipped model (default: %(default)s)",

@@ -2,7 +2,6 @@
 
 import collections
 import concurrent.futures
-import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -16,11 +15,12 @@ from ditsam_jax.geometry.point_grids import Box, crop_boxes
 from ditsam_jax.inference import mask_programs
 from ditsam_jax.inference.engine import Row, Sentence
 from ditsam_jax.inference.framing import Framed, frame
-from ditsam_jax.inference.mask_programs import Measures, Tile
+from ditsam_jax.inference.mask_programs import Measures
 from ditsam_jax.inference.mask_records import Found, record, without_regions
 from ditsam_jax.inference.mask_settings import MaskSettings
 from ditsam_jax.inference.prompts import Prompt, point_tokens
 from ditsam_jax.inference.segmenter import Segmenter, load_with_tokenizer, same_image
+from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.storage.image_files import read_image
 from ditsam_jax.tokenization import Tokenizer
@@ -46,20 +46,35 @@ class _Candidate(NamedTuple):
   box: tuple[int, int, int, int] = (0, 0, 0, 0)  # in pixels of the crop
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
 class _Crop:
-  """A crop, ready for the model, and what the device needs to know of it."""
+  """A crop of an image.
 
-  framed: Framed
-  box: Box
-  points: np.ndarray  # (x, y) in pixels of the crop [N, 2]
-  tiles: list[Tile]
+  Attributes:
+    box: in the image.
+    size: height and width.
+    points: (x, y) in pixels of the crop [N, 2].
+    tiles: of its own pixels.
+  """
+
+  def __init__(self, image: np.ndarray, box: Box, grid: np.ndarray, config: DitSamConfig, tile: int, keep: bool):
+    """`grid`: points on 0..1. `keep`: what the model sees of the crop, with its embedding, for further phrases."""
+    x0, y0, x1, y1 = self.box = box
+    self.size = y1 - y0, x1 - x0
+    self.points = grid * (x1 - x0, y1 - y0)
+    self._pixels, self._config, self._kept = image[y0:y1, x0:x1], config, None
+    framed = self.framed()
+    self.tiles = mask_programs.tiles_of(*framed.own_size_operators(), tile)
+    self._kept = framed if keep else None
+
+  def framed(self) -> Framed:
+    """The crop as the model sees it."""
+    return self._kept or frame(self._pixels, self._config)
 
 
 class SamAutomaticMaskGenerator:
   """Finds the masks of a whole image; code written for `segment_anything.SamAutomaticMaskGenerator` runs unchanged.
 
-      generator = SamAutomaticMaskGenerator('sam_shapes')
+      generator = SamAutomaticMaskGenerator('sam_shapes_multimask')
       for record in generator.generate(image):
         record['segmentation'], record['bbox'], record['predicted_iou']
 
@@ -182,7 +197,7 @@ class SamAutomaticMaskGenerator:
       finishing: collections.deque[concurrent.futures.Future] = collections.deque()
       try:
         for crops, prompt in self._ahead(readers, requests):
-          size = crops[0].framed.size
+          size = crops[0].size
           candidates = self._candidates(crops, prompt)
           finishing.append(writer.submit(self._records, crops, candidates, size))
           while finishing and (finishing[0].done() or len(finishing) > 1):
@@ -229,34 +244,35 @@ class SamAutomaticMaskGenerator:
           f'an image of {image.shape[1]} x {image.shape[0]} pixels has no {self.settings.crop_n_layers} layers of '
           f'crops; expected fewer'
         )
-      framed = frame(image[y0:y1, x0:x1], self.config)
-      tiles = mask_programs.tiles_of(*framed.own_size_operators(), self._tile)
-      crops.append(_Crop(framed, box, self._grids[layer] * (x1 - x0, y1 - y0), tiles))
+      crops.append(_Crop(image, box, self._grids[layer], self.config, self._tile, keep=layer < 2))
     return crops
 
   def _candidates(self, crops: list[_Crop], prompt: Prompt) -> list[list[_Candidate]]:
     """Of each crop the masks that predicted IoU, stability and edges leave."""
     sentence = self._segmenter.sentence(prompt)
-    self._engine.encode([crop.framed.square for crop in crops], self._crops_at_once, sentence)
     image = np.array(crops[0].box, np.float32)
     kept = []
-    for crop in crops:
-      mine, waiting = [], []
-      for candidate in self._scored(crop, sentence):
-        waiting.append(candidate)
-        if len(waiting) == self._masks_at_once:
-          mine += self._stable(crop, waiting, image)
-          waiting = []
-      kept.append(mine + self._stable(crop, waiting, image))
+    encoded_at_once = self._crops_at_once * len(self._engine.devices)
+    for start in range(0, len(crops), encoded_at_once):
+      some = [(crop, crop.framed()) for crop in crops[start : start + encoded_at_once]]
+      self._engine.encode([framed.square for _, framed in some], self._crops_at_once, sentence)
+      for crop, framed in some:
+        mine, waiting = [], []
+        for candidate in self._scored(crop, framed, sentence):
+          waiting.append(candidate)
+          if len(waiting) == self._masks_at_once:
+            mine += self._stable(crop, waiting, image)
+            waiting = []
+        kept.append(mine + self._stable(crop, waiting, image))
     return kept
 
-  def _scored(self, crop: _Crop, sentence: Sentence | None) -> Iterator[_Candidate]:
+  def _scored(self, crop: _Crop, framed: Framed, sentence: Sentence | None) -> Iterator[_Candidate]:
     """Masks whose predicted IoU suffices; the device is one batch ahead."""
     size = self._points_at_once * len(self._engine.devices)
     ahead: collections.deque = collections.deque()
     for start in range(0, len(crop.points), size):
       points = crop.points[start : start + size]
-      rows = [self._row(crop.framed, point, sentence) for point in points]
+      rows = [self._row(framed, point, sentence) for point in points]
       ahead.append((points, self._engine.run(rows, self._points_at_once, one_image=True)))
       if len(ahead) > 1:
         yield from self._good(*ahead.popleft())
@@ -330,7 +346,7 @@ class SamAutomaticMaskGenerator:
       for start in range(0, len(places), self._masks_at_once):
         some = places[start : start + self._masks_at_once]
         logits = self._filled([chosen[i][1] for i in some])
-        whole = np.zeros((len(some), *crop.framed.size), bool)
+        whole = np.zeros((len(some), *crop.size), bool)
         # All tiles are under way before the first of them is waited for.
         for tile, packed in [(tile, mask_programs.draw(logits, tile, self._threshold)) for tile in crop.tiles]:
           bits = np.unpackbits(np.asarray(packed)[: tile.height, : len(some)], axis=2, count=int(tile.width))
