@@ -134,7 +134,7 @@ def test_a_signal_stops_the_service_after_current_requests(model):
       time.sleep(0.3)
       began = time.monotonic()
       running.send_signal(signal.SIGTERM)
-      assert running.stderr.readline() == 'stopping after the requests that are under way\n'
+      assert running.stderr.readline() == 'stopping after current requests\n'
       time.sleep(0.5)
       with pytest.raises(ConnectionError):
         raw(port, b'GET /healthz HTTP/1.1\r\n\r\n')

@@ -47,7 +47,7 @@ async function connect() {
   $('kept').textContent = duration(model.limits.kept_seconds);
   if (!model.text) {
     $('text').disabled = $('ask').disabled = true;
-    $('text').placeholder = 'this model takes no text: click on an object';
+    $('text').placeholder = 'this model takes no text';
   }
   while (!model.ready) {
     try {
