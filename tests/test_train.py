@@ -278,6 +278,10 @@ def test_missing_refcoco_files_are_named(tmp_path):
   assert not (tmp_path / 'run').exists()
 
 
+# Those of `sam_shapes`.
+SIZES = [f'--config.model.{part}.width=96' for part in ('image_encoder', 'text_encoder', 'mask_decoder')]
+
+
 @pytest.mark.parametrize(
   'arguments, expected',
   [
@@ -285,10 +289,10 @@ def test_missing_refcoco_files_are_named(tmp_path):
     (['--config.final_split=tset'], "config.final_split is 'tset'.*shapes has train, val, test"),
     (['--config.init_from=nowhere'], "config.init_from: checkpoint 'nowhere' does not exist"),
     (['--config.init_from=DAMAGED'], 'config.init_from: .*model.json is damaged'),
-    (['--config.init_from=TRUNCATED'], 'weights is missing or damaged'),
+    (['--config.init_from=TRUNCATED', *SIZES], 'weights is missing or damaged'),
     (
-      ['--config.init_from=sam_shapes', '--config.model.mask_decoder.width=48'],
-      "config.model.mask_decoder.width is 48; config.init_from='sam_shapes' does not fit config.model: it has 96",
+      ['--config.init_from=sam_shapes'],
+      "config.model.image_encoder.width is 48; config.init_from='sam_shapes' does not fit config.model: it has 96",
     ),
     (['--config.freeze=everything'], 'matches no parameter'),
     (['--config.mesh.data=3'], 'needs 3 devices, but there are'),
