@@ -80,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
       make_folder(options.output)
       if any(os.scandir(options.output)):
         job.skip_pictured(output, redo=lines is not None)
-    job.say_what_is_left_out()
+    job.report_skipped()
     job.share(host, hosts)
     failed = job.left > 0 and _run(job, output, lines, options, settings)
     distributed.wait_for_all('segmented')

@@ -31,7 +31,12 @@ SHORTER = {
   'examples/own_pictures.py': ['--pictures=12'],
   'ditsam_jax.prepare': ['--processes=0'],
   'ditsam_jax.evaluate': ['--limit=16'],
-  'ditsam_jax.train': ['--config.total_steps=2', '--config.eval_every=1', '--config.eval_samples=16'],
+  'ditsam_jax.train': [
+    '--config.epochs=None',
+    '--config.total_steps=2',
+    '--config.eval_every=1',
+    '--config.eval_samples=16',
+  ],
 }
 
 
@@ -79,7 +84,7 @@ def test_the_guide_runs_as_written(folder):
   for name in ('preview.png', 'report.txt'):
     assert (folder / 'data' / 'mine' / name).exists()
   for text in (before, after):
-    assert re.search(r'all\s+16\s+[\d.]+\s+\[[\d.]+, [\d.]+\]', text)
+    assert re.search(r'all\s+\d+\s+[\d.]+\s+\[[\d.]+, [\d.]+\]', text)
   assert 'runs/mine/metrics.json' in trained and 'mine val' in after
   metrics = json.loads((folder / 'runs' / 'mine' / 'metrics.json').read_text())
   assert metrics['split'] == 'val' and metrics['steps'] == 2

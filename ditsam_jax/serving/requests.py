@@ -6,6 +6,7 @@ import binascii
 import io
 import json
 import os
+import re
 import tempfile
 from typing import IO, Any, NamedTuple
 
@@ -20,6 +21,7 @@ from ditsam_jax.serving.limits import Limits
 from ditsam_jax.serving.refusals import Refused
 from ditsam_jax.terminal import listed, printable
 
+_ESCAPED = re.compile(rb'\\u[dD][89a-fA-F]')
 _KEYS = ('text', 'points', 'labels', 'box', 'mask', 'multimask', 'low_res')
 
 
@@ -99,7 +101,8 @@ def parsed(text: str | bytes) -> Any:
   """JSON as the standard has it. Raises UserError."""
   try:
     content = json.loads(text, parse_constant=_no_number)
-    json.dumps(content, ensure_ascii=False).encode()  # half a character can be neither printed nor read
+    if _ESCAPED.search(text if isinstance(text, bytes) else text.encode()):
+      json.dumps(content, ensure_ascii=False).encode()  # half a character can be neither printed nor read
     return content
   except RecursionError as error:
     raise UserError('the JSON is nested too deeply') from error

@@ -11,7 +11,6 @@ import signal
 import socket
 import sys
 import threading
-import traceback
 
 import uvicorn
 
@@ -65,7 +64,8 @@ def http_server(service: Service, hosts: tuple[str, ...] | None) -> uvicorn.Serv
 def run(service: Service, listening: socket.socket, hosts: tuple[str, ...] | None, url: str) -> int:
   """Serves until a signal; returns the exit status."""
   stop = threading.Event()
-  signals = []
+  signals: list[int] = []
+  failures: list[BaseException] = []
 
   def take(number: int) -> bool:
     if number == signal.SIGINT and signals:
@@ -76,8 +76,8 @@ def run(service: Service, listening: socket.socket, hosts: tuple[str, ...] | Non
 
   _allow_sockets()
   server = http_server(service, hosts)
-  serving = threading.Thread(target=_serve, args=(server, listening, stop), name='server', daemon=True)
-  compiling = threading.Thread(target=_compile, args=(service, url, stop), name='compile', daemon=True)
+  serving = threading.Thread(target=_serve, args=(server, listening, stop, failures), name='server', daemon=True)
+  compiling = threading.Thread(target=_compile, args=(service, url, stop, failures), name='compile', daemon=True)
   with interruption.deferred(take):
     serving.start()
     compiling.start()
@@ -94,21 +94,25 @@ def run(service: Service, listening: socket.socket, hosts: tuple[str, ...] | Non
     serving.join()
     service.close()
     if compiling.is_alive():  # XLA's threads crash where Python takes itself down
-      _end_now(0 if signals else 1)
+      _end_now(1 if failures else 0)
     timer.cancel()
-  return 0 if signals else 1
+  if failures:
+    raise failures[0]
+  return 0
 
 
-def _serve(server: uvicorn.Server, listening: socket.socket, stop: threading.Event) -> None:
+def _serve(
+  server: uvicorn.Server, listening: socket.socket, stop: threading.Event, failures: list[BaseException]
+) -> None:
   try:
     server.run(sockets=[listening])
   except BaseException as error:
-    traceback.print_exception(error)
+    failures.append(error)
   finally:
     stop.set()
 
 
-def _compile(service: Service, url: str, stop: threading.Event) -> None:
+def _compile(service: Service, url: str, stop: threading.Event, failures: list[BaseException]) -> None:
   state = service.state
 
   def told(done: int, programs: int) -> None:
@@ -121,7 +125,7 @@ def _compile(service: Service, url: str, stop: threading.Event) -> None:
   except programs.Stopped:
     return
   except BaseException as error:
-    traceback.print_exception(error)
+    failures.append(error)
     stop.set()
     return
   state.ready = True

@@ -274,4 +274,4 @@ def _machine_memory() -> int:
 def _size(size: float) -> str:
   if size == math.inf:
     return 'more than the device has'
-  return f'{size / 2**30:.2f} GiB' if size >= 2**30 / 10 else f'{size / 2**20:.1f} MiB'
+  return f'{size / 2**30:.2f} GiB' if size >= 2**30 else f'{size / 2**20:.1f} MiB'

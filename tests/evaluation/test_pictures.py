@@ -56,6 +56,17 @@ def test_the_draw_is_uniform_and_independent_of_the_model():
   assert names(offered(Gallery(MEAN, STD), 100, lambda i: 0.1)[0][1]) == draws[0]
 
 
+def test_a_panel_of_fixed_samples_leaves_out_failures_and_differs_in_predictions_only():
+  panels = []
+  for iou in (0.1, 0.9):
+    gallery = Gallery(MEAN, STD)
+    offered(gallery, 100, lambda _: iou)
+    panels.append(np.asarray(gallery.fixed_panel('heading')))
+  first, second = panels
+  assert first.shape == second.shape and 0 < (first != second).any(axis=-1).mean() < 0.1  # badges
+  assert first.shape[0] < gallery.panel('heading').height  # which has a title for failures
+
+
 def test_the_absence_of_failures_is_reported():
   (_, drawn), (title, failures) = offered(Gallery(MEAN, STD), 30)
   assert len(drawn) == 10 and failures == [] and '0 of 30' in title

@@ -249,6 +249,16 @@ def test_a_client_that_goes_away_takes_its_prompt_along(segmenter):
     assert held.batches == [([1], 1)]
 
 
+def test_an_answer_that_takes_too_long(segmenter):
+  held = Held(segmenter)
+  with running(held, Limits(seconds=0.2)) as service:
+    client = service.client()
+    image = client.upload(picture())
+    answer = client.post(f'{image}/prompts', PROMPT)
+    assert answer.status == 503 and '0.2 seconds' in answer.json['error'] and int(answer.headers['Retry-After']) >= 1
+    held.go.set()
+
+
 def test_a_token_is_asked_for(segmenter):
   token = 'a-token-of-24-characters'
   with running(segmenter, token=token, hosts=None) as service:

@@ -74,7 +74,8 @@ def test_tensorboard_gets_scalars_images_and_the_resume_step(tmp_path):
   assert version.file_version == 'brain.Event:2'
   assert session.step == 6 and session.session_log.status == session.session_log.START
   assert loss.step == 6 and loss.summary.value[0].tag == 'train/loss' and loss.summary.value[0].simple_value == 0.25
-  assert (picture.summary.value[0].image.height, picture.summary.value[0].image.width) == (2, 3)
+  (shown,) = picture.summary.value
+  assert picture.step == 6 and shown.tag == 'validation' and (shown.image.height, shown.image.width) == (2, 3)
 
 
 def test_a_full_disk_neither_stops_the_run_nor_loses_lines(tmp_path, monkeypatch, capfd):

@@ -67,7 +67,8 @@ const duration = (seconds) =>
 
 // Pictures
 
-async function open(file, name, text = '') {
+async function open(file, name, sentence = '') {
+  const text = model?.text ? sentence : '';
   let bitmap;
   try {
     bitmap = await createImageBitmap(file);
@@ -95,9 +96,7 @@ async function open(file, name, text = '') {
   view.show(picture);
   show();
   say('Type what to segment, or click on an object.');
-  if (text && model?.text) {
-    submit();
-  }
+  if (text) submit();
 }
 
 function small(bitmap) {
