@@ -242,6 +242,7 @@ def test_text_training_starts_from_visual_pretraining(data_dir, tmp_path):
         f'--config={ROOT / "configs/sam_pretrain.py"}',
         f'--workdir={tmp_path / "sam"}',
         f'--config.data.data_dir={data_dir}',
+        '--config.rounds=2',
         *small,
       ]
     )

@@ -15,6 +15,7 @@ import numpy as np
 Array = Any  # JAX or NumPy arrays, including scalars
 
 _FAR = np.iinfo(np.int32).max
+_FEWEST_BOXES = 1024  # that `suppress` is compiled for; then 4096, and so on
 
 
 class Measures(NamedTuple):
@@ -153,8 +154,9 @@ def suppress(boxes: Array, scores: Array, threshold: Array) -> jax.Array:
 
 def kept_boxes(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
   """Returns indices int [K] of the boxes [N, 4] that `suppress` keeps, highest scores first, ties in order."""
-  count = len(boxes)
-  room = max(64, 1 << (count - 1).bit_length()) if count else 64
+  count, room = len(boxes), _FEWEST_BOXES
+  while room < count:
+    room *= 4
   filled = np.zeros((room, 4), np.float32)
   filled[:count] = boxes
   ranked = np.full(room, -np.inf, np.float32)

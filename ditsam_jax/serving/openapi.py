@@ -128,22 +128,22 @@ def page(document: dict[str, Any]) -> str:
   for path, methods in document['paths'].items():
     for method, item in methods.items():
       parts.append(f'<section><h2><code>{method.upper()} {_text(path)}</code></h2><p>{_text(item["summary"])}.')
-      parts.append(f'{_marked(item.get("description", ""))}</p>')
+      parts.append(f' {_marked(item.get("description", ""))}</p>')
       rows = [(p['name'], p['in'], p.get('description', '')) for p in item.get('parameters', [])]
       body = item.get('requestBody', {}).get('content', {})
       rows += [(media, 'body', _described(content.get('schema', {}))) for media, content in body.items()]
       if rows:
-        parts.append(_table(('Send', 'As', ''), rows))
+        parts.append(_table(('Send', 'As', 'Meaning'), rows))
       answers = [
         (status, ', '.join(answer.get('content', {})), answer['description'])
         for status, answer in item['responses'].items()
       ]
-      parts.append(_table(('Status', 'Type', ''), answers) + '</section>')
+      parts.append(_table(('Status', 'Type', 'Meaning'), answers) + '</section>')
   for name, schema in document['components']['schemas'].items():
     rows = [
       (field, _described(value), value.get('description', '')) for field, value in schema.get('properties', {}).items()
     ]
-    parts.append(f'<section id="{name}"><h2>{name}</h2>{_table(("Field", "Type", ""), rows)}</section>')
+    parts.append(f'<section id="{name}"><h2>{name}</h2>{_table(("Field", "Type", "Meaning"), rows)}</section>')
   return (
     '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
     f'content="width=device-width"><title>API of {_text(document["info"]["title"])}</title>'

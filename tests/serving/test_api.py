@@ -311,7 +311,7 @@ def test_a_service_can_be_alive_but_not_ready(live, client, image):
 def test_the_client_in_the_documentation_works(live, monkeypatch, capsys):
   monkeypatch.chdir(ROOT / 'docs')
   block = re.search(r'```python\n(.*?)```', (ROOT / 'docs/serving.md').read_text(), re.DOTALL)[1]
-  assert len(block.splitlines()) <= 10
+  assert len([line for line in block.splitlines() if line]) <= 10
   exec(block.replace('127.0.0.1:8000', f'127.0.0.1:{live.port}'), {})
   score, *_, area = capsys.readouterr().out.split()
   found = live.service.segmenter('scene.png', 'the large red circle')
