@@ -1,4 +1,4 @@
-"""How much of everything a model finds on shapes: python benchmarks/shapes_everything.py --checkpoint=sam_shapes
+"""How much of everything a model finds on shapes: python benchmarks/shapes_everything.py --scenes=40
 
 Segments everything in scenes of the test split with the generator's default thresholds. Prints one JSON line: the share of
 shapes that a mask covers with an IoU of at least X (`recall`), the share of masks that cover a shape so, each shape once
@@ -25,7 +25,7 @@ LEVELS = (0.5, 0.75, 0.9)
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-  parser.add_argument('--checkpoint', default='sam_shapes')
+  parser.add_argument('--checkpoint', default='sam_shapes_multimask')
   parser.add_argument('--scenes', type=int, default=500, help='of the test split')
   parser.add_argument('--points-per-side', type=int, default=32)
   parser.add_argument('--pred-iou-thresh', type=float, default=0.88)

@@ -1,6 +1,6 @@
-"""A tiny SAM trained from scratch on shapes with points, boxes and no prompts; no text. Produces the shipped `sam_shapes`.
+"""A tiny SAM from scratch on shapes, trained as SAM is: clicks, boxes, corrective clicks and masks, no text.
 
-python -m ditsam_jax.train --config=sam_pretrain --workdir=runs/sam_shapes      about 20 minutes on two CPU cores
+python -m ditsam_jax.train --config=sam_pretrain --workdir=runs/sam      about half an hour on two idle CPU cores
 """
 
 from ditsam_jax.config import named

@@ -60,8 +60,8 @@ def main(arguments: list[str] | None = None) -> int:
       make_folder(options.output)
       if any(os.scandir(options.output)):
         job.skip_pictured(output, redo=lines is not None)
-    job.say_what_is_left_out()
-    at_once = min(options.batch_size, job.count)  # of the whole job: however it is cut, results have the same bits
+    job.report_skipped()
+    at_once = min(options.batch_size, job.count)  # of the whole job, so results do not depend on hosts or resuming
     job.share(host, hosts)
     failed = job.left > 0 and _run(job, output, lines, options, at_once)
     distributed.wait_for_all('predicted')
@@ -94,7 +94,7 @@ def _outside(request: Request, image: np.ndarray) -> UserError | None:
   """Returns an error if a point or the entire box is outside the image."""
   height, width = image.shape[:2]
   points, box = request.prompt.points, request.prompt.box
-  size = f'lies outside of the image, {width} x {height} pixels'
+  size = f'is outside the image, {width} x {height} pixels'
   name = f'image {printable(request.name)}'
   if points is not None and len(outside := points[((points < 0) | (points > (width, height))).any(1)]):
     return UserError(f'{name}: point {outside[0][0]:g},{outside[0][1]:g} {size}')
@@ -183,7 +183,7 @@ def _check(options: argparse.Namespace) -> None:
     given = [f'--{name}' for name in ('image', 'text', 'point', 'box') if getattr(options, name)]
     if given:
       raise UserError(
-        f'--prompts with {", ".join(given)}: expected one or the other; the file holds images and prompts'
+        f'--prompts with {", ".join(given)}: expected one or the other; the file contains images and prompts'
       )
     if options.json and os.path.realpath(options.json) == os.path.realpath(options.prompts):
       raise UserError(f'--json={printable(options.json)}: this is the prompts file; choose another')
@@ -191,13 +191,13 @@ def _check(options: argparse.Namespace) -> None:
     if not options.image:
       raise UserError('no images; give --image, or --prompts')
     if options.images_dir is not None:
-      raise UserError('--images-dir without --prompts: it is the folder of the images in a prompts file')
+      raise UserError('--images-dir without --prompts: it applies to the images in a prompts file')
   if '-' in (options.json, options.prompts):
     raise UserError("'-' as a file: results are resumed from --json, and --prompts is read twice; name a file")
   if options.images_dir is not None and not os.path.isdir(options.images_dir):
     raise UserError(f'--images-dir={printable(options.images_dir)}: no such folder')
   if len(options.box) > 1:
-    raise UserError('--box given twice: expected one; for one result a box, use --prompts')
+    raise UserError('--box given twice: expected one; for one result per box, use --prompts')
   options.box = options.box[0] if options.box else None
   if options.batch_size < 1:
     raise UserError(f'--batch-size={options.batch_size}: expected a whole number of at least 1')

@@ -1,10 +1,10 @@
-"""Prepares data for training and evaluation: your own pictures, or RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO.
+"""Prepares data for training and evaluation: your own images, or RefCOCO, RefCOCO+, RefCOCOg, gRefCOCO.
 
   python -m ditsam_jax.prepare --name=mine --annotations=mine.jsonl --images=photos --data-dir=data
   python -m ditsam_jax.prepare --dataset=refcoco --annotations=refer/data --images=train2014 --data-dir=data
 
-Checks annotations, images and masks and writes them as a TFDS data set. Needs as much disk space as the images, for
-RefCOCO 3 to 4 GB. Rerun the command after an interruption.
+Checks annotations, images and masks and writes them as a TFDS data set. Needs as much disk space as the images: 3 to
+4 GB for RefCOCO. Rerun the command after an interruption.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _own(options: argparse.Namespace):
   with interruption.nothing_to_undo():
-    from ditsam_jax.data.own import builder  # worker processes import this file, and need not wait for TFDS
+    from ditsam_jax.data.own import builder  # imports TFDS, which worker processes do not need
 
   done = builder.prepare(
     options.name,
@@ -120,27 +120,27 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   what = parser.add_mutually_exclusive_group(required=True)
-  what.add_argument('--name', default='', help='what to call your own data set: letters, digits and underscores')
+  what.add_argument('--name', default='', help='name of your own data set: lower-case letters, digits, underscores')
   what.add_argument('--dataset', help=', '.join(catalogue.FAMILY))
   parser.add_argument(
     '--annotations',
     required=True,
     type=local,
     metavar='PATH',
-    help="your file or folder of annotations; of RefCOCO the data set's folder with refs and instances.json, or its "
+    help="your annotation file or folder; for RefCOCO, the data set's folder with refs and instances.json, or its "
     'parent folder',
   )
   parser.add_argument(
     '--images',
     type=local,
     metavar='DIR',
-    help='what the paths of images are relative to (default: the folder of the annotations); of RefCOCO the folder of '
+    help='folder that image paths are relative to (default: the folder of the annotations); for RefCOCO, the folder of '
     'COCO_train2014_*.jpg',
   )
   parser.add_argument(
     '--data-dir', default='data', type=local, metavar='DIR', help='folder of prepared data sets (default: %(default)s)'
   )
-  parser.add_argument('--skip-bad', action='store_true', help='skip what is bad, sentence by sentence, write the rest')
+  parser.add_argument('--skip-bad', action='store_true', help='skip bad data and write the rest')
   parser.add_argument(
     '--processes',
     type=int,
@@ -149,24 +149,22 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   )
   own = parser.add_argument_group('with --name')
   own.add_argument('--check', action='store_true', help='check and report, but write no data set')
-  own.add_argument(
-    '--format', default='', help='jsonl, csv, coco, sa2va, parquet or folder (default: told apart by looking)'
-  )
+  own.add_argument('--format', default='', help='jsonl, csv, coco, sa2va, parquet or folder (default: detected)')
   own.add_argument(
     '--masks',
     type=local,
     metavar='DIR',
-    help='what the paths of masks are relative to (default: the folder of the annotations)',
+    help='folder that mask paths are relative to (default: the folder of the annotations)',
   )
   own.add_argument(
-    '--seed', type=int, default=0, help='of the random splits, where the annotations have none (default: %(default)s)'
+    '--seed', type=int, default=0, help='seed of random splits if the annotations have none (default: %(default)s)'
   )
   own.add_argument(
     '--model',
     default='shapes',
     type=local,
     metavar='DIR',
-    help='whose vocabulary and tokens the report is about: the model that training starts from (default: %(default)s)',
+    help='the model that training starts from; the report uses its tokenizer (default: %(default)s)',
   )
   refcoco = parser.add_argument_group('with --dataset')
   refcoco.add_argument('--split-by', default='', metavar='WHO', help=f'{_partitions()} (default: the first)')

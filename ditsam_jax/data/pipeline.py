@@ -85,7 +85,7 @@ def prompt_batches(
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSample:
-  """What evaluation needs to know about an (object, expression) pair."""
+  """An (object, expression) pair for evaluation."""
 
   image_id: int
   object_id: int
@@ -201,10 +201,10 @@ class _PromptTransform(grain.transforms.RandomMap):
 
 
 class BatchStream(Iterator[Batch]):
-  """Endless batches, of which this host loads some rows.
+  """Endless batches; each host loads some of their rows.
 
-  The n-th batch does not depend on the numbers of hosts, threads and processes. So the number of batches read is all the
-  state that resuming needs, even with other numbers.
+  The n-th batch does not depend on the number of hosts, threads or processes. The number of batches read is therefore
+  all the state needed to resume, even with a different number of hosts, threads or processes.
   """
 
   def __init__(self, samples: grain.MapDataset, batch_size: int, rows: np.ndarray, threads: int, processes: int):
@@ -267,7 +267,7 @@ def _endless_batches(
   processes: int,
   rows: np.ndarray | None,
 ) -> BatchStream:
-  """One global order, reshuffled every epoch; a sample's random numbers depend only on its position in it."""
+  """Returns batches in one global order, reshuffled every epoch; a sample's randomness depends only on its position."""
   samples = elements.seed(seed).shuffle().random_map(transform).repeat()
   return BatchStream(samples, batch_size, np.arange(batch_size) if rows is None else rows, threads, processes)
 
@@ -290,7 +290,7 @@ class _Row(NamedTuple):
   position: int  # among all (object, expression) pairs of the split
   index: int  # of the object in the source
   which: int  # index of the expression
-  counts: bool  # False for padding
+  counts: bool  # whether it is evaluated; False for padding
 
 
 def _evaluation_rows(
@@ -300,7 +300,7 @@ def _evaluation_rows(
   batch_size: int,
   shard: tuple[int, int],
 ) -> list[_Row]:
-  """This host's rows in order, padded to whole batches, the same number on all hosts."""
+  """Returns this host's rows in order, padded to whole batches; their number is the same on all hosts."""
   pairs = [(index, which) for index, number in enumerate(source.expression_counts) for which in range(number)]
   pairs = [(position, *pair) for position, pair in enumerate(pairs)]
   if positions is not None:
@@ -379,9 +379,7 @@ class _EvaluationTransform:
 
 def _check_threads(threads: int, least: int) -> None:
   if not least <= threads <= MAX_THREADS:
-    raise UserError(
-      f'threads={threads}: expected {least} to {MAX_THREADS}; more than the number of cores gains nothing'
-    )
+    raise UserError(f'threads={threads}: expected {least} to {MAX_THREADS}; more than the number of cores is no faster')
 
 
 def _map_ahead(function, items: list, threads: int) -> Iterator:

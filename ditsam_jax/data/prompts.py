@@ -1,4 +1,4 @@
-"""The first prompt of each target, drawn from masks as SAM is trained with: a click, a box, or nothing."""
+"""Draws the first prompt of each target from masks, as in SAM's training: a click, a box, or nothing."""
 
 import dataclasses
 
@@ -9,17 +9,17 @@ from ditsam_jax.fields import SHARE, declared
 from ditsam_jax.models.prompt_encoder import ABSENT, BOTTOM_RIGHT, PADDING, POSITIVE, TOP_LEFT
 
 KINDS = ('point', 'box', 'background', 'none')
-POINTS = 2  # slots a prompt has: a point and SAM's padding, or the two corners of a box
+POINTS = 2  # per prompt: a point and SAM's padding, or the two corners of a box
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptConfig:
-  """How often each prompt is drawn; the four shares add up to 1."""
+  """The share of each kind of prompt; the four shares add up to 1."""
 
   point: float = declared(0.5, SHARE, 'Share of clicks on an object')
   box: float = declared(0.4, SHARE, 'Share of boxes around an object')
   background: float = declared(
-    0.0, SHARE, 'Share of clicks beside all objects, whose target is empty: for images whose objects are all annotated'
+    0.0, SHARE, 'Share of clicks beside all objects, with an empty target; needs images with all objects annotated'
   )
   none: float = declared(0.1, SHARE, 'Share of no prompt at all; the target is all objects together')
   box_jitter: float = declared(0.1, SHARE, "Each side of a box moves by up to this share of the box's length")
@@ -27,12 +27,12 @@ class PromptConfig:
   def __post_init__(self):
     shares = {kind: getattr(self, kind) for kind in KINDS}
     if min(shares.values()) < 0 or abs(sum(shares.values()) - 1) > 1e-6:
-      told = ', '.join(f'{kind} {share:g}' for kind, share in shares.items())
-      raise UserError(f'prompts: the shares are {told}; expected none below 0, adding up to 1')
+      listing = ', '.join(f'{kind} {share:g}' for kind, share in shares.items())
+      raise UserError(f'prompts: the shares are {listing}; expected shares of at least 0 that add up to 1')
 
 
 def draw_kind(config: PromptConfig, rng: np.random.Generator) -> str:
-  """One of KINDS."""
+  """Draws one of KINDS."""
   return KINDS[rng.choice(len(KINDS), p=[getattr(config, kind) for kind in KINDS])]
 
 
@@ -43,17 +43,17 @@ def draw_target(
   config: PromptConfig,
   rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """A prompt and what it means: points float32 [POINTS, 2], labels int32 [POINTS], target uint8 [S, S].
+  """Draws a prompt and its target: points float32 [POINTS, 2], labels int32 [POINTS], target uint8 [S, S].
 
-  Points are (x, y) in pixels, a pixel's centre at its whole-numbered coordinates (SAM adds the half itself). Where no
-  pixel can be clicked (an empty mask, or an image without background), there is no prompt, and the target stays.
+  Points are (x, y) in pixels, with pixel centres at whole-numbered coordinates (SAM adds the half itself). If no pixel
+  can be clicked (an empty mask, or an image without background), the prompt is empty and the target unchanged.
 
   Args:
-    kind: of KINDS.
-    masks: 0/1 [n, S, S] of all objects.
-    index: the object that a click or box is for.
-    config: the jitter of boxes.
-    rng: where chance comes from.
+    kind: one of KINDS.
+    masks: 0/1 [n, S, S], the masks of all objects.
+    index: index of the target object of a click or box.
+    config: gives the jitter of boxes.
+    rng: source of randomness.
   """
   points = np.zeros((POINTS, 2), np.float32)
   labels = np.full(POINTS, ABSENT, np.int32)

@@ -23,7 +23,7 @@ AHEAD = 4  # items per process ahead of the reader, to bound memory
 def check_processes(number: int, name: str = 'processes') -> None:
   """Raises UserError unless `number` is a sensible number of worker processes."""
   if not 0 <= number <= MAX_PROCESSES:
-    raise UserError(f'{name}={number}: expected 0 to {MAX_PROCESSES}; more than the number of cores gains nothing')
+    raise UserError(f'{name}={number}: expected 0 to {MAX_PROCESSES}; more than the number of cores is no faster')
 
 
 def map_ordered(function: Callable[[Any], Any], items: Iterable[Any], processes: int) -> Generator[Any, None, None]:

@@ -63,7 +63,7 @@ def centre(array: np.ndarray, size: int) -> tuple[np.ndarray, Letterbox]:
 
 
 def top_left(array: np.ndarray, size: int) -> np.ndarray:
-  """`array` [h, w, ...], no side above `size`, in the corner of a `size` square of zeros, as SAM pads images."""
+  """Pads an array [h, w, ...], with sides up to `size`, with zeros at the bottom and right, as SAM pads images."""
   square = np.zeros((size, size, *array.shape[2:]), array.dtype)
   square[: array.shape[0], : array.shape[1]] = array
   return square
@@ -88,17 +88,17 @@ class Unplaced:
   size: int
   mean: Triple
   std: Triple
-  centred: bool = True  # or at the top left, as SAM has it
+  centred: bool = True  # False: at the top left, as in SAM
 
   def place(self, square: np.ndarray) -> None:
-    """Writes what `centre(normalise(image))` or `top_left` of it is into `square`, float32 [size, size, 3] of zeros."""
+    """Writes the normalised image into `square`, float32 [size, size, 3] of zeros, at the position of `centred`."""
     height, width = self.image.shape[:2]
     box = _centred(height, width, self.size) if self.centred else Letterbox(0, 0, height, width)
     cv2.LUT(self.image, _normalised_levels(tuple(self.mean), tuple(self.std)), square[box.window])
 
 
 def logit(threshold: float) -> float:
-  """The logit at which the sigmoid is `threshold`. Raises UserError unless 0 < threshold < 1."""
+  """Returns the logit at which the sigmoid is `threshold`. Raises UserError unless 0 < threshold < 1."""
   if not 0 < threshold < 1:
     raise UserError(f'mask threshold {threshold} is not between 0 and 1; give a probability such as 0.35')
   return math.log(threshold / (1 - threshold))
@@ -110,7 +110,7 @@ def own_size_logits(logits: np.ndarray, letterbox: Letterbox, size: tuple[int, i
 
 
 def fills_square(letterbox: Letterbox, size: tuple[int, int], square: int) -> bool:
-  """Whether the image was neither scaled nor padded, so nothing is resized and the protocols agree."""
+  """Returns whether the image was neither scaled nor padded, so the evaluation protocols agree."""
   return tuple(letterbox) == (0, 0, square, square) and tuple(size) == (square, square)
 
 

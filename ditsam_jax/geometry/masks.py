@@ -1,4 +1,4 @@
-"""Masks as run lengths, COCO's way, the box around a mask, and masks without small regions.
+"""Run lengths in COCO's formats, bounding boxes, and removal of small regions.
 
 pycocotools decodes run lengths without checks, and damaged ones crash the process, so decoding is implemented here.
 """
@@ -23,7 +23,7 @@ def encode_rle(mask: np.ndarray) -> dict[str, Any]:
 
 
 def uncompressed_rle(mask: np.ndarray) -> dict[str, Any]:
-  """COCO's uncompressed run lengths of `mask` bool [h, w]: {'size': [h, w], 'counts': list}, background first."""
+  """Encodes a mask, bool [h, w], as COCO's uncompressed run lengths: {'size': [h, w], 'counts': list}."""
   pixels = np.asarray(mask, bool).ravel(order='F')
   ends = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
   counts = np.diff(ends, prepend=0, append=pixels.size).tolist()
@@ -59,7 +59,7 @@ def run_lengths(counts: Any, pixels: int) -> np.ndarray:
 
 
 def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
-  """The bounding box (x0, y0, x1, y1) of a mask, bool [h, w], with x1 and y1 exclusive; None if the mask is empty."""
+  """Returns the box (x0, y0, x1, y1) of a mask, bool [h, w], with x1 and y1 exclusive; None if the mask is empty."""
   rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
   if not rows.size:
     return None
@@ -67,10 +67,10 @@ def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
 
 
 def without_small_regions(mask: np.ndarray, area: float) -> tuple[np.ndarray, bool]:
-  """`mask` bool [h, w] without holes, then without islands, of fewer than `area` pixels, and whether it changed.
+  """Removes holes, then islands, of fewer than `area` pixels from `mask` bool [h, w]; returns it and whether it changed.
 
-  Pixels that touch at a corner are connected. The largest island stays, however small. OpenCV labels the regions, as in
-  Meta's code.
+  Pixels that touch at a corner are connected. If all islands are small, the largest is kept. OpenCV labels the regions,
+  as in Meta's code.
   """
   filled, is_filled = _without_regions(mask, area, holes=True)
   cleared, is_cleared = _without_regions(filled, area, holes=False)
@@ -81,7 +81,7 @@ def _without_regions(mask: np.ndarray, area: float, *, holes: bool) -> tuple[np.
   _, regions, stats, _ = cv2.connectedComponentsWithStats((mask != holes).astype(np.uint8), connectivity=8)
   sizes = stats[:, cv2.CC_STAT_AREA]
   small = sizes < area
-  small[0] = False  # what is not a region
+  small[0] = False  # label 0 is not a region
   if not small.any():
     return mask, False
   if holes:

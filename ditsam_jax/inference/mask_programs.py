@@ -1,7 +1,7 @@
-"""What automatic mask generation computes on the device beside the model: masks measured, drawn and thinned out.
+"""Device programs of automatic mask generation besides the model: measure masks, draw them, suppress duplicates.
 
-Masks are brought to the image's own size a tile at a time, by the matrices of `Framed.own_size_operators`, so the shapes
-of these programs do not depend on the image, and no full-size logits are ever stored.
+Masks are resized to the image's own size tile by tile, with the matrices of `Framed.own_size_operators`. Program shapes
+therefore do not depend on the image, and full-size logits are never stored.
 """
 
 import functools
@@ -12,16 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-Array = Any  # JAX's or NumPy's, scalars too
+Array = Any  # JAX or NumPy arrays, including scalars
 
 _FAR = np.iinfo(np.int32).max
+_FEWEST_BOXES = 1024  # that `suppress` is compiled for; then 4096, and so on
 
 
 class Measures(NamedTuple):
-  """Of C masks at the image's own size, int32 [C] each; the box's last row and column belong to the mask, -1 for none."""
+  """Measures of C masks at the image's own size, int32 [C] each; box ends are inclusive, -1 for empty masks."""
 
   inner: Array  # pixels above the threshold plus the offset
-  outer: Array  # above the threshold less the offset
+  outer: Array  # pixels above the threshold minus the offset
   left: Array
   top: Array
   right: Array
@@ -29,24 +30,24 @@ class Measures(NamedTuple):
 
   @classmethod
   def none(cls, count: int) -> 'Measures':
-    """Before the first tile."""
+    """Returns the measures before the first tile."""
     zero, far, before = (np.full(count, value, np.int32) for value in (0, _FAR, -1))
     return cls(zero, zero, far, far, before, before)
 
 
 class Tile(NamedTuple):
-  """A part of the image's own pixels: the operators' rows f32 [T, S/4], which may end in zeros, and what they are."""
+  """A tile of the image's own pixels: rows of the operators, f32 [T, S/4], padded with zeros, and its position."""
 
   rows: Array
   columns: Array
-  top: Array  # int32 [], the tile's first row, and so on
+  top: Array  # int32 [], the tile's first row
   left: Array
-  height: Array  # int32 [], of the tile's part of the image
+  height: Array  # int32 [], rows inside the image
   width: Array
 
 
 def tiles_of(rows: np.ndarray, columns: np.ndarray, side: int) -> list[Tile]:
-  """The tiles of an image, row by row; rows f32 [h, S/4] and columns f32 [w, S/4] are its operators."""
+  """Returns the tiles of an image, row by row, from its operators `rows` f32 [h, S/4] and `columns` f32 [w, S/4]."""
 
   def parts(operator: np.ndarray):
     for start in range(0, len(operator), side):
@@ -62,13 +63,13 @@ def tiles_of(rows: np.ndarray, columns: np.ndarray, side: int) -> list[Tile]:
 
 @jax.jit
 def pick(logits: jax.Array, row: Array, mask: Array) -> jax.Array:
-  """One mask [S/4, S/4] of logits [R, M, S/4, S/4]."""
+  """Returns one mask [S/4, S/4] of logits [R, M, S/4, S/4]."""
   return logits[row, mask]
 
 
 @jax.jit
 def measure(measures: Measures, logits: Sequence[jax.Array], tile: Tile, threshold: Array, offset: Array) -> Measures:
-  """Adds a tile to the measures of C masks, each f32 [S/4, S/4]; threshold and offset f32 []."""
+  """Adds a tile to the measures of C masks, each f32 [S/4, S/4]; threshold and offset are f32 []."""
   values = _own_size(logits, tile)
   inside = _inside(tile)
   mask = (values > threshold) & inside
@@ -93,22 +94,22 @@ def measure(measures: Measures, logits: Sequence[jax.Array], tile: Tile, thresho
 def judge(
   measures: Measures, stability_threshold: Array, crop: Array, image: Array, margin: Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """What is kept of C masks, by their stability and by where they end.
+  """Selects stable masks that are not cut off by their crop.
 
-  A mask that ends at an edge of its crop, but not of the image, is probably cut off there. NaN, the stability of a mask
-  without a pixel, is no stability at all, unless none is asked for.
+  A mask that ends at an edge of its crop, but not of the image, is probably cut off. Empty masks have stability NaN and
+  are dropped unless the threshold keeps all.
 
   Args:
-    measures: all tiles of them.
+    measures: measures of C masks over all tiles.
     stability_threshold: f32 []; 0 and below keeps all.
     crop: f32 [4], the crop's box in the image.
-    image: f32 [4], the image's own.
-    margin: f32 [], pixels that count as the edge.
+    image: f32 [4], the image's box.
+    margin: f32 [], distance in pixels within which a mask touches an edge.
 
   Returns:
-    Kept bool [C], stability f32 [C], boxes int32 [C, 4] in pixels of the crop, zeros for an empty mask.
+    Kept bool [C], stability f32 [C], boxes int32 [C, 4] in pixels of the crop, zeros for empty masks.
   """
-  stability = measures.inner / measures.outer  # f32; the inner pixels are among the outer ones
+  stability = measures.inner / measures.outer  # f32; inner pixels are a subset of the outer ones
   boxes = jnp.stack([measures.left, measures.top, measures.right, measures.bottom], 1)
   boxes = jnp.where(measures.right[:, None] < 0, 0, boxes)
   moved = boxes + jnp.tile(crop[:2], 2)
@@ -119,18 +120,18 @@ def judge(
 
 @jax.jit
 def draw(logits: Sequence[jax.Array], tile: Tile, threshold: Array) -> jax.Array:
-  """A tile of C masks, eight pixels a byte: uint8 [T, C, T/8]."""
+  """Draws a tile of C masks, eight pixels per byte: uint8 [T, C, T/8]."""
   return jnp.packbits(_own_size(logits, tile) > threshold, axis=2)
 
 
 @jax.jit
 def suppress(boxes: Array, scores: Array, threshold: Array) -> jax.Array:
-  """Non-maximum suppression: from the highest score down, boxes drop those that overlap them more than the threshold.
+  """Non-maximum suppression: each box, from the highest score down, drops lower ones that overlap it too much.
 
   Args:
     boxes: f32 [N, 4], (x0, y0, x1, y1).
-    scores: f32 [N], -inf at filling, which is never kept.
-    threshold: IoU f32 [].
+    scores: f32 [N], -inf for padding, which is never kept.
+    threshold: f32 [], largest IoU that is kept.
 
   Returns:
     Kept bool [N].
@@ -144,7 +145,7 @@ def suppress(boxes: Array, scores: Array, threshold: Array) -> jax.Array:
       sorted_boxes[:, :2], sorted_boxes[i, :2]
     )
     overlap = jnp.maximum(corner, 0).prod(1)
-    dropped = overlap / (areas + areas[i] - overlap) > threshold  # NaN between two points: no overlap
+    dropped = overlap / (areas + areas[i] - overlap) > threshold  # NaN for two boxes without area: kept
     return kept & ~(dropped & (jnp.arange(count) > i) & kept[i])
 
   kept = jax.lax.fori_loop(0, jnp.isfinite(scores).sum(), step, jnp.isfinite(scores)[order])
@@ -152,9 +153,10 @@ def suppress(boxes: Array, scores: Array, threshold: Array) -> jax.Array:
 
 
 def kept_boxes(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.ndarray:
-  """Indices int [K] of the boxes [N, 4] that `suppress` keeps, highest scores first, ties in order."""
-  count = len(boxes)
-  room = max(64, 1 << (count - 1).bit_length()) if count else 64
+  """Returns indices int [K] of the boxes [N, 4] that `suppress` keeps, highest scores first, ties in order."""
+  count, room = len(boxes), _FEWEST_BOXES
+  while room < count:
+    room *= 4
   filled = np.zeros((room, 4), np.float32)
   filled[:count] = boxes
   ranked = np.full(room, -np.inf, np.float32)
@@ -165,16 +167,16 @@ def kept_boxes(boxes: np.ndarray, scores: np.ndarray, threshold: float) -> np.nd
 
 
 def _own_size(logits: Sequence[jax.Array], tile: Tile) -> jax.Array:
-  """f32 [T, C, T] (row, mask, column) of C masks [S/4, S/4]: two products of two axes each."""
+  """Resizes C masks [S/4, S/4] to a tile, f32 [T, C, T] (row, mask, column), with two matrix products."""
   stacked = jnp.stack(logits, 1)  # [rows, C, columns]
   side, count, _ = stacked.shape
-  exact = functools.partial(jnp.matmul, precision='highest')  # accelerators round products of f32 to fewer digits
+  exact = functools.partial(jnp.matmul, precision='highest')  # accelerators reduce f32 precision by default
   wide = exact(stacked.reshape(side * count, side), tile.columns.T)
   return exact(tile.rows, wide.reshape(side, -1)).reshape(len(tile.rows), count, -1)
 
 
 def _inside(tile: Tile) -> jax.Array:
-  """bool [T, 1, T]: what of the tile is image."""
+  """Returns which pixels of the tile are inside the image, bool [T, 1, T]."""
   rows = jnp.arange(len(tile.rows)) < tile.height
   columns = jnp.arange(len(tile.columns)) < tile.width
   return rows[:, None, None] & columns[None, None]

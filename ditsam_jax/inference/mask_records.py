@@ -1,4 +1,4 @@
-"""Found masks as Meta's records: small regions removed, duplicates dropped, masks in one of three forms."""
+"""Converts masks to Meta's records; removes small regions and the duplicates that this creates."""
 
 import dataclasses
 from typing import Any
@@ -12,15 +12,15 @@ from ditsam_jax.inference.mask_programs import kept_boxes
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Found:
-  """A mask that was found.
+  """A mask found in an image.
 
   Attributes:
-    mask: bool [h, w], of the crop.
-    box: (x0, y0, x1, y1) in pixels of the image; the last row and column belong to the mask.
+    mask: bool [h, w], at the crop's size.
+    box: (x0, y0, x1, y1) in pixels of the image, all inclusive.
     score: predicted IoU.
     stability: see SamAutomaticMaskGenerator.
     point: (x, y) in pixels of the image.
-    crop: box of the crop.
+    crop: the crop's box in the image.
   """
 
   mask: np.ndarray
@@ -31,7 +31,7 @@ class Found:
   crop: Box
 
   def whole(self, size: tuple[int, int]) -> np.ndarray:
-    """The mask in the image, bool [h, w]."""
+    """Returns the mask at the image's size, bool [h, w]."""
     x0, y0, x1, y1 = self.crop
     if self.mask.shape == tuple(size):
       return self.mask
@@ -41,7 +41,7 @@ class Found:
 
 
 def without_regions(found: list[Found], size: tuple[int, int], area: float, threshold: float) -> list[Found]:
-  """Masks without holes and islands smaller than `area`; where two became alike, one that did not change stays."""
+  """Removes holes and islands smaller than `area`, then duplicates; of duplicates, an unchanged mask is kept."""
   changed, unchanged, boxes = [], [], []
   for each in found:
     mask, is_changed = without_small_regions(each.whole(size), area)
@@ -54,7 +54,7 @@ def without_regions(found: list[Found], size: tuple[int, int], area: float, thre
 
 
 def bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
-  """(x0, y0, x1, y1) of `mask` bool [h, w], all inside; zeros if it is empty."""
+  """Returns the inclusive box (x0, y0, x1, y1) of `mask` bool [h, w]; zeros if it is empty."""
   rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
   if not rows.size:
     return 0, 0, 0, 0
@@ -62,7 +62,7 @@ def bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
 
 
 def record(found: Found, size: tuple[int, int], output_mode: str) -> dict[str, Any]:
-  """Meta's record. Its boxes are (x, y, width, height); `bbox` counts from the first pixel to the last, as Meta's does."""
+  """Returns Meta's record. Boxes are (x, y, width, height); as in Meta's code, `bbox` ends at the last pixel."""
   mask = found.whole(size)
   segmentation: Any = mask
   if output_mode == 'coco_rle':

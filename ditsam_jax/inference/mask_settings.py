@@ -1,4 +1,4 @@
-"""The arguments of automatic mask generation, checked in one place; names and defaults are Meta's."""
+"""Arguments of automatic mask generation and their checks; names and defaults are Meta's."""
 
 import dataclasses
 import math
@@ -12,12 +12,12 @@ from ditsam_jax.geometry.point_grids import point_grids
 
 OUTPUT_MODES = ('binary_mask', 'uncompressed_rle', 'coco_rle')
 MOST_POINTS_PER_SIDE = 1024
-MOST_CROP_LAYERS = 6  # 4,096 crops in the last one
+MOST_CROP_LAYERS = 6  # the last one has 4,096 crops
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MaskSettings:
-  """See SamAutomaticMaskGenerator. Raises UserError, naming the argument."""
+  """Arguments of SamAutomaticMaskGenerator, described there. Raises UserError if one is invalid."""
 
   points_per_side: int | None = 32
   points_per_batch: int = 64
@@ -37,7 +37,7 @@ class MaskSettings:
     if (self.points_per_side is None) == (self.point_grids is None):
       raise UserError(
         f'points_per_side {self.points_per_side} with point_grids {"given" if self.point_grids is not None else "None"}: '
-        f'expected one of the two; give points_per_side=None with point_grids'
+        f'expected one of the two; pass points_per_side=None with point_grids'
       )
     if self.points_per_side is not None:
       self._whole('points_per_side', 1, MOST_POINTS_PER_SIDE)
@@ -55,14 +55,14 @@ class MaskSettings:
     self.grids()
 
   def grids(self) -> list[np.ndarray]:
-    """Points (x, y) on 0..1 of the image and of the crops of each layer: f64 [N, 2] each, N at least 1."""
+    """Returns point grids, (x, y) on 0..1, for the image and the crops of each layer: f64 [N, 2] each, N at least 1."""
     if self.points_per_side is None:
       return self._own_grids()
     fewest = int(self.points_per_side / self.crop_n_points_downscale_factor**self.crop_n_layers)
     if fewest < 1:
       raise UserError(
         f'points_per_side {self.points_per_side}, {self.crop_n_layers} crop layers and a downscale factor of '
-        f'{self.crop_n_points_downscale_factor}: no points are left in the last layer; expected more points, or fewer layers'
+        f'{self.crop_n_points_downscale_factor}: no points are left in the last layer; use more points or fewer layers'
       )
     return point_grids(self.points_per_side, self.crop_n_layers, self.crop_n_points_downscale_factor)
 
@@ -78,7 +78,7 @@ class MaskSettings:
       if grid.ndim != 2 or grid.shape[1] != 2 or not len(grid):
         raise UserError(f'point_grids: an array of shape {grid.shape}; expected {expected}')
       if not ((grid >= 0) & (grid <= 1)).all():
-        raise UserError(f'point_grids: a coordinate outside of 0..1; expected {expected}')
+        raise UserError(f'point_grids: a coordinate outside 0..1; expected {expected}')
     return grids
 
   def _whole(self, name: str, least: int, most: int) -> None:

@@ -99,7 +99,7 @@ def overlay(
   left, top, width, height = cv2.boundingRect(mask)
   if not width:
     return pixels
-  # The rest only affects the object's bounding box, and the outline just outside it.
+  # From here on, only the object's bounding box and the outline around it change.
   box = slice(top, top + height), slice(left, left + width)
   cv2.copyTo(cv2.transform(image[box], _tinting(colour, tint)), mask[box], pixels[box])
   contours, _ = cv2.findContours(mask[box], cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=(left, top))
@@ -111,18 +111,18 @@ def overlay(
 
 
 def _dimming(amount: float) -> np.ndarray:
-  """An affine colour map [3, 4] that mixes colours with a grey of half their brightness, then darkens them."""
+  """Returns an affine colour map [3, 4] that mixes colours with a grey of half their brightness, then darkens them."""
   grey = np.full((3, 3), 0.5 / 3)
   mixed = np.hstack([(1 - amount) * np.eye(3) + amount * grey, np.full((3, 1), 45 * amount)])
   return (1 - 0.45 * amount) * mixed
 
 
 def _tinting(colour: tuple[int, int, int], amount: float) -> np.ndarray:
-  """An affine colour map [3, 4] that mixes colours with `colour`."""
+  """Returns an affine colour map [3, 4] that mixes colours with `colour`."""
   return np.hstack([(1 - amount) * np.eye(3), amount * np.array(colour, np.float64)[:, None]])
 
 
 def line_type(thickness: int) -> int:
-  """OpenCV's kind of line of some thickness."""
-  # Smoothing takes most of the time, and shows in thin lines only.
+  """Returns OpenCV's line type for a thickness."""
+  # Antialiasing takes most of the time and is visible only in thin lines.
   return cv2.LINE_AA if thickness < 6 else cv2.LINE_8

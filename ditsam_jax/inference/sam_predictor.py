@@ -73,7 +73,7 @@ class Transform:
 class SamPredictor:
   """Segments one image; code written for `segment_anything.SamPredictor` runs unchanged.
 
-      predictor = SamPredictor('sam_shapes')
+      predictor = SamPredictor('sam_shapes_multimask')
       predictor.set_image(image)
       masks, scores, logits = predictor.predict(point_coords=np.array([[40, 60]]), point_labels=np.array([1]))
       masks, _, _ = predictor.predict(np.array([[40, 60], [80, 20]]), np.array([1, 0]), mask_input=logits[:1])

@@ -14,7 +14,7 @@ from ditsam_jax.inference.prompts import Prompt
 from ditsam_jax.jobs.requests import Request, digest
 
 MASK, OVERLAY = '.mask.png', '.overlay.png'
-METADATA = 'metadata.csv'  # beside 0.png, 1.png, ... of everything in an image, as Meta's amg.py names them
+METADATA = 'metadata.csv'  # next to the masks 0.png, 1.png, ... of an image; named as in Meta's amg.py
 _NUMBERED = re.compile(r'\d+\.png')
 _NO_WORD = re.compile(r'\W+')
 _NAME_BYTES = 80  # for the image's name, and for the prompt's; file systems allow 255 in total
@@ -59,7 +59,7 @@ class FileNames:
     self._images, self._stems, self._longer, self._prompts = (array('Q') for _ in range(4))
 
   def of(self, request: Request) -> Path:
-    """The path of a request's files without the suffix MASK or OVERLAY."""
+    """Returns the path of a request's files, without the suffix MASK or OVERLAY."""
     image, prompt = _image(request.image), _prompt_name(request)
     number = f'.{request.number + 1}'
     ending = number if digest(f'{image.key} {prompt}') in self._shared_prompts else ''
@@ -79,7 +79,7 @@ class FileNames:
 
 
 def is_result(path: str, folder: Path) -> bool:
-  """Whether a file lies in the folder of the results and is named like one."""
+  """Returns whether a file is in the folder of the results and named like a result."""
   if not path.endswith((MASK, OVERLAY)) and not _is_numbered_mask(path):
     return False
   root = os.path.realpath(folder)
@@ -87,7 +87,7 @@ def is_result(path: str, folder: Path) -> bool:
 
 
 def _is_numbered_mask(path: str) -> bool:
-  """Whether it is one of the masks in a folder of everything in an image."""
+  """Returns whether a file is one of the numbered masks of an image."""
   parent, name = os.path.split(path)
   return _NUMBERED.fullmatch(name) is not None and os.path.exists(os.path.join(parent, METADATA))
 
@@ -115,7 +115,7 @@ def _image(path: str) -> _Image:
 
 
 def _shared(names: np.ndarray, images: np.ndarray) -> set[int]:
-  """Names that more than one image has."""
+  """Returns the names shared by several images."""
   pairs = np.unique(np.stack([names, images], 1), axis=0)
   found, counts = np.unique(pairs[:, 0], return_counts=True)
   return set(found[counts > 1].tolist())

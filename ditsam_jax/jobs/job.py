@@ -1,4 +1,4 @@
-"""A prediction job: checks all requests once, then yields those that are not done."""
+"""A prediction job: checks all requests once, then yields the unfinished ones."""
 
 import json
 from array import array
@@ -99,16 +99,16 @@ class Job:
     self.todo &= ~done
 
   def skip_pictured(self, output: ResultFiles, *, redo: bool) -> None:
-    """Leaves out what has its pictures, unless `redo`. Raises UserError where others are in their place."""
+    """Skips requests whose pictures exist, unless `redo`. Raises UserError if other files are in their place."""
     for request in self._source.chosen(self.todo):
       if output.is_done(request) and not redo:
         self.todo[request.number] = False
 
-  def say_what_is_left_out(self) -> None:
-    """Tells how many requests repeat others, and how many are done."""
+  def report_skipped(self) -> None:
+    """Reports the number of repeated requests and of finished ones."""
     repeated, done = len(self) - self.count, self.count - self.left
     if repeated:
-      distributed.tell(f'{repeated:,} request{"s repeat" if repeated > 1 else " repeats"} others; each is done once')
+      distributed.tell(f'{repeated:,} duplicate request{"s" if repeated > 1 else ""} skipped')
     if done:
       distributed.tell(f'{done:,} result{"s" if done > 1 else ""} already done')
 
@@ -119,7 +119,7 @@ class Job:
     again = np.flatnonzero(first[inverse] != np.arange(len(self._ids)))[0]
     one, other = self._at(int(self._owners[first[inverse[again]]])), self._at(int(self._owners[again]))
     line = one.place.rsplit(' ', 1)[1]
-    raise UserError(f'{other.place}: id {json.dumps(other.id)} is already used on line {line}; give each line its own')
+    raise UserError(f'{other.place}: id {json.dumps(other.id)} is already used on line {line}; use unique ids')
 
   def _at(self, number: int) -> Request:
     only = np.zeros(len(self), bool)

@@ -1,4 +1,4 @@
-"""The files of results, told apart and resumed; writes a prediction: mask, overlay, and a line of JSON."""
+"""Result files: identifies finished ones, and writes predictions as a mask, an overlay and a JSON line."""
 
 import contextlib
 import errno
@@ -24,8 +24,8 @@ from ditsam_jax.storage.image_files import write_photo_png, write_png
 from ditsam_jax.storage.places import resolve
 from ditsam_jax.terminal import printable
 
-NOTES = 'ditsam_jax'  # the PNG text that says which request a file belongs to
-_HASHED = 2**24  # bytes; of larger files size and time stand for the content
+NOTES = 'ditsam_jax'  # key of the PNG text that identifies a file's request
+_HASHED = 2**24  # bytes; larger files are identified by size and time
 
 
 class OutputLost(UserError):
@@ -45,20 +45,20 @@ class Written:
 
 
 class ResultFiles:
-  """The files of results; the one written last notes, in the text of its PNG, its request and what made it."""
+  """Result files. The file written last identifies, in its PNG text, the request and how the result was made."""
 
-  last = ''  # its ending; with it, the others are there
-  others: tuple[str, ...] = ()  # their endings
+  last = ''  # suffix of the file written last
+  others: tuple[str, ...] = ()  # suffixes of the files written before
 
   def __init__(self, file_of: Callable[[Request], Path] | None, made_by: dict[str, Any]) -> None:
-    """`file_of`: the path of a request's files without their endings; None for no pictures."""
+    """`file_of` returns the path of a request's files without suffix; None writes no pictures."""
     self._file_of, self._made_by = file_of, made_by
 
   def is_done(self, request: Request) -> bool:
-    """Whether the files are there, of this request and made the same way.
+    """Returns whether the files of this request exist and were made the same way.
 
     Raises:
-      UserError: other files are there.
+      UserError: files of another request or made differently are in their place.
     """
     if self._file_of is None:
       return False
@@ -72,11 +72,11 @@ class ResultFiles:
     return all(os.path.exists(f'{stem}{ending}') for ending in self.others)
 
   def notes(self, request: Request) -> dict[str, Any]:
-    """What tells a result from others, in its files and in its line."""
+    """Returns the identification of a result, stored in its files and in its JSON line."""
     return {'key': f'{request.key():016x}', 'made_by': self._made_by}
 
   def free_place(self, request: Request) -> Path | None:
-    """The path of a request's files without their endings, None for no files; UserError where another's file is."""
+    """Returns the path of a request's files without suffix; None for no files. Raises UserError if it is taken."""
     if self._file_of is None:
       return None
     stem = self._file_of(request)
@@ -84,20 +84,20 @@ class ResultFiles:
     return stem
 
   def _check_free(self, stem: Path, key: str) -> dict[str, Any] | None:
-    """The notes of this request's file, None where no file is; UserError where there is another."""
+    """Returns the notes of this request's file, None if there is none. Raises UserError if another file is there."""
     file = Path(f'{stem}{self.last}')
     if not os.path.lexists(file):
       return None
     notes = _notes(file)
     if notes is None or notes['key'] != key:
       raise UserError(
-        f'{printable(file)} exists, but is not of this image and prompt; choose another --output, or move it away'
+        f'{printable(file)} exists, but belongs to another image or prompt; choose another --output, or move it away'
       )
     return notes
 
   @contextlib.contextmanager
   def writing(self) -> Iterator[None]:
-    """OutputLost instead of UserError where nothing more can be written."""
+    """Raises OutputLost instead of UserError if nothing more can be written."""
     try:
       yield
     except UserError as error:
@@ -112,7 +112,7 @@ class Output(ResultFiles):
   last, others = MASK, (OVERLAY,)
 
   def write(self, request: Request, prediction: Prediction) -> Written:
-    """Writes the pictures. Raises UserError, or OutputLost where the rest would fail too."""
+    """Writes the pictures. Raises UserError, or OutputLost if later results would fail too."""
     notes, stem = self.notes(request), self.free_place(request)
     mask_file = None if stem is None else Path(f'{stem}{MASK}')
     if mask_file is not None:
@@ -131,19 +131,19 @@ class Output(ResultFiles):
 
 
 def make_folder(name: str) -> None:
-  """The folder of --output. Raises UserError if it cannot be made or written to."""
+  """Creates the folder of --output. Raises UserError if it cannot be created or written to."""
   folder = Path(name)
   try:
     folder.mkdir(parents=True, exist_ok=True)
   except (OSError, ValueError) as error:
     reason = getattr(error, 'strerror', None) or error
-    raise UserError(f'--output={printable(name)}: cannot be made ({reason}); choose another folder') from error
+    raise UserError(f'--output={printable(name)}: cannot be created ({reason}); choose another folder') from error
   if not os.access(folder, os.W_OK):
     raise UserError(f'--output={printable(name)}: cannot be written to; choose another folder')
 
 
 def made_by(checkpoint: str, dtype: str, **how: Any) -> dict[str, Any]:
-  """How results are made, to tell those of another model or other options. Raises UserError."""
+  """Returns an identification of the model and the options that results are made with. Raises UserError."""
   description, folder = read_description(checkpoint), resolve(checkpoint)
   parts: list[Any] = [description['model'], description.get('files')]
   if not parts[1]:  # a model saved without checksums, by an earlier version
@@ -156,7 +156,7 @@ def made_by(checkpoint: str, dtype: str, **how: Any) -> dict[str, Any]:
 
 
 def _notes(file: Path) -> dict[str, Any] | None:
-  """What was noted in a result's file; None in any other file."""
+  """Returns the notes in a result's file; None for any other file."""
   try:
     with Image.open(file, formats=('PNG',)) as image:
       notes = json.loads(image.info[NOTES])

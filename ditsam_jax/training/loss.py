@@ -48,9 +48,9 @@ def lowest_mask_loss(
   dice: float = 0.0,
   iou: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
-  """`mask_loss` of M masks a target, of which only the one with the lowest loss learns (SAM, appendix A).
+  """`mask_loss` for M masks per target; only the mask with the lowest loss is trained (SAM, appendix A).
 
-  The predicted IoU of all of them learns, so that it tells the good ones from the rest.
+  The predicted IoU of all masks is trained, so that it ranks them.
 
   Args:
     logits: [B, M, S, S].
@@ -77,7 +77,7 @@ def lowest_mask_loss(
 
 
 def _overlap(mask: jax.Array, target: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Intersection, target area and union in pixels, [...] of [..., S, S]."""
+  """Returns intersection, target area and union in pixels, [...], of masks [..., S, S]."""
   mask = mask.astype(target.dtype)
   hit, area = (mask * target).sum((-2, -1)), target.sum((-2, -1))
   return hit, area, mask.sum((-2, -1)) + area - hit

@@ -34,7 +34,7 @@ class TrainState(NamedTuple):
 
 
 def trained_of(parameters: set[str], frozen: re.Pattern | None = None) -> set[str]:
-  """Returns the names of the trained parameters: all that the pattern `frozen` does not match.
+  """Returns the names of the trained parameters: all names that the pattern `frozen` does not match.
 
   Raises:
     UserError: the pattern matches no parameter.
@@ -85,11 +85,13 @@ def make_train_step(
   """Creates the jitted update. Random streams of step n depend only on (seed, n), so a resumed run repeats them.
 
   Args:
-    structure, optimizer, rate: the model's, and what moves it.
-    forward: text_forward, or that of `prompt_rounds`.
-    loss_weights: of the losses, see mask_loss.
-    ema_limit: of the moving average's decay.
-    seed: of dropout.
+    structure: the model's structure.
+    optimizer: the optimiser.
+    rate: the learning rate schedule, for the log.
+    forward: `text_forward` or the forward function of `prompt_rounds`.
+    loss_weights: weights of the losses, see mask_loss.
+    ema_limit: upper limit of the moving average's decay.
+    seed: seed of dropout.
     execution: how the image encoder's blocks run.
     dtype: compute type. The model's weights are cast to it; parameters, moments, moving average and loss are not. None
       computes in the parameters' type.
@@ -164,7 +166,7 @@ def update_if_finite(
 ) -> TrainState:
   """Applies `update(state, grads)`, or skips it if the loss or a gradient is not finite; either way, advances the step.
 
-  A branch takes no memory. Selecting elementwise took two more copies of the parameters on CPUs.
+  A branch needs no extra memory; selecting elementwise took two more copies of the parameters on CPUs.
   """
   finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)  # the norm is finite only if all elements are
   frozen, state = state.frozen, state._replace(frozen={})

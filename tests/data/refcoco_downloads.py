@@ -1,4 +1,4 @@
-"""Writes small directories in the formats of the official downloads, with masks known from how they were made."""
+"""Writes small folders in the formats of the official downloads, with known masks."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ CATEGORIES = {1: 'person', 18: 'dog', 62: 'chair'}
 
 @dataclasses.dataclass
 class Downloads:
-  """What lies in `root`: annotations/NAME/ with refs and instances.json, train2014/; tests change and rewrite it."""
+  """The content of `root`: annotations/NAME/ with refs and instances.json, and train2014/. Tests modify it."""
 
   root: Path
   name: str = 'refcoco'
@@ -24,7 +24,7 @@ class Downloads:
   refs: list[dict] = dataclasses.field(default_factory=list)
   images: list[dict] = dataclasses.field(default_factory=list)
   annotations: list[dict] = dataclasses.field(default_factory=list)
-  masks: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)  # of each annotation, by construction
+  masks: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)  # true mask by annotation id
 
   @property
   def image_dir(self) -> Path:
@@ -38,7 +38,7 @@ class Downloads:
     return self.image_dir / f'COCO_train2014_{image_id:012d}.jpg'
 
   def add_image(self, image_id: int, height: int, width: int, mode: str = 'RGB', exif: int = 0) -> None:
-    """A smooth picture, so that decoders agree on it; `exif` is the orientation tag."""
+    """Writes a smooth image, on which decoders agree; `exif` is the orientation tag."""
     self.image_dir.mkdir(parents=True, exist_ok=True)
     y, x = np.mgrid[:height, :width]
     pixels = np.stack([x * 255 // width, y * 255 // height, (x + y + image_id) % 256], -1).astype(np.uint8)
@@ -91,7 +91,7 @@ class Downloads:
     )
 
   def write(self) -> 'Downloads':
-    """The annotation files, anew."""
+    """Rewrites the annotation files."""
     self.folder.mkdir(parents=True, exist_ok=True)
     if self.name == 'grefcoco':
       (self.folder / f'grefs({self.split_by}).json').write_text(json.dumps(self.refs))
@@ -111,7 +111,7 @@ class Downloads:
     return self
 
   def arguments(self, data_dir: Path, *more: str) -> list[str]:
-    """Of the prepare command."""
+    """Returns arguments of the prepare command."""
     return [
       f'--dataset={self.name}',
       f'--split-by={self.split_by}',
@@ -123,7 +123,7 @@ class Downloads:
 
 
 def as_python_2(value, protocol: int = 2) -> bytes:
-  """A pickle as Python 2 writes it: strings are byte strings (STRING opcodes), which Python 3 never writes."""
+  """Pickles like Python 2: strings are byte strings (STRING opcodes), which Python 3 never writes."""
   if protocol == 0:
     return _text_protocol(value).encode('latin-1') + b'.'
   return b'\x80\x02' + _binary_protocol(value) + b'.'
@@ -151,14 +151,14 @@ def _text_protocol(value) -> str:
 
 
 def rectangle(height: int, width: int, top: int, left: int, bottom: int, right: int) -> tuple[list[float], np.ndarray]:
-  """COCO's polygon of a rectangle, and its mask."""
+  """Returns the COCO polygon of a rectangle and its mask."""
   mask = np.zeros((height, width), bool)
   mask[top:bottom, left:right] = True
   return [float(v) for v in (left, top, right, top, right, bottom, left, bottom)], mask
 
 
 def run_lengths(mask: np.ndarray) -> list[int]:
-  """COCO's uncompressed run lengths, written the slow and obvious way."""
+  """Returns COCO's uncompressed run lengths, computed pixel by pixel."""
   counts, current, run = [], False, 0
   for pixel in mask.T.reshape(-1):
     if pixel != current:
@@ -169,20 +169,20 @@ def run_lengths(mask: np.ndarray) -> list[int]:
 
 
 def compressed(mask: np.ndarray) -> dict:
-  """pycocotools' own run lengths."""
+  """Returns run lengths compressed by pycocotools."""
   runs = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
   return {'size': runs['size'], 'counts': runs['counts'].decode()}
 
 
 def disc(height: int, width: int) -> np.ndarray:
-  """A mask with a curved edge."""
+  """Returns the mask of a disc."""
   canvas = np.zeros((height, width), np.uint8)
   cv2.circle(canvas, (width // 2, height // 2), min(height, width) // 3, 1, -1)
   return canvas.astype(bool)
 
 
 def make(root: Path, name: str = 'refcoco', split_by: str = 'unc') -> Downloads:
-  """Five images: RGB of two sizes, grey, CMYK, EXIF-rotated; every kind of mask; three splits."""
+  """Returns five images (RGB, grey, CMYK, EXIF-rotated) with every kind of mask in three splits."""
   made = Downloads(root, name, split_by)
   for number, (mode, exif) in enumerate([('RGB', 0), ('RGB', 0), ('L', 0), ('CMYK', 0), ('RGB', 6)]):
     height, width = SIZES[number % len(SIZES)]

@@ -1,4 +1,4 @@
-"""Masks of COCO's annotations: against hand-made ones, and against OpenCV and pycocotools."""
+"""Masks of COCO annotations, compared with hand-made masks, OpenCV and pycocotools."""
 
 import json
 
@@ -25,19 +25,19 @@ def test_a_rectangle_covers_its_pixels():
   np.testing.assert_array_equal(draw(polygons(polygon), 30, 40), mask)
 
 
-def test_several_polygons_are_united_even_where_they_overlap():
+def test_overlapping_polygons_are_united():
   first, one = rectangle(30, 40, 3, 5, 20, 31)
   second, two = rectangle(30, 40, 10, 20, 28, 40)
   np.testing.assert_array_equal(draw(polygons(first, second), 30, 40), one | two)
 
 
 @pytest.mark.verifies('Masks of polygons', against="OpenCV's pointPolygonTest", within='equal, but for the outline')
-def test_a_curved_polygon_holds_the_pixels_whose_centres_it_holds():
+def test_a_curved_polygon_covers_the_pixels_whose_centres_it_contains():
   angles = np.linspace(0, 2 * np.pi, 60, endpoint=False)
   points = np.stack([50 + 31 * np.cos(angles), 40 + 23 * np.sin(3 * angles)], -1).astype(np.float32)
   mask = draw(polygons(points.reshape(-1)), 80, 100)
   depth = np.array([[cv2.pointPolygonTest(points, (x + 0.5, y + 0.5), True) for x in range(100)] for y in range(80)])
-  clear = np.abs(depth) > 0.75  # COCO rounds the outline to fifths of a pixel and then to whole ones
+  clear = np.abs(depth) > 0.75  # COCO rounds the outline to fifths of a pixel, then to whole pixels
   assert mask.sum() > 1000 and clear.sum() > 6000
   np.testing.assert_array_equal(mask[clear], depth[clear] > 0)
 
@@ -49,7 +49,7 @@ def test_run_lengths_go_down_the_columns():
 
 @settings(max_examples=40, deadline=None)
 @given(arrays.arrays(bool, strategies.tuples(strategies.integers(1, 40), strategies.integers(1, 40))))
-def test_both_spellings_of_run_lengths_give_the_mask_back(mask):
+def test_compressed_and_uncompressed_run_lengths_decode_to_the_mask(mask):
   if not mask.any():
     return
   for counts in (run_lengths(mask), compressed(mask)['counts'], compressed(mask)['counts'].encode()):
@@ -70,7 +70,7 @@ def test_long_runs_survive_compression():
     ([], problems.NO_MASK),
     (polygons([]), problems.NO_MASK),
     ({}, problems.NO_MASK),
-    (polygons([1, 1, 5, 5]), problems.NO_MASK),  # two points: pycocotools alone would draw a box
+    (polygons([1, 1, 5, 5]), problems.NO_MASK),  # two points: pycocotools would draw a box
     (polygons([3, 3, 3, 3, 3, 3]), problems.NO_MASK),
     ({'size': [10, 12], 'counts': [120]}, problems.NO_MASK),
     (polygons([1, 1, 5, 5, 9]), problems.MALFORMED_MASK),
@@ -90,7 +90,7 @@ def test_long_runs_survive_compression():
     (polygons([-6, 1, 6, 1, 5, 5]), problems.LARGE_MASK),
   ],
 )
-def test_masks_that_cannot_be_drawn_say_why(segmentation, kind):
+def test_invalid_masks_are_refused_with_the_reason(segmentation, kind):
   with pytest.raises(MaskError) as error:
     draw(segmentation, 10, 12)
   assert error.value.kind == kind
@@ -114,7 +114,7 @@ CONTENT = {
 }
 
 
-def test_only_what_is_asked_for_is_kept(tmp_path):
+def test_only_requested_images_and_annotations_are_kept(tmp_path):
   file = tmp_path / 'instances.json'
   file.write_text(json.dumps(CONTENT))
   instances = read_instances(file, {1}, {3, 5})
@@ -135,7 +135,7 @@ def test_only_what_is_asked_for_is_kept(tmp_path):
     '{"images": [], "annotations": [3], "categories": []}',
   ],
 )
-def test_other_files_are_named(tmp_path, content):
+def test_files_in_another_format_are_refused(tmp_path, content):
   file = tmp_path / 'instances.json'
   file.write_text(content)
   with pytest.raises(UserError, match='instances.json is'):

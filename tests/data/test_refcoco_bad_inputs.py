@@ -1,4 +1,4 @@
-"""Whatever is in the refs and in instances.json is counted as a problem or refused in one line."""
+"""Any bad content of refs and instances.json is counted as a problem or refused in one line."""
 
 import json
 import pickle
@@ -28,7 +28,7 @@ from tests.data.refusals import refusal
 
 
 def found_in(downloads: Downloads) -> dict[str, int]:
-  """The problems, by kind, and that whatever is reported can be printed."""
+  """Returns the number of problems by kind; checks that reports are printable."""
   file = downloads.folder / ('grefs(unc).json' if downloads.name == 'grefcoco' else 'refs(unc).p')
   refs, found = read_refs(file), Problems()
   instances = read_instances(
@@ -131,20 +131,20 @@ def masks(made):
   ],
   ids=lambda fault: fault.__name__,
 )
-def test_what_is_wrong_with_refs_and_instances_is_counted(tmp_path, fault):
+def test_problems_of_refs_and_instances_are_counted(tmp_path, fault):
   made = make(tmp_path)
   expected = fault(made)
   assert found_in(made.write()) == expected
 
 
-def test_a_name_from_a_file_cannot_forge_a_line(tmp_path):
+def test_names_in_files_cannot_forge_output_lines(tmp_path):
   made = make(tmp_path)
   made.refs[0]['split'] = 'x\nerror: pwned\x1b[31m'
   assert found_in(made.write()) == {problems.UNKNOWN_SPLIT: 1}
 
 
 @pytest.mark.parametrize(
-  'change, told',
+  'change, message',
   [
     (lambda one: one['annotations'][0].update(category_id=[1]), r'\[1\], expected a whole number'),
     (lambda one: one['annotations'][0].update(category_id='person'), 'expected a whole number'),
@@ -160,13 +160,13 @@ def test_a_name_from_a_file_cannot_forge_a_line(tmp_path):
     (lambda one: one.update(annotations=None), 'not in COCO format'),
   ],
 )
-def test_instances_of_another_shape_are_one_line(tmp_path, change, told):
+def test_malformed_instances_are_refused_in_one_line(tmp_path, change, message):
   made = make(tmp_path).write()
   file = made.folder / 'instances.json'
   content = json.loads(file.read_text())
   change(content)
   file.write_text(json.dumps(content))
-  with pytest.raises(UserError, match=f'instances.json .*{told}'):
+  with pytest.raises(UserError, match=f'instances.json .*{message}'):
     read_instances(file, {581000}, {1})
 
 
@@ -180,9 +180,9 @@ def endless():
 @pytest.mark.parametrize(
   'change',
   [
-    {'ref_id': endless()},  # 2**60 items if it were printed whole
+    {'ref_id': endless()},  # 2**60 items if printed in full
     {'split': endless()},
-    {'image_id': 10**5000},  # which Python refuses to print
+    {'image_id': 10**5000},  # Python refuses to print it
     {'ann_id': [2**63]},
     {'split': 'a\ud800'},
     {'sentences': [{'sent': '\udfff'}]},
@@ -192,7 +192,7 @@ def endless():
     {'ref_id': True},
   ],
 )
-def test_refs_with_values_of_another_kind_are_one_line(tmp_path, change):
+def test_refs_with_bad_values_are_refused_in_one_line(tmp_path, change):
   made = make(tmp_path)
   file = tmp_path / 'refs(unc).p'
   file.write_bytes(pickle.dumps([made.refs[0] | change], 4))
@@ -202,7 +202,7 @@ def test_refs_with_values_of_another_kind_are_one_line(tmp_path, change):
 @pytest.mark.parametrize(
   'data',
   [
-    b'\x80\x02]r\xff\xff\xff\x7f.',  # C's unpickler takes 32 GiB for the memo
+    b'\x80\x02]r\xff\xff\xff\x7f.',  # C's unpickler allocates 32 GiB for the memo
     b'(lp2000000000\n.',
     b'\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f.',
     b'\x80\x04\x8b\xff\xff\xff\x7f.',
@@ -210,7 +210,7 @@ def test_refs_with_values_of_another_kind_are_one_line(tmp_path, change):
     b'\x80\x02' + b'(' * 50_000 + b't' * 50_000 + b'.',
   ],
 )
-def test_pickles_that_ask_for_memory_or_depth(tmp_path, data):
+def test_pickles_that_demand_memory_or_depth_are_refused(tmp_path, data):
   file = tmp_path / 'refs(unc).p'
   file.write_bytes(data)
   started = time.monotonic()
@@ -221,16 +221,16 @@ def test_pickles_that_ask_for_memory_or_depth(tmp_path, data):
   assert 'refs(unc).p' in refusal(read_refs, file) and time.monotonic() - started < 5
 
 
-def test_a_real_number_of_refs_is_read_in_seconds(tmp_path):
+def test_five_thousand_refs_are_read_in_seconds(tmp_path):
   made = make(tmp_path)
   file = tmp_path / 'refs(unc).p'
   file.write_bytes(pickle.dumps([made.refs[0] | {'ref_id': number} for number in range(5000)], 2))
   started = time.process_time()
   assert len(read_refs(file)) == 5000
-  assert time.process_time() - started < 10  # the official ones are ten times as many
+  assert time.process_time() - started < 10  # official files have ten times as many
 
 
-def test_polygons_whose_drawing_would_take_gigabytes_are_not_drawn():
+def test_polygons_that_would_take_gigabytes_to_draw_are_refused():
   zigzag = np.tile([0.0, 0.0, 4000.0, 3000.0], 10_000)
   with pytest.raises(MaskError) as error:
     draw([zigzag], 3000, 4000)
@@ -260,14 +260,14 @@ NASTY += [{'size': [48, 64], 'counts': [2**62] * 4 + [3072]}, {'size': [48, 64],
 
 
 @pytest.mark.parametrize('seed', range(4))
-def test_any_value_anywhere_is_a_problem_or_one_line(tmp_path, seed):
+def test_random_bad_values_are_problems_or_one_line_errors(tmp_path, seed):
   chance = random.Random(seed)
   made = make(tmp_path, chance.choice(['refcoco', 'grefcoco']))
   whole = json.dumps({'refs': made.refs, 'images': made.images, 'annotations': made.annotations})
   for _ in range(60):
     content = json.loads(whole)
     for _ in range(chance.choice([1, 1, 3])):
-      places = []  # containers and what they are asked for
+      places = []  # containers and their keys
       heap = [content]
       while heap:
         one = heap.pop()
@@ -286,7 +286,7 @@ def test_any_value_anywhere_is_a_problem_or_one_line(tmp_path, seed):
         refs, made.refs = made.refs, []
         made.write()
         (made.folder / 'refs(unc).p').write_bytes(pickle.dumps(refs, 2))
-    except (TypeError, UnicodeEncodeError):  # nothing that a file could hold
+    except (TypeError, UnicodeEncodeError):  # not storable in a file
       continue
     try:
       found_in(made)

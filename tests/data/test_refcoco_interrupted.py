@@ -1,4 +1,4 @@
-"""A preparation that is stopped, killed or not alone leaves no half data set, and nothing that runs on."""
+"""Stopped, killed and concurrent preparations leave no incomplete data set and no processes."""
 
 import os
 import re
@@ -31,7 +31,7 @@ def run_prepare(downloads, data_dir):
 
 
 def slow_down(downloads):
-  """Adds images enough that a run takes a while: big ones."""
+  """Adds large images, so that a run takes a while."""
   big = cv2.imencode('.jpg', np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), np.uint8))[1].tobytes()
   for number in range(200):
     image_id = 700000 + number
@@ -47,7 +47,7 @@ def slow_down(downloads):
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize('number, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
-def test_interrupted_leaves_no_data_set_and_no_process_and_the_next_run_makes_it(downloads, tmp_path, number, status):
+def test_an_interrupted_run_leaves_no_data_set_and_the_next_run_writes_it(downloads, tmp_path, number, status):
   slow_down(downloads)
   data_dir = tmp_path / 'data'
   process, screen = screens.start(
@@ -59,15 +59,15 @@ def test_interrupted_leaves_no_data_set_and_no_process_and_the_next_run_makes_it
     start_new_session=True,
   )
   errors = b''
-  while not re.search(rb' [1-9][0-9]*/205', errors):  # the bar says that workers have worked
+  while not re.search(rb' [1-9][0-9]*/205', errors):  # until the progress bar shows work done
     errors += screens.shown(screen) or pytest.fail(errors.decode())
   parts = data_dir / 'refcoco' / 'unc'
   assert list(parts.glob('incomplete.*/*'))
   if number != signal.SIGKILL:
-    os.killpg(process.pid, number)  # as a terminal does: to the workers too
+    os.killpg(process.pid, number)  # like a terminal, also signals the workers
   else:
     process.kill()
-  errors += screens.rest(screen)  # until the workers are gone, which hold it too
+  errors += screens.rest(screen)  # until the workers, which also hold it, are gone
   assert process.wait(timeout=60) == status, errors.decode()
   assert b'Traceback' not in errors
   assert not (parts / '1.0.0').exists()
@@ -79,7 +79,7 @@ def test_interrupted_leaves_no_data_set_and_no_process_and_the_next_run_makes_it
   assert [path.name for path in parts.iterdir()] == ['1.0.0'] and done.whole.objects == 20
 
 
-def test_two_at_once_do_not_disturb_each_other(downloads, tmp_path):
+def test_a_second_process_preparing_the_same_data_set_is_refused(downloads, tmp_path):
   directory = catalogue.folder(tmp_path / 'data', 'refcoco', 'unc')
   directory.parent.mkdir(parents=True)
   (directory.parent / 'incomplete.ABCDEF_1.0.0').mkdir()
@@ -89,7 +89,7 @@ def test_two_at_once_do_not_disturb_each_other(downloads, tmp_path):
   run_prepare(downloads, tmp_path / 'data')
 
 
-def test_a_folder_that_something_else_wrote_is_not_taken_for_it(downloads, tmp_path):
+def test_a_foreign_folder_is_not_mistaken_for_the_data_set(downloads, tmp_path):
   directory = catalogue.folder(tmp_path / 'data', 'refcoco', 'unc')
   directory.mkdir(parents=True)
   (directory / 'dataset_info.json').write_text('{}')
@@ -97,7 +97,7 @@ def test_a_folder_that_something_else_wrote_is_not_taken_for_it(downloads, tmp_p
     run_prepare(downloads, tmp_path / 'data')
 
 
-def test_memory_holds_a_few_images_ahead_whatever_their_number(monkeypatch):
+def test_only_a_few_images_are_read_ahead(monkeypatch):
   asked, given = [], []
 
   class Pool:
@@ -119,7 +119,7 @@ def test_memory_holds_a_few_images_ahead_whatever_their_number(monkeypatch):
 
 
 @pytest.mark.multiprocess
-def test_a_worker_that_the_system_ends_is_one_line(downloads, tmp_path):
+def test_a_killed_worker_is_reported_in_one_line(downloads, tmp_path):
   script = tmp_path / 'script.py'
   script.write_text(f"""
 import os, sys

@@ -1,4 +1,4 @@
-"""From the official downloads to samples: every format, every fault, the counts, and the command that does it."""
+"""Prepares the official downloads: every format, every fault, the counts, and the command."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def prepared(tmp_path_factory):
 
 
 def run_prepare(downloads, data_dir, **settings):
-  """The library call; returns its result and what it said."""
+  """Calls the library; returns its result and its messages."""
   said = []
   done = builder.prepare(
     downloads.name,
@@ -55,10 +55,10 @@ def objects_of(data_dir, splits=('train', 'val', 'testA')):
   }
 
 
-# ---------------------------------------------------------------------------------------------------- what is written
+# ------------------------------------------------------------------------------------------------------------ records
 
 
-def test_every_ref_comes_back_with_its_picture_mask_and_sentences(prepared):
+def test_every_ref_is_written_with_its_image_mask_and_sentences(prepared):
   made, data_dir = prepared
   found = objects_of(data_dir)
   assert list(found) == [ref['ref_id'] for ref in made.refs]
@@ -73,16 +73,16 @@ def test_every_ref_comes_back_with_its_picture_mask_and_sentences(prepared):
     assert sample.image.shape[:2] == sample.mask.shape
 
 
-def test_grey_cmyk_and_rotated_jpegs_are_read_as_they_lie_in_the_file(prepared):
+def test_grey_cmyk_and_rotated_jpegs_are_read_without_applying_exif_orientation(prepared):
   made, data_dir = prepared
   for sample in objects_of(data_dir).values():
-    with Image.open(made.image_file(sample.image_id)) as picture:  # Pillow leaves EXIF rotation alone too
+    with Image.open(made.image_file(sample.image_id)) as picture:  # Pillow also ignores EXIF orientation
       theirs = np.asarray(picture.convert('RGB')).astype(int)
-    # Chroma is scaled up in different ways; CMYK is turned into RGB by different formulas.
+    # Decoders upsample chroma and convert CMYK differently.
     assert np.abs(sample.image - theirs).mean() < 3
 
 
-def test_jpeg_bytes_are_those_of_the_file_and_an_image_is_stored_once(prepared):
+def test_jpeg_bytes_are_unchanged_and_stored_once(prepared):
   made, data_dir = prepared
   source = datasets.open_split('refcoco', data_dir, 'train')
   assert source.num_images == 3 and len(source) == 12
@@ -92,7 +92,7 @@ def test_jpeg_bytes_are_those_of_the_file_and_an_image_is_stored_once(prepared):
     assert list(stored) == [made.image_file(record.image_id).read_bytes()]
 
 
-def test_tfds_opens_it_as_any_data_set(prepared):
+def test_tfds_opens_the_data_set(prepared):
   made, data_dir = prepared
   source = tfds.data_source('refcoco/unc', data_dir=str(data_dir), split='val')
   assert len(source) == 1 and source[0]['image_id'] == 581003
@@ -100,7 +100,7 @@ def test_tfds_opens_it_as_any_data_set(prepared):
   np.testing.assert_array_equal(theirs, [made.masks[ref['ann_id']] for ref in made.refs if ref['split'] == 'val'])
 
 
-def test_the_folder_of_the_data_set_itself_will_do_and_other_folders_are_named(downloads, tmp_path):
+def test_the_folder_of_the_data_set_is_accepted_and_wrong_folders_are_named(downloads, tmp_path):
   arguments = dict(dataset='refcoco', split_by='unc', images_dir=downloads.root, data_dir=tmp_path / 'data')
   with pytest.raises(UserError, match=r'no refs\(google\)\.p.*refs\(unc\)\.p'):
     builder.prepare(**arguments | {'split_by': 'google'}, annotations_dir=downloads.folder)
@@ -110,11 +110,11 @@ def test_the_folder_of_the_data_set_itself_will_do_and_other_folders_are_named(d
     builder.prepare(**arguments | {'images_dir': tmp_path / 'nowhere'}, annotations_dir=downloads.folder)
   with pytest.raises(UserError, match=r'is the folder of refcoco, not of refcoco\+'):
     builder.prepare(**arguments | {'dataset': 'refcoco+'}, annotations_dir=downloads.folder)
-  done = builder.prepare(**arguments, annotations_dir=downloads.folder)  # images: the folder that holds train2014
+  done = builder.prepare(**arguments, annotations_dir=downloads.folder)  # images: the parent of train2014
   assert done.whole.images == 5
 
 
-def test_records_do_not_depend_on_worker_processes_nor_on_shards(prepared, downloads, monkeypatch):
+def test_records_do_not_depend_on_worker_processes_or_shards(prepared, downloads, monkeypatch):
   made, data_dir = prepared
   monkeypatch.setattr(writer, '_SHARD', 2)
   done, _ = run_prepare(downloads, downloads.root / 'data', processes=2)
@@ -144,7 +144,7 @@ def test_grefcoco_has_unions_and_empty_masks(tmp_path):
 # ------------------------------------------------------------------------------------------------------------- counts
 
 
-def test_the_command_prints_counts_and_what_is_missing(downloads, tmp_path, capsys, monkeypatch):
+def test_the_command_prints_counts_and_missing_data(downloads, tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(terminal._Lines, 'INTERVAL', -1)
   assert prepare.main(downloads.arguments(tmp_path / 'data')) == 0
   out, err = capsys.readouterr()
@@ -156,9 +156,9 @@ def test_the_command_prints_counts_and_what_is_missing(downloads, tmp_path, caps
     ['testA', '1', '4', '6'],
     ['all', '5', '20', '30'],
   ]
-  assert 'incomplete' in out and 'testB: 0 of 750 images' in out and 'in all: 30 of 142,209 expressions' in out
+  assert 'incomplete' in out and 'testB: 0 of 750 images' in out and 'total: 30 of 142,209 expressions' in out
   assert 'images/s' in out and 'masks/s' in out and err.splitlines()[-1] == 'preparing: 5 of 5 images'
-  assert prepare.main(downloads.arguments(tmp_path / 'data')) == 0  # again: the same, from what was written
+  assert prepare.main(downloads.arguments(tmp_path / 'data')) == 0  # again: the same counts, read from the data set
   again, err = capsys.readouterr()
   assert 'unchanged: ' in again and 'written' not in again and again.splitlines()[:5] == out.splitlines()[:5]
 
@@ -176,20 +176,20 @@ def test_published_sizes_are_complete_and_one_less_is_not(name):
       assert sum(counts.objects for counts in splits.values()) == whole.objects
 
 
-def test_what_grefcocos_authors_gave_out_is_complete_and_otherwise_its_size_is_told():
+def test_the_released_part_of_grefcoco_is_complete_and_otherwise_its_size_is_noted():
   splits = {split: Counts(1, 1) for split in catalogue.FAMILY['grefcoco'].partition().splits}
   released = Counts(19_994, 60_000, 259_859, 70_000, 30_000)
   assert catalogue.compare('grefcoco', 'unc', splits, released) == []
   *different, note = catalogue.compare('grefcoco', 'unc', splits, released._replace(expressions=259_858))
   assert different == [
-    'in all: 259,858 of 278,232 expressions',
-    'in all: 70,000 of 80,022 multi-target expressions',
-    'in all: 30,000 of 32,202 no-target expressions',
+    'total: 259,858 of 278,232 expressions',
+    'total: 70,000 of 80,022 multi-target expressions',
+    'total: 30,000 of 32,202 no-target expressions',
   ]
   assert '259,859' in note
 
 
-def test_an_image_of_two_splits_counts_once(tmp_path):
+def test_an_image_in_two_splits_counts_once(tmp_path):
   made = make(tmp_path, 'refcocog', 'google')
   for ref in made.refs:
     ref['split'] = 'train' if ref['ref_id'] % 2 else 'val'
@@ -286,7 +286,7 @@ def large_mask(made):
   ],
   ids=lambda fault: fault.__name__,
 )
-def test_a_fault_is_named_and_stops_or_is_left_out(downloads, tmp_path, fault):
+def test_a_fault_is_named_and_refused_or_skipped(downloads, tmp_path, fault):
   kind, example, refs = fault(downloads)
   downloads.write()
   said = []
@@ -301,7 +301,7 @@ def test_a_fault_is_named_and_stops_or_is_left_out(downloads, tmp_path, fault):
   assert set(objects_of(tmp_path / 'data')) == {ref['ref_id'] for ref in downloads.refs} - left
 
 
-def test_all_faults_are_told_at_once_with_counts_and_first_examples(downloads, tmp_path, capsys):
+def test_all_faults_are_reported_with_counts_and_first_examples(downloads, tmp_path, capsys):
   for ref in downloads.refs[:6]:
     ref['ann_id'] += 9000
   no_mask_of = downloads.annotations[8]
@@ -319,7 +319,7 @@ def test_all_faults_are_told_at_once_with_counts_and_first_examples(downloads, t
   assert any(line.startswith(f'1 {problems.NO_MASK}: annotation 21 of ref 121') for line in lines)
 
 
-def test_bad_images_at_the_end_of_a_full_shard_are_not_overlooked(downloads, tmp_path, monkeypatch):
+def test_bad_images_at_the_end_of_a_full_shard_are_detected(downloads, tmp_path, monkeypatch):
   monkeypatch.setattr(writer, '_SHARD', 1)
   for ref in downloads.refs:
     ref['split'] = 'train'
@@ -335,7 +335,7 @@ def test_bad_images_at_the_end_of_a_full_shard_are_not_overlooked(downloads, tmp
   assert source[15].mask.any()
 
 
-def test_a_bad_mask_among_good_ones_is_not_overlooked_where_the_shards_are_full(downloads, tmp_path, monkeypatch):
+def test_a_bad_mask_in_a_full_shard_is_detected(downloads, tmp_path, monkeypatch):
   monkeypatch.setattr(writer, '_SHARD', 1)
   downloads.annotations[-1]['segmentation'] = []
   downloads.write()
@@ -344,7 +344,7 @@ def test_a_bad_mask_among_good_ones_is_not_overlooked_where_the_shards_are_full(
   assert nothing_written(tmp_path / 'data')
 
 
-def test_nothing_usable_is_never_a_data_set(downloads, tmp_path):
+def test_data_without_usable_images_is_refused(downloads, tmp_path):
   with pytest.raises(UserError, match='no image has'):
     builder.prepare('refcoco', 'unc', downloads.folder, downloads.folder, tmp_path / 'data', skip_bad=True)
   downloads.image_file(581003).write_bytes(b'')
@@ -354,15 +354,15 @@ def test_nothing_usable_is_never_a_data_set(downloads, tmp_path):
 
 
 @pytest.mark.parametrize(
-  'flags, told',
+  'flags, message',
   [
     (['--dataset=refclef'], 'refclef'),
     (['--dataset=refcocog', '--split-by=unc'], 'umd or google'),
     (['--dataset=refcoco', '--processes=-1'], '--processes=-1'),
   ],
 )
-def test_wrong_flags_are_named(flags, told):
-  with pytest.raises(UserError, match=told):
+def test_bad_flags_are_named(flags, message):
+  with pytest.raises(UserError, match=message):
     prepare.main([*flags, '--annotations=a', '--images=b'])
 
 

@@ -1,4 +1,4 @@
-"""Refs are read as Python 2 and 3 wrote them, and a pickle can bring nothing but data."""
+"""Refs are read as pickled by Python 2 and 3; pickles can contain only plain data."""
 
 import collections
 import json
@@ -51,7 +51,7 @@ def test_every_protocol_of_both_pythons(file, data):
 
 @pytest.mark.parametrize('value', [b'bytes', {1, 2}, frozenset('ab'), (1, 2.5, None, True), 2**70, {'a': [b'\xff']}])
 @pytest.mark.parametrize('protocol', [0, 2, 4])
-def test_plain_values_come_back(file, value, protocol):
+def test_plain_values_are_read(file, value, protocol):
   file.write_bytes(pickle.dumps(value, protocol))
   assert read_pickle(file) == value
 
@@ -75,7 +75,7 @@ class _RunsCode:
     (lambda mark: np.int64(3), 'numpy'),
   ],
 )
-def test_what_could_run_code_is_refused_by_name_and_does_not_run(file, tmp_path, value, named, protocol):
+def test_objects_that_could_run_code_are_refused_by_name_and_do_not_run(file, tmp_path, value, named, protocol):
   mark = tmp_path / 'mark'
   file.write_bytes(pickle.dumps(value(mark), protocol))
   with pytest.raises(UserError, match=rf'^refs\(unc\)\.p asks for \S*{named}\S*.*may run code') as error:
@@ -94,13 +94,13 @@ def test_what_could_run_code_is_refused_by_name_and_does_not_run(file, tmp_path,
     b'\x80\x04\x8c\x02os\x8c\x06system\x93)R.',
   ],
 )
-def test_hand_written_pickles_are_refused_too(file, data):
+def test_hand_written_pickles_that_could_run_code_are_refused(file, data):
   file.write_bytes(data)
   with pytest.raises(UserError, match=r'asks for (os\.system|posix\.system|__builtin__\.eval|builtins\.eval), which'):
     read_refs(file)
 
 
-def test_the_codec_that_bytes_are_written_with_takes_no_other(file):
+def test_codecs_other_than_latin_1_are_refused(file):
   file.write_bytes(b'\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x05\x00\x00\x00rot13\x86R.')
   with pytest.raises(UserError, match='rot13'):
     read_pickle(file)
@@ -120,12 +120,12 @@ def test_the_codec_that_bytes_are_written_with_takes_no_other(file):
 )
 def test_damaged_pickles_are_named(file, data):
   file.write_bytes(data)
-  with pytest.raises(UserError, match=r'refs\(unc\)\.p (is damaged|asks for the outside)'):
+  with pytest.raises(UserError, match=r'refs\(unc\)\.p (is damaged|asks for the external)'):
     read_refs(file)
 
 
 @pytest.mark.parametrize(
-  'change, told',
+  'change, message',
   [
     ({'ref_id': '7'}, 'whole number'),
     ({'image_id': None}, 'None'),
@@ -135,21 +135,21 @@ def test_damaged_pickles_are_named(file, data):
     ({'sentences': 4}, 'not iterable'),
   ],
 )
-def test_refs_of_another_shape_are_named_with_their_place(file, change, told):
+def test_malformed_refs_are_named_with_their_index(file, change, message):
   file.write_bytes(pickle.dumps([ITEMS[0], ITEMS[0] | change]))
   with pytest.raises(UserError, match='ref 1 differs from the official format') as error:
     read_refs(file)
-  assert told in str(error.value)
+  assert message in str(error.value)
 
 
-def test_json_refs_have_no_target_or_several(tmp_path):
+def test_json_refs_may_have_no_target_or_several(tmp_path):
   file = tmp_path / 'grefs(unc).json'
   file.write_text(json.dumps([ITEMS[0] | {'ann_id': ids} for ids in ([-1], [3], [3, 4])]))
   assert [ref.annotation_ids for ref in read_refs(file)] == [(), (3,), (3, 4)]
   assert refs_file(tmp_path, 'unc') == file
 
 
-def test_what_is_no_list_of_refs_is_named(tmp_path):
+def test_files_without_a_list_of_refs_are_named(tmp_path):
   for content in ('{}', '[]', '[', '[[[[', 'null'):
     file = tmp_path / 'grefs(unc).json'
     file.write_text(content)

@@ -1,4 +1,4 @@
-"""TFDS' own `ref_coco`, where a user has it prepared, serves as well."""
+"""`ref_coco` as prepared by TFDS can be used too."""
 
 import contextlib
 import io
@@ -20,7 +20,7 @@ def _box_features():
 
 
 def _features():
-  """Those of tensorflow_datasets/datasets/ref_coco, version 1.1.0."""
+  """Returns the features of tensorflow_datasets/datasets/ref_coco, version 1.1.0."""
   features = tfds.features.FeaturesDict(
     {
       'image': tfds.features.Image(encoding_format='jpeg'),
@@ -55,7 +55,7 @@ def _tensors(info):
 with tfds.core.registered.skip_registration():
 
   class RefCoco(tfds.core.GeneratorBasedBuilder):
-    """Writes downloads as TFDS does: masks as 1-bit PNG, the split 'validation'."""
+    """Writes downloads like TFDS: masks as 1-bit PNG, a split 'validation'."""
 
     VERSION = tfds.core.Version('1.1.0')
     name = 'ref_coco'
@@ -112,7 +112,7 @@ def theirs(tmp_path_factory):
 
 
 @pytest.mark.parametrize('split, number', [('train', 12), ('val', 4)])
-def test_their_records_give_the_same_samples(theirs, split, number):
+def test_tfds_records_yield_the_same_samples(theirs, split, number):
   made, data_dir = theirs
   source = datasets.open_split('refcoco', data_dir, split)
   assert len(source) == number
@@ -124,7 +124,7 @@ def test_their_records_give_the_same_samples(theirs, split, number):
     assert sample.category == '18' and sample.image.shape[:2] == sample.mask.shape
 
 
-def test_the_pipeline_takes_them(theirs, vocabulary_file):
+def test_the_pipeline_reads_tfds_records(theirs, vocabulary_file):
   source = datasets.open_split('refcoco', theirs[1], 'val')
   batches = list(
     evaluation_batches(
@@ -134,7 +134,7 @@ def test_the_pipeline_takes_them(theirs, vocabulary_file):
   assert sum(int(batch['valid'].sum()) for batch, _ in batches) == 6
 
 
-def test_what_they_lack_is_named(theirs, tmp_path):
+def test_missing_splits_partitions_and_formats_are_named(theirs, tmp_path):
   with pytest.raises(UserError, match='no split.*testA'):
     datasets.open_split('refcoco', theirs[1], 'testA')
   with pytest.raises(UserError, match='ditsam_jax.prepare --dataset=refcocog'):

@@ -73,12 +73,17 @@ def case(made: Path, work: Path, chance: random.Random, note) -> str:
     else:
       one = make_odd(file, chance)
     what += f'; {file.name}: {one}'
-  arguments = ['--name=mine', f'--annotations={annotations}', f'--images={work / "photos"}', '--processes=0']
-  arguments += [f'--data-dir={work / "data"}']
+  if name not in ('parquet', 'folder') and chance.random() < 0.2:  # a file per split
+    (work / 'annotations').mkdir()
+    annotations = annotations.rename(work / 'annotations' / f'train.{"csv" if name == "csv" else "json"}').parent
+    if chance.random() < 0.3:
+      what += f'; {make_odd(annotations / "val.json", chance)}'
+  arguments = ['--name=mine', f'--annotations={annotations}', f'--images={work / "photos"}', f'--masks={work}']
+  arguments += [f'--data-dir={work / "data"}', '--processes=0']
   arguments += ['--skip-bad'] if chance.random() < 0.5 else []
   arguments += [f'--format={name}'] if chance.random() < 0.3 else []
   if name == 'folder':
-    arguments = [one for one in arguments if not one.startswith('--images')]
+    arguments = [one for one in arguments if not one.startswith(('--images', '--masks'))]
   only_check = chance.random() < 0.2
   note(f'{name}: {what}')
   ran = command(prepare_command.main, [*arguments, *(['--check'] if only_check else [])])

@@ -80,7 +80,7 @@ def test_a_repeated_id_is_reported_with_both_lines(tmp_path, config):
   path.write_text('\n'.join(lines))
   assert len(Job(PromptFile(str(path), config), None)) == 4  # the number 3 and the text '3' are two ids
   message = problem(path, config, *lines, '', lines[1])
-  assert message == 'line 6: id 3 is already used on line 2; give each line its own'
+  assert message == 'line 6: id 3 is already used on line 2; use unique ids'
 
 
 def test_an_empty_file_is_refused(tmp_path, config):

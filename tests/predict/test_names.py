@@ -48,4 +48,4 @@ def test_a_repeated_request_is_done_once_and_reported(tmp_path, image, capsys):
   again = f'{tmp_path}/./scene.png'
   assert predict.main(['--image', image, image, again, '--text=a', '--text=a', f'--output={tmp_path / "out"}']) == 0
   printed = capsys.readouterr()
-  assert len(printed.out.splitlines()) == 1 and printed.err == '1 request repeats others; each is done once\n'
+  assert len(printed.out.splitlines()) == 1 and printed.err == '1 duplicate request skipped\n'

@@ -1,4 +1,4 @@
-"""Users' own pictures, sentences and masks: from the formats that people have to the record that all data sets share.
+"""Users' own pictures, sentences and masks: reads common formats and prepares the record format of all data sets.
 
-Worker processes import from here, so nothing is imported: TensorFlow Datasets alone would take them seconds.
+Worker processes import this package, so this file imports nothing: TensorFlow Datasets alone would take seconds.
 """

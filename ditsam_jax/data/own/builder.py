@@ -1,4 +1,4 @@
-"""`prepare`: checks a user's own annotations and pictures, and writes them as a data set."""
+"""`prepare`: checks a user's own annotations and images and writes them as a data set."""
 
 import hashlib
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ditsam_jax.data.own import catalogue
 from ditsam_jax.data.own.entries import Context
-from ditsam_jax.data.own.formats import format_of, named
+from ditsam_jax.data.own.formats import format_of, named, read
 from ditsam_jax.data.own.objects import ObjectList
 from ditsam_jax.data.own.plan import plan
 from ditsam_jax.data.own.preview import Preview
@@ -41,30 +41,30 @@ def prepare(
   say: Callable[[str], None] = lambda text: None,
   show: Callable[[str], None] = lambda text: None,
 ) -> Prepared:
-  """Reads annotations of any of FORMATS and writes the data set to `data_dir`/`name`.
+  """Reads annotations in one of formats.FORMATS and writes the data set to `data_dir`/`name`.
 
-  The folder gets its name when it is whole, so an interrupted preparation is never taken for one; what such a
-  one left behind is removed. `data_dir`/`name` also gets preview.png, report.txt and, with a data set, objects.csv.
+  The data set is written to a temporary folder, which is renamed when complete. Removes the leftovers of interrupted
+  runs. Also writes preview.png, report.txt and, unless `check_only`, objects.csv to `data_dir`/`name`.
 
   Args:
-    name: of the data set: lower-case letters, digits and underscores.
-    annotations: the file, or folder, of annotations.
-    images_dir: what the paths of images are relative to; None: the folder of the annotations.
+    name: name of the data set: lower-case letters, digits and underscores.
+    annotations: file or folder of annotations.
+    images_dir: folder that image paths are relative to; None: the folder of the annotations.
     data_dir: folder of prepared data sets.
-    format: one of formats.FORMATS; '' to tell by looking.
-    masks_dir: what the paths of masks are relative to; None: the folder of the annotations.
-    seed: of the splits, where the annotations have none.
+    format: one of formats.FORMATS; '' detects it from the content.
+    masks_dir: folder that mask paths are relative to; None: the folder of the annotations.
+    seed: seed of the random splits if the annotations have no splits.
     skip_bad: skip bad entries, images, masks and sentences and write the rest.
-    processes: that read images and draw masks; by default one a core. A script that calls this then needs the
-      usual `if __name__ == '__main__'`, or 0. The records do not depend on it.
-    check_only: validate and report, write no data set.
-    model: whose tokens the report speaks of: a name or folder.
+    processes: number of worker processes that read images and draw masks, by default one per core. Calling scripts
+      then need `if __name__ == '__main__'`; 0 uses the current process. Records do not depend on it.
+    check_only: check and report, but write no data set.
+    model: name or folder of the model whose tokenizer the report uses.
     say: receives progress messages, one line at a time.
-    show: receives the report, one line at a time; of data with problems, that of the rest.
+    show: receives the report, one line at a time. Data with problems are left out of it.
 
   Raises:
-    UserError: a name that cannot be, files missing or of no known format, problems found without `skip_bad` (after
-      reporting each kind to `say`), another process at the same work, a folder that cannot be written to.
+    UserError: the name is invalid, files are missing or in no known format, problems were found without `skip_bad`
+      (each kind is first reported to `say`), another process prepares the same data set, or a folder is not writable.
   """
   if processes is not None:
     check_processes(processes, '--processes')
@@ -74,9 +74,9 @@ def prepare(
   images_dir = home if images_dir is None else _folder('--images', images_dir)
   masks_dir = home if masks_dir is None else _folder('--masks', masks_dir)
   format = format or format_of(annotations)
-  reader = named(format)
+  named(format)
   if format == 'folder' and not all(os.path.samefile(folder, home) for folder in (images_dir, masks_dir)):
-    raise UserError('--images and --masks do not go with a folder per split, which holds them all; leave them out')
+    raise UserError('--images and --masks do not apply to a folder per split, which holds both; leave them out')
   target = Target(name, '', f'data set {name!r}', data_dir, None)
   made_of = _made_of(annotations, format, seed, skip_bad)
   if not check_only and (target.directory / 'dataset_info.json').exists():
@@ -85,16 +85,16 @@ def prepare(
   started = time.monotonic()
   context = Context(annotations, images_dir, masks_dir, Problems(), say)
   say(f'reading {annotations} ({format})')
-  planned = plan(reader.read(context), context, seed=seed)
+  planned = plan(read(format, context), context, seed=seed)
   if planned.split_here and any(planned.images.values()):
     shares = ', '.join(f'{split} {len(images):,}' for split, images in planned.images.items())
-    say(f'the annotations have no splits: split by image at random (seed {seed}): {shares} images')
+    say(f'the annotations have no splits; splitting images at random (seed {seed}): {shares} images')
   report = Report(planned, context, tokenizer, os.fspath(model))
   preview, objects = Preview(planned, seed), ObjectList(planned)
 
   def observe(split: str, encoded: EncodedImage) -> None:
-    for one in (report, preview, objects):
-      one.observe(split, encoded)
+    for observer in (report, preview, objects):
+      observer.observe(split, encoded)
 
   folder = Path(data_dir, name)
   try:
@@ -110,14 +110,14 @@ def prepare(
       check_only=check_only,
     )
   except UserError:
-    _look_back(folder, report.lines(), preview, say, show)
+    _finish(folder, report.lines(), preview, say, show)
     raise
   seconds = time.monotonic() - started
-  _look_back(folder, report.lines(), preview, say, show, None if check_only else objects)
+  _finish(folder, report.lines(), preview, say, show, None if check_only else objects)
   return Prepared(target.directory, tally.splits, tally.whole(), context.found.counts, seconds, tally.masks)
 
 
-def _look_back(
+def _finish(
   folder: Path,
   lines: Sequence[str],
   preview: Preview,
@@ -125,13 +125,13 @@ def _look_back(
   show: Callable[[str], None],
   objects: ObjectList | None = None,
 ) -> None:
-  """Shows the report and writes it, the preview and the list of objects. What cannot be written is a warning."""
+  """Shows the report and writes it, the preview and the list of objects. Only warns if they cannot be written."""
   for line in lines:
     show(line)
   if not lines or (sheet := preview.sheet()) is None:
     return
   try:
-    write_png(folder / 'preview.png', sheet)  # makes the folder
+    write_png(folder / 'preview.png', sheet)  # creates the folder
     write_text(folder / 'report.txt', '\n'.join(lines) + '\n')
     if objects:
       objects.write(folder / 'objects.csv')
@@ -141,13 +141,13 @@ def _look_back(
 
 
 def _made_of(annotations: Path, format: str, seed: int, skip_bad: bool) -> str:
-  """A hash of the annotations and the options that decide about the data set; of folders, of names, sizes and times."""
+  """Returns a hash of the annotations and options; for folders, of file names, sizes and modification times."""
   digest = hashlib.blake2b(f'{format} {seed} {skip_bad}'.encode(), digest_size=16)
   if annotations.is_dir():
     for file in sorted(path for path in annotations.rglob('*') if path.is_file()):
       status = file.stat()
-      what = f'{file.relative_to(annotations)} {status.st_size} {status.st_mtime_ns}'
-      digest.update(what.encode('utf-8', 'surrogateescape'))
+      identity = f'{file.relative_to(annotations)} {status.st_size} {status.st_mtime_ns}'
+      digest.update(identity.encode('utf-8', 'surrogateescape'))
   else:
     with open_regular(annotations, most_bytes=2**63) as file:
       while block := file.read(2**20):
@@ -159,8 +159,8 @@ def _prepared_before(target: Target, made_of: str) -> Prepared:
   before = prepared_before(target.directory)
   if catalogue.made_of(target.name, target.data_dir) != made_of:
     raise UserError(
-      f'{target.title} is in {printable(target.directory)} already, prepared from other annotations or with other '
-      f'options; delete that folder, or choose another --name'
+      f'{target.title} already exists in {printable(target.directory)}, prepared from other annotations or with other '
+      f'options; delete that folder or choose another --name'
     )
   return before
 
@@ -171,7 +171,7 @@ def _existing(option: str, given: str | os.PathLike) -> Path:
     if not path.exists():
       raise UserError(f'{option}={printable(given)}: no such file or folder')
     return path
-  except (RuntimeError, OSError, ValueError) as error:  # ~somebody who is not there; a name that no file can have
+  except (RuntimeError, OSError, ValueError) as error:  # unknown ~user; invalid file name
     reason = getattr(error, 'strerror', None) or error
     raise UserError(f'{option}={printable(given)}: {printable(reason)}; expected a file or folder') from error
 

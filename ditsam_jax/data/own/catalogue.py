@@ -1,4 +1,4 @@
-"""Users' own data sets: their names, their folders, and their declarations, which come from what is prepared."""
+"""Users' own data sets: names, folders, and declarations derived from the prepared data."""
 
 import contextlib
 import os
@@ -11,28 +11,28 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.storage.files import read_json
 from ditsam_jax.terminal import printable
 
-_NAME = re.compile(r'[a-z][a-z0-9_]{0,60}')  # what TFDS takes
+_NAME = re.compile(r'[a-z][a-z0-9_]{0,60}')  # names that TFDS accepts
 _TAKEN = ('shapes', 'ref_coco', 'refcoco', 'refcoco_plus', 'refcocog', 'grefcoco')  # folders of other data sets
-OWN = 'own'  # in metadata.json
+OWN = 'own'  # key in metadata.json
 
 
 def is_name(name: str) -> bool:
-  """Whether an own data set may have that name."""
+  """Returns whether a user's own data set may have this name."""
   return bool(_NAME.fullmatch(name)) and name not in _TAKEN
 
 
 def check_name(name: str) -> None:
-  """Raises UserError for a name that an own data set cannot have."""
+  """Raises UserError if a user's own data set cannot have this name."""
   if name in _TAKEN:
-    raise UserError(f'--name={name} is the name of another data set; choose another one')
+    raise UserError(f'--name={name} is the name of another data set; choose a different name')
   if not is_name(name):
     raise UserError(
-      f'--name={printable(name)}: expected up to 61 lower-case letters, digits and underscores, a letter first'
+      f'--name={printable(name)}: expected up to 61 lower-case letters, digits and underscores, starting with a letter'
     )
 
 
 def find(name: str, data_dir: str | os.PathLike) -> DataSet | None:
-  """The declaration of a prepared data set of the user's own; None where that name is none, or not prepared there."""
+  """Returns the declaration of a user's prepared data set; None if the name is invalid or not prepared there."""
   if not is_name(name):
     return None
   folder = prepared_folder(data_dir, name)
@@ -49,7 +49,7 @@ def find(name: str, data_dir: str | os.PathLike) -> DataSet | None:
 
 
 def prepared_names(data_dir: str | os.PathLike) -> list[str]:
-  """The own data sets that are prepared in a folder."""
+  """Returns the names of the user's own data sets prepared in a folder."""
   found = []
   for metadata in sorted(Path(data_dir).glob(f'*/{VERSION}/metadata.json'))[:1000]:
     with contextlib.suppress(UserError, TypeError):
@@ -59,7 +59,7 @@ def prepared_names(data_dir: str | os.PathLike) -> list[str]:
 
 
 def made_of(name: str, data_dir: str | os.PathLike) -> str:
-  """The hash of what a data set was prepared from."""
+  """Returns the hash of the annotations and options that a data set was prepared from; '' if unknown."""
   try:
     return str(read_json(prepared_folder(data_dir, name) / 'metadata.json')[OWN]['made_of'])
   except (UserError, KeyError, TypeError):

@@ -1,4 +1,4 @@
-"""COCO's instances.json whose annotations carry sentences."""
+"""Reads COCO's instances.json with sentences in its annotations."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -21,18 +21,18 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.storage.files import read_json
 from ditsam_jax.terminal import printable
 
-_MOST_BYTES = 2**30  # COCO's own instances_train2014.json has 333 MB
-TEXTS = ('sentences', 'caption', 'text', 'noun_phrase')  # the first that is there counts
+_MOST_BYTES = 2**30  # COCO's instances_train2014.json has 333 MB
+TEXTS = ('sentences', 'caption', 'text', 'noun_phrase')  # the first one present is used
 _KNOWN = (*TEXTS, 'id', 'image_id', 'category_id', 'segmentation', 'split', 'bbox', 'area', 'iscrowd')
 
 
 def read(context: Context) -> Iterator[Entry]:
-  """An entry per annotation. Raises UserError for a file that is no COCO JSON."""
-  # Numbers that are none are problems of their polygon, not of the file.
+  """Yields an entry per annotation. Raises UserError if the file is not COCO JSON."""
+  # An invalid number makes its polygon malformed, not the file.
   content = read_json(context.annotations, most_bytes=_MOST_BYTES, hook=_compacted, finite=False)
   name = printable(context.annotations)
   if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in ('images', 'annotations')):
-    raise UserError(f'{name} is not in COCO format; expected an object with the lists images and annotations')
+    raise UserError(f"{name} is not in COCO format; expected an object with lists 'images' and 'annotations'")
   categories = content.get('categories')
   images = _by_id(content['images'])
   classes = _by_id(categories if isinstance(categories, list) else [])
@@ -50,7 +50,7 @@ def read(context: Context) -> Iterator[Entry]:
 
 
 def _compacted(item: dict[str, Any]) -> dict[str, Any]:
-  """Polygons as arrays: as Python numbers they would take a gigabyte."""
+  """Converts polygons to arrays; as Python numbers they would take a gigabyte."""
   return item | {'segmentation': compact(item['segmentation'])} if item.get('segmentation') else item
 
 
@@ -67,7 +67,7 @@ def _entry(annotation: dict[str, Any], place: str, images: dict, classes: dict) 
   if key is None:
     raise Rejected(problems.NO_SENTENCE, f'none of {", ".join(TEXTS)}')
   if 'segmentation' not in annotation:
-    raise Rejected(problems.NO_MASK, 'no segmentation; null where the sentences name nothing in the image')
+    raise Rejected(problems.NO_MASK, 'no segmentation; write null if the sentences refer to nothing in the image')
   category = classes.get(category_id, {}).get('name') if isinstance(category_id, int | str) else None
   if category_id is not None and classes and category is None:
     raise Rejected(problems.UNKNOWN_CATEGORY, f'category_id {shown(category_id)}')
@@ -85,14 +85,14 @@ def _entry(annotation: dict[str, Any], place: str, images: dict, classes: dict) 
 
 
 def sentences_of(value: Any, name: str) -> tuple[str, ...]:
-  """Sentences as text, or as RefCOCO has them: objects with `sent`, the cleaned one, or else `raw`."""
+  """Returns sentences given as text or in RefCOCO's form: objects with `sent` (cleaned) or `raw`. Raises Rejected."""
   if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
     value = [item.get('sent', item.get('raw')) for item in value]
   return texts_of(value, name)
 
 
 def size_of(height: Any, width: Any) -> tuple[int, int] | None:
-  """An image's height and width, where both are given. Raises Rejected."""
+  """Returns an image's height and width, or None unless both are given. Raises Rejected."""
   if height is None or width is None:
     return None
   return _side(height), _side(width)

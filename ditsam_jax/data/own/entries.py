@@ -1,4 +1,4 @@
-"""One entry of any format: an image, what sentences say of it, and the mask they mean."""
+"""One entry of any format: an image, sentences, and the mask they refer to."""
 
 import dataclasses
 import json
@@ -13,12 +13,13 @@ from ditsam_jax.data.preparation.problems import Problems
 from ditsam_jax.terminal import printable
 
 FIELDS = ('image', 'text', 'mask', 'split', 'id', 'category')
+SPLITS = ('train', 'val', 'valid', 'validation', 'test', 'testA', 'testB')  # recognised in file names
 LONGEST_ID = 200
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Packed:
-  """An image inside of a Parquet file. Rows with the same bytes hold the same image, and make one record."""
+  """An image inside a Parquet file. Rows with the same bytes become one record."""
 
   file: str = dataclasses.field(compare=False)
   row: int = dataclasses.field(compare=False)
@@ -28,20 +29,20 @@ class Packed:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Entry:
-  """Sentences for one mask of one image, as a format's reader gives it; paths are not checked yet."""
+  """Sentences for one mask of one image, as returned by a format's reader, which does not check paths."""
 
   place: str  # 'line 7'
   image: str | Packed
   texts: tuple[str, ...]
-  mask: Any  # None: nothing in the image; text: a PNG's path; polygons; run lengths
+  mask: Any  # None: no target in the image; str: a PNG's path; polygons; run lengths
   split: str | None = None
   id: str | int | None = None
   category: str = ''
-  size: tuple[int, int] | None = None  # height and width of the image, where the annotations say them
+  size: tuple[int, int] | None = None  # height and width of the image, if annotated
 
 
 class Rejected(ValueError):
-  """An entry that cannot be used; `kind` is one of problems.py."""
+  """Raised for an unusable entry; `kind` is a constant of problems.py."""
 
   def __init__(self, kind: str, reason: str):
     super().__init__(reason)
@@ -50,18 +51,19 @@ class Rejected(ValueError):
 
 @dataclasses.dataclass
 class Context:
-  """What a reader is given: where things are, and where it puts what is wrong."""
+  """A reader's inputs: the paths it reads, and where it reports problems."""
 
   annotations: Path
   images_dir: Path
   masks_dir: Path
   found: Problems
   say: Callable[[str], None]
-  ignored: dict[str, int] = dataclasses.field(default_factory=dict)  # fields that nothing reads, and how often
-  hinted: bool = False  # about where the images are
+  prefix: str = ''  # of places in messages: the file's name, if there are several files
+  ignored: dict[str, int] = dataclasses.field(default_factory=dict)  # counts of unknown fields by name
+  hinted: set[str] = dataclasses.field(default_factory=set)  # options that hints were shown for
 
   def reject(self, place: str, error: Rejected) -> None:
-    self.found.add(error.kind, f'{place} ({error})')
+    self.found.add(error.kind, f'{self.prefix}{place} ({error})')
 
   def ignore(self, row: Mapping[str, Any], known: tuple[str, ...]) -> None:
     for name in row:
@@ -70,7 +72,7 @@ class Context:
 
 
 def entry_of(row: Any, place: str) -> Entry:
-  """An entry with the fields FIELDS. Raises Rejected, which says what is wrong."""
+  """Returns an entry from an object with FIELDS. Raises Rejected."""
   if not isinstance(row, dict):
     raise Rejected(problems.BAD_ENTRY, f'{shown(row)}; expected an object with image, text and mask')
   for name in ('image', 'text', 'mask'):
@@ -88,14 +90,14 @@ def entry_of(row: Any, place: str) -> Entry:
 
 
 def path_of(value: Any, name: str) -> str:
-  """The path of a file, as it is written. Raises Rejected."""
+  """Returns the path of a file as written. Raises Rejected."""
   if not isinstance(value, str) or not value:
     raise Rejected(problems.BAD_ENTRY, f"'{name}' is {shown(value)}, expected the path of a file")
   return value
 
 
 def texts_of(value: Any, name: str) -> tuple[str, ...]:
-  """A sentence or a list of sentences. Raises Rejected."""
+  """Returns sentences from a sentence or a list of sentences. Raises Rejected."""
   texts = [value] if isinstance(value, str) else value
   if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
     raise Rejected(problems.BAD_ENTRY, f"'{name}' is {shown(value)}, expected a sentence or a list of sentences")
@@ -103,35 +105,35 @@ def texts_of(value: Any, name: str) -> tuple[str, ...]:
 
 
 def mask_of(value: Any) -> Any:
-  """A mask's path, polygons, run lengths or None, polygons as arrays. Raises Rejected."""
+  """Returns a mask's path, polygons (as arrays), run lengths or None. Raises Rejected."""
   if value is None:
     return None
   if isinstance(value, str):
     return path_of(value, 'mask')
   if isinstance(value, list):
-    # One polygon may stand without a list around it.
+    # A single polygon need not be in a list.
     flat = bool(value) and all(type(number) in (int, float) for number in value)
     return compact([value] if flat else value)
   if isinstance(value, dict):
     return value
   raise Rejected(
-    problems.BAD_ENTRY, f"'mask' is {shown(value)}, expected a PNG's path, polygons, run lengths or null (nothing)"
+    problems.BAD_ENTRY, f"'mask' is {shown(value)}, expected a PNG's path, polygons, run lengths or null (no target)"
   )
 
 
 def split_of(value: Any) -> str | None:
-  """The name of a split. Raises Rejected."""
+  """Returns the name of a split, or None. Raises Rejected."""
   if value is None or isinstance(value, str):
     return value or None
   raise Rejected(problems.BAD_SPLIT, f"'split' is {shown(value)}, expected a name, such as train, val or test")
 
 
 def id_of(value: Any) -> str | int | None:
-  """What the user calls the object. Raises Rejected."""
+  """Returns the user's id of the object, or None. Raises Rejected."""
   if value is None or value == '':
     return None
   if isinstance(value, str) and value.isdecimal() and value.isascii() and len(value) < 19 and str(int(value)) == value:
-    return int(value)  # a CSV has no numbers
+    return int(value)  # CSV cells are text
   if type(value) is int and abs(value) < 2**63 or isinstance(value, str) and len(value) <= LONGEST_ID:
     return value
   raise Rejected(
@@ -140,7 +142,7 @@ def id_of(value: Any) -> str | int | None:
 
 
 def category_of(value: Any) -> str:
-  """The object's class. Raises Rejected."""
+  """Returns the object's class, '' if not given. Raises Rejected."""
   if value is None:
     return ''
   if type(value) is int or isinstance(value, str) and len(value) <= LONGEST_ID:
@@ -149,10 +151,10 @@ def category_of(value: Any) -> str:
 
 
 def shown(value: Any) -> str:
-  """A value in a message."""
+  """Returns a value as shown in messages."""
   if isinstance(value, str | int | float | bool) or value is None:
     try:
       return printable(json.dumps(value, ensure_ascii=False), 60)
-    except ValueError:  # an integer too long to be written
+    except ValueError:  # an integer too long to print
       return 'a number of thousands of digits'
   return printable(reprlib.repr(value), 60)

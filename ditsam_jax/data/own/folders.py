@@ -1,4 +1,4 @@
-"""A folder per split: an image, a mask and a text file of the same name for every object."""
+"""Reads a folder per split, with an image, a mask and a text file of the same name for every object."""
 
 import os
 from collections.abc import Iterator
@@ -11,15 +11,15 @@ from ditsam_jax.storage.files import read_bytes
 from ditsam_jax.terminal import printable
 
 _IMAGES = ('.jpg', '.jpeg', '.png', '.webp', '.gif', '.bmp', '.tif', '.tiff', '.ppm', '.jp2', '.avif')
-_PARTS = ('images', 'masks', 'texts')  # folders of a split that keeps its files apart
+_PARTS = ('images', 'masks', 'texts')  # optional subfolders of a split
 _MOST_TEXT = 2**24  # bytes of a text file
 
 
 def read(context: Context) -> Iterator[Entry]:
-  """An entry per image. Raises UserError where there are none.
+  """Yields an entry per image. Raises UserError if there are none.
 
-  In the folder of a split lie NAME.jpg (or another kind of image), NAME.txt with a sentence a line, and the mask:
-  NAME.png, or NAME.mask.png where the image is a PNG itself. Or images, masks and texts each have their folder there.
+  A split's folder contains NAME.jpg (or another image format), NAME.txt with one sentence per line, and the mask:
+  NAME.png, or NAME.mask.png if the image is a PNG. Alternatively, it has subfolders images, masks and texts.
   """
   root = context.annotations
   try:
@@ -60,7 +60,7 @@ def _entries(folder: Path, split: str | None, context: Context) -> Iterator[Entr
 
 
 def _sentences(file: Path) -> tuple[str, ...]:
-  """The lines of a text file that say something."""
+  """Returns the non-blank lines of a text file. Raises Rejected."""
   try:
     text = read_bytes(file, most_bytes=_MOST_TEXT).decode('utf-8-sig')
   except UserError as error:

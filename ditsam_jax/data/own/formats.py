@@ -1,11 +1,12 @@
-"""The formats, and how a file tells which one it has."""
+"""Annotation formats and their detection."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from ditsam_jax.data.own import coco, folders, parquet, rows, sa2va
-from ditsam_jax.data.own.entries import Context, Entry
+from ditsam_jax.data.own.entries import SPLITS, Context, Entry
 from ditsam_jax.errors import UserError
 from ditsam_jax.fields import did_you_mean
 from ditsam_jax.storage.files import open_regular, parse_json
@@ -14,7 +15,7 @@ from ditsam_jax.terminal import printable
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-  """One way to write annotations down."""
+  """An annotation format."""
 
   about: str
   read: Callable[[Context], Iterator[Entry]]
@@ -31,7 +32,7 @@ FORMATS = {
 
 
 def named(name: str) -> Format:
-  """A format by name. Raises UserError."""
+  """Returns a format by name. Raises UserError if it is unknown."""
   if name not in FORMATS:
     raise UserError(
       f'--format={printable(name)} is unknown; {did_you_mean(name, FORMATS)}choose one of {", ".join(FORMATS)}'
@@ -39,10 +40,43 @@ def named(name: str) -> Format:
   return FORMATS[name]
 
 
+def read(name: str, context: Context) -> Iterator[Entry]:
+  """Yields the entries of a file or folder. Files in a folder may name their split, such as train.json."""
+  reader = named(name).read
+  files = _files(context.annotations) if name not in ('parquet', 'folder') else []
+  if not files:
+    yield from reader(context)
+  for file in files:
+    split = _split_of(file)
+    for entry in reader(dataclasses.replace(context, annotations=file, prefix=f'{file.name} ')):
+      # Ids are unique only within a file.
+      own = entry.id if entry.id is None else f'{file.stem}/{entry.id}'
+      yield dataclasses.replace(entry, place=f'{file.name} {entry.place}', split=entry.split or split, id=own)
+
+
+def _files(folder: Path) -> list[Path]:
+  """Returns the annotation files in a folder; none if `folder` is a file or has no such files."""
+  if not folder.is_dir():
+    return []
+  return sorted(file for file in folder.iterdir() if file.suffix.lower() in ('.jsonl', '.json', '.csv', '.tsv'))
+
+
+def _split_of(file: Path) -> str | None:
+  """Returns the split in a file's name, such as 'val' in instances_val2014.json; None unless there is exactly one."""
+  named_there = {split for split in SPLITS if split in re.split('[^A-Za-z]+', file.stem)}
+  return named_there.pop() if len(named_there) == 1 else None
+
+
 def format_of(annotations: Path) -> str:
-  """The name of the format of a file or folder, by its content. Raises UserError where it has none of FORMATS."""
+  """Detects the format of a file or folder from its content. Raises UserError if it is none of FORMATS."""
   if annotations.is_dir():
-    return 'parquet' if any(annotations.rglob('*.parquet')) else 'folder'
+    if any(annotations.rglob('*.parquet')):
+      return 'parquet'
+    found = {format_of(file): file for file in _files(annotations)}
+    if len(found) > 1:
+      listing = ', '.join(f'{printable(file.name)} ({name})' for name, file in found.items())
+      raise UserError(f'{printable(annotations)} contains files in several formats: {listing}; expected one format')
+    return next(iter(found), 'folder')
   with open_regular(annotations, most_bytes=2**63) as file:
     head = file.read(4)
     if head == b'PAR1':
@@ -61,13 +95,12 @@ def format_of(annotations: Path) -> str:
   if {'image', 'text', 'mask'} <= {cell.strip(' "\r\n') for cell in header.split(rows.delimiter_of(header))}:
     return 'csv'
   raise UserError(
-    f'{printable(annotations)} is in none of the formats {", ".join(FORMATS)}; see docs/own_data.md, or name its '
-    f'format with --format'
+    f'{printable(annotations)} is in none of the formats {", ".join(FORMATS)}; see docs/own_data.md, or set --format'
   )
 
 
 def _lines_or_coco(first: bytes, second: bytes) -> str:
-  """A file that begins with an object holds one a line, or is one."""
+  """Distinguishes JSON lines from a COCO file; both start with an object."""
   try:
     row = parse_json(first, finite=False)
   except ValueError:

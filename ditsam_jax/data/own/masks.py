@@ -1,4 +1,4 @@
-"""Masks of users' own data: PNG files, COCO's polygons and run lengths."""
+"""Masks of users' own data: PNG files, COCO polygons and run lengths."""
 
 import dataclasses
 import io
@@ -20,12 +20,12 @@ from ditsam_jax.terminal import listed
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Segmentation:
-  """COCO's polygons (float64 [2 n]) or run lengths. Run lengths may say that there is nothing, polygons may not."""
+  """COCO polygons (float64 [2 n]) or run lengths. Run lengths may be empty, polygons may not."""
 
   value: Any
 
   def draw(self, height: int, width: int) -> np.ndarray:
-    """The mask, bool [height, width]. Raises MaskError."""
+    """Returns the mask, bool [height, width]. Raises MaskError."""
     if isinstance(self.value, dict):
       size = self.value.get('size')
       if isinstance(size, list) and len(size) == 2 and size != [height, width]:
@@ -35,19 +35,19 @@ class Segmentation:
       raise MaskError(problems.MALFORMED_MASK, 'coordinates from 0 to 1; expected pixels')
     mask = draw_polygons(self.value, height, width)
     if not mask.any():
-      raise MaskError(problems.NO_MASK, 'no pixels; write null where the sentence names nothing in the image')
+      raise MaskError(problems.NO_MASK, 'no pixels; write null if the sentence refers to nothing in the image')
     return mask
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class MaskFile:
-  """A PNG: anything but black is the object; black all over means that there is nothing."""
+  """A PNG mask: black is background, anything else the object. All black means no target."""
 
   file: str
   name: str  # for messages
 
   def draw(self, height: int, width: int) -> np.ndarray:
-    """The mask, bool [height, width]. Raises MaskError."""
+    """Returns the mask, bool [height, width]. Raises MaskError."""
     try:
       data = read_bytes(self.file, most_bytes=MOST_BYTES)
     except UserError as error:
@@ -57,19 +57,19 @@ class MaskFile:
 
 
 def decoded(data: bytes, height: int, width: int) -> np.ndarray:
-  """The mask of a PNG's bytes: black and one other value; at soft edges what is above half counts.
+  """Returns the mask in a PNG's bytes: black and one other value. Soft edges are cut at half.
 
   Raises:
-    MaskError: no PNG, another size, colours, or several values (numbered objects).
+    MaskError: the data is not a PNG, has another size, colours, or several values (numbered objects).
   """
   try:
     with (
-      warnings.catch_warnings(action='ignore'),  # Pillow's remarks on sizes and tags
+      warnings.catch_warnings(action='ignore'),  # Pillow warns about sizes and tags
       Image.open(io.BytesIO(data), formats=('PNG',)) as picture,
     ):
-      if (picture.height, picture.width) != (height, width):  # before memory is taken for it
-        what = f'{picture.width} x {picture.height}, the image is {width} x {height}'
-        raise MaskError(problems.MASK_SIZE, what)
+      if (picture.height, picture.width) != (height, width):  # before pixels are allocated
+        reason = f'{picture.width} x {picture.height}, the image is {width} x {height}'
+        raise MaskError(problems.MASK_SIZE, reason)
       if height * width > MAX_PIXELS:
         raise MaskError(problems.MASK_FILE, 'too many pixels')
       picture.load()
@@ -83,16 +83,16 @@ def decoded(data: bytes, height: int, width: int) -> np.ndarray:
   if len(values) <= 2 and (values[0] == 0 or len(values) == 1):
     return levels != 0
   top = 255 if levels.dtype == np.uint8 else 65535
-  # The soft edge of an object is fine; several objects, each with a number, are not.
+  # Soft edges are accepted, numbered objects are not.
   soft = counts[(values > 0) & (values < top)].sum()
   if indexed or values[-1] != top or soft > counts[-1]:
     listing = listed(values.tolist())
-    raise MaskError(problems.MALFORMED_MASK, f'values {listing}; expected black and one other, a file per object')
+    raise MaskError(problems.MALFORMED_MASK, f'values {listing}; expected black and one other value, a file per object')
   return levels > top // 2
 
 
 def _levels(picture: Image.Image) -> np.ndarray:
-  """Grey levels, numbers of a palette, or opacity, uint8 or uint16 [h, w]. Raises MaskError for colours."""
+  """Returns grey levels, palette indices or opacity, uint8 or uint16 [h, w]. Raises MaskError for colours."""
   if picture.mode == '1':
     return np.asarray(picture, np.uint8)
   if picture.mode in ('L', 'P'):
@@ -109,4 +109,4 @@ def _levels(picture: Image.Image) -> np.ndarray:
   visible = np.unique(grey[alpha > 0])
   if len(visible) > 1:
     raise MaskError(problems.MALFORMED_MASK, 'both grey levels and transparency; expected black and white')
-  return alpha  # one colour on nothing
+  return alpha  # one colour on a transparent background

@@ -1,4 +1,4 @@
-"""objects.csv: what the numbers in the prepared data, and in an evaluation's samples.csv, stand for."""
+"""objects.csv: maps the ids in the prepared data and in an evaluation's samples.csv to the user's annotations."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ _COLUMNS = (
 
 
 class ObjectList:
-  """Collects a line per object."""
+  """Collects one row per object."""
 
   def __init__(self, plan: Plan):
     self._names = plan.names
@@ -23,7 +23,7 @@ class ObjectList:
     self._writer.writerow(_COLUMNS)
 
   def observe(self, split: str, encoded: EncodedImage) -> None:
-    """One image with its objects."""
+    """Adds the objects of one image."""
     for (one, _), area in zip(encoded.objects, encoded.areas):
       named = self._names[one.object_id]
       self._writer.writerow(
@@ -32,5 +32,5 @@ class ObjectList:
       )  # fmt: skip
 
   def write(self, file: Path) -> None:
-    """Writes the table. Raises OSError."""
+    """Writes the table. Raises OSError if it cannot be written."""
     write_text(file, self._text.getvalue())

@@ -1,4 +1,4 @@
-"""Parquet files as the RefCOCO copies on the Hugging Face hub have them; images inside, or beside by their paths."""
+"""Reads Parquet files with the columns of RefCOCO's copies on the Hugging Face hub, with images inside or as paths."""
 
 import dataclasses
 import functools
@@ -10,7 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from ditsam_jax.data.own.coco import sentences_of, size_of
-from ditsam_jax.data.own.entries import Context, Entry, Packed, Rejected, category_of, id_of, mask_of, path_of, split_of
+from ditsam_jax.data.own.entries import (
+  SPLITS,
+  Context,
+  Entry,
+  Packed,
+  Rejected,
+  category_of,
+  id_of,
+  mask_of,
+  path_of,
+  split_of,
+)
 from ditsam_jax.data.preparation import problems
 from ditsam_jax.data.preparation.images import MOST_BYTES, ImageError
 from ditsam_jax.errors import UserError
@@ -18,19 +29,18 @@ from ditsam_jax.storage.files import open_regular, parse_json
 from ditsam_jax.terminal import listed, printable
 
 _BATCH = 64  # rows in memory
-_DEPTH = 20  # folders of a path that may be left out
-_MOST_ROW_GROUP = 2**32  # bytes; the images of one are in memory together
-# Columns, the first that is there counts. lmms-lab's `answer` holds the sentences, its `question` is always the same.
+_DEPTH = 20  # maximum number of leading folders removed from a path
+_MOST_ROW_GROUP = 2**32  # bytes; all images of a row group are in memory at once
+# Column names; the first one present is used. lmms-lab's `answer` holds the sentences; its `question` is constant.
 _TEXTS = ('sentences', 'answer', 'captions', 'caption', 'text')
 _MASKS = ('raw_anns', 'segmentation', 'mask')
 _IDS = ('ref_id', 'question_id', 'id')
 _OTHERS = ('split', 'category', 'raw_image_info', 'iscrowd')
 _HUB_NAME = re.compile(r'([A-Za-z][A-Za-z0-9_]*)-\d{5}-of-\d{5}.*')  # val-00000-of-00004.parquet
-_SPLITS = ('train', 'val', 'validation', 'test', 'testA', 'testB')
 
 
 def read(context: Context) -> Iterator[Entry]:
-  """An entry per row. Raises UserError for files that are damaged, or without such columns."""
+  """Yields an entry per row. Raises UserError if a file is damaged or lacks the columns."""
   given = context.annotations
   files = sorted(given.rglob('*.parquet')) if given.is_dir() else [given]
   prefix: dict[str, str] = {}
@@ -40,7 +50,7 @@ def read(context: Context) -> Iterator[Entry]:
 
 
 def packed_bytes(packed: Packed) -> bytes:
-  """An image inside of a file. Raises ImageError."""
+  """Returns the bytes of an image inside a Parquet file. Raises ImageError."""
   try:
     group, first = _row_group(packed.file, packed.row)
     value = _images(packed.file, packed.column, group)[packed.row - first].as_py()
@@ -55,7 +65,7 @@ def _images(file: str, column: str, group: int) -> Any:
 
 
 def _row_group(file: str, row: int) -> tuple[int, int]:
-  """The group of rows that a row is in, and the first row of that group."""
+  """Returns the row group of a row and the first row of that group."""
   first = 0
   for group, number in enumerate(_group_sizes(file)):
     if row < first + number:
@@ -87,7 +97,7 @@ def _open(file: Path) -> Any:
   if largest > _MOST_ROW_GROUP:
     raise UserError(
       f'{printable(file)}: a row group of {largest:,} bytes, expected at most {_MOST_ROW_GROUP:,}; write it with fewer '
-      f'rows in a group'
+      f'rows per group'
     )
   return table
 
@@ -157,7 +167,7 @@ def _mask(row: dict[str, Any], name: str) -> Any:
   if value is None:
     raise Rejected(problems.NO_MASK, f'no {name}')
   if isinstance(value, list) and row.get('iscrowd') and name == 'segmentation':
-    raise Rejected(problems.MALFORMED_MASK, 'a crowd, whose run lengths lack their size')
+    raise Rejected(problems.MALFORMED_MASK, 'a crowd mask: run lengths without a size')
   return mask_of(value)
 
 
@@ -174,16 +184,17 @@ def _json(value: Any, name: str) -> dict[str, Any] | None:
 
 
 def _split_of_file(file: Path) -> str | None:
-  """By the name that the hub gives a file, or its folder."""
+  """Infers the split from the hub's file name or folder, if possible."""
   if match := _HUB_NAME.fullmatch(file.stem):
     return match[1]
-  return next((name for name in (file.stem, file.parent.name) if name in _SPLITS), None)
+  return next((name for name in (file.stem, file.parent.name) if name in SPLITS), None)
 
 
 def _under(entry: Entry, prefix: dict[str, str], context: Context) -> Entry:
-  """The entry with the path that its image has below the folder of images.
+  """Returns the entry with its image's path relative to the images folder.
 
-  The copies name coco/train2014/NAME.jpg, wherever people keep train2014. The first path decides what is left out.
+  The hub's copies say coco/train2014/NAME.jpg, wherever the user keeps train2014. The first path of each folder
+  determines the prefix to remove.
   """
   assert isinstance(entry.image, str)
   folder, _, _ = entry.image.rpartition('/')
@@ -194,6 +205,6 @@ def _under(entry: Entry, prefix: dict[str, str], context: Context) -> Entry:
     found = next((end for end in ends if '..' not in parts and os.path.isfile(here / end)), entry.image)
     prefix[folder] = entry.image[: len(entry.image) - len(found)]
     if prefix[folder]:
-      context.say(f'image paths: without {printable(prefix[folder])}, as {printable(here)} has them')
+      context.say(f'image paths: without {printable(prefix[folder])}, to match {printable(here)}')
   image = entry.image.removeprefix(prefix[folder])
   return dataclasses.replace(entry, image=image)

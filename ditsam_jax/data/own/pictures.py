@@ -1,4 +1,4 @@
-"""Users' pictures: read as prediction reads them, and stored as they are where OpenCV reads the same pixels."""
+"""Users' images: decoded like prediction's; files are stored unchanged if OpenCV decodes the same pixels."""
 
 import dataclasses
 import hashlib
@@ -17,24 +17,23 @@ from ditsam_jax.storage.files import read_bytes
 from ditsam_jax.storage.image_files import read_encoded
 from ditsam_jax.terminal import printable
 
-_JPEG = b'\xff\xd8'  # also of cameras' MPO
+_JPEG = b'\xff\xd8'  # also starts cameras' MPO files
 _QUICK = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Picture:
-  """An image file of any format, or one inside of a Parquet file.
+  """An image file of any format, or an image inside a Parquet file.
 
-  Turned as its EXIF orientation says, as viewers show it, unless the annotations name the size that it has as it lies
-  in the file.
+  EXIF orientation is applied, as in viewers, unless the annotated size is that of the stored, unrotated pixels.
   """
 
   place: str | Packed
   name: str  # for messages
-  size: tuple[int, int] | None = None  # height and width that the annotations say
+  size: tuple[int, int] | None = None  # annotated height and width
 
   def read(self) -> ReadImage:
-    """The bytes to be stored. Raises ImageError."""
+    """Returns the bytes to store. Raises ImageError."""
     data = self._bytes()
     name = printable(self.name)
     try:
@@ -65,19 +64,19 @@ class Picture:
 
 
 def _decoded(data: bytes, name: str, size: tuple[int, int] | None) -> tuple[np.ndarray, bool]:
-  """The pixels, uint8 [h, w, 3], and whether the file may be stored as it is, if OpenCV agrees."""
-  as_it_lies = turned = False
+  """Returns the pixels, uint8 [h, w, 3], and whether the file may be stored unchanged if OpenCV agrees."""
+  keep_stored = turned = False
   plain = False
   try:
     with warnings.catch_warnings(action='ignore'), Image.open(io.BytesIO(data), formats=('JPEG', 'PNG')) as picture:
-      if data.startswith(_JPEG):  # of PNG this would decode it, and there OpenCV's pixels tell
+      if data.startswith(_JPEG):  # for PNG, reading EXIF would decode the file; `_opencv_agrees` compares pixels
         turned = picture.getexif().get(0x0112, 1) in range(2, 9)
-        as_it_lies = turned and size == (picture.height, picture.width)
-      plain = picture.mode in ('RGB', 'L') and (as_it_lies or not turned)
-  except Exception:  # another format, or damaged; the reader says which
+        keep_stored = turned and size == (picture.height, picture.width)
+      plain = picture.mode in ('RGB', 'L') and (keep_stored or not turned)
+  except Exception:  # another format, or damaged, which `read_encoded` reports
     pass
   pixels = read_encoded(data, name)
-  if as_it_lies:
+  if keep_stored:
     pixels = _opencv(data)
     if pixels is None:
       raise UserError(f'{name}: cannot be read (by OpenCV)')
@@ -85,7 +84,7 @@ def _decoded(data: bytes, name: str, size: tuple[int, int] | None) -> tuple[np.n
 
 
 def _opencv_agrees(data: bytes, pixels: np.ndarray) -> bool:
-  """Whether OpenCV, which training reads with, finds the same picture; of JPEG decoders differ by a little."""
+  """Returns whether OpenCV, used in training, decodes the same pixels; JPEG only has to decode, as decoders differ."""
   if data.startswith(_JPEG):
     return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_REDUCED_GRAYSCALE_8) is not None
   return np.array_equal(_opencv(data), pixels)  # pyright: ignore[reportArgumentType]  # None equals nothing

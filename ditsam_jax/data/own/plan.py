@@ -1,4 +1,4 @@
-"""Entries to planned images: paths, ids, sentences and splits, checked."""
+"""Turns entries into planned images; checks paths, ids, sentences and splits."""
 
 import dataclasses
 import functools
@@ -21,14 +21,14 @@ from ditsam_jax.storage.files import open_regular
 from ditsam_jax.storage.paths import problem as no_local_path
 from ditsam_jax.terminal import printable
 
-SHARES = {'train': 0.8, 'val': 0.1, 'test': 0.1}  # of the images, where the annotations have no splits
+SHARES = {'train': 0.8, 'val': 0.1, 'test': 0.1}  # shares of the images if the annotations have no splits
 _SPLIT = re.compile(r'[A-Za-z][A-Za-z0-9_]{0,30}')
 _SAME_SPLIT = {'validation': 'val', 'valid': 'val', 'training': 'train', 'testing': 'test'}
 
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-  """What the user calls an object of the prepared data."""
+  """The user's names for an object of the prepared data."""
 
   place: str  # 'line 7'
   image: str
@@ -37,26 +37,26 @@ class Named:
 
 @dataclasses.dataclass
 class Plan:
-  """What is to be read, by split, and how it is called."""
+  """The images to read, by split, and the names of their objects."""
 
   images: dict[str, list[PlannedImage]]
   names: dict[int, Named]  # by object id
-  split_here: bool  # the annotations have no splits
+  split_here: bool  # whether images were split at random
 
 
 @dataclasses.dataclass
 class _Found:
-  """The entries of an image in a split."""
+  """An image in a split with its objects."""
 
   picture: Picture
   objects: list[PlannedObject]
 
 
 def plan(entries: Iterable[Entry], context: Context, *, seed: int = 0) -> Plan:
-  """The images of each split in the order in which the entries first name them, each with its objects in their order.
+  """Returns the images of each split in order of first occurrence, each with its objects in order.
 
-  Adds what is wrong to `context.found` and leaves it out. Masks are not looked at yet, nor the pixels of images.
-  Entries without any split are split by image, at random by `seed`; the same file under two names counts as one image.
+  Adds problems to `context.found` and leaves their entries out. Reads neither masks nor pixels. If no entry has a
+  split, splits images at random by `seed`; copies of a file get the same split.
   """
   by_split: dict[str | None, dict[str | Packed, _Found]] = {}
   numbers = _Numbers()
@@ -64,10 +64,10 @@ def plan(entries: Iterable[Entry], context: Context, *, seed: int = 0) -> Plan:
   for entry in entries:
     try:
       place, name = _image(entry, context.images_dir)
-      _hint(entry, place, context)
       split = _split(entry)
       numbers.check(entry)
       mask = _mask(entry, context.masks_dir)
+      _hint(entry, context)
     except Rejected as error:
       context.reject(entry.place, error)
       continue
@@ -87,13 +87,13 @@ def plan(entries: Iterable[Entry], context: Context, *, seed: int = 0) -> Plan:
   if by_split:
     for found in unsplit.values():
       for one in found.objects:
-        context.found.add(problems.BAD_SPLIT, f'{names[one.object_id].place} (no split, where other entries have one)')
+        context.found.add(problems.BAD_SPLIT, f'{names[one.object_id].place} (no split, but other entries have one)')
   images = by_split if by_split else _split_images(unsplit, seed)
   return Plan(_numbered(_ordered(images)), names, not by_split)
 
 
 class _Numbers:
-  """Gives every object a number: its own id where that is one, else the next."""
+  """Assigns object ids: the entry's id if it is an integer, otherwise the next free number."""
 
   def __init__(self):
     self._ids: set[str | int] = set()
@@ -119,23 +119,27 @@ class _Numbers:
 
 
 def _image(entry: Entry, images_dir: Path) -> tuple[str | Packed, str]:
-  """Where the image is, and its name for messages."""
+  """Returns the image's location and its name for messages."""
   if isinstance(entry.image, Packed):
     return entry.image, os.path.basename(entry.image.file)
   return below(images_dir, entry.image, 'image'), entry.image
 
 
-def _hint(entry: Entry, place: str | Packed, context: Context) -> None:
-  """Says once where images are that are not in the folder of images."""
-  if context.hinted or isinstance(place, Packed) or isinstance(entry.image, Packed) or os.path.exists(place):
-    return
-  context.hinted = True
+def _hint(entry: Entry, context: Context) -> None:
+  """Hints once each at --images and --masks if files are relative to another folder."""
   home = context.annotations.parent
-  if '..' not in entry.image.split('/') and os.path.isfile(home / entry.image):
-    context.say(
-      f"hint: '{printable(entry.image)}' is not in {printable(context.images_dir)}, but in {printable(home)}: give "
-      f'--images={printable(home)}'
-    )
+  for given, option, folder, other in (
+    (entry.image, '--images', context.images_dir, home),
+    (entry.mask, '--masks', context.masks_dir, context.images_dir),
+  ):
+    if option in context.hinted or not isinstance(given, str) or '..' in given.split('/'):
+      continue
+    if not os.path.exists(folder / given) and os.path.isfile(other / given):
+      context.hinted.add(option)
+      context.say(
+        f"hint: '{printable(given)}' is not in {printable(folder)} but in {printable(other)}; use "
+        f'{option}={printable(other)}'
+      )
 
 
 def _mask(entry: Entry, masks_dir: Path) -> tuple[PlannedMask, ...]:
@@ -151,7 +155,7 @@ def _split(entry: Entry) -> str | None:
   if entry.split is None:
     return None
   split = _SAME_SPLIT.get(entry.split, entry.split)
-  if not _SPLIT.fullmatch(split) or split == 'all':  # which TFDS means all splits by
+  if not _SPLIT.fullmatch(split) or split == 'all':  # TFDS uses 'all' for all splits
     raise Rejected(
       problems.BAD_SPLIT, f"split '{printable(entry.split, 60)}', expected a plain word: train, val, test, ..."
     )
@@ -160,7 +164,7 @@ def _split(entry: Entry) -> str | None:
 
 @functools.lru_cache(10_000)
 def below(folder: Path, given: str, what: str) -> str:
-  """The path of a file in a folder or below, by its name there or a whole path. Raises Rejected for any other."""
+  """Returns the path of a file in a folder or below it, given relative or absolute. Raises Rejected for other paths."""
   if reason := no_local_path(given):
     raise Rejected(problems.BAD_PATH, f"{what} '{printable(given, 80)}': {reason}")
   if not given.isprintable() or '\\' in given or any(len(part.encode()) > 255 for part in given.split('/')):
@@ -170,17 +174,17 @@ def below(folder: Path, given: str, what: str) -> str:
   absolute = os.path.isabs(given)
   inside = os.path.abspath(path).startswith(os.path.join(os.path.abspath(root), ''))
   if not inside or '..' in given.split('/'):
-    kind = 'a whole path outside of' if absolute else 'leads out of'
+    kind = 'an absolute path outside' if absolute else 'leads out of'
     raise Rejected(problems.BAD_PATH, f"{what} '{printable(given, 80)}': {kind} {printable(folder)}")
   return path
 
 
 def _split_images(images: dict[str | Packed, _Found], seed: int) -> dict[str, dict[str | Packed, _Found]]:
-  """Random splits with SHARES of the images; too few images for that are all of 'train'."""
+  """Splits images at random by SHARES; too few images all become 'train'."""
   groups: dict[bytes, list[str | Packed]] = {}
   for place in images:
     groups.setdefault(_content(place), []).append(place)
-  order = sorted(groups)  # by content, so that file names and the order of lines do not matter
+  order = sorted(groups)  # by content: independent of file names and line order
   random.Random(seed).shuffle(order)
   held_out = {split: max(1, round(share * len(order))) for split, share in SHARES.items() if split != 'train'}
   if len(order) <= sum(held_out.values()):
@@ -197,7 +201,7 @@ def _split_images(images: dict[str | Packed, _Found], seed: int) -> dict[str, di
 
 
 def _content(place: str | Packed) -> bytes:
-  """A hash of a file's bytes; of its name where it cannot be read, which is reported later."""
+  """Returns a hash of a file's bytes, or of its name if it cannot be read, which is reported later."""
   if isinstance(place, Packed):
     return place.digest
   digest = hashlib.blake2b(digest_size=16)
@@ -211,7 +215,7 @@ def _content(place: str | Packed) -> bytes:
 
 
 def _ordered(images: dict) -> dict:
-  """train, val and test first."""
+  """Returns the splits with train, val and test first."""
   first = [split for split in SHARES if split in images]
   return {split: images[split] for split in [*first, *(split for split in images if split not in SHARES)]}
 

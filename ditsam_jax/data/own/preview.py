@@ -1,4 +1,4 @@
-"""A contact sheet of samples drawn from an own data set: the picture, the mask over it, the sentence, the split."""
+"""A contact sheet of random samples from a user's own data set: image, mask overlay, sentence and split."""
 
 import itertools
 import random
@@ -17,7 +17,7 @@ SAMPLES = 18
 _COLUMNS = 3
 _TILE, _GAP, _MARGIN = 240, 4, 16  # pixels
 _PAPER, _GROUND = 243, 214
-_TINT = 0.1  # a trace: sentences speak of colours
+_TINT = 0.1  # faint: sentences may mention colours
 
 
 class _Card(NamedTuple):
@@ -28,20 +28,20 @@ class _Card(NamedTuple):
 
 
 class Preview:
-  """Draws samples at random from all that pass by, evenly from the splits; memory is that of a few thumbnails."""
+  """Draws random samples from a stream of images, evenly from the splits, keeping only a few thumbnails in memory."""
 
   def __init__(self, plan: Plan, seed: int = 0):
     self._names, self._random = plan.names, random.Random(seed)
     self._kept: dict[str, list[_Card]] = {}
-    self._passed: dict[str, int] = {}
+    self._seen: dict[str, int] = {}
 
   def observe(self, split: str, encoded: EncodedImage) -> None:
-    """One image with its objects."""
+    """Considers the objects of one image."""
     image = None
     for index in range(len(encoded.objects)):
       kept = self._kept.setdefault(split, [])
-      self._passed[split] = passed = self._passed.get(split, 0) + 1
-      place = len(kept) if len(kept) < SAMPLES else self._random.randrange(passed)
+      self._seen[split] = seen = self._seen.get(split, 0) + 1
+      place = len(kept) if len(kept) < SAMPLES else self._random.randrange(seen)
       if place >= SAMPLES:
         continue
       if image is None:
@@ -49,8 +49,8 @@ class Preview:
       kept[place : place + 1] = [self._card(split, image, encoded, index)]
 
   def sheet(self) -> np.ndarray | None:
-    """uint8 [h, w, 3]; None where nothing passed by."""
-    # Of every split in turn, until there are enough.
+    """Returns the sheet, uint8 [h, w, 3]; None without images."""
+    # Alternates between splits until the sheet is full.
     turns = itertools.chain.from_iterable(itertools.zip_longest(*(_mixed(kept) for kept in self._kept.values())))
     cards = [card for card in turns if card][:SAMPLES]
     if not cards:
@@ -74,7 +74,7 @@ class Preview:
     mask = _decoded(png, cv2.IMREAD_GRAYSCALE) > 127
     text = self._random.choice(one.expressions)
     place = printable(self._names[one.object_id].place, 40)
-    nothing = '' if mask.any() else 'nothing, '
+    nothing = '' if mask.any() else 'no target, '
     return _Card(_fitted(image), _fitted(mask), text, (f'{nothing}{split}, {place}', f'{nothing}{split}', split))
 
 
@@ -84,12 +84,12 @@ def _mixed(kept: list[_Card]) -> list[_Card]:
 
 def _decoded(data: bytes, flags: int) -> np.ndarray:
   pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-  assert pixels is not None  # it was just encoded, or checked
+  assert pixels is not None  # just encoded or checked
   return pixels
 
 
 def _drawn(card: _Card) -> np.ndarray:
-  """The picture and the mask over it, side by side, and a caption under them."""
+  """Returns the image and its mask overlay side by side, with a caption below."""
   tiles = np.full((_TILE, 2 * _TILE + _GAP, 3), _GROUND, np.uint8)
   over = overlay(card.image, card.mask, tint=_TINT)
   height, width = card.mask.shape
@@ -101,7 +101,7 @@ def _drawn(card: _Card) -> np.ndarray:
 
 
 def _fitted(array: np.ndarray) -> np.ndarray:
-  """An image or a mask with its long side at that of a tile."""
+  """Returns an image or mask scaled so that its long side fills a tile."""
   height, width = array.shape[:2]
   scale = _TILE / max(height, width)
   size = max(1, round(width * scale)), max(1, round(height * scale))

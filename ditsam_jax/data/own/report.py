@@ -1,4 +1,4 @@
-"""What an own data set holds, and what about it may be a mistake: collected while its images pass by."""
+"""Statistics and warnings about a user's own data set, collected image by image."""
 
 import array
 import collections
@@ -18,27 +18,27 @@ _NEEDED = {'train': 'training', 'val': 'evaluation during training'}
 
 
 class Report:
-  """Sees every image of a data set once; then tells."""
+  """Observes every image of a data set once, then reports."""
 
-  def __init__(self, plan: Plan, context: Context, tokenizer: Tokenizer, whose: str):
-    """`tokenizer`: of the model that is to read the sentences; `whose` is the model's name."""
+  def __init__(self, plan: Plan, context: Context, tokenizer: Tokenizer, model: str):
+    """Starts a report; `model` is the name of the model that `tokenizer` belongs to."""
     self._names, self._context = plan.names, context
-    self._tokenizer, self._whose = tokenizer, whose
+    self._tokenizer, self._model = tokenizer, model
     self._images = 0
     self._smallest = self._largest = (0, 0)  # height and width
-    self._shares = array.array('d')  # of the image that each mask covers, 0 for none
+    self._shares = array.array('d')  # share of the image that each mask covers, 0 for empty masks
     self._lengths = array.array('l')  # of sentences, in words
-    self._sentences: set[int] = set()  # hashes of different ones
+    self._sentences: set[int] = set()  # hashes of unique sentences
     self._splits: dict[str, None] = {}
     self._words: set[str] = set()
-    self._places: dict[bytes, dict[tuple[str, int], str]] = {}  # by content: split and image id, and a name
+    self._places: dict[bytes, dict[tuple[str, int], str]] = {}  # by content: a file name by split and image id
     self._nothing = 0
     self._examples: dict[str, list[str]] = collections.defaultdict(list)
     self._counts: collections.Counter[str] = collections.Counter()
     self._lacking: collections.Counter[str] = collections.Counter()
 
   def observe(self, split: str, encoded: EncodedImage) -> None:
-    """One image with its objects."""
+    """Adds one image with its objects."""
     objects = [one for one, _ in encoded.objects]
     name = self._named(objects[0]).image
     self._splits[split] = None
@@ -67,10 +67,10 @@ class Report:
           self._note('ambiguous', f"'{printable(text, 60)}' in {self._called(objects[other])} and {self._place(one)}")
 
   def lines(self) -> list[str]:
-    """The report, line by line: figures, then warnings, then notes; nothing where no image passed by."""
+    """Returns the report, line by line: statistics, warnings, notes; no lines without images."""
     if not self._images:
       return []
-    return [*self._figures(), *(f'warning: {line}' for line in self._warnings()), *self._remarks()]
+    return [*self._figures(), *(f'warning: {line}' for line in self._warnings()), *self._notes()]
 
   def _read(self, text: str, one: PlannedObject) -> None:
     words = words_of(text)
@@ -79,45 +79,45 @@ class Report:
     self._words.update(words)
     if unknown := self._tokenizer.unknown(text):
       self._counts['unknown'] += 1
-      self._lacking.update(list(dict.fromkeys(word.lower() for word in unknown)))  # in order, once a sentence
+      self._lacking.update(list(dict.fromkeys(word.lower() for word in unknown)))  # in order, once per sentence
     if cut := self._tokenizer.cut(text):
       self._note('cut', f"{self._called(one)} ('{printable(cut, 60)}')")
 
   def _figures(self) -> Iterable[str]:
-    (height, width), (most_height, most_width) = self._smallest, self._largest
-    yield f'images: {self._images:,}, from {width} x {height} to {most_width} x {most_height} pixels'
+    least, most = (f'{width} x {height}' for height, width in (self._smallest, self._largest))
+    yield f'images: {self._images:,}, {f"from {least} to {most}" if least != most else f"all {least}"} pixels'
     shares = 100 * np.array(self._shares)
     given = shares[shares > 0]
-    nothing = f'; nothing in the image (null): {self._nothing:,}' if self._nothing else ''
+    nothing = f'; no target (null): {self._nothing:,}' if self._nothing else ''
     yield f'masks: {_range(given, "% of the image") if given.size else "none"}{nothing}'
     different = len(self._sentences)
     yield f'sentences: {len(self._lengths):,}, {different:,} different, {_range(np.array(self._lengths), "words")}'
-    whose = f"'{printable(self._whose)}'"
-    yield f'sentences longer than the {self._tokenizer.max_tokens} tokens of {whose}, which lose their end: {self._such("cut")}'
+    model = f"'{printable(self._model)}'"
+    yield f'sentences cut at the {self._tokenizer.max_tokens} tokens of {model}: {self._counted("cut")}'
     common = ', '.join(f'{printable(word, 40)} ({number:,})' for word, number in self._lacking.most_common(10))
     more = len(self._lacking) - 10
     lacking = f': {common}{f" and {more:,} more" if more > 0 else ""}' if common else ''
     yield (
-      f'words that the vocabulary of {whose} lacks: {len(self._lacking):,} of {len(self._words):,}, in '
+      f'words missing from the vocabulary of {model}: {len(self._lacking):,} of {len(self._words):,}, in '
       f'{self._counts["unknown"]:,} sentences{lacking}'
     )
 
   def _warnings(self) -> Iterable[str]:
     yield from self._leaks()
-    for kind, what in (
-      ('empty', 'masks that are given but empty, and count as nothing in the image'),
+    for kind, title in (
+      ('empty', 'empty masks, treated as no target (null)'),
       ('full', 'masks that cover the whole image'),
-      ('alike', f'pairs of masks that are nearly equal (IoU {NEARLY_EQUAL} or more), with different sentences'),
-      ('ambiguous', 'sentences that stand for different masks of one image'),
+      ('alike', f'pairs of nearly equal masks (IoU {NEARLY_EQUAL} or more) with different sentences'),
+      ('ambiguous', 'sentences used for different masks of one image'),
     ):
       if self._counts[kind]:
-        yield f'{what}: {self._such(kind)}'
+        yield f'{title}: {self._counted(kind)}'
     for split, use in _NEEDED.items():
       if split not in self._splits:
-        yield f"there is no split '{split}', which {use} needs; there are: {listed(self._splits)}"
+        yield f"no split '{split}', required for {use}; found: {listed(self._splits)}"
 
   def _leaks(self) -> Iterable[str]:
-    """Pictures that are in more than one split."""
+    """Yields warnings about images that occur in several splits or several times."""
     copies = 0
     for places in self._places.values():
       several = sorted({split for split, _ in places})
@@ -125,25 +125,22 @@ class Report:
         self._note('leaks', f'{listed(dict.fromkeys(places.values()), 2)} in {listed(several)}')
       copies += len({image for _, image in places}) > 1
     if self._counts['leaks']:
-      yield (
-        f'images with the same content in several splits, so that evaluation sees what was trained on: '
-        f'{self._such("leaks")}'
-      )
+      yield f'identical images in several splits, so evaluation may see training images: {self._counted("leaks")}'
     if copies:
-      yield f'images that are there more than once, by different names: {copies:,}'
+      yield f'identical images under different names: {copies:,}'
 
-  def _remarks(self) -> Iterable[str]:
+  def _notes(self) -> Iterable[str]:
     if self._context.ignored:
       fields = listed(f'{printable(name, 40)} ({number:,})' for name, number in self._context.ignored.items())
-      yield f'note: fields that nothing reads: {fields}'
+      yield f'note: unknown fields: {fields}'
 
   def _note(self, kind: str, example: str) -> None:
     self._counts[kind] += 1
     if len(self._examples[kind]) < _EXAMPLES:
       self._examples[kind].append(example)
 
-  def _such(self, kind: str) -> str:
-    """'12 (a; b; c; ...)': how many, and the first few."""
+  def _counted(self, kind: str) -> str:
+    """Returns the count and the first examples: '12 (a; b; c; ...)'."""
     examples, number = self._examples[kind], self._counts[kind]
     if not examples:
       return f'{number:,}'
@@ -160,7 +157,7 @@ class Report:
 
 
 def _range(values: np.ndarray, unit: str) -> str:
-  """'1 to 9 words (median 4)'."""
+  """Returns a range such as '1 to 9 words (median 4)'."""
   low, middle, high = np.quantile(values, (0, 0.5, 1))
   if low == high:
     return f'{low:.3g} {unit}'

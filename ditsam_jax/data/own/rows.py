@@ -1,4 +1,4 @@
-"""JSON lines and CSV: a row an entry, read line by line."""
+"""Reads JSON lines and CSV, line by line; each row is an entry."""
 
 import csv
 import itertools
@@ -12,12 +12,12 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.storage.files import open_regular, parse_json
 from ditsam_jax.terminal import listed, printable
 
-LONGEST_LINE = 2**24  # bytes: run lengths as a list of numbers take a few hundred kB
-MOST_BYTES = 2**33  # of a file; it is never in memory as a whole
+LONGEST_LINE = 2**24  # bytes; run lengths as a list of numbers take a few hundred kB
+MOST_BYTES = 2**33  # maximum file size; the file is never in memory as a whole
 
 
 def read_json_lines(context: Context) -> Iterator[Entry]:
-  """The entries of a file with a JSON object a line. Lines that are none are problems, each with its number."""
+  """Yields the entries of a file with a JSON object per line. Bad lines are reported with their numbers."""
   for number, line in _lines(context):
     place = f'line {number:,}'
     try:
@@ -31,7 +31,7 @@ def read_json_lines(context: Context) -> Iterator[Entry]:
 
 
 def read_csv(context: Context) -> Iterator[Entry]:
-  """The entries of a table with a line of names. `mask` holds a path or JSON: null, polygons, run lengths."""
+  """Yields the entries of a table with a header. `mask` holds a path or JSON: null, polygons, run lengths."""
   place = 'line 1'
   csv.field_size_limit(LONGEST_LINE)
   lines = (_text(line, number) for number, line in _lines(context, blank=True))
@@ -44,7 +44,7 @@ def read_csv(context: Context) -> Iterator[Entry]:
     if missing or len(set(header)) < len(header):
       raise UserError(
         f'{name}: the first line names the columns {listed(header) or "(none)"}; expected image, text and mask, each '
-        f'once, and perhaps split, id and category'
+        f'once, and optionally split, id and category'
       )
     for row in rows:
       place = f'line {rows.line_num:,}'
@@ -66,14 +66,14 @@ def read_csv(context: Context) -> Iterator[Entry]:
 
 
 def delimiter_of(header: str) -> str:
-  """What separates the names of the columns: a comma, or a semicolon or tabulator as some spreadsheets write."""
+  """Returns the delimiter of a CSV header: comma, semicolon or tab."""
   return max(',;\t', key=header.count)
 
 
 def _entry_of_cells(values: dict[str, Any], place: str) -> Entry:
   mask = values['mask'].strip()
   if not mask:
-    raise Rejected(problems.NO_MASK, "'mask' is empty; write null where the sentence names nothing in the image")
+    raise Rejected(problems.NO_MASK, "'mask' is empty; write null if the sentence refers to nothing in the image")
   if mask == 'null' or mask[0] in '[{':
     values = values | {'mask': parsed(mask.encode())}
   text = values['text']
@@ -90,7 +90,7 @@ def _text(line: bytes, number: int) -> str:
 
 
 def _lines(context: Context, *, blank: bool = False) -> Iterator[tuple[int, bytes]]:
-  """Lines with their numbers, from 1; a line that is too long is a problem."""
+  """Yields line numbers, from 1, and lines. Reports and skips lines that are too long."""
   name = printable(context.annotations)
   try:
     with open_regular(context.annotations, most_bytes=MOST_BYTES) as stream:
@@ -98,7 +98,7 @@ def _lines(context: Context, *, blank: bool = False) -> Iterator[tuple[int, byte
       while line := stream.readline(LONGEST_LINE + 1):
         number += 1
         if len(line) > LONGEST_LINE:
-          context.found.add(problems.BAD_LINE, f'line {number:,} (longer than {LONGEST_LINE:,} bytes)')
+          context.reject(f'line {number:,}', Rejected(problems.BAD_LINE, f'longer than {LONGEST_LINE:,} bytes'))
           while line and not line.endswith(b'\n'):
             line = stream.readline(LONGEST_LINE)
           continue
@@ -111,9 +111,9 @@ def _lines(context: Context, *, blank: bool = False) -> Iterator[tuple[int, byte
 
 
 def parsed(line: bytes) -> Any:
-  """JSON with every key once, valid Unicode and finite numbers. Raises Rejected."""
+  """Parses JSON with unique keys, valid Unicode and finite numbers. Raises Rejected."""
   try:
     return parse_json(line.strip())
   except ValueError as error:
-    reason = re.sub(r'line \d+ column (\d+) \(char \d+\)', r'character \1', str(error))  # there is one line
+    reason = re.sub(r'line \d+ column (\d+) \(char \d+\)', r'character \1', str(error))  # a single line
     raise Rejected(problems.BAD_LINE, reason.removeprefix('is ')) from error

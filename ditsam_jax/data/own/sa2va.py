@@ -1,4 +1,4 @@
-"""Sa2VA's annotations for fine-tuning: [{"image": ..., "mask": [mask, ...], "text": [sentence, ...]}, ...]."""
+"""Reads Sa2VA's fine-tuning annotations: [{"image": ..., "mask": [mask, ...], "text": [sentence, ...]}, ...]."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -25,7 +25,7 @@ _MOST_BYTES = 2**30
 
 
 def read(context: Context) -> Iterator[Entry]:
-  """An entry per mask and its text: the first mask is that of the first text. Raises UserError for another file."""
+  """Yields an entry per pair of mask and text. Raises UserError if the file is in another format."""
   content = read_json(context.annotations, most_bytes=_MOST_BYTES, finite=False)
   if not isinstance(content, list):
     raise UserError(

@@ -1,4 +1,4 @@
-"""Shared by all data that is prepared from files: problems by kind, masks, images, the TFDS writer.
+"""Prepares any data set from files: problems by kind, masks, images, the TFDS writer.
 
-Worker processes import from here, so nothing is imported: TensorFlow Datasets alone would take them seconds.
+Worker processes import this package, so this file imports nothing: TensorFlow Datasets alone would take seconds.
 """

@@ -1,4 +1,4 @@
-"""One image and its masks, read, checked and encoded: the work that is spread over the cores."""
+"""Reads, checks and encodes an image and its masks; runs in worker processes."""
 
 import dataclasses
 from collections.abc import Generator, Iterable
@@ -10,17 +10,17 @@ import numpy as np
 from ditsam_jax.data.preparation.masks import MaskError, draw
 from ditsam_jax.data.workers import map_ordered
 
-# 4 KB for a mask of 640 x 480, beside 150 KB of JPEG. One bit a pixel would take a third of that, and
-# run lengths as little, but each takes longer to decode, and reading is what is done often.
+# A 640 x 480 mask takes 4 KB, next to 150 KB of JPEG. One bit per pixel or run lengths would take a third of that but
+# decode more slowly, and masks are read far more often than written.
 _MASK_OPTIONS = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE)
-MOST_BYTES = 2**27  # of an image file; those of COCO have 160 kB
+MOST_BYTES = 2**27  # maximum size of an image file; COCO's have 160 kB
 
-NEARLY_EQUAL = 0.95  # IoU of two masks from which on they are reported
-_MOST_COMPARED = 300  # pairs of masks of an image
+NEARLY_EQUAL = 0.95  # minimum IoU of two masks reported as nearly equal
+_MOST_COMPARED = 300  # maximum number of mask pairs compared per image
 
 
 class ImageError(ValueError):
-  """An image that cannot be taken; `kind` is one of problems.py."""
+  """Raised for an unusable image; `kind` is a constant of problems.py."""
 
   def __init__(self, kind: str, what: str):
     super().__init__(what)
@@ -28,32 +28,32 @@ class ImageError(ValueError):
 
 
 class ReadImage(NamedTuple):
-  """What the record stores, and what is checked against."""
+  """An image as stored in a record, with its size."""
 
-  data: bytes  # of a file that OpenCV decodes
+  data: bytes  # a file that OpenCV decodes
   height: int
   width: int
-  digest: bytes = b''  # of the pixels, where images are compared
+  digest: bytes = b''  # of the pixels, if images are compared
 
 
 class Source(Protocol):
-  """Where the bytes of an image come from; sent to worker processes."""
+  """Source of an image's bytes; sent to worker processes."""
 
   def read(self) -> ReadImage:
-    """Reads and checks. Raises ImageError."""
+    """Reads and checks the image. Raises ImageError."""
     ...
 
 
 class Drawn(Protocol):
-  """A mask that is not COCO's: from a file, say."""
+  """A mask that draws itself, for example from a file."""
 
   def draw(self, height: int, width: int) -> np.ndarray:
-    """The mask, bool [height, width]. Raises MaskError."""
+    """Returns the mask, bool [height, width]. Raises MaskError."""
     ...
 
 
 class PlannedMask(NamedTuple):
-  """A mask to be drawn."""
+  """A mask to draw."""
 
   name: str  # for messages
   segmentation: Drawn | Any  # polygons or run lengths of COCO
@@ -61,7 +61,7 @@ class PlannedMask(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PlannedObject:
-  """What some sentences refer to, with the masks to be drawn: one, several (their union is the target) or none."""
+  """The target of some sentences, with its masks to draw: one, several (the target is their union) or none."""
 
   object_id: int
   category: str
@@ -71,7 +71,7 @@ class PlannedObject:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PlannedImage:
-  """One record to be: what a worker process is sent."""
+  """A record to encode; sent to worker processes."""
 
   source: Source
   image_id: int
@@ -80,12 +80,12 @@ class PlannedImage:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class EncodedImage:
-  """The file's bytes, and a PNG mask for each object that could be drawn. No bytes: left out."""
+  """The file's bytes and a PNG mask for each drawable object. Without bytes, the image is left out."""
 
   planned: PlannedImage
   image: bytes
   objects: tuple[tuple[PlannedObject, bytes], ...]
-  problems: tuple[tuple[str, str], ...]  # kind and what
+  problems: tuple[tuple[str, str], ...]  # kind and example
   height: int = 0
   width: int = 0
   areas: tuple[int, ...] = ()  # of the masks, in pixels
@@ -94,10 +94,10 @@ class EncodedImage:
 
 
 def encode(planned: PlannedImage) -> EncodedImage:
-  """Reads and checks one image and draws its masks; what is wrong is returned, never raised."""
+  """Reads and checks one image and draws its masks. Returns problems instead of raising."""
   try:
     read = planned.source.read()
-  except ImageError as error:  # masks wait for the image: its size is what bounds theirs
+  except ImageError as error:  # masks are not drawn: the image's size bounds theirs
     return EncodedImage(planned, b'', (), ((error.kind, str(error)),))
   found: list[tuple[str, str]] = []
   objects, masks = [], []
@@ -121,12 +121,12 @@ def encode(planned: PlannedImage) -> EncodedImage:
 
 
 def encode_all(images: Iterable[PlannedImage], processes: int) -> Generator[EncodedImage, None, None]:
-  """`encode` of each, in order, by that many worker processes; 0 takes this one."""
+  """Yields `encode` of each image in order, using worker processes; 0 uses the current process."""
   return map_ordered(encode, images, processes)
 
 
 def _mask(one: PlannedObject, height: int, width: int) -> tuple[np.ndarray | None, list[tuple[str, str]]]:
-  """The union of the object's masks, and what is wrong with them."""
+  """Returns the union of the object's masks, and problems."""
   union, faults = np.zeros((height, width), bool), []
   for name, segmentation in one.masks:
     try:
@@ -138,7 +138,7 @@ def _mask(one: PlannedObject, height: int, width: int) -> tuple[np.ndarray | Non
 
 
 def _alike(objects: list[PlannedObject], masks: list[np.ndarray]) -> tuple[tuple[int, int], ...]:
-  """Pairs of objects whose masks have an IoU of at least NEARLY_EQUAL, though they have different sentences."""
+  """Returns pairs of objects with different sentences but a mask IoU of at least NEARLY_EQUAL."""
   areas = [np.count_nonzero(mask) for mask in masks]
   order = sorted((index for index, area in enumerate(areas) if area), key=areas.__getitem__)
   pairs, compared = [], 0

@@ -1,4 +1,4 @@
-"""Which sentences of an object can be used."""
+"""Selects the usable sentences of an object."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from ditsam_jax.tokenization import MAX_TEXT_BYTES
 
 
 def good_sentences(texts: Sequence[str], what: str, found: Problems) -> tuple[str, ...]:
-  """The sentences that say something; `what` names their object in the problems, which are added to `found`."""
+  """Returns the usable sentences and adds problems to `found`, which call the object `what`."""
   if not texts:
     found.add(problems.NO_SENTENCE, what)
   if len(texts) > MAX_SENTENCES:

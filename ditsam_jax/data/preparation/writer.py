@@ -1,4 +1,4 @@
-"""Checks planned images and writes them as a TFDS data set, or checks only: one pass, nothing half-written."""
+"""Checks planned images in one pass and, unless only checking, writes them atomically as a TFDS data set."""
 
 import contextlib
 import dataclasses
@@ -21,41 +21,41 @@ from ditsam_jax.data.records import check_shards, quiet_tfds, record_features, w
 from ditsam_jax.errors import UserError
 from ditsam_jax.terminal import progress
 
-_SHARD = 400  # images: TFDS holds the examples of one shard in memory, about 60 MB
-_FEW_IMAGES = 300  # read faster than worker processes start
-_MOST_WORKERS = 16  # one process writes what all of them read
+_SHARD = 400  # images; TFDS keeps the examples of one shard in memory, about 60 MB
+_FEW_IMAGES = 300  # fewer are read faster than worker processes start
+_MOST_WORKERS = 16  # a single process writes the records
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-  """A data set to be written."""
+  """A data set to write."""
 
   name: str  # in TFDS
-  split_by: str  # '' where there is one way alone
-  title: str  # for people
+  split_by: str  # '' if there is only one partition
+  title: str  # for messages
   data_dir: str | os.PathLike
   encoding: str | None  # of the images: 'jpeg', or None for several
 
   @property
   def directory(self) -> Path:
-    """The folder it gets when it is whole."""
+    """The final folder of the complete data set."""
     return prepared_folder(self.data_dir, self.name, self.split_by)
 
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-  """What is in a prepared data set."""
+  """A prepared data set."""
 
   directory: Path
   splits: dict[str, Counts]
   whole: Counts
   left_out: dict[str, int]  # problems by kind, left out with skip_bad
-  seconds: float | None  # None: it had been prepared before
-  masks: int  # drawn in that time
+  seconds: float | None  # duration; None if it was prepared earlier
+  masks: int  # number of masks drawn in that time
 
 
 class Tally:
-  """Counts of what is written."""
+  """Counts the written images, objects and expressions."""
 
   def __init__(self):
     self.splits: dict[str, Counts] = {}
@@ -71,34 +71,34 @@ class Tally:
     self._images.add(encoded.planned.image_id)
 
   def whole(self) -> Counts:
-    """Over the splits; an image in two of them counts once."""
+    """Returns the counts over all splits; an image in two splits counts once."""
     summed = Counts(*map(sum, zip(Counts(), *self.splits.values())))
     return summed._replace(images=len(self._images))
 
 
 class _Refused(Exception):
-  """Problems were found, so that nothing is to be kept."""
+  """Raised if problems were found and nothing may be kept."""
 
 
-# Out of TFDS' registry, so that `tfds.load` reads the folder instead of asking this class for arguments.
+# Not in TFDS' registry, so that `tfds.load` reads the folder instead of constructing this class without arguments.
 with registered.skip_registration():
 
   class ReferringBuilder(tfds.core.ShardBasedBuilder):
-    """Referring expressions, one record an image with all its objects of the split.
+    """Referring expressions, one record per image with all its objects in the split.
 
-    An image is stored once, not once an object: a third of the size, and evaluation decodes it once. Written in
-    the order of the annotations.
+    Images are stored once, not once per object: this takes a third of the space, and evaluation decodes them once.
+    Records are in the order of the annotations.
     """
 
     VERSION = tfds.core.Version(VERSION)
-    # Nothing is downloaded, and TFDS' search for checksums needs a package that it does not install.
+    # Nothing is downloaded, and TFDS' checksum lookup needs a package that it does not install.
     url_infos = None
 
     def __init__(self, target: Target, images: dict[str, list[PlannedImage]], **kwargs: Any):
-      self.name = target.name  # pyright: ignore[reportAttributeAccessIssue]  # TFDS' is the class's
+      self.name = target.name  # pyright: ignore[reportAttributeAccessIssue]  # a class attribute in TFDS
       self._target, self._planned = target, images
-      self.encoded: Iterator[tuple[str, EncodedImage]] = iter(())  # all that `images` plans, but for what is bad
-      self.at_end: Callable[[], dict[str, Any]] = dict  # what metadata.json gets
+      self.encoded: Iterator[tuple[str, EncodedImage]] = iter(())  # the good ones of `images`
+      self.at_end: Callable[[], dict[str, Any]] = dict  # returns the content of metadata.json
       if target.split_by:
         kwargs['config'] = tfds.core.BuilderConfig(name=target.split_by, description=target.title)
       super().__init__(file_format='array_record', data_dir=os.fspath(target.data_dir), **kwargs)
@@ -123,20 +123,20 @@ with registered.skip_registration():
 
     def _download_and_prepare(self, *args: Any, **kwargs: Any) -> None:
       super()._download_and_prepare(*args, **kwargs)
-      next(self.encoded, None)  # to its end, which may refuse
-      assert self.info.metadata is not None  # `_info` gave it some
+      next(self.encoded, None)  # exhausts the iterator, which may raise _Refused
+      assert self.info.metadata is not None  # set in `_info`
       self.info.metadata.update(self.at_end())
 
 
 class _Stream:
-  """One stream of all splits' images, handed out a shard at a time, so that the workers never pause."""
+  """Hands out a single stream of all splits' images shard by shard, so that workers never idle."""
 
   def __init__(self, images: Iterator[tuple[str, EncodedImage]]):
     self._images = images
     self._next: tuple[str, EncodedImage] | None = None
 
   def take(self, split: str, number: int) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The next so many of the split; fewer where it ends."""
+    """Yields the next `number` records of the split; fewer at its end."""
     for _ in range(number):
       self._next = self._next or next(self._images, None)
       if self._next is None or self._next[0] != split:
@@ -171,24 +171,24 @@ def write(
   metadata: Callable[[], dict[str, Any]] = dict,
   check_only: bool = False,
 ) -> Tally:
-  """Encodes all images and writes them to `target.directory`, which gets its name when it is whole.
+  """Encodes all images and writes them to `target.directory` atomically.
 
-  What an interrupted preparation left behind is removed.
+  Removes the leftovers of interrupted runs.
 
   Args:
-    target: what is written, and where.
-    images: by split, in the order of the records.
-    found: problems so far; those of images and masks are added.
-    skip_bad: write the rest where there are problems.
-    processes: see `workers`; None: one a core, none for a few images.
-    say: receives the problems, a line each.
-    observe: sees every image that is written.
-    metadata: of metadata.json, beside the counts; asked at the end.
-    check_only: everything but the writing.
+    target: the data set to write.
+    images: planned images by split, in the order of the records.
+    found: problems so far; problems of images and masks are added.
+    skip_bad: leave out bad data and write the rest.
+    processes: number of worker processes; None: one per core, or none for few images.
+    say: receives the problems, one line at a time.
+    observe: called with every written image and its split.
+    metadata: called at the end; returns entries of metadata.json besides the counts.
+    check_only: check everything, but write nothing.
 
   Raises:
-    UserError: problems without `skip_bad`, nothing left, another process at the same work, a folder that cannot be
-      written to.
+    UserError: problems were found without `skip_bad`, no usable data is left, another process prepares the same data
+      set, or a folder is not writable.
   """
   tally = Tally()
   if not any(images.values()):
@@ -244,7 +244,7 @@ def _encoded(
   skip_bad: bool,
   observe: Callable[[str, EncodedImage], None],
 ) -> Generator[tuple[str, EncodedImage], None, None]:
-  """All images of all splits, with a progress bar. Raises _Refused at the end if any must not be written."""
+  """Yields the usable images of all splits, with a progress bar. Raises _Refused at the end if nothing may be kept."""
   order = [(split, image) for split, some in images.items() for image in some]
   with progress(len(order), 'preparing', 'images') as bar:
     for (split, _), encoded in zip(order, encode_all((image for _, image in order), workers)):
@@ -272,7 +272,7 @@ def _refusal(found: Problems, say: Callable[[str], None], reason: str) -> UserEr
 
 
 def prepared_before(directory: Path) -> Prepared:
-  """What an earlier run of the command wrote. Raises UserError where it is damaged, or something else's."""
+  """Returns the data set of an earlier run. Raises UserError if it is damaged or was not written by this command."""
   try:
     builder = tfds.builder_from_directory(directory)
     metadata = builder.info.metadata or {}
@@ -289,13 +289,13 @@ def prepared_before(directory: Path) -> Prepared:
 
 @contextlib.contextmanager
 def only_one(directory: Path) -> Iterator[None]:
-  """Keeps other processes from preparing the same, and removes what killed ones left behind."""
+  """Excludes other processes preparing the same data set, and removes the leftovers of killed ones."""
   descriptor = os.open(directory.parent, os.O_RDONLY)
   try:
     try:
-      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go by the system when the process ends
+      fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the system when the process ends
     except BlockingIOError as error:
-      raise UserError(f'another process is preparing {directory}; wait for it') from error
+      raise UserError(f'another process is preparing {directory}; wait for it to finish') from error
     for leftover in directory.parent.glob(f'incomplete.*_{directory.name}'):
       shutil.rmtree(leftover)
     yield

@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO: from the official downloads to the record that all data sets share.
+"""RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO: prepares the official downloads in the record format of all data sets.
 
-Worker processes import from here, so nothing is imported: TensorFlow Datasets alone would take them seconds.
+Worker processes import this package, so this file imports nothing: TensorFlow Datasets alone would take seconds.
 """

@@ -1,4 +1,4 @@
-"""COCO's instances.json."""
+"""Reads COCO's instances.json."""
 
 import dataclasses
 import reprlib
@@ -13,12 +13,12 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.storage.files import read_json
 from ditsam_jax.terminal import printable
 
-_MOST_BYTES = 2**30  # COCO's own instances_train2014.json has 333 MB
+_MOST_BYTES = 2**30  # COCO's instances_train2014.json has 333 MB
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImageInfo:
-  """What instances.json knows of an image."""
+  """An image in instances.json."""
 
   file_name: str
   height: int
@@ -27,7 +27,7 @@ class ImageInfo:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Annotation:
-  """One object. Its segmentation: float64 [2 n] polygons, a dict of run lengths, or None."""
+  """An object; its segmentation is float64 [2 n] polygons, a dict of run lengths, or None."""
 
   image_id: int
   category_id: int
@@ -36,7 +36,7 @@ class Annotation:
 
 @dataclasses.dataclass(frozen=True)
 class Instances:
-  """The part of an instances.json that was asked for."""
+  """The requested part of an instances.json."""
 
   images: dict[int, ImageInfo]
   annotations: dict[int, Annotation]
@@ -44,10 +44,9 @@ class Instances:
 
 
 def read_instances(file: Path, image_ids: Collection[int], annotation_ids: Collection[int]) -> Instances:
-  """Those images and annotations. Raises UserError when the file is damaged or of another format.
+  """Returns the requested images and annotations. Raises UserError if the file is damaged or in another format.
 
-  What is not asked for is dropped while parsing, and polygons become arrays: as Python numbers they would take
-  a gigabyte.
+  Drops other annotations while parsing and converts polygons to arrays; as Python numbers they would take a gigabyte.
   """
 
   def compact(item: dict[str, Any]) -> Any:
@@ -58,7 +57,7 @@ def read_instances(file: Path, image_ids: Collection[int], annotation_ids: Colle
     return item | {'segmentation': compact_polygons(item['segmentation'])}
 
   try:
-    # Polygons with numbers that are none are problems of theirs, not of the file.
+    # An invalid number makes its polygon malformed, not the file.
     content = read_json(file, most_bytes=_MOST_BYTES, hook=compact, finite=False)
     images = {
       item['id']: ImageInfo(_text(item['file_name']), _whole(item['height']), _whole(item['width']))
@@ -74,13 +73,12 @@ def read_instances(file: Path, image_ids: Collection[int], annotation_ids: Colle
     return Instances(images, annotations, categories)
   except (KeyError, TypeError, ValueError, AttributeError) as error:
     raise UserError(
-      f'{file} is not in COCO format (at {printable(error)}); expected images, annotations and categories with '
-      f'their ids'
+      f'{file} is not in COCO format (at {printable(error)}); expected images, annotations and categories with ids'
     ) from error
 
 
 def _whole(value: Any) -> int:
-  """A number of an id, a height, a width; some programs write 480.0."""
+  """Returns an id, height or width as an integer; some programs write 480.0."""
   if isinstance(value, float) and value.is_integer():
     value = int(value)
   if isinstance(value, bool) or not isinstance(value, int) or not -(2**63) <= value < 2**63:

@@ -30,22 +30,22 @@ def prepare(
 ) -> Prepared:
   """Reads the official files and writes the data set to `catalogue.folder(data_dir, dataset, split_by)`.
 
-  The folder gets its name when it is whole, so an interrupted preparation is never taken for one; what such a
-  one left behind is removed.
+  The data set is written to a temporary folder, which is renamed when complete. Removes the leftovers of interrupted
+  runs.
 
   Args:
     dataset, split_by: see catalogue.FAMILY.
-    annotations_dir: holds the data set's folder with refs and instances.json, or is that folder.
-    images_dir: holds COCO's train2014 images, or the folder train2014 with them.
+    annotations_dir: the data set's folder with refs and instances.json, or its parent.
+    images_dir: folder of COCO's train2014 images, or its parent.
     data_dir: folder of prepared data sets.
     skip_bad: skip bad images, refs and sentences and write the rest.
-    processes: that read images and draw masks; by default one a core. A script that calls this then needs the
-      usual `if __name__ == '__main__'`, or 0. The records do not depend on it.
+    processes: number of worker processes that read images and draw masks, by default one per core. Calling scripts
+      then need `if __name__ == '__main__'`; 0 uses the current process. Records do not depend on it.
     say: receives progress messages, one line at a time.
 
   Raises:
-    UserError: files missing or damaged, problems found without `skip_bad` (after reporting each kind to `say`),
-      another process at the same work, a folder that cannot be written to.
+    UserError: files are missing or damaged, problems were found without `skip_bad` (each kind is first reported to
+      `say`), another process prepares the same data set, or a folder is not writable.
   """
   if processes is not None:
     check_processes(processes, '--processes')
@@ -76,7 +76,9 @@ def _annotations_folder(given: str | os.PathLike, dataset: str) -> Path:
   if (given / dataset).is_dir():
     return given / dataset
   if not given.is_dir():
-    raise UserError(f'--annotations={given} is not a folder; expected the one that holds {dataset}/ as downloaded')
+    raise UserError(
+      f'--annotations={given} is not a folder; expected the folder that contains {dataset}/ as downloaded'
+    )
   own = given.resolve().name
   if own != dataset and own in catalogue.FAMILY:
     raise UserError(f'--annotations={given} is the folder of {own}, not of {dataset}; give its parent folder')
@@ -86,12 +88,12 @@ def _annotations_folder(given: str | os.PathLike, dataset: str) -> Path:
 def _expanded(option: str, given: str | os.PathLike) -> Path:
   try:
     return Path(given).expanduser()
-  except RuntimeError as error:  # ~somebody who is not there
+  except RuntimeError as error:  # unknown ~user
     raise UserError(f'{option}={printable(given)}: {printable(error)}; expected a folder') from error
 
 
 def _check_given(instances: Path, images_dir: Path) -> None:
-  """What a finished data set does not need any more is still what was meant, or a mistake to be told."""
+  """Checks the given files, although a prepared data set no longer needs them: a wrong path is likely a mistake."""
   open_regular(instances, most_bytes=2**63).close()
   if next(images_dir.glob('COCO_train2014_*.jpg'), None) is None:
     raise UserError(f"--images={images_dir} has no COCO_train2014_*.jpg; expected COCO's train2014 images")
@@ -100,5 +102,5 @@ def _check_given(instances: Path, images_dir: Path) -> None:
 def _images_folder(given: str | os.PathLike) -> Path:
   given = _expanded('--images', given)
   if not given.is_dir():
-    raise UserError(f"--images={given} is not a folder; expected the one with COCO's COCO_train2014_*.jpg")
+    raise UserError(f"--images={given} is not a folder; expected the folder with COCO's COCO_train2014_*.jpg")
   return given / 'train2014' if (given / 'train2014').is_dir() else given

@@ -1,4 +1,4 @@
-"""RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO, declared: names, splits, sizes, where they are kept, how they are read."""
+"""Declarations of RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO: names, splits, sizes, folders and readers."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ from ditsam_jax.errors import UserError
 
 
 def _locate(data_set: DataSet, partition: Partition, data_dir: str | os.PathLike) -> Path:
-  """Where `ditsam_jax.prepare` wrote a data set, else TFDS. Raises UserError, which says how to prepare it."""
+  """Returns the folder written by `ditsam_jax.prepare`, or else by TFDS. Raises UserError with the command to run."""
   name, split_by = data_set.name, partition.name
   ours = folder(data_dir, name, split_by)
   if (ours / 'dataset_info.json').exists():
@@ -26,7 +26,7 @@ def _locate(data_set: DataSet, partition: Partition, data_dir: str | os.PathLike
 
 
 def _split_in(where: Path, split: str) -> str:
-  """What a split is called there: TFDS calls one of them otherwise."""
+  """Returns a split's name in that folder; TFDS calls val 'validation'."""
   return 'validation' if split == 'val' and where.parts[-3] == 'ref_coco' else split
 
 
@@ -41,18 +41,18 @@ def _check(data_set: DataSet, partition: Partition, data_dir: str | os.PathLike,
 
 
 def _size(data_set: DataSet, partition: Partition, data_dir: str | os.PathLike, split: str) -> Counts | None:
-  """By what `ditsam_jax.prepare` counted, else as published."""
+  """Returns the counts by `ditsam_jax.prepare`, or else the published ones."""
   if counts := counted(folder(data_dir, data_set.name, partition.name)).get(split):
     return counts
-  # gRefCOCO's splits, of which nobody published sizes, are about as large as RefCOCO's.
+  # The sizes of gRefCOCO's splits are unpublished; they are about as large as RefCOCO's.
   published = partition.splits.get(split) or FAMILY['refcoco'].partition().splits.get(split)
   return Counts(*published) if published else None
 
 
 _READER = Reader(_open, _check, _size)
 
-# Images and objects of every split are from the catalogue of TensorFlow Datasets (ref_coco); of gRefCOCO's no such
-# numbers were published. In the sizes of the whole an image that the google partitions have in two splits counts once.
+# Images and objects per split are from the TensorFlow Datasets catalogue (ref_coco); gRefCOCO's are unpublished. In the
+# totals, an image that occurs in two splits of a google partition counts once.
 FAMILY = {
   data_set.name: data_set
   for data_set in (
@@ -65,7 +65,7 @@ FAMILY = {
       ),
       _READER,
       Counts(19_994, 50_000, 142_209),
-      # The splits that others print (120,624, 10,834, 5,657, 5,095) make one more than its authors do.
+      # Split sizes reported by others (120,624, 10,834, 5,657, 5,095) add up to one more than the authors' total.
       also_complete=142_210,
     ),
     DataSet(
@@ -91,11 +91,11 @@ FAMILY = {
       (Partition('unc', {'train': None, 'val': None, 'testA': None, 'testB': None}),),
       _READER,
       Counts(19_994, 0, 278_232, 80_022, 32_202),
-      # Of what its paper counts its authors keep some 6 % for challenges, and do not say how many of the rest have
-      # several targets or none.
+      # The authors hold back some 6 % of the paper's expressions for challenges and do not say how many of the rest
+      # have several targets or none.
       also_complete=259_859,
-      note="these are the paper's numbers; the grefs(unc).json that its authors gave out in 2024 had 259,859 "
-      'expressions, the rest being kept for challenges',
+      note="these are the paper's numbers; the grefs(unc).json released by its authors in 2024 has 259,859 "
+      'expressions, the rest being held back for challenges',
       generalised=True,
     ),
   )
@@ -103,30 +103,30 @@ FAMILY = {
 
 
 def parse(name: str) -> tuple[str, str]:
-  """'refcocog' or 'refcocog/google' as name and split-by. Raises UserError for unknown ones."""
+  """Parses 'refcocog' or 'refcocog/google' into name and split-by. Raises UserError if unknown."""
   data_set, partition = named(name, FAMILY)
   return data_set.name, partition.name
 
 
 def tfds_name(dataset: str) -> str:
-  """The name in TensorFlow Datasets, which takes letters, digits and underscores only."""
+  """Returns the name in TensorFlow Datasets, which allows only letters, digits and underscores."""
   return dataset.replace('+', '_plus')
 
 
 def folder(data_dir: str | os.PathLike, dataset: str, split_by: str) -> Path:
-  """Where the prepared data set is, or will be."""
+  """Returns the folder of the prepared data set, whether or not it exists."""
   return prepared_folder(data_dir, tfds_name(dataset), split_by)
 
 
 def tfds_ref_coco(data_dir: str | os.PathLike, dataset: str, split_by: str) -> Path | None:
-  """TFDS' own preparation of the same data, where the user has one; from 1.1.0 on it holds masks."""
+  """Returns the folder of the data set as prepared by TFDS, if any; it has masks since version 1.1.0."""
   config = f'{dataset.replace("+", "plus")}_{split_by}'
   versions = sorted(Path(data_dir).glob(f'ref_coco/{config}/1.[1-9].*'))
   return versions[-1] if versions else None
 
 
 def compare(dataset: str, split_by: str, splits: dict[str, Counts], whole: Counts) -> list[str]:
-  """What differs from the published sizes, a line each; empty for a complete data set."""
+  """Returns the differences from the published sizes, one per line; empty for a complete data set."""
   known, differences = FAMILY[dataset], []
   for split, expected in known.partition(split_by).splits.items():
     found = splits.get(split, Counts())
@@ -143,7 +143,7 @@ def compare(dataset: str, split_by: str, splits: dict[str, Counts], whole: Count
     of_expressions = name not in ('images', 'objects')
     if expected and found != expected and not (alike and of_expressions):
       kind = f'{name.replace("_", "-")} expressions' if name.endswith('target') else name
-      differences.append(f'in all: {found:,} of {expected:,} {kind}')
+      differences.append(f'total: {found:,} of {expected:,} {kind}')
   if known.note and differences and not alike:
     differences.append(known.note)
   return differences

@@ -1,4 +1,4 @@
-"""Refs and instances joined: which images have to be read, and what of each belongs into its record."""
+"""Joins refs and instances into planned images."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,10 +23,10 @@ def plan(
   *,
   may_lack_target: bool = False,
 ) -> dict[str, list[PlannedImage]]:
-  """The images of each split in the order in which the refs first name them, each with its refs in their order.
+  """Returns the images of each split in order of first occurrence, each with its refs in order.
 
-  Adds what is wrong to `found` and leaves it out. Masks are not looked at yet, nor are the images.
-  `may_lack_target`: refs may name nothing, as in gRefCOCO.
+  Adds problems to `found` and leaves their refs out. Reads neither masks nor images. With `may_lack_target`, refs may
+  have no target, as in gRefCOCO.
   """
   ref_ids: set[int] = set()
   of_image: dict[tuple[str, int], list[PlannedObject]] = {}
@@ -52,7 +52,7 @@ def plan(
   usable: dict[int, bool] = {}
   for (split, image_id), objects in of_image.items():
     info = instances.images[image_id]
-    if image_id not in usable:  # an image of two splits is reported once
+    if image_id not in usable:  # an image in two splits is reported once
       fault = _fault(info, images_dir)
       usable[image_id] = not fault
       if fault:
@@ -63,7 +63,7 @@ def plan(
 
 
 def _fault(info: ImageInfo, images_dir: Path) -> str:
-  """The kind of problem with an image, before it is opened; '' for none."""
+  """Returns the kind of problem of an image that can be detected without opening it; '' for none."""
   name = info.file_name
   if not name.isprintable() or set(name) & set('/\\:') or name in ('', '.', '..') or len(name.encode()) > 255:
     return problems.FILE_NAME

@@ -1,4 +1,4 @@
-"""The official files of refs: `refs(<split-by>).p`, a pickle, and gRefCOCO's `grefs(<split-by>).json`."""
+"""Reads the official ref files: `refs(<split-by>).p`, a pickle, and gRefCOCO's `grefs(<split-by>).json`."""
 
 import dataclasses
 import io
@@ -16,17 +16,17 @@ _MOST_BYTES = 2**28  # official files have up to 60 MB
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ref:
-  """What some sentences refer to, in one image."""
+  """The target of some sentences in one image."""
 
   ref_id: int
   image_id: int
-  annotation_ids: tuple[int, ...]  # one; in gRefCOCO none or several as well
+  annotation_ids: tuple[int, ...]  # one; any number in gRefCOCO
   split: str
   expressions: tuple[str, ...]
 
 
 def refs_file(folder: Path, split_by: str) -> Path:
-  """Where a folder has its refs. Raises UserError when it has none."""
+  """Returns the ref file in a folder. Raises UserError if there is none."""
   candidates = [folder / f'refs({split_by}).p', folder / f'grefs({split_by}).json']
   for file in candidates:
     if file.is_file():
@@ -39,7 +39,7 @@ def refs_file(folder: Path, split_by: str) -> Path:
 
 
 def read_refs(file: Path) -> list[Ref]:
-  """All refs of a file, in its order. Raises UserError when it is damaged or holds anything but refs."""
+  """Returns all refs of a file in order. Raises UserError if it is damaged or contains anything else."""
   items = read_json(file, most_bytes=_MOST_BYTES) if file.suffix == '.json' else read_pickle(file)
   if not isinstance(items, list) or not items:
     raise UserError(f'{file} does not hold a list of refs; expected the official download')
@@ -47,9 +47,9 @@ def read_refs(file: Path) -> list[Ref]:
 
 
 def read_pickle(file: Path) -> Any:
-  """A pickle of plain containers, strings and numbers, Python 2's too. Raises UserError on anything else."""
+  """Reads a pickle of plain containers, strings and numbers, by Python 2 or 3. Raises UserError for anything else."""
   try:
-    # Python 2 wrote strings as bytes; latin-1 reads every byte, and ASCII as itself.
+    # Python 2 wrote strings as bytes; latin-1 decodes every byte and keeps ASCII.
     return _PlainUnpickler(io.BytesIO(read_bytes(file, most_bytes=_MOST_BYTES)), printable(file.name)).load()
   except UserError:
     raise
@@ -57,10 +57,10 @@ def read_pickle(file: Path) -> Any:
     raise UserError(f'{file} is damaged or not a pickle ({printable(error)}); get a complete copy') from error
 
 
-# The private one in Python: that in C keeps its memo in a list as long as the largest index, and a single wrong bit
-# makes that tens of gigabytes. Official files take it a few seconds.
+# The private Python implementation: C's keeps its memo in a list as long as the largest index, so one flipped bit can
+# allocate tens of gigabytes. Official files take a few seconds.
 class _PlainUnpickler(pickle._Unpickler):
-  """Builds containers, strings and numbers. Whatever a pickle asks for by name could run code, so it is refused."""
+  """Builds containers, strings and numbers. Refuses named objects, which could run code."""
 
   def __init__(self, stream: Any, name: str):
     super().__init__(stream, encoding='latin-1')
@@ -70,16 +70,16 @@ class _PlainUnpickler(pickle._Unpickler):
     if module in ('builtins', '__builtin__') and name in ('set', 'frozenset'):
       return {'set': set, 'frozenset': frozenset}[name]
     if (module, name) == ('_codecs', 'encode'):
-      return _latin_1_bytes  # how Python 3 writes bytes for Python 2
+      return _latin_1_bytes  # Python 3 writes bytes this way for Python 2
     raise UserError(
-      f'{self._name} asks for {printable(module)}.{printable(name)}, which may run code; official refs hold lists, dicts, '
-      f'strings and numbers only, so get the file from its authors again'
+      f'{self._name} asks for {printable(module)}.{printable(name)}, which may run code; official refs contain only '
+      f'lists, dicts, strings and numbers, so download the file from its authors again'
     )
 
   def persistent_load(self, pid: Any) -> Any:
     raise UserError(
-      f'{self._name} asks for the outside object {reprlib.repr(pid)}; official refs hold lists, dicts, strings and '
-      f'numbers only, so get the file from its authors again'
+      f'{self._name} asks for the external object {reprlib.repr(pid)}; official refs contain only lists, dicts, strings '
+      f'and numbers, so download the file from its authors again'
     )
 
 
@@ -91,7 +91,7 @@ def _latin_1_bytes(text: str, encoding: str = 'latin1') -> bytes:
 
 def _ref(item: Any, where: str) -> Ref:
   try:
-    # The name of the image file is not taken from here: it carries the annotation's id as a suffix.
+    # Ignores `file_name`, which has the annotation's id as a suffix.
     annotations = item['ann_id']
     annotations = annotations if isinstance(annotations, list | tuple) else [annotations]
     sentences = tuple(_text(sentence['sent']) for sentence in item['sentences'])
@@ -112,7 +112,7 @@ def _ref(item: Any, where: str) -> Ref:
 
 def _whole(value: Any) -> int:
   if isinstance(value, bool) or not isinstance(value, int):
-    raise ValueError(f'{reprlib.repr(value)} is not a whole number')  # short: a pickle may hold endless containers
+    raise ValueError(f'{reprlib.repr(value)} is not a whole number')  # shortened: pickles may nest endlessly
   if not -(2**63) <= value < 2**63:
     raise ValueError('a number of more than 64 bits')
   return value
@@ -123,5 +123,5 @@ def _text(value: Any) -> str:
     return value.decode('latin-1')
   if not isinstance(value, str):
     raise ValueError(f'{reprlib.repr(value)} is not text')
-  value.encode('utf-8')  # half a character can be neither printed nor stored
+  value.encode('utf-8')  # raises for lone surrogates, which can be neither printed nor stored
   return value

@@ -50,7 +50,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
   """Scenes of 4 to 8 coloured shapes with masks and English referring expressions, generated, not downloaded."""
 
   VERSION = tfds.core.Version('1.0.0')
-  # Nothing is downloaded, and TFDS' search for checksums needs a package that TFDS does not install.
+  # Nothing is downloaded, and TFDS' checksum lookup needs a package that it does not install.
   url_infos = None
 
   def __init__(self, *, scenes: ScenesConfig = ScenesConfig(), workers: int = 0, **kwargs: Any):
@@ -129,9 +129,9 @@ def prepare(data_dir: str | os.PathLike, scenes: ScenesConfig = ScenesConfig(), 
 
   Args:
     data_dir: folder of prepared data sets.
-    scenes: what scenes look like.
-    workers: processes that generate scenes, by default one per core. A script that calls this then needs
-      `if __name__ == '__main__'`, or 0 workers. The records do not depend on it.
+    scenes: the appearance of scenes.
+    workers: number of processes that generate scenes, by default one per core. Calling scripts then need
+      `if __name__ == '__main__'`; 0 uses the current process. Records do not depend on it.
 
   Raises:
     UserError: the folder cannot be written, or contains something else or damaged data.

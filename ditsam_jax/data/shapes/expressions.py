@@ -24,7 +24,7 @@ AREA_RATIO = 1.3
 _LARGEST_SHARE = 0.2
 
 _ORDINALS = ('first', 'second', 'third', 'fourth')
-RELATIONS = (('left of', 'right of'), ('above', 'below'))  # an axis each: nearer its origin, farther from it
+RELATIONS = (('left of', 'right of'), ('above', 'below'))  # per axis: nearer to its origin, farther from it
 _SIDES = (('left', 'right'), ('top', 'bottom'))
 _PROPERTIES = ('size', 'colour', 'kind')
 _SUBSETS = tuple(subset for n in range(4) for subset in itertools.combinations(_PROPERTIES, n))
@@ -32,15 +32,15 @@ _SUBSETS = tuple(subset for n in range(4) for subset in itertools.combinations(_
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-  """All objects of a scene that a noun fits."""
+  """All objects of a scene that match a noun."""
 
   noun: str  # 'small red circle', or 'red shape' without the kind
-  properties: tuple[str, ...]  # those that the noun mentions
+  properties: tuple[str, ...]  # mentioned by the noun
   members: list[int]
 
   @staticmethod
   def noun_of(size: str, colour: str, kind: str) -> str:
-    """'small red circle'; an empty word is left out."""
+    """Returns a noun such as 'small red circle'; empty words are omitted."""
     return ' '.join(word for word in (size, colour, kind or 'shape') if word)
 
 
@@ -67,7 +67,7 @@ def describe(
 
 
 def _candidates(shapes: Sequence[Shape], side: float, rng: np.random.Generator) -> list[dict[str, list[str]]]:
-  """For each shape all expressions that fit it alone, by kind, in a random order."""
+  """Returns, for each shape, all expressions that match only it, by kind, in random order."""
   singles, crowds = groups(shapes)
   positions = [(shape.x / side, shape.y / side) for shape in shapes]
   found = {
@@ -87,7 +87,7 @@ def _candidates(shapes: Sequence[Shape], side: float, rng: np.random.Generator) 
 
 
 def groups(shapes: Sequence[Shape]) -> tuple[list[Group], list[Group]]:
-  """The groups of one object, and those of several."""
+  """Returns the groups with one object, and the groups with several."""
   groups = []
   for properties in _SUBSETS:
     members = collections.defaultdict(list)
@@ -165,12 +165,12 @@ def _negations(crowds: list[Group], shapes: Sequence[Shape]) -> Iterator[tuple[i
 
 
 def random_chance(objects: int) -> float:
-  """The probability that a random one of `objects` masks is the right one."""
+  """Returns the probability that a randomly chosen one of `objects` masks is correct."""
   return 1 / objects
 
 
 def colour_candidates(expression: str, categories: Sequence[str]) -> list[int]:
-  """Indices of the objects whose colour matches `expression`, between which an oracle for colours must guess.
+  """Returns indices of the objects whose colour matches `expression`; a colour oracle must guess among them.
 
   `categories` are those of the records, such as 'small red circle'. The colour of a landmark ('left of the red star')
   does not count, 'that is not red' excludes red objects, and without a colour word all objects match.
@@ -190,7 +190,7 @@ def _colours(text: str) -> set[str]:
 
 
 def vocabulary() -> list[str]:
-  """Lines of vocab.txt: the grammar's words, then characters, so any other word can be spelled."""
+  """Returns the lines of vocab.txt: the grammar's words, then characters that can spell any other word."""
   words = [
     'the',
     'shape',

@@ -1,7 +1,7 @@
-"""Phrases that name any number of a scene's shapes: several ('the red circles'), one, or none.
+"""Phrases that refer to any number of a scene's shapes: several ('the red circles'), one, or none.
 
-They are no part of the records: the standard splits hold expressions of one object each. Plural words are not in the
-vocabulary either; a tokenizer spells them ('circle', '##s').
+They are not part of the records: expressions in the standard splits refer to one object each. Plurals are not in the
+vocabulary; the tokenizer spells them ('circle', '##s').
 """
 
 import dataclasses
@@ -18,23 +18,23 @@ MOST_TARGETS = 5
 
 @dataclasses.dataclass(frozen=True)
 class Phrase:
-  """`targets`: the indices of all shapes that `text` names, sorted; none if it names nothing."""
+  """A phrase and the sorted indices of all shapes that it refers to, possibly none."""
 
   text: str
   targets: tuple[int, ...]
 
 
 def phrases(shapes: Sequence[Shape], side: float, count: int, rng: np.random.Generator) -> list[Phrase]:
-  """Up to `count` different phrases about a scene, from naming nothing to MOST_TARGETS shapes, in turn.
+  """Returns up to `count` different phrases about a scene, cycling through 0 to MOST_TARGETS targets.
 
-  A phrase that names nothing is a near miss: its words, or all but one, fit something else in the scene. Like
-  expressions, none hangs on a pixel: relations keep RELATION_MARGIN.
+  Phrases without targets are near misses: all but one of their words, or all words, match something in the scene. As in
+  expressions, RELATION_MARGIN ensures that no phrase depends on a single pixel.
 
   Args:
-    shapes: of the scene, in order.
-    side: of the image in pixels.
-    count: phrases wanted.
-    rng: where chance comes from.
+    shapes: the scene's shapes, in order.
+    side: side of the image in pixels.
+    count: maximum number of phrases.
+    rng: source of randomness.
   """
   candidates: dict[int, list[Phrase]] = {number: [] for number in range(MOST_TARGETS + 1)}
   found = [*_attributes(shapes), *_relations(shapes, side), *_absent(shapes)]
@@ -51,12 +51,12 @@ def phrases(shapes: Sequence[Shape], side: float, count: int, rng: np.random.Gen
 
 
 def plural(noun: str) -> str:
-  """'small red circle' -> 'small red circles'."""
+  """Returns the plural: 'small red circle' -> 'small red circles'."""
   return f'{noun}es' if noun.endswith('s') else f'{noun}s'
 
 
 def tokens(text: str) -> int:
-  """Tokens of a phrase, [CLS] and [SEP] included; the end of a plural is spelled, a token a letter."""
+  """Counts the tokens of a phrase, including [CLS] and [SEP]; plural endings take one token per letter."""
   known = set(vocabulary())
   beginnings = (next(word[:end] for end in range(len(word), 0, -1) if word[:end] in known) for word in text.split())
   return 2 + sum(1 + len(word) - len(beginning) for word, beginning in zip(text.split(), beginnings))
@@ -87,7 +87,7 @@ def _relations(shapes: Sequence[Shape], side: float) -> Iterator[Phrase]:
 
 
 def _absent(shapes: Sequence[Shape]) -> Iterator[Phrase]:
-  """Combinations of size, colour and kind that no shape has, though it has all of them but one."""
+  """Yields phrases with a combination of size, colour and kind that no shape has, but some shape nearly has."""
   for size, colour, kind in itertools.product(('', *SIZES), ('', *COLOURS), ('', *KINDS)):
     wanted = {name: word for name, word in (('size', size), ('colour', colour), ('kind', kind)) if word}
     fitting = [sum(getattr(shape, name) == word for name, word in wanted.items()) for shape in shapes]

@@ -24,7 +24,7 @@ COLOURS = {
 KINDS = ('circle', 'square', 'triangle', 'star', 'cross')
 
 # Circumradius for a nominal radius of 1. These factors give all kinds of the same nominal radius similar areas, so 'small'
-# and 'large' match what the eye sees.
+# and 'large' match perceived size.
 _EXTENT = {'circle': 1.0, 'square': 1.2, 'triangle': 1.35, 'star': 1.32, 'cross': 1.18}
 _SUPERSAMPLING = 4
 _RIM = 0.72  # brightness of a shape's rim
@@ -133,7 +133,7 @@ class Scene:
 
 
 def scene_rng(config: ScenesConfig, split: str, index: int) -> np.random.Generator:
-  """The random generator of scene `index` of `split`, so scenes can be generated in any order."""
+  """Returns the random generator of scene `index` of `split`, so scenes can be generated in any order."""
   return np.random.default_rng((config.seed, SPLITS.index(split), index))
 
 
@@ -169,7 +169,7 @@ def _outline(kind: str) -> np.ndarray:
 
 
 def _cross() -> np.ndarray:
-  """A plus sign; the half-width of its arms is 0.36 of their length."""
+  """Returns the outline of a plus sign; the half-width of its arms is 0.36 of their length."""
   arm = _EXTENT['cross'] / math.hypot(1, 0.36)
   wide = 0.36 * arm
   quarter = np.array([(arm, -wide), (arm, wide), (wide, wide)])
@@ -260,7 +260,7 @@ def _paint(
 
 
 def _background(config: ScenesConfig, rng: np.random.Generator) -> np.ndarray:
-  """Greyish, slowly changing colours with faint stripes and blurred blobs, float32 [S, S, 3]."""
+  """Returns greyish, slowly changing colours with faint stripes and blurred blobs, float32 [S, S, 3]."""
   # Details are no finer than a few pixels, so half the resolution is enough.
   half = (config.image_size + 1) // 2
   cells = int(rng.integers(3, 7))
@@ -273,7 +273,7 @@ def _background(config: ScenesConfig, rng: np.random.Generator) -> np.ndarray:
 
 
 def _stripes(side: int, rng: np.random.Generator) -> np.ndarray:
-  """Waves of brightness across the image, float32 [side, side]."""
+  """Returns waves of brightness across the image, float32 [side, side]."""
   angle, phase = rng.uniform(0, 2 * np.pi, 2)
   waves = 2 * np.pi * rng.uniform(3, 9) / side
   across = np.arange(side) * waves
@@ -282,7 +282,7 @@ def _stripes(side: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _blobs(side: int, rng: np.random.Generator) -> np.ndarray:
-  """Brighter and darker patches with soft edges and no recognisable shape, float32 [side, side]."""
+  """Returns brighter and darker patches with soft edges and no recognisable shape, float32 [side, side]."""
   cells = int(rng.integers(8, 14))
   patches = rng.choice(np.array([-14, 0, 0, 0, 14], np.float32), (cells, cells))
   return cv2.resize(patches, (side, side), interpolation=cv2.INTER_LINEAR)

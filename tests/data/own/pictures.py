@@ -1,4 +1,4 @@
-"""Pictures with one rectangle each that can be checked by hand, and their masks in every spelling."""
+"""Images with one rectangle each, and their masks in every representation."""
 
 import dataclasses
 import json
@@ -14,10 +14,10 @@ SIZES = ((48, 64), (64, 48), (50, 50), (40, 80), (56, 56), (44, 70))  # height, 
 
 @dataclasses.dataclass
 class Own:
-  """What lies in `root`: photos/ and masks/, and the truth about them."""
+  """Images and masks in `root`/photos and `root`/masks, with their pixels."""
 
   root: Path
-  pixels: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # of every image, by name
+  pixels: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)  # by image name
   masks: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
   @property
@@ -30,7 +30,7 @@ class Own:
     return file
 
   def arguments(self, annotations: Path, *more: str) -> list[str]:
-    """Of the prepare command."""
+    """Returns arguments of the prepare command."""
     return [
       '--name=mine',
       f'--annotations={annotations}',
@@ -42,7 +42,7 @@ class Own:
 
 
 def make(root: Path, number: int = 6) -> Own:
-  """PNG images 0.png .. (so that pixels are known), each with a rectangle; masks/0.png .. of 0 and 255."""
+  """Writes PNG images 0.png, ... with one rectangle each, and masks/0.png, ... with values 0 and 255."""
   own = Own(root)
   own.photos.mkdir()
   (root / 'masks').mkdir()
@@ -62,20 +62,20 @@ def make(root: Path, number: int = 6) -> Own:
 
 
 def polygon(mask: np.ndarray) -> list[list[float]]:
-  """COCO's polygon of a rectangle."""
+  """Returns the COCO polygon of a rectangle."""
   rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
   top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
   return [[float(value) for value in (left, top, right, top, right, bottom, left, bottom)]]
 
 
 def compressed(mask: np.ndarray) -> dict:
-  """pycocotools' run lengths."""
+  """Returns run lengths compressed by pycocotools."""
   runs = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
   return {'size': list(mask.shape), 'counts': runs['counts'].decode()}
 
 
 def uncompressed(mask: np.ndarray) -> dict:
-  """The same as numbers, written the slow and obvious way."""
+  """Returns uncompressed run lengths, computed pixel by pixel."""
   counts, current, run = [], False, 0
   for pixel in mask.T.reshape(-1):
     if pixel != current:

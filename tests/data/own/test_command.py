@@ -1,4 +1,4 @@
-"""Own data from the prepare command to training and evaluation; stopped, killed or with a full disk, nothing is left."""
+"""Own data from the prepare command to training and evaluation; failed runs leave no data set."""
 
 import os
 import re
@@ -54,7 +54,7 @@ def own(tmp_path):
   return make(tmp_path)
 
 
-# ----------------------------------------------------------------------------------------- known by its prepared folder
+# ---------------------------------------------------------------------------------------------------------- declaration
 
 
 def test_splits_sizes_and_targets_come_from_the_prepared_folder(prepared):
@@ -68,7 +68,7 @@ def test_splits_sizes_and_targets_come_from_the_prepared_folder(prepared):
     datasets.check_splits('mine', ['testA'], data_dir)
 
 
-def test_a_config_takes_it_and_its_epochs(prepared):
+def test_configs_accept_own_data_and_its_epochs(prepared):
   _, data_dir = prepared
   config = checks.check(files.load('ldit:mine', [f'data.data_dir={data_dir}']))
   assert lengths.samples_without_data(config) == 6
@@ -80,7 +80,7 @@ def test_a_config_takes_it_and_its_epochs(prepared):
     files.load('ldit:mine', [f'data.data_dir={data_dir}', 'final_split=testB'])
 
 
-def test_one_that_is_not_prepared_is_named_with_those_that_are(prepared, tmp_path):
+def test_an_unprepared_data_set_is_refused_with_the_prepared_names(prepared, tmp_path):
   _, data_dir = prepared
   with pytest.raises(
     UserError, match="'mime' is unknown and not prepared in .*did you mean 'mine'.*grefcoco, mine, or"
@@ -92,7 +92,7 @@ def test_one_that_is_not_prepared_is_named_with_those_that_are(prepared, tmp_pat
     files.load('ldit:Mine', [])
 
 
-def test_the_commands_look_in_the_same_folder_by_default(own, monkeypatch):
+def test_all_commands_use_the_same_default_folder(own, monkeypatch):
   monkeypatch.chdir(own.root)
   file = own.write_lines(rows(own))
   assert prepare.main(['--name=mine', f'--annotations={file.name}', '--images=photos', '--data-dir=data']) == 0
@@ -103,7 +103,7 @@ def test_the_commands_look_in_the_same_folder_by_default(own, monkeypatch):
   assert list(evaluate._open('mine', options, {})) == ['val']
 
 
-# -------------------------------------------------------------------------------------------------- nothing to segment
+# ------------------------------------------------------------------------------------------------------------ no target
 
 
 def test_evaluation_counts_null_as_no_target(prepared):
@@ -122,7 +122,7 @@ def test_evaluation_counts_null_as_no_target(prepared):
     figures = found.metrics()
     assert (figures['N-acc'], figures['T-acc']) == (n_acc, t_acc)
     areas = [own.masks[f'{index}.png'].mean() for index in (3, 4)]
-    expected = 100 * (3 if value < 0 else sum(areas)) / 5  # gIoU: 1 for each "nothing" that is right
+    expected = 100 * (3 if value < 0 else sum(areas)) / 5  # gIoU: 1 for each correct empty prediction
     assert found.miou == pytest.approx(expected)
 
 
@@ -144,7 +144,7 @@ def test_training_batches_have_empty_masks_for_null(prepared):
   assert sorted(mask.any() for mask in masks) == [False] * 3 + [True] * 3
 
 
-# ------------------------------------------------------------------------------------------------- whole or not at all
+# -------------------------------------------------------------------------------------------------------- atomic writes
 
 
 def files_in(folder):
@@ -162,7 +162,8 @@ def test_problems_leave_no_data_set_and_skip_bad_writes_the_rest(own):
   arguments = ('mine', file, own.photos, own.root / 'data')
   with pytest.raises(UserError, match='4 problems.*nothing was written.*--skip-bad'):
     builder.prepare(*arguments, processes=0, say=said.append)
-  assert len([line for line in said if re.match('1 (mask files|sentences|image files|lines)', line)]) == 4
+  kinds = '1 (missing or unreadable mask files|blank sentences|missing image files|unreadable lines)'
+  assert len([line for line in said if re.match(kinds, line)]) == 4
   assert files_in(own.root / 'data') == ['preview.png', 'report.txt']
   done = builder.prepare(*arguments, processes=0, skip_bad=True)
   assert sum(done.left_out.values()) == 4
@@ -177,7 +178,7 @@ def test_check_writes_no_data_set(own, capsys):
   assert files_in(own.root / 'data') == ['preview.png', 'report.txt']
 
 
-def test_prepared_again_it_is_unchanged_and_other_annotations_are_not_mistaken_for_it(own, capsys):
+def test_preparing_again_changes_nothing_and_other_annotations_are_refused(own, capsys):
   file = own.write_lines(rows(own))
   assert prepare.main(own.arguments(file)) == 0
   capsys.readouterr()
@@ -186,11 +187,11 @@ def test_prepared_again_it_is_unchanged_and_other_annotations_are_not_mistaken_f
   file.write_text(file.read_text().replace('box 1', 'box one'))
   with pytest.raises(UserError, match='prepared from other annotations.*delete that folder'):
     prepare.main(own.arguments(file))
-  assert prepare.main(own.arguments(file, '--check')) == 0  # which writes none
+  assert prepare.main(own.arguments(file, '--check')) == 0  # writes no data set
 
 
 @pytest.mark.multiprocess
-def test_records_do_not_depend_on_worker_processes_nor_on_shards(own, monkeypatch):
+def test_records_do_not_depend_on_worker_processes_or_shards(own, monkeypatch):
   file = own.write_lines(rows(own))
   builder.prepare('mine', file, own.photos, own.root / 'data', processes=0)
   monkeypatch.setattr(writer, '_SHARD', 2)
@@ -204,7 +205,7 @@ def test_records_do_not_depend_on_worker_processes_nor_on_shards(own, monkeypatc
 
 
 def noise(own, number):
-  """Adds images enough that a run takes a while: big ones."""
+  """Adds large images, so that a run takes a while; returns their entries."""
   big = cv2.imencode('.jpg', np.random.default_rng(0).integers(0, 256, (700, 700, 3), np.uint8))[1].tobytes()
   for index in range(number):
     (own.photos / f'big {index}.jpg').write_bytes(big)
@@ -212,7 +213,7 @@ def noise(own, number):
 
 
 @pytest.mark.multiprocess
-def test_a_full_disk_is_one_line_and_leaves_nothing(own):
+def test_a_full_disk_is_reported_in_one_line_and_leaves_nothing(own):
   file = own.write_lines([*rows(own), *noise(own, 3)])
 
   script = (
@@ -234,7 +235,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(own):
 
 @pytest.mark.multiprocess
 @pytest.mark.parametrize('number, status', [(signal.SIGINT, 130), (signal.SIGKILL, -9)])
-def test_interrupted_leaves_no_data_set_and_no_process_and_the_next_run_makes_it(own, number, status):
+def test_an_interrupted_run_leaves_no_data_set_and_the_next_run_writes_it(own, number, status):
   file = own.write_lines([*rows(own), *noise(own, 400)])
   arguments = [one for one in own.arguments(file) if not one.startswith('--processes')]
   process, screen = screens.start(
@@ -247,13 +248,13 @@ def test_interrupted_leaves_no_data_set_and_no_process_and_the_next_run_makes_it
     start_new_session=True,
   )
   errors = b''
-  while not re.search(rb' [1-9][0-9]*/406', errors):  # the bar says that workers have worked
+  while not re.search(rb' [1-9][0-9]*/406', errors):  # until the progress bar shows work done
     errors += screens.shown(screen) or pytest.fail(errors.decode())
   if number == signal.SIGKILL:
     process.kill()
   else:
-    os.killpg(process.pid, number)  # as a terminal does: to the workers too
-  errors += screens.rest(screen)  # until the workers are gone, which hold it too
+    os.killpg(process.pid, number)  # like a terminal, also signals the workers
+  errors += screens.rest(screen)  # until the workers, which also hold it, are gone
   assert process.wait(timeout=60) == status, errors.decode()
   assert b'Traceback' not in errors
   parts = own.root / 'data' / 'mine'
@@ -264,7 +265,7 @@ def test_interrupted_leaves_no_data_set_and_no_process_and_the_next_run_makes_it
   assert sorted(path.name for path in parts.iterdir()) == ['1.0.0', 'objects.csv', 'preview.png', 'report.txt']
 
 
-def test_hundreds_of_objects_an_image_take_a_moment(own):
+def test_images_with_hundreds_of_objects_are_prepared_quickly(own):
   masks = [compressed(own.masks[f'{index}.png']) for index in range(6)]
   lines = [{'image': f'{index % 6}.png', 'text': f'box {index}', 'mask': masks[index % 6]} for index in range(1800)]
   started = time.process_time()
@@ -276,7 +277,7 @@ def test_hundreds_of_objects_an_image_take_a_moment(own):
 
 
 @pytest.mark.parametrize(
-  'change, told',
+  'change, message',
   [
     (['--name=Mine'], '--name=Mine: expected up to 61 lower-case letters'),
     (['--name=refcoco'], 'is the name of another data set'),
@@ -292,11 +293,11 @@ def test_hundreds_of_objects_an_image_take_a_moment(own):
     (['--split-by=unc'], '--split-by goes with --dataset'),
   ],
 )
-def test_options_that_are_wrong_are_one_line_and_nothing_is_made(own, change, told):
+def test_bad_options_are_refused_in_one_line_and_write_nothing(own, change, message):
   file = own.write_lines(rows(own))
   with pytest.raises(UserError) as error:
     prepare.main([*own.arguments(file), *change])
-  assert told in str(error.value) and not (own.root / 'data').exists()
+  assert message in str(error.value) and not (own.root / 'data').exists()
 
 
 def test_options_of_own_data_are_refused_for_refcoco():
@@ -307,7 +308,7 @@ def test_options_of_own_data_are_refused_for_refcoco():
     prepare.main(['--dataset=refcoco', '--annotations=x'])
 
 
-def test_something_else_in_the_folder_is_not_taken_for_it(own):
+def test_a_foreign_folder_is_not_mistaken_for_the_data_set(own):
   folder = own.root / 'data' / 'mine' / '1.0.0'
   folder.mkdir(parents=True)
   (folder / 'dataset_info.json').write_text('{}')

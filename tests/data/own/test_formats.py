@@ -1,4 +1,4 @@
-"""Every format comes back from the prepared data as the same pictures, masks and sentences, and is told apart."""
+"""Every format is detected and prepared with the original images, masks and sentences."""
 
 import csv
 import json
@@ -29,7 +29,7 @@ def own(tmp_path):
 
 
 def check(own, texts=TEXTS, splits=SPLITS, exact=True, nothing=()):
-  """Every sample of the prepared data is as it was made."""
+  """Checks that every sample of the prepared data equals its source."""
   found = {}
   for split in dict.fromkeys(splits):
     source = datasets.open_split('mine', own.root / 'data', split)
@@ -50,10 +50,10 @@ def check(own, texts=TEXTS, splits=SPLITS, exact=True, nothing=()):
 
 
 def spelled(own, index):
-  """A mask in one of the ways."""
+  """Returns a mask in one of six representations."""
   mask = own.masks[f'{index}.png']
-  ways = (f'masks/{index}.png', polygon(mask), compressed(mask), uncompressed(mask), polygon(mask)[0], None)
-  return ways[index]
+  forms = (f'masks/{index}.png', polygon(mask), compressed(mask), uncompressed(mask), polygon(mask)[0], None)
+  return forms[index]
 
 
 def rows(own):
@@ -85,7 +85,7 @@ def test_json_lines(own):
   assert int(listed[1]['mask_pixels']) == own.masks['1.png'].sum()
 
 
-def test_a_byte_order_mark_and_windows_line_ends(own):
+def test_a_byte_order_mark_and_windows_line_endings(own):
   file = own.write_lines(rows(own))
   file.write_bytes(b'\xef\xbb\xbf' + file.read_bytes().replace(b'\n', b'\r\n'))
   assert formats.format_of(file) == 'jsonl' and prepare.main(own.arguments(file)) == 0
@@ -108,21 +108,21 @@ def test_csv(own, delimiter):
 
 
 @pytest.mark.parametrize(
-  'text, told',
+  'text, message',
   [
     ('image,text\na,b\n', 'names the columns image, text; expected image, text and mask'),
     ('image,text,mask,text\na,b,null,c\n', 'each once'),
     ('image,text,mask\na,"b,null\n', 'not CSV'),
   ],
 )
-def test_tables_without_the_columns_are_one_line(own, text, told):
+def test_bad_tables_are_refused_in_one_line(own, text, message):
   file = own.root / 'mine.csv'
   file.write_text(text)
-  with pytest.raises(UserError, match=told):
+  with pytest.raises(UserError, match=message):
     builder.prepare('mine', file, own.photos, own.root / 'data', format='csv', processes=0)
 
 
-def test_cells_that_are_wrong_are_counted(own):
+def test_bad_cells_are_counted(own):
   file = own.root / 'mine.csv'
   file.write_text('image,text,mask\n0.png,a,\n0.png,a\n0.png,a,[[1\n0.png,a,null\n')
   found, _ = read(file, 'csv', own)
@@ -133,7 +133,7 @@ def test_cells_that_are_wrong_are_counted(own):
 def read(file, name, own):
   found = Problems()
   context = Context(file, own.photos, own.root, found, lambda text: None)
-  return found, list(formats.named(name).read(context))
+  return found, list(formats.read(name, context))
 
 
 def coco(own, **changes):
@@ -192,7 +192,7 @@ def change(content, path, value):
     (('images', 0, 'file_name'), None, problems.BAD_ENTRY),
   ],
 )
-def test_annotations_that_are_wrong_are_counted(own, path, value, kind):
+def test_bad_annotations_are_counted(own, path, value, kind):
   content, file = coco(own), own.root / 'instances.json'
   change(content, path, value)
   file.write_text(json.dumps(content))
@@ -200,7 +200,7 @@ def test_annotations_that_are_wrong_are_counted(own, path, value, kind):
   assert found.counts == {kind: 1} and len(entries) == 5
 
 
-def test_an_image_of_another_size_than_coco_says(own):
+def test_an_image_whose_size_differs_from_coco(own):
   content, file = coco(own), own.root / 'instances.json'
   content['images'][0]['height'] = 40
   file.write_text(json.dumps(content))
@@ -237,7 +237,7 @@ def test_sa2va(own):
 @pytest.mark.parametrize(
   'item', [7, {}, {'image': 'a', 'mask': [], 'text': ['x']}, {'image': 'a', 'mask': 1, 'text': 2}]
 )
-def test_items_that_are_wrong_are_counted(own, item):
+def test_bad_items_are_counted(own, item):
   file = own.root / 'annotations.json'
   file.write_text(json.dumps([item]))
   found, entries = read(file, 'sa2va', own)
@@ -250,7 +250,7 @@ def test_a_folder_per_split(own):
     name = f'{index}.png'
     folder = root / SPLITS[index]
     folder.mkdir(parents=True, exist_ok=True)
-    if index % 2:  # a PNG beside its mask
+    if index % 2:  # a PNG next to its mask
       (folder / f'{index}.png').write_bytes((own.photos / name).read_bytes())
       (folder / f'{index}.mask.png').write_bytes((own.root / 'masks' / name).read_bytes())
     else:
@@ -262,7 +262,7 @@ def test_a_folder_per_split(own):
   check(own, exact=False)
 
 
-def test_folders_of_images_masks_and_texts(own):
+def test_subfolders_for_images_masks_and_texts(own):
   root = own.root / 'folders'
   for index in range(6):
     for part, source in (('images', own.photos), ('masks', own.root / 'masks')):
@@ -285,11 +285,43 @@ def test_folders_of_images_masks_and_texts(own):
   assert any(line.startswith(f'1 {problems.MASK_FILE}: train/images/2.png: train/masks/2.png') for line in said)
 
 
+def test_a_file_per_split(own):
+  folder = own.root / 'annotations'
+  folder.mkdir()
+  for split in ('train', 'val', 'test'):
+    content = coco(own)
+    content['annotations'] = [one for one in content['annotations'] if SPLITS[one['id'] - 7] == split]
+    for number, annotation in enumerate(content['annotations']):
+      annotation['id'] = number  # restarts in every file
+    for image in content['images']:
+      del image['split']
+    (folder / f'instances_{split}2014.json').write_text(json.dumps(content))
+  assert formats.format_of(folder) == 'coco'
+  assert prepare.main(own.arguments(folder)) == 0
+  check(own, [TEXTS[index][:1] if index in (3, 4) else TEXTS[index] for index in range(6)], nothing=('5.png',))
+  listed = list(csv.DictReader((own.root / 'data' / 'mine' / 'objects.csv').open()))
+  assert (listed[-1]['id'], listed[-1]['place']) == ('instances_test2014/0', 'instances_test2014.json annotation 0')
+  own.write_lines([*rows(own), '{'], 'annotations/more_val.jsonl')
+  with pytest.raises(
+    UserError, match='files in several formats: instances_val2014.json .coco., more_val.jsonl .jsonl.'
+  ):
+    formats.format_of(folder)
+  for file in folder.glob('*.json'):
+    file.unlink()
+  found = Problems()
+  context = Context(folder, own.photos, own.root, found, lambda text: None)
+  assert len(list(formats.read('jsonl', context))) == 6
+  assert found.report() == [
+    f'1 {problems.BAD_LINE}: more_val.jsonl line 7 (damaged or not JSON (Expecting property name enclosed in double '
+    'quotes: character 2))'
+  ]
+
+
 # ------------------------------------------------------------------------------------------------------------ Parquet
 
 
 def hub_rows(own, index):
-  """A row as jxu124/refcoco has it, and one as lmms-lab/RefCOCO."""
+  """Returns a row in the form of jxu124/refcoco and one in the form of lmms-lab/RefCOCO."""
   mask = own.masks[f'{index}.png']
   height, width = mask.shape
   sentences = [{'raw': text.upper(), 'sent': text, 'sent_id': 1, 'tokens': text.split()} for text in TEXTS[index]]
@@ -334,7 +366,7 @@ def test_parquet_with_the_images_inside(own, processes, capsys):
   folder = own.root / 'hub' / 'data'
   folder.mkdir(parents=True)
   lmms = [hub_rows(own, index)[1] for index in range(6)]
-  twice = hub_rows(own, 4)[1] | {'question_id': 'again', 'answer': ['box again']}  # the same image once more
+  twice = hub_rows(own, 4)[1] | {'question_id': 'again', 'answer': ['box again']}  # the same image again
   for name, some in (
     ('val-00000-of-00002', lmms[:3]),
     ('val-00001-of-00002', lmms[3:5]),
@@ -345,9 +377,9 @@ def test_parquet_with_the_images_inside(own, processes, capsys):
   arguments = [one for one in own.arguments(folder.parent) if not one.startswith('--processes')]
   assert prepare.main([*arguments, f'--processes={processes}']) == 0
   out = capsys.readouterr().out
-  assert "there is no split 'train', which training needs; there are: val, testA" in out
+  assert "no split 'train', required for training; found: val, testA" in out
   source = datasets.open_split('mine', own.root / 'data', 'val')
-  assert len(source) == 6 and source.num_images == 5  # the image that two rows have is stored once
+  assert len(source) == 6 and source.num_images == 5  # the image shared by two rows is stored once
   for index in range(6):
     sample = source[index]
     name = '4.png' if sample.expressions == ('box again',) else f'{sample.expressions[0][-1]}.png'
@@ -356,7 +388,7 @@ def test_parquet_with_the_images_inside(own, processes, capsys):
   assert len(datasets.open_split('mine', own.root / 'data', 'testA')) == 1
 
 
-def test_parquet_that_is_damaged_or_another_table_is_one_line(own, monkeypatch):
+def test_damaged_parquet_other_tables_and_missing_pyarrow_are_refused_in_one_line(own, monkeypatch):
   file = own.root / 'a.parquet'
   parquet.write_table(pa.Table.from_pylist([{'a': 1}]), file)
   with pytest.raises(UserError, match='has the columns a; expected images'):
@@ -369,7 +401,7 @@ def test_parquet_that_is_damaged_or_another_table_is_one_line(own, monkeypatch):
     read(file, 'parquet', own)
 
 
-def test_rows_that_are_wrong_are_counted(own):
+def test_bad_rows_are_counted(own):
   jxu, lmms = hub_rows(own, 0)
   for row, kind in (
     (jxu | {'raw_anns': '{'}, problems.BAD_ENTRY),
@@ -387,28 +419,28 @@ def test_rows_that_are_wrong_are_counted(own):
     assert found.counts == {kind: 1} and len(entries) == 1
 
 
-# --------------------------------------------------------------------------------------------------------- told apart
+# ---------------------------------------------------------------------------------------------------------- detection
 
 
 @pytest.mark.parametrize(
   'content',
   ['', 'image;text\n', 'hello\n', '\0\0\0', '<xml>'],
 )
-def test_files_of_no_format_are_one_line(own, content):
+def test_files_in_no_known_format_are_refused_in_one_line(own, content):
   file = own.root / 'mine.txt'
   file.write_text(content)
   with pytest.raises(UserError, match='in none of the formats jsonl, csv, coco, sa2va, parquet, folder'):
     formats.format_of(file)
 
 
-def test_a_broken_first_line_does_not_make_another_format_of_json_lines(own):
+def test_json_lines_with_a_broken_first_line_are_still_detected(own):
   file = own.write_lines(['{"image": "a", }', {'image': 'a', 'text': 'b', 'mask': None}])
   assert formats.format_of(file) == 'jsonl'
   found, entries = read(file, 'jsonl', own)
   assert found.counts == {problems.BAD_LINE: 1} and len(entries) == 1
 
 
-def test_tfds_opens_it_as_any_data_set(own):
+def test_tfds_opens_the_data_set(own):
   assert prepare.main(own.arguments(own.write_lines(rows(own)))) == 0
   source = tfds.data_source('mine', data_dir=str(own.root / 'data'), split='val')
   assert len(source) == 1

@@ -1,4 +1,4 @@
-"""Masks of own data: against hand-made ones, pycocotools and OpenCV."""
+"""Masks of own data, compared with hand-made masks, pycocotools and OpenCV."""
 
 import io
 
@@ -33,7 +33,7 @@ def with_palette(mask):
   return image
 
 
-def on_nothing(mask):
+def on_transparency(mask):
   return np.dstack([np.full((*mask.shape, 3), 255, np.uint8), mask.astype(np.uint8) * 255])
 
 
@@ -44,15 +44,15 @@ def on_nothing(mask):
     png(MASK.astype(np.uint8)),  # 0 and 1
     png(MASK.astype(np.uint8) * 7),
     png(MASK.astype(np.uint16) * 65535),
-    png(MASK),  # one bit a pixel
+    png(MASK),  # one bit per pixel
     png(MASK.astype(np.uint8) * 255, 'RGB'),
     png(MASK.astype(np.uint8) * 255, 'LA'),
     png(with_palette(MASK)),
-    png(on_nothing(MASK)),
+    png(on_transparency(MASK)),
   ],
   ids=['255', '1', '7', '16 bit', '1 bit', 'RGB', 'LA', 'palette', 'transparent'],
 )
-def test_every_kind_of_png_gives_its_mask(data):
+def test_every_kind_of_png_is_decoded(data):
   np.testing.assert_array_equal(decoded(data, *MASK.shape), MASK)
 
 
@@ -62,12 +62,12 @@ def test_soft_edges_are_cut_at_half():
 
 
 @pytest.mark.parametrize('value, expected', [(0, False), (255, True), (1, True)])
-def test_black_all_over_is_nothing_and_white_all_over_is_everything(value, expected):
+def test_an_all_black_png_is_empty_and_an_all_white_one_is_full(value, expected):
   assert (decoded(png(np.full((9, 8), value, np.uint8)), 9, 8) == expected).all()
 
 
 @pytest.mark.parametrize(
-  'data, kind, told',
+  'data, kind, message',
   [
     (png(np.arange(1200).reshape(30, 40).astype(np.uint8) % 4), problems.MALFORMED_MASK, 'values 0, 1, 2, 3'),
     (png(np.dstack([MASK * 200, MASK * 9, MASK * 0]).astype(np.uint8)), problems.MALFORMED_MASK, 'coloured'),
@@ -77,20 +77,20 @@ def test_black_all_over_is_nothing_and_white_all_over_is_everything(value, expec
     (png(MASK.astype(np.uint8))[:-30], problems.MASK_FILE, '.'),
   ],
 )
-def test_files_that_are_no_mask_say_why(data, kind, told):
-  with pytest.raises(MaskError, match=told) as error:
+def test_invalid_mask_files_are_refused_with_the_reason(data, kind, message):
+  with pytest.raises(MaskError, match=message) as error:
     decoded(data, *MASK.shape)
   assert error.value.kind == kind
 
 
-def test_numbered_objects_in_a_palette_are_not_one_mask():
+def test_numbered_objects_in_a_palette_are_refused():
   labels = Image.fromarray((np.arange(1200).reshape(30, 40) % 3).astype(np.uint8) * 100).convert('P')
   with pytest.raises(MaskError, match='a file per object'):
     decoded(png(labels), *MASK.shape)
 
 
 @pytest.mark.parametrize('odd', ['missing', 'folder', 'device', 'text'])
-def test_mask_files_that_are_none(tmp_path, odd):
+def test_unreadable_mask_files_are_problems(tmp_path, odd):
   file = tmp_path / 'mask.png'
   if odd == 'folder':
     file.mkdir()
@@ -114,7 +114,7 @@ def test_run_lengths(spell):
 @pytest.mark.verifies('Masks of own data: polygons and run lengths', against='pycocotools', within='equal')
 def test_polygons():
   np.testing.assert_array_equal(Segmentation(mask_of(polygon(MASK))).draw(*MASK.shape), MASK)
-  np.testing.assert_array_equal(Segmentation(mask_of(polygon(MASK)[0])).draw(*MASK.shape), MASK)  # no list around it
+  np.testing.assert_array_equal(Segmentation(mask_of(polygon(MASK)[0])).draw(*MASK.shape), MASK)  # not in a list
   (outline,), _ = cv2.findContours(DISC.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
   star = [outline.reshape(-1).tolist(), [1, 1, 9, 1, 9, 9]]
   theirs = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(star, *DISC.shape)))
@@ -128,7 +128,7 @@ def test_polygons():
     ([[]], problems.NO_MASK),
     ({}, problems.NO_MASK),
     ([[3, 3, 3, 3, 3, 3]], problems.NO_MASK),
-    ([[0.1, 0.1, 0.9, 0.1, 0.9, 0.9]], problems.MALFORMED_MASK),  # shares of the image, not pixels
+    ([[0.1, 0.1, 0.9, 0.1, 0.9, 0.9]], problems.MALFORMED_MASK),  # relative coordinates, not pixels
     ([[1, 2, 3, 4, 5, float('nan')]], problems.MALFORMED_MASK),
     ([['1', '2', 'x']], problems.MALFORMED_MASK),
     ([[{}]], problems.MALFORMED_MASK),
@@ -142,7 +142,7 @@ def test_polygons():
     ({'size': [30, 40], 'counts': 'oooooooo'}, problems.MALFORMED_MASK),
   ],
 )
-def test_masks_that_cannot_be_drawn_say_why(value, kind):
+def test_invalid_masks_are_refused_with_the_reason(value, kind):
   with pytest.raises(MaskError) as error:
     Segmentation(mask_of(value)).draw(30, 40)
   assert error.value.kind == kind and str(error.value).isprintable()

@@ -1,4 +1,4 @@
-"""Pictures of every kind come back as prediction reads them; files that OpenCV reads alike are stored as they are."""
+"""Images of every kind are stored with the pixels that prediction reads; where OpenCV agrees, files are unchanged."""
 
 import io
 
@@ -35,14 +35,14 @@ def read(file, size=None):
 
 
 def stored_pixels(data):
-  """As training decodes what is stored."""
+  """Decodes stored bytes like training."""
   import cv2
 
   return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
 
 
 @pytest.mark.parametrize(
-  'image, name, as_it_is',
+  'image, name, unchanged',
   [
     (RGB, 'a.png', True),
     (RGB[..., 0], 'grey.png', True),
@@ -58,13 +58,13 @@ def stored_pixels(data):
     (RGB, 'a.gif', False),
   ],
 )
-def test_any_kind_is_stored_as_prediction_reads_it(tmp_path, image, name, as_it_is):
+def test_stored_pixels_equal_those_of_prediction(tmp_path, image, name, unchanged):
   file = saved(tmp_path, image, name)
   found = read(file)
   theirs = read_image(file)
   assert (found.height, found.width) == theirs.shape[:2] == (40, 60)
-  assert (found.data == file.read_bytes()) == as_it_is
-  if name.endswith('jpg') and as_it_is:  # decoders of JPEG differ by a little
+  assert (found.data == file.read_bytes()) == unchanged
+  if name.endswith('jpg') and unchanged:  # JPEG decoders differ slightly
     assert np.abs(stored_pixels(found.data).astype(int) - theirs).max() <= 3
   else:
     np.testing.assert_array_equal(stored_pixels(found.data), theirs)
@@ -72,32 +72,32 @@ def test_any_kind_is_stored_as_prediction_reads_it(tmp_path, image, name, as_it_
 
 @pytest.mark.parametrize('kind', ['JPEG', 'MPO'])
 @pytest.mark.parametrize('orientation', range(2, 9))
-def test_photographs_are_turned_as_viewers_turn_them(tmp_path, orientation, kind):
-  more = {'save_all': True, 'append_images': [Image.fromarray(RGB)]} if kind == 'MPO' else {}  # of cameras
+def test_exif_orientation_is_applied_unless_the_annotated_size_is_unrotated(tmp_path, orientation, kind):
+  more = {'save_all': True, 'append_images': [Image.fromarray(RGB)]} if kind == 'MPO' else {}  # like cameras
   file = saved(tmp_path, RGB, 'a.jpg', format=kind, exif=turned(orientation), quality=95, **more)
   found = read(file)
   np.testing.assert_array_equal(stored_pixels(found.data), read_image(file))
   if orientation > 4:
     assert (found.height, found.width) == (60, 40)
-    as_it_lies = read(file, (40, 60))  # what COCO's annotations mean
-    assert as_it_lies.data == file.read_bytes() and as_it_lies.height == 40
+    unrotated = read(file, (40, 60))  # as in COCO's annotations
+    assert unrotated.data == file.read_bytes() and unrotated.height == 40
     assert read(file, (60, 40)).height == 60
 
 
-def test_a_turned_png_is_turned(tmp_path):
+def test_exif_orientation_of_png_is_applied(tmp_path):
   file = saved(tmp_path, RGB, 'a.png', exif=turned(6))
   found = read(file)
   np.testing.assert_array_equal(stored_pixels(found.data), np.rot90(RGB, -1))
 
 
-def test_the_same_pixels_have_the_same_digest_in_any_file(tmp_path):
+def test_digests_depend_only_on_pixels(tmp_path):
   digests = [read(saved(tmp_path, RGB, name)).digest for name in ('a.png', 'b.bmp', 'c.tif')]
   assert len(set(digests)) == 1 and digests[0] != read(saved(tmp_path, RGB[::-1], 'd.png')).digest
   assert digests[0] != read(saved(tmp_path, RGB.reshape(60, 40, 3), 'e.png')).digest
 
 
 @pytest.mark.parametrize('damage', ['missing', 'empty', 'cut', 'text', 'folder', 'device', 'bomb'])
-def test_files_that_are_no_pictures_are_problems(tmp_path, damage):
+def test_unreadable_images_are_problems(tmp_path, damage):
   file = saved(tmp_path, RGB, 'a.jpg')
   data = file.read_bytes()
   file.unlink()
@@ -117,13 +117,13 @@ def test_files_that_are_no_pictures_are_problems(tmp_path, damage):
   assert str(error.value).isprintable()
 
 
-def test_a_size_that_the_annotations_say_must_be_right(tmp_path):
+def test_a_wrong_annotated_size_is_a_problem(tmp_path):
   with pytest.raises(ImageError, match='60 x 40, not 60 x 41') as error:
     read(saved(tmp_path, RGB, 'a.png'), (41, 60))
   assert error.value.kind == problems.OTHER_SIZE
 
 
-def test_a_jpeg_is_stored_as_it_is_in_the_data_set(tmp_path):
+def test_jpeg_files_are_stored_unchanged_in_the_data_set(tmp_path):
   from ditsam_jax import prepare
 
   own = make(tmp_path, 1)

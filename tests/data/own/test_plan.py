@@ -1,4 +1,4 @@
-"""Paths, ids, splits: what is taken from entries, and what is not."""
+"""Which paths, ids and splits of entries are accepted and which are refused."""
 
 import os
 import re
@@ -36,7 +36,7 @@ GOOD = '{"image": "a.png", "text": "x", "mask": null}'
 
 
 @pytest.mark.parametrize(
-  'line, kind, told',
+  'line, kind, message',
   [
     ('{"image": "a.png"', problems.BAD_LINE, 'not JSON .*character 18'),
     ('7', problems.BAD_ENTRY, '7; expected an object'),
@@ -59,15 +59,15 @@ GOOD = '{"image": "a.png", "text": "x", "mask": null}'
     ('{"image": "a", "text": "x", "mask": null, "category": []}', problems.BAD_ENTRY, "'category' is"),
   ],
 )
-def test_a_line_that_is_wrong_is_counted_with_its_number_and_the_next_ones_are_read(context, line, kind, told):
+def test_a_bad_line_is_reported_with_its_number_and_later_lines_are_read(context, line, kind, message):
   entries = lines(context, GOOD, line, GOOD)
   assert [one.place for one in entries] == ['line 1', 'line 3']
   assert context.found.counts == {kind: 1}
   assert any(line.startswith(f'1 {kind}: line 2 (') for line in context.found.report())
-  assert re.search(told, context.found.report()[0])
+  assert re.search(message, context.found.report()[0])
 
 
-def test_fields_that_nothing_reads_are_counted(context):
+def test_unknown_fields_are_counted(context):
   lines(context, GOOD, '{"image": "a.png", "text": "x", "mask": null, "splt": "val"}')
   assert context.ignored == {'splt': 1}
 
@@ -82,35 +82,40 @@ def test_fields_that_nothing_reads_are_counted(context):
     'a\nb', '\x1b[31m', 'C:\\a.png', 'b\\..\\a', 'x' * 300, '\udcff', '..', '.',
   ],
 )  # fmt: skip
-def test_paths_that_lead_elsewhere_are_refused(tmp_path, given):
+def test_paths_outside_the_folder_are_refused(tmp_path, given):
   with pytest.raises(Rejected) as error:
     below(tmp_path, given, 'image')
   assert error.value.kind == problems.BAD_PATH and str(error.value).isprintable()
 
 
 @pytest.mark.parametrize('given', ['a.png', 'b/c/a.png', './a.png', 'b//a.png', '猫 1.png'])
-def test_paths_below_the_folder_are_taken(tmp_path, given):
+def test_paths_below_the_folder_are_accepted(tmp_path, given):
   assert below(tmp_path, given, 'image') == os.path.normpath(tmp_path / given)
   assert below(tmp_path, str(tmp_path / given), 'image') == os.path.normpath(tmp_path / given)
 
 
-def test_the_same_file_by_two_names_is_one_image(context):
+def test_two_spellings_of_a_path_are_one_image(context):
   planned = plan([entry(1, 'a.png', split='val'), entry(2, './a.png', split='val')], context)
   assert [len(image.objects) for image in planned.images['val']] == [2]
 
 
-def test_images_that_are_elsewhere_are_hinted_at(context):
+def test_hints_name_the_folders_where_images_and_masks_are_found(context):
   said = []
   context.say = said.append
-  (context.images_dir / 'a.png').touch()
-  plan([entry(1, 'photos/a.png'), entry(2, 'photos/b.png')], context)
-  assert len(said) == 1 and f'give --images={context.annotations.parent}' in said[0]
+  for name in ('a.png', 'mask.png'):
+    (context.images_dir / name).touch()
+  home = context.annotations.parent
+  plan([entry(1, 'photos/a.png', mask='mask.png'), entry(2, 'photos/b.png', mask='photos/mask.png')], context)
+  assert said == [
+    f"hint: 'photos/a.png' is not in {home / 'photos'} but in {home}; use --images={home}",
+    f"hint: 'mask.png' is not in {home} but in {home / 'photos'}; use --masks={home / 'photos'}",
+  ]
 
 
 # ---------------------------------------------------------------------------------------------------------------- ids
 
 
-def test_own_numbers_are_kept_and_others_get_free_ones(context):
+def test_integer_ids_are_kept_and_other_objects_get_free_ones(context):
   planned = plan([entry(1, id=1), entry(2), entry(3), entry(4, id='x'), entry(5, id=0), entry(6, id=-4)], context)
   ids = [one.object_id for one in planned.images['train'][0].objects]
   assert ids[0] == 1 and ids[-1] == -4 and len(set(ids)) == 6
@@ -127,7 +132,7 @@ def test_repeated_ids_and_objects_beyond_the_limit_are_counted(context):
 @pytest.mark.parametrize(
   'name', ['Mine', 'shapes', 'refcoco', 'a/b', '', '1a', 'ä', 'a b', 'x' * 62, '../a', 'ref_coco', 'a\n']
 )
-def test_names_that_no_data_set_can_have(name):
+def test_invalid_data_set_names_are_refused(name):
   with pytest.raises(UserError, match='--name=') as error:
     catalogue.check_name(name)
   assert str(error.value).isprintable()
@@ -136,7 +141,7 @@ def test_names_that_no_data_set_can_have(name):
 # ------------------------------------------------------------------------------------------------------------- splits
 
 
-def test_splits_are_taken_as_they_are_named(context):
+def test_split_names_are_kept_and_validation_becomes_val(context):
   planned = plan(
     [entry(1, split='testA'), entry(2, 'b.png', split='validation'), entry(3, 'c.png', split='train')], context
   )
@@ -144,12 +149,12 @@ def test_splits_are_taken_as_they_are_named(context):
 
 
 @pytest.mark.parametrize('split', ['a b', '1', 'all', 'a/b', '../x', 'x' * 40, 'ä'])
-def test_splits_that_cannot_be_are_counted(context, split):
+def test_invalid_splits_are_counted(context, split):
   plan([entry(1, split=split)], context)
   assert context.found.counts == {problems.BAD_SPLIT: 1}
 
 
-def test_some_splits_and_some_not_is_a_problem_of_those_without(context):
+def test_entries_without_a_split_among_others_with_one_are_problems(context):
   planned = plan([entry(1, split='val'), *(entry(number) for number in range(2, 7))], context)
   assert context.found.counts == {problems.BAD_SPLIT: 5} and list(planned.images) == ['val']
 
@@ -159,15 +164,15 @@ def splits_of(context, names, seed=0):
   return {os.path.basename(image.source.place): split for split, some in planned.images.items() for image in some}
 
 
-def test_without_splits_images_are_split_by_seed_and_content_alone(context):
+def test_random_splits_depend_only_on_seed_and_content(context):
   names = [f'{number}.png' for number in range(50)]
   for name in names:
     (context.images_dir / name).write_bytes(name.encode())
-  first = splits_of(context, [*names, *names])  # two objects an image
+  first = splits_of(context, [*names, *names])  # two objects per image
   assert first == splits_of(context, names[::-1]) != splits_of(context, names, seed=1)
   sizes = {split: list(first.values()).count(split) for split in first.values()}
   assert sizes == {'train': 40, 'val': 5, 'test': 5}
-  for name in names:  # renamed, the same pictures are in the same splits
+  for name in names:  # renaming does not change the splits
     (context.images_dir / name).rename(context.images_dir / f'new {name}')
   assert splits_of(context, [f'new {name}' for name in names]) == {
     f'new {name}': split for name, split in first.items()
@@ -185,6 +190,6 @@ def test_copies_of_a_file_are_in_the_same_split(context):
 
 
 @pytest.mark.parametrize('number, splits', [(1, ['train']), (2, ['train']), (3, ['train', 'val', 'test'])])
-def test_a_few_images(context, number, splits):
+def test_fewer_than_three_images_are_all_train(context, number, splits):
   planned = plan([entry(index, f'{index}.png') for index in range(number)], context)
   assert list(planned.images) == splits

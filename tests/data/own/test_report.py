@@ -1,4 +1,4 @@
-"""The report and the preview tell what is in the data, and what looks like a mistake."""
+"""The report and the preview describe the data and point out likely mistakes."""
 
 import cv2
 import numpy as np
@@ -44,33 +44,31 @@ def test_figures(own):
   assert one(lines, 'images: ') == 'images: 5, from 50 x 50 to 80 x 40 pixels'
   shares = [100 * own.masks[f'{index}.png'].mean() for index in (0, 1, 3, 5)]
   assert f'{min(shares):.3g} to {max(shares):.3g} % of the image' in one(lines, 'masks: ')
-  assert one(lines, 'masks: ').endswith('; nothing in the image (null): 1')
+  assert one(lines, 'masks: ').endswith('; no target (null): 1')
   assert one(lines, 'sentences: ') == 'sentences: 6, 6 different, 3 words'
   assert not [line for line in lines if line.startswith('warning')]
   assert (own.root / 'data' / 'mine' / 'report.txt').read_text().splitlines() == lines[:-1]
 
 
-def test_tokens_are_those_of_the_model(own):
+def test_the_report_uses_the_tokenizer_of_the_model(own):
   long = 'the red circle left of the blue square right of the large green star'
   lines = report(own, [row(own, 0, text=['the kettle', long]), row(own, 3, text='a Kettle'), row(own, 5)])
-  line = one(lines, "sentences longer than the 12 tokens of 'shapes', which lose their end: 1 (")
+  line = one(lines, "sentences cut at the 12 tokens of 'shapes': 1 (")
   assert "line 1 (0.png) ('" in line and "green star')" in line
-  assert 'kettle (2)' in one(lines, "words that the vocabulary of 'shapes' lacks")
+  assert 'kettle (2)' in one(lines, "words missing from the vocabulary of 'shapes'")
   with pytest.raises(UserError, match='takes no text'):
     report(own, [row(own, 0)], model='sam_shapes')
 
 
-def test_pictures_in_several_splits_are_found_by_their_pixels(own):
+def test_identical_images_in_several_splits_are_found_by_their_pixels(own):
   Image.open(own.photos / '0.png').save(own.photos / 'copy.bmp')
   lines = report(own, [row(own, 0), row(own, 0, image='copy.bmp', split='val'), row(own, 1), row(own, 1, split='test')])
-  line = one(
-    lines, 'warning: images with the same content in several splits, so that evaluation sees what was trained on: 2 ('
-  )
+  line = one(lines, 'warning: identical images in several splits, so evaluation may see training images: 2 (')
   assert '0.png, copy.bmp in train, val' in line and '1.png in test, train' in line
-  assert one(lines, 'warning: images that are there more than once, by different names: 1')
+  assert one(lines, 'warning: identical images under different names: 1')
 
 
-def test_copies_of_a_picture_do_not_leak_into_other_splits_when_splits_are_drawn(own):
+def test_random_splits_keep_copies_of_an_image_together(own):
   for index in range(6):
     (own.photos / f'copy {index}.png').write_bytes((own.photos / f'{index}.png').read_bytes())
   rows = [
@@ -78,14 +76,14 @@ def test_copies_of_a_picture_do_not_leak_into_other_splits_when_splits_are_drawn
   ]
   lines = report(own, rows)
   assert not [line for line in lines if 'several splits' in line]
-  assert one(lines, 'warning: images that are there more than once, by different names: 6')
+  assert one(lines, 'warning: identical images under different names: 6')
 
 
 def test_masks_that_look_like_mistakes(own):
   height, width = own.masks['0.png'].shape
   Image.fromarray(np.zeros((height, width), np.uint8)).save(own.root / 'empty.png')
   nearly = own.masks['0.png'].copy()
-  nearly[:5] = False  # one of twelve rows less
+  nearly[:5] = False  # removes one of twelve rows
   rows = [
     row(own, 0),
     row(own, 0, text='something else'),
@@ -97,22 +95,20 @@ def test_masks_that_look_like_mistakes(own):
     row(own, 3, text='the box 3', mask=None),
   ]
   lines = report(own, rows)
-  assert 'line 4 (0.png)' in one(
-    lines, 'warning: masks that are given but empty, and count as nothing in the image: 1 ('
-  )
+  assert 'line 4 (0.png)' in one(lines, 'warning: empty masks, treated as no target (null): 1 (')
   assert 'line 5 (0.png)' in one(lines, 'warning: masks that cover the whole image: 1 (')
-  assert one(lines, 'warning: pairs of masks that are nearly equal').endswith(': 1 (line 1 (0.png) and line 2)')
-  ambiguous = one(lines, 'warning: sentences that stand for different masks of one image: 2 (')
+  assert one(lines, 'warning: pairs of nearly equal masks').endswith(': 1 (line 1 (0.png) and line 2)')
+  ambiguous = one(lines, 'warning: sentences used for different masks of one image: 2 (')
   assert "'the box 3' in line 6 (3.png) and line 7" in ambiguous
 
 
-def test_splits_that_are_missing_are_named(own):
+def test_missing_splits_are_named(own):
   lines = report(own, [row(own, 5)])
-  assert one(lines, "warning: there is no split 'train', which training needs; there are: test")
-  assert one(lines, "warning: there is no split 'val', which evaluation during training needs")
+  assert one(lines, "warning: no split 'train', required for training; found: test")
+  assert one(lines, "warning: no split 'val', required for evaluation during training")
 
 
-def test_the_report_of_the_rest_comes_with_the_problems(own, capsys):
+def test_problems_are_shown_together_with_a_report_of_the_good_data(own, capsys):
   file = own.write_lines([row(own, 0), row(own, 1, image='nowhere.png')])
   with pytest.raises(UserError, match='1 problems'):
     prepare.main(own.arguments(file, '--check'))
@@ -128,10 +124,10 @@ def test_the_preview_shows_pictures_with_their_masks(own):
   assert sheet.shape[1] == 3 * (484 + 16) + 16  # three columns
   outlines = (np.abs(sheet.astype(int) - PREDICTION_COLOUR).max(-1) < 40).astype(np.uint8)
   spots = cv2.connectedComponents(cv2.dilate(outlines, np.ones((15, 15), np.uint8)))[0] - 1
-  assert spots == cards - 1  # nothing is outlined where there is nothing
+  assert spots == cards - 1  # no outline without a target
 
 
-def test_the_preview_is_drawn_evenly_from_the_splits_whatever_their_size(own):
+def test_the_preview_samples_splits_evenly_whatever_their_size(own):
   rows = [row(own, 0, text=f'train {index}') for index in range(100)] + [row(own, 3), row(own, 4), row(own, 5)]
   plans = []
   original = builder.Preview.sheet
