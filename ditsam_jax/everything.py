@@ -1,11 +1,11 @@
-"""Segments everything in images, or everything that a phrase names.
+"""Segments everything in images, or everything that a phrase refers to.
 
   python -m ditsam_jax.everything --image=photos --output=runs/everything
   python -m ditsam_jax.everything --checkpoint=models/sam --image photo.jpg --crop-n-layers=1 --json=results.jsonl
   python -m ditsam_jax.everything --checkpoint=shapes --image scene.png --text='the red circles'
 
-Each image gets a picture of all its masks, and the masks as Meta's amg.py writes them: a folder of PNG files with
-metadata.csv, or with --convert-to-rle one file of run lengths. Rerun the command to resume: finished images are skipped.
+For each image, writes a picture of all masks, and the masks in the format of Meta's amg.py: a folder of PNG files with
+metadata.csv, or one file of run lengths with --convert-to-rle. Rerun the command to resume; finished images are skipped.
 """
 
 import argparse
@@ -43,21 +43,21 @@ from ditsam_jax.terminal import printable
 
 _HELP = {
   'points_per_side': 'points along each side of the image',
-  'points_per_batch': 'at most so many points at once on a device',
+  'points_per_batch': 'maximum number of points at once per device',
   'pred_iou_thresh': 'drop masks with a predicted IoU up to this; 0 keeps all',
   'stability_score_thresh': 'drop masks less stable than this; 0 keeps all',
-  'stability_score_offset': 'stability: the IoU of the masks at the threshold plus and less this, on logits',
-  'box_nms_thresh': 'of masks whose boxes overlap by more (IoU), keep the best',
-  'crop_n_layers': 'layers of crops to look at too, 4 crops in the first, 16 in the second',
+  'stability_score_offset': 'stability is the IoU between the masks at the threshold plus and minus this, on logits',
+  'box_nms_thresh': 'of masks whose boxes overlap by more than this IoU, keep the best',
+  'crop_n_layers': 'number of additional layers of crops, with 4 crops in the first, 16 in the second',
   'crop_nms_thresh': 'the same between crops; the smaller crop wins',
   'crop_overlap_ratio': "overlap of the first layer's crops, as a share of the image's short side",
-  'crop_n_points_downscale_factor': 'each layer has so many times fewer points along the side of a crop',
-  'min_mask_region_area': 'remove holes and islands of fewer pixels; 0 leaves them',
+  'crop_n_points_downscale_factor': 'factor by which each layer has fewer points per side',
+  'min_mask_region_area': 'remove holes and islands of fewer pixels; 0 keeps them',
 }
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """Runs the command; returns 0 if every image gave its result, otherwise 2."""
+  """Runs the command; returns 0 if all images succeeded, otherwise 2."""
   options = _parse(arguments)
   settings = {name: getattr(options, name) for name in _HELP}
   MaskSettings(**settings)
@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(
   job: Job, output: EverythingFiles, lines: JsonLines | None, options: argparse.Namespace, settings: dict[str, Any]
 ) -> bool:
-  """Does what is left to do; whether any of it failed."""
+  """Runs the remaining requests; returns whether any failed."""
   generator = SamAutomaticMaskGenerator(options.checkpoint, **settings, output_mode='coco_rle', dtype=options.dtype)
 
   def everything(asked: Asked) -> Iterator[tuple[Request, Everything]]:
@@ -109,14 +109,14 @@ def _run(
 
 
 def _too_small(layers: int):
-  """Whether an image has no room for the crops."""
+  """Returns a check for images that are too small for `layers` of crops."""
 
   def problem(request: Request, image: np.ndarray) -> UserError | None:
     height, width = image.shape[:2]
     if min(height, width) >= 4**layers:
       return None
     crops = f'{layers} layer{"s" if layers > 1 else ""} of crops'
-    return UserError(f'image {printable(request.name)}: {width} x {height} pixels have no room for {crops}')
+    return UserError(f'image {printable(request.name)}: {width} x {height} pixels are too few for {crops}')
 
   return problem
 
@@ -137,9 +137,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     metavar='PATH',
     help="files, folders, or globs such as 'photos/**/*.jpg'",
   )
-  what.add_argument(
-    '--text', action='append', default=[], help='a phrase: only what it names, by a model that takes text; repeatable'
-  )
+  what.add_argument('--text', action='append', default=[], help='segment only what this phrase refers to; repeatable')
   how = parser.add_argument_group('how')
   how.add_argument(
     '--checkpoint',
@@ -185,13 +183,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _check(options: argparse.Namespace) -> None:
-  """Raises UserError for options that do not go together."""
+  """Raises UserError for inconsistent options."""
   if options.json == '-':
     raise UserError("'-' as a file: results are resumed from --json; name a file")
   if not options.pictures and not options.json:
     raise UserError('--no-pictures without --json: nothing would be written; add --json=FILE')
   if not options.pictures and options.convert_to_rle:
-    raise UserError('--convert-to-rle with --no-pictures: the lines of --json hold run lengths already; omit one')
+    raise UserError('--convert-to-rle with --no-pictures: --json already contains run lengths; omit one')
 
 
 if __name__ == '__main__':

@@ -1,9 +1,9 @@
-"""Serves a page to try a model on, and an HTTP API.
+"""Serves a web page and an HTTP API for a model.
 
   python -m ditsam_jax.serve --checkpoint=shapes
   python -m ditsam_jax.serve --checkpoint=runs/ldit --port=8080 --token-file=token.txt --host=0.0.0.0
 
-The page is at http://127.0.0.1:8000/, the API's description at /docs. Needs the extra: pip install 'ditsam_jax[serve]'
+The page is at http://127.0.0.1:8000/, the API documentation at /docs. Requires pip install 'ditsam_jax[serve]'.
 """
 
 import argparse
@@ -40,8 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
   port = listening.getsockname()[1]
   loopback = options.host in LOOPBACK
   if not loopback:
-    guarded = 'who has the token' if token else 'anybody, without a token (--token-file asks for one)'
-    say(f'warning: --host={printable(options.host)}: this machine answers on its network, to {guarded}')
+    guarded = 'anyone with the token' if token else 'anyone, without a token (set one with --token-file)'
+    say(f'warning: --host={printable(options.host)}: the service can be reached over the network by {guarded}')
   hosts = (*LOOPBACK, *options.allow_host) if loopback or options.allow_host else None
   name = os.path.basename(os.path.normpath(options.checkpoint))
   segmenter = Segmenter(options.checkpoint, batch_size=options.batch_size, dtype=options.dtype)
@@ -80,12 +80,12 @@ def _limits(options: argparse.Namespace) -> Limits:
 
 
 def _check_room(limits: Limits, config) -> None:
-  """The largest image that is accepted must find room, or uploads would be refused for no reason a client can mend."""
+  """Raises UserError unless the largest accepted image fits into the store; clients could not avoid such refusals."""
   largest = 3 * limits.pixels + 12 * config.image_size**2 + embeddings_bytes(config)
   if largest > limits.kept_bytes:
     raise UserError(
       f'--keep-mib={limits.kept_bytes / _MIB:g}: an image of {limits.pixels / 1e6:g} megapixels takes '
-      f'{largest / _MIB:.0f} MiB; expected at least that, or a smaller --max-megapixels'
+      f'{largest / _MIB:.0f} MiB; use at least that, or a smaller --max-megapixels'
     )
 
 
@@ -127,7 +127,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   what.add_argument(
     '--batch-size', type=int, default=8, metavar='N', help='prompts per device and batch (default: %(default)s)'
   )
-  where = parser.add_argument_group('who may ask')
+  where = parser.add_argument_group('access')
   where.add_argument(
     '--host', default='127.0.0.1', help='address to listen at (default: %(default)s, this machine only)'
   )
@@ -137,23 +137,23 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     action='append',
     default=[],
     metavar='NAME',
-    help='name by which clients may call this service, such as that of a proxy; repeatable',
+    help='host name that clients may use for this service, such as that of a proxy; repeatable',
   )
-  where.add_argument('--token', help='clients must send this; others can see it in the list of processes')
-  where.add_argument('--token-file', type=local, metavar='FILE', help='file that holds the token')
+  where.add_argument('--token', help='token that clients must send; visible in the process list')
+  where.add_argument('--token-file', type=local, metavar='FILE', help='file with the token')
   bounds = parser.add_argument_group('limits')
   for name, default, meaning in (
     ('--max-megapixels', 32, 'pixels of an image, in millions'),
     ('--max-upload-mib', 20, 'size of an image file'),
-    ('--keep-mib', 1024, 'memory for uploaded images; the longest unused are forgotten'),
-    ('--keep-minutes', 60, 'how long an unused image is kept'),
+    ('--keep-mib', 1024, 'memory for uploaded images; the least recently used are evicted'),
+    ('--keep-minutes', 60, 'time that an unused image is stored'),
     ('--timeout', 30, 'seconds to answer a request'),
-    ('--batch-wait-ms', 3, 'milliseconds that a prompt waits for others'),
+    ('--batch-wait-ms', 3, 'milliseconds that a prompt waits for others to form a batch'),
   ):
     bounds.add_argument(name, type=float, default=default, metavar='N', help=f'{meaning} (default: %(default)s)')
   for name, default, meaning in (
-    ('--max-points', 30, 'points of a prompt; more of them are more programs to compile at the start'),
-    ('--max-queue', 256, 'prompts that wait'),
+    ('--max-points', 30, 'points per prompt; more points mean more programs to compile at the start'),
+    ('--max-queue', 256, 'maximum number of waiting prompts'),
   ):
     bounds.add_argument(name, type=int, default=default, metavar='N', help=f'{meaning} (default: %(default)s)')
   options = parser.parse_args(arguments)

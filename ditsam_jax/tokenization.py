@@ -78,17 +78,17 @@ class Tokenizer:
     return list(dict.fromkeys(text[start:end] for start, end in self.unknown_places(text)))
 
   def unknown_places(self, text: str) -> list[tuple[int, int]]:
-    """Where those words begin and end in `text`, repeated ones included."""
+    """Returns the start and end of each unknown word in `text`, including repeated ones."""
     pieces = self._pieces(text)
     return [pieces.span(word) for word in self._unknown_words(pieces)]
 
   def known_pieces(self, word: str) -> list[int]:
-    """The ids of the pieces that `word` is read as; [] if it is `unknown`."""
+    """Returns the ids of the pieces of `word`; [] if it is `unknown`."""
     pieces = self._pieces(word)
     return [] if self._unknown_words(pieces) else pieces.ids
 
   def _unknown_words(self, pieces: _Pieces) -> list[int]:
-    """The indices of the unknown words, in order."""
+    """Returns the indices of the unknown words, in order."""
     spelled: dict[int, list[int]] = {}
     for piece, word in zip(pieces.ids, pieces.words):
       if word is not None:  # None for special tokens
@@ -123,7 +123,7 @@ class Tokenizer:
 
 
 def words_of(text: str) -> list[str]:
-  """The words and signs that BERT reads a text as, before it looks at any vocabulary: lower-cased, without accents."""
+  """Splits a text into words and punctuation as BERT does before the vocabulary: lower-cased, without accents."""
   normalizer, splitter = _bert_words()
   return [word for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))]
 

@@ -262,7 +262,7 @@ def _save_best(workdir: Path, config: RunConfig, model: DitSam, progress: Progre
 
 
 def _save_samples(workdir: Path, step: int, results: Results, gallery: Gallery, config: RunConfig) -> Image.Image:
-  """The same validation samples at every evaluation, as a picture and a file; one that cannot be written is a warning."""
+  """Draws the same validation samples at every evaluation and writes the picture; only warns if that fails."""
   picture = gallery.fixed_panel(f'{config.data.dataset} val, step {step}: mIoU {results.miou:.1f}')
   if distributed.is_first():
     try:

@@ -1,10 +1,10 @@
-"""Makes a small data set of referring expressions, as you would bring your own: photographs with things drawn on them.
+"""Creates a small data set of referring expressions in the format of your own data: photographs with drawn objects.
 
   python examples/own_pictures.py --output=own
 
-Writes own/photos/*.jpg, own/masks/*.png and own/mine.jsonl, a line per object with the three kinds of masks that
-`ditsam_jax.prepare` reads: PNG files, polygons and run lengths. Backgrounds are photographs of scikit-image (`pip
-install scikit-image`); those of the validation pictures are never seen in training.
+Writes own/photos/*.jpg, own/masks/*.png and own/mine.jsonl with one line per object, using all three kinds of masks that
+`ditsam_jax.prepare` reads: PNG files, polygons and run lengths. Backgrounds are photographs from scikit-image (`pip
+install scikit-image`); training and validation use different ones.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pycocotools import mask as run_lengths
 from skimage import data
 
 WIDTH, HEIGHT = 320, 240
-SHARP = 3  # objects are drawn this many times larger
+SHARP = 3  # supersampling factor
 COLOURS = {
   'white': (238, 236, 230),
   'black': (38, 38, 44),
@@ -38,7 +38,7 @@ PHOTOGRAPHS = {
 
 @dataclasses.dataclass
 class Thing:
-  """An object in a picture."""
+  """An object in an image."""
 
   kind: str
   colour: str
@@ -93,11 +93,11 @@ def fish(draw, scale, ink, dark):
 
 KINDS = {'leaf': leaf, 'key': key, 'cup': cup, 'arrow': arrow, 'heart': heart, 'fish': fish}
 UPRIGHT = {'cup', 'heart', 'fish'}
-HOLES = {'key', 'cup'}  # which polygons cannot have
+HOLES = {'key', 'cup'}  # shapes with holes, which polygons cannot represent
 
 
 def drawn(kind: str, colour: str, size: float, rng: np.random.Generator) -> Image.Image:
-  """A thing on a transparent square, turned at random."""
+  """Draws an object on a transparent square, rotated randomly."""
   side = round(2.3 * size) * SHARP
 
   def scale(points):
@@ -122,7 +122,7 @@ def photograph(name: str) -> Image.Image:
 
 
 def background(split: str, rng: np.random.Generator) -> Image.Image:
-  """A random part of one of the split's photographs."""
+  """Returns a random crop of one of the split's photographs."""
   name = PHOTOGRAPHS[split][rng.integers(len(PHOTOGRAPHS[split]))]
   whole = photograph(name)
   share = rng.uniform(0.6, 1.0) * min(whole.width / WIDTH, whole.height / HEIGHT)
@@ -132,10 +132,10 @@ def background(split: str, rng: np.random.Generator) -> Image.Image:
 
 
 def picture(split: str, rng: np.random.Generator) -> tuple[Image.Image, list[Thing]]:
-  """A photograph with two to four things that do not touch."""
+  """Draws up to four objects that do not touch on a photograph."""
   image, things = background(split, rng), []
   free = np.ones((HEIGHT, WIDTH), bool)
-  kinds = rng.choice(list(KINDS), size=2, replace=False)  # few kinds and colours, so that both are needed
+  kinds = rng.choice(list(KINDS), size=2, replace=False)  # few kinds and colours, so that sentences need both
   colours = rng.choice(list(COLOURS), size=3, replace=False)
   wanted = rng.integers(2, 5)
   for _ in range(60):
@@ -145,7 +145,7 @@ def picture(split: str, rng: np.random.Generator) -> tuple[Image.Image, list[Thi
     side = round(2.3 * size)
     left, top = int(rng.integers(WIDTH - side + 1)), int(rng.integers(HEIGHT - side + 1))
     if not free[top + side // 4 : top + 3 * side // 4, left + side // 4 : left + 3 * side // 4].all():
-      continue  # before anything is drawn
+      continue  # occupied; saves drawing
     whole = Image.new('RGBA', (WIDTH, HEIGHT))
     whole.paste(drawn(kind, colour, size, rng), (left, top))
     alpha = whole.getchannel('A')
@@ -162,7 +162,7 @@ def picture(split: str, rng: np.random.Generator) -> tuple[Image.Image, list[Thi
 
 
 def sentences(thing: Thing, others: list[Thing]) -> list[str]:
-  """Sentences that fit one thing only: what it is, what it is near, which is largest."""
+  """Returns sentences that match only this object, by kind, colour, size and neighbours."""
   found = []
   alike = [other for other in others if other.kind == thing.kind]
   twins = [other for other in alike if other.colour == thing.colour]
@@ -181,14 +181,14 @@ def sentences(thing: Thing, others: list[Thing]) -> list[str]:
     for other in others:
       same = [one for one in others if (one.kind, one.colour) == (other.kind, other.colour)]
       if len(same) > 1 or (other.kind, other.colour) == (thing.kind, thing.colour):
-        continue  # "the red cup" would be two things
+        continue  # "the red cup" would be ambiguous
       if distance(thing, other) > 50 and not any(distance(one, other) > 0 for one in alike if one is not other):
         found.append(f'the {thing.kind} {word} the {other.colour} {other.kind}')
   return found
 
 
 def described(split: str, rng: np.random.Generator) -> tuple[Image.Image, list[tuple[Thing, list[str]]]]:
-  """A picture, and up to three sentences of each thing in it that a sentence can single out; two things at least."""
+  """Returns an image and up to three sentences for each object that a sentence can identify, at least two objects."""
   while True:
     image, things = picture(split, rng)
     found = [(thing, sentences(thing, [other for other in things if other is not thing])) for thing in things]
@@ -198,7 +198,7 @@ def described(split: str, rng: np.random.Generator) -> tuple[Image.Image, list[t
 
 
 def stored(mask: np.ndarray, kind: str, number: int, folder: Path) -> object:
-  """A mask as one of the three kinds, in turn."""
+  """Returns a mask as one of the three kinds, in turn."""
   if number % 3 == 1 and kind not in HOLES:
     outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     return [outline.ravel().tolist() for outline in outlines if len(outline) > 2]
@@ -215,7 +215,9 @@ def main() -> None:
   """Writes the data set."""
   parser = argparse.ArgumentParser(description=(__doc__ or '').split(':')[0])
   parser.add_argument('--output', type=Path, required=True, metavar='DIR', help='a new folder')
-  parser.add_argument('--pictures', type=int, default=200, metavar='N', help='a quarter is for validation')
+  parser.add_argument(
+    '--pictures', type=int, default=200, metavar='N', help='number of pictures; a quarter is for validation'
+  )
   options = parser.parse_args()
   rng = np.random.default_rng(0)
   (options.output / 'photos').mkdir(parents=True)

@@ -162,7 +162,7 @@ def test_results_are_no_images_to_segment(tmp_path, images):
   'arguments, message',
   [
     (['--no-pictures'], '--no-pictures without --json: nothing would be written'),
-    (['--no-pictures', '--json=r', '--convert-to-rle'], 'the lines of --json hold run lengths already'),
+    (['--no-pictures', '--json=r', '--convert-to-rle'], '--json already contains run lengths'),
     (['--points-per-side=0'], 'points_per_side 0: expected a whole number from 1'),
     (['--text=the cat'], "'the cat': this model has no text encoder"),
     (['--checkpoint=nowhere'], 'nowhere'),
@@ -184,7 +184,7 @@ def test_settings_reach_the_generator(tmp_path, images):
 def test_an_image_without_room_for_crops_fails_alone(tmp_path, images, capsys):
   Image.fromarray(np.zeros((1, 9, 3), np.uint8)).save(images / 'c.png')
   assert run(images, tmp_path / 'out', '--crop-n-layers=1') == 2
-  assert 'c.png: 9 x 1 pixels have no room for 1 layer of crops' in capsys.readouterr().err
+  assert 'c.png: 9 x 1 pixels are too few for 1 layer of crops' in capsys.readouterr().err
 
 
 def test_small_masks_lie_on_top_each_in_its_colour():

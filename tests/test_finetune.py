@@ -1,4 +1,4 @@
-"""Own pictures, from files to a tuned model: the guide of docs/own_data.md, command by command, with fewer steps."""
+"""Runs the guide of docs/own_data.md, from files to a tuned model, command by command with fewer steps."""
 
 import contextlib
 import io
@@ -26,7 +26,7 @@ from ditsam_jax.vocabulary import read_vocabulary
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = {module.__name__: module.main for module in (evaluate, predict, prepare, train)}
-# What makes it quick; everything else is as written.
+# Extra options that shorten the guide.
 SHORTER = {
   'examples/own_pictures.py': ['--pictures=12'],
   'ditsam_jax.prepare': ['--processes=0'],
@@ -41,14 +41,14 @@ SHORTER = {
 
 
 def guide():
-  """The commands of the page's last chapter."""
+  """Returns the commands of the page's last chapter."""
   chapter = (ROOT / 'docs' / 'own_data.md').read_text().split('\n## Guide')[1]
   blocks = re.findall(r'^```\n(.*?)^```$', chapter, re.DOTALL | re.MULTILINE)
   return [shlex.split(line) for block in blocks for line in block.splitlines()]
 
 
 def run(command):
-  """One of them, in this process; returns what it prints."""
+  """Runs a command in this process; returns its output."""
   assert command[0] == 'python', command
   output = io.StringIO()
   with contextlib.redirect_stdout(output):
@@ -92,7 +92,7 @@ def test_the_guide_runs_as_written(folder):
 
 
 @pytest.mark.slow
-def test_all_three_kinds_of_masks_and_both_splits_are_in_the_pictures(folder):
+def test_the_example_contains_all_kinds_of_masks_and_both_splits(folder):
   lines = [json.loads(line) for line in (folder / 'own' / 'mine.jsonl').read_text().splitlines()]
   assert {type(line['mask']) for line in lines} == {str, list, dict}
   assert {line['split'] for line in lines} == {'train', 'val'}
@@ -106,15 +106,15 @@ def test_the_same_validation_samples_are_drawn_at_every_evaluation(folder):
   first, last = (np.asarray(Image.open(picture)) for picture in (pictures[0], pictures[-1]))
   assert first.shape == last.shape
   same = (first == last).all(axis=(1, 2)).mean()
-  assert 0.1 < same < 1  # paper and margins; the heading and predictions differ
+  assert 0.1 < same < 1  # margins are equal; the heading and predictions differ
   half = first.shape[1] // 2
   tile = slice(200, 400), slice(40, 40 + half // 4)  # of the first card's photograph
   assert (first[tile] == last[tile]).all()
 
 
 @pytest.mark.slow
-def test_new_words_are_part_of_the_model_wherever_it_goes(folder, tmp_path):
-  """Evaluated, predicted, exported, and converted to PyTorch and back."""
+def test_new_words_survive_export_and_conversion(folder, tmp_path):
+  """Exports the model, and converts it to PyTorch and back."""
   tuned = folder / 'runs' / 'mine'
   before = list(read_vocabulary(vocabulary_file('shapes')))
   pieces = list(read_vocabulary(vocabulary_file(tuned)))
@@ -134,8 +134,8 @@ def test_new_words_are_part_of_the_model_wherever_it_goes(folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_evaluated_again_keeps_its_words(folder):
-  """Rerunning the command resumes; data that was lost since does not change the vocabulary."""
+def test_a_resumed_run_keeps_its_words(folder):
+  """Rerunning the command keeps the weights; changing the words is refused."""
   (command,) = [command for command in guide() if command[2] == 'ditsam_jax.train']
   weights = saved_model.read_weights(folder / 'runs' / 'mine')
   run(command)
@@ -155,7 +155,7 @@ def test_words_that_would_stay_untrained_are_refused(folder):
 
 
 @pytest.mark.slow
-def test_a_step_that_does_not_fit_is_refused_before_anything_is_trained(folder, monkeypatch):
+def test_a_step_that_does_not_fit_is_refused_before_training(folder, monkeypatch):
   (command,) = [command for command in guide() if command[2] == 'ditsam_jax.train']
   monkeypatch.setenv(memory.VARIABLE, '1MiB')
   monkeypatch.setattr(memory, '_advice', lambda *_: 'ADVICE')
@@ -167,8 +167,8 @@ def test_a_step_that_does_not_fit_is_refused_before_anything_is_trained(folder, 
 
 
 @pytest.mark.slow
-def test_new_rows_are_all_that_differs_from_a_start_with_wordpieces(folder, tmp_path):
-  """A model of other sizes and with BERT's kind of vocabulary: nothing of it is typed, and nothing of it changes."""
+def test_only_new_rows_differ_from_a_start_with_wordpieces(folder, tmp_path):
+  """Uses a model of other sizes with a WordPiece vocabulary; the config takes everything from it."""
   from ditsam_jax.config import lengths
   from ditsam_jax.data import datasets
   from ditsam_jax.parallel import sharding

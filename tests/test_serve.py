@@ -1,4 +1,4 @@
-"""The serve command: its options, and how it starts and ends."""
+"""The serve command: options, start and shutdown."""
 
 import contextlib
 import re
@@ -27,7 +27,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def started(monkeypatch):
-  """What the command would have served."""
+  """Returns what the command would have served."""
   found = {}
 
   def run(service, listening, hosts, url):
@@ -41,7 +41,7 @@ def started(monkeypatch):
 
 
 @pytest.mark.parametrize(
-  'arguments, told',
+  'arguments, message',
   [
     (['--checkpoint=nowhere'], "'nowhere' does not exist"),
     (['--port=70000'], '--port=70000'),
@@ -60,31 +60,31 @@ def started(monkeypatch):
     (['--batch-wait-ms=-1'], '--batch-wait-ms=-1'),
   ],
 )
-def test_a_wrong_option_is_one_line_before_any_work(arguments, told, started):
-  with pytest.raises(UserError, match=re.escape(told)):
+def test_bad_options_are_refused_in_one_line_before_any_work(arguments, message, started):
+  with pytest.raises(UserError, match=re.escape(message)):
     serve.main(['--port=0', *arguments])
   assert not started
 
 
-def test_a_port_that_is_taken(started):
+def test_a_port_in_use_is_refused(started):
   with socket.create_server(('127.0.0.1', 0)) as taken, pytest.raises(UserError, match='Address already in use'):
     serve.main([f'--port={taken.getsockname()[1]}'])
 
 
-def test_it_answers_this_machine_only_unless_told_otherwise(model, started, capsys, tmp_path):
+def test_by_default_only_this_machine_can_connect(model, started, capsys, tmp_path):
   assert serve.main([f'--checkpoint={model}', '--port=0']) == 0
   assert started['url'].startswith('http://127.0.0.1:') and set(started['hosts']) == {'localhost', '127.0.0.1', '::1'}
   assert capsys.readouterr().err == ''
   token = tmp_path / 'token'
   token.write_text('0123456789abcdef\n')
-  for more, told in (([], 'anybody, without a token'), ([f'--token-file={token}'], 'who has the token')):
+  for more, message in (([], 'anyone, without a token'), ([f'--token-file={token}'], 'anyone with the token')):
     serve.main([f'--checkpoint={model}', '--port=0', '--host=0.0.0.0', *more])
-    assert told in capsys.readouterr().err and started['hosts'] is None
+    assert message in capsys.readouterr().err and started['hosts'] is None
   serve.main([f'--checkpoint={model}', '--port=0', '--allow-host=Masks.example.com'])
   assert 'masks.example.com' in started['hosts']
 
 
-def test_limits_are_options(model, started):
+def test_options_set_limits(model, started):
   serve.main(
     [
       f'--checkpoint={model}',
@@ -122,7 +122,7 @@ def process(model):
 
 
 @pytest.mark.multiprocess
-def test_a_signal_ends_it_after_what_is_under_way(model):
+def test_a_signal_stops_the_service_after_current_requests(model):
   with process(model) as (running, port):
     assert running.stderr.readline().startswith('ready: ')
     client = Client(port)
@@ -134,7 +134,7 @@ def test_a_signal_ends_it_after_what_is_under_way(model):
       time.sleep(0.3)
       began = time.monotonic()
       running.send_signal(signal.SIGTERM)
-      assert running.stderr.readline() == 'stopping after the requests that are under way\n'
+      assert running.stderr.readline() == 'stopping after current requests\n'
       time.sleep(0.5)
       with pytest.raises(ConnectionError):
         raw(port, b'GET /healthz HTTP/1.1\r\n\r\n')
@@ -145,7 +145,7 @@ def test_a_signal_ends_it_after_what_is_under_way(model):
 
 
 @pytest.mark.multiprocess
-def test_a_signal_ends_it_while_it_compiles_and_while_a_client_dawdles(model):
+def test_a_signal_stops_the_service_while_compiling_and_despite_slow_clients(model):
   for wait_for_ready, number in ((False, signal.SIGTERM), (True, signal.SIGINT)):
     with process(model) as (running, port):
       if wait_for_ready:

@@ -1,4 +1,4 @@
-"""What a config takes from the model that training starts from, and what of it cannot change."""
+"""Takes a config's model from the one that training starts from, and refuses changes that do not fit its weights."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.instruction import FUSIONS
 from ditsam_jax.storage.description import read_config
 
-# Fields of a model that fit any weights.
+# Model fields that do not affect weights.
 _FREE = {
   'image_size',
   'pixel_mean',
@@ -22,7 +22,7 @@ _FREE = {
   'image_encoder.attention_scope',
   'text_encoder.dropout',
 }
-# Fields that decide which weights there are: those that a start lacks are initialised. Shapes are compared later.
+# Fields that determine which weights exist; weights missing from the start are initialised. Shapes are compared later.
 _EXTENSIBLE = {
   'fusion',
   'image_encoder.depth',
@@ -34,14 +34,14 @@ _EXTENSIBLE = {
 
 
 def model_of(init_from: str) -> DitSamConfig:
-  """The model of a config whose `model` is None: that of `init_from`.
+  """Returns the model of `init_from`, for configs whose `model` is None.
 
   Raises:
     UserError: `init_from` is empty or cannot be read.
   """
   if not init_from:
     raise UserError(
-      "config.init_from is '', and this config takes the model's sizes from it; give --config.init_from=MODEL: "
+      "config.init_from is '', but this config takes the model's sizes from it; give --config.init_from=MODEL: "
       "a model's folder, a run's workdir or a shipped model (shapes)"
     )
   try:
@@ -51,15 +51,15 @@ def model_of(init_from: str) -> DitSamConfig:
 
 
 def check_changes(model: Mapping[str, Any], init_from: str, *, whole: bool) -> None:
-  """Refuses a model that the weights of `init_from` do not fit, naming the field.
+  """Checks that the weights of `init_from` fit a model.
 
   Args:
-    model: the run's, as plain containers.
-    init_from: where its weights come from.
-    whole: every weight comes from there; otherwise parts that the start lacks are initialised.
+    model: the run's model, as plain containers.
+    init_from: the model that weights are taken from.
+    whole: whether all weights are taken from it; otherwise missing parts are initialised.
 
   Raises:
-    UserError: a field differs that cannot change, or `init_from` cannot be read.
+    UserError: a field that cannot change differs, which the message names, or `init_from` cannot be read.
   """
   start = model_of(init_from)
   fixed_tokens = any(tensor.text_axis is not None for tensor in FUSIONS[start.fusion].tensors)
@@ -71,7 +71,7 @@ def check_changes(model: Mapping[str, Any], init_from: str, *, whole: bool) -> N
       continue
     absent = value is None or started is None
     if not whole and absent or field.group and not absent:
-      continue  # a part that one of them lacks, or whose fields are compared themselves
+      continue  # a part missing from one model, or a group whose fields are compared separately
     raise UserError(
       f'config.model.{path} is {fields.shown(_brief(value))}; config.init_from={init_from!r} does not fit config.model: '
       f'it has {fields.shown(_brief(started))}, which cannot change; leave out --config.model.{path}'
@@ -83,7 +83,7 @@ def _brief(value: Any) -> Any:
 
 
 def _at(config: Mapping[str, Any], path: str) -> Any:
-  """The value of a dotted path, lists as tuples; None below a group that is None."""
+  """Returns the value at a dotted path, with lists as tuples; None below a group that is None."""
   value: Any = config
   for name in path.split('.'):
     value = None if value is None else value[name]

@@ -19,7 +19,7 @@ class PromptConfig:
   point: float = declared(0.5, SHARE, 'Share of clicks on an object')
   box: float = declared(0.4, SHARE, 'Share of boxes around an object')
   background: float = declared(
-    0.0, SHARE, 'Share of clicks beside all objects, whose target is empty: for images whose objects are all annotated'
+    0.0, SHARE, 'Share of clicks beside all objects, with an empty target; needs images with all objects annotated'
   )
   none: float = declared(0.1, SHARE, 'Share of no prompt at all; the target is all objects together')
   box_jitter: float = declared(0.1, SHARE, "Each side of a box moves by up to this share of the box's length")

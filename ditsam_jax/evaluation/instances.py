@@ -51,7 +51,7 @@ def instance_rates(answers: Sequence[Answer]) -> dict[str, float]:
 
 
 def union_of(masks: Sequence[dict[str, Any]], size: tuple[int, int]) -> np.ndarray:
-  """bool [h, w] of all masks together."""
+  """Returns the union of masks, bool [h, w]."""
   union = np.zeros(size, bool)
   for mask in masks:
     union |= decode_rle(mask)

@@ -82,11 +82,11 @@ class Gallery:
       self._draw(self._failures, info.kind).offer(make)
 
   def panel(self, heading: str = '') -> Image.Image:
-    """The contact sheet."""
+    """Draws the contact sheet."""
     return prediction_panel(self.sections(), heading=heading, columns=self._columns)
 
   def fixed_panel(self, heading: str = '') -> Image.Image:
-    """The contact sheet of the random draw alone: the same samples at every evaluation."""
+    """Draws only the random selection, which is the same at every evaluation."""
     _, samples = self.sections()[0]
     return prediction_panel([('The same samples at every evaluation', samples)], heading=heading, columns=self._columns)
 

@@ -1,4 +1,4 @@
-"""Draws everything found in an image: every mask its colour, small ones on top."""
+"""Draws all masks of an image in different colours, small ones on top."""
 
 import colorsys
 from collections.abc import Sequence
@@ -11,18 +11,18 @@ from ditsam_jax.geometry.masks import decode_rle
 from ditsam_jax.inference.captions import caption
 from ditsam_jax.inference.pictures import line_type
 
-_SHARE = 0.7  # of a mask's colour in its pixels; the rest is their brightness, for colours would mix to grey
-_DIM = 0.55  # of the brightness of what belongs to no mask
-_GOLDEN = 0.618034  # hues at such steps are far from each other, however many there are
+_SHARE = 0.7  # share of a mask's colour; the rest is the pixel's brightness, because mixing colours gives grey
+_DIM = 0.55  # brightness factor outside all masks
+_GOLDEN = 0.618034  # hue step; gives distinct hues for any number of masks
 
 
 def draw_everything(image: np.ndarray, records: Sequence[dict[str, Any]], words: str) -> np.ndarray:
-  """The image with all masks over it, and a caption: the words and how many were found.
+  """Draws all masks over an image, and a caption with a text and the number of masks.
 
   Args:
     image: uint8 [h, w, 3].
-    records: of SamAutomaticMaskGenerator, with COCO's run lengths or masks; decoded one at a time.
-    words: for the caption.
+    records: records of SamAutomaticMaskGenerator, with run lengths or masks; decoded one at a time.
+    words: text of the caption.
 
   Returns:
     uint8 [h, w, 3].
@@ -51,13 +51,13 @@ def draw_everything(image: np.ndarray, records: Sequence[dict[str, Any]], words:
 
 
 def colour_of(number: int) -> tuple[int, int, int]:
-  """A colour for each mask, (red, green, blue)."""
+  """Returns the colour of a mask, (red, green, blue)."""
   red, green, blue = colorsys.hsv_to_rgb(number * _GOLDEN % 1, 0.75 if number % 2 else 0.95, 1.0)
   return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def _mask(segmentation: Any) -> np.ndarray:
-  """uint8 [h, w]."""
+  """Decodes a segmentation to uint8 [h, w]."""
   mask = decode_rle(segmentation) if isinstance(segmentation, dict) else segmentation
   return np.ascontiguousarray(mask).astype(np.uint8)
 

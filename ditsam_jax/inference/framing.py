@@ -55,7 +55,7 @@ class Framed:
     return np.stack([own_size_logits(square, self.box, self.size) for square in squares])
 
   def own_size_operators(self) -> tuple[np.ndarray, np.ndarray]:
-    """What `own_size` does, as matrices: rows f32 [h, S/4] and columns f32 [w, S/4], for rows @ logits @ columns.T."""
+    """Returns `own_size` as matrices: rows f32 [h, S/4] and columns f32 [w, S/4], for rows @ logits @ columns.T."""
     height, width = self.size
     box, side, aligned = self.box, self.config.image_size, self.config.align_corners
     low_res = 4 * self.config.grid
@@ -98,7 +98,7 @@ def _top_left(image: np.ndarray, config: DitSamConfig) -> tuple[np.ndarray, Lett
 
 @functools.lru_cache(maxsize=64)
 def _operator(low_res: int, side: int, aligned: bool, start: int, length: int, own: int) -> np.ndarray:
-  """f32 [own, low_res]: an axis of low-resolution logits to the square, the image's part of it, its own size."""
+  """Returns a matrix f32 [own, low_res] that resizes an axis of low-resolution logits to the image's own size."""
   part = resize_matrix(low_res, side, 'linear', aligned)[start : start + length]
   return part if own == length else resize_matrix(length, own, 'linear') @ part
 

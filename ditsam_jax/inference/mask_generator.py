@@ -1,4 +1,4 @@
-"""Meta's `segment_anything.SamAutomaticMaskGenerator`: everything in an image, or everything that a phrase names."""
+"""`SamAutomaticMaskGenerator` with Meta's interface: segments everything, or everything that a phrase refers to."""
 
 import collections
 import concurrent.futures
@@ -26,19 +26,19 @@ from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.storage.image_files import read_image
 from ditsam_jax.tokenization import Tokenizer
 
-EDGE = 20.0  # pixels from a crop's edge within which a mask counts as cut off, as in Meta's code
+EDGE = 20.0  # masks within this many pixels of a crop's edge are cut off, as in Meta's code
 
-_POINTS_AT_ONCE = {'cpu': 8}  # by platform: a processor's cache holds no more
-_MASKS_AT_ONCE = {'cpu': 8}  # brought to the image's own size in one program
+_POINTS_AT_ONCE = {'cpu': 8}  # by platform; limited by the cache
+_MASKS_AT_ONCE = {'cpu': 8}  # resized to the image's own size in one program
 _MASKS_ELSEWHERE = 64
-_CROPS_AT_ONCE = {'cpu': 1}  # encoded in one program, where there are crops
-_CROPS_ELSEWHERE = 5  # the image and those of the first layer
-_LARGEST_TILE = 512  # pixels a side
+_CROPS_AT_ONCE = {'cpu': 1}  # encoded in one program, with crops
+_CROPS_ELSEWHERE = 5  # the image and the crops of the first layer
+_LARGEST_TILE = 512  # side in pixels
 _READ_AHEAD = 2  # images
 
 
 class _Candidate(NamedTuple):
-  """A mask whose predicted IoU suffices, and later whose stability does."""
+  """A mask with sufficient predicted IoU; stability and box are filled in later."""
 
   logits: jax.Array  # f32 [S/4, S/4], on a device
   score: float
@@ -51,14 +51,14 @@ class _Crop:
   """A crop of an image.
 
   Attributes:
-    box: in the image.
+    box: its box in the image.
     size: height and width.
-    points: (x, y) in pixels of the crop [N, 2].
-    tiles: of its own pixels.
+    points: (x, y) in pixels of the crop, [N, 2].
+    tiles: tiles of its own pixels.
   """
 
   def __init__(self, image: np.ndarray, box: Box, grid: np.ndarray, config: DitSamConfig, tile: int, keep: bool):
-    """`grid`: points on 0..1. `keep`: what the model sees of the crop, with its embedding, for further phrases."""
+    """`grid`: points on 0..1; `keep`: keep the model's input and its embedding for further phrases."""
     x0, y0, x1, y1 = self.box = box
     self.size = y1 - y0, x1 - x0
     self.points = grid * (x1 - x0, y1 - y0)
@@ -68,12 +68,12 @@ class _Crop:
     self._kept = framed if keep else None
 
   def framed(self) -> Framed:
-    """The crop as the model sees it."""
+    """Returns the crop as input of the model."""
     return self._kept or frame(self._pixels, self._config)
 
 
 class SamAutomaticMaskGenerator:
-  """Finds the masks of a whole image; code written for `segment_anything.SamAutomaticMaskGenerator` runs unchanged.
+  """Segments a whole image; a drop-in replacement for `segment_anything.SamAutomaticMaskGenerator`.
 
       generator = SamAutomaticMaskGenerator('sam_shapes_multimask')
       for record in generator.generate(image):
@@ -81,9 +81,9 @@ class SamAutomaticMaskGenerator:
 
       SamAutomaticMaskGenerator('shapes').generate(image, text='the red circles')  # models with a text encoder
 
-  A grid of points prompts the model. Its masks are filtered by predicted IoU, stability and edges of crops, and
-  duplicates are dropped, on the device. Programs depend on the model and on `points_per_batch` only, so other images,
-  image sizes, crops, thresholds and grids don't recompile. Threads may share a generator.
+  Prompts the model with a grid of points. Masks are filtered by predicted IoU, stability and crop edges, and duplicates
+  are removed, on the device. Programs depend only on the model and `points_per_batch`; other images, image sizes, crops,
+  thresholds and grids don't recompile. Threads may share a generator.
   """
 
   def __init__(
@@ -106,29 +106,29 @@ class SamAutomaticMaskGenerator:
     tokenizer: Tokenizer | None = None,
     dtype: str | None = 'auto',
   ) -> None:
-    """Creates a generator; arguments up to `output_mode` and their defaults are Meta's.
+    """Creates a generator. Arguments up to `output_mode` and their defaults are Meta's.
 
     Args:
       model: a model in memory, a saved model's folder, the name of a shipped model, or a Segmenter to share.
       points_per_side: points along each side of the image; None with `point_grids`.
-      points_per_batch: at most so many points at once on a device; 8 on CPUs, whose caches hold no more.
-      pred_iou_thresh: masks with a predicted IoU up to this are dropped; 0 keeps all.
-      stability_score_thresh: masks with a lower stability are dropped; 0 keeps all. Stability is the IoU of the masks
-        at the threshold plus and less the offset.
-      stability_score_offset: see there, on logits.
-      box_nms_thresh: of masks whose boxes overlap by more (IoU), the one with the highest predicted IoU stays.
-      crop_n_layers: layers of crops to look at too, 4**n crops in the n-th.
-      crop_nms_thresh: as `box_nms_thresh`, between crops; the mask of the smaller crop stays.
+      points_per_batch: maximum number of points at once per device; at most 8 are used on CPUs, limited by the cache.
+      pred_iou_thresh: drop masks with a predicted IoU up to this; 0 keeps all.
+      stability_score_thresh: drop masks with a lower stability; 0 keeps all. Stability is the IoU between the masks at
+        the threshold plus and minus the offset.
+      stability_score_offset: offset of the stability, on logits.
+      box_nms_thresh: of masks whose boxes overlap by more than this IoU, keep the one with the highest predicted IoU.
+      crop_n_layers: number of additional layers of crops, with 4**n crops in the n-th.
+      crop_nms_thresh: `box_nms_thresh` between crops; the mask of the smaller crop is kept.
       crop_overlap_ratio: overlap of crops in the first layer, as a share of the image's short side.
-      crop_n_points_downscale_factor: each layer has so many times fewer points along a crop's side.
-      point_grids: own points (x, y) on 0..1, an array [N, 2] for the image and one for each layer of crops.
-      min_mask_region_area: holes and islands of fewer pixels are removed from masks; 0 leaves them.
-      output_mode: of `segmentation`: 'binary_mask' (bool [h, w]), 'uncompressed_rle' or 'coco_rle'.
-      tokenizer: for a model in memory that takes text.
-      dtype: not for a Segmenter; 'float32', 'bfloat16', or 'auto': bfloat16 on TPUs and GPUs, float32 on CPUs.
+      crop_n_points_downscale_factor: factor by which each layer has fewer points per side.
+      point_grids: custom points (x, y) on 0..1, an array [N, 2] for the image and for each layer of crops.
+      min_mask_region_area: remove holes and islands of fewer pixels; 0 keeps them.
+      output_mode: format of `segmentation`: 'binary_mask' (bool [h, w]), 'uncompressed_rle' or 'coco_rle'.
+      tokenizer: tokenizer of a model in memory that takes text.
+      dtype: 'float32', 'bfloat16', or 'auto': bfloat16 on TPUs and GPUs, float32 on CPUs. Ignored with a Segmenter.
 
     Raises:
-      UserError: an argument is impossible, or there is no such model or type.
+      UserError: an argument is invalid, or the model or dtype does not exist.
     """
     self.settings = MaskSettings(
       points_per_side=points_per_side,
@@ -168,16 +168,16 @@ class SamAutomaticMaskGenerator:
     return self._segmenter.dtype
 
   def generate(self, image: Any, text: str | None = None) -> list[dict[str, Any]]:
-    """Finds the masks of one image.
+    """Segments one image.
 
     Args:
       image: uint8 [h, w, 3], or anything else that `image_files.read_image` accepts.
-      text: a phrase; only what it names is wanted. It joins each point in one prompt, which a single mask answers.
+      text: a phrase that selects objects. It is combined with each point in one prompt, with a single mask as answer.
 
     Returns:
-      Meta's records: `segmentation`; `area` in pixels; `bbox` [x, y, width, height], from the first pixel to the last;
-      `predicted_iou`; `point_coords` [[x, y]], the point that found the mask; `stability_score`; `crop_box`. Highest
-      predicted IoU first; with crops, smallest crops first.
+      Meta's records: `segmentation`; `area` in pixels; `bbox` [x, y, width, height], ending at the last pixel;
+      `predicted_iou`; `point_coords` [[x, y]], the mask's point prompt; `stability_score`; `crop_box`. Sorted by
+      predicted IoU, highest first; with crops, smallest crops first.
 
     Raises:
       UserError: the image cannot be read, or the model takes no text.
@@ -186,13 +186,13 @@ class SamAutomaticMaskGenerator:
     return records
 
   def stream(self, requests: Iterable[tuple[Any, str | None]]) -> Iterator[list[dict[str, Any]]]:
-    """`generate` for any number of (image, text) pairs, in order; text is None for everything.
+    """Yields `generate` for any number of (image, text) pairs, in order; text None segments everything.
 
-    The next images are read, and the last one's masks drawn and encoded, while the device is at work. Consecutive pairs
-    with the same image object or path share its encoding, unless the text enters the image encoder.
+    Reads the next images, and draws and encodes the last one's masks, while the device computes. Consecutive pairs with
+    the same image object or path share its embedding, unless text enters the image encoder.
 
     Raises:
-      UserError: a pair is invalid, see `generate`; all earlier results come first.
+      UserError: a pair is invalid, see `generate`; earlier results are yielded first.
     """
     with concurrent.futures.ThreadPoolExecutor(2) as readers, concurrent.futures.ThreadPoolExecutor(1) as writer:
       finishing: collections.deque[concurrent.futures.Future] = collections.deque()
@@ -213,7 +213,7 @@ class SamAutomaticMaskGenerator:
   def _ahead(
     self, pool: concurrent.futures.Executor, requests: Iterable[tuple[Any, str | None]]
   ) -> Iterator[tuple[list[_Crop], Prompt]]:
-    """Crops, made in other threads, with their checked prompts; errors are raised in order."""
+    """Yields crops, prepared in other threads, with their checked prompts; raises errors in order."""
     waiting: collections.deque[tuple[concurrent.futures.Future, Prompt]] = collections.deque()
     last: Any = None, None
     failure = None
@@ -235,21 +235,21 @@ class SamAutomaticMaskGenerator:
       raise failure
 
   def _crops(self, image: Any) -> list[_Crop]:
-    """The image and its crops, resized and normalised."""
+    """Reads an image and returns its crops, including the whole image."""
     image = read_image(image)
     crops = []
     for box, layer in crop_boxes(image.shape[:2], self.settings.crop_n_layers, self.settings.crop_overlap_ratio):
       x0, y0, x1, y1 = box
       if x1 <= x0 or y1 <= y0:
         raise UserError(
-          f'an image of {image.shape[1]} x {image.shape[0]} pixels has no {self.settings.crop_n_layers} layers of '
-          f'crops; expected fewer'
+          f'an image of {image.shape[1]} x {image.shape[0]} pixels is too small for {self.settings.crop_n_layers} layers '
+          f'of crops; use fewer'
         )
       crops.append(_Crop(image, box, self._grids[layer], self.config, self._tile, keep=layer < 2))
     return crops
 
   def _candidates(self, crops: list[_Crop], prompt: Prompt) -> list[list[_Candidate]]:
-    """Of each crop the masks that predicted IoU, stability and edges leave."""
+    """Returns each crop's masks that pass the filters on predicted IoU, stability and edges."""
     sentence = self._segmenter.sentence(prompt)
     image = np.array(crops[0].box, np.float32)
     kept = []
@@ -268,7 +268,7 @@ class SamAutomaticMaskGenerator:
     return kept
 
   def _scored(self, crop: _Crop, framed: Framed, sentence: Sentence | None) -> Iterator[_Candidate]:
-    """Masks whose predicted IoU suffices; the device is one batch ahead."""
+    """Yields masks with sufficient predicted IoU; the device is one batch ahead."""
     size = self._points_at_once * len(self._engine.devices)
     ahead: collections.deque = collections.deque()
     for start in range(0, len(crop.points), size):
@@ -294,7 +294,7 @@ class SamAutomaticMaskGenerator:
         yield _Candidate(logits, float(scores[row, mask]), points[piece.rows[row]])
 
   def _stable(self, crop: _Crop, candidates: list[_Candidate], image: np.ndarray) -> list[_Candidate]:
-    """Those of some masks that are stable and not cut off by the crop."""
+    """Returns the candidates that are stable and not cut off by the crop."""
     if not candidates:
       return []
     settings = self.settings
@@ -310,7 +310,7 @@ class SamAutomaticMaskGenerator:
     return [candidate._replace(stability=stability, box=tuple(box)) for candidate, kept, stability, box in rows if kept]
 
   def _filled(self, candidates: list[_Candidate]) -> tuple[jax.Array, ...]:
-    """Their logits on one device, filled up to a whole program's worth."""
+    """Returns the candidates' logits on one device, padded to the program's size."""
     logits = [candidate.logits for candidate in candidates]
     if len(self._engine.devices) > 1:
       logits = jax.device_put(logits, self._engine.devices[0])
@@ -319,7 +319,7 @@ class SamAutomaticMaskGenerator:
   def _records(
     self, crops: list[_Crop], candidates: list[list[_Candidate]], size: tuple[int, int]
   ) -> list[dict[str, Any]]:
-    """Records of what is left without duplicates, in each crop and between crops."""
+    """Removes duplicates within and between crops; returns the records."""
     settings = self.settings
     chosen: list[tuple[_Crop, _Candidate]] = []
     for crop, mine in zip(crops, candidates):
@@ -337,7 +337,7 @@ class SamAutomaticMaskGenerator:
     return [record(each, settings.output_mode) for each in found]
 
   def _drawn(self, chosen: list[tuple[_Crop, _Candidate]], size: tuple[int, int]) -> list[Found]:
-    """The chosen masks in the image; only these are copied from the device."""
+    """Draws the chosen masks in the image; only these are copied from the device."""
     found: dict[int, Found] = {}
     by_crop: dict[int, list[int]] = {}
     for i, (crop, _) in enumerate(chosen):
@@ -354,7 +354,7 @@ class SamAutomaticMaskGenerator:
     """bool [C, h, w] at the crop's own size."""
     logits = self._filled(candidates)
     masks = np.zeros((len(candidates), *crop.size), bool)
-    # All tiles are under way before the first of them is waited for.
+    # Starts all tiles before waiting for the first.
     for tile, packed in [(tile, mask_programs.draw(logits, tile, self._threshold)) for tile in crop.tiles]:
       bits = np.unpackbits(np.asarray(packed)[: tile.height, : len(candidates)], axis=2, count=int(tile.width))
       rows = slice(int(tile.top), int(tile.top + tile.height))
@@ -378,7 +378,7 @@ def _found(crop: _Crop, candidate: _Candidate, mask: np.ndarray, size: tuple[int
 
 
 def kept_of(boxes: np.ndarray, scores: Sequence[float], threshold: float) -> list[int]:
-  """See `mask_programs.kept_boxes`."""
+  """Returns indices of the boxes to keep, see `mask_programs.kept_boxes`."""
   return mask_programs.kept_boxes(boxes, np.array(scores, np.float32), threshold).tolist()
 
 

@@ -221,7 +221,7 @@ class Segmenter:
     return self.engine.run([self.row(*request) for request in batch], at_once, one_image=one_image)
 
   def row(self, framed: Framed, prompt: Prompt) -> Row:
-    """A prompt on an image as the engine takes it."""
+    """Returns the engine's input for a prompt on an image."""
     points = point_tokens(prompt, framed.scale, framed.offset)
     return Row(framed.square, self.sentence(prompt), points, prompt.mask, prompt.multimask)
 

@@ -1,4 +1,4 @@
-"""Writes everything found in an image: masks as Meta's amg.py writes them, a picture, and a line of JSON."""
+"""Writes everything found in an image: masks in the format of Meta's amg.py, a picture, and a JSON line."""
 
 import csv
 import json
@@ -29,16 +29,16 @@ _COLUMNS = (
 
 
 class Everything(NamedTuple):
-  """What was found in an image, uint8 [h, w, 3]."""
+  """An image, uint8 [h, w, 3], and the records of its masks."""
 
   image: np.ndarray
   records: Records
 
 
 class EverythingFiles(ResultFiles):
-  """Several threads may share one.
+  """Writes results; several threads may share one.
 
-  Beside the picture, an image gets a folder of masks, 0.png and so on with metadata.csv, or a file of run lengths.
+  Besides the picture, writes a folder of masks, 0.png, ... with metadata.csv, or a file of run lengths.
   """
 
   last = OVERLAY
@@ -46,13 +46,13 @@ class EverythingFiles(ResultFiles):
   def __init__(
     self, file_of: Callable[[Request], Path] | None, made_by: dict[str, Any], *, convert_to_rle: bool
   ) -> None:
-    """`file_of`: the path of a request's files without their endings; None for no files."""
+    """`file_of` returns the path of a request's files without suffix; None writes no files."""
     super().__init__(file_of, made_by)
     self.others = ('.json',) if convert_to_rle else (f'/{METADATA}',)
     self._convert_to_rle = convert_to_rle
 
   def write(self, request: Request, found: Everything) -> Written:
-    """Writes the files. Raises UserError, or OutputLost where the rest would fail too."""
+    """Writes the files. Raises UserError, or OutputLost if later results would fail too."""
     notes, stem = self.notes(request), self.free_place(request)
     picture = None if stem is None else Path(f'{stem}{OVERLAY}')
     if stem is not None and picture is not None:
@@ -71,7 +71,7 @@ class EverythingFiles(ResultFiles):
 
 
 def _write_masks(folder: Path, records: Records) -> None:
-  """A folder of masks and their metadata, as Meta's amg.py writes it; it gets its name when it is whole."""
+  """Writes a folder of masks with metadata atomically, in the format of Meta's amg.py."""
   unfinished = Path(f'{folder}.unfinished')
   try:
     if folder.exists() and not (folder / METADATA).is_file():

@@ -1,4 +1,4 @@
-"""Does what is left of a job: reads ahead of the device, writes behind it, and tells how it goes."""
+"""Runs the remaining requests of a job: reads ahead, writes in the background, and reports progress."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ class Writer(Protocol[R_contra]):
   """Writes results; several threads may share one."""
 
   def write(self, request: Request, result: R_contra, /) -> Written:
-    """Raises UserError, or OutputLost where the rest would fail too."""
+    """Writes a result. Raises UserError, or OutputLost if later results would fail too."""
     ...
 
 
@@ -36,15 +36,15 @@ def run(
   size: Callable[[R], int],
   refused: Callable[[Request, np.ndarray], UserError | None] = lambda request, image: None,
 ) -> bool:
-  """Does what is left to do of `job`; whether any of it failed.
+  """Runs the remaining requests of `job`; returns whether any failed.
 
   Args:
-    job: what is to be done.
+    job: the job.
     output: writes the files of a result.
-    lines: gets a line a result; None prints a summary of each instead.
-    results: the results of requests whose images could be read, in order.
-    size: bytes that a result holds until it is written.
-    refused: why a request cannot be done on its image.
+    lines: receives one line per result; None prints a summary of each instead.
+    results: yields the results of requests with readable images, in order.
+    size: returns the bytes that a result occupies until written.
+    refused: returns an error if a request does not apply to its image.
   """
   with Progress(job.left) as progress:
     remarks = Remarks(progress)

@@ -1,1 +1,1 @@
-"""The page and the HTTP API of `python -m ditsam_jax.serve`."""
+"""Web page and HTTP API of `python -m ditsam_jax.serve`."""

@@ -1,4 +1,4 @@
-"""Predictions as clients get them: JSON with COCO's run lengths, or the best mask as a PNG file."""
+"""Encodes predictions for clients: JSON with COCO run lengths, or the best mask as a PNG file."""
 
 import io
 from typing import Any
@@ -11,11 +11,11 @@ from ditsam_jax.serving.requests import encode_logits
 
 
 def as_json(prediction: Prediction, low_res: bool) -> dict[str, Any]:
-  """A prediction without its pixels.
+  """Returns a prediction as JSON.
 
   Args:
-    prediction: what was found.
-    low_res: with the low-resolution logits of each mask, see `requests.encode_logits`.
+    prediction: the prediction.
+    low_res: include the low-resolution logits of each mask, see `requests.encode_logits`.
   """
   masks = [
     {'score': float(score), 'area': area, 'box': box, 'rle': rle}
@@ -33,7 +33,7 @@ def as_json(prediction: Prediction, low_res: bool) -> dict[str, Any]:
 
 
 def as_png(mask: np.ndarray) -> bytes:
-  """A mask bool [h, w] as a PNG file of 0 and 255."""
+  """Encodes a mask, bool [h, w], as a PNG file with values 0 and 255."""
   stream = io.BytesIO()
   Image.fromarray(mask.astype(np.uint8) * 255).save(stream, 'PNG', compress_level=4)
   return stream.getvalue()

@@ -30,20 +30,21 @@ from ditsam_jax.serving.refusals import Refused
 from ditsam_jax.storage.image_files import read_opened
 
 SESSION = 'ditsam_session'
-_DECODERS = 2  # images that are decoded at a time: what they take in memory comes on top of the store
-_SWEEP = 30.0  # seconds between looks for images that nobody uses
+_DECODERS = 2  # images decoded concurrently; their memory comes on top of the store
+_SWEEP = 30.0  # seconds between removals of expired images
 _PNG = 'image/png'
 _T = TypeVar('_T')
 
 
 @dataclasses.dataclass
 class State:
-  """How far the service is.
+  """The service's progress.
 
   Attributes:
-    compiled, programs: how many are compiled, and how many there are.
-    ready: whether all are.
-    stopping: whether it ends.
+    compiled: number of compiled programs.
+    programs: number of programs to compile.
+    ready: whether all programs are compiled.
+    stopping: whether the service is shutting down.
   """
 
   compiled: int = 0
@@ -53,16 +54,16 @@ class State:
 
 
 class Service:
-  """A model, the images of its clients, and the endpoints."""
+  """A model, its clients' images, and the endpoints."""
 
   def __init__(self, segmenter: Segmenter, name: str, limits: Limits, *, token: str | None = None):
     """Starts the threads.
 
     Args:
       segmenter: the model.
-      name: what clients call it.
-      limits: what they may ask.
-      token: which they must send; None for none.
+      name: the model's name for clients.
+      limits: limits on requests.
+      token: token that clients must send; None for none.
     """
     self.segmenter, self.name, self.limits = segmenter, name, limits
     self.state = State()
@@ -74,15 +75,15 @@ class Service:
     self._decoders = concurrent.futures.ThreadPoolExecutor(_DECODERS, 'decode')
     self._uploads = 0
     watch = self.metrics.watch
-    watch('queue_prompts', 'Prompts that wait for the device', lambda: len(self.batcher))
-    watch('images', 'Images that are kept', lambda: len(self.store))
-    watch('images_bytes', 'Bytes of images that are kept', lambda: self.store.bytes)
-    watch('images_evicted', 'Images dropped to make room', lambda: self.store.evicted)
-    watch('uploads', 'Images that are being received or decoded', lambda: self._uploads)
+    watch('queue_prompts', 'Prompts waiting for the device', lambda: len(self.batcher))
+    watch('images', 'Stored images', lambda: len(self.store))
+    watch('images_bytes', 'Bytes of stored images', lambda: self.store.bytes)
+    watch('images_evicted', 'Images evicted to make room', lambda: self.store.evicted)
+    watch('uploads', 'Images being received or decoded', lambda: self._uploads)
     watch('ready', 'Whether all programs are compiled', lambda: self.state.ready)
 
   def app(self, hosts: tuple[str, ...] | None) -> ASGIApp:
-    """The application; `hosts` as of `guard.Guard`."""
+    """Returns the application; for `hosts` see `guard.Guard`."""
     api: list[tuple[str, str, guard.Endpoint]] = [
       ('GET', '/api/model', self._model),
       ('POST', '/api/words', self._words),
@@ -108,7 +109,7 @@ class Service:
     return guard.Guard(app, self.metrics, hosts)
 
   def close(self) -> None:
-    """Finishes what clients wait for, and ends the threads."""
+    """Finishes pending work and ends the threads."""
     self.batcher.close()
     self.everything.close()
     self._decoders.shutdown(cancel_futures=True)
@@ -181,7 +182,7 @@ class Service:
         file, prompt = await requests.read_form(request, self.limits)
         if prompt is not None:
           file.close()
-          raise Refused(400, 'a prompt with an upload: POST it to /api/images/ID/prompts, or both to /api/segment')
+          raise Refused(400, 'a prompt with an upload: send it to /api/images/ID/prompts, or both to /api/segment')
       else:
         file = await requests.read_file(request, self.limits)
       kept = self.store.add(owner, await self._framed(request, file))
@@ -209,7 +210,7 @@ class Service:
   async def _segment(self, request: Request) -> Response:
     self._check_ready()
     if not requests.is_form(request):
-      raise Refused(415, 'expected multipart/form-data with the file image and the text prompt, the JSON of a prompt')
+      raise Refused(415, 'expected multipart/form-data with a file image and a field prompt, the JSON of a prompt')
     with self._receiving():
       file, prompt = await requests.read_form(request, self.limits)
       try:  # before the image is decoded
@@ -240,7 +241,7 @@ class Service:
     asked = requests.prompts_of(content, self.segmenter, self.limits)
     as_png = _wants_png(request)
     if as_png and len(asked) > 1:
-      raise Refused(400, f'{len(asked)} prompts for one PNG file: expected one, or Accept: application/json')
+      raise Refused(400, f'{len(asked)} prompts for one PNG file: send one, or use Accept: application/json')
     candidate = _candidate(request)
     low_res = [each.low_res for each in asked]
 
@@ -260,8 +261,8 @@ class Service:
       png, score = found[0]
       return Response(png, media_type=_PNG, headers={'Cache-Control': 'no-store', 'X-Score': f'{score:.6f}'})
     height, width = kept.framed.size
-    told = {'width': width, 'height': height, 'model': self.name, 'seconds': round(seconds, 6)}
-    return _json([one | told for one in found] if isinstance(content, list) else found[0] | told)
+    common = {'width': width, 'height': height, 'model': self.name, 'seconds': round(seconds, 6)}
+    return _json([one | common for one in found] if isinstance(content, list) else found[0] | common)
 
   async def _framed(self, request: Request, file: io.BufferedReader) -> Framed:
     def read() -> Framed:
@@ -271,7 +272,7 @@ class Service:
     return await self._until_gone(request, future, self.limits.seconds)
 
   async def _until_gone(self, request: Request, work: Awaitable[_T], seconds: float) -> _T:
-    """What work gives; it is cancelled when the client closes its connection, or does not get an answer in time."""
+    """Awaits `work`; cancels it if the client disconnects or the time is up."""
     task = asyncio.ensure_future(work)
     gone = asyncio.create_task(_disconnected(request))
     try:

@@ -1,7 +1,7 @@
-"""Prompts of all clients, batched onto the engine: one thread feeds the device, a few finish what it gives.
+"""Batches the prompts of all clients: one thread feeds the device, a few others finish predictions.
 
-Prompts of one kind (`engine.Row.kind`) run together. The engine fills a batch up, so a few prompts are cheaper one by
-one on some devices; the number from which a batch pays is measured when the programs are compiled.
+Prompts of one kind (`engine.Row.kind`) run together. Because the engine pads batches, a few prompts are cheaper one by
+one on some devices; the smallest number for which a batch is faster is measured after compiling.
 """
 
 import collections
@@ -23,9 +23,9 @@ from ditsam_jax.serving.limits import Limits
 from ditsam_jax.serving.metrics import Metrics
 from ditsam_jax.serving.refusals import Refused
 
-_UNDER_WAY = 2  # batches that the device has, or whose masks are being finished
+_UNDER_WAY = 2  # batches on the device or being finished
 _FINISHERS = min(4, os.cpu_count() or 1)
-_PREPARED = 32  # images that wait for an idle device
+_PREPARED = 32  # images waiting to be encoded by an idle device
 
 
 @dataclasses.dataclass(eq=False)
@@ -45,38 +45,38 @@ class Batcher:
   def __init__(self, segmenter: Segmenter, limits: Limits, metrics: Metrics):
     self._segmenter, self._limits, self._metrics = segmenter, limits, metrics
     self.size = segmenter.batch_size * len(segmenter.engine.devices)
-    self.pays_from: dict[Hashable, int] = {}  # see `programs.compile_all`; other kinds run one by one
+    self.pays_from: dict[Hashable, int] = {}  # by kind, see `programs.compile_all`; other kinds run one by one
     self._asked: collections.deque[_Asked] = collections.deque()
     self._clients: collections.Counter[str] = collections.Counter()
     self._idle: collections.deque[weakref.ref[Framed]] = collections.deque(maxlen=_PREPARED)
     self._changed = threading.Condition()
     self._closed = False
-    self._per_prompt = 0.01  # seconds, lately
+    self._per_prompt = 0.01  # seconds, moving average
     self._room = threading.Semaphore(_UNDER_WAY)
     self._finishers = concurrent.futures.ThreadPoolExecutor(_FINISHERS, 'finish')
     self._thread = threading.Thread(target=self._run, name='batcher', daemon=True)
     self._thread.start()
 
   def __len__(self) -> int:
-    """Prompts that wait."""
+    """Returns the number of waiting prompts."""
     return len(self._asked)
 
   def submit(
     self, client: str, framed: Framed, prompts: list[Prompt], answer: Callable[[Prediction], Any]
   ) -> list[concurrent.futures.Future]:
-    """Adds a client's checked prompts on one image, all or none.
+    """Queues a client's checked prompts for one image, all or none.
 
     Args:
-      client: whose.
+      client: identifies the client.
       framed: the image.
-      prompts: see `Segmenter.prompt`.
-      answer: what is made of each prediction, in another thread.
+      prompts: prompts from `Segmenter.prompt`.
+      answer: converts each prediction to an answer, in another thread.
 
     Returns:
-      A future for each answer; one that is cancelled in time is not computed.
+      A future for each answer. Prompts cancelled before they start are not computed.
 
     Raises:
-      Refused: 429 where this client has too many waiting, 503 where all of them have.
+      Refused: this client (429) or all clients together (503) have too many prompts waiting.
     """
     now, limits = time.monotonic(), self._limits
     kinds = [self._segmenter.row(framed, prompt).kind for prompt in prompts]
@@ -99,13 +99,13 @@ class Batcher:
     return [each.future for each in asked]
 
   def prepare(self, framed: Framed) -> None:
-    """Encodes an image before anybody asks, once the device has nothing else to do."""
+    """Encodes an image in advance, when the device is idle."""
     with self._changed:
       self._idle.append(weakref.ref(framed))
       self._changed.notify()
 
   def close(self) -> None:
-    """Finishes what is waiting, and ends the threads."""
+    """Finishes waiting prompts and ends the threads."""
     with self._changed:
       self._closed = True
       self._changed.notify()
@@ -134,13 +134,13 @@ class Batcher:
         framed = work()
         if framed is not None:
           self._segmenter.engine.embedding(framed.square)
-      except Exception:  # whoever asks for this image will hear of it
+      except Exception:  # reported to the next prompt for this image
         pass
       finally:
         self._room.release()
 
   def _next(self) -> 'list[_Asked] | weakref.ref[Framed] | None':
-    """A batch of one kind; an image to prepare if there is none; None at the end."""
+    """Returns a batch of one kind; without prompts, an image to encode; None after closing."""
     with self._changed:
       while True:
         if batch := self._batch():
@@ -152,8 +152,8 @@ class Batcher:
         self._changed.wait()
 
   def _batch(self) -> list[_Asked]:
-    """The first prompt that waits and others of its kind, after waiting a little for them."""
-    self._drop_the_cancelled()
+    """Returns the first waiting prompt and others of its kind, after a short wait for them."""
+    self._drop_cancelled()
     if not self._asked:
       return []
     first = self._asked[0]
@@ -171,7 +171,7 @@ class Batcher:
     self._asked = others
     return batch
 
-  def _drop_the_cancelled(self) -> None:
+  def _drop_cancelled(self) -> None:
     while self._asked and self._asked[0].future.cancelled():
       self._asked.popleft()
 
@@ -201,7 +201,7 @@ class Batcher:
 
 
 def _counted(function: Callable) -> Callable:
-  """Calls of threads, one at a time."""
+  """Returns `function` behind a lock."""
   lock = threading.Lock()
 
   def call(*arguments):

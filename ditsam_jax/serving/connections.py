@@ -1,4 +1,4 @@
-"""HTTP connections that cannot be held open for nothing: uvicorn's, with deadlines and a bound on their number."""
+"""Extends uvicorn's HTTP protocol with deadlines and a limit on the number of connections."""
 
 import asyncio
 from typing import Any
@@ -7,18 +7,18 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from ditsam_jax.serving.limits import Limits
 
-_EVERY = 1.0  # seconds between looks at a connection
+_EVERY = 1.0  # seconds between checks of a connection
 
 
 def bounded(limits: Limits) -> type[asyncio.Protocol]:
-  """The protocol for uvicorn's `http`. Bodies and answers have deadlines of their own in the application."""
+  """Returns the protocol for uvicorn's `http`. The application has its own deadlines for bodies and answers."""
 
   class Bounded(H11Protocol):
-    """Closes connections that send no whole head, go on sending after the answer, or do not take the answer."""
+    """Closes connections with an incomplete head, idle ones, and those whose client does not read the answer."""
 
-    _quiet_since = 0.0  # since the connection was made, or since the last answer
-    _stuck_since: float | None = None  # since the client stopped to read
-    _look_later: asyncio.TimerHandle | None = None
+    _quiet_since = 0.0  # time of the connection or the last answer
+    _stuck_since: float | None = None  # time when the client stopped reading
+    _next_check: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
       super().connection_made(transport)
@@ -26,11 +26,11 @@ def bounded(limits: Limits) -> type[asyncio.Protocol]:
         transport.abort()
         return
       self._quiet_since = self.loop.time()
-      self._look_later = self.loop.call_later(_EVERY, self._look)
+      self._next_check = self.loop.call_later(_EVERY, self._check)
 
     def connection_lost(self, exc: Exception | None) -> None:
-      if self._look_later is not None:
-        self._look_later.cancel()
+      if self._next_check is not None:
+        self._next_check.cancel()
       super().connection_lost(exc)
 
     def on_response_complete(self) -> None:
@@ -45,12 +45,12 @@ def bounded(limits: Limits) -> type[asyncio.Protocol]:
       self._stuck_since = None
       super().resume_writing()
 
-    def _look(self) -> None:
+    def _check(self) -> None:
       waiting = self.cycle is None or self.cycle.response_complete
       since = self._stuck_since if self._stuck_since is not None else self._quiet_since if waiting else None
       if since is not None and self.loop.time() - since > limits.header_seconds:
         self.transport.abort()
       else:
-        self._look_later = self.loop.call_later(_EVERY, self._look)
+        self._next_check = self.loop.call_later(_EVERY, self._check)
 
   return Bounded

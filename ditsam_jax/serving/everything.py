@@ -1,4 +1,4 @@
-"""All objects of an image, or all that a phrase names."""
+"""Segments all objects of an image, or all that a phrase refers to."""
 
 import concurrent.futures
 import threading
@@ -15,9 +15,9 @@ _WAITING = 4
 
 
 class Everything:
-  """One image at a time, beside the prompts of others: it takes as long as a hundred of them."""
+  """Processes one image at a time alongside prompts; an image takes as long as a hundred prompts."""
 
-  seconds = 120.0  # for an answer
+  seconds = 120.0  # time limit of an answer
 
   def __init__(self, segmenter: Segmenter):
     self._segmenter = segmenter
@@ -26,7 +26,7 @@ class Everything:
     self._lock, self._waiting = threading.Lock(), 0
 
   def compile(self) -> None:
-    """Compiles its programs."""
+    """Compiles the programs."""
     side = self._segmenter.config.image_size
     blank = np.zeros((side, side, 3), np.uint8)
     taking_all = SamAutomaticMaskGenerator(
@@ -36,17 +36,17 @@ class Everything:
       taking_all.generate(blank, text)
 
   def submit(self, framed: Framed, text: str | None) -> concurrent.futures.Future[dict[str, Any]]:
-    """Starts looking for what a phrase names, or for everything. Raises Refused where others wait."""
+    """Starts segmenting what a phrase refers to, or everything. Raises Refused if too many images are waiting."""
     with self._lock:
       if self._waiting >= _WAITING:
-        raise Refused(503, f'{_WAITING} images wait to have everything segmented', 10)
+        raise Refused(503, f'{_WAITING} images are already waiting for everything', 10)
       self._waiting += 1
     future = self._worker.submit(self._masks, framed, text)
     future.add_done_callback(self._done)
     return future
 
   def close(self) -> None:
-    """Drops what waits, and finishes what is under way."""
+    """Drops waiting images and finishes the current one."""
     self._worker.shutdown(cancel_futures=True)
 
   def _masks(self, framed: Framed, text: str | None) -> dict[str, Any]:
@@ -54,7 +54,7 @@ class Everything:
     masks = []
     for found in self._generator.generate(framed.image, text):
       x, y, w, h = found['bbox']
-      box = [x, y, x + w + 1, y + h + 1]  # Meta's counts from the first pixel to the last
+      box = [x, y, x + w + 1, y + h + 1]  # Meta's width and height end at the last pixel
       masks.append(
         {'score': float(found['predicted_iou']), 'area': int(found['area']), 'box': box, 'rle': found['segmentation']}
       )

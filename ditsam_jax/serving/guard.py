@@ -1,4 +1,4 @@
-"""What every request passes: whether it may come in, how long it may take, how errors and headers go out."""
+"""Checks every request, and adds headers and error messages to every answer."""
 
 import hmac
 import sys
@@ -28,19 +28,18 @@ _HEADERS = {
   'Cross-Origin-Opener-Policy': 'same-origin',
   'Cross-Origin-Resource-Policy': 'same-origin',
 }
-_GONE = 499  # in the metrics: the client did not wait for its answer
+_GONE = 499  # in the metrics: the client disconnected before its answer
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 class Guard:
-  """Around the whole application: headers of every answer, and the count of it.
+  """Wraps the application: checks hosts and origins, adds headers, and counts answers.
 
   Args:
-    app: what answers.
-    metrics: where answers are counted.
-    hosts: names that a request's Host may be, so that no page of another name that resolves to this machine gets in
-      (DNS rebinding); None for any.
+    app: the application.
+    metrics: counts answers.
+    hosts: allowed names in the Host header, which prevents DNS rebinding; None allows any.
   """
 
   def __init__(self, app: ASGIApp, metrics: Metrics, hosts: tuple[str, ...] | None):
@@ -82,25 +81,25 @@ class Guard:
       site, origin = request.headers.get('sec-fetch-site', 'none'), request.headers.get('origin')
       foreign = origin is not None and origin.partition('://')[2] != request.headers.get('host')
       if site not in ('same-origin', 'none') or foreign:
-        return Refused(403, 'requests of pages from elsewhere are not answered')
+        return Refused(403, 'requests from pages of other sites are refused')
     return None
 
 
 def checked_token(token: str | None) -> Callable[[Request], None]:
-  """What raises Refused unless a request carries the token; None for none."""
+  """Returns a check that raises Refused unless a request has the token; None accepts all requests."""
 
   def check(request: Request) -> None:
     if token is None:
       return
     scheme, _, given = request.headers.get('authorization', '').partition(' ')
     if scheme.lower() != 'bearer' or not hmac.compare_digest(given.strip().encode(), token.encode()):
-      raise Refused(401, 'this service asks for a token: Authorization: Bearer TOKEN')
+      raise Refused(401, 'this service requires a token: Authorization: Bearer TOKEN')
 
   return check
 
 
 def answered(endpoint: Endpoint) -> Endpoint:
-  """The endpoint, whose errors are one line of JSON and the fitting status."""
+  """Returns the endpoint with errors converted to one line of JSON and the matching status."""
 
   async def call(request: Request) -> Response:
     try:
@@ -112,21 +111,21 @@ def answered(endpoint: Endpoint) -> Endpoint:
     except HTTPException as error:
       return refusal(Refused(error.status_code, str(error.detail)))
     except ClientDisconnect:
-      return Response(status_code=_GONE)  # nobody reads it
+      return Response(status_code=_GONE)  # never read
     except Exception as error:
       if isinstance(error, MemoryError) or 'RESOURCE_EXHAUSTED' in str(error):
-        return refusal(Refused(503, 'there is not enough memory at the moment', 5))
+        return refusal(Refused(503, 'not enough memory at the moment', 5))
       if isinstance(error, OSError) and error.errno:
         print(f'error: {error}', file=sys.stderr, flush=True)
         return refusal(Refused(503, 'the server cannot store the upload at the moment', 5))
-      traceback.print_exception(error)  # a defect of ours
-      return refusal(Refused(500, 'an error of the server; it is in its log'))
+      traceback.print_exception(error)  # a bug
+      return refusal(Refused(500, 'internal error; see the server log'))
 
   return call
 
 
 async def no_such_page(request: Request, error: Exception) -> Response:
-  """Starlette's own refusals: unknown paths, wrong methods."""
+  """Answers unknown paths and wrong methods."""
   assert isinstance(error, HTTPException)
   answer = refusal(Refused(error.status_code, f'{request.method} {request.url.path}: {error.detail}'))
   answer.headers.update(error.headers or {})
@@ -134,7 +133,7 @@ async def no_such_page(request: Request, error: Exception) -> Response:
 
 
 def refusal(error: Refused) -> JSONResponse:
-  """A refusal as JSON: {"error": one line}."""
+  """Returns a refusal as JSON: {"error": one line}."""
   headers = {'Cache-Control': 'no-store'}
   if error.retry_after is not None:
     headers['Retry-After'] = str(error.retry_after)
@@ -145,7 +144,7 @@ def refusal(error: Refused) -> JSONResponse:
 
 
 def _host(header: str) -> str:
-  """The name in a Host header, without its port."""
+  """Returns the name in a Host header, without the port."""
   name = header.strip().lower()
   if name.startswith('['):
     return name[1:].partition(']')[0]

@@ -1,4 +1,4 @@
-"""The images that clients have uploaded: kept for a while, each for its owner only."""
+"""Stores uploaded images for a limited time; only the owner of an image can access it."""
 
 import collections
 import contextlib
@@ -21,10 +21,10 @@ class Kept:
     id: 192 random bits.
     owner: the session that uploaded it.
     framed: the image.
-    bytes: what it takes at most, with its embeddings.
-    used: when it was last asked for.
-    held: requests that are working with it.
-    dropped: whether it can no longer be found; its bytes count until nobody holds it.
+    bytes: maximum memory, including embeddings.
+    used: time of last use.
+    held: number of requests using it.
+    dropped: whether it was removed; its bytes count until no request holds it.
   """
 
   id: str
@@ -37,22 +37,22 @@ class Kept:
 
 
 class ImageStore:
-  """Images by id, the longest unused dropped first. For one thread, the event loop's."""
+  """Images by id; evicts the least recently used. Only for the event loop's thread."""
 
   def __init__(self, most_bytes: int, seconds: float, clock: Callable[[], float] = time.monotonic):
     self._most_bytes, self._seconds, self._clock = most_bytes, seconds, clock
     self._images: collections.OrderedDict[str, Kept] = collections.OrderedDict()
-    self.bytes = 0  # of all images, those that are dropped and still held included
+    self.bytes = 0  # of all images, including dropped ones that are still held
     self.evicted = 0
 
   def __len__(self) -> int:
     return len(self._images)
 
   def add(self, owner: str, framed: Framed) -> Kept:
-    """Keeps an image.
+    """Stores an image.
 
     Raises:
-      Refused: there is no room, because it is too large or all others are in use.
+      Refused: there is no room, because the image is too large or all others are in use.
     """
     self.expire()
     size = bytes_of(framed)
@@ -65,26 +65,24 @@ class ImageStore:
         self.drop(image)
         self.evicted += 1
     if self.bytes + size > self._most_bytes:
-      raise Refused(503, 'all images that are kept are in use; try again', 1)
+      raise Refused(503, 'all stored images are in use; try again', 1)
     image = Kept(secrets.token_urlsafe(24), owner, framed, size, self._clock())
     self._images[image.id] = image
     self.bytes += size
     return image
 
   def get(self, owner: str, id: str) -> Kept:
-    """The owner's image. Raises Refused, the same whether it is unknown, forgotten or somebody else's."""
+    """Returns the owner's image. Raises the same Refused for unknown, expired and other clients' images."""
     self.expire()
     image = self._images.get(id)
     if image is None or not secrets.compare_digest(image.owner.encode(), owner.encode()):
-      raise Refused(
-        404, 'no such image; it may have been forgotten, or was uploaded in another session: upload it again'
-      )
+      raise Refused(404, 'no such image; it may have expired or belong to another session: upload it again')
     image.used = self._clock()
     self._images.move_to_end(id)
     return image
 
   def drop(self, image: Kept) -> None:
-    """Forgets an image, as soon as nobody works with it."""
+    """Removes an image; its memory is freed when no request holds it."""
     if not image.dropped:
       image.dropped = True
       del self._images[image.id]
@@ -92,7 +90,7 @@ class ImageStore:
 
   @contextlib.contextmanager
   def hold(self, image: Kept) -> Iterator[None]:
-    """Meanwhile the image's memory counts, and it makes no room for others."""
+    """Protects an image from eviction while in use."""
     image.held += 1
     try:
       yield
@@ -101,9 +99,9 @@ class ImageStore:
       self._free(image)
 
   def expire(self) -> None:
-    """Drops what nobody has used for long."""
+    """Removes images unused for too long."""
     oldest = self._clock() - self._seconds
-    for image in list(self._images.values()):  # the longest unused first
+    for image in list(self._images.values()):  # least recently used first
       if image.used > oldest:
         break
       self.drop(image)
@@ -115,11 +113,11 @@ class ImageStore:
 
 
 def bytes_of(framed: Framed) -> int:
-  """What an image takes in memory at most: pixels, the model's square, all embeddings that are kept of it."""
+  """Returns the maximum memory of an image in bytes: pixels, the model's square and all its cached embeddings."""
   return framed.image.nbytes + framed.square.pixels.nbytes + embeddings_bytes(framed.config)
 
 
 def embeddings_bytes(config: DitSamConfig) -> int:
-  """Bytes of all embeddings that are kept of one image, in f32."""
+  """Returns the bytes of all cached embeddings of an image, in f32."""
   count = 1 if config.fusion == 'none' else 1 + EMBEDDINGS_KEPT
   return count * config.grid**2 * config.mask_decoder.width * 4

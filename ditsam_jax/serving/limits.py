@@ -1,29 +1,29 @@
-"""Bounds on what one client, and all of them together, may ask of the service."""
+"""Limits per client and for all clients together."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-  """What is accepted; more is refused with 4xx, or with 429 and 503 where waiting helps.
+  """Limits of the service. Requests beyond them are refused with 4xx, or with 429 or 503 if retrying may help.
 
   Attributes:
-    upload_bytes: of an image file.
-    pixels: of an image, known before it is decoded.
-    request_bytes: of a JSON body; a mask prompt takes most of it.
-    prompts: of one request.
-    points: of one prompt. Programs for this many are compiled before the service is ready.
-    text_bytes: of a sentence.
-    kept_bytes: of all images that are kept, with their embeddings.
-    kept_seconds: how long an image is kept that nobody uses.
-    queue: prompts that wait for the device, of all clients.
-    per_client: prompts of one client that wait.
-    uploads: images that are being received or decoded.
-    seconds: from a request's arrival to its answer.
-    upload_seconds: for a client to send a request's body.
-    header_seconds: for a client to send a request's head, and to take an answer.
-    connections: open at once; more are closed unread.
-    batch_wait: seconds that a prompt waits for others to share a batch with.
+    upload_bytes: size of an image file.
+    pixels: pixels of an image, checked before decoding.
+    request_bytes: size of a JSON body; a mask prompt takes most of it.
+    prompts: prompts per request.
+    points: points per prompt. Programs for up to this many are compiled before the service is ready.
+    text_bytes: size of a sentence.
+    kept_bytes: memory of all stored images, including embeddings.
+    kept_seconds: time that an unused image is stored.
+    queue: waiting prompts of all clients.
+    per_client: waiting prompts of one client.
+    uploads: images being received or decoded.
+    seconds: time from a request's arrival to its answer.
+    upload_seconds: time for a client to send a request's body.
+    header_seconds: time for a client to send a request's head, and to read an answer.
+    connections: open connections; further ones are closed unread.
+    batch_wait: seconds that a prompt waits for others to form a batch.
   """
 
   upload_bytes: int = 20 * 2**20

@@ -1,4 +1,4 @@
-"""The API's description (OpenAPI 3.1) and its page at /docs, without scripts."""
+"""OpenAPI 3.1 description of the API, and its script-free page at /docs."""
 
 import html
 from typing import Any
@@ -9,13 +9,13 @@ _NUMBERS = {'type': 'array', 'items': {'type': 'number'}}
 
 
 def document(name: str, limits: Limits) -> dict[str, Any]:
-  """OpenAPI's document for a model."""
+  """Returns the OpenAPI document for a model."""
   prompts = {
     'oneOf': [_ref('Prompt'), {'type': 'array', 'items': _ref('Prompt'), 'minItems': 1, 'maxItems': limits.prompts}]
   }
   answers = {'oneOf': [_ref('Answer'), {'type': 'array', 'items': _ref('Answer')}]}
   answer = _answer(
-    'The masks: as JSON with COCO run lengths, or with `Accept: image/png` the best one as a PNG file of 0 and 255, '
+    'The masks as JSON with COCO run lengths. With `Accept: image/png`, the best mask as a PNG file of 0 and 255, with '
     'its score in `X-Score`.',
     answers,
     png=True,
@@ -40,25 +40,25 @@ def document(name: str, limits: Limits) -> dict[str, Any]:
       'post': {
         'summary': 'Upload an image',
         'description': (
-          f'The bytes of an image file, at most {megabytes} MiB and {pixels:,} pixels; or a form with the file `image`. '
-          'The answer sets a session cookie: only requests that send it find the image. It is forgotten after '
-          f'{limits.kept_seconds:g} seconds without use, or when others need the room.'
+          f'The bytes of an image file, at most {megabytes} MiB and {pixels:,} pixels, or a form with a file `image`. '
+          'The answer sets a session cookie, which is required to use the image. The image expires after '
+          f'{limits.kept_seconds:g} seconds without use, or when other images need the memory.'
         ),
         'requestBody': {'required': True, 'content': {'image/*': image_file, 'multipart/form-data': {'schema': form}}},
-        'responses': {'201': _answer('It is kept.', _ref('Image')), **_refusals(400, 401, 408, 413, 503)},
+        'responses': {'201': _answer('The image is stored.', _ref('Image')), **_refusals(400, 401, 408, 413, 503)},
       }
     },
     '/api/images/{id}': {
       'delete': {
-        'summary': 'Forget an image',
+        'summary': 'Delete an image',
         'parameters': [image_id],
-        'responses': {'204': {'description': 'It is forgotten.'}, **_refusals(401, 404)},
+        'responses': {'204': {'description': 'The image is deleted.'}, **_refusals(401, 404)},
       }
     },
     '/api/images/{id}/prompts': {
       'post': {
         'summary': 'Segment an uploaded image',
-        'description': f'One prompt, or a list of up to {limits.prompts}, which gives a list.',
+        'description': f'One prompt, or a list of up to {limits.prompts}, which returns a list.',
         'parameters': [image_id, candidate],
         'requestBody': {'required': True, 'content': {'application/json': {'schema': prompts}}},
         'responses': {'200': answer, **_refusals(400, 401, 404, 408, 413, 429, 503)},
@@ -66,8 +66,8 @@ def document(name: str, limits: Limits) -> dict[str, Any]:
     },
     '/api/images/{id}/everything': {
       'post': {
-        'summary': 'Segment everything in an uploaded image, or everything that a phrase names',
-        'description': 'It takes as long as a hundred prompts; few images may wait for it.',
+        'summary': 'Segment everything in an uploaded image, or everything that a phrase refers to',
+        'description': 'Takes as long as a hundred prompts; only a few images may wait at a time.',
         'parameters': [image_id],
         'requestBody': {'required': True, 'content': {'application/json': {'schema': _ref('Phrase')}}},
         'responses': {'200': _answer('All masks.', _ref('Everything')), **_refusals(400, 401, 404, 408, 413, 503)},
@@ -75,7 +75,7 @@ def document(name: str, limits: Limits) -> dict[str, Any]:
     },
     '/api/segment': {
       'post': {
-        'summary': 'Segment an image that is not kept',
+        'summary': 'Segment an image without storing it',
         'parameters': [candidate],
         'requestBody': {'required': True, 'content': {'multipart/form-data': {'schema': one_shot}}},
         'responses': {'200': answer, **_refusals(400, 401, 408, 413, 415, 429, 503)},
@@ -83,7 +83,7 @@ def document(name: str, limits: Limits) -> dict[str, Any]:
     },
     '/api/words': {
       'post': {
-        'summary': 'Which words of a sentence the model does not know',
+        'summary': 'Find words of a sentence that the model does not know',
         'requestBody': {'required': True, 'content': {'application/json': {'schema': _ref('Prompt')}}},
         'responses': {'200': _answer('The words.', _ref('Words')), **_refusals(400, 401, 408, 413)},
       }
@@ -91,7 +91,7 @@ def document(name: str, limits: Limits) -> dict[str, Any]:
     '/api/model': {
       'get': {
         'summary': 'The model and the limits',
-        'responses': {'200': _answer('What it takes.', _ref('Model')), **_refusals(401)},
+        'responses': {'200': _answer('The model.', _ref('Model')), **_refusals(401)},
       }
     },
     '/metrics': {
@@ -100,11 +100,11 @@ def document(name: str, limits: Limits) -> dict[str, Any]:
         'responses': {'200': {'description': 'Text.', 'content': {'text/plain': {}}}, **_refusals(401)},
       }
     },
-    '/healthz': {'get': {'summary': 'Whether the process lives', 'responses': {'200': {'description': 'It does.'}}}},
+    '/healthz': {'get': {'summary': 'Whether the process is alive', 'responses': {'200': {'description': 'Alive.'}}}},
     '/readyz': {
       'get': {
         'summary': 'Whether all programs are compiled',
-        'responses': {'200': {'description': 'They are.'}, **_refusals(503)},
+        'responses': {'200': {'description': 'Ready.'}, **_refusals(503)},
       }
     },
   }
@@ -114,13 +114,13 @@ def document(name: str, limits: Limits) -> dict[str, Any]:
     'paths': paths,
     'components': {
       'schemas': _schemas(limits),
-      'securitySchemes': {'token': {'type': 'http', 'scheme': 'bearer', 'description': 'If it runs with `--token`.'}},
+      'securitySchemes': {'token': {'type': 'http', 'scheme': 'bearer', 'description': 'If started with `--token`.'}},
     },
   }
 
 
 def page(document: dict[str, Any]) -> str:
-  """The document as HTML."""
+  """Returns the document as HTML."""
   parts = [
     f'<h1>{_text(document["info"]["title"])}</h1>',
     '<p><a href="/">The page</a> · <a href="/openapi.json">openapi.json</a></p>',
@@ -128,22 +128,22 @@ def page(document: dict[str, Any]) -> str:
   for path, methods in document['paths'].items():
     for method, item in methods.items():
       parts.append(f'<section><h2><code>{method.upper()} {_text(path)}</code></h2><p>{_text(item["summary"])}.')
-      parts.append(f'{_marked(item.get("description", ""))}</p>')
+      parts.append(f' {_marked(item.get("description", ""))}</p>')
       rows = [(p['name'], p['in'], p.get('description', '')) for p in item.get('parameters', [])]
       body = item.get('requestBody', {}).get('content', {})
       rows += [(media, 'body', _described(content.get('schema', {}))) for media, content in body.items()]
       if rows:
-        parts.append(_table(('Send', 'As', ''), rows))
+        parts.append(_table(('Send', 'As', 'Meaning'), rows))
       answers = [
         (status, ', '.join(answer.get('content', {})), answer['description'])
         for status, answer in item['responses'].items()
       ]
-      parts.append(_table(('Status', 'Type', ''), answers) + '</section>')
+      parts.append(_table(('Status', 'Type', 'Meaning'), answers) + '</section>')
   for name, schema in document['components']['schemas'].items():
     rows = [
       (field, _described(value), value.get('description', '')) for field, value in schema.get('properties', {}).items()
     ]
-    parts.append(f'<section id="{name}"><h2>{name}</h2>{_table(("Field", "Type", ""), rows)}</section>')
+    parts.append(f'<section id="{name}"><h2>{name}</h2>{_table(("Field", "Type", "Meaning"), rows)}</section>')
   return (
     '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
     f'content="width=device-width"><title>API of {_text(document["info"]["title"])}</title>'
@@ -170,7 +170,7 @@ def _schemas(limits: Limits) -> dict[str, Any]:
     'rle': _ref('RunLengths'),
     'low_res': {
       'type': 'string',
-      'description': 'If asked for: logits of low resolution, base64 of little-endian float32; send it as `mask`.',
+      'description': 'If requested: low-resolution logits as base64 of little-endian float32, to send as `mask`.',
     },
   }
   return {
@@ -186,8 +186,8 @@ def _schemas(limits: Limits) -> dict[str, Any]:
         'labels': {**_NUMBERS, 'description': 'For each point: 1 on the object, 0 off it. Default: all 1.'},
         'box': {**_NUMBERS, 'description': '[x0, y0, x1, y1] in pixels of the image.'},
         'mask': {'type': ['string', 'array'], 'description': "A mask's `low_res`, or its numbers as nested lists."},
-        'multimask': {'type': 'boolean', 'description': 'Three masks instead of one.'},
-        'low_res': {'type': 'boolean', 'description': "Whether to answer with each mask's `low_res`."},
+        'multimask': {'type': 'boolean', 'description': 'Return three masks instead of one.'},
+        'low_res': {'type': 'boolean', 'description': "Return each mask's `low_res`."},
       },
       [],
     ),
@@ -196,19 +196,19 @@ def _schemas(limits: Limits) -> dict[str, Any]:
         'masks': {'type': 'array', 'items': _ref('Mask'), 'description': 'One, or three with `multimask`.'},
         'best': {'type': 'integer', 'description': 'Index of the mask with the highest score.'},
         'unknown': {'type': 'array', 'items': {'type': 'string'}, 'description': 'Words the model does not know.'},
-        'cut': {'type': 'string', 'description': "The sentence's end, beyond what the model reads."},
+        'cut': {'type': 'string', 'description': 'The end of the sentence that the model does not read.'},
         'width': {'type': 'integer'},
         'height': {'type': 'integer'},
         'model': {'type': 'string'},
-        'seconds': {'type': 'number', 'description': 'On the server, waiting included.'},
+        'seconds': {'type': 'number', 'description': 'Time on the server, including waiting.'},
       }
     ),
     'Mask': _object(mask, ['score', 'area', 'box', 'rle']),
     'RunLengths': rle,
-    'Phrase': _object({'text': {'type': 'string', 'description': 'What to look for. Default: everything.'}}, []),
+    'Phrase': _object({'text': {'type': 'string', 'description': 'What to segment. Default: everything.'}}, []),
     'Everything': _object(
       {
-        'masks': {'type': 'array', 'items': _ref('Mask'), 'description': 'The highest score first.'},
+        'masks': {'type': 'array', 'items': _ref('Mask'), 'description': 'Highest score first.'},
         'width': {'type': 'integer'},
         'height': {'type': 'integer'},
         'model': {'type': 'string'},
@@ -219,7 +219,7 @@ def _schemas(limits: Limits) -> dict[str, Any]:
         'id': {'type': 'string'},
         'width': {'type': 'integer'},
         'height': {'type': 'integer'},
-        'kept_seconds': {'type': 'number', 'description': 'After its last use.'},
+        'kept_seconds': {'type': 'number', 'description': 'Seconds until it expires without use.'},
       }
     ),
     'Words': _object(
@@ -228,15 +228,15 @@ def _schemas(limits: Limits) -> dict[str, Any]:
         'places': {
           'type': 'array',
           'items': {'type': 'array', 'items': {'type': 'integer'}},
-          'description': 'Their beginnings and ends in the sentence, in characters.',
+          'description': 'Start and end of each word in the sentence, in characters.',
         },
-        'cut': {'type': 'string', 'description': "The sentence's end, beyond what the model reads."},
+        'cut': {'type': 'string', 'description': 'The end of the sentence that the model does not read.'},
       }
     ),
     'Model': _object(
       {
         'model': {'type': 'string'},
-        'text': {'type': 'boolean', 'description': 'Whether it reads sentences.'},
+        'text': {'type': 'boolean', 'description': 'Whether the model takes text.'},
         'image_size': {'type': 'integer'},
         'mask_prompt_side': {'type': 'integer'},
         'ready': {'type': 'boolean'},
@@ -254,8 +254,8 @@ _MEANINGS = {
   408: 'The body took too long.',
   413: 'The body or the image is too large.',
   415: 'Not a form.',
-  429: 'Too many of your prompts are waiting: see Retry-After.',
-  503: 'Busy, stopping or not ready: see Retry-After.',
+  429: 'Too many of your prompts are waiting; see Retry-After.',
+  503: 'Busy, stopping or not ready; see Retry-After.',
 }
 
 
@@ -305,7 +305,7 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def _marked(text: str) -> str:
-  """Text with `code` in it."""
+  """Converts text with `code` to HTML."""
   parts = text.split('`')
   return ''.join(f'<code>{_text(part)}</code>' if number % 2 else _text(part) for number, part in enumerate(parts))
 

@@ -1,4 +1,4 @@
-"""The page's files, read once: a path that is not one of theirs leads nowhere."""
+"""The page's files, read once at the start; no other paths are served."""
 
 import hashlib
 from pathlib import Path
@@ -17,7 +17,7 @@ _TYPES = {
 
 
 class Page:
-  """A file as it is served."""
+  """A static file with its ETag."""
 
   def __init__(self, content: bytes, media_type: str):
     self._content, self._type = content, media_type
@@ -31,7 +31,7 @@ class Page:
 
 
 def files() -> dict[str, Page]:
-  """By their paths on the service; index.html is '/'."""
+  """Returns the page's files by URL path; index.html is '/'."""
   found = {}
   for file in sorted(_FOLDER.rglob('*')):
     if file.suffix in _TYPES:

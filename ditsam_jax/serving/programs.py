@@ -1,4 +1,4 @@
-"""Compiles every program that a request may need, before the service is ready."""
+"""Compiles all programs that requests may need, before the service is ready."""
 
 import concurrent.futures
 import itertools
@@ -13,16 +13,16 @@ from ditsam_jax.inference.framing import Framed, frame
 from ditsam_jax.inference.prompts import Prompt
 from ditsam_jax.inference.segmenter import Segmenter
 
-_TURNS = 5  # timed, of which the quickest counts: others may use the machine
+_TURNS = 5  # timed runs; the fastest counts, because other processes may use the machine
 _COMPILERS = min(4, os.cpu_count() or 1)
 
 
 class Stopped(Exception):
-  """The service is to end."""
+  """Raised to stop compiling."""
 
 
 def prompts_of_all_kinds(segmenter: Segmenter, most_points: int) -> Iterator[Prompt]:
-  """Prompts of all kinds that a client may send (see `engine.Row.kind`); many of them of one kind."""
+  """Yields prompts of all kinds that clients may send (see `engine.Row.kind`), many kinds repeatedly."""
   side = 4 * segmenter.config.grid
   texts = (None, 'a') if segmenter.config.text_encoder is not None else (None,)
   points = [None, *(np.zeros((count, 2)) for count in range(1, most_points + 1))]
@@ -34,21 +34,21 @@ def prompts_of_all_kinds(segmenter: Segmenter, most_points: int) -> Iterator[Pro
 
 
 def compile_all(
-  segmenter: Segmenter, most_points: int, told: Callable[[int, int], None], stopped: Callable[[], bool]
+  segmenter: Segmenter, most_points: int, progress: Callable[[int, int], None], stopped: Callable[[], bool]
 ) -> dict[Hashable, int]:
-  """Compiles programs of every kind for one prompt, and of the common kinds for a batch, on all devices.
+  """Compiles the programs of every kind for one prompt, and of common kinds for a batch, on all devices.
 
   Args:
-    segmenter: whose.
-    most_points: of a prompt.
-    told: is called with how many programs are done, and how many there are.
-    stopped: whether to give up.
+    segmenter: the model.
+    most_points: maximum number of points per prompt.
+    progress: called with the number of compiled programs and the total.
+    stopped: returns whether to stop.
 
   Returns:
-    For each kind that has programs for a batch, from how many prompts on it is faster than one after the other.
+    For each kind with batch programs, the smallest number of prompts for which a batch is faster than one by one.
 
   Raises:
-    Stopped: `stopped` said so.
+    Stopped: `stopped` returned True.
   """
   kinds: dict[Hashable, Prompt] = {}
   blank = _blank(segmenter)
@@ -57,7 +57,7 @@ def compile_all(
   batch_size = segmenter.batch_size
   common = [prompt for prompt in kinds.values() if batch_size > 1 and _is_common(prompt)]
   work = [*((prompt, batch_size) for prompt in common), *((prompt, 1) for prompt in kinds.values())]
-  # The first of each size, with a text and without, reads and encodes as well; the others, in threads, only decode.
+  # The first of each size, with and without text, also reads text and encodes; the others, in threads, only decode.
   work.sort(key=lambda item: item[0].multimask or item[0].mask is not None or item[0].points is not None)
   images = {size: _blank(segmenter) for _, size in work}
   done = itertools.count(1)
@@ -66,7 +66,7 @@ def compile_all(
     if stopped():
       raise Stopped
     _run(segmenter, images[item[1]], *item)
-    told(next(done), len(work))
+    progress(next(done), len(work))
 
   first = {(item[0].text is not None, item[1]): item for item in reversed(work)}.values()
   for item in first:
@@ -77,12 +77,12 @@ def compile_all(
 
 
 def _is_common(prompt: Prompt) -> bool:
-  """Whether many clients send such prompts at a time: few points or none, no mask."""
+  """Returns whether many clients are likely to send such prompts at once: at most one point, no mask."""
   return prompt.mask is None and (prompt.points is None or len(prompt.points) == 1)
 
 
 def _pays_from(segmenter: Segmenter, prompt: Prompt, stopped: Callable[[], bool]) -> int:
-  """From how many prompts on a batch is faster; one more than a batch holds if it never is."""
+  """Returns the smallest number of prompts for which a batch is faster; more than the batch size if it never is."""
   if stopped():
     raise Stopped
   seconds = []

@@ -1,15 +1,15 @@
-"""What the service refuses, as an HTTP status and one line."""
+"""Refusals of the service: an HTTP status and one line."""
 
 from ditsam_jax.terminal import printable
 
 
 class Refused(Exception):
-  """A request that is not answered.
+  """Raised to refuse a request.
 
   Attributes:
-    status: of HTTP.
+    status: HTTP status.
     message: one line for the client.
-    retry_after: whole seconds after which to try again; None if that is no use.
+    retry_after: whole seconds after which to retry; None if retrying does not help.
   """
 
   def __init__(self, status: int, message: str, retry_after: int | None = None):

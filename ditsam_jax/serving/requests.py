@@ -1,4 +1,4 @@
-"""What clients send: bodies of bounded size and time, prompts as JSON, images as bytes or in a form."""
+"""Reads requests: bodies with limits on size and time, prompts as JSON, images as bytes or in a form."""
 
 import asyncio
 import base64
@@ -26,11 +26,11 @@ _KEYS = ('text', 'points', 'labels', 'box', 'mask', 'multimask', 'low_res')
 
 
 class Asked(NamedTuple):
-  """A prompt that a client sent.
+  """A client's prompt.
 
   Attributes:
-    prompt: checked.
-    low_res: whether the answer is to hold the low-resolution logits, to be sent as a mask prompt later.
+    prompt: the checked prompt.
+    low_res: whether to return low-resolution logits, which can be sent as a mask prompt.
   """
 
   prompt: Prompt
@@ -38,14 +38,14 @@ class Asked(NamedTuple):
 
 
 async def read_json(request: Request, limits: Limits) -> Any:
-  """The JSON of a request's body. Raises Refused or UserError."""
+  """Reads a request's body as JSON. Raises Refused or UserError."""
   body = bytearray()
   await _receive(request, limits.request_bytes, limits.upload_seconds, body.extend)
   return parsed(bytes(body))
 
 
 async def read_file(request: Request, limits: Limits) -> io.BufferedReader:
-  """A request's body in a file without a name, at its start. Raises Refused; UserError if it is empty."""
+  """Reads a request's body into an unnamed file, positioned at its start. Raises Refused; UserError if it is empty."""
   with tempfile.TemporaryFile() as file:
     size = await _receive(request, limits.upload_bytes, limits.upload_seconds, file.write)
     if not size:
@@ -55,7 +55,7 @@ async def read_file(request: Request, limits: Limits) -> io.BufferedReader:
 
 
 async def read_form(request: Request, limits: Limits) -> tuple[io.BufferedReader, str | None]:
-  """The file `image` and the field `prompt` of a form (multipart/form-data). Raises Refused or UserError."""
+  """Reads the file `image` and the field `prompt` of a form (multipart/form-data). Raises Refused or UserError."""
   most = limits.upload_bytes + limits.request_bytes
   _check_length(request, most)
   left = most
@@ -93,16 +93,16 @@ async def read_form(request: Request, limits: Limits) -> tuple[io.BufferedReader
 
 
 def is_form(request: Request) -> bool:
-  """Whether a request's body is a form with files."""
+  """Returns whether a request's body is multipart/form-data."""
   return request.headers.get('content-type', '').partition(';')[0].strip().lower() == 'multipart/form-data'
 
 
 def parsed(text: str | bytes) -> Any:
-  """JSON as the standard has it. Raises UserError."""
+  """Parses strict JSON. Raises UserError."""
   try:
     content = json.loads(text, parse_constant=_no_number)
     if _ESCAPED.search(text if isinstance(text, bytes) else text.encode()):
-      json.dumps(content, ensure_ascii=False).encode()  # half a character can be neither printed nor read
+      json.dumps(content, ensure_ascii=False).encode()  # raises for lone surrogates
     return content
   except RecursionError as error:
     raise UserError('the JSON is nested too deeply') from error
@@ -113,7 +113,7 @@ def parsed(text: str | bytes) -> Any:
 
 
 def asked(content: Any, segmenter: Segmenter, limits: Limits) -> Asked:
-  """A prompt from JSON, see docs/serving.md. Raises UserError."""
+  """Returns a prompt from JSON, see docs/serving.md. Raises UserError."""
   if not isinstance(content, dict):
     raise UserError(f'a prompt of type {type(content).__name__}: expected a JSON object with any of {", ".join(_KEYS)}')
   if unknown := [key for key in content if key not in _KEYS]:
@@ -136,7 +136,7 @@ def asked(content: Any, segmenter: Segmenter, limits: Limits) -> Asked:
 
 
 def prompts_of(content: Any, segmenter: Segmenter, limits: Limits) -> list[Asked]:
-  """One prompt, or those of a list. Raises UserError."""
+  """Returns the prompts from a JSON prompt or a list of them. Raises UserError."""
   if not isinstance(content, list):
     return [asked(content, segmenter, limits)]
   if not 1 <= len(content) <= limits.prompts:
@@ -151,20 +151,20 @@ def prompts_of(content: Any, segmenter: Segmenter, limits: Limits) -> list[Asked
 
 
 def phrase(content: Any, segmenter: Segmenter, limits: Limits) -> str | None:
-  """The text of `{"text": ...}`, None where it is missing. Raises UserError."""
+  """Returns the text of `{"text": ...}`, None if it is missing. Raises UserError."""
   if not isinstance(content, dict) or set(content) - {'text'}:
     raise UserError('expected {"text": a phrase}, or {} for everything')
   return None if content.get('text') is None else asked(content, segmenter, limits).prompt.text
 
 
 def encode_logits(logits: np.ndarray) -> str:
-  """f32 [S/4, S/4] as base64 of its little-endian bytes; `asked` takes it as a mask."""
+  """Encodes logits, f32 [S/4, S/4], as base64 of little-endian bytes; `asked` accepts them as a mask."""
   return base64.b64encode(np.ascontiguousarray(logits, '<f4').tobytes()).decode('ascii')
 
 
 def _mask(value: Any, side: int) -> Any:
   if not isinstance(value, str):
-    return value  # numbers, which `prompts.checked` looks at
+    return value  # numbers; `prompts.checked` validates them
   try:
     data = base64.b64decode(value, validate=True)
   except (ValueError, binascii.Error) as error:
@@ -175,7 +175,7 @@ def _mask(value: Any, side: int) -> Any:
 
 
 def _check_small(name: str, value: Any, most: int) -> None:
-  """Before NumPy makes an array of it."""
+  """Raises UserError for too many numbers, before NumPy converts them."""
   count, waiting = 0, [value]
   while waiting:
     each = waiting.pop()
@@ -187,7 +187,7 @@ def _check_small(name: str, value: Any, most: int) -> None:
 
 
 def _again(file: IO[bytes]) -> io.BufferedReader:
-  """A file at its start, which stays when the other is closed."""
+  """Reopens a file at its start; the result stays open when `file` is closed."""
   again = os.fdopen(os.dup(file.fileno()), 'rb')
   again.seek(0)
   return again

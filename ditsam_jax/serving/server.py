@@ -1,7 +1,7 @@
-"""Runs the service: compiles, listens, and ends in order.
+"""Runs the service: listens, compiles, and shuts down gracefully.
 
-uvicorn runs in a thread of its own, so that signals stay with `interruption`: the first one stops the service after
-what is under way, a second Ctrl-C ends it at once.
+uvicorn runs in its own thread, so `interruption` handles signals: the first one stops the service after current requests,
+a second Ctrl-C ends it at once.
 """
 
 import contextlib
@@ -21,13 +21,13 @@ from ditsam_jax.serving.app import Service
 from ditsam_jax.serving.connections import bounded
 from ditsam_jax.terminal import printable, say
 
-_FINISH = 7  # seconds for what is under way
-_END = 9.5  # seconds after which the process ends in any case
-_FILES = 8192  # open at most, sockets included
+_FINISH = 7  # seconds to finish current requests
+_END = 9.5  # seconds after which the process ends regardless
+_FILES = 8192  # maximum number of open files, including sockets
 
 
 def listen(host: str, port: int) -> socket.socket:
-  """A listening socket. Raises UserError where that is not possible."""
+  """Returns a listening socket. Raises UserError if that is impossible."""
   try:
     family, kind, protocol, _, address = socket.getaddrinfo(
       host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -45,7 +45,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def http_server(service: Service, hosts: tuple[str, ...] | None) -> uvicorn.Server:
-  """What answers for a service; `hosts` as of `guard.Guard`."""
+  """Returns the HTTP server of a service; for `hosts` see `guard.Guard`."""
   config = uvicorn.Config(
     service.app(hosts),
     http=bounded(service.limits),
@@ -85,7 +85,7 @@ def run(service: Service, listening: socket.socket, hosts: tuple[str, ...] | Non
       pass
     if signals:
       with contextlib.suppress(OSError):
-        os.write(2, b'stopping after the requests that are under way\n')
+        os.write(2, b'stopping after current requests\n')
     timer = threading.Timer(_END, os._exit, (0,))
     timer.daemon = True
     timer.start()
@@ -93,7 +93,7 @@ def run(service: Service, listening: socket.socket, hosts: tuple[str, ...] | Non
     server.should_exit = True
     serving.join()
     service.close()
-    if compiling.is_alive():  # XLA's threads crash where Python takes itself down
+    if compiling.is_alive():  # XLA's threads crash during Python's shutdown
       _end_now(1 if failures else 0)
     timer.cancel()
   if failures:
@@ -115,12 +115,14 @@ def _serve(
 def _compile(service: Service, url: str, stop: threading.Event, failures: list[BaseException]) -> None:
   state = service.state
 
-  def told(done: int, programs: int) -> None:
+  def progress(done: int, programs: int) -> None:
     state.compiled, state.programs = done, programs
 
   say(f'compiling programs for {service.name}; {url} answers when they are ready')
   try:
-    service.batcher.pays_from.update(programs.compile_all(service.segmenter, service.limits.points, told, stop.is_set))
+    service.batcher.pays_from.update(
+      programs.compile_all(service.segmenter, service.limits.points, progress, stop.is_set)
+    )
     service.everything.compile()
   except programs.Stopped:
     return
@@ -133,7 +135,7 @@ def _compile(service: Service, url: str, stop: threading.Event, failures: list[B
 
 
 def _allow_sockets() -> None:
-  """As many open files as the system lets this process have."""
+  """Raises the limit on open files as far as the system allows."""
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
   wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
   if soft != resource.RLIM_INFINITY and soft < wanted:

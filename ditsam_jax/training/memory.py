@@ -1,7 +1,7 @@
-"""Whether a training step fits into the memory of its devices, and what would make it fit, from compiling it.
+"""Checks whether a training step fits into device memory and, if not, which changes would make it fit.
 
-The numbers are the compiler's: arguments, results, temporaries and code of one step on one device. Evaluation, the data
-pipeline and Python come on top.
+Sizes are those of the compiled step: arguments, results, temporaries and code on one device. Evaluation, the data
+pipeline and Python need additional memory.
 """
 
 import contextlib
@@ -23,31 +23,31 @@ from ditsam_jax.parallel import distributed
 from ditsam_jax.terminal import printable, say
 from ditsam_jax.training.program import Program, build
 
-VARIABLE = 'DITSAM_DEVICE_MEMORY'  # replaces the memory that the device reports
+VARIABLE = 'DITSAM_DEVICE_MEMORY'  # overrides the memory reported by the device
 _UNITS = {'': 1, 'KB': 10**3, 'MB': 10**6, 'GB': 10**9, 'KIB': 2**10, 'MIB': 2**20, 'GIB': 2**30}
 _CGROUPS = ('/sys/fs/cgroup/memory.max', '/sys/fs/cgroup/memory/memory.limit_in_bytes')
 _OUT_OF_MEMORY = re.compile(r'RESOURCE_EXHAUSTED|[Oo]ut of memory')
 
 
 def device_memory(mesh: Mesh) -> int | None:
-  """Bytes that a step may take on each device of this host; None if unknown.
+  """Returns the memory per device of this host in bytes; None if unknown.
 
-  Of GPUs and TPUs what JAX may allocate; of CPUs the machine's or the container's memory, shared by the devices there.
-  The environment variable DITSAM_DEVICE_MEMORY ('16GiB') replaces it.
+  On GPUs and TPUs, this is the memory that JAX may allocate; on CPUs, the memory of the machine or container, divided by
+  the number of devices. The environment variable DITSAM_DEVICE_MEMORY ('16GiB') overrides it.
 
   Raises:
-    UserError: the variable is no size.
+    UserError: the variable is not a size.
   """
   return _given() or min((_memory_of(device) or 0 for device in mesh.local_devices), default=0) or None
 
 
 def compiled(program: Program, config: ResolvedRunConfig) -> Program:
-  """The program with its step compiled. All hosts must call it.
+  """Compiles the program's step. All hosts must call it.
 
   Raises:
-    UserError: it needs more memory than its devices have; the message says what would fit.
+    UserError: the step needs more memory than the devices have; the message names changes that fit.
   """
-  available = min(distributed.gathered([device_memory(program.mesh) or 0]))  # 0: a host that does not know
+  available = min(distributed.gathered([device_memory(program.mesh) or 0]))  # 0: unknown on some host
   distributed.tell('compiling the training step ...')
   began = time.monotonic()
   try:
@@ -66,7 +66,7 @@ def compiled(program: Program, config: ResolvedRunConfig) -> Program:
 
 @contextlib.contextmanager
 def explained(program: Program, config: ResolvedRunConfig) -> Iterator[None]:
-  """Turns running out of memory on a device into a UserError that says what would need less."""
+  """Converts out-of-memory errors of a device to a UserError that names changes needing less memory."""
   try:
     yield
   except jax.errors.JaxRuntimeError as error:
@@ -94,12 +94,12 @@ def _ran_out(message: str, config: ResolvedRunConfig, mesh: Mesh) -> str:
   problem = (
     f'a device ran out of memory ({printable(" ".join(message.split()))}); a step alone needs {_size(needed)}{of}'
   )
-  # By the numbers it fitted, and in fact it did not: offer what needs a fifth less.
+  # The step fits by its compiled size but ran out of memory, so require a fifth less.
   return f'{problem}; {_advice(needed, int(min(0.8 * needed, available or math.inf)), config, mesh)}'
 
 
 def _advice(needed: float, available: int, config: ResolvedRunConfig, mesh: Mesh) -> str:
-  """Which changes fit, each compiled."""
+  """Compiles the step with each change; returns which ones fit."""
   enough, short = [], []
   changes, least = (
     _changes(config, divisible=_divisors(config, mesh)[-1] > 1),
@@ -138,7 +138,7 @@ class _Change:
 
 
 def _changes(config: ResolvedRunConfig, divisible: bool) -> list[Callable[[int], _Change]]:
-  """Single changes, those that keep the results first; some depend on the number of parts a batch is taken in."""
+  """Returns single changes, those that preserve results first; some depend on the number of parts of a batch."""
   changes: list[Callable[[int], _Change]] = []
   if config.remat != 'block':
     changes.append(lambda parts: _Change((('remat', 'block'),)))
@@ -154,7 +154,7 @@ def _changes(config: ResolvedRunConfig, divisible: bool) -> list[Callable[[int],
 
 
 def _together(config: ResolvedRunConfig, mesh: Mesh) -> list[_Change]:
-  """Everything that keeps the results, and everything that needs the least."""
+  """Returns combined changes: those that nearly preserve results, and those that need the least memory."""
   rows = _divisors(config, mesh)[-1]
   cheap = ('remat', 'block'), ('dtype', 'bfloat16')
   return [
@@ -176,7 +176,7 @@ def _try(
   config: ResolvedRunConfig,
   mesh: Mesh,
 ) -> tuple[_Change, float]:
-  """A change and what it needs; where it takes a batch in parts, `least` of them, or more if that is not enough."""
+  """Returns a change and the memory it needs; a batch is split into `least` parts, or more if that is not enough."""
   divisors = _divisors(config, mesh)
 
   def first(least: float) -> int:
@@ -185,7 +185,7 @@ def _try(
   parts = first(least)
   found = _compiled_with(of(parts), number, config, mesh)
   if found > available and of(1) != of(parts) != of(divisors[-1]):
-    # Now that two points are known: needed = fixed + activations / parts.
+    # Two measurements determine needed = fixed + activations / parts.
     activations = (needed - found) / (1 - 1 / parts)
     room = available - (needed - activations)
     parts = first(max(1.1 * activations / room, parts + 1) if room > 0 and activations < math.inf else math.inf)
@@ -194,7 +194,7 @@ def _try(
 
 
 def _fewest_parts(needed: float, available: int, config: ResolvedRunConfig, mesh: Mesh) -> float:
-  """An estimate of the number of parts in which a batch fits: the state stays, and the activations shrink."""
+  """Estimates the number of parts in which a batch fits; the state stays constant, activations shrink."""
   state = sum(
     math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
     for leaf in jax.tree.leaves(build(config, config.model, mesh).state)
@@ -203,22 +203,22 @@ def _fewest_parts(needed: float, available: int, config: ResolvedRunConfig, mesh
 
 
 def _divisors(config: ResolvedRunConfig, mesh: Mesh) -> list[int]:
-  """Numbers that divide the rows of a micro-batch on a device."""
+  """Returns the divisors of the number of rows of a micro-batch on a device."""
   rows = config.data.batch_size // (mesh.shape['data'] * mesh.shape['fsdp'] * config.accumulate)
   return [parts for parts in range(1, rows + 1) if rows % parts == 0]
 
 
 def _compiled_with(change: _Change, number: str, config: ResolvedRunConfig, mesh: Mesh) -> float:
-  """What a step needs after a change, infinite if that is impossible."""
+  """Returns the memory of a step after a change; infinite if the change is impossible."""
   distributed.tell(f'  compiling with {change} ({number}) ...')
   try:
     return _needed(change.applied(config), mesh)
-  except UserError:  # such as an attention that cannot compute in that type
+  except UserError:  # for example an attention implementation without that dtype
     return math.inf
 
 
 def _needed(config: ResolvedRunConfig, mesh: Mesh) -> float:
-  """Bytes of a step on each device, infinite if the compiler itself finds that it does not fit."""
+  """Returns the bytes of a step on each device; infinite if compilation runs out of memory."""
   try:
     return _bytes(build(config, config.model, mesh).lower().compile())
   except jax.errors.JaxRuntimeError as error:
@@ -229,7 +229,7 @@ def _needed(config: ResolvedRunConfig, mesh: Mesh) -> float:
 
 def _bytes(step: jax.stages.Compiled) -> int:
   stats = step.memory_analysis()
-  if stats is None:  # a compiler that does not know
+  if stats is None:  # not reported by this backend
     return 0
   return (
     stats.argument_size_in_bytes
@@ -263,7 +263,7 @@ def _memory_of(device: Any) -> int | None:
 
 
 def _machine_memory() -> int:
-  """Bytes of RAM, or of the container's share of it."""
+  """Returns the RAM of the machine or container in bytes."""
   sizes = [os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')]
   for file in _CGROUPS:
     with contextlib.suppress(OSError, ValueError):  # not in a container, or 'max'

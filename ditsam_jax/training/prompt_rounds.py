@@ -73,15 +73,15 @@ def prompt_forward(
 
 
 def corrective_clicks(key: jax.Array, masks: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """A click for each mask on a pixel that is wrong, each as likely as the next; on any pixel where none is.
+  """Draws a click for each mask, uniformly among its wrong pixels, or among all pixels if none is wrong.
 
   Args:
-    key: of the draw.
-    masks: bool [N, h, w], predicted.
-    targets: bool [N, h, w].
+    key: random key.
+    masks: predicted masks, bool [N, h, w].
+    targets: true masks, bool [N, h, w].
 
   Returns:
-    Points (x, y) f32 [N, 1, 2] and labels int32 [N, 1]: positive where the target has the pixel.
+    Points (x, y) f32 [N, 1, 2] and labels int32 [N, 1], positive for pixels of the target.
   """
   wrong = masks != targets
   wrong |= ~wrong.any((1, 2), keepdims=True)
@@ -89,7 +89,7 @@ def corrective_clicks(key: jax.Array, masks: jax.Array, targets: jax.Array) -> t
   total = rows[:, -1:]
   rank = jnp.floor(jax.random.uniform(key, total.shape) * total).astype(total.dtype)
   rank = jnp.minimum(rank, total - 1)
-  y = (rows <= rank).sum(1, keepdims=True)  # the row that holds it
+  y = (rows <= rank).sum(1, keepdims=True)  # the row of the drawn pixel
   row = jnp.take_along_axis(wrong, y[..., None], axis=1)[:, 0]  # [N, w]
   before = jnp.take_along_axis(rows, y, axis=1) - row.sum(1, keepdims=True)
   x = (row.cumsum(1) <= rank - before).sum(1, keepdims=True)

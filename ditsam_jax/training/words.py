@@ -1,6 +1,6 @@
-"""Words added to a vocabulary (config.data.add_words), and the rows that they get in the text encoder's embedding.
+"""Adds words to a vocabulary (config.data.add_words) and rows to the text encoder's embedding.
 
-A new word is a new piece at the end of the vocabulary, so the ids of the others stay.
+A new word is a new piece at the end of the vocabulary, so other ids do not change.
 """
 
 import dataclasses
@@ -22,19 +22,19 @@ from ditsam_jax.training.step import TrainState
 from ditsam_jax.vocabulary import LONGEST_WORD, read_vocabulary
 
 EMBEDDING = 'text_encoder.embeddings.word_embeddings.embedding'
-FROM_DATA = 'from-data'  # no word: the tokenizer splits words at hyphens
+FROM_DATA = 'from-data'  # cannot be a word: the tokenizer splits at hyphens
 
 
 @dataclasses.dataclass(frozen=True)
 class Added:
-  """New words of a run, and the model with rows for them; see `added`."""
+  """A run's new words, and the model with rows for them; see `added`."""
 
   words: tuple[str, ...]
   model: DitSamConfig
   _before: Tokenizer
 
   def grown(self, state: TrainState, config: RunConfig) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-    """What `saved_model.read_start` needs to make the embedding of a train state from that of the start.
+    """Returns the function with which `saved_model.read_start` extends the start's embedding, by parameter name.
 
     Raises:
       UserError: the new rows would never be trained.
@@ -50,7 +50,7 @@ class Added:
     return {EMBEDDING: lambda table: table_with(table, self.words, self._before, rows, config.seed)}
 
   def write(self, file: Path) -> Path:
-    """Writes the whole vocabulary, on the first host; the others wait. Raises UserError."""
+    """Writes the complete vocabulary on the first host while others wait. Raises UserError if that fails."""
     return distributed.first_alone_first(lambda: self._write(file) if distributed.is_first() else file, 'vocabulary')
 
   def _write(self, file: Path) -> Path:
@@ -62,16 +62,16 @@ class Added:
 
 
 def added(config: RunConfig, vocabulary: Path, source: ReferringSource, begun: Path | None) -> Added:
-  """The words that `config.data.add_words` adds.
+  """Returns the words that `config.data.add_words` adds, and the extended model.
 
   Args:
-    config: the run's, with the model that training starts from.
-    vocabulary: of that model.
+    config: the run's config, with the model that training starts from.
+    vocabulary: vocabulary file of that model.
     source: the training split.
-    begun: the vocabulary of the run, if it is resumed; it counts where it exists.
+    begun: vocabulary file of a resumed run; takes precedence if it exists.
 
   Raises:
-    UserError: words are no single words, or there are too many.
+    UserError: an entry is not a single word, or there are too many words.
   """
   before = Tokenizer(vocabulary, config.model.max_text_tokens)
   if begun is not None and begun.exists():
@@ -90,15 +90,15 @@ def added(config: RunConfig, vocabulary: Path, source: ReferringSource, begun: P
 
 
 def new_words(add_words: str, tokenizer: Tokenizer, source: ReferringSource) -> list[str]:
-  """The words that `config.data.add_words` adds to a tokenizer's vocabulary, sorted.
+  """Returns the words that `config.data.add_words` adds to a tokenizer's vocabulary, sorted.
 
   Args:
-    add_words: words separated by commas; FROM_DATA stands for all that the tokenizer cannot read in `source`.
-    tokenizer: of the model that training starts from.
+    add_words: words separated by commas; FROM_DATA adds all words of `source` that the tokenizer does not know.
+    tokenizer: tokenizer of the model that training starts from.
     source: the training split.
 
   Raises:
-    UserError: one of them is not a single word.
+    UserError: an entry is not a single word.
   """
   asked = [word.strip() for word in add_words.split(',') if word.strip()]
   found = set()
@@ -111,7 +111,7 @@ def new_words(add_words: str, tokenizer: Tokenizer, source: ReferringSource) -> 
 
 
 def unknown_words(tokenizer: Tokenizer, source: ReferringSource) -> set[str]:
-  """All words of a split's sentences that a tokenizer reads as [UNK] or letter by letter."""
+  """Returns all words in a split's sentences that a tokenizer reads as [UNK] or letter by letter."""
   found: set[str] = set()
   for image in range(source.num_images):
     record = source.image(image)
@@ -119,21 +119,21 @@ def unknown_words(tokenizer: Tokenizer, source: ReferringSource) -> set[str]:
       for sentence in record.expressions(index):
         found.update(tokenizer.unknown(sentence))
   words = {word for text in found for word in words_of(text)}
-  return {word for word in words if len(word) <= LONGEST_WORD}  # longer ones no BERT tokenizer reads
+  return {word for word in words if len(word) <= LONGEST_WORD}  # BERT tokenizers do not read longer words
 
 
 def table_with(table: np.ndarray, words: Sequence[str], tokenizer: Tokenizer, rows: int, seed: int) -> np.ndarray:
-  """The embedding with rows for new words; those of the vocabulary's own words stay bit for bit.
+  """Returns the embedding with rows for new words; other rows are bit-identical.
 
-  A word starts as the mean of the pieces it was read as. If these carried no meaning, its row is drawn from a normal
-  distribution with the mean and standard deviation of each channel of the vocabulary.
+  A new row is the mean of the pieces that the word was split into. If there are no meaningful pieces, it is drawn from a
+  normal distribution with the mean and standard deviation of each channel over the vocabulary.
 
   Args:
-    table: float [R, C], of the model that training starts from; rows beyond its vocabulary belong to no word.
-    words: new ones, as `new_words` gives them.
-    tokenizer: with the vocabulary before.
-    rows: of the result, at least the number of all words.
-    seed: of the draw.
+    table: float [R, C], the start's embedding; rows beyond its vocabulary are unused.
+    words: new words from `new_words`.
+    tokenizer: tokenizer with the original vocabulary.
+    rows: number of rows of the result, at least the number of all words.
+    seed: seed of the random rows.
   """
   known = table[: len(tokenizer.vocabulary)].astype(np.float32)
   rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""A config may take its model from the model that training starts from, and cannot contradict that one's weights."""
+"""A config can take its model from the model that training starts from, and must not contradict its weights."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ from tests.small_models import random_model, small_config
 
 @pytest.fixture(scope='module')
 def workdir(tmp_path_factory):
-  """A run's folder whose model fixes the number of tokens."""
+  """Returns a run's workdir whose model fixes the number of tokens."""
   workdir = tmp_path_factory.mktemp('run')
   saved_model.save(workdir / 'model', random_model(small_config(fusion='token_layer_wise')))
   return str(workdir)
@@ -33,25 +33,25 @@ def refusal(init_from, *changes):
   return str(error.value)
 
 
-def test_sizes_fusion_and_heads_are_those_of_the_start(workdir):
+def test_the_model_is_that_of_the_start(workdir):
   assert model_config(finetuned('shapes')) == read_config('shapes')
   assert model_config(finetuned(workdir)) == small_config(fusion='token_layer_wise')
 
 
-def test_a_config_without_a_model_is_completed_wherever_it_is_used():
-  """As in a notebook, which loads no file."""
+def test_a_config_without_a_model_is_completed_by_check():
+  """Notebooks use configs without loading a file."""
   config = named('finetune', 'shapes')
   assert config.model is None
   config.init_from = 'shapes'
   assert checks.check(config).model == read_config('shapes')
 
 
-def test_any_recipe_can_take_the_model_of_its_start():
+def test_any_recipe_can_use_the_model_of_its_start():
   config = files.load('edit:refcoco', ['model=None', 'init_from=shapes', 'data.augmentation.scale_steps=1'])
   assert model_config(config) == read_config('shapes')
 
 
-def test_what_fits_any_weights_may_change():
+def test_fields_that_fit_any_weights_may_change():
   changes = ['model.max_text_tokens=20', 'model.image_size=160', 'model.mask_threshold=0.4']
   model = model_config(finetuned('shapes', *changes, 'model.text_encoder.dropout=0.2'))
   changed = dataclasses.replace(read_config('shapes'), max_text_tokens=20, image_size=160, mask_threshold=0.4)
@@ -72,7 +72,7 @@ def test_what_fits_any_weights_may_change():
     ('fusion=e2e', "'e2e'", "'layer_wise'"),
   ],
 )
-def test_what_cannot_change_is_refused_with_the_flag(change, value, there):
+def test_other_changes_are_refused_with_the_flag(change, value, there):
   flag = f'config.model.{change.partition("=")[0]}'
   message = refusal('shapes', f'model.{change}')
   assert message == (
@@ -81,25 +81,25 @@ def test_what_cannot_change_is_refused_with_the_flag(change, value, there):
   )
 
 
-def test_tokens_that_are_weights_fix_the_length_of_sentences(workdir):
+def test_token_wise_weights_fix_the_number_of_tokens(workdir):
   assert 'config.model.max_text_tokens is 8' in refusal(workdir, 'model.max_text_tokens=8')
 
 
 @pytest.mark.parametrize(
-  'init_from, told',
+  'init_from, message',
   [
     ('', "config.init_from is ''"),
     ('nowhere', "config.init_from: checkpoint 'nowhere' does not exist"),
     ('sam_shapes', "config.model.text_encoder is None (init_from='sam_shapes' takes no text)"),
   ],
 )
-def test_a_start_without_a_model_that_reads_is_refused(init_from, told):
-  assert told in refusal(init_from)
+def test_a_start_without_a_model_or_text_encoder_is_refused(init_from, message):
+  assert message in refusal(init_from)
 
 
-def test_a_recipe_with_a_model_of_its_own_may_extend_a_start_and_no_more():
+def test_a_recipe_with_its_own_model_may_only_extend_the_start():
   plain = dataclasses.asdict(models.tiny())
-  check_changes(plain, 'sam_shapes', whole=False)  # which reads no sentences
+  check_changes(plain, 'sam_shapes', whole=False)  # has no text encoder
   plain['mask_decoder']['depth'] = 4
   check_changes(plain, 'sam_shapes', whole=False)
   plain['image_encoder']['heads'] = 6
@@ -107,6 +107,6 @@ def test_a_recipe_with_a_model_of_its_own_may_extend_a_start_and_no_more():
     check_changes(plain, 'sam_shapes', whole=False)
 
 
-def test_words_need_a_start_that_reads():
+def test_adding_words_requires_a_start_with_a_text_encoder():
   with pytest.raises(UserError, match="config.data.add_words is leaf; expected '' unless config.init_from names"):
     files.load('ldit:shapes', ['init_from=', 'data.add_words=leaf'])

@@ -87,6 +87,6 @@ def test_a_box_moves_by_a_tenth_of_its_length_at_most_and_stays_inside():
 
 
 @pytest.mark.parametrize('shares', [dict(none=0.2), dict(point=-0.1, box=1.0)])
-def test_shares_that_are_no_probabilities_are_refused(shares):
-  with pytest.raises(UserError, match='adding up to 1'):
+def test_invalid_shares_are_refused(shares):
+  with pytest.raises(UserError, match='add up to 1'):
     PromptConfig(**shares)

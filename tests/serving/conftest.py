@@ -1,4 +1,4 @@
-"""One small model, and one service of it, for all tests of the service."""
+"""A small model and a service for it, shared by all tests of the service."""
 
 import pytest
 
@@ -20,7 +20,7 @@ def segmenter(tmp_path_factory):
 
 @pytest.fixture(scope='session')
 def live(segmenter):
-  with running(segmenter, Limits(seconds=300)) as found:  # programs are compiled when they are first needed
+  with running(segmenter, Limits(seconds=300)) as found:  # programs are compiled on first use
     yield found
 
 

@@ -1,4 +1,4 @@
-"""A service that runs in a thread of the test, and a client without conveniences."""
+"""A service in a thread of the test, and a minimal client."""
 
 import contextlib
 import http.client
@@ -33,7 +33,7 @@ class Answer(NamedTuple):
 
 
 class Client:
-  """One session: keeps its cookie and its connection."""
+  """A session with its cookie and connection."""
 
   def __init__(self, port: int, token: str | None = None):
     self.port = port
@@ -53,7 +53,7 @@ class Client:
     try:
       self._connection.request(method, path, body, headers)
       response = self._connection.getresponse()
-    except (BrokenPipeError, ConnectionResetError, http.client.RemoteDisconnected):  # it was idle for too long
+    except (BrokenPipeError, ConnectionResetError, http.client.RemoteDisconnected):  # idle for too long
       self._connection.close()
       self._connection.request(method, path, body, headers)
       response = self._connection.getresponse()
@@ -79,7 +79,7 @@ class Client:
 
 
 class Held(Segmenter):
-  """Another segmenter that begins a batch only when it may, and remembers batches."""
+  """A segmenter that waits for `go` before each batch, and records batches."""
 
   def __init__(self, segmenter: Segmenter):
     self.__dict__.update(segmenter.__dict__)
@@ -95,7 +95,7 @@ class Held(Segmenter):
 
 
 class Running(NamedTuple):
-  """A service, and where it listens."""
+  """A running service and its port."""
 
   service: Service
   port: int
@@ -109,7 +109,7 @@ class Running(NamedTuple):
 def running(
   segmenter: Segmenter, limits: Limits = Limits(), *, token: str | None = None, hosts: tuple[str, ...] | None = LOOPBACK
 ) -> Iterator[Running]:
-  """A service that is ready; programs are compiled when they are first needed, for a prompt and for a batch."""
+  """Runs a service that is ready at once; programs are compiled on first use, for a prompt and for a batch."""
   listening = server.listen('127.0.0.1', 0)
   service = Service(segmenter, 'small', limits, token=token)
   service.state.ready = True
@@ -128,14 +128,14 @@ def running(
 
 
 def png(image: np.ndarray, kind: str = 'PNG', **options: Any) -> bytes:
-  """An image file of pixels."""
+  """Encodes pixels as an image file."""
   stream = io.BytesIO()
   Image.fromarray(image).save(stream, kind, **options)
   return stream.getvalue()
 
 
 def form(**parts: bytes | str) -> tuple[bytes, str]:
-  """A form's body and its content type; bytes are files."""
+  """Returns a form's body and content type; bytes are files."""
   body = b''
   for name, value in parts.items():
     file = '; filename="a.png"' if isinstance(value, bytes) else ''
@@ -145,7 +145,7 @@ def form(**parts: bytes | str) -> tuple[bytes, str]:
 
 
 def raw(port: int, data: bytes, *, half_close: bool = False) -> bytes:
-  """Everything that comes back for some bytes, until the other side closes the connection."""
+  """Sends bytes; returns everything received until the other side closes the connection."""
   with socket.create_connection(('127.0.0.1', port), timeout=20) as connection:
     connection.sendall(data)
     if half_close:

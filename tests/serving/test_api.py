@@ -1,4 +1,4 @@
-"""The HTTP API answers as the library does, and says in one line what it does not take."""
+"""The HTTP API returns the library's results, and refuses bad requests with one line."""
 
 import base64
 import io
@@ -35,7 +35,7 @@ def arguments(prompt):
 
 
 @pytest.mark.parametrize('prompt', PROMPTS)
-def test_an_answer_is_what_the_library_finds(client, image, segmenter, prompt):
+def test_answers_equal_the_library_results(client, image, segmenter, prompt):
   answer = client.post(f'{image}/prompts', prompt).json
   wanted = segmenter(picture(), **arguments(prompt))
   assert (answer['width'], answer['height'], answer['best']) == (56, 40, wanted.best)
@@ -45,13 +45,13 @@ def test_an_answer_is_what_the_library_finds(client, image, segmenter, prompt):
   assert [(mask['area'], mask['box']) for mask in answer['masks']] == list(zip(wanted.areas, wanted.boxes))
 
 
-def test_a_list_of_prompts_gives_a_list_in_its_order(client, image):
+def test_a_list_of_prompts_returns_a_list_in_order(client, image):
   together = client.post(f'{image}/prompts', PROMPTS).json
   alone = [client.post(f'{image}/prompts', prompt).json for prompt in PROMPTS]
   assert [each['masks'] for each in together] == [each['masks'] for each in alone]
 
 
-def test_one_request_for_image_and_prompt(client, image):
+def test_image_and_prompt_in_one_request(client, image):
   body, kind = form(image=png(picture()), prompt=json.dumps(PROMPTS[0]))
   answer = client.post('/api/segment', body, Content_Type=kind)
   assert answer.status == 200 and answer.json['masks'] == client.post(f'{image}/prompts', PROMPTS[0]).json['masks']
@@ -88,7 +88,7 @@ def test_a_mask_refines_the_next_prompt(client, image, segmenter):
   assert as_text['masks'][0]['score'] == float(wanted.scores[0])
 
 
-def test_words_that_the_model_does_not_know(client, image):
+def test_unknown_words_are_reported(client, image):
   text = 'the zebra on the red Qzx'
   answer = client.post('/api/words', {'text': text}).json
   assert answer['unknown'] == client.post(f'{image}/prompts', {'text': text}).json['unknown']
@@ -99,17 +99,17 @@ def test_words_that_the_model_does_not_know(client, image):
 def test_an_image_belongs_to_its_session(live, client, image):
   other = live.client()
   unknown = other.post('/api/images/nothing/prompts', PROMPTS[0])
-  other.upload(picture())  # now it has a session of its own
+  other.upload(picture())  # starts its own session
   for stranger in (live.client(), other):
     for method, path, body in (('POST', f'{image}/prompts', PROMPTS[0]), ('DELETE', image, None)):
       answer = stranger.request(method, path, body)
-      assert (answer.status, answer.json) == (404, unknown.json)  # not even that it exists
+      assert (answer.status, answer.json) == (404, unknown.json)  # does not reveal that it exists
   assert client.post(f'{image}/prompts', PROMPTS[0]).status == 200
   ids = {client.upload(picture()) for _ in range(20)}
   assert len(ids) == 20 and all(len(id.rpartition('/')[2]) == 32 for id in ids)
 
 
-def test_a_forgotten_image_is_gone(client, image):
+def test_a_deleted_image_is_gone(client, image):
   assert client.request('DELETE', image).status == 204
   assert client.post(f'{image}/prompts', PROMPTS[0]).status == 404
 
@@ -129,7 +129,7 @@ def test_everything(live, client, image, segmenter, monkeypatch, text):
     assert tuple(mask['box']) == bounding_box(record['segmentation'])
 
 
-def test_wrong_questions_about_everything(client, image):
+def test_bad_requests_for_everything_are_refused(client, image):
   for body, told in (
     ([], 'a phrase'),
     ({'points': [[1, 2]]}, 'a phrase'),
@@ -169,13 +169,13 @@ BAD_PROMPTS = [
 ]
 
 
-@pytest.mark.parametrize('body, told', BAD_PROMPTS, ids=[str(body)[:24] for body, _ in BAD_PROMPTS])
-def test_a_wrong_prompt_is_one_clear_line(client, image, body, told):
+@pytest.mark.parametrize('body, message', BAD_PROMPTS, ids=[str(body)[:24] for body, _ in BAD_PROMPTS])
+def test_bad_prompts_are_refused_in_one_line(client, image, body, message):
   answer = client.post(f'{image}/prompts', body)
-  assert answer.status == 400 and told in answer.json['error'] and answer.json['error'].isprintable()
+  assert answer.status == 400 and message in answer.json['error'] and answer.json['error'].isprintable()
 
 
-def test_wrong_uploads(client):
+def test_bad_uploads_are_refused(client):
   cases = [
     (b'', 'empty'),
     (b'not an image', 'not an image'),
@@ -206,7 +206,7 @@ def test_wrong_uploads(client):
   assert client.post('/api/segment', b'x').status == 415
 
 
-def test_paths_lead_nowhere_else(client):
+def test_other_paths_are_refused(client):
   for path in (
     '/../serve.py', '/%2e%2e/serve.py', '/samples/../../app.py', '//etc/passwd', '/page/index.html', '/index.html', '/main.js/',
     '/samples', '/samples/', '/main.js%00.png', '/api', '/api/images/..%2f..%2f/prompts', '/static/main.js', '/\\..\\app.py',
@@ -216,7 +216,7 @@ def test_paths_lead_nowhere_else(client):
   assert client.request('PUT', '/api/images').status == 405
 
 
-def test_every_answer_forbids_what_the_page_does_not_need(client):
+def test_every_answer_has_strict_security_headers(client):
   for path in ('/', '/main.js', '/docs', '/openapi.json', '/healthz', '/api/model', '/nothing', '/metrics'):
     answer = client.get(path)
     policy = answer.headers['Content-Security-Policy']
@@ -226,13 +226,13 @@ def test_every_answer_forbids_what_the_page_does_not_need(client):
   assert not re.search(r'<script(?![^>]*\bsrc=)|\son\w+=|style=|https?://', page)
 
 
-def test_files_are_sent_once(client):
+def test_unchanged_files_are_not_sent_again(client):
   first = client.get('/main.js')
   assert first.headers['Content-Type'] == 'text/javascript; charset=utf-8'
   assert client.get('/main.js', **{'If-None-Match': first.headers['ETag']}).status == 304
 
 
-def test_the_description_names_every_route(live, client):
+def test_the_openapi_document_lists_every_route(live, client):
   document = client.get('/openapi.json').json
   routes = {
     (route.path, method.lower())
@@ -245,7 +245,7 @@ def test_the_description_names_every_route(live, client):
   assert all(f'{path}</code>' in page for path, _ in routes)
 
 
-def test_answers_are_as_described(client, image):
+def test_answers_match_the_openapi_schemas(client, image):
   schemas = client.get('/openapi.json').json['components']['schemas']
 
   def check(value, schema, where):
@@ -279,7 +279,7 @@ def test_answers_are_as_described(client, image):
   check(client.get('/nothing').json, schemas['Error'], 'error')
 
 
-def test_metrics_count_what_happened(live):
+def test_metrics_count_requests_batches_and_images(live):
   client = live.client()
   numbers = lambda: dict(
     line.rsplit(' ', 1) for line in client.get('/metrics').body.decode().splitlines() if line[0] != '#'
@@ -297,7 +297,7 @@ def test_metrics_count_what_happened(live):
   assert float(after['ditsam_queue_prompts']) == 0 and float(after['ditsam_images_bytes']) > 0
 
 
-def test_alive_and_ready_are_two_things(live, client, image):
+def test_a_service_can_be_alive_but_not_ready(live, client, image):
   live.service.state.ready = False
   try:
     assert (client.get('/healthz').status, client.get('/readyz').status) == (200, 503)
@@ -308,10 +308,10 @@ def test_alive_and_ready_are_two_things(live, client, image):
   assert client.get('/readyz').status == 200
 
 
-def test_the_client_in_the_documentation(live, monkeypatch, capsys):
+def test_the_client_in_the_documentation_works(live, monkeypatch, capsys):
   monkeypatch.chdir(ROOT / 'docs')
   block = re.search(r'```python\n(.*?)```', (ROOT / 'docs/serving.md').read_text(), re.DOTALL)[1]
-  assert len(block.splitlines()) <= 10
+  assert len([line for line in block.splitlines() if line]) <= 10
   exec(block.replace('127.0.0.1:8000', f'127.0.0.1:{live.port}'), {})
   score, *_, area = capsys.readouterr().out.split()
   found = live.service.segmenter('scene.png', 'the large red circle')

@@ -1,4 +1,4 @@
-"""Prompts of many clients share batches, in order, and are refused, dropped and finished as they should be."""
+"""Prompts of many clients share batches in order; overload, cancellation, errors and shutdown are handled."""
 
 import threading
 import time
@@ -44,10 +44,10 @@ def texts(*words):
   return [Prompt(f'the {word} circle') for word in words]
 
 
-def test_prompts_of_one_kind_run_together_and_give_what_they_give_alone(held, batcher, image, segmenter):
+def test_prompts_of_one_kind_share_a_batch_with_the_same_results_as_alone(held, batcher, image, segmenter):
   batcher.pays_from = {segmenter.row(image, Prompt('a')).kind: 2}
   first = ask(batcher, image, texts('red'), 'a')
-  time.sleep(0.05)  # it is on its way before the others come
+  time.sleep(0.05)  # it starts before the others arrive
   others = ask(batcher, image, [*texts('blue'), Prompt(points=[[3, 4]])], 'b') + ask(
     batcher, image, texts('green', 'large'), 'c'
   )
@@ -61,10 +61,10 @@ def test_prompts_of_one_kind_run_together_and_give_what_they_give_alone(held, ba
   alone = [segmenter(picture(), asked) for asked in (*texts('red', 'blue'), Prompt(points=[[3, 4]]))]
   for prediction, wanted in zip(found, alone):
     np.testing.assert_allclose(prediction.low_res_logits, wanted.low_res_logits, rtol=1e-4, atol=1e-4)
-  assert np.array_equal(found[0].logits, alone[0].logits)  # one by one they have the same bits
+  assert np.array_equal(found[0].logits, alone[0].logits)  # bit-identical when run alone
 
 
-def test_prompts_run_one_by_one_where_a_batch_does_not_pay(held, batcher, image, segmenter):
+def test_prompts_run_one_by_one_if_a_batch_is_slower(held, batcher, image, segmenter):
   batcher.pays_from = {segmenter.row(image, Prompt('a')).kind: 3}
   held.go.set()
   for count in (2, 3):
@@ -85,7 +85,7 @@ def test_a_full_queue_and_a_greedy_client_are_refused(held, batcher, image):
   last = ask(batcher, image, texts('red'), 'other')
   held.go.set()
   assert last[0].result(60).text == 'the red circle'
-  while batcher._clients:  # a moment after their answers
+  while batcher._clients:  # updated shortly after the answers
     time.sleep(0.001)
   ask(batcher, image, texts(*'abcde'), 'greedy')[-1].result(60)
 
@@ -100,10 +100,10 @@ def test_a_cancelled_prompt_is_not_computed(held, batcher, image):
   assert [name for names, _ in held.batches for name in names] == ['the red circle', 'the green circle']
 
 
-def test_an_error_reaches_its_batch_and_nobody_else(held, batcher, image):
+def test_an_error_affects_only_its_batch(held, batcher, image):
   held.go.set()
   held.fails = True
-  for _ in range(4):  # more than may be under way: none of them keeps its place
+  for _ in range(4):  # more than may be under way: failed batches free their slots
     (future,) = ask(batcher, image, texts('red'))
     with pytest.raises(RuntimeError, match='the device is gone'):
       future.result(60)
@@ -114,7 +114,7 @@ def test_an_error_reaches_its_batch_and_nobody_else(held, batcher, image):
     bad[0].result(60)
 
 
-def test_closing_finishes_what_waits_and_refuses_more(held, image):
+def test_closing_finishes_waiting_prompts_and_refuses_new_ones(held, image):
   batcher = Batcher(held, Limits(), Metrics())
   futures = ask(batcher, image, texts('red', 'blue'))
   threading.Timer(0.05, held.go.set).start()

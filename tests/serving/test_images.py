@@ -1,4 +1,4 @@
-"""The store of images: bounded in bytes and age, an image for its owner only, nothing freed that is in use."""
+"""The image store: bounded in bytes and age, private to owners, never frees images in use."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def store(clock):
 
 
 def held_by(store, images):
-  """Which of them can still be found."""
+  """Returns which images are still in the store."""
   found = []
   for image in images:
     try:
@@ -40,19 +40,19 @@ def held_by(store, images):
   return found
 
 
-def test_the_bytes_of_an_image_are_all_that_it_may_take():
+def test_the_bytes_of_an_image_include_pixels_square_and_embeddings():
   embedding = CONFIG.grid**2 * CONFIG.mask_decoder.width * 4
   assert ONE == 40 * 50 * 3 + 64 * 64 * 3 * 4 + 9 * embedding
 
 
-def test_the_longest_unused_makes_room(store):
+def test_the_least_recently_used_image_is_evicted(store):
   a, b, c = (store.add('me', framed()) for _ in range(3))
   store.get('me', a.id)
   d = store.add('me', framed())
   assert held_by(store, [a, b, c, d]) == [True, False, True, True] and store.bytes == 3 * ONE and store.evicted == 1
 
 
-def test_what_nobody_uses_is_forgotten(store, clock):
+def test_unused_images_expire(store, clock):
   a = store.add('me', framed())
   clock[0] = 50
   b = store.add('me', framed())
@@ -73,7 +73,7 @@ def test_an_image_in_use_stays_and_counts(store):
   store.add('me', framed())
 
 
-def test_an_image_that_never_finds_room():
+def test_an_image_larger_than_the_store_is_refused():
   with pytest.raises(Refused) as refused:
     ImageStore(ONE - 1, 60).add('me', framed())
   assert refused.value.status == 413

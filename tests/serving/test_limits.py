@@ -1,4 +1,4 @@
-"""Whatever a client does, it gets a clean answer in time, and the others theirs."""
+"""Clients that misbehave get a clean answer in time and do not affect others."""
 
 import contextlib
 import json
@@ -36,7 +36,7 @@ HEAD = b'POST /api/images HTTP/1.1\r\nHost: localhost\r\n'
 
 
 def resident():
-  """Bytes of this process' memory."""
+  """Returns the resident memory of this process in bytes."""
   return int(Path('/proc/self/statm').read_text().split()[1]) * resource.getpagesize()
 
 
@@ -57,7 +57,7 @@ def still_there(strict):
   client.close()
 
 
-def test_what_is_too_large_is_refused_before_it_is_read(strict):
+def test_large_requests_are_refused_before_they_are_read(strict):
   client = strict.client()
   big = png(np.zeros((201, 100, 3), np.uint8))
   answer = client.post('/api/images', big)
@@ -65,7 +65,7 @@ def test_what_is_too_large_is_refused_before_it_is_read(strict):
   for length in (200_001, 10**12):
     head = raw(strict.port, HEAD + b'Content-Length: %d\r\nConnection: close\r\n\r\n' % length)
     assert head.startswith(b'HTTP/1.1 413')
-  chunks = b''.join(b'8000\r\n' + bytes(2**15) + b'\r\n' for _ in range(8))  # of no declared length
+  chunks = b''.join(b'8000\r\n' + bytes(2**15) + b'\r\n' for _ in range(8))  # no declared length
   assert raw(strict.port, HEAD + b'Transfer-Encoding: chunked\r\n\r\n' + chunks).startswith(b'HTTP/1.1 413')
   image = client.upload(picture())
   assert client.post(f'{image}/prompts', '"' + 'x' * 50_001 + '"').status == 413
@@ -75,8 +75,8 @@ def test_what_is_too_large_is_refused_before_it_is_read(strict):
   assert client.post('/api/segment', body, Content_Type=kind).status == 413
 
 
-def test_a_bomb_is_refused_by_its_header(strict):
-  """A small file of very many pixels."""
+def test_a_decompression_bomb_is_refused_by_its_header(strict):
+  """A small file with a huge number of pixels."""
   import zlib
 
   def chunk(name, data):
@@ -90,7 +90,7 @@ def test_a_bomb_is_refused_by_its_header(strict):
   assert resident() - before < 50 * 2**20
 
 
-def test_a_slow_body_and_a_slow_head(strict):
+def test_slow_bodies_and_heads_time_out(strict):
   began = time.monotonic()
   slow = raw(strict.port, HEAD + b'Content-Length: 1000\r\n\r\nabc')
   assert slow.startswith(b'HTTP/1.1 408') and b'0.5 seconds' in slow
@@ -105,7 +105,7 @@ def test_a_slow_body_and_a_slow_head(strict):
   assert time.monotonic() - began < 8
 
 
-def test_a_client_that_does_not_take_its_answer(strict):
+def test_a_client_that_does_not_read_its_answer_is_disconnected(strict):
   with socket.socket() as connection:
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
     connection.connect(('127.0.0.1', strict.port))
@@ -120,7 +120,7 @@ def test_a_client_that_does_not_take_its_answer(strict):
       time.sleep(0.05)
 
 
-def test_half_closed_and_broken_off(strict):
+def test_half_closed_and_reset_connections(strict):
   data = png(picture())
   whole = HEAD + b'Content-Length: %d\r\nConnection: close\r\n\r\n' % len(data) + data
   for end in (len(whole), len(whole) // 2, 20):
@@ -148,7 +148,7 @@ def test_half_closed_and_broken_off(strict):
   ],
   ids=['header', 'headers', 'target', 'TLS', 'proxy', 'length', 'lengths', 'CONNECT', 'cookies', 'websocket', 'noise'],
 )
-def test_heads_that_are_none(strict, data):
+def test_malformed_heads_are_refused(strict, data):
   found = raw(strict.port, data)
   assert found == b'' or found.startswith((b'HTTP/1.1 4', b'HTTP/1.1 200')), found[:100]
 
@@ -165,7 +165,7 @@ def test_a_thousand_sockets(strict):
     while len(strict.http.server_state.connections) > STRICT.connections:
       assert time.monotonic() < deadline
       time.sleep(0.01)
-    while len(strict.http.server_state.connections) > 5:  # all of them have sent nothing for too long
+    while len(strict.http.server_state.connections) > 5:  # idle connections are closed
       assert time.monotonic() < deadline
       time.sleep(0.05)
   finally:
@@ -173,7 +173,7 @@ def test_a_thousand_sockets(strict):
       each.close()
 
 
-def test_a_page_from_elsewhere_cannot_ask(strict):
+def test_pages_of_other_sites_are_refused(strict):
   client = strict.client()
   image = client.upload(picture())
   here = f'http://localhost:{strict.port}'
@@ -188,8 +188,8 @@ def test_a_page_from_elsewhere_cannot_ask(strict):
   assert owner.request('POST', f'{owner.upload(picture())}/prompts', PROMPT, same).status == 200
 
 
-def test_more_prompts_than_it_bears(strict):
-  """Eight times what may wait: each request is answered with 200, 429 or 503, and afterwards all is well at once."""
+def test_overload_is_refused_and_leaves_the_service_working(strict):
+  """Sends eight times the queue's capacity; each request is answered with 200, 404, 429 or 503."""
   clients = [strict.client() for _ in range(32)]
   images = [client.upload(picture()) for client in clients]
   statuses, lock = [], threading.Lock()
@@ -207,12 +207,12 @@ def test_more_prompts_than_it_bears(strict):
     thread.start()
   for thread in threads:
     thread.join(60)
-  # An image may have made room for another: 404 is for the client to upload again.
+  # Images may have been evicted: 404 tells the client to upload again.
   assert len(statuses) == 96 and set(statuses) <= {200, 404, 429, 503} and 200 in statuses
   assert len(strict.service.batcher) == 0 and not strict.service.batcher._clients
 
 
-def test_images_never_take_more_than_they_may(strict):
+def test_images_never_exceed_the_memory_limit(strict):
   client = strict.client()
   store = strict.service.store
   for _ in range(60):
@@ -221,7 +221,7 @@ def test_images_never_take_more_than_they_may(strict):
   assert store.evicted > 0 and sum(image.bytes for image in store._images.values()) == store.bytes
 
 
-def test_a_client_that_goes_away_takes_its_prompt_along(segmenter):
+def test_the_prompt_of_a_disconnected_client_is_dropped(segmenter):
   held = Held(segmenter)
   with running(held) as service:
     client, batcher = service.client(), service.service.batcher
@@ -259,7 +259,7 @@ def test_an_answer_that_takes_too_long(segmenter):
     held.go.set()
 
 
-def test_a_token_is_asked_for(segmenter):
+def test_a_token_is_required(segmenter):
   token = 'a-token-of-24-characters'
   with running(segmenter, token=token, hosts=None) as service:
     for wrong in (None, 'another-token-of-this-length', ''):
@@ -278,8 +278,8 @@ def test_a_token_is_asked_for(segmenter):
     assert client.get('/api/model').status == 200
 
 
-def test_the_fuzz_suites_images(strict, tmp_path):
-  """Damaged files of every format: each is read, or refused with one line."""
+def test_damaged_images_are_read_or_refused_in_one_line(strict, tmp_path):
+  """Uses the fuzz suite's files of every format."""
   fuzz_images.prepare(tmp_path)
   files = sorted(tmp_path.iterdir())
   client, statuses = strict.client(), []
@@ -295,8 +295,8 @@ def test_the_fuzz_suites_images(strict, tmp_path):
   assert statuses.count(201) > 20 and statuses.count(400) > 20
 
 
-def test_the_fuzz_suites_prompts(strict):
-  """JSON with changed values, damaged bytes, and what is no JSON."""
+def test_damaged_prompts_are_answered_or_refused_in_one_line(strict):
+  """Uses the fuzz suite's changed values, damaged bytes and invalid JSON."""
   client = strict.client()
   image = client.upload(picture())
   good = {

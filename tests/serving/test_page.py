@@ -1,4 +1,4 @@
-"""The page in a real browser, at desktop and phone size: every control, with mouse, fingers and keys."""
+"""The page in a real browser, at desktop and phone size: every control, by mouse, touch and keyboard."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ TEXT = 'the red circle'
 
 @pytest.fixture(scope='module')
 def browser():
-  playwright.expect.set_options(timeout=60_000)  # programs are compiled when they are first needed
+  playwright.expect.set_options(timeout=60_000)  # programs are compiled on first use
   with playwright.sync_playwright() as found:
     chromium = found.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
     yield chromium
@@ -42,7 +42,7 @@ def size(request):
 
 
 def opened(browser, port, path='/', **context):
-  """A page that notes whatever must not happen."""
+  """Opens a page that records console errors and requests to other servers."""
   page = browser.new_context(accept_downloads=True, **context).new_page()
   page.set_default_timeout(60_000)
   page.wrong = []
@@ -77,7 +77,7 @@ def choose(page, image=None, name='scene.png'):
 
 
 def spot(page, x, y):
-  """Where a pixel of the picture is on the screen."""
+  """Returns the screen position of a pixel of the picture."""
   page.locator('#view').scroll_into_view_if_needed()
   frame = page.locator('#view').bounding_box()
   return frame['x'] + (x + 0.5) / 56 * frame['width'], frame['y'] + (y + 0.5) / 40 * frame['height']
@@ -96,7 +96,7 @@ def ask(page, text=TEXT):
 
 
 def accessible(page):
-  """axe-core's serious findings."""
+  """Returns axe-core's serious findings."""
   found = axe.Axe().run(page).response['violations']
   return [(each['id'], each['nodes'][0]['html']) for each in found if each['impact'] in ('serious', 'critical')]
 
@@ -119,7 +119,7 @@ def test_every_control(page, segmenter, size):
   overlay = np.asarray(Image.open(path).convert('RGB')).astype(int)
   assert name == 'scene.overlay.png' and overlay.shape == (40, 56, 3)
   changed = np.abs(overlay - picture()).sum(2) > 30
-  assert changed[found.mask].mean() > 0.5  # tinted; outside of it the picture is darker
+  assert changed[found.mask].mean() > 0.5  # tinted; outside, the picture is darkened
 
   with page.expect_response('**/prompts') as answer:
     if size == 'phone':
@@ -202,7 +202,7 @@ def test_a_box_and_a_right_click(page, size):
     assert answer.value.request.post_data_json['labels'] == [0]
 
 
-def test_by_keyboard_alone(page):
+def test_the_page_works_by_keyboard_alone(page):
   page.locator('#choose').focus()
   for _ in range(2):
     page.keyboard.press('Tab')
@@ -238,7 +238,7 @@ def test_by_keyboard_alone(page):
   assert {'text', 'ask', 'tool', 'undo', 'clear', 'multimask', 'refine', 'opacity', 'save-mask', 'save-overlay', 'save-json', 'view', 'another', 'SUMMARY'} <= reached  # fmt: skip
 
 
-def test_words_that_the_model_does_not_know_are_underlined(page):
+def test_unknown_words_are_underlined(page):
   page.fill('#text', 'the zebra on qzx the')
   playwright.expect(page.locator('#mirror u')).to_have_text(['zebra', 'qzx'])
   playwright.expect(page.locator('#unknown')).to_contain_text('The model does not know: zebra, qzx.')
@@ -246,7 +246,7 @@ def test_words_that_the_model_does_not_know_are_underlined(page):
   playwright.expect(page.locator('#unknown')).to_have_text('')
 
 
-def test_a_newer_click_replaces_the_one_under_way(page):
+def test_a_new_click_cancels_the_current_request(page):
   choose(page)
   held = []
   page.route('**/prompts', lambda route: held.append(route) if not held else route.continue_())
@@ -260,7 +260,7 @@ def test_a_newer_click_replaces_the_one_under_way(page):
   assert len(failed) == 1
 
 
-def test_pasted_and_dropped(page):
+def test_pictures_can_be_pasted_and_dropped(page):
   make = """([bytes, kind]) => {
     const data = new DataTransfer();
     data.items.add(new File([new Uint8Array(bytes)], 'given.png', {type: 'image/png'}));
@@ -275,17 +275,17 @@ def test_pasted_and_dropped(page):
   said(page, 'cannot show it as a picture')
 
 
-def test_a_picture_that_was_forgotten_is_uploaded_again(page, live):
+def test_an_expired_picture_is_uploaded_again(page, live):
   choose(page)
   ask(page)
   store = live.service.store
   for image in list(store._images.values()):
     store.drop(image)
   ask(page, 'the blue square')
-  page.wrong = [line for line in page.wrong if '404' not in line]  # Chromium notes every status of that kind
+  page.wrong = [line for line in page.wrong if '404' not in line]  # Chromium logs every 404
 
 
-def test_a_large_picture_is_shown_small_and_segmented_whole(browser, live, segmenter):
+def test_a_large_picture_is_shown_scaled_and_segmented_at_full_size(browser, live, segmenter):
   page = opened(browser, live.port, **SIZES['phone'])
   said(page, 'Ready.')
   image = np.asarray(Image.fromarray(picture()).resize((2800, 2000)))
@@ -300,8 +300,8 @@ def test_a_large_picture_is_shown_small_and_segmented_whole(browser, live, segme
 
 
 @pytest.mark.parametrize('scheme', ['light', 'dark'])
-def test_no_serious_problem_of_accessibility(browser, live, size, scheme):
-  page = opened(browser, live.port, color_scheme=scheme, bypass_csp=True, **SIZES[size])  # axe sets styles of its own
+def test_there_are_no_serious_accessibility_problems(browser, live, size, scheme):
+  page = opened(browser, live.port, color_scheme=scheme, bypass_csp=True, **SIZES[size])  # axe adds its own styles
   said(page, 'Ready.')
   assert accessible(page) == []
   choose(page)

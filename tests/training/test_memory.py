@@ -1,4 +1,4 @@
-"""A step that does not fit is refused before it runs, with changes that fit by what the compiler says of them."""
+"""A step that does not fit is refused before it runs, with changes that fit according to the compiler."""
 
 import dataclasses
 import re
@@ -17,7 +17,7 @@ from tests.small_models import small_config
 
 @pytest.fixture(scope='module')
 def config():
-  """Of a SAM of one block, whose step compiles in seconds."""
+  """Returns the config of a one-block SAM, whose step compiles in seconds."""
   plain = recipe('refcoco')
   plain.update({'scan': False, 'task': 'prompts'})
   plain.model.text_encoder, plain.model.fusion = None, 'none'
@@ -40,10 +40,10 @@ def program(config, mesh):
 
 
 @pytest.mark.slow
-def test_a_step_that_fits_runs_and_one_that_does_not_is_refused_with_what_does(
+def test_a_step_that_fits_runs_and_one_that_does_not_is_refused_with_a_change_that_fits(
   program, config, mesh, monkeypatch, capfd
 ):
-  """The numbers are the compiler's, of the step that runs and of the one that is offered."""
+  """Compares the sizes of both steps with the compiler's."""
   monkeypatch.setenv(memory.VARIABLE, '1GiB')
   ready = memory.compiled(program, config)
   needed = float(re.search(r'a step needs ([\d.]+) MiB of 1.00 GiB on each device', capfd.readouterr().err)[1])
@@ -72,7 +72,7 @@ MIB = 2**20
 
 @pytest.fixture
 def priced(monkeypatch):
-  """Steps have made-up costs: 40 MiB of state, 2 of gradient sums, 60 of activations."""
+  """Assigns artificial costs to steps: 40 MiB of state, 2 of gradient sums, 60 of activations."""
 
   def cost(config, _):
     activations = 60 * config.data.batch_size / 8 / config.accumulate
@@ -88,7 +88,7 @@ def advice(config, mesh, available, needed=100):
   return memory._advice(needed * MIB, available * MIB, config, mesh)
 
 
-def test_every_single_change_is_tried_and_what_fits_is_told_apart(priced, config, mesh, capfd):
+def test_every_single_change_is_tried_and_fitting_ones_are_listed_first(priced, config, mesh, capfd):
   """Sums of gradients take memory too, so fewer rows at once help less than a smaller batch."""
   assert advice(config, mesh, 71) == (
     'this would fit: --config.remat=block (64.0 MiB) or --config.accumulate=4 (57.0 MiB) or --config.dtype=bfloat16 '
@@ -98,7 +98,7 @@ def test_every_single_change_is_tried_and_what_fits_is_told_apart(priced, config
   assert told[0] == 'compiling with --config.remat=block (1 of 5) ...' and told[-1].endswith('=4 (5 of 5) ...')
 
 
-def test_what_is_set_already_is_not_offered(priced, config, mesh):
+def test_settings_already_in_use_are_not_offered(priced, config, mesh):
   frozen = dataclasses.replace(config, remat='block', dtype='bfloat16', freeze='mask_decoder', accumulate=8)
   assert advice(frozen, mesh, 40, needed=43.5) == (
     'this would fit: --config.freeze=mask_decoder,image_encoder (19.5 MiB)'
@@ -106,33 +106,33 @@ def test_what_is_set_already_is_not_offered(priced, config, mesh):
 
 
 @pytest.mark.parametrize(
-  'available, told',
+  'available, changes',
   [
     (45, '--config.remat=block --config.dtype=bfloat16 --config.accumulate=8 (43.5 MiB)'),
     (43, '--config.remat=block --config.dtype=bfloat16 --config.freeze=image_encoder --config.data.batch_size=1 (17.5'),
   ],
 )
-def test_where_no_single_change_is_enough_all_are_tried_together(priced, config, mesh, available, told):
+def test_combinations_are_tried_if_no_single_change_is_enough(priced, config, mesh, available, changes):
   message = advice(config, mesh, available)
   assert message.startswith('no single change is enough (--config.remat=block (64.0 MiB), --config.accumulate=8 (')
-  assert f'; this would fit: {told}' in message
+  assert f'; this would fit: {changes}' in message
 
 
-def test_where_nothing_is_enough_it_says_what_all_together_would_need(priced, config, mesh):
+def test_the_memory_of_all_changes_together_is_named_if_nothing_is_enough(priced, config, mesh):
   assert re.match(
     r'even --config.remat=block .*batch_size=1 needs 17.5 MiB; use a device with', advice(config, mesh, 10)
   )
 
 
 @pytest.mark.parametrize('message', ['RESOURCE_EXHAUSTED: Out of memory allocating 17 bytes.', 'CUDA: out of memory'])
-def test_running_out_later_ends_in_the_same_advice(priced, program, config, message):
+def test_running_out_of_memory_later_gives_the_same_advice(priced, program, config, message):
   with pytest.raises(UserError) as error, memory.explained(program, config):
     raise jax.errors.JaxRuntimeError(message)
   assert str(error.value).startswith(f'a device ran out of memory ({message}); a step alone needs 100.0 MiB of ')
   assert '; this would fit: --config.remat=block (64.0 MiB) or ' in str(error.value)
 
 
-def test_other_errors_of_the_runtime_pass(program, config):
+def test_other_runtime_errors_are_not_converted(program, config):
   with pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL'), memory.explained(program, config):
     raise jax.errors.JaxRuntimeError('INTERNAL: something else')
 
@@ -140,19 +140,19 @@ def test_other_errors_of_the_runtime_pass(program, config):
 @pytest.mark.parametrize(
   'text, size', [('1000', 1000), ('16GiB', 16 * 2**30), ('1.5 gb', 1_500_000_000), ('2mib', 2 * 2**20)]
 )
-def test_the_memory_of_a_device_can_be_given(mesh, monkeypatch, text, size):
+def test_the_memory_of_a_device_can_be_set(mesh, monkeypatch, text, size):
   monkeypatch.setenv(memory.VARIABLE, text)
   assert memory.device_memory(mesh) == size
 
 
 @pytest.mark.parametrize('text', ['much', '-1', '0', '16 GiBi', '1e9'])
-def test_a_size_that_is_none_is_refused(mesh, monkeypatch, text):
+def test_invalid_sizes_are_refused(mesh, monkeypatch, text):
   monkeypatch.setenv(memory.VARIABLE, text)
   with pytest.raises(UserError, match=f"{memory.VARIABLE} is '{text}'; expected bytes"):
     memory.device_memory(mesh)
 
 
-def test_cpus_share_the_memory_of_the_machine_or_its_container(mesh, monkeypatch, tmp_path):
+def test_cpus_share_the_memory_of_the_machine_or_container(mesh, monkeypatch, tmp_path):
   whole = memory.device_memory(mesh) * jax.local_device_count()
   assert 2**28 < whole <= 2**50
   for content, found in (('123456789\n', 123456789), ('max\n', None), (str(2**62), None)):

@@ -1,4 +1,4 @@
-"""New words get rows and pieces of their own; what was there stays bit for bit."""
+"""New words get their own pieces and rows; existing ones stay bit-identical."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ BERT = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'the', 'cup', 'left', 'of'
 
 
 class Source:
-  """What `unknown_words` asks of a split."""
+  """A split as used by `unknown_words`."""
 
   def __init__(self, *images):
     self._images = images
@@ -50,29 +50,29 @@ def grown(tokenizer, new, tmp_path):
   return Tokenizer(file, 12)
 
 
-def test_words_of_the_data_are_found_as_a_vocabulary_spells_them(tokenizer):
+def test_unknown_words_of_the_data_are_normalised_like_the_vocabulary(tokenizer):
   found = words.new_words('from-data', tokenizer, SOURCE)
   assert {'leaf', 'cafe', 'under'} <= set(found) and found == sorted(found)
   assert not {'the', 'left', 'Leaf', 'café', '', '[UNK]'} & set(found)
 
 
-def test_words_can_be_named_and_those_that_are_known_add_nothing(tokenizer):
+def test_named_words_are_added_unless_known(tokenizer):
   assert words.new_words(' Leaf,the , under', tokenizer, SOURCE) == ['leaf', 'under']
   assert 'espresso' in words.new_words('espresso,from-data', tokenizer, SOURCE)
 
 
 @pytest.mark.parametrize(
-  'asked, told',
+  'asked, message',
   [
     ('traffic light', "'traffic light' is read as 2 words"),
     ('cup,x-ray', "'x-ray' is read as 3 words"),
     ('w' * 101, 'more than 100 characters'),
   ],
 )
-def test_what_is_no_single_word_is_refused(tokenizer, asked, told):
+def test_entries_that_are_not_single_words_are_refused(tokenizer, asked, message):
   with pytest.raises(UserError, match='config.data.add_words: ') as error:
     words.new_words(asked, tokenizer, SOURCE)
-  assert told in str(error.value)
+  assert message in str(error.value)
 
 
 def test_old_sentences_keep_their_tokens_and_new_words_are_one_piece_each(tokenizer, tmp_path):
@@ -87,9 +87,9 @@ def test_old_sentences_keep_their_tokens_and_new_words_are_one_piece_each(tokeni
   assert after.unknown('under the café leaf') == []
 
 
-def test_old_rows_stay_bit_for_bit_and_new_ones_resemble_them(tokenizer):
+def test_old_rows_are_bit_identical_and_new_ones_resemble_them(tokenizer):
   known, rng = len(tokenizer.vocabulary), np.random.default_rng(0)
-  table = rng.normal(0.1, 0.02, (known + 2, 16)).astype(np.float32)  # with two rows that no word has
+  table = rng.normal(0.1, 0.02, (known + 2, 16)).astype(np.float32)  # the last two rows are unused
   after = words.table_with(table, ['cafe', 'leaf', 'under'], tokenizer, known + 3, seed=1)
   assert after.shape == (known + 3, 16) and after.dtype == np.float32
   assert after[:known].tobytes() == table[:known].tobytes()
@@ -100,7 +100,7 @@ def test_old_rows_stay_bit_for_bit_and_new_ones_resemble_them(tokenizer):
   assert again.tobytes() == after.tobytes()
 
 
-def test_a_word_that_was_read_in_pieces_starts_as_their_mean(tmp_path):
+def test_a_word_split_into_pieces_starts_as_their_mean(tmp_path):
   (tmp_path / 'vocab.txt').write_text('\n'.join(BERT) + '\n')
   tokenizer = Tokenizer(tmp_path / 'vocab.txt', 12)
   table = np.random.default_rng(0).normal(size=(len(BERT), 8)).astype(np.float32)

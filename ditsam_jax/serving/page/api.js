@@ -1,4 +1,4 @@
-// Requests to this service. Nothing goes anywhere else.
+// Requests to this service only.
 
 export class Failure extends Error {
   constructor(status, message, retryAfter = 0) {
@@ -9,7 +9,7 @@ export class Failure extends Error {
 }
 
 const TOKEN = 'ditsam_jax token';
-const TRIES = 5; // where the service is busy
+const TRIES = 5; // while the service is busy
 
 async function failure(response) {
   let message = `the service answered ${response.status}`;
@@ -30,7 +30,7 @@ export const pause = (seconds, signal) =>
     });
   });
 
-// A request. `askToken` gets one from the person, `wait` is told how long a busy service asks to wait.
+// Sends requests. `askToken` asks the user for a token; `wait` is called with the time to wait for a busy service.
 export class Api {
   constructor({ askToken, wait }) {
     this.askToken = askToken;

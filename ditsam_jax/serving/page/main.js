@@ -1,4 +1,4 @@
-// Puts the page together: a picture, the steps of a prompt, one answer at a time.
+// Connects the parts of the page: a picture, a prompt, and its answer.
 
 import { Api, Failure, pause } from './api.js';
 import { Steps } from './prompt.js';
@@ -7,7 +7,7 @@ import { overlay, save, stem } from './save.js';
 import { View } from './view.js';
 import { Words } from './words.js';
 
-const SHOWN = 2048; // pixels of the longer side that are kept to be shown
+const SHOWN = 2048; // maximum side of the displayed copy in pixels
 
 const $ = (id) => document.getElementById(id);
 const api = new Api({ askToken, wait: (message, seconds) => say(`${message}; trying again in ${seconds} s`) });
@@ -17,9 +17,9 @@ const words = new Words({ input: $('text'), mirror: $('mirror'), note: $('unknow
 
 let model = null;
 let picture = null; // {file, name, bitmap, width, height, id: a promise}
-let answer = null; // {masks, ...}, or of everything
-let chosen = 0; // of the candidates
-let asking = null; // the controller of the request under way
+let answer = null; // {masks, ...} of a prompt or of everything
+let chosen = 0; // index of the chosen candidate
+let asking = null; // controller of the current request
 
 function say(text, problem = false) {
   $('status').textContent = text;
@@ -47,7 +47,7 @@ async function connect() {
   $('kept').textContent = duration(model.limits.kept_seconds);
   if (!model.text) {
     $('text').disabled = $('ask').disabled = true;
-    $('text').placeholder = 'this model does not read: click on an object';
+    $('text').placeholder = 'this model takes no text';
   }
   while (!model.ready) {
     try {
@@ -105,7 +105,7 @@ function small(bitmap) {
   canvas.width = Math.max(1, Math.round(bitmap.width * scale));
   canvas.height = Math.max(1, Math.round(bitmap.height * scale));
   const context = canvas.getContext('2d');
-  context.fillStyle = '#fff'; // as the server sees what is transparent
+  context.fillStyle = '#fff'; // the server also renders transparency as white
   context.fillRect(0, 0, canvas.width, canvas.height);
   context.imageSmoothingQuality = 'high';
   context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
@@ -126,7 +126,7 @@ function forget() {
   picture = null;
 }
 
-// Asking
+// Requests
 
 function stop() {
   asking?.abort();
@@ -134,7 +134,7 @@ function stop() {
   $('busy').hidden = true;
 }
 
-// The newest question replaces the one under way.
+// A new request cancels the current one.
 async function ask(path, content, accept = 'application/json') {
   stop();
   const controller = (asking = new AbortController());
@@ -148,7 +148,7 @@ async function ask(path, content, accept = 'application/json') {
       });
     } catch (error) {
       if (error.status !== 404 || again) throw error;
-      picture.id = upload(picture); // forgotten in the meantime
+      picture.id = upload(picture); // expired on the server
       return request(true);
     }
   };
@@ -191,12 +191,12 @@ async function segment() {
   }
 }
 
-// Everything, or everything that the sentence names.
+// Everything, or everything that the sentence refers to.
 async function everything() {
   const began = performance.now();
   const text = typed();
   const question = text ? { text } : {};
-  say(text ? `Looking for everything that is ${text}.` : 'Segmenting everything.');
+  say(text ? `Segmenting everything that matches: ${text}.` : 'Segmenting everything.');
   try {
     const found = await ask('everything', question);
     answer = { ...found, everything: true, prompt: question, took: performance.now() - began };
@@ -209,7 +209,7 @@ async function everything() {
   }
 }
 
-// What stands in the field is part of every prompt, submitted or not.
+// The text in the field is part of every prompt, even before it is submitted.
 const typed = () => $('text').value.trim();
 
 function submit() {
@@ -222,7 +222,7 @@ function submit() {
   }
 }
 
-// Showing
+// Display
 
 const percent = (share) => (share > 0 && share < 0.001 ? '<0.1 %' : `${(100 * share).toFixed(1)} %`);
 
@@ -250,7 +250,7 @@ function show() {
   if (!$('candidates').hidden) showCandidates(masks);
 }
 
-// Of everything, small masks lie on top.
+// For everything, draws small masks on top.
 function shownMasks() {
   if (!answer?.masks.length) return [];
   const masks = answer.everything ? [...answer.masks].sort((a, b) => b.area - a.area) : [answer.masks[chosen]];
@@ -401,7 +401,7 @@ addEventListener('keydown', (event) => {
 });
 $('everything').addEventListener('click', everything);
 $('multimask').addEventListener('change', segment);
-$('refine').addEventListener('change', () => say($('refine').checked ? 'The next prompt refines the mask that is shown.' : ''));
+$('refine').addEventListener('change', () => say($('refine').checked ? 'The next prompt refines the shown mask.' : ''));
 $('opacity').addEventListener('input', () => view.setOpacity($('opacity').value / 100));
 
 $('save-mask').addEventListener('click', async () => {

@@ -1,4 +1,4 @@
-// What is asked of the picture, and the steps that led there.
+// The prompt and its undo history.
 
 const EMPTY = Object.freeze({ text: '', points: [], box: null });
 
@@ -38,7 +38,7 @@ export class Steps {
     this.before = [];
   }
 
-  // As the API takes it.
+  // In the API's format.
   asked() {
     const { text, points, box } = this.now;
     const prompt = {};

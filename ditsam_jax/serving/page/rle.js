@@ -1,4 +1,4 @@
-// COCO's compressed run lengths: five bits a character, lowest first, from the fourth run on as differences.
+// COCO's compressed run lengths: five bits per character, lowest first; differences from the fourth run on.
 
 export function runs(counts) {
   const found = [];
@@ -19,7 +19,7 @@ export function runs(counts) {
   return found;
 }
 
-// The mask at another size, a byte a pixel, row by row: 1 on the object. Runs go down the columns, background first.
+// Returns the mask at another size, one byte per pixel, row by row, 1 on the object. Runs go down columns, background first.
 export function raster(rle, width, height) {
   const [rows, columns] = rle.size;
   const lengths = runs(rle.counts);

@@ -1,8 +1,8 @@
-// Downloads: the mask as the server makes it, the overlay from the picture that is still here, the answer as JSON.
+// Downloads: the mask from the server, the overlay drawn from the local picture, and the answer as JSON.
 
 import { drawPrompt, layer } from './view.js';
 
-const MOST = 16e6; // pixels of a canvas on phones
+const MOST = 16e6; // maximum pixels of a canvas on phones
 
 export function save(blob, name) {
   const link = Object.assign(document.createElement('a'), { href: URL.createObjectURL(blob), download: name });
@@ -12,7 +12,7 @@ export function save(blob, name) {
 
 export const stem = (name) => name.replace(/\.[^.]*$/, '') || 'picture';
 
-// The picture at its full size, or as large as a canvas may be.
+// Returns the picture at full size, or as large as a canvas may be.
 export async function overlay({ file, width, height }, rles, prompt, opacity) {
   const scale = Math.min(1, Math.sqrt(MOST / (width * height)));
   const canvas = document.createElement('canvas');

@@ -1,4 +1,4 @@
-// The picture with masks and prompts on a canvas, and what mouse, fingers and keys do on it.
+// Shows the picture, masks and prompts on a canvas; handles mouse, touch and keys.
 
 import { raster } from './rle.js';
 
@@ -6,9 +6,9 @@ const MASK = [255, 45, 120];
 const ON = '#008a3e';
 const OFF = '#d0241b';
 const BOX = '#ffdc00';
-const DRAG = 5; // CSS pixels from where a click is a box
+const DRAG = 5; // CSS pixels after which a click becomes a box
 
-// Colours of many masks, far from each other in hue.
+// Colours for many masks, with distinct hues.
 const colour = (number) => {
   const hue = (number * 137.508) % 360;
   const part = (shift) => {
@@ -18,7 +18,7 @@ const colour = (number) => {
   return [part(0), part(8), part(4)];
 };
 
-// The masks as an image to lay over the picture: tinted inside, outlined, the rest darker for a single one.
+// Returns the masks as an overlay image: tinted and outlined; for a single mask, the rest is darkened.
 export function layer(rles, width, height, opacity) {
   const canvas = Object.assign(document.createElement('canvas'), { width, height });
   const context = canvas.getContext('2d');
@@ -53,7 +53,7 @@ export function layer(rles, width, height, opacity) {
   return canvas;
 }
 
-// Points and box, `scale` pixels of the canvas for a pixel of the picture.
+// Draws points and box; `scale` is canvas pixels per picture pixel.
 export function drawPrompt(context, { points, box }, scale, size) {
   if (box) {
     const [x0, y0, x1, y1] = box.map((value) => value * scale);
@@ -96,9 +96,9 @@ export class View extends EventTarget {
     this.opacity = 0.45;
     this.tool = 'on';
     this.layer = null;
-    this.drag = null; // the box that is being drawn
-    this.cursor = null; // of the keyboard
-    this.corner = null; // a box's first corner, by the keyboard
+    this.drag = null; // the box being drawn
+    this.cursor = null; // keyboard cursor
+    this.corner = null; // first corner of a box drawn by keyboard
     this.#listen();
     new ResizeObserver(() => this.resize()).observe(canvas.parentElement);
   }
@@ -232,7 +232,7 @@ export class View extends EventTarget {
     for (const name of ['focus', 'blur']) canvas.addEventListener(name, () => this.draw());
   }
 
-  // What a click or Enter does, as the tool is.
+  // Handles a click or Enter according to the tool.
   #mark(at) {
     if (this.tool === 'box') this.#tell('say', 'Drag to draw a box.');
     else this.#tell('point', { at, label: this.tool === 'on' ? 1 : 0 });

@@ -1,6 +1,6 @@
-// Underlines the words of the sentence that the model does not know, while it is being typed.
+// Underlines unknown words of the sentence while typing.
 
-const WAIT = 250; // milliseconds after a key
+const WAIT = 250; // milliseconds after a keystroke
 
 export class Words {
   constructor({ input, mirror, note, api }) {
@@ -25,7 +25,7 @@ export class Words {
       const found = await this.api.post('/api/words', { text }, { signal: this.controller.signal });
       if (text === this.input.value) this.#tell(text, found);
     } catch {
-      // the answer to the sentence itself will say what is wrong
+      // the answer to the prompt reports the error
     }
   }
 
@@ -43,7 +43,7 @@ export class Words {
     this.#draw();
   }
 
-  // Words stay underlined while more is typed behind them.
+  // Keeps words underlined while typing continues after them.
   #draw() {
     const now = Array.from(this.input.value);
     const before = Array.from(this.checked);
