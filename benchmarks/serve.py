@@ -226,7 +226,7 @@ async def memory(server: Server, options: argparse.Namespace) -> dict:
     chance, session = random.Random(number), Client(server.port)
     path = await session.upload(chance)
     for count in range(requests):
-      if count % 20 == 19:
+      if count % 5 == 4:
         path = await session.upload(chance)
       else:
         await tally.count(session.request('POST', path, prompt(chance)))

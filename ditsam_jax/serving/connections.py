@@ -10,8 +10,14 @@ from ditsam_jax.serving.limits import Limits
 _EVERY = 1.0  # seconds between checks of a connection
 
 
-def bounded(limits: Limits) -> type[asyncio.Protocol]:
-  """Returns the protocol for uvicorn's `http`. The application has its own deadlines for bodies and answers."""
+def bounded(limits: Limits, most: int) -> type[asyncio.Protocol]:
+  """Returns the protocol for uvicorn's `http`. The application has its own deadlines for bodies and answers.
+
+  Args:
+    limits: see there.
+    most: connections that the system allows.
+  """
+  connections = min(limits.connections, most)
 
   class Bounded(H11Protocol):
     """Closes connections with an incomplete head, idle ones, and those whose client does not read the answer."""
@@ -22,7 +28,7 @@ def bounded(limits: Limits) -> type[asyncio.Protocol]:
 
     def connection_made(self, transport: Any) -> None:
       super().connection_made(transport)
-      if len(self.connections) > limits.connections:
+      if len(self.connections) > connections:
         transport.abort()
         return
       self._quiet_since = self.loop.time()

@@ -24,6 +24,7 @@ from ditsam_jax.terminal import printable, say
 _FINISH = 7  # seconds to finish current requests
 _END = 9.5  # seconds after which the process ends regardless
 _FILES = 8192  # maximum number of open files, including sockets
+_OTHER_FILES = 200  # left for uploads and libraries
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -48,7 +49,7 @@ def http_server(service: Service, hosts: tuple[str, ...] | None) -> uvicorn.Serv
   """Returns the HTTP server of a service; for `hosts` see `guard.Guard`."""
   config = uvicorn.Config(
     service.app(hosts),
-    http=bounded(service.limits),
+    http=bounded(service.limits, _allow_sockets()),
     ws='none',
     loop='asyncio',
     lifespan='on',
@@ -74,7 +75,6 @@ def run(service: Service, listening: socket.socket, hosts: tuple[str, ...] | Non
     stop.set()
     return True
 
-  _allow_sockets()
   server = http_server(service, hosts)
   serving = threading.Thread(target=_serve, args=(server, listening, stop, failures), name='server', daemon=True)
   compiling = threading.Thread(target=_compile, args=(service, url, stop, failures), name='compile', daemon=True)
@@ -134,12 +134,13 @@ def _compile(service: Service, url: str, stop: threading.Event, failures: list[B
   say(f'ready: {url} (Ctrl-C stops)')
 
 
-def _allow_sockets() -> None:
-  """Raises the limit on open files as far as the system allows."""
+def _allow_sockets() -> int:
+  """Raises this process' limit on open files as far as the system lets it; returns how many may be connections."""
   soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-  wanted = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
-  if soft != resource.RLIM_INFINITY and soft < wanted:
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+  if soft != resource.RLIM_INFINITY and soft < _FILES:
+    soft = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+  return _FILES if soft == resource.RLIM_INFINITY else max(1, soft - _OTHER_FILES)
 
 
 def _end_now(status: int) -> None:
