@@ -137,7 +137,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     metavar='PATH',
     help="files, folders, or globs such as 'photos/**/*.jpg'",
   )
-  what.add_argument('--text', action='append', default=[], help='segment only what this phrase refers to; repeatable')
+  what.add_argument(
+    '--text',
+    action='append',
+    default=[],
+    help='segment only what this phrase refers to, with models that take text; repeatable',
+  )
   how = parser.add_argument_group('how')
   how.add_argument(
     '--checkpoint',
@@ -165,7 +170,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   )
   where.add_argument('--json', type=local, metavar='FILE', help='write JSON lines, one per image, with run lengths')
   where.add_argument('--no-pictures', dest='pictures', action='store_false', help='write --json only, for large jobs')
-  amg = parser.add_argument_group("mask generation, as Meta's amg.py")
+  amg = parser.add_argument_group("mask generation, as in Meta's amg.py")
   for field in dataclasses.fields(MaskSettings):
     if field.name in _HELP:
       kind = type(field.default)

@@ -71,7 +71,7 @@ class Tokenizer:
     return text[pieces.places[pieces.words.index(first)][0] :].strip()
 
   def unknown(self, text: str) -> list[str]:
-    """The distinct words of `text` that the vocabulary lacks.
+    """Returns the distinct words of `text` that are missing from the vocabulary.
 
     The model reads them as [UNK] or letter by letter, which carries no meaning.
     """

@@ -1,4 +1,4 @@
-"""The command: files for every image, as Meta's amg.py writes them, one line for whatever is wrong, and resuming."""
+"""The everything command: files in the format of Meta's amg.py, one-line errors, and resuming."""
 
 import csv
 import json
@@ -16,7 +16,7 @@ from ditsam_jax.jobs.file_names import is_result
 
 
 class QuadrantGenerator:
-  """Finds the upper half of every image, and its left quarter; with a text the quarter alone."""
+  """Finds the upper half and the left quarter of every image; with text, only the quarter."""
 
   made: list['QuadrantGenerator'] = []
   interrupt_after = None
@@ -70,7 +70,7 @@ def run(images, output, *arguments):
   return everything.main([f'--image={images}', f'--output={output}', *arguments])
 
 
-def test_a_folder_of_masks_as_metas_amg_writes_it(tmp_path, images, capsys):
+def test_a_folder_of_masks_in_the_format_of_metas_amg(tmp_path, images, capsys):
   assert run(images / 'a.png', tmp_path / 'out') == 0
   assert sorted(os.listdir(tmp_path / 'out')) == ['a.everything', 'a.everything.overlay.png']
   folder = tmp_path / 'out' / 'a.everything'
@@ -108,7 +108,7 @@ def test_a_line_per_image_and_phrase(tmp_path, images):
   assert not (tmp_path / 'out').exists()
 
 
-def test_a_stopped_job_goes_on_where_it_stopped(tmp_path, images, monkeypatch, capsys):
+def test_a_stopped_job_resumes(tmp_path, images, monkeypatch, capsys):
   monkeypatch.setattr(QuadrantGenerator, 'interrupt_after', 1)
   with pytest.raises(KeyboardInterrupt):
     run(images, tmp_path / 'out')
@@ -121,7 +121,7 @@ def test_a_stopped_job_goes_on_where_it_stopped(tmp_path, images, monkeypatch, c
   assert run(images, tmp_path / 'out') == 0 and len(QuadrantGenerator.made) == 2
 
 
-def test_a_missing_folder_of_masks_is_made_again(tmp_path, images):
+def test_a_missing_folder_of_masks_is_rewritten(tmp_path, images):
   run(images, tmp_path / 'out')
   os.remove(tmp_path / 'out' / 'a.everything' / 'metadata.csv')
   for name in os.listdir(tmp_path / 'out' / 'a.everything'):
@@ -131,7 +131,7 @@ def test_a_missing_folder_of_masks_is_made_again(tmp_path, images):
   assert (tmp_path / 'out' / 'a.everything' / '1.png').exists()
 
 
-def test_other_settings_are_told_from_these(tmp_path, images):
+def test_results_of_other_settings_are_refused(tmp_path, images):
   run(images, tmp_path / 'out', f'--json={tmp_path / "r.jsonl"}')
   with pytest.raises(UserError, match=r'points_per_side 32 \(now 16\); choose another --output'):
     run(images, tmp_path / 'out', '--points-per-side=16')
@@ -139,7 +139,7 @@ def test_other_settings_are_told_from_these(tmp_path, images):
     run(images, tmp_path / 'new', f'--json={tmp_path / "r.jsonl"}', '--convert-to-rle')
 
 
-def test_a_folder_of_something_else_is_not_replaced(tmp_path, images, capsys):
+def test_a_foreign_folder_is_not_replaced(tmp_path, images, capsys):
   (tmp_path / 'out' / 'a.everything').mkdir(parents=True)
   (tmp_path / 'out' / 'a.everything' / 'letter.txt').write_text('dear')
   assert run(images, tmp_path / 'out') == 2
@@ -148,7 +148,7 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path, images, capsys):
   assert (tmp_path / 'out' / 'b.everything.overlay.png').exists()
 
 
-def test_results_are_no_images_to_segment(tmp_path, images):
+def test_results_are_not_segmented_as_images(tmp_path, images):
   run(images, images / 'out')
   found = [images / 'out' / 'a.everything' / '0.png', images / 'out' / 'a.everything.overlay.png']
   assert all(is_result(str(path), images / 'out') for path in found)
@@ -168,7 +168,7 @@ def test_results_are_no_images_to_segment(tmp_path, images):
     (['--checkpoint=nowhere'], 'nowhere'),
   ],
 )
-def test_what_cannot_be_is_refused_before_the_model_is_loaded(tmp_path, images, arguments, message):
+def test_bad_options_are_refused_before_the_model_is_loaded(tmp_path, images, arguments, message):
   with pytest.raises(UserError, match=message):
     run(images, tmp_path / 'out', *arguments)
   assert not QuadrantGenerator.made
@@ -181,13 +181,13 @@ def test_settings_reach_the_generator(tmp_path, images):
   assert QuadrantGenerator.made[0].settings['min_mask_region_area'] == 20
 
 
-def test_an_image_without_room_for_crops_fails_alone(tmp_path, images, capsys):
+def test_only_images_too_small_for_crops_fail(tmp_path, images, capsys):
   Image.fromarray(np.zeros((1, 9, 3), np.uint8)).save(images / 'c.png')
   assert run(images, tmp_path / 'out', '--crop-n-layers=1') == 2
   assert 'c.png: 9 x 1 pixels are too few for 1 layer of crops' in capsys.readouterr().err
 
 
-def test_small_masks_lie_on_top_each_in_its_colour():
+def test_small_masks_are_drawn_on_top_in_different_colours():
   image = np.full((200, 300, 3), 100, np.uint8)
   big, small = np.zeros((2, 200, 300), bool)
   big[10:140, 10:290] = small[50:100, 50:100] = True

@@ -22,12 +22,10 @@ def encode_rle(mask: np.ndarray) -> dict[str, Any]:
   return {'size': [int(side) for side in mask.shape], 'counts': runs['counts'].decode('ascii')}
 
 
-def uncompressed_rle(mask: np.ndarray) -> dict[str, Any]:
-  """Encodes a mask, bool [h, w], as COCO's uncompressed run lengths: {'size': [h, w], 'counts': list}."""
-  pixels = np.asarray(mask, bool).ravel(order='F')
-  ends = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
-  counts = np.diff(ends, prepend=0, append=pixels.size).tolist()
-  return {'size': [int(side) for side in mask.shape], 'counts': [0, *counts] if pixels[0] else counts}
+def uncompressed_rle(rle: dict[str, Any]) -> dict[str, Any]:
+  """COCO's run lengths as plain numbers, {'size': [h, w], 'counts': list}. Raises UserError as `decode_rle`."""
+  height, width = _size(rle)
+  return {'size': [height, width], 'counts': run_lengths(rle.get('counts'), height * width).tolist()}
 
 
 def decode_rle(rle: dict[str, Any]) -> np.ndarray:

@@ -11,12 +11,13 @@ import numpy as np
 
 from ditsam_jax.errors import UserError
 from ditsam_jax.geometry.letterbox import logit
+from ditsam_jax.geometry.masks import encode_rle
 from ditsam_jax.geometry.point_grids import Box, crop_boxes
 from ditsam_jax.inference import mask_programs
 from ditsam_jax.inference.engine import Row, Sentence
 from ditsam_jax.inference.framing import Framed, frame
 from ditsam_jax.inference.mask_programs import Measures
-from ditsam_jax.inference.mask_records import Found, record, without_regions
+from ditsam_jax.inference.mask_records import Found, in_image, record, without_regions
 from ditsam_jax.inference.mask_settings import MaskSettings
 from ditsam_jax.inference.prompts import Prompt, point_tokens
 from ditsam_jax.inference.segmenter import Segmenter, load_with_tokenizer, same_image
@@ -329,15 +330,15 @@ class SamAutomaticMaskGenerator:
       boxes = np.reshape([_moved(candidate.box, crop.box) for crop, candidate in chosen], (-1, 4))
       smallness = [1 / ((x1 - x0) * (y1 - y0)) for x0, y0, x1, y1 in (crop.box for crop, _ in chosen)]
       chosen = [chosen[i] for i in kept_of(boxes, smallness, settings.crop_nms_thresh)]
-    found = self._drawn(chosen)
+    found = self._drawn(chosen, size)
     if settings.min_mask_region_area > 0:
       threshold = max(settings.box_nms_thresh, settings.crop_nms_thresh)
-      found = without_regions(found, size, settings.min_mask_region_area, threshold)
-    return [record(each, size, settings.output_mode) for each in found]
+      found = without_regions(found, settings.min_mask_region_area, threshold)
+    return [record(each, settings.output_mode) for each in found]
 
-  def _drawn(self, chosen: list[tuple[_Crop, _Candidate]]) -> list[Found]:
-    """Draws masks at their crop's own size; only these are copied from the device."""
-    masks: dict[int, np.ndarray] = {}
+  def _drawn(self, chosen: list[tuple[_Crop, _Candidate]], size: tuple[int, int]) -> list[Found]:
+    """Draws the chosen masks in the image; only these are copied from the device."""
+    found: dict[int, Found] = {}
     by_crop: dict[int, list[int]] = {}
     for i, (crop, _) in enumerate(chosen):
       by_crop.setdefault(id(crop), []).append(i)
@@ -345,21 +346,35 @@ class SamAutomaticMaskGenerator:
       crop = chosen[places[0]][0]
       for start in range(0, len(places), self._masks_at_once):
         some = places[start : start + self._masks_at_once]
-        logits = self._filled([chosen[i][1] for i in some])
-        whole = np.zeros((len(some), *crop.size), bool)
-        # Starts all tiles before waiting for the first.
-        for tile, packed in [(tile, mask_programs.draw(logits, tile, self._threshold)) for tile in crop.tiles]:
-          bits = np.unpackbits(np.asarray(packed)[: tile.height, : len(some)], axis=2, count=int(tile.width))
-          rows = slice(int(tile.top), int(tile.top + tile.height))
-          columns = slice(int(tile.left), int(tile.left + tile.width))
-          whole[:, rows, columns] = bits.transpose(1, 0, 2)
-        masks.update(zip(some, whole))
-    found = []
-    for i, (crop, candidate) in enumerate(chosen):
-      x, y = candidate.point + crop.box[:2]
-      box = _moved(candidate.box, crop.box)
-      found.append(Found(masks[i], box, candidate.score, candidate.stability, (float(x), float(y)), crop.box))
-    return found
+        for i, mask in zip(some, self._masks(crop, [chosen[i][1] for i in some])):
+          found[i] = _found(crop, chosen[i][1], mask, size)
+    return [found[i] for i in range(len(chosen))]
+
+  def _masks(self, crop: _Crop, candidates: list[_Candidate]) -> np.ndarray:
+    """bool [C, h, w] at the crop's own size."""
+    logits = self._filled(candidates)
+    masks = np.zeros((len(candidates), *crop.size), bool)
+    # Starts all tiles before waiting for the first.
+    for tile, packed in [(tile, mask_programs.draw(logits, tile, self._threshold)) for tile in crop.tiles]:
+      bits = np.unpackbits(np.asarray(packed)[: tile.height, : len(candidates)], axis=2, count=int(tile.width))
+      rows = slice(int(tile.top), int(tile.top + tile.height))
+      columns = slice(int(tile.left), int(tile.left + tile.width))
+      masks[:, rows, columns] = bits.transpose(1, 0, 2)
+    return masks
+
+
+def _found(crop: _Crop, candidate: _Candidate, mask: np.ndarray, size: tuple[int, int]) -> Found:
+  """A candidate with its mask bool [h, w], brought from the crop to the image."""
+  x, y = candidate.point + crop.box[:2]
+  return Found(
+    encode_rle(in_image(mask, crop.box, size)),
+    int(np.count_nonzero(mask)),
+    _moved(candidate.box, crop.box),
+    candidate.score,
+    candidate.stability,
+    (float(x), float(y)),
+    crop.box,
+  )
 
 
 def kept_of(boxes: np.ndarray, scores: Sequence[float], threshold: float) -> list[int]:

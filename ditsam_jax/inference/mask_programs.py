@@ -15,7 +15,7 @@ import numpy as np
 Array = Any  # JAX or NumPy arrays, including scalars
 
 _FAR = np.iinfo(np.int32).max
-_FEWEST_BOXES = 1024  # that `suppress` is compiled for; then 4096, and so on
+_FEWEST_BOXES = 1024  # smallest size that `suppress` is compiled for; then 4096, and so on
 
 
 class Measures(NamedTuple):

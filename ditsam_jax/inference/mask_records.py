@@ -5,52 +5,57 @@ from typing import Any
 
 import numpy as np
 
-from ditsam_jax.geometry.masks import encode_rle, uncompressed_rle, without_small_regions
+from ditsam_jax.geometry.masks import decode_rle, encode_rle, uncompressed_rle, without_small_regions
 from ditsam_jax.geometry.point_grids import Box
 from ditsam_jax.inference.mask_programs import kept_boxes
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Found:
-  """A mask found in an image.
+  """A mask that was found.
 
   Attributes:
-    mask: bool [h, w], at the crop's size.
-    box: (x0, y0, x1, y1) in pixels of the image, all inclusive.
+    rle: its COCO run lengths in the image: hundreds of masks of a photo as pixels would take gigabytes.
+    area: in pixels.
+    box: (x0, y0, x1, y1) in pixels of the image; the last row and column belong to the mask.
     score: predicted IoU.
     stability: see SamAutomaticMaskGenerator.
     point: (x, y) in pixels of the image.
-    crop: the crop's box in the image.
+    crop: box of the crop.
   """
 
-  mask: np.ndarray
+  rle: dict[str, Any]
+  area: int
   box: tuple[int, int, int, int]
   score: float
   stability: float
   point: tuple[float, float]
   crop: Box
 
-  def whole(self, size: tuple[int, int]) -> np.ndarray:
-    """Returns the mask at the image's size, bool [h, w]."""
-    x0, y0, x1, y1 = self.crop
-    if self.mask.shape == tuple(size):
-      return self.mask
-    mask = np.zeros(size, bool)
-    mask[y0:y1, x0:x1] = self.mask
+
+def in_image(mask: np.ndarray, crop: Box, size: tuple[int, int]) -> np.ndarray:
+  """The mask bool [h, w] of a crop, in the image of that size."""
+  if mask.shape == tuple(size):
     return mask
+  x0, y0, x1, y1 = crop
+  whole = np.zeros(size, bool)
+  whole[y0:y1, x0:x1] = mask
+  return whole
 
 
-def without_regions(found: list[Found], size: tuple[int, int], area: float, threshold: float) -> list[Found]:
-  """Removes holes and islands smaller than `area`, then duplicates; of duplicates, an unchanged mask is kept."""
-  changed, unchanged, boxes = [], [], []
-  for each in found:
-    mask, is_changed = without_small_regions(each.whole(size), area)
-    box = bounds(mask)
-    changed.append(dataclasses.replace(each, mask=mask, box=box, crop=each.crop) if is_changed else each)
-    unchanged.append(float(not is_changed))
-    boxes.append(box)
-  kept = kept_boxes(np.reshape(boxes, (-1, 4)), np.array(unchanged), threshold)
-  return [changed[i] for i in kept]
+def without_regions(found: list[Found], area: float, threshold: float) -> list[Found]:
+  """Masks without holes and islands smaller than `area`; where two became alike, one that did not change stays."""
+  cleaned = [_cleaned(each, area) for each in found]
+  boxes = np.reshape([each.box for each in cleaned], (-1, 4))
+  unchanged = np.array([float(each is before) for each, before in zip(cleaned, found)])
+  return [cleaned[i] for i in kept_boxes(boxes, unchanged, threshold)]
+
+
+def _cleaned(found: Found, area: float) -> Found:
+  mask, is_changed = without_small_regions(decode_rle(found.rle), area)
+  if not is_changed:
+    return found
+  return dataclasses.replace(found, rle=encode_rle(mask), area=int(np.count_nonzero(mask)), box=bounds(mask))
 
 
 def bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
@@ -61,17 +66,16 @@ def bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
   return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
 
 
-def record(found: Found, size: tuple[int, int], output_mode: str) -> dict[str, Any]:
-  """Returns Meta's record. Boxes are (x, y, width, height); as in Meta's code, `bbox` ends at the last pixel."""
-  mask = found.whole(size)
-  segmentation: Any = mask
-  if output_mode == 'coco_rle':
-    segmentation = encode_rle(mask)
+def record(found: Found, output_mode: str) -> dict[str, Any]:
+  """Meta's record. Its boxes are (x, y, width, height); `bbox` counts from the first pixel to the last, as Meta's does."""
+  segmentation: Any = found.rle
+  if output_mode == 'binary_mask':
+    segmentation = np.ascontiguousarray(decode_rle(found.rle))
   elif output_mode == 'uncompressed_rle':
-    segmentation = uncompressed_rle(mask)
+    segmentation = uncompressed_rle(found.rle)
   return {
     'segmentation': segmentation,
-    'area': int(np.count_nonzero(mask)),
+    'area': found.area,
     'bbox': _as_xywh(found.box),
     'predicted_iou': found.score,
     'point_coords': [list(found.point)],

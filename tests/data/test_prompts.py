@@ -1,4 +1,4 @@
-"""Prompts show the target that they were drawn for, in SAM's own encoding."""
+"""Prompts indicate their target, in SAM's encoding."""
 
 import numpy as np
 import pytest
@@ -28,7 +28,7 @@ def test_kinds_are_as_frequent_as_configured():
     assert shares[kind] == pytest.approx(getattr(CONFIG, kind), abs=0.03)
 
 
-def test_a_click_is_on_any_pixel_of_the_object_equally_often():
+def test_clicks_are_uniform_over_the_pixels_of_the_object():
   mask = np.zeros((8, 8), np.uint8)
   mask[1, 2] = mask[5, 6] = mask[7, 0] = mask[0, 7] = 1
   rng = np.random.default_rng(0)
@@ -42,7 +42,7 @@ def test_a_click_is_on_any_pixel_of_the_object_equally_often():
   assert min(seen.values()) > 400
 
 
-def test_a_click_on_the_background_hits_no_object_and_means_nothing():
+def test_a_click_on_the_background_hits_no_object_and_has_an_empty_target():
   masks = box_mask(0, 0, 7, 3, size=8), box_mask(0, 5, 6, 7, size=8)
   rng = np.random.default_rng(0)
   seen = set()
@@ -58,7 +58,7 @@ def test_without_background_there_is_no_click():
   assert labels.tolist() == [ABSENT] * 2 and not points.any() and not target.any()
 
 
-def test_without_a_prompt_all_objects_are_meant():
+def test_without_a_prompt_the_target_is_all_objects():
   masks = box_mask(1, 1, 2, 2), box_mask(5, 5, 6, 6)
   points, labels, target = draw('none', *masks)
   assert labels.tolist() == [ABSENT] * 2 and not points.any()
@@ -66,7 +66,7 @@ def test_without_a_prompt_all_objects_are_meant():
 
 
 @pytest.mark.parametrize('kind', ['point', 'box'])
-def test_an_empty_object_is_shown_by_nothing(kind):
+def test_an_empty_object_has_an_empty_prompt(kind):
   _, labels, target = draw(kind, box_mask(9, 9, 8, 8), box_mask(1, 1, 2, 2))
   assert labels.tolist() == [ABSENT] * 2 and not target.any()
 
@@ -78,7 +78,7 @@ def test_a_box_without_jitter_touches_the_outermost_pixels():
   assert points.tolist() == [[20, 10], [25, 30]]
 
 
-def test_a_box_moves_by_a_tenth_of_its_length_at_most_and_stays_inside():
+def test_box_sides_move_by_at_most_a_tenth_and_stay_inside():
   rng = np.random.default_rng(0)
   boxes = np.array([draw('box', box_mask(0, 20, 39, 29), rng=rng)[0] for _ in range(500)])
   assert boxes[:, 0, 1].min() == 0  # the top is the square's own

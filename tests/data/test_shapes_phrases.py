@@ -1,4 +1,4 @@
-"""Every phrase is read with a grammar of this file's own and must name its targets, and nothing else."""
+"""An independent grammar in this file checks that every phrase refers to exactly its targets."""
 
 import collections
 import dataclasses
@@ -21,7 +21,7 @@ SINGULARS |= {'shapes': 'shape'}
 
 
 def meaning(text, scene):
-  """Places of the shapes that a phrase names, from what the words say in English; whether it says there are several."""
+  """Returns the indices of the shapes that a phrase refers to in English, and whether it is plural."""
   match = PHRASE.fullmatch(text)
   words = match['noun'].split()
   several = words[-1] in SINGULARS
@@ -52,14 +52,14 @@ def all_phrases():
   return [(scene, phrase) for scene, of_scene in phrased() for phrase in of_scene]
 
 
-def test_every_phrase_names_its_targets_and_nothing_else():
+def test_every_phrase_refers_to_exactly_its_targets():
   for scene, phrase in all_phrases():
     found, several = meaning(phrase.text, scene.shapes)
     assert found == phrase.targets, phrase
     assert several == (len(found) > 1) or not found, phrase
 
 
-def test_no_phrase_hangs_on_small_differences():
+def test_no_phrase_depends_on_small_differences():
   rng = np.random.default_rng(0)
   for scene, phrase in all_phrases():
     moves = rng.uniform(-0.029, 0.029, (len(scene.shapes), 2)) * CONFIG.image_size
@@ -67,7 +67,7 @@ def test_no_phrase_hangs_on_small_differences():
     assert meaning(phrase.text, nudged)[0] == phrase.targets, phrase
 
 
-def test_phrases_name_from_none_to_five_shapes_none_of_them_rarely():
+def test_all_numbers_of_targets_from_none_to_five_are_frequent():
   counts = collections.Counter(len(phrase.targets) for _, phrase in all_phrases())
   assert set(counts) == set(range(6))
   shares = np.array([counts[number] for number in range(6)]) / counts.total()
@@ -76,8 +76,8 @@ def test_phrases_name_from_none_to_five_shapes_none_of_them_rarely():
   assert all(len({phrase.text for phrase in of_scene}) == len(of_scene) for _, of_scene in phrased())
 
 
-def test_phrases_that_name_nothing_are_near_misses():
-  """They take words of the scene: without a relation, all but one of them fit a shape that is there."""
+def test_phrases_without_targets_are_near_misses():
+  """Without a relation, all but one of their words match some shape of the scene."""
   for scene, phrase in all_phrases():
     match = PHRASE.fullmatch(phrase.text)
     if phrase.targets or match['where']:
@@ -86,7 +86,7 @@ def test_phrases_that_name_nothing_are_near_misses():
     assert max(len(words & {s.size, s.colour, s.kind}) for s in scene.shapes) == len(words) - 1 >= 1
 
 
-def test_the_model_reads_all_of_a_phrase():
+def test_phrases_fit_into_the_models_tokens():
   tokenizer = Tokenizer(VOCABULARY, shapes.MAX_TOKENS)
   for _, phrase in all_phrases():
     assert not tokenizer.cut(phrase.text)

@@ -1,4 +1,4 @@
-"""A user's own annotations through the prepare command: every format, with anything in them."""
+"""Feeds damaged annotations in every format to the prepare command."""
 
 import copy
 import json
@@ -99,7 +99,7 @@ def case(made: Path, work: Path, chance: random.Random, note) -> str:
 
 
 def _annotations(name: str, made: Path, work: Path, chance: random.Random) -> tuple[Path, str]:
-  """The file or folder of annotations, with something wrong, and what."""
+  """Writes damaged annotations; returns the file or folder and a description of the damage."""
   if name == 'parquet':
     file = work / 'hub.parquet'
     rows = parquet.read_table(made / 'hub.parquet').to_pylist()
@@ -111,7 +111,7 @@ def _annotations(name: str, made: Path, work: Path, chance: random.Random) -> tu
     value = chance.choice(_VALUES)
     try:
       parquet.write_table(pa.Table.from_pylist([row | {column: value} for row in rows]), file)
-    except (pa.ArrowException, UnicodeError, OverflowError, TypeError, ValueError):  # nothing that a table could hold
+    except (pa.ArrowException, UnicodeError, OverflowError, TypeError, ValueError):  # not storable in a table
       shutil.copyfile(made / 'hub.parquet', file)
     return file, f'{column} = {repr(value)[:40]}'
   if name == 'folder':
@@ -140,7 +140,7 @@ def _values(content, chance: random.Random) -> tuple[bytes, str]:
     try:
       content, one = changed(content, chance, _VALUES)
       what.append(one)
-    except IndexError:  # nothing is left to change
+    except IndexError:  # nothing left to change
       break
   return json.dumps(content, default=str).encode(), '; '.join(what)
 
@@ -174,7 +174,7 @@ def _table(rows: list[dict], chance: random.Random) -> tuple[bytes, str]:
 
 
 def _check(data_dir: Path, folder: Path) -> None:
-  """The data set can be read, holds as much as was counted, and every mask lies on its image."""
+  """Checks that the data set can be read, matches its counts, and that every mask fits its image."""
   for split, counts in counted(folder).items():
     source = datasets.open_split('mine', data_dir, split)
     if (source.num_images, len(source)) != (counts.images, counts.objects):

@@ -1,4 +1,4 @@
-"""Point grids, crops, small regions and run lengths are Meta's, exactly."""
+"""Point grids, crops, small regions and run lengths equal Meta's exactly."""
 
 import importlib
 
@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ditsam_jax.geometry.masks import decode_rle, uncompressed_rle, without_small_regions
+from ditsam_jax.geometry.masks import decode_rle, encode_rle, uncompressed_rle, without_small_regions
 from ditsam_jax.geometry.point_grids import crop_boxes, point_grid, point_grids
 from tests.meta_sam import meta_package
 
@@ -18,7 +18,7 @@ def amg():
     yield importlib.import_module(f'{package.__name__}.utils.amg')
 
 
-def test_a_grid_has_a_point_in_the_middle_of_each_cell():
+def test_grid_points_are_the_centres_of_the_cells():
   np.testing.assert_allclose(point_grid(2), [[0.25, 0.25], [0.75, 0.25], [0.25, 0.75], [0.75, 0.75]])
 
 
@@ -69,9 +69,9 @@ def test_small_regions(amg):
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.randoms(use_true_random=False))
-def test_uncompressed_run_lengths_come_back(height, width, chance):
+def test_uncompressed_run_lengths_round_trip(height, width, chance):
   mask = np.array([[chance.random() < 0.5 for _ in range(width)] for _ in range(height)])
-  np.testing.assert_array_equal(decode_rle(uncompressed_rle(mask)), mask)
+  np.testing.assert_array_equal(decode_rle(uncompressed_rle(encode_rle(mask))), mask)
 
 
 @pytest.mark.verifies('Uncompressed run lengths', against="Meta's amg.py", within='equal')
@@ -80,4 +80,4 @@ def test_uncompressed_run_lengths(amg):
 
   rng = np.random.default_rng(0)
   masks = rng.random((20, 9, 7)) < np.linspace(0, 1, 20)[:, None, None]
-  assert [uncompressed_rle(mask) for mask in masks] == amg.mask_to_rle_pytorch(torch.as_tensor(masks))
+  assert [uncompressed_rle(encode_rle(mask)) for mask in masks] == amg.mask_to_rle_pytorch(torch.as_tensor(masks))

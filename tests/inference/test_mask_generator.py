@@ -1,4 +1,4 @@
-"""Automatic mask generation finds what Meta's own generator finds, and nothing recompiles from image to image."""
+"""Automatic mask generation matches Meta's generator, and new images don't recompile."""
 
 import inspect
 
@@ -19,7 +19,7 @@ from ditsam_jax.storage.description import read_config
 from tests.meta_sam import meta_package, meta_sam
 from tests.small_models import random_model
 
-# Random weights give masks that spread over the whole image: no box is a duplicate.
+# Masks of random weights cover the whole image, so suppression of duplicates is off.
 RANDOM = dict(
   points_per_side=5,
   points_per_batch=16,
@@ -29,12 +29,12 @@ RANDOM = dict(
   box_nms_thresh=1.0,
   crop_nms_thresh=1.0,
 )
-# For the shipped SAM; each is moved once below.
+# For the shipped SAM; each is changed once below.
 BASE = dict(points_per_side=6, points_per_batch=16, pred_iou_thresh=0.7, stability_score_thresh=0.8)
 
 
 def windowed_config():
-  """A SAM of 96 x 96 pixels whose windows of 4 tokens do not divide its 6."""
+  """Returns a SAM of 96 x 96 pixels with windows of 4 tokens, which do not divide its 6."""
   config = tiny(
     image_encoder=ImageEncoderConfig(
       width=32, depth=2, heads=2, global_blocks=(1,), pretrain_grid=6, pretrain_window=4
@@ -76,7 +76,7 @@ def iou(one, other):
 
 
 def missing(found, others, settings):
-  """Records that have no counterpart among the others, but for those whose score lies at a threshold."""
+  """Returns records without a counterpart among the others, except those with a score at a threshold."""
   at_edge = lambda record: any(
     abs(record[score] - settings.get(name, default)) < 1e-4
     for score, name, default in (
@@ -101,7 +101,7 @@ def missing(found, others, settings):
 
 
 def compare(package, pair, image, least=1, **settings):
-  """Both generators on an image; returns ours."""
+  """Compares both generators on an image; returns our records."""
   ours = ditsam_jax.SamAutomaticMaskGenerator(pair[0], **settings).generate(image)
   theirs = package.SamAutomaticMaskGenerator(pair[1], **settings).generate(image)
   assert len(ours) == len(theirs) >= least
@@ -147,12 +147,12 @@ MOVED = [
   within='masks 0.99 IoU, scores 1e-4',
 )
 @pytest.mark.parametrize('moved', MOVED, ids=lambda moved: '-'.join(moved))
-def test_each_parameter_does_what_metas_does(package, shipped, moved):
+def test_each_parameter_has_the_same_effect_as_metas(package, shipped, moved):
   compare(package, shipped, image_of(150, 110), **BASE | moved)
 
 
 @pytest.mark.parametrize('mode', ['uncompressed_rle', 'coco_rle'])
-def test_run_lengths_are_metas(package, windowed, mode):
+def test_run_lengths_equal_metas(package, windowed, mode):
   image = image_of(70, 90)
   settings = RANDOM | dict(output_mode=mode)
   ours = ditsam_jax.SamAutomaticMaskGenerator(windowed[0], **settings).generate(image)
@@ -165,7 +165,7 @@ def test_run_lengths_are_metas(package, windowed, mode):
     assert iou(*masks) >= 0.99 and mine['area'] == masks[0].sum()
 
 
-def test_arguments_are_metas_with_their_defaults(package):
+def test_arguments_and_defaults_equal_metas(package):
   theirs = inspect.signature(package.SamAutomaticMaskGenerator).parameters
   ours = inspect.signature(ditsam_jax.SamAutomaticMaskGenerator).parameters
   assert list(ours)[: len(theirs)] == list(theirs)
@@ -173,7 +173,7 @@ def test_arguments_are_metas_with_their_defaults(package):
   assert all(ours[name].kind is inspect.Parameter.KEYWORD_ONLY for name in list(ours)[len(theirs) :])
 
 
-def test_nothing_recompiles_from_image_to_image(windowed, compilations):
+def test_new_images_do_not_recompile(windowed, compilations):
   generator = ditsam_jax.SamAutomaticMaskGenerator(windowed[0], **RANDOM, crop_n_layers=1)
   generator.generate(image_of(100, 80))
   before = len(compilations)
@@ -186,7 +186,7 @@ def test_nothing_recompiles_from_image_to_image(windowed, compilations):
 
 @pytest.fixture
 def compilations():
-  """Grows by one with every program that XLA compiles."""
+  """Returns a list that grows by one with every program that XLA compiles."""
   events = []
 
   def note(event, duration, **details):
@@ -195,12 +195,12 @@ def compilations():
 
   jax.monitoring.register_event_duration_secs_listener(note)
   jax.jit(lambda x: x * 3.21 + 1)(2.0)
-  assert len(events) == 1  # or the test that counts them would always pass
+  assert len(events) == 1  # otherwise, counting would always pass
   yield events
   jax.monitoring.unregister_event_duration_listener(note)
 
 
-def test_a_stream_gives_what_single_images_give(windowed):
+def test_a_stream_returns_the_results_of_single_images(windowed):
   generator = ditsam_jax.SamAutomaticMaskGenerator(windowed[0], **RANDOM)
   images = [image_of(100, 80, number) for number in range(5)]
   together = list(generator.stream((image, None) for image in images))
@@ -211,7 +211,7 @@ def test_a_stream_gives_what_single_images_give(windowed):
     assert all((one['segmentation'] == other['segmentation']).all() for one, other in zip(records, alone))
 
 
-def test_an_image_that_cannot_be_read_loses_no_earlier_result(windowed, tmp_path):
+def test_an_unreadable_image_does_not_lose_earlier_results(windowed, tmp_path):
   generator = ditsam_jax.SamAutomaticMaskGenerator(windowed[0], **RANDOM)
   images = image_of(50, 50), image_of(60, 60), tmp_path / 'missing.png', image_of(70, 70)
   found = generator.stream((image, None) for image in images)
@@ -220,7 +220,7 @@ def test_an_image_that_cannot_be_read_loses_no_earlier_result(windowed, tmp_path
     next(found)
 
 
-def test_an_image_without_masks_gives_an_empty_list(windowed):
+def test_an_image_without_masks_returns_an_empty_list(windowed):
   settings = RANDOM | dict(pred_iou_thresh=1e6, crop_n_layers=1, min_mask_region_area=10)
   assert ditsam_jax.SamAutomaticMaskGenerator(windowed[0], **settings).generate(image_of(50, 50)) == []
 
@@ -231,7 +231,7 @@ def test_an_image_without_masks_gives_an_empty_list(windowed):
     (dict(points_per_side=None), 'points_per_side None with point_grids None: expected one of the two'),
     (dict(point_grids=[[[0.5, 0.5]]]), 'points_per_side 32 with point_grids given: expected one of the two'),
     (dict(points_per_side=None, point_grids=[[0.5, 0.5]]), r'an array of shape \(2,\)'),
-    (dict(points_per_side=None, point_grids=[[[0.5, 1.5]]]), r'a coordinate outside of 0\.\.1'),
+    (dict(points_per_side=None, point_grids=[[[0.5, 1.5]]]), r'a coordinate outside 0\.\.1'),
     (dict(points_per_side=None, point_grids=[[[0.5, 0.5]]], crop_n_layers=1), '1 point_grids with 1 crop layers'),
     (dict(points_per_side=0), 'points_per_side 0: expected a whole number from 1'),
     (dict(points_per_side=3, crop_n_layers=2, crop_n_points_downscale_factor=2), 'no points are left'),
@@ -242,11 +242,11 @@ def test_an_image_without_masks_gives_an_empty_list(windowed):
     (dict(output_mode='rle'), "output_mode 'rle': expected one of binary_mask, uncompressed_rle, coco_rle"),
   ],
 )
-def test_impossible_arguments_are_refused(settings, message):
+def test_invalid_arguments_are_refused(settings, message):
   with pytest.raises(UserError, match=message):
     ditsam_jax.SamAutomaticMaskGenerator('sam_shapes', **settings)
 
 
-def test_text_needs_a_text_encoder(windowed):
+def test_text_requires_a_text_encoder(windowed):
   with pytest.raises(UserError, match="'the red circles': this model has no text encoder"):
     ditsam_jax.SamAutomaticMaskGenerator(windowed[0]).generate(image_of(50, 50), text='the red circles')

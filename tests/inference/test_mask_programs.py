@@ -1,4 +1,4 @@
-"""Masks brought to the image's own size in tiles, measured and thinned out, against plain NumPy and OpenCV."""
+"""Tiled resizing, measuring and suppression of masks, compared with plain NumPy and OpenCV."""
 
 import cv2
 import numpy as np
@@ -11,7 +11,7 @@ from ditsam_jax.models.config import sam, tiny
 from tests.meta_sam import batched_nms
 
 SAM = sam(tiny(text_encoder=None, fusion='none'))
-CENTRED = tiny()  # aligned corners, the image amid the square
+CENTRED = tiny()  # aligned corners, the image centred in the square
 
 
 def smooth(count, seed=0, size=32):
@@ -21,7 +21,7 @@ def smooth(count, seed=0, size=32):
 
 @pytest.mark.parametrize('config', [SAM, CENTRED], ids=['top left', 'centred'])
 @pytest.mark.parametrize('size', [(128, 128), (70, 200), (333, 129)])
-def test_tiles_together_are_the_logits_at_the_own_size(config, size):
+def test_tiles_add_up_to_the_logits_at_the_own_size(config, size):
   framed = frame(np.zeros((*size, 3), np.uint8), config)
   logits = smooth(3)
   expected = framed.own_size(np.stack(logits))
@@ -32,7 +32,7 @@ def test_tiles_together_are_the_logits_at_the_own_size(config, size):
     bits = np.unpackbits(np.asarray(mask_programs.draw(logits, tile, np.float32(0.2))), axis=2)
     part = drawn[:, tile.top : tile.top + tile.height, tile.left : tile.left + tile.width]
     part[:] = bits[: tile.height, :, : tile.width].transpose(1, 0, 2)
-  # Rounding moves a pixel that lies at the threshold.
+  # Rounding may flip a pixel at the threshold.
   assert (drawn != (expected > 0.2)).sum() <= 2
   np.testing.assert_allclose(measures.inner, (expected > 0.5).sum((1, 2)), atol=1)
   np.testing.assert_allclose(measures.outer, (expected > -0.1).sum((1, 2)), atol=1)
@@ -49,12 +49,12 @@ def judged(inner, outer, box, *, threshold=0.5, crop=(0, 0, 100, 100), image=(0,
   return [np.asarray(array)[0].tolist() for array in arrays]
 
 
-def test_stability_is_a_ratio_and_its_threshold_is_included():
+def test_stability_is_a_ratio_with_an_inclusive_threshold():
   assert judged(5, 10, (40, 40, 50, 50)) == [True, 0.5, [40, 40, 50, 50]]
   assert judged(4, 10, (40, 40, 50, 50))[0] is False
 
 
-def test_a_mask_without_a_pixel_is_kept_only_where_nothing_is_asked():
+def test_an_empty_mask_is_kept_only_without_a_stability_threshold():
   far = np.iinfo(np.int32).max
   assert judged(0, 0, (far, far, -1, -1))[0] is False
   kept, stability, box = judged(0, 0, (far, far, -1, -1), threshold=0)
@@ -65,8 +65,8 @@ def test_a_mask_without_a_pixel_is_kept_only_where_nothing_is_asked():
   'box, kept',
   [((30, 30, 60, 60), True), ((20, 40, 60, 60), False), ((21, 40, 60, 60), True), ((30, 30, 60, 99), True)],
 )
-def test_masks_at_an_edge_of_a_crop_are_dropped_but_not_at_the_images(box, kept):
-  # The crop's own pixels; its left edge lies inside the image, its lower one at the image's.
+def test_masks_at_an_edge_of_a_crop_are_dropped_unless_it_is_the_edge_of_the_image(box, kept):
+  # In pixels of the crop; its left edge is inside the image, its lower edge is the image's.
   crop, image = (50, 0, 150, 100), (0, 0, 400, 100)
   assert judged(1, 1, box, crop=crop, image=image)[0] is kept
 

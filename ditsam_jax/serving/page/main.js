@@ -182,7 +182,7 @@ async function segment() {
   try {
     const found = await ask('prompts', { ...prompt, low_res: true });
     const { mask, ...told } = prompt;
-    answer = { ...found, prompt: mask ? { ...told, mask: 'of the answer before' } : told, sent: prompt, took: performance.now() - began };
+    answer = { ...found, prompt: mask ? { ...told, mask: 'from the previous answer' } : told, sent: prompt, took: performance.now() - began };
     chosen = answer.best;
     show();
     say(described());
