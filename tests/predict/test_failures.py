@@ -34,7 +34,7 @@ def test_a_long_list_of_failures_is_cut_with_a_count(tmp_path, capsys):
 def test_points_and_boxes_outside_the_image_fail(tmp_path, image, capsys):
   for wrong in ('--point=21,3', '--point=3,-1', '--box=30,1,40,5'):
     assert predict.main(['--image', image, wrong, f'--output={tmp_path / "out"}']) == 2
-    assert 'outside of the image, 20 x 10 pixels' in capsys.readouterr().err
+    assert 'outside the image, 20 x 10 pixels' in capsys.readouterr().err
   assert predict.main(['--image', image, '--point=20,10', '--box=-1,-1,21,11', f'--output={tmp_path / "out"}']) == 0
 
 

@@ -88,7 +88,7 @@ def test_files_of_other_programs_are_never_overwritten(tmp_path, image, capsys):
   mine = tmp_path / 'out' / 'scene.red.mask.png'
   saved(mine)
   before = mine.read_bytes()
-  assert 'not of this image and prompt' in refused('--image', image, '--text=red', f'--output={tmp_path / "out"}')
+  assert 'belongs to another image or prompt' in refused('--image', image, '--text=red', f'--output={tmp_path / "out"}')
   assert mine.read_bytes() == before
   for content in (b'{"images": [', b'{"image": "a.png", "text": "b"}', b'a,b\n1,2\n', b'[1]\n{"image": "'):
     (tmp_path / 'r').write_bytes(content)

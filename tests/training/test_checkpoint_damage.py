@@ -98,7 +98,7 @@ def rewrite(checkpoint, change):
     lambda run: run.update(step=10**400),
     lambda run: run.pop('position') and None,
     lambda run: run.update(position=[1]),
-    lambda run: run.update(progress={'evaluated': -1}),
+    lambda run: run.update(progress={'evaluated': -2}),
     lambda run: run.update(progress={'evaluated': 0, 'best_score': 'high'}),
     lambda run: run.update(progress={'evaluated': 0, 'other\nerror: pwned': 1}),
     lambda run: run.update(config=None),
