@@ -19,6 +19,12 @@ def pytest_configure(config):
   os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(config.cache.mkdir('compiled')))
 
 
+def pytest_collection_modifyitems(items):
+  """Starts with the modules that start processes: their tests take longest, and should not be left for the end."""
+  first = {item.path for item in items if item.get_closest_marker('multiprocess')}
+  items.sort(key=lambda item: item.path not in first)
+
+
 @pytest.fixture(autouse=True)
 def compiled_as_for_users(request):
   """Optimises fully, as for users, in tests that compare with independent sources."""
