@@ -1,7 +1,6 @@
 """Meta's segment_anything, and models of ours as its models."""
 
 import contextlib
-import functools
 import importlib
 import importlib.util
 import sys
@@ -48,35 +47,9 @@ def meta_sam(package: Any, config: DitSamConfig, weights: dict[str, np.ndarray])
 
 def build_meta_sam(package: Any, config: DitSamConfig, tensors: dict[str, Any]) -> Any:
   """Meta's `Sam` of a config with PyTorch tensors by Meta's names."""
-  import torch
+  from tests.convert import torch_models
 
-  encoder, decoder = config.image_encoder, config.mask_decoder
-  modeling = importlib.import_module(f'{package.__name__}.modeling')
-  sam = modeling.Sam(
-    modeling.ImageEncoderViT(
-      img_size=config.image_size,
-      patch_size=encoder.patch_size,
-      embed_dim=encoder.width,
-      mlp_ratio=encoder.mlp_ratio,
-      depth=encoder.depth,
-      num_heads=encoder.heads,
-      out_chans=decoder.width,
-      use_rel_pos=True,
-      norm_layer=functools.partial(torch.nn.LayerNorm, eps=1e-6),
-      window_size=encoder.pretrain_window,
-      global_attn_indexes=encoder.global_blocks,
-    ),
-    modeling.PromptEncoder(decoder.width, (config.grid,) * 2, (config.image_size,) * 2, decoder.mask_channels),
-    modeling.MaskDecoder(
-      transformer_dim=decoder.width,
-      iou_head_hidden_dim=decoder.iou_hidden,
-      transformer=modeling.TwoWayTransformer(
-        depth=decoder.depth, embedding_dim=decoder.width, mlp_dim=decoder.mlp_width, num_heads=decoder.heads
-      ),
-    ),
-    pixel_mean=[255 * value for value in config.pixel_mean],
-    pixel_std=[255 * value for value in config.pixel_std],
-  ).eval()
+  sam = torch_models.meta_sam(config, importlib.import_module(f'{package.__name__}.modeling'))
   sam.load_state_dict(tensors, strict=True)
   return sam
 

@@ -58,7 +58,9 @@ def meta_sam(config: DitSamConfig, modeling: types.ModuleType) -> Any:
   return modeling.Sam(
     modeling.ImageEncoderViT(
       img_size=config.image_size,
+      patch_size=encoder.patch_size,
       embed_dim=encoder.width,
+      mlp_ratio=encoder.mlp_ratio,
       depth=encoder.depth,
       num_heads=encoder.heads,
       out_chans=decoder.width,
