@@ -10,9 +10,7 @@ metadata.csv, or one file of run lengths with --convert-to-rle. Rerun the comman
 
 import argparse
 import collections
-import contextlib
 import dataclasses
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,13 +28,12 @@ from ditsam_jax.jobs.file_names import FileNames, is_result
 from ditsam_jax.jobs.image_paths import ImagePaths
 from ditsam_jax.jobs.job import Job
 from ditsam_jax.jobs.json_lines import JsonLines
-from ditsam_jax.jobs.outputs import made_by, make_folder
+from ditsam_jax.jobs.outputs import made_by
 from ditsam_jax.jobs.requests import Combinations, Request
-from ditsam_jax.jobs.running import Asked, run
+from ditsam_jax.jobs.running import Asked, run, run_share
 from ditsam_jax.models.weights import dtype_named
 from ditsam_jax.options import Parser
 from ditsam_jax.parallel import distributed
-from ditsam_jax.parallel.watch import Watch
 from ditsam_jax.storage.description import read_config
 from ditsam_jax.storage.paths import local
 from ditsam_jax.terminal import printable
@@ -66,24 +63,18 @@ def main(arguments: list[str] | None = None) -> int:
   prompts = [checked(Prompt(text), config) for text in dict.fromkeys(options.text)] or [Prompt()]
   names = FileNames(Path(options.output)) if options.pictures else None
   job = Job(Combinations(ImagePaths(options.image, lambda path: is_result(path, Path(options.output))), prompts), names)
-  host, hosts = distributed.place()
   dtype = dtype_named(options.dtype, jax.default_backend()).name
   files = {'convert_to_rle': options.convert_to_rle} if options.pictures else {}
   how = made_by(options.checkpoint, dtype, **settings, **files)
   output = EverythingFiles(names and names.of, how, convert_to_rle=options.convert_to_rle)
-  with Watch(), contextlib.ExitStack() as opened:
-    lines = None
-    if options.json:
-      lines = opened.enter_context(JsonLines(Path(options.json), how, options.pictures, host, hosts))
-      job.skip_done(lines)
-    if options.pictures:
-      make_folder(options.output)
-      if any(os.scandir(options.output)):
-        job.skip_pictured(output, redo=lines is not None)
-    job.report_skipped()
-    job.share(host, hosts)
-    failed = job.left > 0 and _run(job, output, lines, options, settings)
-    distributed.wait_for_all('segmented')
+  failed = run_share(
+    job,
+    output,
+    how,
+    lambda lines: _run(job, output, lines, options, settings),
+    json=options.json,
+    folder=options.output if options.pictures else None,
+  )
   return 2 if failed else 0
 
 

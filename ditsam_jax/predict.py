@@ -10,7 +10,6 @@ it) and prints a line, or writes a JSON line with --json. Rerun the command to r
 
 import argparse
 import collections
-import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,14 +26,13 @@ from ditsam_jax.jobs.file_names import FileNames, is_result
 from ditsam_jax.jobs.image_paths import ImagePaths
 from ditsam_jax.jobs.job import Job, Source
 from ditsam_jax.jobs.json_lines import JsonLines
-from ditsam_jax.jobs.outputs import Output, made_by, make_folder
+from ditsam_jax.jobs.outputs import Output, made_by
 from ditsam_jax.jobs.requests import Combinations, PromptFile, Request, prompts_of
-from ditsam_jax.jobs.running import Asked, run
+from ditsam_jax.jobs.running import Asked, run, run_share
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.weights import dtype_named
 from ditsam_jax.options import Parser
 from ditsam_jax.parallel import distributed
-from ditsam_jax.parallel.watch import Watch
 from ditsam_jax.storage.description import read_config
 from ditsam_jax.storage.paths import local
 from ditsam_jax.terminal import printable
@@ -47,24 +45,18 @@ def main(arguments: list[str] | None = None) -> int:
   config = read_config(options.checkpoint)
   names = FileNames(Path(options.output)) if options.pictures else None
   job = Job(_source(options, config), names)
-  host, hosts = distributed.place()
   dtype = dtype_named(options.dtype, jax.default_backend()).name
   how = made_by(options.checkpoint, dtype, multimask=options.multimask)
   output = Output(names and names.of, how)
-  with Watch(), contextlib.ExitStack() as opened:
-    lines = None
-    if options.json:
-      lines = opened.enter_context(JsonLines(Path(options.json), how, options.pictures, host, hosts))
-      job.skip_done(lines)
-    if options.pictures:
-      make_folder(options.output)
-      if any(os.scandir(options.output)):
-        job.skip_pictured(output, redo=lines is not None)
-    job.report_skipped()
-    at_once = min(options.batch_size, job.count)  # of the whole job, so results do not depend on hosts or resuming
-    job.share(host, hosts)
-    failed = job.left > 0 and _run(job, output, lines, options, at_once)
-    distributed.wait_for_all('predicted')
+  at_once = min(options.batch_size, job.count)  # of the whole job, so results do not depend on hosts or resuming
+  failed = run_share(
+    job,
+    output,
+    how,
+    lambda lines: _run(job, output, lines, options, at_once),
+    json=options.json,
+    folder=options.output if options.pictures else None,
+  )
   return 2 if failed else 0
 
 

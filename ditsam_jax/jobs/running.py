@@ -1,8 +1,10 @@
 """Runs the remaining requests of a job: reads ahead, writes in the background, and reports progress."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
-from typing import Protocol, TypeVar
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -10,9 +12,11 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.jobs.background import images_ahead, in_order
 from ditsam_jax.jobs.job import Job
 from ditsam_jax.jobs.json_lines import JsonLines
-from ditsam_jax.jobs.outputs import OutputLost, Written
+from ditsam_jax.jobs.outputs import OutputLost, ResultFiles, Written, make_folder
 from ditsam_jax.jobs.progress import Progress, Remarks
 from ditsam_jax.jobs.requests import Request
+from ditsam_jax.parallel import distributed
+from ditsam_jax.parallel.watch import Watch
 from ditsam_jax.terminal import say
 
 R = TypeVar('R')
@@ -26,6 +30,45 @@ class Writer(Protocol[R_contra]):
   def write(self, request: Request, result: R_contra, /) -> Written:
     """Writes a result. Raises UserError, or OutputLost if later results would fail too."""
     ...
+
+
+def run_share(
+  job: Job,
+  output: ResultFiles,
+  how: dict[str, Any],
+  work: Callable[[JsonLines | None], bool],
+  *,
+  json: str | None,
+  folder: str | None,
+) -> bool:
+  """Skips finished requests, runs this host's share of the rest, and waits for the other hosts.
+
+  Args:
+    job: the job.
+    output: writes the files of a result.
+    how: the settings that results are made with, see `made_by`.
+    work: runs the remaining requests, with the JSON lines if there are any; returns whether any failed.
+    json: file of JSON lines; None for none.
+    folder: folder of pictures; None for none.
+
+  Returns:
+    Whether any request failed on this host.
+  """
+  host, hosts = distributed.place()
+  with Watch(), contextlib.ExitStack() as opened:
+    lines = None
+    if json:
+      lines = opened.enter_context(JsonLines(Path(json), how, folder is not None, host, hosts))
+      job.skip_done(lines)
+    if folder is not None:
+      make_folder(folder)
+      if any(os.scandir(folder)):
+        job.skip_pictured(output, redo=lines is not None)
+    job.report_skipped()
+    job.share(host, hosts)
+    failed = job.left > 0 and work(lines)
+    distributed.wait_for_all('finished')
+  return failed
 
 
 def run(
