@@ -5,15 +5,11 @@ import json
 import math
 import os
 import socket
-import struct
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
-from tensorboardX import summary
-from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]  # created by protobuf at run time
-from tensorboardX.record_writer import masked_crc32c
 
 from ditsam_jax.terminal import progress
 
@@ -32,7 +28,10 @@ class RunLog:
   """
 
   def __init__(self, workdir: Path, *, first_step: int, evaluated: int, total_steps: int):
+    from ditsam_jax.training import events  # imports PyTorch where it is installed, which takes more than a second
+
     lines = workdir / 'train_log.jsonl'
+    self._records = events
     self._warned = False
     self._bar = progress(total_steps, 'training', 'steps', initial=first_step)
     self._shown: dict[str, str] = {}
@@ -41,9 +40,9 @@ class RunLog:
       workdir / 'tensorboard' / f'events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}'
     )
     self._write(_truncate, lines, first_step, evaluated)
-    self._event(file_version='brain.Event:2')
-    if first_step:  # makes TensorBoard discard later steps
-      self._event(step=first_step + 1, session_log=SessionLog(status=SessionLog.START))
+    self._write(self._events.add, events.start())
+    if first_step:
+      self._write(self._events.add, events.restart(first_step + 1))
 
   def __enter__(self) -> 'RunLog':
     return self
@@ -63,7 +62,7 @@ class RunLog:
     finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
     self._write(self._lines.add, json.dumps({'step': step, **finite}).encode() + b'\n')
     for name, value in values.items():
-      self._event(step=step, summary=summary.scalar(name, value))
+      self._write(self._events.add, self._records.scalar(step, name, value))
     for name, label in (('train/loss', 'loss'), ('val/mIoU', 'val mIoU')):
       if name in values:
         self._shown[label] = f'{values[name]:.4g}'
@@ -71,18 +70,11 @@ class RunLog:
 
   def panel(self, step: int, image: np.ndarray) -> None:
     """Logs an image of predictions on validation samples, uint8 [h, w, 3], to TensorBoard."""
-    self._event(step=step, summary=summary.image('validation', image, dataformats='HWC'))
+    self._write(self._events.add, self._records.image(step, 'validation', image))
 
   def say(self, text: str) -> None:
     """Prints a line above the progress bar."""
     self._bar.write(text, file=sys.stderr)
-
-  def _event(self, **fields) -> None:
-    # Does not use tensorboardX' writer: its thread dies silently on a full disk, and later writes hang.
-    data = Event(wall_time=time.time(), **fields).SerializeToString()
-    length = struct.pack('<Q', len(data))
-    checks = [struct.pack('<I', masked_crc32c(part)) for part in (length, data)]
-    self._write(self._events.add, length + checks[0] + data + checks[1])
 
   def _write(self, write, *what) -> None:
     try:
