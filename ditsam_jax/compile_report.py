@@ -107,6 +107,8 @@ def _step(config: RunConfig, program: Program) -> Step:
       'prompts': config.rounds * config.data.objects_per_image,
       'prompt_tokens': program.batch['points'].shape[2],
     }
+  elif config.task == 'interactive':  # counted as if each sample had a sentence
+    prompts = {'prompts': config.rounds}
   sizes = [sum(array.size for array in weights.values()) for weights in (program.state.params, program.state.frozen)]
   ideal = fully_sharded_bytes(*sizes, data=mesh.shape['data'], fsdp=mesh.shape['fsdp'])
   return Step(

@@ -4,8 +4,9 @@
   python -m ditsam_jax.evaluate --checkpoint=runs/ldit --dataset=refcoco --splits=val,testA,testB
 
 Prints tables and writes metrics.json, samples.csv (IoU and pixel counts of all samples) and predictions.png; with
---save-pictures=N also ranked.png, the N worst, median and best samples. Several hosts share the work if each gets
---coordinator, --hosts and --host; the results are the same.
+--save-pictures=N also ranked.png, the N worst, median and best samples. --clicks=N then corrects each mask with N clicks
+and writes clicks.csv and clicks.png. Several hosts share the work if each gets --coordinator, --hosts and --host; the
+results are the same.
 """
 
 import argparse
@@ -20,11 +21,15 @@ from ditsam_jax import command_line
 from ditsam_jax.data import datasets
 from ditsam_jax.data.referring import ReferringSource
 from ditsam_jax.errors import UserError
+from ditsam_jax.evaluation.click_pictures import ClickGallery
+from ditsam_jax.evaluation.click_results import ClickResults
+from ditsam_jax.evaluation.clicks import evaluate_clicks
 from ditsam_jax.evaluation.evaluator import evaluate_split, pictures_of
 from ditsam_jax.evaluation.forward import Forward, forward_of
 from ditsam_jax.evaluation.pictures import Gallery, prediction_panel, worst_median_best
 from ditsam_jax.evaluation.protocols import PROTOCOLS
 from ditsam_jax.evaluation.results import Results
+from ditsam_jax.inference.segmenter import Segmenter
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.weights import DTYPES
 from ditsam_jax.options import Parser
@@ -39,6 +44,7 @@ from ditsam_jax.terminal import say
 from ditsam_jax.tokenization import Tokenizer
 
 _MOST_PICTURES = 100  # per section; most programs cannot open larger sheets
+_MOST_CLICKS = 20  # as in the literature
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,17 +60,13 @@ def main(arguments: list[str] | None = None) -> int:
   warn_if_fresh(options.checkpoint)
   tokenizer = Tokenizer(vocabulary, model.config.max_text_tokens)
   forward = forward_of(model, dtype=options.dtype)
+  segmenter = Segmenter.from_model(model, tokenizer, dtype=options.dtype) if options.clicks else None
   with Watch():
     for split, source in sources.items():
-      _evaluate(
-        forward,
-        source,
-        tokenizer,
-        model.config,
-        options,
-        output,
-        {'checkpoint': options.checkpoint, 'dataset': dataset, 'split': split, 'dtype': forward.dtype},
-      )
+      about = {'checkpoint': options.checkpoint, 'dataset': dataset, 'split': split, 'dtype': forward.dtype}
+      _evaluate(forward, source, tokenizer, model.config, options, output, about)
+      if segmenter:
+        _click(segmenter, source, options, output, about)
   output.list_files()
   return 0
 
@@ -108,6 +110,19 @@ def _evaluate(
     output.write_picture(about['split'], 'ranked', prediction_panel(sections, heading=headline))
 
 
+def _click(
+  segmenter: Segmenter, source: ReferringSource, options: argparse.Namespace, output: '_Output', about: dict[str, Any]
+) -> None:
+  """Corrects the masks of a split with clicks; the first host writes the results."""
+  gallery = ClickGallery()
+  results = evaluate_clicks(segmenter, source, options.clicks, limit=options.limit, offer=gallery.offer)
+  if jax.process_index():
+    return
+  print(results.table(), end='\n\n', flush=True)
+  output.write_clicks(about['split'], results)
+  output.write_picture(about['split'], 'clicks', gallery.panel('{checkpoint} on {dataset} {split}'.format(**about)))
+
+
 def _open(dataset: str, options: argparse.Namespace, trained_on: dict[str, Any]) -> dict[str, ReferringSource]:
   """Opens all splits before any work, so a wrong name is not found only after hours."""
   datasets.check_splits(dataset, options.splits, options.data_dir)
@@ -139,15 +154,24 @@ class _Output:
   def write(self, split: str, results: Results, about: dict[str, Any]) -> None:
     """Writes the metrics and samples of a split; metrics.json keeps those of earlier splits."""
     self._figures[split] = about | results.to_json()
+    self._write(split, 'samples', results.to_csv())
+
+  def write_clicks(self, split: str, results: ClickResults) -> None:
+    """Adds the figures of corrections to those of a split, and writes its samples."""
+    self._figures[split] |= {'corrections': results.to_json()}
+    self._write(split, 'clicks', results.to_csv())
+
+  def _write(self, split: str, name: str, samples: str) -> None:
+    """Writes metrics.json with all figures so far, and the samples of a split as CSV."""
     figures = self._figures[split]
     if self._several:
-      figures = {**{name: about[name] for name in ('checkpoint', 'dataset', 'dtype')}, 'splits': self._figures}
+      figures = {**{name: figures[name] for name in ('checkpoint', 'dataset', 'dtype')}, 'splits': self._figures}
+    metrics, table = self._folder / 'metrics.json', self._folder / self._named(split, name, 'csv')
     try:
-      metrics, samples = self._folder / 'metrics.json', self._folder / self._named(split, 'samples', 'csv')
       write_json(metrics, figures)
       self._written[metrics] = None
-      write_text(samples, results.to_csv())
-      self._written[samples] = None
+      write_text(table, samples)
+      self._written[table] = None
     except OSError as error:
       raise UserError(
         f'results cannot be written to {str(self._folder)!r} ({error.strerror or error}); choose another --output'
@@ -237,6 +261,13 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     help='write a sheet of the N worst, N median and N best samples (default: none)',
   )
   parser.add_argument(
+    '--clicks',
+    type=int,
+    default=0,
+    metavar='N',
+    help='correct each mask with N clicks, and compare with clicks without the sentence (default: none)',
+  )
+  parser.add_argument(
     '--output',
     type=local,
     metavar='DIR',
@@ -247,7 +278,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   options.splits = list(dict.fromkeys(filter(None, map(str.strip, options.splits.split(',')))))
   if not options.splits:
     raise UserError('--splits is empty; expected names of splits, such as --splits=val,test')
-  for name, least, most in (('batch_size', 1, None), ('limit', 1, None), ('save_pictures', 0, _MOST_PICTURES)):
+  for name, least, most in (
+    ('batch_size', 1, None),
+    ('limit', 1, None),
+    ('save_pictures', 0, _MOST_PICTURES),
+    ('clicks', 0, _MOST_CLICKS),
+  ):
     value = getattr(options, name)
     if value is not None and (value < least or most is not None and value > most):
       raise UserError(

@@ -99,11 +99,11 @@ def _train(given: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal)
   starts = bool(checked.init_from) and not claimed.begun
   if starts:
     check_changes(dataclasses.asdict(checked.model), checked.init_from, whole=False)
-  vocabulary = datasets.vocabulary(checked.data.dataset, checked.init_from) if checked.task == 'text' else None
+  vocabulary = datasets.vocabulary(checked.data.dataset, checked.init_from) if checked.reads_text else None
 
   # ------------------------------------------------------------------------------------ data, lengths, train step
   data = functools.cache(lambda: distributed.first_alone_first(lambda: _open(checked, 'train'), 'data'))
-  config = lengths.resolve(given, lambda: _samples(data(), checked.task))
+  config = lengths.resolve(given, lambda: _samples(data(), checked.reads_text))
   program = build(config, config.model, mesh)
   if starts:
     saved_model.check_start(config.init_from, program.state.params | program.state.frozen)
@@ -319,12 +319,12 @@ def _open(config: RunConfig, split: str) -> ReferringSource:
 def _splits(config: RunConfig) -> set[str]:
   """The splits that a run needs."""
   evaluated = {config.final_split} | ({'val'} if config.eval_every != 0 else set())
-  return {'train'} | (evaluated if config.task == 'text' else set())
+  return {'train'} | (evaluated if config.reads_text else set())
 
 
-def _samples(source: ReferringSource, task: str) -> int:
+def _samples(source: ReferringSource, reads_text: bool) -> int:
   """Number of training samples per epoch."""
-  return len(source) if task == 'text' else source.num_images
+  return len(source) if reads_text else source.num_images
 
 
 def _training_batches(

@@ -28,9 +28,18 @@ def check(config: ConfigDict) -> RunConfig:
     data = datasets.find(run.data.dataset, run.data.data_dir)[0]
   except UserError as error:
     raise UserError(f'config.data.dataset is {run.data.dataset!r}: {error}') from error
-  if run.task == 'text' and run.model.text_encoder is None:
+  if run.reads_text and run.model.text_encoder is None:
     whose = f' (init_from={run.init_from!r} takes no text)' if run.init_from else ''
-    _refuse('model.text_encoder', f'None{whose}', "a text encoder for task 'text'")
+    _refuse('model.text_encoder', f'None{whose}', f'a text encoder for task {run.task!r}')
+  _, group = run.first_prompts.without_text
+  if run.task == 'interactive' and run.data.batch_size % (group * run.accumulate):
+    each = f' in each of {run.accumulate} micro-batches' if run.accumulate > 1 else ''
+    _refuse(
+      'data.batch_size',
+      run.data.batch_size,
+      f'a multiple of {group * run.accumulate}: of every {group} samples{each}, first_prompts gives the same number a '
+      f'sentence',
+    )
   if run.epochs is not None and run.total_steps is not None:
     _refuse(
       'total_steps', run.total_steps, f'None, because config.epochs is {run.epochs:g}; set one and leave the other None'
@@ -44,9 +53,9 @@ def check(config: ConfigDict) -> RunConfig:
     _refuse('data.scenes', '{...}', f'None for data set {run.data.dataset!r}; scenes apply to shapes only')
   run.data.augmentation.check(run.model.image_size)
   freeze_pattern(run.freeze)
-  if run.data.add_words and not (run.init_from and run.task == 'text'):
+  if run.data.add_words and not (run.init_from and run.reads_text):
     _refuse('data.add_words', run.data.add_words, "'' unless config.init_from names a model that reads sentences")
-  if run.task == 'text':
+  if run.reads_text:
     for field, split in [('final_split', run.final_split)] + [('eval_every', 'val')] * (run.eval_every != 0):
       try:
         datasets.check_splits(run.data.dataset, [split], run.data.data_dir)

@@ -53,7 +53,7 @@ def samples_without_data(config: RunConfig) -> int:
       f'the size of the training split of {data.dataset!r} is unknown until it is prepared; give '
       f'--config.total_steps=N (and eval_every, checkpoint_every) instead of epochs'
     )
-  return size.objects if config.task == 'text' else size.images
+  return size.objects if config.reads_text else size.images
 
 
 def _total_steps(run: RunConfig, epoch: int) -> int:

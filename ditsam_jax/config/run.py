@@ -28,6 +28,7 @@ from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.execution import REMAT
 from ditsam_jax.ops.attention import IMPLEMENTATIONS
 from ditsam_jax.storage import paths
+from ditsam_jax.training.drawn_prompts import FirstPromptConfig
 
 MOST_STEPS = 1_000_000_000  # the counter of updates is a 32-bit integer
 
@@ -142,15 +143,17 @@ class RunConfig:
 
   task: str = declared(
     'text',
-    Choice(('text', 'prompts')),
-    "'text': one sentence per sample; 'prompts': points and boxes, to pre-train a SAM",
+    Choice(('text', 'prompts', 'interactive')),
+    "'text': one sentence per sample; 'prompts': points and boxes, to pre-train a SAM; 'interactive': sentences, points "
+    'and boxes together',
   )
   rounds: int = declared(
     1,
     Whole(1, 64),
-    "Prompts of a target in one update, for task 'prompts': after the first, each adds a click where the last mask was "
-    'wrong, and that mask; the last of three or more adds the mask only',
+    "Prompts of a target in one update, for tasks 'prompts' and 'interactive': after the first, each adds a click where "
+    'the last mask was wrong, and that mask; the last of three or more adds the mask only',
   )
+  first_prompts: FirstPromptConfig = group(FirstPromptConfig(), "First prompts, for task 'interactive'")
   seed: int = declared(0, Whole(0, 2**31 - 1), 'Random seed of initial weights, data order and dropout')
   init_from: str = declared(
     '',
@@ -210,6 +213,11 @@ class RunConfig:
   max_skipped: int = declared(
     10, Whole(1, 1_000_000), 'Consecutive updates with a non-finite loss or gradient after which the run stops'
   )
+
+  @property
+  def reads_text(self) -> bool:
+    """Whether samples have sentences."""
+    return self.task != 'prompts'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -286,6 +286,33 @@ def _stacked(values: list[np.ndarray | Unplaced]) -> np.ndarray:
   return squares
 
 
+def pairs_of(
+  source: ReferringSource, limit: int | None = None, positions: Sequence[int] | None = None
+) -> list[tuple[int, int, int]]:
+  """Lists the pairs of a split: position in the split, index of the object in the source, index of the expression.
+
+  Args:
+    source: the split.
+    limit: this many pairs, evenly spread, instead of all.
+    positions: the pairs at these positions instead of all.
+
+  Raises:
+    UserError: there is none.
+  """
+  pairs = [(index, which) for index, number in enumerate(source.expression_counts) for which in range(number)]
+  pairs = [(position, *pair) for position, pair in enumerate(pairs)]
+  if positions is not None:
+    pairs = [pairs[position] for position in positions]
+  elif limit is not None and limit < len(pairs):
+    pairs = [pairs[step * len(pairs) // limit] for step in range(limit)]
+  if not pairs:
+    raise UserError(
+      f'split {source.split!r} of {source.directory} leaves no expression to evaluate '
+      f'(limit {limit}); expected at least one'
+    )
+  return pairs
+
+
 class _Row(NamedTuple):
   position: int  # among all (object, expression) pairs of the split
   index: int  # of the object in the source
@@ -301,17 +328,7 @@ def _evaluation_rows(
   shard: tuple[int, int],
 ) -> list[_Row]:
   """Returns this host's rows in order, padded to whole batches; their number is the same on all hosts."""
-  pairs = [(index, which) for index, number in enumerate(source.expression_counts) for which in range(number)]
-  pairs = [(position, *pair) for position, pair in enumerate(pairs)]
-  if positions is not None:
-    pairs = [pairs[position] for position in positions]
-  elif limit is not None and limit < len(pairs):
-    pairs = [pairs[step * len(pairs) // limit] for step in range(limit)]
-  if not pairs:
-    raise UserError(
-      f'split {source.split!r} of {source.directory} leaves no expression to evaluate '
-      f'(limit {limit}); expected at least one'
-    )
+  pairs = pairs_of(source, limit, positions)
   host, hosts = shard
   per_host = -(-len(pairs) // (hosts * batch_size)) * batch_size
   places = range(host * per_host, (host + 1) * per_host)

@@ -213,9 +213,10 @@ class Results:
           cells.append('[{:.2f}, {:.2f}]'.format(*ranges[interval]))
       lines.append(cells + [f'{chance:.2f}' for chance in self._chance(rows).values()])
     guessing = '; the last two: mIoU of guessing with perfect masks' if oracles else ''
-    return '\n'.join([f'{title}, percent{guessing}', *_aligned(lines)])
+    return '\n'.join([f'{title}, percent{guessing}', *aligned(lines)])
 
 
-def _aligned(rows: list[list[str]]) -> list[str]:
+def aligned(rows: list[list[str]]) -> list[str]:
+  """Formats the rows of a table: the first column to the left, the others to the right."""
   widths = [max(map(len, column)) for column in zip(*rows)]
   return ['  '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]

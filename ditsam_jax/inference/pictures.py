@@ -30,7 +30,7 @@ def draw(image: np.ndarray, masks: np.ndarray, prompt: Prompt, scores: np.ndarra
   best = int(np.argmax(scores))
   mask = masks[best]
   pixels = overlay(image, mask)
-  _draw_prompt(pixels, prompt)
+  draw_prompt(pixels, prompt)
   text = prompt.text or in_words(prompt)
   figures = (f'IoU {scores[best]:.2f}', f'{scores[best]:.2f}')
   if not mask.any():
@@ -51,7 +51,8 @@ def _hidden(mask: np.ndarray, prompt: Prompt, top: int, bottom: int) -> int:
   return count
 
 
-def _draw_prompt(pixels: np.ndarray, prompt: Prompt) -> None:
+def draw_prompt(pixels: np.ndarray, prompt: Prompt) -> None:
+  """Draws a checked prompt's box and points over an image, uint8 [h, w, 3], in place."""
   height, width = pixels.shape[:2]
   radius = max(3, round(0.012 * max(height, width)))
   thin = max(1, radius // 4)

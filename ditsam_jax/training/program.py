@@ -25,6 +25,7 @@ from ditsam_jax.models.weights import Structure, Weights, weights_of
 from ditsam_jax.ops.attention.choice import fastest, why_not
 from ditsam_jax.parallel import sharding
 from ditsam_jax.storage import saved_model
+from ditsam_jax.training.interactive import interactive_forward
 from ditsam_jax.training.optimizer import freeze_pattern, make_optimizer
 from ditsam_jax.training.prompt_rounds import prompt_forward
 from ditsam_jax.training.step import (
@@ -130,7 +131,7 @@ def build(config: ResolvedRunConfig, model: DitSamConfig, mesh: Mesh) -> Program
     structure,
     optimizer,
     rate,
-    text_forward if config.task == 'text' else functools.partial(prompt_forward, rounds=config.rounds),
+    _forward(config),
     loss_weights=dataclasses.asdict(config.loss),
     ema_limit=config.ema,
     seed=config.seed,
@@ -143,6 +144,16 @@ def build(config: ResolvedRunConfig, model: DitSamConfig, mesh: Mesh) -> Program
     lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state, shardings
   )
   return Program(mesh, structure, state, _batch(config, model, mesh), step, optimizer, model, config.seed)
+
+
+def _forward(config: ResolvedRunConfig) -> Callable:
+  match config.task:
+    case 'text':
+      return text_forward
+    case 'prompts':
+      return functools.partial(prompt_forward, rounds=config.rounds)
+    case _:
+      return functools.partial(interactive_forward, rounds=config.rounds, first=config.first_prompts)
 
 
 def attention_for(name: str, model: DitSamConfig, platform: str, dtype) -> str:
@@ -166,7 +177,7 @@ def _batch(config: ResolvedRunConfig, model: DitSamConfig, mesh: Mesh) -> dict[s
   rows, size, tokens = config.data.batch_size, model.image_size, model.max_text_tokens
   count = config.data.objects_per_image
   shapes = {'image': ((size, size, 3), jnp.float32)}
-  if config.task == 'text':
+  if config.reads_text:
     shapes |= {
       'mask': ((size, size), jnp.uint8),
       'token_ids': ((tokens,), jnp.int32),

@@ -6,14 +6,20 @@ The last of three or more rounds gets the mask alone, without another click. Unl
 first round too, so it is good for one click as well.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from ditsam_jax.models.ditsam import DitSam
+from ditsam_jax.models.ditsam import DitSam, Output
 from ditsam_jax.models.execution import Execution
-from ditsam_jax.models.prompt_encoder import ABSENT, NEGATIVE, POSITIVE
+from ditsam_jax.models.prompt_encoder import ABSENT
+from ditsam_jax.training.drawn_prompts import corrective_clicks, with_click
 from ditsam_jax.training.loss import lowest_mask_loss, mask_loss
+
+# (points [N, P, 2], labels [N, P], mask prompts [N, 4h, 4w] or None, multimask as in DitSam.decode) -> Output
+Decode = Callable[[jax.Array, jax.Array, jax.Array | None, bool | None], Output]
 
 
 def prompt_forward(
@@ -48,17 +54,45 @@ def prompt_forward(
     sparse = model.prompt_encoder.embed_points(points, labels, size)
     return model.decode(embedding, [sparse], masks, size, multimask, sparse_mask=labels != ABSENT)
 
+  return rounds_loss(decode, points, labels, targets, loss_weights, rngs, rounds)
+
+
+def rounds_loss(
+  decode: Decode,
+  points: jax.Array,
+  labels: jax.Array,
+  targets: jax.Array,
+  loss_weights: dict[str, float],
+  rngs: nnx.Rngs | None,
+  rounds: int,
+  clear: jax.Array | None = None,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """The mean over the losses of all rounds, from first prompts.
+
+  Args:
+    decode: decodes prompts.
+    points: (x, y) f32 [N, 2, 2] of the first prompts: a click and SAM's padding, or a box's corners.
+    labels: int32 [N, 2]; ABSENT for no points.
+    targets: [N, S, S].
+    loss_weights, rngs, rounds: see `prompt_forward`.
+    clear: bool [N], True where a first prompt means one thing: corrections start from its single mask, not from the
+      best of three. None if all may mean several.
+
+  Returns:
+    The loss and the metrics of `prompt_forward`.
+  """
   out = decode(points, labels, None, None)
   single, first = mask_loss(out.logits[:, 0], targets, out.iou[:, 0], **loss_weights)
   lowest, multimask_iou = lowest_mask_loss(out.logits[:, 1:], targets, out.iou[:, 1:], **loss_weights)
   losses, iou = [single, lowest], first['batch_iou']
-  best = 1 + out.iou[:, 1:].argmax(1)[:, None, None, None]
+  best = 1 + out.iou[:, 1:].argmax(1)
+  best = (best if clear is None else jnp.where(clear, 0, best))[:, None, None, None]
   mask, logits = (jnp.take_along_axis(array, best, axis=1)[:, 0] for array in (out.low_res_logits, out.logits))
   for number in range(1, rounds):
     if number < rounds - 1 or rounds == 2:
       assert rngs is not None  # clicks are drawn
       click, label = corrective_clicks(rngs.dropout(), logits > 0, targets > 0)
-      points, labels = jnp.concatenate([points, click], 1), jnp.concatenate([labels, label], 1)
+      points, labels = with_click(points, labels, click, label)
     out = decode(points, labels, jax.lax.stop_gradient(mask), False)
     loss, metrics = mask_loss(out.logits, targets, out.iou, **loss_weights)
     losses.append(loss)
@@ -70,31 +104,6 @@ def prompt_forward(
     'multimask_iou': multimask_iou,
     'corrected_iou': iou,
   }
-
-
-def corrective_clicks(key: jax.Array, masks: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Draws a click for each mask, uniformly among its wrong pixels, or among all pixels if none is wrong.
-
-  Args:
-    key: random key.
-    masks: predicted masks, bool [N, h, w].
-    targets: true masks, bool [N, h, w].
-
-  Returns:
-    Points (x, y) f32 [N, 1, 2] and labels int32 [N, 1], positive for pixels of the target.
-  """
-  wrong = masks != targets
-  wrong |= ~wrong.any((1, 2), keepdims=True)
-  rows = wrong.sum(2).cumsum(1)  # wrong pixels up to the end of each row
-  total = rows[:, -1:]
-  rank = jnp.floor(jax.random.uniform(key, total.shape) * total).astype(total.dtype)
-  rank = jnp.minimum(rank, total - 1)
-  y = (rows <= rank).sum(1, keepdims=True)  # the row of the drawn pixel
-  row = jnp.take_along_axis(wrong, y[..., None], axis=1)[:, 0]  # [N, w]
-  before = jnp.take_along_axis(rows, y, axis=1) - row.sum(1, keepdims=True)
-  x = (row.cumsum(1) <= rank - before).sum(1, keepdims=True)
-  hit = jnp.take_along_axis(jnp.take_along_axis(targets, y[..., None], axis=1)[:, 0], x, axis=1)
-  return jnp.stack([x, y], -1).astype(jnp.float32), jnp.where(hit, POSITIVE, NEGATIVE).astype(jnp.int32)
 
 
 def _flat(array: jax.Array) -> jax.Array:

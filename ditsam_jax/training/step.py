@@ -88,7 +88,7 @@ def make_train_step(
     structure: the model's structure.
     optimizer: the optimiser.
     rate: the learning rate schedule, for the log.
-    forward: `text_forward` or the forward function of `prompt_rounds`.
+    forward: `text_forward`, or the forward function of `prompt_rounds` or `interactive`.
     loss_weights: weights of the losses, see mask_loss.
     ema_limit: upper limit of the moving average's decay.
     seed: seed of dropout.

@@ -8,8 +8,9 @@ from flax import nnx
 
 from ditsam_jax.models.execution import Execution
 from ditsam_jax.models.prompt_encoder import ABSENT
+from ditsam_jax.training.drawn_prompts import corrective_clicks
 from ditsam_jax.training.loss import lowest_mask_loss, mask_loss
-from ditsam_jax.training.prompt_rounds import corrective_clicks, prompt_forward
+from ditsam_jax.training.prompt_rounds import prompt_forward
 from tests.small_models import random_batch, random_model, small_config
 
 LOSS = dict(bce=1.0, dice=0.5, iou=0.1)
@@ -102,26 +103,6 @@ def test_later_rounds_see_the_last_mask_and_the_last_of_them_no_new_click(model)
     masks = [out.low_res_logits[0] for out in outs]
   assert float(loss) == pytest.approx(float(np.mean(losses)), rel=1e-5)
   assert float(metrics['corrected_iou']) == pytest.approx(float(last['batch_iou']), rel=1e-5)
-
-
-def test_corrective_clicks_fall_on_wrong_pixels_each_as_likely_as_the_next():
-  mask, target = np.zeros((6, 5), bool), np.zeros((6, 5), bool)
-  mask[0, 1] = mask[2, 2] = target[2, 2] = target[5, 4] = target[3, 0] = True  # wrong: (1, 0), (4, 5) and (0, 3)
-  count = 3000
-  points, labels = jax.jit(corrective_clicks)(jax.random.key(0), np.stack([mask] * count), np.stack([target] * count))
-  assert points.shape == (count, 1, 2) and labels.shape == (count, 1)
-  found, counts = np.unique(np.hstack([points[:, 0], labels]).astype(int), axis=0, return_counts=True)
-  assert found.tolist() == [[0, 3, 1], [1, 0, 0], [4, 5, 1]]  # (x, y, label)
-  assert counts.min() > 0.3 * count
-
-
-def test_where_nothing_is_wrong_a_click_falls_anywhere_and_says_what_is_there():
-  target = np.zeros((400, 4, 4), bool)
-  target[:, :2] = True
-  points, labels = corrective_clicks(jax.random.key(1), target, target)
-  y = np.asarray(points)[:, 0, 1]
-  np.testing.assert_array_equal(labels[:, 0], (y < 2).astype(int))
-  assert len(np.unique(np.asarray(points)[:, 0], axis=0)) == 16
 
 
 def test_only_the_mask_with_the_lowest_loss_gets_a_gradient():

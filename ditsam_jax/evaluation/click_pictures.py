@@ -1,0 +1,83 @@
+"""A picture of corrections: one row per sample, from the sentence's mask over each click to the truth."""
+
+import random
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ditsam_jax.evaluation.pictures import TRUTH_COLOUR, wrap
+from ditsam_jax.evaluation.results import Sample
+from ditsam_jax.inference.pictures import draw_prompt, overlay
+from ditsam_jax.inference.prompts import Prompt
+from ditsam_jax.inference.results import Prediction
+
+_PAPER, _INK, _FAINT = '#f3f4f6', '#1c2430', '#6b7483'
+_TILE, _GAP, _MARGIN = 224, 10, 28
+_TEXT, _SMALL = 22, 16
+_ROWS = 8
+
+
+class ClickGallery:
+  """Keeps a uniform random sample of the samples offered, the same in each evaluation, and draws it."""
+
+  def __init__(self, seed: int = 0):
+    self._rows: list[tuple[str, list[np.ndarray], list[str]]] = []
+    self._offered = 0
+    self._random = random.Random(seed)
+
+  def offer(self, sample: Sample, truth: np.ndarray, predictions: list[Prediction], ious: list[float]) -> None:
+    """Offers one sample, see `evaluate_clicks`."""
+    self._offered += 1
+    place = len(self._rows) if len(self._rows) < _ROWS else self._random.randrange(self._offered)
+    if place < _ROWS:
+      self._rows[place : place + 1] = [_row(sample, truth, predictions, ious)]
+
+  def panel(self, heading: str) -> Image.Image:
+    """Draws the rows under a heading."""
+    columns = max((len(tiles) for _, tiles, _ in self._rows), default=1)
+    height = _TEXT + 14 + _TILE + _SMALL + 24
+    width = 2 * _MARGIN + columns * (_TILE + _GAP) - _GAP
+    sheet = Image.new('RGB', (width, 2 * _MARGIN + 48 + len(self._rows) * height), _PAPER)
+    pen = ImageDraw.Draw(sheet)
+    pen.text((_MARGIN, _MARGIN), heading, _INK, ImageFont.load_default(size=_TEXT + 6))
+    text, small = ImageFont.load_default(size=_TEXT), ImageFont.load_default(size=_SMALL)
+    for number, (sentence, tiles, captions) in enumerate(self._rows):
+      top = _MARGIN + 48 + number * height
+      [line] = wrap(sentence, text, width - 2 * _MARGIN, 1)
+      pen.text((_MARGIN, top), line, _INK, text)
+      for column, (tile, caption) in enumerate(zip(tiles, captions)):
+        left = _MARGIN + column * (_TILE + _GAP)
+        high, wide = tile.shape[:2]
+        middle = left + (_TILE - wide) // 2, top + _TEXT + 14 + (_TILE - high) // 2
+        sheet.paste(Image.fromarray(tile), middle)
+        pen.text((left + _TILE / 2, top + _TEXT + 18 + _TILE), caption, _FAINT, small, anchor='ma')
+    return sheet
+
+
+def _row(
+  sample: Sample, truth: np.ndarray, predictions: list[Prediction], ious: list[float]
+) -> tuple[str, list[np.ndarray], list[str]]:
+  tiles, captions = [], []
+  for number, (prediction, iou) in enumerate(zip(predictions, ious)):
+    tiles.append(_tile(prediction.image, prediction.mask, prediction.prompt))
+    when = 'sentence' if number == 0 else f'{number} click{"s" if number > 1 else ""}'
+    captions.append(f'{when}: IoU {iou:.2f}')
+  tiles.append(_tile(predictions[0].image, truth, None))
+  return sample.expression, tiles, [*captions, 'truth']
+
+
+def _tile(image: np.ndarray, mask: np.ndarray, prompt: Prompt | None) -> np.ndarray:
+  """The image at the tile's size, with a mask and the prompt's clicks over it."""
+  height, width = image.shape[:2]
+  scale = _TILE / max(height, width)
+  size = max(1, round(width * scale)), max(1, round(height * scale))
+  pixels = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
+  shown = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_LINEAR) > 0.5
+  if prompt is None:
+    return overlay(pixels, shown, colour=TRUTH_COLOUR, tint=0.1)
+  pixels = overlay(pixels, shown, tint=0.1)
+  if prompt.points is not None:
+    centres = (np.asarray(prompt.points) + 0.5) * scale - 0.5
+    draw_prompt(pixels, Prompt(points=centres, labels=prompt.labels))
+  return pixels
