@@ -12,7 +12,6 @@ from ditsam_jax.analysis.report import Memory, Report, Step, analyse, fully_shar
 from ditsam_jax.analysis.roofline import roofline
 from ditsam_jax.analysis.table import table
 from ditsam_jax.analysis.targets import parse_topology
-from ditsam_jax.errors import UserError
 
 V5E = CHIPS['v5e']
 SLICE = parse_topology('v5e:2x2')
