@@ -202,7 +202,9 @@ def job_sizes(case: Case) -> tuple[int, int]:
 
 def describe(job: Job) -> str:
   case = job.case
-  return f'{NAMES[case.model]} {case.size}, {case.work}, {job.settings}, {job.images} images, for {case.target.compiler}'
+  return (
+    f'{NAMES[case.model]} {case.size}, {case.work}, {job.settings}, {job.images} images, for {case.target.compiler}'
+  )
 
 
 def clock(seconds: float) -> str:

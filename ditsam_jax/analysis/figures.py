@@ -5,8 +5,11 @@ ample memory: then the compiler never recomputes values to save memory, memory g
 and figures hold for cards of any size.
 """
 
+import contextlib
 import dataclasses
+import functools
 import hashlib
+import importlib.metadata
 import json
 import re
 import time
@@ -15,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jaxlib
 
 from ditsam_jax.analysis.chips import CHIPS
 from ditsam_jax.analysis.collectives import collectives
@@ -102,7 +104,7 @@ class Store:
 
 
 def _key(description: dict[str, Any], target: Target) -> str:
-  parts = [description, _made_for(target), jax.__version__, jaxlib.__version__, _source_hash()]
+  parts = [description, _made_for(target), _versions(target), _source_hash()]
   return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
 
@@ -110,6 +112,18 @@ def _made_for(target: Target) -> list[Any]:
   return [target.compiler, target.count, target.per_host]
 
 
+@functools.cache
+def _versions(target: Target) -> list[str]:
+  """Installed versions of JAX and the target's compiler."""
+  packages = ['jax', 'jaxlib'] + (['jax-cuda12-pjrt', 'jax-cuda13-pjrt'] if target.chip.silicon else ['libtpu'])
+  found = []
+  for package in packages:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      found.append(f'{package} {importlib.metadata.version(package)}')
+  return found
+
+
+@functools.cache
 def _source_hash() -> str:
   """A hash of the source code that programs are made of."""
   content = hashlib.sha256()

@@ -57,14 +57,14 @@ def training(config: ConfigDict, overrides: list[str], target: Target, store: St
       f'config.data.batch_size is {run.data.batch_size}; expected a multiple of {work.shares}, the devices of '
       f'{target.topology} that share it'
     )
-  dtype = config.dtype if 'dtype' in given or not target.chip.bf16 else 'bfloat16'
-  remats = (config.remat,) if 'remat' in given else tuple(REMAT)
+  dtype = run.dtype if 'dtype' in given or not target.chip.bf16 else 'bfloat16'
+  remats = (run.remat,) if 'remat' in given else tuple(REMAT)
   wanted = run.data.batch_size // work.shares
 
   def choose(candidates: list[Settings]) -> list[Choice]:
     return planner.choose(work.measure, target, candidates, wanted, work.gradient_bytes, exact)
 
-  choices = choose([Settings(dtype, remat, config.freeze) for remat in remats])
+  choices = choose([Settings(dtype, remat, run.freeze) for remat in remats])
   if planner.fastest(choices) is None and 'freeze' not in given:
     for frozen in _FROZEN:
       choices += choose([Settings(dtype, remats[-1], frozen)])

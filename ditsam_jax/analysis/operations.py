@@ -69,8 +69,8 @@ def _flops(module: Module, computation: Computation, instruction: Instruction) -
     sizes = [left.dims[int(axis)] for axis in contracted.group(1).split(',') if axis] if contracted else []
     return 2 * instruction.shapes[0].size * functools.reduce(int.__mul__, sizes, 1)
   if instruction.opcode == 'convolution':
-    operands = [computation.instructions[name].shapes[0] for name in instruction.operands]
-    return _convolution_flops(instruction, *operands, instruction.shapes[0])
+    image, kernel = (computation.instructions[name].shapes[0] for name in instruction.operands)
+    return _convolution_flops(instruction, image, kernel, instruction.shapes[0])
   if instruction.opcode == 'custom-call':
     if convolved := kernels.convolution(computation, instruction):
       return _convolution_flops(instruction, *convolved)

@@ -1,6 +1,7 @@
 """The programs whose fit is in question: a training step of a config, and the forward pass of its model."""
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -83,10 +84,13 @@ class Training:
 
     return self._store.find(_description(config), self._target, compiled)
 
+  @functools.cached_property
+  def _model(self) -> DitSam:
+    return _abstract(checks.check(self._config).model)
+
   def gradient_bytes(self, settings: Settings) -> float:
     """Bytes per chip of the f32 sums of gradients that accumulation adds."""
-    config = checks.check(self._config).model
-    model = _abstract(config)
+    model = self._model
     trained = trained_of(Structure(model).parameters, freeze_pattern(settings.freeze))
     sizes = {name: math.prod(variable.shape) for name, variable in weights_of(model).items()}
     return 4 * sum(sizes[name] for name in trained) / self._fsdp
