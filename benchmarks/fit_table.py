@@ -43,8 +43,8 @@ NAMES = {'vit_b': 'ViT-B', 'vit_l': 'ViT-L', 'vit_h': 'ViT-H'}
 # ViT-L is the config of ViT-H with another encoder.
 CONFIGS = {'vit_b': 'ldit', 'vit_l': 'ldit_vith', 'vit_h': 'ldit_vith'}
 PAGE = ROOT / 'docs' / 'which_accelerator.md'
-# Compiling takes longer for wider models only where products are tuned; for estimates of the time left until there are
-# figures: seconds on two idle CPU cores.
+# Seconds per program, for estimates of the time left until some are measured. Blocks are scanned, so the size of the model
+# matters little.
 GUESS = {'inference': 40.0, 'training': 90.0}
 
 
@@ -108,30 +108,35 @@ def workload(case: Case, store: Store) -> Inference | Training:
   return Inference(checks.check(config).model, case.target, store)
 
 
-def solved(case: Case, store: Store, compile_missing: bool) -> tuple[Choice | None, Line | None, int]:
-  """Returns the best choice of a case, its line, and the updates of the recipe. Raises Missing if a figure is missing."""
+def solved(case: Case, store: Store) -> tuple[Choice | None, int]:
+  """Returns the best choice of a case, None if nothing fits, and the updates of the recipe.
+
+  Raises:
+    Missing: the next figure that it takes is not known.
+  """
   work = workload(case, store)
 
   def measure(settings: Settings, images: int, parts: int) -> Figures:
     found = work.known(settings, images, parts)
-    if found is None and not compile_missing:
+    if found is None:
       raise Missing(Job(case, settings, images))
-    return found or work.measure(settings, images, parts)
+    return found
 
   if isinstance(work, Inference):
     (settings,) = case.settings
     largest, points = planner.points(measure, case.target, settings, (1, 8), exact=False)
     line = Line.through(points, case.target.chip.name)
     if largest == 0 or line is None:
-      return None, line, 0
-    return Choice(settings, largest, 1, min(largest, 8) / line.step_seconds(min(largest, 8))), line, 0
+      return None, 0
+    images = min(largest, 8)
+    return Choice(settings, largest, 1, images / line.step_seconds(images)), 0
   run = lengths.resolve(config_of(case.model, case.size), lambda: 0)
   wanted = run.data.batch_size // work.shares
   for settings in case.settings:
     choices = planner.choose(measure, case.target, [settings], wanted, work.gradient_bytes, exact=False)
     if best := planner.fastest(choices):
-      return best, None, run.total_steps
-  return None, None, run.total_steps
+      return best, run.total_steps
+  return None, run.total_steps
 
 
 def missing(cases: list[Case], store: Store) -> Iterator[Job]:
@@ -139,7 +144,7 @@ def missing(cases: list[Case], store: Store) -> Iterator[Job]:
   seen = set()
   for case in cases:
     try:
-      solved(case, store, compile_missing=False)
+      solved(case, store)
     except Missing as error:
       job = error.job
       shared = (case.model, case.size, case.work, job.settings, job.images, case.target.compiler)
@@ -179,8 +184,8 @@ def main() -> None:
 def compile_all(cases: list[Case], store: Store) -> None:
   """Compiles all missing programs, with progress; prints the time left by what programs of a kind took so far."""
   took: dict[str, list[float]] = {work: [] for work in WORK}
-  count, failed = 0, set()
-  while jobs := [job for job in missing(cases, store) if job.case not in failed]:
+  count = 0
+  while jobs := list(missing(cases, store)):
     # A case needs at least two figures, and usually no more than that; programs of later cases are not known yet.
     left = {work: 0.0 for work in WORK}
     for job in jobs:
@@ -220,9 +225,9 @@ time are computed. **Times are roofline estimates**: upper limits of speed, whic
 
     JAX_PLATFORMS=cpu python benchmarks/fit_table.py
 
-`fits` is the largest number of images per device without accumulation, for training in the least demanding settings that reach the
-recipe's batch of 64. Training is the recipe on RefCOCO ({epochs} epochs for ViT-L and ViT-H, 40 for ViT-B); `hours` are those of its updates on
-this one device, without evaluation. Inference is the forward pass of a batch of up to 8 images with a sentence each.
+`fits` is the largest number of images per device in one pass. Training keeps all activations if that reaches the recipe's batch of 64 by
+accumulation, otherwise it recomputes what it must (`remat`); the parameters are f32, the computation bf16 where the chip has it. `hours` are those
+of the recipe's updates on RefCOCO (25 epochs for ViT-L and ViT-H, 40 for ViT-B) on this one device, without evaluation. Inference is the forward pass of a batch of up to 8 images with a sentence each.
 On GPUs nine tenths of the memory are used (`XLA_PYTHON_CLIENT_MEM_FRACTION=0.9`); scratch memory of cuDNN and what XLA's autotuning
 chooses are unknown without the card, so leave a margin. `python -m ditsam_jax.compile_report --fit=DEVICE` confirms a row, and finds
 more settings.
@@ -231,7 +236,7 @@ more settings.
 
 def write_page(page: Path, store: Store) -> None:
   """Writes the tables of everything that is known."""
-  parts = [INTRODUCTION.format(version=jax.__version__, epochs=25)]
+  parts = [INTRODUCTION.format(version=jax.__version__)]
   unknown = 0
   for model in NAMES:
     for size in SIZES:
@@ -256,21 +261,17 @@ def write_page(page: Path, store: Store) -> None:
 def row(model: str, size: int, device: str, store: Store) -> str:
   """One line of a table. Raises Missing."""
   target = parse_topology(device)
-  infers, _, _ = solved(Case(model, size, 'inference', device), store, compile_missing=False)
-  trains, _, steps = solved(Case(model, size, 'training', device), store, compile_missing=False)
+  infers, _ = solved(Case(model, size, 'inference', device), store)
+  trains, steps = solved(Case(model, size, 'training', device), store)
   cells = [device if target.count == 1 else f'{device} ({target.count} chips)']
   cells += ['no', ''] if infers is None else [str(infers.largest), f'{infers.images_per_second * target.count:.3g}']
   if trains is None:
     return '| ' + ' | '.join(cells + ['no', '', '', '']) + ' |'
   rate = trains.images_per_second * target.count
   flags = ' '.join(f'`{change}`' for change in fit.command_changes(trains, []) if change != '--config.dtype=float32')
-  hours = steps * lengths_batch(model, size) / rate / 3600
+  hours = steps * config_of(model, size).data.batch_size / rate / 3600
   cells += [str(trains.largest), flags, f'{rate:.3g}', f'{hours:.2g}' if hours < 100 else f'{hours:.0f}']
   return '| ' + ' | '.join(cells) + ' |'
-
-
-def lengths_batch(model: str, size: int) -> int:
-  return config_of(model, size).data.batch_size
 
 
 if __name__ == '__main__':
