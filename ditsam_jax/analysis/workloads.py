@@ -70,9 +70,7 @@ class Training:
   def with_settings(self, settings: Settings, images: int, parts: int) -> ConfigDict:
     """The config of a step with `parts` micro-batches of `images` per device."""
     fields = dataclasses.asdict(settings)
-    return changed(
-      self._config, fields | {'accumulate': parts, 'data.batch_size': images * parts * self.shares, 'scan': True}
-    )
+    return changed(self._config, fields | {'accumulate': parts, 'data.batch_size': images * parts * self.shares})
 
   def known(self, settings: Settings, images: int, parts: int = 1) -> Figures | None:
     """Figures that need no compilation, or None."""
