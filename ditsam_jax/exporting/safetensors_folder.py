@@ -67,7 +67,7 @@ def _at_own_size(config: DitSamConfig, weights: dict[str, np.ndarray]) -> dict[s
   for name, array in weights.items():
     block, _, table = name.rpartition('.')
     if name == 'image_encoder.pos_embed':
-      resized[name] = np.asarray(resize_grid(jnp.asarray(array, jnp.float32), (config.grid,) * 2))
+      resized[name] = np.asarray(resize_grid(jnp.asarray(array, jnp.float32), (config.grid, config.grid)))
     elif table in ('rel_pos_h', 'rel_pos_w'):
       resized[name] = np.asarray(resize_rows(jnp.asarray(array, jnp.float32), 2 * sizes[block] - 1))
   return resized

@@ -123,19 +123,22 @@ def download(where: Address, patterns: Sequence[str]) -> Path:
     raise UserError(
       f"{printable(where.text)} needs huggingface_hub; install the extra 'hub': pip install 'ditsam_jax[hub]'"
     ) from error
-  get = functools.partial(
-    huggingface_hub.snapshot_download,
-    where.repository,
-    revision=where.revision,
-    allow_patterns=list(patterns),
-    tqdm_class=None if sys.stderr.isatty() else _Silent,
-  )
+
+  def get(local_files_only: bool) -> str:
+    return huggingface_hub.snapshot_download(
+      where.repository,
+      revision=where.revision,
+      allow_patterns=list(patterns),
+      tqdm_class=None if sys.stderr.isatty() else _Silent,
+      local_files_only=local_files_only,
+    )
+
   try:
-    get(local_files_only=True)
+    get(True)
   except Exception:  # not cached, or only in part
     say(f'downloading {printable(where.text)}')
   try:
-    return Path(get())
+    return Path(get(False))
   except Exception as error:
     _explain(where, error)
 
@@ -166,11 +169,11 @@ def _explain(where: Address, error: Exception) -> NoReturn:
       reason = f'{repository} has no branch, tag or commit {printable(where.revision)}; correct it'
     case errors.LocalEntryNotFoundError():  # with its subclass for files that are cached in part
       cause = error.__cause__
-      offline = cause is None or isinstance(cause, errors.OfflineModeIsEnabled)
-      reason = (
-        f'{"HF_HUB_OFFLINE is set" if offline else f"the Hub cannot be reached ({_line(cause)})"}, and the files are not '
-        f'in the cache; connect and try again, or give the folder of a copy'
-      )
+      if cause is None or isinstance(cause, errors.OfflineModeIsEnabled):
+        why = 'HF_HUB_OFFLINE is set'
+      else:
+        why = f'the Hub cannot be reached ({_line(cause)})'
+      reason = f'{why}, and the files are not in the cache; connect and try again, or give the folder of a copy'
     case OSError(errno=int()):
       reason = f'cannot be stored: {error.strerror or error}; free some space, or set HF_HOME to another folder'
     case _:
