@@ -96,6 +96,11 @@ def size(directory: str | os.PathLike) -> int:
   return sum(file.stat().st_size for file in Path(directory).rglob('*') if file.is_file())
 
 
+def stored_shapes(name_or_dir: str | os.PathLike) -> dict[str, jax.ShapeDtypeStruct]:
+  """Reads the shapes and types of all weights, by dotted path. Raises UserError if the weights are missing or damaged."""
+  return arrays.shapes_and_types(_place_of_weights(resolve(name_or_dir)))
+
+
 def read_weights(name_or_dir: str | os.PathLike) -> dict[str, np.ndarray]:
   """Reads all weights by dotted path, in their stored types.
 
@@ -265,7 +270,7 @@ def check_start(
     UserError: the model is missing or damaged, a weight has another shape, or no name matches.
   """
   read_config(name_or_dir)
-  stored = arrays.shapes_and_types(_place_of_weights(resolve(name_or_dir)))
+  stored = stored_shapes(name_or_dir)
   start = f"init_from '{printable(name_or_dir)}'"
 
   def fits(name: str) -> bool:
