@@ -33,6 +33,7 @@ const MODELS = { sentences: 'shapes', clicks: 'sam_shapes_multimask' };
 const models = load();
 models.catch((error) => {
   $('model').textContent = 'not loaded';
+  $('model').classList.remove('loading');
   fail(error);
 });
 
@@ -47,7 +48,7 @@ async function load() {
       if (done) break;
       parts.push(value);
       bytes += value.length;
-      $('model').textContent = `loading, ${(bytes / 1e6).toFixed(1)} MB`;
+      $('model').textContent = `loading ${Math.round(bytes / 1e6)} MB`;
     }
     return new Blob(parts).arrayBuffer();
   };
@@ -56,7 +57,8 @@ async function load() {
   for (const [kind, name] of Object.entries(MODELS)) {
     found[kind] = await Model.load(new URL(`./models/${name}/`, import.meta.url), get);
   }
-  $('model').textContent = 'runs in this browser';
+  $('model').textContent = 'in your browser';
+  $('model').classList.remove('loading');
   $('words').textContent = knownWords(found.sentences.tokenizer).join(', ');
   if (!picture) say('Ready.');
   return found;
@@ -108,6 +110,7 @@ async function segment() {
     return;
   }
   $('busy').hidden = false;
+  if ($('model').classList.contains('loading')) say('Waiting for the models.');
   const [prompt, about] = [steps.now, picture];
   try {
     const kind = prompt.text ? 'sentences' : 'clicks';
