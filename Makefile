@@ -36,7 +36,7 @@ lint: $(VENV)/.installed-check
 	$(VENV)/bin/pyright
 
 docs: $(VENV)/.installed-docs
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build  # --quiet would also ignore warnings, which must fail
 
 live: | $(VENV)/bin/python
 	$(VENV)/bin/python docs/live/build.py

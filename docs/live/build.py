@@ -75,7 +75,12 @@ def export_models() -> None:
 
 def on_post_build(config, **_) -> None:
   """Puts the page into the site; a hook of mkdocs."""
-  assemble(Path(config['site_dir'], 'live'))
+  from mkdocs.exceptions import PluginError
+
+  try:
+    assemble(Path(config['site_dir'], 'live'))
+  except Unavailable as error:
+    raise PluginError(str(error)) from error
 
 
 def main() -> int:

@@ -220,29 +220,29 @@ def test_every_control(page, segmenters):
   playwright.expect(page.locator('#choose')).to_be_focused()
 
 
-def test_the_page_works_without_network_once_it_is_loaded(page):
+def test_it_works_without_network_once_it_is_loaded(browser, site):
+  page = opened(browser, site, **SIZES['phone'])
   page.click('[data-sample*="shapes-2"]')
   said(page, 'redicted IoU')
   page.context.set_offline(True)
   ask(page, 'the red circle')
-  page.mouse.click(*spot(page, 100, 200, 384, 384))
+  page.click('#clear')
+  page.touchscreen.tap(*spot(page, 100, 200, 384, 384))
   said(page, 'redicted IoU')
+  page.context.close()
+  assert page.wrong == []
 
 
-def test_unknown_words_are_underlined_and_known_ones_listed(page):
-  page.fill('#text', 'the zebra on qzx the')
+def test_words_other_files_and_the_keyboard(browser, site):
+  page = opened(browser, site)
+  page.fill('#text', 'the zebra left of qzx the')
   playwright.expect(page.locator('#mirror u')).to_have_text(['zebra', 'qzx'])
   playwright.expect(page.locator('#unknown')).to_contain_text('The model does not know: zebra, qzx.')
   page.click('summary:has-text("Words it knows")')
   assert {'circle', 'red', 'left', 'largest'} <= set(page.locator('#words').inner_text().split(', '))
-
-
-def test_a_file_that_is_no_picture(page):
   page.locator('#file').set_input_files({'name': 'notes.png', 'mimeType': 'image/png', 'buffer': b'no picture'})
   said(page, 'notes.png: this browser cannot show it as a picture')
 
-
-def test_by_keyboard_alone(page):
   page.locator('#samples button').first.focus()
   page.keyboard.press('Enter')
   said(page, 'redicted IoU')
@@ -255,10 +255,11 @@ def test_by_keyboard_alone(page):
   page.keyboard.press('u')
   said(page, 'redicted IoU')
   assert 'labels' not in answered(page)[0]['prompt']
+  page.context.close()
+  assert page.wrong == []
 
 
-@pytest.mark.parametrize('scheme', ['light', 'dark'])
-@pytest.mark.parametrize('size', SIZES)
+@pytest.mark.parametrize(('size', 'scheme'), [('desktop', 'dark'), ('phone', 'light')])
 def test_there_are_no_serious_accessibility_problems(browser, site, size, scheme):
   page = opened(browser, site, color_scheme=scheme, bypass_csp=True, **SIZES[size])  # axe adds its own styles
   for text in ('', 'the red zebra'):
