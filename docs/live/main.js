@@ -30,14 +30,22 @@ function fail(error) {
 // The models
 
 const MODELS = { sentences: 'shapes', clicks: 'sam_shapes_multimask' };
-const models = load();
-models.catch((error) => {
-  $('model').textContent = 'not loaded';
-  $('model').classList.remove('loading');
-  fail(error);
-});
+const models = load(); // promises, by kind; sentences first
+Promise.all(Object.values(models)).then(
+  ([{ tokenizer }]) => {
+    $('model').textContent = 'in your browser';
+    $('model').classList.remove('loading');
+    $('words').textContent = knownWords(tokenizer).join(', ');
+    if (!picture) say('Ready.');
+  },
+  (error) => {
+    $('model').textContent = 'not loaded';
+    $('model').classList.remove('loading');
+    fail(error);
+  },
+);
 
-async function load() {
+function load() {
   let bytes = 0;
   const get = async (url) => {
     const response = await fetch(url);
@@ -52,15 +60,11 @@ async function load() {
     }
     return new Blob(parts).arrayBuffer();
   };
-  await start(get);
   const found = {};
+  let before = start(get);
   for (const [kind, name] of Object.entries(MODELS)) {
-    found[kind] = await Model.load(new URL(`./models/${name}/`, import.meta.url), get);
+    before = found[kind] = Model.load(new URL(`./models/${name}/`, import.meta.url), get, before);
   }
-  $('model').textContent = 'in your browser';
-  $('model').classList.remove('loading');
-  $('words').textContent = knownWords(found.sentences.tokenizer).join(', ');
-  if (!picture) say('Ready.');
   return found;
 }
 
@@ -70,7 +74,7 @@ const words = new Words({
   input: $('text'),
   mirror: $('mirror'),
   note: $('unknown'),
-  api: { post: async (_, { text }) => (await models).sentences.tokenizer.check(text) },
+  api: { post: async (_, { text }) => (await models.sentences).tokenizer.check(text) },
 });
 
 // Pictures
@@ -114,7 +118,7 @@ async function segment() {
   const [prompt, about] = [steps.now, picture];
   try {
     const kind = prompt.text ? 'sentences' : 'clicks';
-    const model = (await models)[kind];
+    const model = await models[kind];
     await new Promise(requestAnimationFrame); // shows the prompt before the computation blocks the page
     if (number !== asked) return;
     const began = performance.now();

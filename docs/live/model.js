@@ -17,15 +17,18 @@ export async function start(get) {
 }
 
 export class Model {
-  // `folder` is the URL of an export, ending in a slash; `get` returns the bytes of a URL.
-  static async load(folder, get) {
+  // `folder` is the URL of an export, ending in a slash; `get` returns the bytes of a URL. Downloads at once, and builds the
+  // programs when the promise `ready` is fulfilled.
+  static async load(folder, get, ready) {
     const text = async (name) => new TextDecoder().decode(await get(new URL(name, folder)));
     const model = new Model();
     const about = (model.about = JSON.parse(await text('interface.json')));
+    const files = about.programs.map(({ file }) => file);
+    const contents = await Promise.all(files.map((file) => get(new URL(file, folder))));
+    await ready;
     model.programs = {};
-    for (const { file } of about.programs) {
-      const content = new Uint8Array(await get(new URL(file, folder)));
-      model.programs[file.replace('.onnx', '')] = await ort.InferenceSession.create(content);
+    for (const [i, file] of files.entries()) {
+      model.programs[file.replace('.onnx', '')] = await ort.InferenceSession.create(new Uint8Array(contents[i]));
     }
     if (about.text) model.tokenizer = new Tokenizer(await text(about.text.vocabulary), about.text.tokens);
     model.embeddings = new WeakMap(); // picture -> sentence -> embedding
