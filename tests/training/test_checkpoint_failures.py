@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from ditsam_jax.errors import UserError
-from ditsam_jax.training import manifest
+from ditsam_jax.storage import manifest
 from ditsam_jax.training.checkpoint import Progress
 from tests.training.checkpoints import numbers, open_, resumed, saved, small_state
 
