@@ -25,6 +25,7 @@ from ditsam_jax.terminal import printable
 
 SCHEME = 'gs://'
 EXTRA = 'gcs'
+PROBE = '.probe-'  # names of objects that are removed again at once
 _AT_ONCE = 8  # transfers in parallel
 _TRIES = 3  # of an upload as a whole, beside gcsfs' own
 
@@ -122,7 +123,7 @@ def check(path: BucketPath, *, writes: bool = False) -> None:
   try:
     _listed(path, most=1)
     if writes:
-      probe = path / f'.probe-{secrets.token_hex(8)}'
+      probe = path / f'{PROBE}{secrets.token_hex(8)}'
       write(probe, b'')
       remove([probe])
   except OSError as error:
@@ -137,7 +138,7 @@ def info(path: BucketPath) -> Entry | None:
 
 def age(path: BucketPath) -> float:
   """Returns the seconds since an object was written, by the store's clock; infinity if there is none. Raises OSError."""
-  probe = path.with_name(f'.probe-{secrets.token_hex(8)}')
+  probe = path.with_name(f'{PROBE}{secrets.token_hex(8)}')
   write(probe, b'')
   try:
     now, then = (_described(one) for one in (probe, path))
@@ -261,7 +262,7 @@ def _filesystem() -> Any:
   # Otherwise gcsfs asks another API for the bucket's type, which emulators lack and few roles may use.
   os.environ.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
   try:
-    import fsspec
+    import fsspec.config
     import gcsfs  # noqa: F401
   except ImportError as error:
     raise UserError(

@@ -27,7 +27,10 @@ ATTEMPTS = 2**31  # attempts are numbered at random below this
 class Numbered(Protocol):
   """A folder of numbered folders. With several hosts, only the first one calls what changes something."""
 
-  folder: AnyPath
+  @property
+  def folder(self) -> AnyPath:
+    """The folder that contains them."""
+    ...
 
   def numbers(self) -> list[int]:
     """Returns the sorted numbers of all complete folders, damaged or not."""

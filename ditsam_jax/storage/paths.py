@@ -65,7 +65,7 @@ def anywhere(given: str) -> str:
   return given
 
 
-def path(given: str | os.PathLike) -> AnyPath:
+def any_path(given: str | os.PathLike) -> AnyPath:
   """Returns a path on a disk or in a bucket. Raises UserError for other URLs."""
   if isinstance(given, (Path, BucketPath)):
     given = os.fspath(given)

@@ -4,7 +4,9 @@ import os
 from pathlib import Path
 
 from ditsam_jax.errors import UserError
-from ditsam_jax.storage.paths import local
+from ditsam_jax.storage import bucket_models
+from ditsam_jax.storage.bucket import BucketPath
+from ditsam_jax.storage.paths import any_path, anywhere
 from ditsam_jax.terminal import printable
 
 SHIPPED = Path(__file__).parents[1] / 'pretrained'
@@ -23,16 +25,18 @@ def is_shipped(name_or_dir: str | os.PathLike) -> bool:
 def resolve(name_or_dir: str | os.PathLike) -> Path:
   """Returns the model folder for a shipped model's name, a model folder or a training workdir.
 
+  A model in a bucket is copied, see `bucket_models`.
+
   Raises:
     UserError: the model does not exist.
   """
-  given = local(str(name_or_dir))
+  given = anywhere(str(name_or_dir))
   name = f"'{printable(given)}'"
   try:
-    path = Path(given).expanduser()
+    path = any_path(given).expanduser()
     for candidate in (path, path / 'model'):
       if (candidate / 'model.json').exists():
-        return candidate
+        return bucket_models.copied(candidate) if isinstance(candidate, BucketPath) else candidate
     exists, is_run = path.exists(), (path / 'checkpoints').is_dir()
   except RuntimeError as error:  # ~user of an unknown user
     raise UserError(f'checkpoint {name}: {error}') from error

@@ -214,7 +214,9 @@ class Checkpoints:
       raise UserError(
         f'checkpoint {folder} belongs to another config ({"; ".join(changed[:4])}); choose another --workdir'
       )
-    restored = self._orbax.restore(os.fspath(folder / 'state'), {name: _abstract(x) for name, x in _flatten(state).items()})
+    restored = self._orbax.restore(
+      os.fspath(folder / 'state'), {name: _abstract(x) for name, x in _flatten(state).items()}
+    )
     iterator.set_state(run['position'])
     arrays = [restored[name] for name in _flatten(state)]
     return jax.tree.unflatten(jax.tree.structure(state), arrays), Progress(**run['progress'])
