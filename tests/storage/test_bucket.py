@@ -60,7 +60,10 @@ def test_a_conditional_write_whose_answer_is_lost_has_succeeded(bucket, store):
 
 @pytest.mark.parametrize('kind', ['503', 'cut', 'lost', 'slow'])
 def test_large_and_small_uploads_survive_faults(bucket, store, tmp_path, kind):
-  content = {'small': os.urandom(1000), 'large': os.urandom(6_000_000)}  # gcsfs sends the second one in several requests
+  content = {
+    'small': os.urandom(1000),
+    'large': os.urandom(6_000_000),
+  }  # gcsfs sends the second one in several requests
   for name, data in content.items():
     (tmp_path / name).write_bytes(data)
   store.faults = [Fault(kind, uploads, times=2, seconds=0.3)]
