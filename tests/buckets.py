@@ -59,6 +59,7 @@ class Store:
       parent = store
 
     self._proxy = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+    self._proxy.handle_error = lambda *_: None  # of clients that are killed
     self._proxy.daemon_threads = True
 
   def __enter__(self) -> 'Store':
