@@ -12,7 +12,7 @@ COMMANDS = {
   'serve': 'serve a page to try a model on, and an HTTP API',
   'evaluate': 'evaluate a model on a data set',
   'prepare': 'prepare a data set from the official downloads',
-  'export': 'copy a model, optionally in a smaller type',
+  'export': 'export a model to another runtime, or copy it in a smaller type',
   'torch_to_flax': 'convert PyTorch weights to a model',
   'flax_to_torch': 'convert a model to PyTorch weights',
   'compile_report': 'compile a training step for a TPU slice, without a TPU',
