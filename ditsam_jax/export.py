@@ -7,13 +7,16 @@ from ditsam_jax import command_line
 from ditsam_jax.exporting.formats import FORMATS, export
 from ditsam_jax.exporting.request import Request
 from ditsam_jax.options import Parser
+from ditsam_jax.storage import places
 from ditsam_jax.storage.paths import local
 
 
 def main(arguments: list[str] | None = None) -> int:
   """Runs the command."""
   parser = Parser(prog='python -m ditsam_jax.export', description=(__doc__ or '').split('\n')[0])
-  parser.add_argument('--checkpoint', required=True, type=local, help="a model's folder or a training run's workdir")
+  parser.add_argument(
+    '--checkpoint', required=True, type=places.model, help="a model's folder or a training run's workdir"
+  )
   parser.add_argument('--output', required=True, type=local, help='output folder; an earlier export there is replaced')
   titles = '; '.join(f'{name}: {chosen.title}' for name, chosen in FORMATS.items())
   parser.add_argument('--format', choices=tuple(FORMATS), default='flax', help=titles)

@@ -22,6 +22,11 @@ def is_shipped(name_or_dir: str | os.PathLike) -> bool:
   return resolve(name_or_dir).parent == SHIPPED
 
 
+def model(given: str) -> str:
+  """Returns the text unchanged if it may name a model: the `type` of --checkpoint. Raises UserError otherwise."""
+  return anywhere(given)
+
+
 def resolve(name_or_dir: str | os.PathLike) -> Path:
   """Returns the model folder for a shipped model's name, a model folder or a training workdir.
 
