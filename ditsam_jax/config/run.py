@@ -40,7 +40,7 @@ _AXIS = Whole(1, 65_536, also=(-1,))
 class AnyPlace(Text):
   """A path on a disk or in a bucket."""
 
-  what: str = 'a local path, or gs://BUCKET/PATH'
+  what: str = 'a local path or gs://BUCKET/PATH'
 
   def accepts(self, value: Any) -> bool:
     return super().accepts(value) and paths.problem_anywhere(value) is None

@@ -86,6 +86,10 @@ def test_all_hosts_learn_that_one_could_not_write(tmp_path, fails):
     outputs = [host.communicate(timeout=240) for host in both]
   assert [host.returncode for host in both] == [0, 0], outputs
   for printed, _ in outputs:
-    assert [line.split()[::2] for line in printed.splitlines() if line[0].isdecimal()] == [['1', '1'], ['2', '1'], ['3', '3']], outputs
+    assert [line.split()[::2] for line in printed.splitlines() if line[0].isdecimal()] == [
+      ['1', '1'],
+      ['2', '1'],
+      ['3', '3'],
+    ], outputs
   assert 'the checkpoint of step 2 could not be written' in outputs[0][1]
   assert saved(tmp_path / 'run') == ['1', '3']
