@@ -28,7 +28,7 @@ class Fault:
   """What happens to requests that match, for the first `times` of them.
 
   Kinds:
-    '503': refused, before anything happens.
+    '503', '401', ...: refused with this status, before anything happens.
     'cut': the connection ends in the middle of the request's body; nothing is stored.
     'lost': the request is carried out, and the connection ends before its answer.
     'slow': the request is held up for `seconds` first.
@@ -130,8 +130,8 @@ class _Proxy(http.server.BaseHTTPRequestHandler):
       fault.call()
     if fault and kind == 'slow':
       time.sleep(fault.seconds)
-    if kind == '503':
-      self._answer(503, [], b'{"error": {"code": 503, "message": "injected"}}')
+    if kind.isdecimal():
+      self._answer(int(kind), [], b'{"error": {"code": %b, "message": "injected"}}' % kind.encode())
       return
     host, port = self.parent.backend.removeprefix('http://').split(':')
     connection = http.client.HTTPConnection(host, int(port), timeout=60)

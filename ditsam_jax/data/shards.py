@@ -108,14 +108,7 @@ class ShardedRecords:
       return
     to_come = sum(self._entries[shard].size for shard in missing)
     with copies.bytes_bar(to_come, 'fetching data') as bar, ThreadPoolExecutor(_AT_ONCE) as pool:
-      lock = threading.Lock()
-
-      class Shared:
-        def update(self, number: int) -> None:
-          with lock:
-            bar.update(number)
-
-      for done in [pool.submit(copies.copy, *self._object(shard), Shared()) for shard in missing]:
+      for done in [pool.submit(copies.copy, *self._object(shard), bar) for shard in missing]:
         done.result()
 
   def _object(self, shard: int) -> tuple[BucketPath, dict[str, bucket.Entry]]:

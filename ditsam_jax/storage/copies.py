@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import shutil
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -85,11 +86,12 @@ def bytes_bar(total: int, description: str) -> 'BytesBar':
 
 
 class BytesBar:
-  """A progress bar in MB that advances by bytes."""
+  """A progress bar in MB that advances by bytes; threads may share it."""
 
   def __init__(self, total: int, description: str):
     self._bar = progress(-(-total // 10**6), description, 'MB')
     self._bytes = 0
+    self._advancing = threading.Lock()
 
   def __enter__(self) -> 'BytesBar':
     return self
@@ -98,10 +100,11 @@ class BytesBar:
     self._bar.close()
 
   def update(self, number: int) -> None:
-    before = self._bytes // 10**6
-    self._bytes += number
-    if more := self._bytes // 10**6 - before:
-      self._bar.update(more)
+    with self._advancing:
+      before = self._bytes // 10**6
+      self._bytes += number
+      if more := self._bytes // 10**6 - before:
+        self._bar.update(more)
 
 
 def _root() -> Path:
@@ -129,11 +132,10 @@ def _used(place: Path) -> bool:
 
 @contextlib.contextmanager
 def _alone(lock: Path) -> Iterator[None]:
-  """Excludes other processes and threads."""
+  """Excludes other processes and threads. The file stays: who waits for it would otherwise wait for another file."""
   with lock.open('w') as file:
     fcntl.flock(file, fcntl.LOCK_EX)
     yield
-    lock.unlink(missing_ok=True)
 
 
 def _download(folder: BucketPath, objects: Mapping[str, Entry], place: Path, bar: Any) -> None:

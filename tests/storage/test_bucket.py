@@ -102,6 +102,23 @@ def test_a_missing_bucket_is_named(store):
     objects.check(BucketPath('gs://no-such-bucket/x'))
 
 
+@pytest.mark.parametrize(
+  'status, expected',
+  [
+    ('401', 'there are no valid credentials; run `gcloud auth application-default login`'),
+    ('403', "give the account the role 'Storage Object User' on the bucket bucket-"),
+  ],
+)
+def test_missing_rights_are_explained_in_one_line(bucket, store, status, expected):
+  store.faults = [Fault(status)]
+  with pytest.raises(UserError, match=f"'{bucket}/x' cannot be used: .*{expected}") as error:
+    objects.check(bucket / 'x')
+  assert '\n' not in str(error.value)
+  store.faults = [Fault(status, uploads)]
+  with pytest.raises(UserError, match=expected):
+    objects.check(bucket / 'x', writes=True)
+
+
 def test_a_bucket_is_checked_without_a_trace(bucket):
   objects.check(bucket / 'x', writes=True)
   assert objects.entries(bucket) == {}
