@@ -2,6 +2,7 @@
 # make test    runs the whole test suite
 # make check   runs lint, type checks and fast tests; use it before every commit
 # make docs    builds the documentation site in build/site
+# make live    builds the page that runs in the browser, in build/live
 # make fuzz    tries mutated inputs, signals and full disks; FUZZ_SECONDS=600 runs longer
 # Set PYTHON to use another interpreter: make demo PYTHON=python3.12
 
@@ -11,7 +12,7 @@ FUZZ_SECONDS ?= 120
 FUZZ_SEED ?= 0
 PYTEST := JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest --numprocesses=2 --dist=worksteal
 
-.PHONY: demo test check lint docs fuzz clean
+.PHONY: demo test check lint docs live fuzz clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -35,7 +36,10 @@ lint: $(VENV)/.installed-check
 	$(VENV)/bin/pyright
 
 docs: $(VENV)/.installed-docs
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build  # --quiet would also ignore warnings, which must fail
+
+live: | $(VENV)/bin/python
+	$(VENV)/bin/python docs/live/build.py
 
 fuzz: $(VENV)/.installed-test
 	JAX_PLATFORMS=cpu $(VENV)/bin/python -m tests.fuzz --seconds=$(FUZZ_SECONDS) --seed=$(FUZZ_SEED)

@@ -140,8 +140,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     '--checkpoint',
     default='sam_shapes_multimask',
     type=places.model,
-    metavar='DIR',
-    help="a saved model's folder, or a shipped model (default: %(default)s)",
+    metavar='MODEL',
+    help="a saved model's folder, hf://OWNER/NAME, or a shipped model (default: %(default)s)",
   )
   how.add_argument(
     '--dtype',

@@ -141,8 +141,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     '--checkpoint',
     default='shapes',
     type=places.model,
-    metavar='DIR',
-    help="a saved model's folder, or a shipped model (default: %(default)s)",
+    metavar='MODEL',
+    help="a saved model's folder, hf://OWNER/NAME, or a shipped model (default: %(default)s)",
   )
   how.add_argument(
     '--dtype',

@@ -116,8 +116,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     '--checkpoint',
     default='shapes',
     type=places.model,
-    metavar='DIR',
-    help="a saved model's folder, or a shipped model (default: %(default)s)",
+    metavar='MODEL',
+    help="a saved model's folder, hf://OWNER/NAME, or a shipped model (default: %(default)s)",
   )
   what.add_argument(
     '--dtype',

@@ -33,7 +33,10 @@ def main(arguments: list[str] | None = None) -> int:
   """Runs the command."""
   parser = Parser(prog='python convert/flax_to_torch.py', description=(__doc__ or '').split('\n')[0])
   parser.add_argument(
-    '--input', required=True, type=places.model, help="a model's folder, a training run's workdir or a shipped model"
+    '--input',
+    required=True,
+    type=places.model,
+    help="a model's folder, a training run's workdir, hf://OWNER/NAME or a shipped model",
   )
   parser.add_argument(
     '--output', required=True, type=local_path, help='the .pth file to write; an existing one is replaced'
