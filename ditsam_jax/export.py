@@ -17,11 +17,21 @@ def main(arguments: list[str] | None = None) -> int:
   parser.add_argument('--output', required=True, type=local, help='output folder; an earlier export there is replaced')
   titles = '; '.join(f'{name}: {chosen.title}' for name, chosen in FORMATS.items())
   parser.add_argument('--format', choices=tuple(FORMATS), default='flax', help=titles)
-  dtypes = tuple(dict.fromkeys(dtype for chosen in FORMATS.values() for dtype in chosen.dtypes))
-  parser.add_argument('--dtype', choices=dtypes, default='float32', help='type of the stored weights')
+  parser.add_argument('--dtype', choices=_values('dtypes'), default='float32', help='type of the stored weights')
+  parser.add_argument('--quantise', choices=_values('quantise'), help='quantise the weights of matrix products (onnx)')
+  masks = (
+    "what the decoder returns: one mask per prompt, selected as by Meta's --return-single-mask, or all four (onnx)"
+  )
+  parser.add_argument('--masks', choices=_values('masks'), help=masks)
   options = parser.parse_args(arguments)
-  print(export(options.format, Request(options.checkpoint, options.output, options.dtype)))
+  request = Request(options.checkpoint, options.output, options.dtype, options.quantise, options.masks)
+  print(export(options.format, request))
   return 0
+
+
+def _values(option: str) -> tuple[str, ...]:
+  """The values of an option that any format supports."""
+  return tuple(dict.fromkeys(value for chosen in FORMATS.values() for value in getattr(chosen, option)))
 
 
 if __name__ == '__main__':

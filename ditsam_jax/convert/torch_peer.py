@@ -149,7 +149,7 @@ class Peer(torch.nn.Module):
     text = None
     if token_ids is not None:
       text = self.lang_encoder.bert(token_ids, attention_mask=token_mask).last_hidden_state
-    embedding = self._embed(images, text)
+    embedding = self.embed(images, text)
     prompts = (points, labels) if points is not None else None
     sparse = self.prompt_encoder(prompts, boxes, None)[0].to(embedding.dtype)
     if text is not None:
@@ -174,14 +174,17 @@ class Peer(torch.nn.Module):
       'logits': logits[:, 0],
     }
 
-  def _embed(self, images: torch.Tensor, text: torch.Tensor | None) -> torch.Tensor:
+  def embed(self, images: torch.Tensor, text: torch.Tensor | None) -> torch.Tensor:
+    """Encodes images [B, 3, S, S], with text features [B, T, Ct] or alone: [B, C, h, w]."""
     encoder = self.visual_encoder
     if self.config.image_encoder.attention_scope == 'windowed':
       return encoder(images)
     x = encoder.patch_embed(images)
     batch, h, w, width = x.shape
-    x = x + functional.interpolate(encoder.pos_embed.permute(0, 3, 1, 2), (h, w), mode='bicubic').permute(0, 2, 3, 1)
-    x = x.reshape(batch, h * w, width)
+    position = encoder.pos_embed
+    if position.shape[1:3] != (h, w):
+      position = functional.interpolate(position.permute(0, 3, 1, 2), (h, w), mode='bicubic').permute(0, 2, 3, 1)
+    x = (x + position).reshape(batch, h * w, width)
     slots_of = SLOTS[self.config.fusion] if text is not None else None
     slots = x[:, :0]
     for i, block in enumerate(encoder.blocks):

@@ -17,6 +17,7 @@ class Format(NamedTuple):
       writes the folder and returns a report for the terminal.
     dtypes: types that weights can be stored in, the default first.
     quantise: supported values of --quantise.
+    masks: supported values of --masks.
     packages: optional packages that it imports.
     extra: the extra of pyproject.toml that installs them.
   """
@@ -25,12 +26,22 @@ class Format(NamedTuple):
   module: str
   dtypes: tuple[str, ...]
   quantise: tuple[str, ...] = ()
+  masks: tuple[str, ...] = ()
   packages: tuple[str, ...] = ()
   extra: str = ''
 
 
 FORMATS = {
   'flax': Format('a copy for ditsam_jax', 'flax_folder', ('float32', 'float16', 'bfloat16')),
+  'onnx': Format(
+    'programs for ONNX Runtime',
+    'onnx_files',
+    ('float32', 'float16'),
+    quantise=('int8',),
+    masks=('best', 'all'),
+    packages=('onnx', 'onnxruntime', 'onnxscript', 'torch', 'segment_anything', 'transformers'),
+    extra='onnx',
+  ),
 }
 
 
@@ -45,6 +56,7 @@ def export(name: str, request: Request) -> str:
   for option, value, supported in (
     ('--dtype', request.dtype, chosen.dtypes),
     ('--quantise', request.quantise, chosen.quantise),
+    ('--masks', request.masks, chosen.masks),
   ):
     if value is not None and value not in supported:
       raise UserError(

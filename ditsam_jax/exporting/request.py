@@ -11,9 +11,11 @@ class Request(NamedTuple):
     output: the folder to write.
     dtype: type of the stored weights.
     quantise: 'int8' or None.
+    masks: what an ONNX decoder returns, 'best' or 'all'.
   """
 
   checkpoint: str
   output: str
   dtype: str = 'float32'
   quantise: str | None = None
+  masks: str | None = None

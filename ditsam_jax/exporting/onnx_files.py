@@ -1,0 +1,100 @@
+"""ONNX: text encoder, image encoder and decoder as files for ONNX Runtime, checked beside JAX.
+
+The programs are traced from the PyTorch peer, because no converter from JAX to ONNX installs beside the JAX versions that
+this library supports; docs/export.md has the details.
+"""
+
+from pathlib import Path
+
+import onnx_ir as ir
+
+from ditsam_jax.errors import UserError
+from ditsam_jax.exporting import interface, onnx_programs, reference
+from ditsam_jax.exporting.folders import check_target, written_folder
+from ditsam_jax.exporting.onnx_quantised import quantise
+from ditsam_jax.exporting.onnx_runtime import Session, differences
+from ditsam_jax.exporting.reference import TOLERANCE, Case, Stages
+from ditsam_jax.exporting.request import Request
+from ditsam_jax.exporting.source import read
+from ditsam_jax.storage.description import warn_if_fresh
+from ditsam_jax.storage.files import write_json
+from ditsam_jax.terminal import printable, progress
+
+
+def export(request: Request) -> str:
+  """Writes the files and compares them with JAX; for arguments, result and errors see `formats.export`."""
+  check_target(request.output, interface.FILE)
+  source = read(request)
+  warn_if_fresh(request.checkpoint)
+  programs = onnx_programs.programs(onnx_programs.peer_of(source), all_masks=request.masks == 'all')
+  with (
+    written_folder(request.output, interface.FILE) as folder,
+    progress(len(programs) + 1, 'exporting', 'program') as bar,
+  ):
+    files = [folder / program.file for program in programs]
+    for program, file in zip(programs, files):
+      onnx_programs.save(onnx_programs.trace(program), file)
+      bar.update()
+    cases = reference.cases(source)
+    stages = reference.computed(source, cases)
+    worst = _worst(Session(folder, source.config), cases, stages)
+    report = [_checked(worst)]
+    if request.quantise:
+      for file in files:
+        quantise(file)
+    if request.dtype == 'float16':
+      for file in files:
+        model = ir.load(file)
+        onnx_programs.halve(model)
+        onnx_programs.save(model, file)
+    if request.quantise:
+      worst = _worst(Session(folder, source.config), cases, stages)
+      report.append(f'as {request.quantise}, not limited:\n{_table(worst)}')
+    elif request.dtype == 'float16':
+      worst = _worst(Session(folder, source.config), cases, stages)
+      report = [_checked(worst)]
+    if source.pieces is not None:
+      (folder / interface.VOCABULARY).write_text('\n'.join(source.pieces) + '\n', encoding='utf-8')
+    described = interface.interface(
+      source,
+      'onnx',
+      [program.description() for program in programs],
+      opset=onnx_programs.OPSET,
+      weights={'dtype': request.dtype, 'quantised': request.quantise},
+      largest_differences_from_jax=worst,
+    )
+    write_json(folder / interface.FILE, described)
+    bar.update()
+  return '\n'.join([*report, *_sizes(Path(request.output))])
+
+
+def _worst(session: Session, cases: list[Case], stages: list[Stages]) -> dict[str, float]:
+  """The largest relative difference of every output over all cases."""
+  worst: dict[str, float] = {}
+  for case, expected in zip(cases, stages):
+    for name, value in differences(session(case), expected, case).items():
+      worst[name] = max(worst.get(name, 0.0), value)
+  return worst
+
+
+def _checked(worst: dict[str, float]) -> str:
+  """A table of differences. Raises UserError if one is beyond the tolerance."""
+  if not all(value <= TOLERANCE for value in worst.values()):  # also catches NaN
+    name = max(worst, key=lambda name: float('inf') if worst[name] != worst[name] else worst[name])
+    raise UserError(
+      f'{name} in ONNX Runtime differs from JAX by {worst[name]:.1e} of its largest value, more than {TOLERANCE:.0e}; '
+      f'nothing was written; please report this with your model.json'
+    )
+  return f'largest differences of ONNX Runtime from JAX, relative to the largest value:\n{_table(worst)}'
+
+
+def _table(worst: dict[str, float]) -> str:
+  return '\n'.join(f'  {name:16} {value:.1e}' for name, value in worst.items())
+
+
+def _sizes(folder: Path) -> list[str]:
+  files = sorted(path for path in folder.iterdir() if path.is_file())
+  total = sum(file.stat().st_size for file in files)
+  return [f'  {file.name:20} {file.stat().st_size / 1e6:8.2f} MB' for file in files] + [
+    f'{printable(folder)}: {total / 1e6:.2f} MB'
+  ]
