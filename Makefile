@@ -2,6 +2,7 @@
 # make test    runs the whole test suite
 # make check   runs lint, type checks and fast tests; use it before every commit
 # make docs    builds the documentation site in build/site
+# make notebooks  executes the notebooks into build/notebooks, with small random files in place of downloads
 # make fuzz    tries mutated inputs, signals and full disks; FUZZ_SECONDS=600 runs longer
 # Set PYTHON to use another interpreter: make demo PYTHON=python3.12
 
@@ -10,8 +11,9 @@ VENV := .venv
 FUZZ_SECONDS ?= 120
 FUZZ_SEED ?= 0
 PYTEST := JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest --numprocesses=2 --dist=worksteal
+PAPERMILL := JAX_PLATFORMS=cpu $(VENV)/bin/python -m papermill --no-progress-bar
 
-.PHONY: demo test check lint docs fuzz clean
+.PHONY: demo test check lint docs notebooks fuzz clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -36,6 +38,15 @@ lint: $(VENV)/.installed-check
 
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+
+# Paths are seen from the root of the repository, where the notebooks' first cell goes.
+notebooks: $(VENV)/.installed-notebooks
+	rm -rf build/notebooks && mkdir -p build/notebooks
+	$(PAPERMILL) notebooks/quickstart.ipynb build/notebooks/quickstart.ipynb -p WORK build/notebooks/quickstart
+	$(PAPERMILL) notebooks/from_pytorch.ipynb build/notebooks/from_pytorch.ipynb -p WORK build/notebooks/from_pytorch \
+	  -p STAND_INS True
+	$(PAPERMILL) notebooks/train_on_tpu.ipynb build/notebooks/train_on_tpu.ipynb -p WORK build/notebooks/train_on_tpu \
+	  -p STAND_INS True
 
 fuzz: $(VENV)/.installed-test
 	JAX_PLATFORMS=cpu $(VENV)/bin/python -m tests.fuzz --seconds=$(FUZZ_SECONDS) --seed=$(FUZZ_SEED)

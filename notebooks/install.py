@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import tomllib
+import warnings
 from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
@@ -21,6 +22,7 @@ from packaging.utils import canonicalize_name
 CLONE = Path(__file__).resolve().parents[1]
 _GOOGLE = '0x1ae0'  # PCI vendor
 _TPUS = {'0x0027', '0x005e', '0x0062', '0x0063', '0x006f', '0x0076'}  # PCI devices: v2 and v3, v4, v5p, v5e, v6e, 7x
+PIP_OPTIONS = ('--quiet', '--disable-pip-version-check')
 _CUDA_13 = 580, (7, 5)  # the oldest driver and compute capability that CUDA 13 supports
 
 
@@ -41,6 +43,7 @@ def install(*extras: str, keep: Iterable[str] = ()) -> None:
     RestartNeeded: the kernel had imported a package that was replaced.
     RuntimeError: Python is too old, or pip failed.
   """
+  warnings.filterwarnings('ignore', message='IProgress not found')  # of tqdm: bars are drawn as text then
   project = tomllib.loads((CLONE / 'pyproject.toml').read_text())['project']
   if not Requirement(f'python{project["requires-python"]}').specifier.contains(platform.python_version()):
     raise RuntimeError(
@@ -107,7 +110,7 @@ def is_met(one: Requirement) -> bool:
 
 
 def _pip(wanted: list[Requirement]) -> None:
-  pip = [sys.executable, '-m', 'pip', 'install', '--quiet', '--disable-pip-version-check', *map(str, wanted)]
+  pip = [sys.executable, '-m', 'pip', 'install', *PIP_OPTIONS, *map(str, wanted)]
   done = subprocess.run(pip, capture_output=True, text=True)
   if done.returncode:
     raise RuntimeError(f'pip failed: {" ".join(done.stderr.split())[-1000:]}')
