@@ -11,7 +11,7 @@ VENV := .venv
 FUZZ_SECONDS ?= 120
 FUZZ_SEED ?= 0
 PYTEST := JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest --numprocesses=2 --dist=worksteal
-PAPERMILL := JAX_PLATFORMS=cpu $(VENV)/bin/python -m papermill --no-progress-bar
+PAPERMILL := JAX_PLATFORMS=cpu JAX_COMPILATION_CACHE_DIR=$(CURDIR)/build/notebooks/compiled $(VENV)/bin/python -m papermill --no-progress-bar
 
 .PHONY: demo test check lint docs notebooks fuzz clean
 .DELETE_ON_ERROR:
@@ -42,10 +42,11 @@ docs: $(VENV)/.installed-docs
 # Paths are seen from the root of the repository, where the notebooks' first cell goes.
 notebooks: $(VENV)/.installed-notebooks
 	rm -rf build/notebooks && mkdir -p build/notebooks
-	$(PAPERMILL) notebooks/quickstart.ipynb build/notebooks/quickstart.ipynb -p WORK build/notebooks/quickstart
-	$(PAPERMILL) notebooks/from_pytorch.ipynb build/notebooks/from_pytorch.ipynb -p WORK build/notebooks/from_pytorch \
+	$(PAPERMILL) notebooks/quickstart.ipynb build/notebooks/quickstart.ipynb -p WORK build/notebooks/quickstart \
+	  -p STEPS 45
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PAPERMILL) notebooks/from_pytorch.ipynb build/notebooks/from_pytorch.ipynb -p WORK build/notebooks/from_pytorch \
 	  -p STAND_INS True
-	$(PAPERMILL) notebooks/train_on_tpu.ipynb build/notebooks/train_on_tpu.ipynb -p WORK build/notebooks/train_on_tpu \
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PAPERMILL) notebooks/train_on_tpu.ipynb build/notebooks/train_on_tpu.ipynb -p WORK build/notebooks/train_on_tpu \
 	  -p STAND_INS True
 
 fuzz: $(VENV)/.installed-test

@@ -9,20 +9,20 @@ import json
 import pickle
 import shutil
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 
+import ditsam_jax
 from ditsam_jax.convert.flax_to_torch import unused_tensors
 from ditsam_jax.convert.torch_peer import Peer, segment_anything_modeling
-from ditsam_jax.data.shapes import ScenesConfig
-from ditsam_jax.data.shapes import builder as shapes
 from ditsam_jax.models.config import DitSamConfig, ImageEncoderConfig, TextEncoderConfig
 
 WIDTH, DEPTH, HEADS, GRID, WINDOW, GLOBAL_BLOCKS = 128, 2, 2, 16, 7, (1,)  # the decoder has SAM's sizes
 IMAGE_SIZE = 128  # of models with text; SAM's own is 16 * GRID
-VOCABULARY = Path(shapes.__file__).with_name('vocab.txt')
+VOCABULARY = Path(ditsam_jax.__file__).parent / 'data' / 'shapes' / 'vocab.txt'
 
 # Options of `torch_to_flax` for a checkpoint of the DIT release, which does not state them.
 CONVERT_OPTIONS = [f'--text-heads={HEADS}', f'--image-size={IMAGE_SIZE}']
@@ -44,6 +44,7 @@ TRAIN_OPTIONS = [
   '--config.data.augmentation.scale_steps=2',
   '--config.data.batch_size=4',
   '--config.accumulate=1',
+  '--config.dtype=float32',  # bfloat16 compiles slowly for CPUs
   '--config.eval_batch_size=8',
   '--config.epochs=None',
   '--config.total_steps=6',
@@ -90,7 +91,7 @@ def write_hugging_face_sam(folder: Path) -> None:
     'mlp_dim': 4 * WIDTH,
   }
   config = SamConfig(vision_config=vision, prompt_encoder_config={'image_size': 16 * GRID})
-  randomised(SamModel(config)).save_pretrained(folder)
+  _save(SamModel(config), folder)
 
 
 def write_bert(folder: Path) -> None:
@@ -105,7 +106,7 @@ def write_bert(folder: Path) -> None:
     num_attention_heads=HEADS,
     intermediate_size=2 * WIDTH,
   )
-  randomised(BertModel(config)).save_pretrained(folder)
+  _save(BertModel(config), folder)
   shutil.copy(VOCABULARY, folder / 'vocab.txt')
 
 
@@ -126,13 +127,16 @@ def write_dit(file: Path) -> None:
 def write_refcoco(root: Path, images: int = 24) -> None:
   """Writes root/refcoco/ with refs(unc).p and instances.json, and root/train2014/ with JPEG files.
 
-  Half of the images are for training, a sixth each for val, testA and testB.
+  Half of the images are for training, a sixth each for val, testA and testB. Needs the extra `train`.
   """
+  from ditsam_jax.data.shapes import ScenesConfig
+  from ditsam_jax.data.shapes.builder import described_scene
+
   (root / 'refcoco').mkdir(parents=True, exist_ok=True)
   (root / 'train2014').mkdir(exist_ok=True)
   infos, annotations, refs, numbers = [], [], [], itertools.count(1)
   for index in range(images):
-    scene, sentences = shapes.described_scene(ScenesConfig(image_size=160), 'train', index)
+    scene, sentences = described_scene(ScenesConfig(image_size=160), 'train', index)
     image_id, split = 581000 + index, ('train', 'val', 'train', 'testA', 'train', 'testB')[index % 6]
     name = f'COCO_train2014_{image_id:012d}.jpg'
     cv2.imwrite(str(root / 'train2014' / name), scene.image[..., ::-1])
@@ -173,6 +177,13 @@ def randomised(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
       if parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all()):
         parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
   return module.eval()
+
+
+def _save(model: Any, folder: Path) -> None:
+  from transformers.utils import logging
+
+  logging.disable_progress_bar()
+  randomised(model).save_pretrained(folder)
 
 
 def _polygons(mask: np.ndarray) -> list[list[float]]:
