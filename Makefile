@@ -11,7 +11,6 @@ VENV := .venv
 FUZZ_SECONDS ?= 120
 FUZZ_SEED ?= 0
 PYTEST := JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest --numprocesses=2 --dist=worksteal
-PAPERMILL := JAX_PLATFORMS=cpu JAX_COMPILATION_CACHE_DIR=$(CURDIR)/build/notebooks/compiled $(VENV)/bin/python -m papermill --no-progress-bar
 
 .PHONY: demo test check lint docs notebooks fuzz clean
 .DELETE_ON_ERROR:
@@ -39,15 +38,14 @@ lint: $(VENV)/.installed-check
 docs: $(VENV)/.installed-docs
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
 
-# Paths are seen from the root of the repository, where the notebooks' first cell goes.
+# The first cell goes to the root of the repository. Without XLA's optimisations small models compile faster.
+execute = JAX_PLATFORMS=cpu JAX_COMPILATION_CACHE_DIR=$(CURDIR)/build/notebooks/compiled $(VENV)/bin/python -m papermill \
+  --no-progress-bar notebooks/$(1).ipynb build/notebooks/$(1).ipynb -p WORK build/notebooks/$(1)
 notebooks: $(VENV)/.installed-notebooks
 	rm -rf build/notebooks && mkdir -p build/notebooks
-	$(PAPERMILL) notebooks/quickstart.ipynb build/notebooks/quickstart.ipynb -p WORK build/notebooks/quickstart \
-	  -p STEPS 45
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PAPERMILL) notebooks/from_pytorch.ipynb build/notebooks/from_pytorch.ipynb -p WORK build/notebooks/from_pytorch \
-	  -p STAND_INS True
-	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(PAPERMILL) notebooks/train_on_tpu.ipynb build/notebooks/train_on_tpu.ipynb -p WORK build/notebooks/train_on_tpu \
-	  -p STAND_INS True
+	$(call execute,quickstart) -p STEPS 45
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(call execute,from_pytorch) -p STAND_INS True
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(call execute,train_on_tpu) -p STAND_INS True
 
 fuzz: $(VENV)/.installed-test
 	JAX_PLATFORMS=cpu $(VENV)/bin/python -m tests.fuzz --seconds=$(FUZZ_SECONDS) --seed=$(FUZZ_SEED)
