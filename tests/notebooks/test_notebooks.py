@@ -46,6 +46,7 @@ def test_a_notebook_is_valid_and_equal_to_its_markdown(name):
     return [(cell.cell_type, cell.source, cell.metadata.get('tags', [])) for cell in found.cells]
 
   assert inputs(notebook(name)) == inputs(markdown)
+  assert all(set(cell.metadata) <= {'tags'} for cell in notebook(name).cells)  # no times and places of a run
 
 
 @pytest.mark.parametrize('name', NAMES)
