@@ -53,7 +53,7 @@ def install(*extras: str, keep: Iterable[str] = ()) -> None:
   wanted = requirements(project, [*extras, *filter(None, [accelerator])])
   kept = {name for name in map(canonicalize_name, keep) if _version(name)}
   wanted = [one for one in wanted if canonicalize_name(one.name) not in kept]
-  print(f'{about}; Python {platform.python_version()}; ditsam_jax {project["version"]} in {CLONE}')
+  print(f'{about}; Python {platform.python_version()}; ditsam_jax {project["version"]}')
   missing = [one for one in wanted if not is_met(one)]
   if missing:
     before, loaded, started = _versions(), _loaded_files(), time.monotonic()
