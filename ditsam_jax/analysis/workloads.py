@@ -84,15 +84,10 @@ class Training:
 
     return self._store.find(_description(config), self._target, compiled)
 
-  @functools.cached_property
-  def _model(self) -> DitSam:
-    return _abstract(checks.check(self._config).model)
-
   def gradient_bytes(self, settings: Settings) -> float:
     """Bytes per chip of the f32 sums of gradients that accumulation adds."""
-    model = self._model
-    trained = trained_of(Structure(model).parameters, freeze_pattern(settings.freeze))
-    sizes = {name: math.prod(variable.shape) for name, variable in weights_of(model).items()}
+    sizes = _parameter_sizes(checks.check(self._config).model)
+    trained = trained_of(set(sizes), freeze_pattern(settings.freeze))
     return 4 * sum(sizes[name] for name in trained) / self._fsdp
 
 
@@ -143,6 +138,13 @@ class Inference:
       return structure.module(weights)(*inputs, execution=execution).logits
 
     return jax.jit(forward).lower(weights, *inputs)
+
+
+@functools.cache
+def _parameter_sizes(config: DitSamConfig) -> dict[str, int]:
+  model = _abstract(config)
+  weights = weights_of(model)
+  return {name: math.prod(weights[name].shape) for name in Structure(model).parameters}
 
 
 def _abstract(config: DitSamConfig) -> DitSam:
