@@ -31,7 +31,7 @@ from ditsam_jax.storage.files import read_json, write_json
 _PACKAGE = Path(__file__).parents[1]
 # What programs are made of: a change of these files makes figures outdated.
 _SOURCES = (
-  *('models/*.py', 'ops/**/*.py', 'analysis/workloads.py'),
+  *('models/*.py', 'ops/**/*.py'),
   *(f'parallel/{name}.py' for name in ('activations', 'sharding', 'weights')),
   *(f'training/{name}.py' for name in ('loss', 'optimizer', 'program', 'prompt_rounds', 'step')),
 )
