@@ -33,6 +33,13 @@ class Format(NamedTuple):
 
 FORMATS = {
   'flax': Format('a copy for ditsam_jax', 'flax_folder', ('float32', 'float16', 'bfloat16')),
+  'safetensors': Format(
+    "transformers' SamModel for plain SAM, ditsam_jax for models with text",
+    'safetensors_folder',
+    ('float32', 'float16', 'bfloat16'),
+    packages=('safetensors',),
+    extra='hub',
+  ),
   'onnx': Format(
     'programs for ONNX Runtime',
     'onnx_files',
