@@ -112,7 +112,7 @@ BROKEN = [
   (
     'bare',
     'from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict()\n',
-    ['config.task is missing', "'text' or 'prompts'"],
+    ['config.task is missing', 'text, prompts, interactive'],
   ),
   (
     'unknown',
