@@ -17,6 +17,7 @@ TRACEBACK = 'DITSAM_TRACEBACK'  # environment variable; 1 shows tracebacks and t
 _EXTRA_OF = {  # the extra that installs an optional package
   **dict.fromkeys(('array_record', 'grain', 'ml_collections', 'optax', 'tensorboardX', 'tensorflow_datasets'), 'train'),
   **dict.fromkeys(('safetensors', 'segment_anything', 'torch', 'transformers'), 'convert'),
+  'flatbuffers': 'stablehlo',
   **dict.fromkeys(('onnx', 'onnx_ir', 'onnxruntime', 'onnxscript'), 'onnx'),
   **dict.fromkeys(('h11', 'multipart', 'prometheus_client', 'python_multipart', 'starlette', 'uvicorn'), 'serve'),
 }

@@ -33,6 +33,13 @@ class Format(NamedTuple):
 
 FORMATS = {
   'flax': Format('a copy for ditsam_jax', 'flax_folder', ('float32', 'float16', 'bfloat16')),
+  'stablehlo': Format(
+    'programs for JAX alone, without this library',
+    'stablehlo',
+    ('float32', 'float16'),
+    packages=('flatbuffers',),
+    extra='stablehlo',
+  ),
   'onnx': Format(
     'programs for ONNX Runtime',
     'onnx_files',
