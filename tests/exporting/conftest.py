@@ -1,5 +1,6 @@
 """Small models as saved folders, and one export of each kind for all tests."""
 
+import dataclasses
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,11 +12,19 @@ from ditsam_jax.exporting.request import Request
 from ditsam_jax.exporting.source import Source, read
 from ditsam_jax.models import config as models
 from ditsam_jax.storage import saved_model
-from tests.small_models import SAM, random_model, small_config
+from tests.small_models import SAM as LARGER_SAM
+from tests.small_models import random_model, small_config
 
 WORDS = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', 'the', 'red', 'circle', 'large', 'left', 'of', 'small', 'blue', 'star']
 DIT = small_config(
   mask_decoder=models.MaskDecoderConfig(width=16, depth=1, heads=2, mlp_width=16, iou_hidden=16), mask_threshold=0.35
+)
+
+# One block with windows and one without: tracing takes seconds per block.
+SAM = dataclasses.replace(
+  LARGER_SAM,
+  image_encoder=dataclasses.replace(LARGER_SAM.image_encoder, depth=2),
+  mask_decoder=dataclasses.replace(LARGER_SAM.mask_decoder, depth=1),
 )
 
 

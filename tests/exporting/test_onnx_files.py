@@ -18,8 +18,7 @@ from ditsam_jax.exporting.reference import cases, computed
 from ditsam_jax.exporting.request import Request
 from ditsam_jax.geometry.letterbox import letterbox
 from ditsam_jax.inference.framing import resized_as_meta
-from tests.exporting.conftest import DIT, saved
-from tests.small_models import SAM
+from tests.exporting.conftest import DIT, SAM, saved
 
 pytestmark = pytest.mark.slow
 

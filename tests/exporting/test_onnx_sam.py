@@ -6,9 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.exporting.conftest import Exported
+from tests.exporting.conftest import SAM, Exported
 from tests.meta_sam import meta_package, meta_sam
-from tests.small_models import SAM
 
 pytestmark = pytest.mark.slow
 INPUTS = ['image_embeddings', 'point_coords', 'point_labels', 'mask_input', 'has_mask_input', 'orig_im_size']

@@ -17,8 +17,8 @@ from ditsam_jax.exporting import stablehlo
 from ditsam_jax.inference.programs import parts_of
 from ditsam_jax.inference.segmenter import Segmenter
 from ditsam_jax.models.prompt_encoder import ABSENT
-from tests.exporting.conftest import DIT, Exported, exported
-from tests.small_models import GOLDEN, SAM, random_model, small_config
+from tests.exporting.conftest import DIT, SAM, Exported, exported
+from tests.small_models import GOLDEN, random_model, small_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -67,7 +67,9 @@ np.save('mask.npy', mask)
   run = subprocess.run([sys.executable, '-I', '-S', '-c', program], cwd=tmp_path, capture_output=True, text=True)
   assert run.returncode == 0, run.stderr
   expected = Segmenter(dit.model, dtype='float32')(image, 'the large red circle')
-  assert (np.load(tmp_path / 'mask.npy') != expected.mask).mean() < 1e-3  # pixels at the threshold may round differently
+  assert (
+    np.load(tmp_path / 'mask.npy') != expected.mask
+  ).mean() < 1e-3  # pixels at the threshold may round differently
   assert 0 < expected.mask.mean() < 1
 
 
