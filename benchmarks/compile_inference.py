@@ -1,8 +1,9 @@
-"""Compiles inference for an H100 without a GPU: JAX_PLATFORMS=cpu python benchmarks/compile_inference.py
+"""Compiles inference for a GPU without having one: JAX_PLATFORMS=cpu python benchmarks/compile_inference.py
 
-Needs jax[cuda12]. The programs are those that prediction and evaluation share (inference/programs.py), in bfloat16, which
-dtype 'auto' means on GPUs. Prints one JSON line per model, program and number of rows: seconds of compilation, temporary
-memory, the number of calls to cuDNN's fused attention, and whether the program contains an array of queries by keys.
+Needs JAX's CUDA plugin (the extra 'cuda12' or 'cuda13'). The programs are those that prediction and evaluation share
+(inference/programs.py), in bfloat16, which dtype 'auto' means on GPUs. Prints one JSON line per model, program and number
+of rows: seconds of compilation, temporary memory, the number of calls to cuDNN's fused attention, and whether the program
+contains an array of queries by keys.
 Exits with status 1 if an encoder has fewer than one call per block, or contains such an array.
 """
 
@@ -18,34 +19,12 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.experimental import topologies
 
+from ditsam_jax.analysis.targets import Target, devices_of, lowering, parse_topology
 from ditsam_jax.inference import programs
 from ditsam_jax.models.config import PRESETS, DitSamConfig, sam
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.weights import dtype_named, is_position
-from ditsam_jax.ops.attention import cudnn
-
-# XLA's GpuTargetConfigProto, with the card's published limits.
-H100 = """
-gpu_device_info {
-  threads_per_block_limit: 1024 threads_per_warp: 32 threads_per_core_limit: 2048
-  shared_memory_per_block: 49152 shared_memory_per_core: 233472 shared_memory_per_block_optin: 232448
-  registers_per_core_limit: 65536 registers_per_block_limit: 65536
-  block_dim_limit_x: 2147483647 block_dim_limit_y: 65535 block_dim_limit_z: 65535
-  thread_dim_limit_x: 1024 thread_dim_limit_y: 1024 thread_dim_limit_z: 64
-  core_count: 132 fpus_per_core: 128 clock_rate_ghz: 1.98 l2_cache_size: 52428800
-  memory_bandwidth: 3352320000000 device_memory_size: 84942979072
-  cuda_compute_capability { major: 9 }
-  device_vendor: "NVIDIA Corporation" name: "NVIDIA H100 80GB HBM3"
-}
-platform_name: "CUDA"
-dnn_version_info { major: 9 minor: 10 patch: 0 }
-device_description_str: "NVIDIA H100 80GB HBM3"
-"""
-CAPABILITY = (9, 0)
-# Triton GEMMs would be autotuned by timing them on the card.
-OPTIONS = {'xla_gpu_enable_triton_gemm': False}
 
 
 def main() -> int:
@@ -53,37 +32,24 @@ def main() -> int:
   parser.add_argument('--models', nargs='+', default=['ldit', 'sam'], choices=('ldit', 'edit', 'text', 'sam'))
   parser.add_argument('--size', default='vit_b', choices=PRESETS)
   parser.add_argument('--rows', nargs='+', type=int, default=[1, 8])
+  parser.add_argument('--topology', default='h100:1', help='one GPU: h100:1, a100-40:1, ...')
   options = parser.parse_args()
-  device = h100()
-  failed = False
+  target = parse_topology(options.topology)
+  with lowering(target):
+    return int(compile_all(options, target))
+
+
+def compile_all(options: argparse.Namespace, target: Target) -> bool:
+  """Compiles and prints everything; returns whether an encoder lacks fused attention."""
+  device, failed = devices_of(target)[0], False
   for name in options.models:
     config = model_config(name, options.size)
     for rows in options.rows:
       for program, lowered in lowered_programs(config, rows, device):
-        row = {'model': name, 'size': options.size, 'program': program, 'rows': rows, **report(lowered, config)}
+        row = {'model': name, 'size': options.size, 'program': program, 'rows': rows, **report(lowered, config, target)}
         print(json.dumps(row), flush=True)
         failed |= program == 'encode' and (row['fused'] < config.image_encoder.depth or row['square'])
-  return int(failed)
-
-
-def h100() -> jax.Device:
-  """Returns an H100 for the compiler, and makes JAX's checks of the local GPU describe it."""
-  jax.devices()  # registers the CUDA plugin in addition to the CPU
-  topology = topologies.get_topology_desc(platform='cuda', topology_name='', target_config=H100, topology='1x1x1')
-  assume_capability(CAPABILITY)
-  return topology.devices[0]
-
-
-def assume_capability(capability: tuple[int, int]) -> None:
-  """Makes this library and JAX use the target's compute capability in place of the local GPU's.
-
-  There is no public API for this: jax.nn.dot_product_attention queries the local GPU even when lowering for another.
-  """
-  from jax._src.cudnn import fused_attention_stablehlo as fused
-
-  cudnn.compute_capability = lambda: capability
-  fused.check_compute_capability = lambda required: capability >= tuple(map(int, required.split('.')))
-  fused.is_cuda_compute_capability_equal = lambda other: capability == tuple(map(int, other.split('.')))
+  return failed
 
 
 def model_config(name: str, size: str) -> DitSamConfig:
@@ -130,10 +96,10 @@ def lowered_programs(config: DitSamConfig, rows: int, device: jax.Device):
   )
 
 
-def report(lowered, config: DitSamConfig) -> dict:
+def report(lowered, config: DitSamConfig, target: Target) -> dict:
   """Compiles a program and returns the figures to print."""
   started = time.perf_counter()
-  compiled = lowered.compile(compiler_options=OPTIONS)
+  compiled = lowered.compile(compiler_options=target.options)
   text = compiled.as_text()
   return {
     'seconds': round(time.perf_counter() - started, 1),

@@ -15,7 +15,7 @@ COMMANDS = {
   'export': 'export a model to another runtime, or copy it in a smaller type',
   'torch_to_flax': 'convert PyTorch weights to a model',
   'flax_to_torch': 'convert a model to PyTorch weights',
-  'compile_report': 'compile a training step for a TPU slice, without a TPU',
+  'compile_report': 'compile a training step for TPUs or GPUs without having them; find what fits',
 }
 
 

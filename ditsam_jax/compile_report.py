@@ -1,14 +1,17 @@
-"""Compiles a training step for a TPU slice, without a TPU, and reports its requirements: python -m ditsam_jax.compile_report --topology=v5e:4x4 ...
+"""Compiles a training step for TPUs or GPUs without having them, and reports its requirements: python -m ditsam_jax.compile_report --topology=v5e:4x4 ...
 
-  python -m ditsam_jax.compile_report --config=ldit --topology=v5e:4x4 --config.data.batch_size=128
+  python -m ditsam_jax.compile_report --config=ldit --topology=h100:8 --config.dtype=bfloat16
   python -m ditsam_jax.compile_report --config=ldit --topology=v5e:4x4 --compare=mesh.fsdp=16,mesh.data=1 \\
-    --compare=mesh.fsdp=4,mesh.data=4 --compare=topology=v5e:8x8,data.batch_size=512
+    --compare=mesh.fsdp=4,mesh.data=4 --compare=topology=h100:8x2,data.batch_size=512
+  python -m ditsam_jax.compile_report --config=ldit --fit=rtx4090:1
 
-Compiles the real train step with the TPU compiler (`pip install -e '.[tpu]'`). Memory, FLOPs and collectives are those of
-the compiled program; times are estimates from the chip's published peaks.
+Compiles the real train step with the TPU compiler (`pip install -e '.[tpu]'`) or the CUDA one (`.[cuda12]`, `.[cuda13]`).
+Memory, FLOPs and collectives are those of the compiled program; times are estimates from published peaks. `--fit` finds
+the largest batch per device and the fastest settings for the config's batch, and prints the command to run.
 """
 
 import argparse
+import os
 import re
 import sys
 import time
@@ -18,20 +21,23 @@ import jax
 from ml_collections import ConfigDict
 
 from ditsam_jax import command_line
-from ditsam_jax.analysis import chips
+from ditsam_jax.analysis import fit, targets
 from ditsam_jax.analysis.chart import bar_chart
+from ditsam_jax.analysis.figures import Store
 from ditsam_jax.analysis.report import Report, Step, analyse, fully_sharded_bytes
 from ditsam_jax.analysis.table import table
-from ditsam_jax.config import changes, checks, files, lengths
+from ditsam_jax.analysis.targets import Target
+from ditsam_jax.analysis.workloads import program
+from ditsam_jax.config import changes, files
 from ditsam_jax.config.run import RunConfig
+from ditsam_jax.errors import UserError
 from ditsam_jax.models.flops import training_flops
 from ditsam_jax.options import Parser
-from ditsam_jax.parallel.sharding import make_mesh
 from ditsam_jax.storage.files import write_json
 from ditsam_jax.storage.image_files import write_png
 from ditsam_jax.storage.paths import local_path
 from ditsam_jax.terminal import say
-from ditsam_jax.training.program import Program, build
+from ditsam_jax.training.program import Program
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,7 +49,10 @@ def main(arguments: list[str] | None = None) -> int:
     epilog='--config.any.field=value changes a field of the config',
   )
   parser.add_argument('--config', required=True, metavar='NAME[:DATA]', help=files.HELP)
-  parser.add_argument('--topology', required=True, metavar='CHIP:SLICE', help='v5e:4x4, v5p:2x2x2, v6e:8x8, ...')
+  chips = 'v5e:4x4, v5p:2x2x2 (TPU slices), h100:8 (GPUs of one host), a100-80:8x4 (of four hosts), ...'
+  what = parser.add_mutually_exclusive_group(required=True)
+  what.add_argument('--topology', metavar='CHIP:SHAPE', help=f'report one step for {chips}')
+  what.add_argument('--fit', metavar='CHIP:SHAPE', help='find the largest batch and the fastest settings that fit')
   parser.add_argument(
     '--compare',
     action='append',
@@ -55,15 +64,27 @@ def main(arguments: list[str] | None = None) -> int:
   parser.add_argument(
     '--picture', type=local_path, metavar='FILE.png', help='also draw a bar chart of memory and time to this PNG file'
   )
+  parser.add_argument(
+    '--cache',
+    type=local_path,
+    metavar='FILE',
+    help='with --fit: keep figures of compiled programs in this JSON file (default: ~/.cache/ditsam_jax/figures.json)',
+  )
   overrides, rest = changes.split_arguments(arguments)
   options = parser.parse_args(rest)
+  if options.fit and (options.compare or options.picture):
+    raise UserError('--fit finds settings by itself; leave --compare and --picture out, or give --topology')
+  if options.cache and not options.fit:
+    raise UserError('--cache belongs to --fit; leave it out, or give --fit in place of --topology')
+  jax.config.update('jax_platforms', 'cpu')  # compilers need no accelerator; do not look for one
+  if options.fit:
+    return _fit(options, overrides)
   cases = {text or options.topology: _case(options, overrides, text) for text in options.compare or ['']}
 
-  jax.config.update('jax_platforms', 'cpu')  # the compiler needs no TPU; do not look for one
   reports = {}
-  for name, (topology, config) in cases.items():
+  for name, (target, config) in cases.items():
     say(f'compiling {len(reports) + 1} of {len(cases)}: {name} ...')
-    reports[name] = report(config, topology)
+    reports[name] = report(config, target)
     say(f'  {reports[name].compile_seconds:.0f} s')
   config_name = options.config + ''.join(f' --config.{override}' for override in overrides)
   print(table(config_name, reports))
@@ -75,28 +96,36 @@ def main(arguments: list[str] | None = None) -> int:
   return 0
 
 
-def report(config: ConfigDict, topology: str) -> Report:
-  """Compiles the train step of a config for a slice.
+def report(config: ConfigDict, target: Target) -> Report:
+  """Compiles the train step of a config for a target.
 
   Raises:
-    UserError: the compiler is not installed, the topology is unknown, or the mesh does not divide the batch or the heads.
+    UserError: the compiler is not installed, or the mesh does not divide the batch or the heads.
   """
-  chip, count = chips.parse_topology(topology)
-  checked = checks.check(config)
-  mesh = make_mesh(checked.mesh, chips.topology_devices(topology))
-  run = lengths.resolve(config, lambda: lengths.samples_without_data(checked))
-  program = build(run, run.model, mesh)
-  return analyse(program.lower(), chip, count, _step(run, program), time.monotonic)
+  with targets.lowering(target):
+    run, built = program(config, target)
+    return analyse(built.lower(), target, _step(run, built), time.monotonic)
 
 
-def _case(options: argparse.Namespace, overrides: list[str], text: str) -> tuple[str, ConfigDict]:
-  """Returns the checked topology and config of one column."""
+def _fit(options: argparse.Namespace, overrides: list[str]) -> int:
+  target = targets.parse_topology(options.fit)
+  config = files.load(options.config, overrides)
+  cache = options.cache or Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'ditsam_jax/figures.json'
+  found = fit.training(config, overrides, target, Store(cache))
+  print(fit.described(found, options.config, overrides))
+  if options.json:
+    options.json.absolute().parent.mkdir(parents=True, exist_ok=True)
+    write_json(options.json, fit.to_json(found))
+    print('written:', options.json)
+  return 0
+
+
+def _case(options: argparse.Namespace, overrides: list[str], text: str) -> tuple[Target, ConfigDict]:
+  """Returns the target and the config of one column."""
   given = (change.partition('=') for change in re.split(r',(?=[a-z_][\w.]*=)', text) if change)
   different: dict[str, str] = {name: value for name, _, value in given}
-  topology = different.pop('topology', options.topology)
-  chips.parse_topology(topology)
-  config = files.load(options.config, overrides + [f'{name}={value}' for name, value in different.items()])
-  return topology, config
+  target = targets.parse_topology(different.pop('topology', options.topology))
+  return target, files.load(options.config, overrides + [f'{name}={value}' for name, value in different.items()])
 
 
 def _step(config: RunConfig, program: Program) -> Step:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from ditsam_jax import compile_report
-from ditsam_jax.analysis import chips
+from ditsam_jax.analysis import targets
 from ditsam_jax.errors import UserError
 from tests.devices import run_on_devices
 
@@ -29,8 +29,8 @@ import os
 os.environ['XLA_FLAGS'] += ' --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true'
 import jax
 from ditsam_jax import compile_report
-from ditsam_jax.analysis import chips
-chips.topology_devices = lambda topology: jax.devices()[:chips.parse_topology(topology)[1]]
+from ditsam_jax.analysis import targets
+targets.devices_of = lambda target, memory=None: jax.devices()[:target.count]
 assert compile_report.main(%r) == 0
 """
 
@@ -68,21 +68,29 @@ def test_the_training_step_in_table_json_and_picture(tmp_path):
   [
     (['--topology=v5e:3x3'], 'slices of v5e are 1x1, 2x2'),
     (['--topology=v5e:2x2', '--compare=topology=v4:2x2x1'], 'chip of v5e, v5p, v6e'),
+    (['--topology=h1000:8'], "did you mean 'h100'"),
+    (['--topology=h100:8x0'], 'a number of GPUs'),
+    (['--topology=a100-80:128x64'], 'up to 4,096 in all'),
+    (['--topology=h100:8', '--config.data.batch_size=4'], 'multiple of 8'),
+    (['--fit=h100:3'], 'a multiple of 3, the devices of h100:3'),
+    (['--fit=h100:1', '--compare=dtype=float32'], '--fit finds settings by itself'),
+    (['--topology=h100:1', '--cache=figures.json'], '--cache belongs to --fit'),
     (['--topology=v5e:2x2', '--compare=mesh.fdsp=4'], "did you mean 'fsdp'"),
     (['--topology=v5e:2x2', '--config.mesh.fsdp=3'], 'there are 4'),
     (['--topology=v5e:1x1', '--config.accumulate=4', '--config.data.batch_size=6'], 'multiple of 4'),
   ],
 )
 def test_refusals(monkeypatch, arguments, expected):
-  monkeypatch.setattr(chips, 'topology_devices', lambda topology: chips.parse_topology(topology)[1] * jax.devices()[:1])
+  monkeypatch.setattr(targets, 'devices_of', lambda target, memory=None: target.count * jax.devices()[:1])
   with pytest.raises(UserError, match=expected):
     compile_report.main(['--config=configs/ldit.py:shapes', *arguments])
 
 
-def test_a_missing_compiler_is_reported_with_the_install_command(monkeypatch):
+@pytest.mark.parametrize('topology, extra', [('v5e:4x4', 'tpu'), ('h100:8', 'cuda12')])
+def test_a_missing_compiler_is_reported_with_the_install_command(monkeypatch, topology, extra):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-  with pytest.raises(UserError, match=r"pip install -e '\.\[tpu\]'"):
-    chips.topology_devices('v5e:4x4')
+  with pytest.raises(UserError, match=rf"pip install -e '\.\[{extra}\]'"):
+    compile_report.main(['--config=ldit:shapes', f'--topology={topology}'])
 
 
 ABSTRACT = """
@@ -118,11 +126,11 @@ ON_TPU = """
 import json
 import jax, jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec as P
-from ditsam_jax.analysis import chips
+from ditsam_jax.analysis import targets
 from ditsam_jax.analysis.collectives import collectives
 from ditsam_jax.analysis.hlo import Module
 from ditsam_jax.analysis.operations import operations
-mesh = jax.make_mesh((4,), ('x',), devices=chips.topology_devices('v5e:2x2'), axis_types=(jax.sharding.AxisType.Auto,))
+mesh = jax.make_mesh((4,), ('x',), devices=targets.devices_of(targets.parse_topology('v5e:2x2')), axis_types=(jax.sharding.AxisType.Auto,))
 rows, everywhere = NamedSharding(mesh, P('x')), NamedSharding(mesh, P())
 def step(x, weights):
   def layers(weights):

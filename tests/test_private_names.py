@@ -22,8 +22,8 @@ from tests.small_models import random_model, small_config
 
 ROOT = Path(__file__).parents[1]
 USED = {
-  'benchmarks/compile_inference.py': {'import _src'},
   'benchmarks/model_sides.py': {'_foreach_lerp_'},
+  'ditsam_jax/analysis/targets.py': {'import _src'},
   'ditsam_jax/data/records.py': {'_tf_dtype'},
   'ditsam_jax/data/preparation/writer.py': {'def _download_and_prepare', 'def _info', 'def _shard_iterators_per_split'},
   'ditsam_jax/data/refcoco/refs.py': {'_Unpickler'},
@@ -98,6 +98,15 @@ def test_tfds_builders_still_have_the_methods_ours_override(base, method, argume
   parameters = inspect.signature(getattr(base, method)).parameters
   assert [name for name in parameters if name not in ('args', 'pipeline')][: len(arguments)] == arguments
   assert issubclass(writer.ReferringBuilder, tfds.core.ShardBasedBuilder)
+
+
+def test_jax_still_asks_these_functions_about_the_local_gpu():
+  """`analysis.targets.lowering` replaces them, so that programs for another GPU can be lowered."""
+  from jax._src.cudnn import fused_attention_stablehlo as fused
+
+  for name in ('check_compute_capability', 'is_cuda_compute_capability_equal'):
+    assert list(inspect.signature(getattr(fused, name)).parameters) == ['capability']
+  assert 'check_compute_capability("9.0")' in inspect.getsource(fused.check_is_flash_attention)
 
 
 def test_orbax_can_still_write_arrays_without_copying_them():

@@ -10,27 +10,27 @@ _COLOURS = ('#2f6f9f', '#e0a030', '#7a9a4a')
 
 
 def bar_chart(heading: str, reports: dict[str, Report]) -> Image.Image:
-  """Draws stacked bars: HBM by content, with the chip's capacity marked, and the estimated step time by bottleneck."""
+  """Draws stacked bars: memory by content, with the chip's capacity marked, and the estimated step time by bottleneck."""
   gib = 2**30
   memory = {
     name: []
-    if r.too_large
+    if not r.memory.total
     else [r.memory.arguments / gib, r.memory.temporaries / gib, (r.memory.program + r.memory.outputs) / gib]
     for name, r in reports.items()
   }
   times = {
-    name: [] if r.too_large else [1e3 * part for part in (r.time.compute, r.time.hbm, r.time.ici)]
+    name: [] if not r.memory.total else [1e3 * part for part in (r.time.compute, r.time.hbm, r.time.links)]
     for name, r in reports.items()
   }
-  capacities = {name: r.chip.hbm_bytes / gib for name, r in reports.items()}
+  capacities = {name: r.chip.usable_bytes / gib for name, r in reports.items()}
   height = 2 * (len(reports) * _ROW + 80) + 3 * _MARGIN
   image = Image.new('RGB', (_WIDTH, height), 'white')
   draw = ImageDraw.Draw(image)
   draw.text((_MARGIN, _MARGIN), heading, _INK, ImageFont.load_default(size=18))
   y = _bars(
-    draw, 2 * _MARGIN + 12, 'HBM per chip, GiB', ('state and batch', 'temporaries', 'program'), memory, capacities
+    draw, 2 * _MARGIN + 12, 'memory per chip, GiB', ('state and batch', 'temporaries', 'program'), memory, capacities
   )
-  _bars(draw, y + _MARGIN, 'estimated step, ms (roofline)', ('compute', 'HBM', 'ICI'), times, {})
+  _bars(draw, y + _MARGIN, 'estimated step, ms (roofline)', ('compute', 'memory', 'links'), times, {})
   return image
 
 

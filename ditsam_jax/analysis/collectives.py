@@ -9,10 +9,10 @@ reduce-scatter and all-to-all over n chips, twice that for all-reduce, and the f
 """
 
 import dataclasses
-import math
 import re
 
 from ditsam_jax.analysis.hlo import ASYNC_START, Computation, Instruction, Module
+from ditsam_jax.analysis.replica_groups import groups
 
 KINDS = ('all-gather', 'reduce-scatter', 'all-reduce', 'all-to-all', 'collective-permute')
 _LAYOUT_OPS = ('bitcast', 'reshape', 'copy', 'transpose', 'convert')
@@ -23,12 +23,13 @@ class Collective:
   """A collective and the bytes each chip sends for it."""
 
   kind: str  # one of KINDS
-  chips: int  # in each replica group
+  chips: int  # in the largest replica group
   sent: float  # bytes sent per chip and execution
   times: int  # executions per call of the program
   overlapped: bool  # runs concurrently with other work
   op_name: str  # the JAX operation it comes from
   shapes: str  # of its operands, for display
+  between_hosts: bool = False  # a group has chips of several hosts
 
   @property
   def bytes(self) -> float:
@@ -36,8 +37,13 @@ class Collective:
     return self.sent * self.times
 
 
-def collectives(module: Module) -> list[Collective]:
-  """Returns all collectives of the program."""
+def collectives(module: Module, per_host: int | None = None) -> list[Collective]:
+  """Returns all collectives of the program.
+
+  Args:
+    module: the program.
+    per_host: devices of each host, which have consecutive numbers; None if links connect all chips alike.
+  """
   started = {
     _channel(i)
     for computation in module.computations.values()
@@ -48,17 +54,23 @@ def collectives(module: Module) -> list[Collective]:
   found = []
   for name, times in module.executions.items():
     for instruction in module.computations[name].instructions.values():
-      found += _of(module, module.computations[name], instruction, times, started)
+      found += _of(module, module.computations[name], instruction, times, started, per_host)
   return found
 
 
 def _of(
-  module: Module, computation: Computation, instruction: Instruction, times: int, started: set[str | None]
+  module: Module,
+  computation: Computation,
+  instruction: Instruction,
+  times: int,
+  started: set[str | None],
+  per_host: int | None,
 ) -> list[Collective]:
   """Returns the collectives of one scheduled instruction."""
   if kind := _kind(instruction):
-    overlapped = instruction.opcode.endswith('-start') or instruction.opcode.startswith('async')
-    return [_collective(module, computation, instruction, kind, times, overlapped)]
+    synchronous = '"is_sync":true' in instruction.attributes  # GPUs: a pair that waits at once
+    overlapped = not synchronous and instruction.opcode.endswith('-start')
+    return [_collective(module, computation, instruction, kind, times, overlapped, per_host)]
   inner = module.computations.get(instruction.called('calls')) if instruction.opcode == 'fusion' else None
   if inner is None:
     return []
@@ -66,11 +78,11 @@ def _of(
   found = []
   for i in inner.instructions.values():
     if i.opcode == 'fusion':
-      found += _of(module, inner, i, times, started)
+      found += _of(module, inner, i, times, started, per_host)
     elif (kind := _kind(i)) and (is_start or _channel(i) not in started) and not inner.calls('AsyncCollectiveDone'):
       if kind == 'all-reduce' and _is_sliced(inner, i):
         kind = 'reduce-scatter'
-      found.append(_collective(module, inner, i, kind, times, is_start, instruction))
+      found.append(_collective(module, inner, i, kind, times, is_start, per_host, instruction))
   return found
 
 
@@ -81,11 +93,14 @@ def _collective(
   kind: str,
   times: int,
   overlapped: bool,
+  per_host: int | None,
   fusion: Instruction | None = None,
 ) -> Collective:
   operands = [shape for name in instruction.operands for shape in computation.instructions[name].shapes]
   size = sum(shape.bytes for shape in operands)
-  chips = _group_size(instruction.attributes, module)
+  members = groups(instruction.attributes, module.partitions)
+  chips = module.partitions if kind == 'collective-permute' else members.shape[1]
+  hosts = members // per_host if per_host else members * 0
   share = (chips - 1) / chips
   sent = {
     'all-gather': size * (chips - 1),
@@ -103,6 +118,7 @@ def _collective(
     overlapped,
     op_name,
     ' '.join(f'{shape.dtype}[{",".join(map(str, shape.dims))}]' for shape in operands),
+    bool((hosts != hosts[:, :1]).any()),
   )
 
 
@@ -123,19 +139,3 @@ def _is_sliced(computation: Computation, all_reduce: Instruction) -> bool:
   return bool(users) and all(
     user.opcode == 'dynamic-slice' or user.opcode in _LAYOUT_OPS and _is_sliced(computation, user) for user in users
   )
-
-
-def _group_size(attributes: str, module: Module) -> int:
-  """The size of a replica group, parsed from any notation of replica_groups."""
-  listed = re.search(r'replica_groups=\{\{([\d,]*)\}', attributes)
-  if listed:
-    return listed.group(1).count(',') + 1
-  iota = re.search(r'replica_groups=\[(\d+),(\d+)\]', attributes)
-  if iota:
-    return int(iota.group(2))
-  mesh = re.search(r'replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}', attributes)
-  if mesh:
-    sizes = {name: int(size) for name, size in re.findall(r"'?([\w]+)'?=(\d+)", mesh.group(1))}
-    axes = re.findall(r"'?([a-zA-Z_]\w*)'?(?::\(\d+\)(\d+))?", mesh.group(2))
-    return math.prod(int(part) if part else sizes[name] for name, part in axes)
-  return module.partitions  # no groups: all chips

@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import re
 
+from ditsam_jax.analysis import kernels
 from ditsam_jax.analysis.hlo import ASYNC_START, Computation, Instruction, Module, Shape
 
 _FREE = {
@@ -42,6 +43,7 @@ class Operation:
   times: int  # executions per call of the program
   overlapped: bool  # an asynchronous copy that runs concurrently with other work
   op_name: str
+  f32: bool = False  # multiplies f32 arrays
 
 
 def operations(module: Module) -> list[Operation]:
@@ -52,7 +54,8 @@ def operations(module: Module) -> list[Operation]:
     for instruction in computation.instructions.values():
       flops, moved = _flops(module, computation, instruction), _bytes(module, computation, instruction)
       if flops or moved:
-        found.append(Operation(flops, moved, times, instruction.opcode.endswith('-start'), instruction.op_name))
+        f32 = flops > 0 and _multiplies_f32(module, computation, instruction)
+        found.append(Operation(flops, moved, times, instruction.opcode.endswith('-start'), instruction.op_name, f32))
   return found
 
 
@@ -66,11 +69,22 @@ def _flops(module: Module, computation: Computation, instruction: Instruction) -
     sizes = [left.dims[int(axis)] for axis in contracted.group(1).split(',') if axis] if contracted else []
     return 2 * instruction.shapes[0].size * functools.reduce(int.__mul__, sizes, 1)
   if instruction.opcode == 'convolution':
-    operands = [computation.instructions[name].shapes[0] for name in instruction.operands]
-    return _convolution_flops(instruction, *operands)
+    image, kernel = (computation.instructions[name].shapes[0] for name in instruction.operands)
+    return _convolution_flops(instruction, image, kernel, instruction.shapes[0])
   if instruction.opcode == 'custom-call':
-    return _cost_estimate(instruction, 'flops') or 0
+    if convolved := kernels.convolution(computation, instruction):
+      return _convolution_flops(instruction, *convolved)
+    found = kernels.flops(computation, instruction)
+    return (_cost_estimate(instruction, 'flops') or 0) if found is None else found
   return 0
+
+
+def _multiplies_f32(module: Module, computation: Computation, instruction: Instruction) -> bool:
+  """Whether an operation's products have an f32 operand on the left."""
+  if instruction.opcode == 'fusion':
+    inner = module.computations[instruction.called('calls')]
+    return any(_multiplies_f32(module, inner, i) for i in inner.instructions.values() if _flops(module, inner, i))
+  return computation.instructions[instruction.operands[0]].shapes[0].dtype == 'f32'
 
 
 def _cost_estimate(instruction: Instruction, field: str) -> int | None:
@@ -86,7 +100,7 @@ def _fusion_flops(module: Module, name: str) -> int:
   )
 
 
-def _convolution_flops(instruction: Instruction, image: Shape, kernel: Shape) -> int:
+def _convolution_flops(instruction: Instruction, image: Shape, kernel: Shape, out: Shape) -> int:
   """Two FLOPs per pair of image and kernel elements that are multiplied. On TPUs all products are convolutions."""
   labels = re.search(r'dim_labels=(\w+)_(\w+)->(\w+)', instruction.attributes)
   window = re.search(r'window=\{([^}]*)\}', instruction.attributes)
@@ -94,7 +108,6 @@ def _convolution_flops(instruction: Instruction, image: Shape, kernel: Shape) ->
   if labels is None:
     raise ValueError(f'no dim_labels of convolution {instruction.name}; expected HLO as printed by compiled.as_text()')
   image_axes, kernel_axes, out_axes = labels.groups()
-  out = instruction.shapes[0]
   pairs = 1
   for axis in range(sum(label.isdigit() for label in out_axes)):
 
@@ -136,11 +149,11 @@ def _bytes(module: Module, computation: Computation, instruction: Instruction) -
     inner = module.computations[instruction.called('calls')]
     read = sum(_read(module, inner, number, shapes) for number, shapes in enumerate(operands))
     return read + _written(module, inner, instruction.shapes)
-  written = instruction.shapes
-  if opcode.endswith(
-    '-start'
-  ):  # results are (destination, source, ...) for copy, (sources, destinations, ...) otherwise
-    written = written[:1] if opcode == 'copy-start' else written[len(operands) : len(operands) + 1]
+  written = kernels.workspaces(instruction.shapes) if opcode == 'custom-call' else instruction.shapes
+  if opcode == 'copy-start':  # results are (destination, source, ...)
+    written = written[:1]
+  elif opcode.endswith('-start') and len(written) > len(operands):  # (sources, destinations, ...); all-reduce: results
+    written = written[len(operands) : 2 * len(operands)]
   if opcode in _SLICES or opcode in ('slice-start', 'dynamic-slice-start'):
     source = operands[0][0]
     read = 0 if source.memory_space else sum(shape.bytes for shape in written)

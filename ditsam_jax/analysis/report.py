@@ -11,11 +11,12 @@ from ditsam_jax.analysis.collectives import KINDS, Collective, collectives
 from ditsam_jax.analysis.hlo import Module
 from ditsam_jax.analysis.operations import operations
 from ditsam_jax.analysis.roofline import Roofline, roofline
+from ditsam_jax.analysis.targets import Target
 
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-  """Bytes of HBM on one chip."""
+  """Bytes of memory on one chip."""
 
   arguments: int  # train state and batch, including outputs that alias them
   outputs: int  # that alias no argument
@@ -24,7 +25,7 @@ class Memory:
 
   @property
   def total(self) -> int:
-    """Peak HBM: the sum of all parts."""
+    """Peak memory: the sum of all parts."""
     return self.arguments + self.outputs + self.temporaries + self.program
 
 
@@ -39,10 +40,12 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """One compiled training step, per chip. If it does not fit, `too_large` is the compiler's message; the rest is empty."""
+  """One compiled training step, per chip.
 
-  chip: Chip
-  chips: int
+  If it does not fit, `too_large` says by how much. The compiler of TPUs then gives no program, and the rest is empty.
+  """
+
+  target: Target
   step: Step
   compile_seconds: float
   too_large: str = ''
@@ -54,9 +57,24 @@ class Report:
   endless: tuple[str, ...] = ()
 
   @property
+  def chip(self) -> Chip:
+    """The chip."""
+    return self.target.chip
+
+  @property
+  def chips(self) -> int:
+    """Number of chips."""
+    return self.target.count
+
+  @property
   def sent(self) -> float:
     """Bytes sent per chip and step."""
     return sum(collective.bytes for collective in self.collectives)
+
+  @property
+  def sent_between_hosts(self) -> float:
+    """Bytes of collectives among GPUs of several hosts, per GPU and step."""
+    return sum(collective.bytes for collective in self.collectives if collective.between_hosts)
 
   def by_kind(self) -> dict[str, tuple[int, float]]:
     """Collectives executed per step and bytes sent per chip, by kind."""
@@ -81,6 +99,7 @@ class Report:
   def to_json(self) -> dict[str, Any]:
     """The report as JSON-serialisable containers; bytes, FLOPs and seconds are per chip and step."""
     out: dict[str, Any] = {
+      'topology': self.target.topology,
       'chip': self.chip.name,
       'chips': self.chips,
       'batch_size': self.step.batch_size,
@@ -89,14 +108,22 @@ class Report:
       'fits': not self.too_large,
     }
     if self.too_large:
-      return out | {'too_large': self.too_large}
+      out |= {'too_large': self.too_large}
+    if not self.memory.total:
+      return out
     kinds = {kind: {'times': times, 'bytes': round(sent)} for kind, (times, sent) in self.by_kind().items()}
     return out | {
-      'hbm': dataclasses.asdict(self.memory) | {'total': self.memory.total, 'capacity': self.chip.hbm_bytes},
+      'hbm': dataclasses.asdict(self.memory)
+      | {
+        'total': self.memory.total,
+        'capacity': self.chip.hbm_bytes,
+        'usable': self.chip.usable_bytes,
+      },
       'flops': self.flops,
       'bytes_accessed': self.bytes,
       'collectives': kinds,
       'bytes_sent': round(self.sent),
+      'bytes_sent_between_hosts': round(self.sent_between_hosts),
       'ideal_bytes_sent': self.step.ideal_sent and round(self.step.ideal_sent),
       'largest_collectives': largest(self.collectives),
       'loops_of_unknown_length': list(self.endless),
@@ -104,7 +131,7 @@ class Report:
         'step_seconds': self.time.step,
         'compute_seconds': self.time.compute,
         'hbm_seconds': self.time.hbm,
-        'ici_seconds': self.time.ici,
+        'links_seconds': self.time.links,
         'bound': self.time.parts[0][0],
         'samples_per_second': self.samples_per_second,
         'mfu': self.mfu,
@@ -127,30 +154,39 @@ def fully_sharded_bytes(trained: int, frozen: int, *, data: int, fsdp: int) -> f
   return (gathered + reduced) * (fsdp - 1) / fsdp + 2 * reduced / fsdp * (data - 1) / data
 
 
-def analyse(lowered: jax.stages.Lowered, chip: Chip, chips: int, step: Step, clock) -> Report:
+def analyse(lowered: jax.stages.Lowered, target: Target, step: Step, clock) -> Report:
   """Compiles a lowered train step and analyses the result. `clock` returns seconds."""
   started = clock()
   try:
-    compiled = lowered.compile()
+    compiled = lowered.compile(compiler_options=target.options)
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
-    return Report(chip, chips, step, clock() - started, too_large=_out_of_memory(str(error)))
+    return Report(target, step, clock() - started, too_large=_out_of_memory(str(error)))
   seconds = clock() - started
   module = Module(compiled.as_text() or '')
-  work, sent = operations(module), tuple(collectives(module))
+  work, sent = operations(module), tuple(collectives(module, target.per_host))
+  memory = _memory(compiled)
   return Report(
-    chip,
-    chips,
+    target,
     step,
     seconds,
-    memory=_memory(compiled),
+    too_large=_excess(memory.total, target.chip) if target.chip.silicon else '',
+    memory=memory,
     collectives=sent,
     flops=sum(o.flops * o.times for o in work),
     bytes=sum(o.bytes * o.times for o in work),
-    time=roofline(chip, work, sent),
+    time=roofline(target.chip, work, sent, target.network_bandwidth),
     endless=tuple(module.endless),
   )
+
+
+def _excess(needed: int, chip: Chip) -> str:
+  """Why a program does not fit a GPU, whose compiler does not refuse it, or ''."""
+  if needed <= chip.usable_bytes:
+    return ''
+  gib = 2**30
+  return f'It needs {needed / gib:.2f} GiB; {chip.usable_bytes / gib:.2f} of {chip.hbm_bytes / gib:.2f} GiB are usable.'
 
 
 def largest(found: tuple[Collective, ...], count: int = 12) -> list[dict[str, Any]]:

@@ -1,9 +1,10 @@
 """A roofline estimate of a program's time from its operations and published peaks. Not a measurement.
 
-Operations run one after another. Each takes the longer of its FLOPs at the chip's bf16 peak and its bytes at HBM
+Operations run one after another. Each takes the longer of its FLOPs at the chip's bf16 peak and its bytes at memory
 bandwidth. Asynchronous copies are free unless all memory traffic together takes longer than the operations; overlapped
-collectives are free unless all communication together does. Other collectives block the chip. Vector units, latencies and
-the missing torus links of small slices are ignored, so a real step takes longer.
+collectives are free unless all communication together does. Other collectives block the chip. Products of f32 arrays count
+at the chip's peak for them (TF32 on GPUs). A collective among GPUs of several hosts takes the network's bandwidth, in place
+of NVLink's. Vector units, latencies and the missing torus links of small slices are ignored, so a real step takes longer.
 """
 
 import dataclasses
@@ -20,33 +21,47 @@ class Roofline:
 
   compute: float  # compute-bound operations
   hbm: float  # memory-bound operations
-  ici: float  # collectives that are not hidden behind other work
+  links: float  # collectives that are not hidden behind other work
 
   @property
   def step(self) -> float:
     """The estimated step time in seconds."""
-    return self.compute + self.hbm + self.ici
+    return self.compute + self.hbm + self.links
 
   @property
   def parts(self) -> list[tuple[str, float]]:
     """Seconds by bottleneck, largest first."""
-    return sorted((('compute', self.compute), ('HBM', self.hbm), ('ICI', self.ici)), key=lambda part: -part[1])
+    return sorted((('compute', self.compute), ('memory', self.hbm), ('links', self.links)), key=lambda part: -part[1])
 
 
-def roofline(chip: Chip, operations: list[Operation], collectives: Sequence[Collective]) -> Roofline:
-  """Estimates the time of a program's operations and collectives on one chip."""
+def roofline(
+  chip: Chip, operations: list[Operation], collectives: Sequence[Collective], network: float | None = None
+) -> Roofline:
+  """Estimates the time of a program's operations and collectives on one chip.
+
+  Args:
+    chip: its peaks.
+    operations, collectives: of the program.
+    network: bytes/s between hosts, per chip; None if the links connect all chips.
+  """
   compute = hbm = 0.0
   moved = sum(operation.bytes * operation.times for operation in operations) / chip.hbm_bandwidth
   for operation in operations:
     if operation.overlapped:
       continue
-    by_flops = operation.flops / chip.flops * operation.times
+    peak = chip.f32_flops if operation.f32 and chip.f32_flops else chip.flops
+    by_flops = operation.flops / peak * operation.times
     by_bytes = operation.bytes / chip.hbm_bandwidth * operation.times
     if by_flops >= by_bytes:
       compute += by_flops
     else:
       hbm += by_bytes
   hbm = max(hbm, moved - compute)
-  exposed = sum(c.bytes for c in collectives if not c.overlapped) / chip.ici_bandwidth
-  total = sum(c.bytes for c in collectives) / chip.ici_bandwidth
+
+  def seconds(collective: Collective) -> float:
+    rate = network if network and collective.between_hosts else chip.ici_bandwidth
+    return collective.bytes / rate
+
+  exposed = sum(seconds(c) for c in collectives if not c.overlapped)
+  total = sum(map(seconds, collectives))
   return Roofline(compute, hbm, max(exposed, total - compute - hbm))

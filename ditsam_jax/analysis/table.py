@@ -29,7 +29,8 @@ def table(heading: str, reports: dict[str, Report]) -> str:
     for name, report in reports.items()
     if report.endless
   ]
-  return '\n'.join(line.rstrip() for line in lines + ['', _NOTE])
+  gpus = any(report.chip.silicon for report in reports.values())
+  return '\n'.join(line.rstrip() for line in lines + ['', _NOTE] + ([_GPU_NOTE] if gpus else []))
 
 
 _NOTE = (
@@ -38,8 +39,15 @@ _NOTE = (
 )
 
 
+_GPU_NOTE = (
+  'GPUs: JAX reserves 75 % of the memory by default; XLA_PYTHON_CLIENT_MEM_FRACTION=0.9 makes nine tenths usable. Unknown\n'
+  "without the card: scratch memory of cuDNN's convolutions and attention, and the products that XLA's autotuning chooses."
+)
+
+
 def _fitting(cell: Callable[[Report], str]) -> Callable[[Report], str]:
-  return lambda report: '' if report.too_large else cell(report)
+  """A cell of reports that have a program: the compiler of TPUs gives none that does not fit, the one of GPUs does."""
+  return lambda report: cell(report) if report.memory.total else ''
 
 
 def _kind(kind: str) -> Callable[[Report], str]:
@@ -55,6 +63,11 @@ def _against_ideal(report: Report) -> str:
   return f'{_amount(report.sent)}, {report.sent / ideal:.2f} x' if ideal else _amount(report.sent)
 
 
+def _capacity(report: Report) -> str:
+  """The chip's memory, GiB: of a GPU what is usable of it."""
+  return f'{report.chip.usable_bytes / GIB:.3g}'
+
+
 def _amount(count: float) -> str:
   """Formats bytes as GB or MB."""
   return f'{count / 1e9:.2f} GB' if count >= 1e9 else f'{count / 1e6:.1f} MB'
@@ -66,19 +79,21 @@ def _share(report: Report) -> str:
 
 _ROWS = [
   ('chips', lambda r: f'{r.chips} {r.chip.name}'),
+  ('hosts', lambda r: f'{r.chips // r.target.per_host}' if r.target.per_host else ''),
   ('batch', lambda r: f'{r.step.batch_size}, {r.step.batch_size / r.chips:g} per chip'),
   ('compile time', lambda r: f'{r.compile_seconds:.0f} s'),
-  ('HBM: state and batch', _fitting(lambda r: f'{r.memory.arguments / GIB:.2f} GiB')),
-  ('HBM: temporaries', _fitting(lambda r: f'{r.memory.temporaries / GIB:.2f} GiB')),
-  ('HBM: program, outputs', _fitting(lambda r: f'{(r.memory.program + r.memory.outputs) / GIB:.2f} GiB')),
+  ('memory: state and batch', _fitting(lambda r: f'{r.memory.arguments / GIB:.2f} GiB')),
+  ('memory: temporaries', _fitting(lambda r: f'{r.memory.temporaries / GIB:.2f} GiB')),
+  ('memory: program, outputs', _fitting(lambda r: f'{(r.memory.program + r.memory.outputs) / GIB:.2f} GiB')),
   (
-    'HBM: total',
-    lambda r: 'does not fit' if r.too_large else f'{r.memory.total / GIB:.2f} of {r.chip.hbm_bytes / GIB:.0f} GiB',
+    'memory: total',
+    lambda r: 'does not fit' if r.too_large else f'{r.memory.total / GIB:.2f} of {_capacity(r)} GiB',
   ),
   ('FLOPs', _fitting(lambda r: f'{r.flops / 1e12:.3f} T')),
   ('model FLOPs', _fitting(lambda r: f'{r.step.model_flops / r.chips / 1e12:.3f} T')),
-  ('HBM: bytes accessed', _fitting(lambda r: _amount(r.bytes))),
+  ('bytes accessed', _fitting(lambda r: _amount(r.bytes))),
   *((f'sent: {kind}', _fitting(_kind(kind))) for kind in KINDS),
+  ('sent: between hosts', _fitting(lambda r: _amount(r.sent_between_hosts) if r.sent_between_hosts else '')),
   ('sent: total, relative to the FSDP minimum', _fitting(_against_ideal)),
   ('estimate: step time', _fitting(lambda r: f'{1e3 * r.time.step:.1f} ms')),
   ('estimate: samples/s', _fitting(lambda r: f'{r.samples_per_second:.0f}')),

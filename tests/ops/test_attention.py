@@ -105,6 +105,7 @@ def test_shapes_of_real_models(name, index, case):
     ('xla', Case((26, 33), prefix=3, heads=2)),  # two heads at a time, queries in two chunks
     ('xla', Case((23, 21), prefix=2, heads=3, batch=3)),  # three of nine heads at a time
     ('pallas_gpu', Case((9, 14), prefix=5, batch=2)),  # three blocks along each axis
+    ('pallas_gpu', Case((124, 4), prefix=20, width=80, heads=1)),  # the channels of ViT-H at 1024: 80 and 128
     ('pallas_tpu', Case((27, 31), prefix=5, heads=1)),  # two blocks along each axis, the second one partial
     ('pallas_tpu', Case((32, 31), prefix=32, heads=1)),  # two full blocks
   ],

@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import pytest
 
 from ditsam_jax.ops.attention import attention, cudnn
-from ditsam_jax.ops.attention.choice import why_not
+from ditsam_jax.ops.attention.choice import fastest, why_not
 
 VIT_B_512, VIT_H_1024 = (64, 1044, 64), (80, 4116, 128)  # channels per head, tokens, rows + columns
-AMPERE, HOPPER = (8, 0), (9, 0)
+WINDOW = (64, 196, 28)
+TURING, AMPERE, HOPPER = (7, 5), (8, 0), (9, 0)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +52,7 @@ def test_unsupported_implementations_explain_why(name, platform, dtype, shape, m
       VIT_H_1024,
       '80 channels and 128 for relative positions; on a GPU of compute capability 8.0 it supports 128',
     ),
+    (TURING, VIT_B_512, 'it needs a GPU of compute capability 8.0, not 7.5'),
     (None, VIT_B_512, r'JAX sees no CUDA GPU; install jax\[cuda12\]'),
   ],
 )
@@ -58,6 +60,26 @@ def test_cudnn_depends_on_the_gpu(capability, shape, message):
   with mock.patch.object(cudnn, 'compute_capability', lambda: capability):
     reason = why_not('cudnn', 'gpu', 'bfloat16', *shape)
   assert reason is None if message is None else re.search(message, reason)
+
+
+@pytest.mark.parametrize(
+  'capability, dtype, shapes, expected',
+  [
+    (HOPPER, 'bfloat16', [VIT_H_1024], 'cudnn'),
+    (AMPERE, 'bfloat16', [VIT_B_512], 'cudnn'),
+    (AMPERE, 'bfloat16', [VIT_H_1024], 'pallas_gpu'),  # 208 channels in all, more than cuDNN's 128
+    (AMPERE, 'bfloat16', [WINDOW, VIT_H_1024], 'pallas_gpu'),  # one for all blocks
+    (AMPERE, 'bfloat16', [(110, 576, 48)], 'xla'),  # 24 x 24 tokens: small logits
+    (AMPERE, 'float32', [VIT_B_512], 'xla'),
+    (TURING, 'bfloat16', [VIT_B_512], 'xla'),
+    (None, 'bfloat16', [VIT_H_1024], 'xla'),  # an unknown GPU
+  ],
+)
+def test_auto_on_gpus_takes_our_kernel_where_cudnn_cannot_and_logits_are_large(capability, dtype, shapes, expected):
+  with mock.patch.object(cudnn, 'compute_capability', lambda: capability):
+    assert fastest('gpu', *((jnp.dtype(dtype), *shape) for shape in shapes)) == expected
+    if expected == 'pallas_gpu':
+      assert why_not(expected, 'gpu', dtype, *shapes[-1]) is None
 
 
 def lowered(platform: str, dtype, grid=(27, 27), capability=HOPPER, name='auto') -> str:
@@ -100,6 +122,12 @@ def test_our_gpu_kernels_are_triton_programs():
   with on_an_h100():
     text = lowered('cuda', jnp.bfloat16, name='pallas_gpu')
   assert text.count('xla.gpu.triton') == 3 and 'x729x729x' not in text
+
+
+def test_auto_lowers_our_kernels_for_an_ampere_with_a_large_grid():
+  with on_an_h100():
+    text = lowered('cuda', jnp.bfloat16, grid=(64, 64), capability=AMPERE)
+  assert text.count('xla.gpu.triton') == 3 and 'x4096x4096x' not in text
 
 
 @pytest.mark.parametrize(

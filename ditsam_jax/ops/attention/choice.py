@@ -10,7 +10,7 @@ from ditsam_jax.ops.attention.channels import extra_channels
 from ditsam_jax.ops.attention.shards import per_shard
 
 IMPLEMENTATIONS = ('auto', 'reference', 'xla', 'cudnn', 'pallas_tpu', 'pallas_gpu')
-FASTEST = {'tpu': 'pallas_tpu', 'cuda': 'cudnn'}  # by platform, if supported; otherwise `xla`
+PREFERRED = {'tpu': ('pallas_tpu',), 'cuda': ('cudnn', 'pallas_gpu')}  # the first that is supported; otherwise `xla`
 _MODULES = {'xla': xla, 'cudnn': cudnn, 'pallas_tpu': pallas_tpu, 'pallas_gpu': pallas_gpu}
 _PLATFORM = {'cudnn': 'cuda', 'pallas_tpu': 'tpu', 'pallas_gpu': 'cuda'}
 
@@ -35,13 +35,17 @@ def why_not(name: str, platform: str | None, dtype, width: int, length: int, cha
 
 
 def fastest(platform: str, *shapes: tuple) -> str:
-  """The fastest implementation on a platform that supports all of these shapes, each (dtype, width, length, channels).
+  """The implementation that 'auto' selects on a platform for these shapes, each (dtype, width, length, channels).
 
   A training step knows its platform and selects an implementation here, because the gradients of 'auto' keep
   intermediate values for all platforms.
   """
-  name = FASTEST.get('cuda' if platform == 'gpu' else platform, 'xla')
-  return 'xla' if any(why_not(name, platform, *shape) for shape in shapes) else name
+  platform = 'cuda' if platform == 'gpu' else platform
+  for name in PREFERRED.get(platform, ()):
+    supported = not any(why_not(name, platform, *shape) for shape in shapes)
+    if supported and (name != 'pallas_gpu' or pallas_gpu.is_preferred_to_xla(*shapes)):
+      return name
+  return 'xla'
 
 
 @functools.partial(jax.jit, static_argnames=('grid', 'prefix', 'implementation'))  # traced once, not once per block
@@ -71,11 +75,10 @@ def _best(*shape) -> Callable[..., jax.Array]:
 
   The platform is known only when the program is lowered, possibly for another machine, so all candidates are traced.
   """
-  fastest = {
-    platform: _MODULES[name].attention for platform, name in FASTEST.items() if why_not(name, platform, *shape) is None
-  }
+  names = {platform: fastest(platform, shape) for platform in PREFERRED}
+  kernels = {platform: _MODULES[name].attention for platform, name in names.items() if name != 'xla'}
 
   def run(*arrays):
-    return jax.lax.platform_dependent(*arrays, default=xla.attention, **fastest)
+    return jax.lax.platform_dependent(*arrays, default=xla.attention, **kernels)
 
   return run

@@ -3,7 +3,10 @@
 cuDNN also accepts a bias, but as an [N, N] array per head, which this op avoids.
 """
 
+import contextlib
+import contextvars
 import functools
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +15,9 @@ from ditsam_jax.ops.attention.channels import appended
 
 TYPES = ('bfloat16', 'float16')
 MULTIPLE = 8  # cuDNN requires a multiple of 8 channels
-HOPPER = (9, 0)
+AMPERE, HOPPER = (8, 0), (9, 0)
+
+_assumed: contextvars.ContextVar[tuple[int, int] | None] = contextvars.ContextVar('_assumed', default=None)
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array, keys: jax.Array) -> jax.Array:
@@ -36,6 +41,8 @@ def why_not(dtype, width: int, length: int, channels: int) -> str | None:
   capability = compute_capability()
   if capability is None:
     return 'JAX sees no CUDA GPU; install jax[cuda12] or jax[cuda13]'
+  if capability < AMPERE:
+    return f'it needs a GPU of compute capability 8.0, not {".".join(map(str, capability))}'
   limit = 256 if capability >= HOPPER else 128
   if _padded(width + channels) > limit:
     return (
@@ -49,9 +56,24 @@ def _padded(channels: int) -> int:
   return -(-channels // MULTIPLE) * MULTIPLE
 
 
-@functools.cache
 def compute_capability() -> tuple[int, int] | None:
-  """The compute capability of this process' first NVIDIA GPU, or None without a GPU."""
+  """The compute capability of the NVIDIA GPU that programs are for (see `assumed`), or None without a GPU."""
+  return _assumed.get() or _local()
+
+
+@contextlib.contextmanager
+def assumed(capability: tuple[int, int]) -> Iterator[None]:
+  """Inside, programs are for a GPU of this compute capability, whatever this machine has."""
+  token = _assumed.set(capability)
+  try:
+    yield
+  finally:
+    _assumed.reset(token)
+
+
+@functools.cache
+def _local() -> tuple[int, int] | None:
+  """The compute capability of this process' first NVIDIA GPU."""
   try:
     device = jax.devices('cuda')[0]
   except RuntimeError:

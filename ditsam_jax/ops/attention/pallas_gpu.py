@@ -1,8 +1,9 @@
 """Flash attention with extra channels for NVIDIA GPUs (Ampere, Hopper): forward and backward, without an [N, N] array.
 
 It covers shapes that cuDNN does not: before Hopper, cuDNN supports 128 channels per head, and a 64 x 64 grid alone adds
-128. It uses Pallas' Triton backend, which runs on both generations and is deprecated since JAX 0.11; its successor,
-Mosaic GPU, needs a Hopper, where cuDNN supports every shape here. Not measured on a GPU yet, so 'auto' never selects it.
+128. There 'auto' selects it in place of `xla` where the logits are large: it needs a tenth of the memory (docs/benchmarks.md),
+but nobody has timed it on a GPU. It uses Pallas' Triton backend, which runs from Ampere on and is deprecated since JAX 0.11;
+its successor, Mosaic GPU, needs a Hopper, where cuDNN supports every shape here.
 
 A program computes one block of queries (in the backward pass also one of keys) in a loop over the other axis. Arrays are
 zero-padded to whole blocks, and channels to powers of two, as Triton requires.
@@ -16,11 +17,13 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from ditsam_jax.ops.attention import cudnn
 from ditsam_jax.ops.attention.channels import HIDDEN
 
 TYPES = ('bfloat16', 'float16', 'float32')
 BLOCK = 64  # queries or keys; the operands and result of a product fit the registers of four warps
 MIN_CHANNELS = 16  # of a product on tensor cores
+LARGE = 4 << 20  # bytes of one head's logits in f32: 1024 tokens, a 32 x 32 grid
 MAX_CHANNELS = 128  # per head, and for relative positions; more do not fit a block's shared memory
 
 
@@ -35,12 +38,27 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array, keys
 def why_not(dtype, width: int, length: int, channels: int) -> str | None:
   """See `choice.why_not`."""
   del length
+  capability = cudnn.compute_capability()
+  if capability is not None and capability < cudnn.AMPERE:
+    return f'it needs a GPU of compute capability 8.0, not {".".join(map(str, capability))}'
   if jnp.dtype(dtype).name not in TYPES:
     return f'it supports {", ".join(TYPES)}, not {jnp.dtype(dtype).name}'
   if max(width, channels) > MAX_CHANNELS:
     limit = MAX_CHANNELS
     return f'it supports {limit} channels per head and {limit} for relative positions, not {width} and {channels}'
   return None
+
+
+def is_preferred_to_xla(*shapes: tuple) -> bool:
+  """Whether 'auto' selects this where cuDNN does not support all of these shapes, each (dtype, width, length, channels).
+
+  It does from LARGE logits on, in 16 bits. f32 blocks would fill an A100's shared memory. The GPU must be known.
+  """
+  capability = cudnn.compute_capability()
+  if capability is None or capability < cudnn.AMPERE:  # Triton supports no older GPU
+    return False
+  short = all(jnp.dtype(dtype).itemsize == 2 for dtype, *_ in shapes)
+  return short and max(4 * length**2 for _, _, length, _ in shapes) >= LARGE
 
 
 def _padded(x: jax.Array) -> jax.Array:

@@ -1,0 +1,139 @@
+"""Memory and estimated time of compiled programs, kept in a JSON file: a program is compiled once.
+
+GPUs that share a compiled program (a100-40 and a100-80) share its figures. For them, programs are compiled for a card with
+ample memory: then the compiler never recomputes values to save memory, memory grows by the same amount with every image,
+and figures hold for cards of any size.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from ditsam_jax.analysis.chips import CHIPS
+from ditsam_jax.analysis.collectives import collectives
+from ditsam_jax.analysis.hlo import Module
+from ditsam_jax.analysis.operations import operations
+from ditsam_jax.analysis.roofline import roofline
+from ditsam_jax.analysis.targets import Target
+from ditsam_jax.errors import UserError
+from ditsam_jax.storage.files import read_json, write_json
+
+_PACKAGE = Path(__file__).parents[1]
+_SOURCES = ('models', 'ops', 'parallel', 'training')  # folders that programs depend on
+
+
+@dataclasses.dataclass(frozen=True)
+class Figures:
+  """A compiled program on one chip."""
+
+  bytes: int | None  # memory it needs; None if it does not fit a TPU and the compiler does not say what it needs
+  seconds: dict[str, float] | None  # estimated time by chip; None if it does not fit
+  compile_seconds: float
+
+  def fits(self, target: Target) -> bool:
+    """Whether a chip's memory is enough."""
+    return self.seconds is not None and self.bytes is not None and self.bytes <= target.chip.usable_bytes
+
+
+def figures(lowered: jax.stages.Lowered, target: Target) -> Figures:
+  """Compiles a program and returns its figures."""
+  started = time.monotonic()
+  try:
+    compiled = lowered.compile(compiler_options=target.options)
+  except jax.errors.JaxRuntimeError as error:
+    if 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    return Figures(_used(str(error)), None, time.monotonic() - started)
+  seconds = time.monotonic() - started
+  stats: Any = compiled.memory_analysis()
+  needed = stats.argument_size_in_bytes + stats.output_size_in_bytes - stats.alias_size_in_bytes
+  needed += stats.temp_size_in_bytes + stats.generated_code_size_in_bytes
+  module = Module(compiled.as_text() or '')
+  work, sent = operations(module), collectives(module, target.per_host)
+  times = {}
+  for chip in CHIPS.values():
+    same = dataclasses.replace(target, chip=chip)
+    if same.compiler == target.compiler:
+      times[chip.name] = roofline(chip, work, sent, same.network_bandwidth).step
+  return Figures(needed, times, seconds)
+
+
+class Store:
+  """Figures by a description of their program, in a JSON file that is written after every compilation."""
+
+  def __init__(self, file: Path | None):
+    """Reads the file if it exists. Raises UserError if it is not such a file."""
+    self._file = file
+    self._all: dict[str, dict[str, Any]] = {}
+    if file is not None and file.exists():
+      found = read_json(file)
+      if not isinstance(found, dict) or not all(
+        isinstance(entry, dict) and 'bytes' in entry for entry in found.values()
+      ):
+        raise UserError(f'{file} holds no figures of compiled programs; give another file, or delete it')
+      self._all = found
+
+  def get(self, description: dict[str, Any], target: Target) -> Figures | None:
+    """Returns the figures of a program, or None if they are not known."""
+    entry = self._all.get(_key(description, target))
+    return None if entry is None else Figures(entry['bytes'], entry['seconds'], entry['compile_seconds'])
+
+  def find(self, description: dict[str, Any], target: Target, make: Callable[[], Figures]) -> Figures:
+    """Returns the figures of a program; `make` compiles it if they are not known."""
+    found = self.get(description, target)
+    if found is None:
+      found = make()
+      self._all[_key(description, target)] = dataclasses.asdict(found) | {
+        'program': description,
+        'target': _made_for(target),
+      }
+      if self._file is not None:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(self._file, self._all)
+    return found
+
+
+def _key(description: dict[str, Any], target: Target) -> str:
+  parts = [description, _made_for(target), _versions(target), _source_hash()]
+  return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _made_for(target: Target) -> list[Any]:
+  return [target.compiler, target.count, target.per_host]
+
+
+@functools.cache
+def _versions(target: Target) -> list[str]:
+  """Installed versions of JAX and the target's compiler."""
+  packages = ['jax', 'jaxlib'] + (['jax-cuda12-pjrt', 'jax-cuda13-pjrt'] if target.chip.silicon else ['libtpu'])
+  found = []
+  for package in packages:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      found.append(f'{package} {importlib.metadata.version(package)}')
+  return found
+
+
+@functools.cache
+def _source_hash() -> str:
+  """A hash of the source code that programs are made of."""
+  content = hashlib.sha256()
+  for folder in _SOURCES:
+    for file in sorted((_PACKAGE / folder).rglob('*.py')):
+      content.update(file.read_bytes())
+  return content.hexdigest()
+
+
+def _used(message: str) -> int | None:
+  """The bytes that the TPU compiler says a program would use."""
+  found = re.search(r'Used ([\d.]+)([MG]) of', message)
+  return int(float(found.group(1)) * {'M': 2**20, 'G': 2**30}[found.group(2)]) if found else None

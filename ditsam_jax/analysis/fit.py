@@ -1,0 +1,133 @@
+"""`compile_report --fit`: which settings of a config fit a target, and the command to train with the fastest."""
+
+import dataclasses
+import itertools
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ditsam_jax.analysis import planner
+from ditsam_jax.analysis.figures import Store
+from ditsam_jax.analysis.planner import Choice, Settings
+from ditsam_jax.analysis.targets import Target
+from ditsam_jax.analysis.workloads import Training
+from ditsam_jax.config import checks, lengths
+from ditsam_jax.errors import UserError
+from ditsam_jax.models.execution import REMAT
+from ditsam_jax.terminal import say
+
+# Parts that may stay as they are, in place of training everything, if nothing else fits.
+_FROZEN = ('text_encoder', 'image_encoder,text_encoder')
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+  """What fits a target."""
+
+  target: Target
+  batch_size: int  # wanted, over all devices
+  devices: int  # that share the batch
+  steps: int  # updates of the whole training
+  choices: tuple[Choice, ...]
+  best: Choice | None
+
+  @property
+  def hours(self) -> float | None:
+    """Estimated time of all updates; None if nothing fits."""
+    if self.best is None:
+      return None
+    return self.steps * self.batch_size / (self.best.images_per_second * self.devices) / 3600
+
+
+def training(config: ConfigDict, overrides: list[str], target: Target, store: Store, exact: bool = True) -> Fit:
+  """Finds settings for the train step of a config; compiles, with a line on stderr for each program.
+
+  Types, rematerialisation and frozen parts that are among `overrides` stay as they are. Without, the type is bfloat16
+  where the chip has units for it, and parts are frozen only if nothing else fits.
+
+  Raises:
+    UserError: the compiler is missing, or the devices do not divide the batch.
+  """
+  given = {override.partition('=')[0] for override in overrides}
+  run = lengths.resolve(config, lambda: lengths.samples_without_data(checks.check(config)))
+  number = itertools.count(1)
+  work = Training(config, target, store, lambda text: say(f'compiling program {next(number)}: {text} ...'))
+  if run.data.batch_size % work.shares:
+    raise UserError(
+      f'config.data.batch_size is {run.data.batch_size}; expected a multiple of {work.shares}, the devices of '
+      f'{target.topology} that share it'
+    )
+  dtype = run.dtype if 'dtype' in given or not target.chip.bf16 else 'bfloat16'
+  remats = (run.remat,) if 'remat' in given else tuple(REMAT)
+  wanted = run.data.batch_size // work.shares
+
+  def choose(candidates: list[Settings]) -> list[Choice]:
+    return planner.choose(work.measure, target, candidates, wanted, work.gradient_bytes, exact)
+
+  choices = choose([Settings(dtype, remat, run.freeze) for remat in remats])
+  if planner.fastest(choices) is None and 'freeze' not in given:
+    for frozen in _FROZEN:
+      choices += choose([Settings(dtype, remats[-1], frozen)])
+      if planner.fastest(choices):
+        break
+  best = planner.fastest(choices)
+  return Fit(target, run.data.batch_size, work.shares, run.total_steps, tuple(choices), best)
+
+
+def described(found: Fit, config: str, overrides: list[str]) -> str:
+  """Formats what fits as a table, with the command."""
+  target, lines = found.target, []
+  gib = target.chip.usable_bytes / 2**30
+  lines.append(f'{config} on {target.topology}: {found.batch_size} samples per update, {gib:.3g} GiB usable per device')
+  rows = [('dtype', 'remat', 'frozen', 'largest batch per device', 'accumulate', 'estimated images/s')]
+  for choice in found.choices:
+    settings = choice.settings
+    rate = f'{choice.images_per_second * found.devices:.4g}' if choice.images_per_second else ''
+    parts = str(choice.accumulate) if choice.accumulate else 'does not fit'
+    rows.append((settings.dtype, settings.remat, settings.freeze or '-', str(choice.largest), parts, rate))
+  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+  lines += ['  '.join(f'{cell:<{width}}' for cell, width in zip(row, widths)).rstrip() for row in rows]
+  if found.best is None:
+    lines += ['', f'Nothing fits. Use more devices (their memory adds up: --fit={_larger(target)}) or a smaller model.']
+    return '\n'.join(lines)
+  changes = command_changes(found.best, overrides)
+  lines += ['', 'python -m ditsam_jax.train --config=' + ' '.join([config, *changes, '--workdir=runs/fit'])]
+  if target.chip.silicon:
+    lines[-1] = 'XLA_PYTHON_CLIENT_MEM_FRACTION=0.9 ' + lines[-1]
+  lines += [
+    '',
+    f'{found.steps:,} updates take about {found.hours:.3g} hours, by roofline estimates; real steps take longer.',
+  ]
+  if found.best.settings.freeze and not any(override.startswith('freeze=') for override in overrides):
+    lines.append(f'Training everything does not fit; this leaves {found.best.settings.freeze} as it is.')
+  return '\n'.join(lines)
+
+
+def command_changes(choice: Choice, overrides: list[str]) -> list[str]:
+  """The changes of a config to train with a choice, as options."""
+  chosen: dict[str, Any] = dataclasses.asdict(choice.settings) | {'accumulate': choice.accumulate}
+  defaults = {'freeze': '', 'accumulate': 1, 'remat': 'none'}
+  kept = [override for override in overrides if override.partition('=')[0] not in chosen]
+  found = [f'{name}={value}' for name, value in chosen.items() if defaults.get(name) != value]
+  return [f'--config.{change}' for change in kept + found]
+
+
+def to_json(found: Fit) -> dict[str, Any]:
+  """What fits, as JSON-serialisable containers."""
+  return {
+    'topology': found.target.topology,
+    'batch_size': found.batch_size,
+    'updates': found.steps,
+    'hours': found.hours,
+    'choices': [dataclasses.asdict(choice) for choice in found.choices],
+    'best': found.best and dataclasses.asdict(found.best),
+  }
+
+
+def _larger(target: Target) -> str:
+  """A topology with more devices."""
+  if target.per_host:
+    return f'{target.chip.name}:{2 * target.count}'
+  more = [s for s in target.chip.slices if target.topology != f'{target.chip.name}:{s}']
+  place = target.chip.slices.index(target.topology.partition(':')[2])
+  return f'{target.chip.name}:{target.chip.slices[min(place + 1, len(target.chip.slices) - 1)]}' if more else ''

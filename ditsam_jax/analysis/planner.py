@@ -1,0 +1,182 @@
+"""Finds the settings with which a training step fits a chip: the largest batch, and the fastest way to the wanted batch.
+
+Memory grows linearly with the images per device, so two compilations predict the largest batch; others confirm it.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable
+
+from ditsam_jax.analysis.figures import Figures
+from ditsam_jax.analysis.targets import Target
+
+MOST = 4096  # images per device
+# Fractions of a TPU's memory that its compiler leaves to programs; the compiler has the last word.
+_TPU_SHARE = 0.975
+_TOLERANCE = 0.01  # of memory, between prediction and compiled program
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Fields of a config that trade memory for time."""
+
+  dtype: str
+  remat: str
+  freeze: str
+
+  def __str__(self) -> str:
+    return ', '.join(f'{name} {value}' for name, value in dataclasses.asdict(self).items() if value)
+
+
+Measure = Callable[[Settings, int, int], Figures]  # settings, images per device and micro-batch, micro-batches
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+  """Memory and time of a step as linear functions of the images per device."""
+
+  bytes: tuple[float, float]  # at no image, and per image
+  seconds: tuple[float, float]
+
+  @classmethod
+  def through(cls, points: dict[int, Figures], chip: str) -> 'Line | None':
+    """The line through the two largest points with figures, or None if there are fewer than two."""
+    known = sorted(size for size, found in points.items() if found.bytes is not None)[-2:]
+    if len(known) < 2:
+      return None
+    low, high = (points[size] for size in known)
+    assert low.bytes is not None and high.bytes is not None
+    timed = sorted(size for size, found in points.items() if found.seconds is not None)[-2:]
+    times = [found.seconds[chip] for found in (points[size] for size in timed) if found.seconds is not None]
+    seconds = (math.inf, 0.0)
+    if len(times) == 2:
+      seconds = _line(timed[0], times[0], timed[1], times[1])
+    elif times:
+      seconds = (0.0, times[0] / timed[0])
+    return cls(_line(known[0], low.bytes, known[1], high.bytes), seconds)
+
+  def step_seconds(self, images: int) -> float:
+    """Estimated time of a step, or of a micro-batch of an accumulating step."""
+    return self.seconds[0] + self.seconds[1] * images
+
+  def largest(self, room: float) -> int:
+    """The most images that need at most `room` bytes."""
+    if self.bytes[1] <= 0:
+      return MOST if self.bytes[0] <= room else 0
+    return max(0, min(MOST, math.floor((room - self.bytes[0]) / self.bytes[1])))
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+  """Settings that fit: the largest batch, and how to reach the wanted one."""
+
+  settings: Settings
+  largest: int  # images per device without accumulation
+  accumulate: int  # for the wanted batch; 0 if it cannot be reached
+  images_per_second: float  # estimated, of one device at the wanted batch; of the largest where accumulate is 0
+
+
+def room_of(target: Target) -> float:
+  """Bytes of a chip that programs can use."""
+  return target.chip.usable_bytes * (1 if target.chip.silicon else _TPU_SHARE)
+
+
+def points(
+  measure: Measure, target: Target, settings: Settings, sizes: Iterable[int] = (2, 4), exact: bool = True
+) -> tuple[int, dict[int, Figures]]:
+  """Finds the largest number of images per device; returns it, and all figures by images per device.
+
+  Args:
+    measure: compiles a step.
+    target: the chips.
+    settings: of the step.
+    sizes: the first to try, ascending.
+    exact: confirm the prediction by compiling the largest step; otherwise, the first two figures decide.
+  """
+  tried: dict[int, Figures] = {}
+  linear = True  # the last prediction was right
+
+  def bounds() -> tuple[int, int]:
+    fits = [size for size, found in tried.items() if found.fits(target)]
+    return max(fits, default=0), min(tried.keys() - fits, default=MOST + 1)
+
+  for size in sizes:
+    if target.chip.silicon or size < bounds()[1]:  # the compiler for GPUs gives figures of what does not fit, too
+      tried[size] = measure(settings, size, 1)
+  while True:
+    low, high = bounds()  # the largest that fits, the smallest that does not
+    line = Line.through(tried, target.chip.name)
+    if line is not None:
+      guess = max(low, min(line.largest(room_of(target)), high - 1))
+    else:  # the compiler of TPUs may refuse a program without a figure
+      guess = high // 2 if low == 0 else min(2 * low, high - 1)
+    if guess == low and not linear and high > low + 1:
+      guess = low + 1
+    if guess == low or not exact and line is not None:
+      return guess, tried
+    tried[guess] = found = measure(settings, guess, 1)
+    if line is not None and found.bytes is not None:
+      linear = abs(line.bytes[0] + line.bytes[1] * guess - found.bytes) < _TOLERANCE * found.bytes
+
+
+def choose(
+  measure: Measure,
+  target: Target,
+  candidates: Iterable[Settings],
+  wanted: int,
+  gradient_bytes: Callable[[Settings], float],
+  exact: bool = True,
+) -> list[Choice]:
+  """Returns what fits for each of the candidates, in their order.
+
+  Stops at settings that reach the wanted batch without accumulation or recomputation: nothing later is faster.
+
+  Args:
+    measure: compiles a step.
+    target: the chips.
+    candidates: settings to try.
+    wanted: images per device of an update.
+    gradient_bytes: what accumulation adds to a step's memory, the sums of gradients.
+    exact: see `points`.
+  """
+  found = []
+  for settings in candidates:
+    sizes = (2, wanted) if exact and wanted > 2 and target.chip.silicon else (2, 4)
+    largest, tried = points(measure, target, settings, sizes, exact)
+    line = Line.through(tried, target.chip.name)
+    if largest == 0 or line is None:
+      found.append(Choice(settings, largest, 0, 0.0))
+      continue
+    parts = _parts(wanted, largest, line, room_of(target) - gradient_bytes(settings))
+    if exact and parts > 1:
+      parts = _confirmed(measure, target, settings, wanted, parts)
+    images = wanted // parts if parts else largest
+    found.append(Choice(settings, largest, parts, images / line.step_seconds(images)))
+    if parts == 1 and settings.remat == 'none':
+      break
+  return found
+
+
+def fastest(choices: Iterable[Choice]) -> Choice | None:
+  """The choice with the highest estimated throughput among those that reach the wanted batch."""
+  return max((choice for choice in choices if choice.accumulate), key=lambda c: c.images_per_second, default=None)
+
+
+def _parts(wanted: int, largest: int, line: Line, room: float) -> int:
+  """The fewest micro-batches in which the wanted batch fits; 0 if none do."""
+  if wanted <= largest:
+    return 1
+  return next((n for n in range(2, wanted + 1) if wanted % n == 0 and wanted // n <= line.largest(room)), 0)
+
+
+def _confirmed(measure: Measure, target: Target, settings: Settings, wanted: int, parts: int) -> int:
+  """The fewest micro-batches, from `parts` up, with which the compiled step fits; 0 if none do."""
+  for number in range(parts, wanted + 1):
+    if wanted % number == 0 and measure(settings, wanted // number, number).fits(target):
+      return number
+  return 0
+
+
+def _line(x: float, y: float, x2: float, y2: float) -> tuple[float, float]:
+  slope = (y2 - y) / (x2 - x)
+  return y - slope * x, slope

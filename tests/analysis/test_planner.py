@@ -1,0 +1,114 @@
+"""The search for settings, with programs whose memory and time are known formulas."""
+
+import math
+
+import pytest
+
+from ditsam_jax.analysis import fit
+from ditsam_jax.analysis.figures import Figures, Store
+from ditsam_jax.analysis.planner import Choice, Settings, choose, fastest, points, room_of
+from ditsam_jax.analysis.targets import parse_topology
+from ditsam_jax.errors import UserError
+
+GPU, TPU = parse_topology('l4:1'), parse_topology('v5e:1x1')
+NONE, BLOCK = Settings('bfloat16', 'none', ''), Settings('bfloat16', 'block', '')
+GIB = 2**30
+PER_IMAGE = {'none': 1.0, 'attention': 0.5, 'block': 0.125}  # GiB
+SECONDS = {'none': 0.010, 'attention': 0.011, 'block': 0.014}
+
+
+class Machine:
+  """Compiles programs that need `state` GiB, and for each image what PER_IMAGE says."""
+
+  def __init__(self, target, state, *, extra=0.0, curve=0.0):
+    self.target, self.state, self.extra, self.curve, self.compiled = target, state, extra, curve, []
+
+  def __call__(self, settings, images, parts):
+    self.compiled.append((settings.remat, images, parts))
+    needed = self.state + PER_IMAGE[settings.remat] * images + self.curve * images**2 + self.extra * (parts > 1)
+    needed = int(needed * GIB)
+    if self.target.chip.silicon is None and needed > self.target.chip.hbm_bytes:
+      return Figures(None, None, 1.0)  # refused, without a figure
+    return Figures(needed, {self.target.chip.name: 0.001 + SECONDS[settings.remat] * images}, 1.0)
+
+
+@pytest.mark.parametrize('state', [0, 3, 11, 19, 30])
+@pytest.mark.parametrize('sizes', [(2, 4), (2, 64)])
+def test_two_programs_predict_the_largest_batch_and_a_third_confirms_it(state, sizes):
+  machine = Machine(GPU, state)
+  largest, tried = points(machine, GPU, NONE, sizes)
+  assert largest == max(0, math.floor(room_of(GPU) / GIB - state))
+  assert len(machine.compiled) <= 3
+  predicted, _ = points(Machine(GPU, state), GPU, NONE, sizes, exact=False)
+  assert predicted == largest
+
+
+def test_a_prediction_that_was_wrong_is_corrected():
+  """Memory grows faster than linearly: the line through small sizes promises too much."""
+  machine = Machine(GPU, 2, curve=0.03)
+  largest, tried = points(machine, GPU, NONE)
+  room = room_of(GPU) / GIB
+  assert largest == max(n for n in range(100) if 2 + n + 0.03 * n**2 <= room)
+  assert len(machine.compiled) <= 6
+
+
+@pytest.mark.parametrize('state', [2, 13.5, 14.5, 17])
+def test_a_tpu_compiler_that_refuses_without_figures_is_asked_again(state):
+  machine = Machine(TPU, state)
+  largest, _ = points(machine, TPU, NONE)
+  assert largest == max(0, math.floor(room_of(TPU) / GIB - state))
+
+
+def test_accumulation_is_preferred_to_recomputation_if_it_is_faster():
+  room = room_of(GPU) / GIB  # 20.1
+  machine = Machine(GPU, 10, extra=1.0)
+  choices = choose(machine, GPU, [NONE, BLOCK], 64, lambda settings: 1.0 * GIB)
+  assert [choice.accumulate for choice in choices] == [8, 1]  # 64 / 8 images and the sums of gradients fit
+  assert 10 + 1 + 64 / choices[0].accumulate <= room < 10 + 1 + 64 / (choices[0].accumulate / 2)
+  best = fastest(choices)
+  assert best.settings == NONE  # 10 ms per image, 1 ms per micro-batch, against 14 ms
+  assert best.images_per_second == pytest.approx(8 / 0.081)
+  assert ('none', 8, 8) in machine.compiled  # confirmed as it would run
+
+
+def test_settings_that_reach_the_batch_at_once_end_the_search():
+  machine = Machine(GPU, 1)
+  choices = choose(machine, GPU, [NONE, BLOCK], 8, lambda settings: 0.0)
+  assert [(choice.settings, choice.accumulate, choice.largest) for choice in choices] == [(NONE, 1, 19)]
+
+
+def test_nothing_fits():
+  choices = choose(Machine(GPU, 30), GPU, [NONE, BLOCK], 8, lambda settings: 0.0)
+  assert fastest(choices) is None and [choice.largest for choice in choices] == [0, 0]
+
+
+def test_figures_are_compiled_once_and_kept_in_a_file(tmp_path):
+  file = tmp_path / 'new' / 'figures.json'
+  made = []
+
+  def make():
+    made.append(1)
+    return Figures(5, {'l4': 0.5}, 60.0)
+
+  for _ in range(2):  # the second time, from the file
+    assert Store(file).find({'model': 'a'}, GPU, make) == Figures(5, {'l4': 0.5}, 60.0)
+  assert len(made) == 1
+  store = Store(file)
+  assert store.get({'model': 'b'}, GPU) is None and store.get({'model': 'a'}, TPU) is None
+  assert store.get({'model': 'a'}, parse_topology('rtx4090:1')) is not None  # shares the program
+  file.write_text('[]')
+  with pytest.raises(UserError, match='no figures'):
+    Store(file)
+
+
+def test_the_command_and_the_hours():
+  choice = Choice(Settings('bfloat16', 'none', ''), 12, 8, 100.0)
+  found = fit.Fit(GPU, 64, 1, 9000, (choice,), choice)
+  text = fit.described(found, 'ldit', ['seed=3', 'dtype=float32'])
+  assert (
+    'XLA_PYTHON_CLIENT_MEM_FRACTION=0.9 python -m ditsam_jax.train --config=ldit --config.seed=3 '
+    '--config.dtype=bfloat16 --config.accumulate=8 --workdir=runs/fit'
+  ) in text
+  assert found.hours == pytest.approx(9000 * 64 / 100 / 3600) and '1.6 hours' in text
+  nothing = fit.described(fit.Fit(GPU, 64, 1, 9000, (Choice(NONE, 0, 0, 0.0),), None), 'ldit', [])
+  assert 'Nothing fits' in nothing and '--fit=l4:2' in nothing and 'ditsam_jax.train' not in nothing

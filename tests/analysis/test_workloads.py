@@ -1,0 +1,85 @@
+"""The programs whose fit is in question, compiled for a CPU that stands in for the chip."""
+
+import jax
+import pytest
+
+from ditsam_jax import compile_report
+from ditsam_jax.analysis import targets
+from ditsam_jax.analysis.figures import Figures, Store
+from ditsam_jax.analysis.planner import Settings
+from ditsam_jax.analysis.workloads import Inference, Training
+from ditsam_jax.config import files
+from tests.small_models import small_config
+
+TARGET = targets.parse_topology('v5e:1x1')
+PLAIN = Settings('float32', 'none', '')
+
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+  monkeypatch.setattr(targets, 'devices_of', lambda target, memory=None: jax.devices('cpu')[: target.count])
+
+
+@pytest.mark.slow
+def test_inference_needs_its_weights_and_more_for_every_image(on_cpu):
+  work = Inference(small_config(), TARGET, Store(None))
+  one, two = (work.measure(PLAIN, images) for images in (1, 2))
+  side = small_config().image_size
+  assert two.bytes - one.bytes >= 4 * 3 * side**2 and two.seconds['v5e'] > one.seconds['v5e']
+  assert work.measure(PLAIN, 2) is not None and work.known(PLAIN, 2) == two
+  assert work.known(Settings('bfloat16', 'none', ''), 2) is None
+
+
+def test_training_describes_each_program_by_what_it_depends_on(on_cpu):
+  config = files.load('ldit:shapes', ['init_from='])
+  store, compiled = Store(None), []
+  work = Training(config, TARGET, store, compiled.append)
+  description_of = {}
+  for settings, images, parts in (
+    (PLAIN, 2, 1),
+    (PLAIN, 4, 1),
+    (PLAIN, 2, 2),
+    (Settings('float32', 'block', ''), 2, 1),
+  ):
+    changed = work.with_settings(settings, images, parts)
+    assert changed.data.batch_size == images * parts and changed.accumulate == parts
+    description_of[settings, images, parts] = changed.to_json_best_effort()
+  assert len(set(description_of.values())) == 4 and not compiled
+  trained = work.gradient_bytes(PLAIN)
+  assert trained > work.gradient_bytes(Settings('float32', 'none', 'image_encoder,text_encoder')) > 0
+  assert trained % 4 == 0
+
+
+def test_the_command_finds_what_fits(monkeypatch, tmp_path, capsys):
+  """Programs need 2 GiB, and 1 GiB for each image, half without saved activations."""
+
+  def measure(self, settings, images, parts):
+    needed = 2 + images * (1 if settings.remat == 'none' else 0.5)
+    return Figures(int(needed * 2**30), {'l4': 0.01 * images}, 60.0)
+
+  monkeypatch.setattr(Training, 'measure', measure)
+  out = tmp_path / 'fit.json'
+  assert (
+    compile_report.main(
+      ['--config=ldit', '--fit=l4:1', '--config.total_steps=900', f'--cache={tmp_path / "f"}', f'--json={out}']
+    )
+    == 0
+  )
+  printed = capsys.readouterr().out
+  assert 'ldit on l4:1: 64 samples per update, 20.1 GiB usable per device' in printed
+  rows = [line.split() for line in printed.splitlines() if line.startswith('bfloat16')]
+  assert [row[:5] for row in rows] == [
+    ['bfloat16', 'none', '-', '18', '4'],
+    ['bfloat16', 'attention', '-', '36', '2'],
+    ['bfloat16', 'block', '-', '36', '2'],
+  ]
+  assert '--config.total_steps=900 --config.dtype=bfloat16 --config.accumulate=4 --workdir=runs/fit' in printed
+  assert out.exists()
+
+
+def test_given_fields_stay_as_they_are(monkeypatch, tmp_path, capsys):
+  monkeypatch.setattr(Training, 'measure', lambda self, settings, images, parts: Figures(2**30 * 30, {'l4': 1.0}, 60.0))
+  options = ['--config.dtype=float32', '--config.remat=block', '--config.freeze=mask_decoder']
+  compile_report.main(['--config=ldit', '--fit=l4:1', f'--cache={tmp_path / "f"}', *options])
+  printed = capsys.readouterr().out
+  assert 'Nothing fits' in printed and printed.count('does not fit') == 1 and 'float32  block  mask_decoder' in printed
