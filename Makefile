@@ -2,6 +2,8 @@
 # make test    runs the whole test suite
 # make check   runs lint, type checks and fast tests; use it before every commit
 # make docs    builds the documentation site in build/site
+# make live    builds the page that runs in the browser, in build/live
+# make notebooks  executes the notebooks into build/notebooks, with small random files in place of downloads
 # make fuzz    tries mutated inputs, signals and full disks; FUZZ_SECONDS=600 runs longer
 # Set PYTHON to use another interpreter: make demo PYTHON=python3.12
 
@@ -11,7 +13,7 @@ FUZZ_SECONDS ?= 120
 FUZZ_SEED ?= 0
 PYTEST := JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest --numprocesses=2 --dist=worksteal
 
-.PHONY: demo test check lint docs fuzz clean
+.PHONY: demo test check lint docs live notebooks fuzz clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -35,7 +37,19 @@ lint: $(VENV)/.installed-check
 	$(VENV)/bin/pyright
 
 docs: $(VENV)/.installed-docs
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build  # --quiet would also ignore warnings, which must fail
+
+live: | $(VENV)/bin/python
+	$(VENV)/bin/python docs/live/build.py
+
+# The first cell goes to the root of the repository. Without XLA's optimisations small models compile faster.
+execute = JAX_PLATFORMS=cpu JAX_COMPILATION_CACHE_DIR=$(CURDIR)/build/notebooks/compiled $(VENV)/bin/python -m papermill \
+  --no-progress-bar notebooks/$(1).ipynb build/notebooks/$(1).ipynb -p WORK build/notebooks/$(1)
+notebooks: $(VENV)/.installed-notebooks
+	rm -rf build/notebooks && mkdir -p build/notebooks
+	$(call execute,quickstart) -p STEPS 45
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(call execute,from_pytorch) -p STAND_INS True
+	JAX_DISABLE_MOST_OPTIMIZATIONS=1 $(call execute,train_on_tpu) -p STAND_INS True
 
 fuzz: $(VENV)/.installed-test
 	JAX_PLATFORMS=cpu $(VENV)/bin/python -m tests.fuzz --seconds=$(FUZZ_SECONDS) --seed=$(FUZZ_SEED)

@@ -25,9 +25,10 @@ import jax
 from ditsam_jax.analysis import fit, planner
 from ditsam_jax.analysis.figures import Figures, Store
 from ditsam_jax.analysis.planner import Choice, Line, Settings
-from ditsam_jax.analysis.targets import Target, parse_topology
+from ditsam_jax.analysis.targets import Target, devices_of, parse_topology
 from ditsam_jax.analysis.workloads import Inference, Training
 from ditsam_jax.config import checks, files, lengths
+from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import PRESETS
 from ditsam_jax.models.execution import REMAT
 from ditsam_jax.storage.files import write_text
@@ -101,6 +102,7 @@ def config_of(model: str, size: int):
   return files.load(CONFIGS[model], case.overrides)
 
 
+@functools.cache
 def workload(case: Case, store: Store) -> Inference | Training:
   config = config_of(case.model, case.size)
   if case.work == 'training':
@@ -153,7 +155,7 @@ def missing(cases: list[Case], store: Store) -> Iterator[Job]:
         yield job
 
 
-def main() -> None:
+def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
   parser.add_argument('--models', nargs='+', choices=PRESETS, default=list(NAMES))
   parser.add_argument('--sizes', nargs='+', type=int, default=SIZES)
@@ -175,17 +177,32 @@ def main() -> None:
   if options.jobs:
     for job in missing(cases, store):
       print(describe(job))
-    return
-  compile_all(cases, store)
-  write_page(options.page, store)
-  print('written:', options.page)
+    return 0
+  try:
+    for device in options.devices:  # every compiler is there, before hours of work
+      devices_of(parse_topology(device))
+  except UserError as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  try:
+    failed = compile_all(cases, store)
+  finally:  # also after Ctrl-C
+    write_page(options.page, store)
+    print('written:', options.page)
+  for job, reason in failed.items():
+    print(f'not compiled: {describe(job)}: {reason}', file=sys.stderr)
+  return int(bool(failed))
 
 
-def compile_all(cases: list[Case], store: Store) -> None:
-  """Compiles all missing programs, with progress; prints the time left by what programs of a kind took so far."""
+def compile_all(cases: list[Case], store: Store) -> dict[Job, str]:
+  """Compiles all missing programs, with progress and the time left by what programs of a kind took so far.
+
+  Returns:
+    The programs that the compiler failed on, with the reason. Their cases stay unknown.
+  """
   took: dict[str, list[float]] = {work: [] for work in WORK}
-  count = 0
-  while jobs := list(missing(cases, store)):
+  count, failed = 0, {}
+  while jobs := [job for job in missing(cases, store) if job not in failed]:
     # A case needs at least two figures, and usually no more than that; programs of later cases are not known yet.
     left = {work: 0.0 for work in WORK}
     for job in jobs:
@@ -197,8 +214,12 @@ def compile_all(cases: list[Case], store: Store) -> None:
     count += 1
     say(f'program {count} of about {count - 1 + sum(left.values()):.0f}, {clock(seconds)} left: {describe(job)} ...')
     started = time.monotonic()
-    workload(job.case, store).measure(job.settings, job.images, 1)
+    try:
+      workload(job.case, store).measure(job.settings, job.images, 1)
+    except jax.errors.JaxRuntimeError as error:  # the others need not wait for a compiler's failure
+      failed[job] = str(error).split('\n')[0][:200]
     took[job.case.work].append(time.monotonic() - started)
+  return failed
 
 
 def job_sizes(case: Case) -> tuple[int, int]:
@@ -242,10 +263,12 @@ def write_page(page: Path, store: Store) -> None:
     for size in SIZES:
       rows = []
       for device in DEVICES:
-        try:
-          rows.append(row(model, size, device, store))
-        except Missing:
-          unknown += 1
+        infers, trains = inference_cells(model, size, device, store), training_cells(model, size, device, store)
+        unknown += (infers is None) + (trains is None)
+        if infers or trains:
+          chips = parse_topology(device).count
+          name = device if chips == 1 else f'{device} ({chips} chips)'
+          rows.append('| ' + ' | '.join([name, *(infers or ['...', '']), *(trains or ['...', '', '', ''])]) + ' |')
       if rows:
         base = ' '.join([f'--config={CONFIGS[model]}', *(f'--config.{o}' for o in Case(model, size, '', '').overrides)])
         parts.append(
@@ -254,25 +277,41 @@ def write_page(page: Path, store: Store) -> None:
           '| --- | --- | --- | --- | --- | --- | --- |\n' + '\n'.join(rows) + '\n'
         )
   if unknown:
-    parts.append(f'{unknown} of {len(NAMES) * len(SIZES) * len(DEVICES)} rows are not computed yet.\n')
+    total = len(WORK) * len(NAMES) * len(SIZES) * len(DEVICES)
+    parts.append(f'{unknown} of {total} cells (...) are not computed yet: rerun the command to continue.\n')
   write_text(page, '\n'.join(parts))
 
 
-def row(model: str, size: int, device: str, store: Store) -> str:
-  """One line of a table. Raises Missing."""
-  target = parse_topology(device)
-  infers, _ = solved(Case(model, size, 'inference', device), store)
-  trains, steps = solved(Case(model, size, 'training', device), store)
-  cells = [device if target.count == 1 else f'{device} ({target.count} chips)']
-  cells += ['no', ''] if infers is None else [str(infers.largest), f'{infers.images_per_second * target.count:.3g}']
-  if trains is None:
-    return '| ' + ' | '.join(cells + ['no', '', '', '']) + ' |'
-  rate = trains.images_per_second * target.count
-  flags = ' '.join(f'`{change}`' for change in fit.command_changes(trains, []) if change != '--config.dtype=float32')
+def inference_cells(model: str, size: int, device: str, store: Store) -> list[str] | None:
+  """The largest batch and images/s; None if they are not known yet."""
+  try:
+    choice, _ = solved(Case(model, size, 'inference', device), store)
+  except Missing:
+    return None
+  if choice is None:
+    return ['no', '']
+  return [_count(choice.largest), f'{choice.images_per_second * parse_topology(device).count:.3g}']
+
+
+def training_cells(model: str, size: int, device: str, store: Store) -> list[str] | None:
+  """The largest batch, flags, images/s and hours; None if they are not known yet."""
+  try:
+    choice, steps = solved(Case(model, size, 'training', device), store)
+  except Missing:
+    return None
+  if choice is None:
+    return ['no', '', '', '']
+  rate = choice.images_per_second * parse_topology(device).count
+  flags = ' '.join(f'`{change}`' for change in fit.command_changes(choice, []) if change != '--config.dtype=float32')
   hours = steps * config_of(model, size).data.batch_size / rate / 3600
-  cells += [str(trains.largest), flags, f'{rate:.3g}', f'{hours:.2g}' if hours < 100 else f'{hours:.0f}']
-  return '| ' + ' | '.join(cells) + ' |'
+  return [_count(choice.largest), flags, f'{rate:.3g}', f'{hours:.2g}' if hours < 100 else f'{hours:.0f}']
+
+
+def _count(images: int) -> str:
+  """Images, rounded down to two digits: an extrapolation from small batches is no better."""
+  step = 10 ** max(0, len(str(images)) - 2)
+  return f'over {images:,}' if images == planner.MOST else f'{images // step * step:,}'
 
 
 if __name__ == '__main__':
-  main()
+  sys.exit(main())

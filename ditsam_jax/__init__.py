@@ -38,6 +38,7 @@ _WHERE = {
   'TextEncoderConfig': 'ditsam_jax.models.config',
   'Tokenizer': 'ditsam_jax.tokenization',
   'UserError': 'ditsam_jax.errors',
+  'attention_maps': 'ditsam_jax.inference.attention_maps',
   'load': 'ditsam_jax.storage.saved_model',
   'save': 'ditsam_jax.storage.saved_model',
 }

@@ -16,7 +16,8 @@ from ditsam_jax.terminal import printable
 TRACEBACK = 'DITSAM_TRACEBACK'  # environment variable; 1 shows tracebacks and the messages of libraries
 _EXTRA_OF = {  # the extra that installs an optional package
   **dict.fromkeys(('array_record', 'grain', 'ml_collections', 'optax', 'tensorboardX', 'tensorflow_datasets'), 'train'),
-  **dict.fromkeys(('safetensors', 'segment_anything', 'torch', 'transformers'), 'convert'),
+  **dict.fromkeys(('segment_anything', 'torch', 'transformers'), 'convert'),
+  **dict.fromkeys(('huggingface_hub', 'safetensors'), 'hub'),
   'flatbuffers': 'stablehlo',
   **dict.fromkeys(('onnx', 'onnx_ir', 'onnxruntime', 'onnxscript'), 'onnx'),
   **dict.fromkeys(('h11', 'multipart', 'prometheus_client', 'python_multipart', 'starlette', 'uvicorn'), 'serve'),

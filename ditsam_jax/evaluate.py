@@ -30,7 +30,7 @@ from ditsam_jax.models.weights import DTYPES
 from ditsam_jax.options import Parser
 from ditsam_jax.parallel import distributed
 from ditsam_jax.parallel.watch import Watch
-from ditsam_jax.storage import places, saved_model
+from ditsam_jax.storage import hub, places, saved_model
 from ditsam_jax.storage.description import data_config, vocabulary_file, warn_if_fresh
 from ditsam_jax.storage.files import write_json, write_text
 from ditsam_jax.storage.image_files import write_png
@@ -175,8 +175,9 @@ def _folder(options: argparse.Namespace) -> Path:
   if options.output:
     return Path(options.output)
   splits = '-'.join(options.splits)
-  if places.is_shipped(options.checkpoint):
-    return Path('runs') / f'evaluation-{options.checkpoint}-{splits}'
+  if hub.is_address(options.checkpoint) or places.is_shipped(options.checkpoint):
+    name = options.checkpoint.removeprefix(hub.SCHEME).strip('/').replace('/', '-')
+    return Path('runs') / f'evaluation-{name}-{splits}'
   return Path(options.checkpoint).expanduser() / f'evaluation-{splits}'
 
 
@@ -189,9 +190,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   parser.add_argument(
     '--checkpoint',
     required=True,
-    type=local,
-    metavar='DIR',
-    help="a training run's workdir, a model's folder, or a shipped model: shapes",
+    type=places.model,
+    metavar='MODEL',
+    help="a training run's workdir, a model's folder, hf://OWNER/NAME, or a shipped model: shapes",
   )
   parser.add_argument(
     '--dataset',

@@ -33,6 +33,7 @@ from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.weights import dtype_named
 from ditsam_jax.options import Parser
 from ditsam_jax.parallel import distributed
+from ditsam_jax.storage import places
 from ditsam_jax.storage.description import read_config
 from ditsam_jax.storage.paths import local
 from ditsam_jax.terminal import printable
@@ -139,9 +140,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   how.add_argument(
     '--checkpoint',
     default='shapes',
-    type=local,
-    metavar='DIR',
-    help="a saved model's folder, or a shipped model (default: %(default)s)",
+    type=places.model,
+    metavar='MODEL',
+    help="a saved model's folder, hf://OWNER/NAME, or a shipped model (default: %(default)s)",
   )
   how.add_argument(
     '--dtype',

@@ -20,6 +20,7 @@ from ditsam_jax.serving.app import Service
 from ditsam_jax.serving.guard import LOOPBACK
 from ditsam_jax.serving.images import embeddings_bytes
 from ditsam_jax.serving.limits import Limits
+from ditsam_jax.storage import places
 from ditsam_jax.storage.description import read_config
 from ditsam_jax.storage.files import read_bytes
 from ditsam_jax.storage.paths import local
@@ -114,9 +115,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   what.add_argument(
     '--checkpoint',
     default='shapes',
-    type=local,
-    metavar='DIR',
-    help="a saved model's folder, or a shipped model (default: %(default)s)",
+    type=places.model,
+    metavar='MODEL',
+    help="a saved model's folder, hf://OWNER/NAME, or a shipped model (default: %(default)s)",
   )
   what.add_argument(
     '--dtype',

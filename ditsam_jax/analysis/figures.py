@@ -29,7 +29,12 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.storage.files import read_json, write_json
 
 _PACKAGE = Path(__file__).parents[1]
-_SOURCES = ('models', 'ops', 'parallel', 'training')  # folders that programs depend on
+# What programs are made of: a change of these files makes figures outdated.
+_SOURCES = (
+  *('models/*.py', 'ops/**/*.py'),
+  *(f'parallel/{name}.py' for name in ('activations', 'sharding', 'weights')),
+  *(f'training/{name}.py' for name in ('loss', 'optimizer', 'program', 'prompt_rounds', 'step')),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +132,10 @@ def _versions(target: Target) -> list[str]:
 def _source_hash() -> str:
   """A hash of the source code that programs are made of."""
   content = hashlib.sha256()
-  for folder in _SOURCES:
-    for file in sorted((_PACKAGE / folder).rglob('*.py')):
+  for pattern in _SOURCES:
+    files = sorted(_PACKAGE.glob(pattern))
+    assert files, pattern
+    for file in files:
       content.update(file.read_bytes())
   return content.hexdigest()
 

@@ -1,7 +1,6 @@
 """`compile_report --fit`: which settings of a config fit a target, and the command to train with the fastest."""
 
 import dataclasses
-import itertools
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -50,8 +49,7 @@ def training(config: ConfigDict, overrides: list[str], target: Target, store: St
   """
   given = {override.partition('=')[0] for override in overrides}
   run = lengths.resolve(config, lambda: lengths.samples_without_data(checks.check(config)))
-  number = itertools.count(1)
-  work = Training(config, target, store, lambda text: say(f'compiling program {next(number)}: {text} ...'))
+  work = Training(config, target, store, say)
   if run.data.batch_size % work.shares:
     raise UserError(
       f'config.data.batch_size is {run.data.batch_size}; expected a multiple of {work.shares}, the devices of '

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -30,6 +31,13 @@ from ditsam_jax.training.step import trained_of
 _FIELDS = ('task', 'rounds', 'freeze', 'model', 'mesh', 'dtype', 'accumulate', 'remat', 'scan', 'attention')
 
 
+Tell = Callable[[str], None]
+
+
+def _nothing(text: str) -> None:
+  pass
+
+
 def program(config: ConfigDict, target: Target, memory: int | None = None) -> tuple[ResolvedRunConfig, Program]:
   """Builds the train step of a config on a target's devices. For `memory` and errors see `targets.devices_of`.
 
@@ -52,9 +60,9 @@ def changed(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
 class Training:
   """Measures the train step of a config with other settings and batch sizes."""
 
-  def __init__(self, config: ConfigDict, target: Target, store: Store, compiling: Any = None):
-    """`compiling(text)` is called before each compilation that is necessary."""
-    self._config, self._target, self._store, self._compiling = config, target, store, compiling
+  def __init__(self, config: ConfigDict, target: Target, store: Store, tell: Tell = _nothing):
+    """`tell(text)` is called before and after each compilation that is necessary."""
+    self._config, self._target, self._store, self._tell = config, target, store, tell
     mesh = make_mesh(checks.check(config).mesh, [jax.devices('cpu')[0]] * target.count)
     self._fsdp = mesh.shape['fsdp']
     self.shares = mesh.shape['data'] * self._fsdp  # of the batch
@@ -62,9 +70,7 @@ class Training:
   def with_settings(self, settings: Settings, images: int, parts: int) -> ConfigDict:
     """The config of a step with `parts` micro-batches of `images` per device."""
     fields = dataclasses.asdict(settings)
-    return changed(
-      self._config, fields | {'accumulate': parts, 'data.batch_size': images * parts * self.shares, 'scan': True}
-    )
+    return changed(self._config, fields | {'accumulate': parts, 'data.batch_size': images * parts * self.shares})
 
   def known(self, settings: Settings, images: int, parts: int = 1) -> Figures | None:
     """Figures that need no compilation, or None."""
@@ -76,31 +82,27 @@ class Training:
 
     def compiled() -> Figures:
       text = f'{settings}, {images} per device' + (f', {parts} micro-batches' if parts > 1 else '')
-      if self._compiling:
-        self._compiling(text)
+      self._tell(f'compiling: {text} ...')
       with targets.lowering(self._target):
         _, step = program(config, self._target, AMPLE)
-        return figures(step.lower(), self._target)
+        found = figures(step.lower(), self._target)
+      self._tell(_outcome(found))
+      return found
 
     return self._store.find(_description(config), self._target, compiled)
 
-  @functools.cached_property
-  def _model(self) -> DitSam:
-    return _abstract(checks.check(self._config).model)
-
   def gradient_bytes(self, settings: Settings) -> float:
     """Bytes per chip of the f32 sums of gradients that accumulation adds."""
-    model = self._model
-    trained = trained_of(Structure(model).parameters, freeze_pattern(settings.freeze))
-    sizes = {name: math.prod(variable.shape) for name, variable in weights_of(model).items()}
+    sizes = _parameter_sizes(checks.check(self._config).model)
+    trained = trained_of(set(sizes), freeze_pattern(settings.freeze))
     return 4 * sum(sizes[name] for name in trained) / self._fsdp
 
 
 class Inference:
   """Measures the forward pass of a model on one device: images and sentences to logits."""
 
-  def __init__(self, model: DitSamConfig, target: Target, store: Store, compiling: Any = None):
-    self._model, self._target, self._store, self._compiling = model, target, store, compiling
+  def __init__(self, model: DitSamConfig, target: Target, store: Store, tell: Tell = _nothing):
+    self._model, self._target, self._store, self._tell = model, target, store, tell
 
   def known(self, settings: Settings, images: int, parts: int = 1) -> Figures | None:
     """Figures that need no compilation, or None."""
@@ -111,10 +113,11 @@ class Inference:
     del parts
 
     def compiled() -> Figures:
-      if self._compiling:
-        self._compiling(f'inference in {settings.dtype}, {images} images')
+      self._tell(f'compiling: inference in {settings.dtype}, {images} images ...')
       with targets.lowering(self._target):
-        return figures(self._lowered(settings, images), self._target)
+        found = figures(self._lowered(settings, images), self._target)
+      self._tell(_outcome(found))
+      return found
 
     return self._store.find(self._describe(settings, images), self._target, compiled)
 
@@ -143,6 +146,18 @@ class Inference:
       return structure.module(weights)(*inputs, execution=execution).logits
 
     return jax.jit(forward).lower(weights, *inputs)
+
+
+def _outcome(found: Figures) -> str:
+  needed = 'too large' if found.bytes is None else f'{found.bytes / 2**30:.2f} GiB'
+  return f'  {needed}, compiled in {found.compile_seconds:.0f} s'
+
+
+@functools.cache
+def _parameter_sizes(config: DitSamConfig) -> dict[str, int]:
+  model = _abstract(config)
+  weights = weights_of(model)
+  return {name: math.prod(weights[name].shape) for name in Structure(model).parameters}
 
 
 def _abstract(config: DitSamConfig) -> DitSam:

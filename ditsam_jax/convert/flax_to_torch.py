@@ -18,10 +18,10 @@ from ditsam_jax.convert.words import FILES
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.options import Parser
-from ditsam_jax.storage import saved_model
+from ditsam_jax.storage import places, saved_model
 from ditsam_jax.storage.description import read_config, read_description, vocabulary_file
 from ditsam_jax.storage.files import written_whole
-from ditsam_jax.storage.paths import local, local_path
+from ditsam_jax.storage.paths import local_path
 from ditsam_jax.storage.places import resolve
 from ditsam_jax.terminal import printable
 from ditsam_jax.vocabulary import read_vocabulary
@@ -33,7 +33,10 @@ def main(arguments: list[str] | None = None) -> int:
   """Runs the command."""
   parser = Parser(prog='python convert/flax_to_torch.py', description=(__doc__ or '').split('\n')[0])
   parser.add_argument(
-    '--input', required=True, type=local, help="a model's folder, a training run's workdir or a shipped model"
+    '--input',
+    required=True,
+    type=places.model,
+    help="a model's folder, a training run's workdir, hf://OWNER/NAME or a shipped model",
   )
   parser.add_argument(
     '--output', required=True, type=local_path, help='the .pth file to write; an existing one is replaced'

@@ -1,11 +1,17 @@
-"""Settings from Hugging Face's config.json that tensor shapes lack."""
+"""Hugging Face's SamModel: reads settings from config.json that tensor shapes lack, and writes such folders."""
 
+import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ditsam_jax.convert import names
 from ditsam_jax.errors import UserError
+from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.storage.files import read_json
 from ditsam_jax.terminal import printable
+
+if TYPE_CHECKING:
+  import torch
 
 # Settings that must have a certain value to match our model: part ('' for the top level), field, value.
 _SAM = (
@@ -77,3 +83,78 @@ def _heads(weights: Path, config: dict[str, Any], part: str) -> int | None:
       f'{printable(config_file(weights))} says num_attention_heads is {printable(repr(heads))}; expected a whole number'
     )
   return heads
+
+
+def write_sam(folder: Path, config: DitSamConfig, tensors: 'dict[str, torch.Tensor]') -> None:
+  """Writes config.json, model.safetensors and preprocessor_config.json of a plain SAM, as transformers saves them.
+
+  Args:
+    folder: an existing folder.
+    config: the model's config.
+    tensors: by the release's names, with positions of the model's own grid.
+  """
+  import torch
+  from transformers import SamModel
+
+  with torch.device('meta'):
+    model = SamModel(_sam_config(config))
+  content = {name: tensors[str(names.renamed(name, 'hugging_face'))] for name in model.state_dict()}
+  model.load_state_dict(content, strict=True, assign=True)
+  model.save_pretrained(folder)
+  (folder / 'preprocessor_config.json').write_text(json.dumps(_preprocessing(config), indent=2) + '\n')
+
+
+def _sam_config(config: DitSamConfig) -> Any:
+  from transformers import SamConfig, SamMaskDecoderConfig, SamPromptEncoderConfig, SamVisionConfig
+
+  encoder, decoder = config.image_encoder, config.mask_decoder
+  vision = SamVisionConfig(
+    hidden_size=encoder.width,
+    output_channels=decoder.width,
+    num_hidden_layers=encoder.depth,
+    num_attention_heads=encoder.heads,
+    image_size=config.image_size,
+    patch_size=encoder.patch_size,
+    window_size=encoder.pretrain_window,
+    global_attn_indexes=[i for i in range(encoder.depth) if not encoder.window(i)],
+    mlp_dim=encoder.mlp_ratio * encoder.width,
+    num_pos_feats=decoder.width // 2,
+  )
+  prompts = SamPromptEncoderConfig(
+    hidden_size=decoder.width,
+    image_size=config.image_size,
+    patch_size=encoder.patch_size,
+    mask_input_channels=decoder.mask_channels,
+  )
+  masks = SamMaskDecoderConfig(
+    hidden_size=decoder.width,
+    mlp_dim=decoder.mlp_width,
+    num_hidden_layers=decoder.depth,
+    num_attention_heads=decoder.heads,
+    iou_head_hidden_dim=decoder.iou_hidden,
+  )
+  return SamConfig(
+    vision_config=vision.to_dict(), prompt_encoder_config=prompts.to_dict(), mask_decoder_config=masks.to_dict()
+  )
+
+
+def _preprocessing(config: DitSamConfig) -> dict[str, Any]:
+  """The settings of SamImageProcessor."""
+  side = config.image_size
+  return {
+    'image_processor_type': 'SamImageProcessor',
+    'processor_class': 'SamProcessor',
+    'do_convert_rgb': True,
+    'do_resize': True,
+    'do_rescale': True,
+    'do_normalize': True,
+    'do_pad': True,
+    'size': {'longest_edge': side},
+    'pad_size': {'height': side, 'width': side},
+    'mask_size': {'longest_edge': 4 * config.grid},
+    'mask_pad_size': {'height': 4 * config.grid, 'width': 4 * config.grid},
+    'resample': 2,
+    'rescale_factor': 1 / 255,
+    'image_mean': list(config.pixel_mean),
+    'image_std': list(config.pixel_std),
+  }

@@ -16,6 +16,7 @@ from ditsam_jax.convert import companion as companions
 from ditsam_jax.convert import hugging_face, names, sources
 from ditsam_jax.convert.architecture import read_architecture
 from ditsam_jax.convert.fill import FRESH, fill, say_all
+from ditsam_jax.convert.places import local_weights, place
 from ditsam_jax.convert.words import find_vocabulary
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
@@ -45,9 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
     torch_peer.check_installed()
 
   say(f'reading {printable(options.input)}')
+  text_encoder = None if options.text_encoder is None else local_weights(options.text_encoder)
+  given_words = None if options.vocab is None else local_weights(options.vocab)
   model = read(
-    options.input,
-    text_encoder=options.text_encoder,
+    local_weights(options.input),
+    text_encoder=text_encoder,
     config_file=options.config,
     fusion=options.fusion,
     image_size=options.image_size,
@@ -55,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     text_heads=options.text_heads,
   )
   source, config = model.source, model.config
-  vocabulary = find_vocabulary(config, options.vocab, options.text_encoder or source.path, model.companion)
+  vocabulary = find_vocabulary(config, given_words, text_encoder or source.path, model.companion)
   weights, fresh_weights = fill(config, source)
   verified = torch_peer.compare(source.tensors, config, weights) if options.verify else ''
   say(f'writing {printable(options.output)}')
@@ -210,7 +213,9 @@ def _shown(value: object) -> str:
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
   parser = Parser(prog='python convert/torch_to_flax.py', description=(__doc__ or '').split('\n')[0])
-  parser.add_argument('--input', required=True, type=local_path, help='a PyTorch file, or a Hugging Face folder')
+  parser.add_argument(
+    '--input', required=True, type=place, help='a PyTorch file, a Hugging Face folder, or hf://OWNER/NAME[/FILE]'
+  )
   parser.add_argument(
     '--output', required=True, type=local_path, help='output folder; an existing model there is replaced'
   )
@@ -220,10 +225,10 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     help='needed for layer_wise and e2e, which have the same tensors, and with --text-encoder',
   )
   parser.add_argument(
-    '--text-encoder', type=local_path, metavar='FILE_OR_DIR', help='a BERT to combine with a plain SAM'
+    '--text-encoder', type=place, metavar='FILE_OR_DIR', help='a BERT to combine with a plain SAM; hf://OWNER/NAME too'
   )
   parser.add_argument(
-    '--vocab', type=local_path, metavar='FILE', help='vocab.txt or tokenizer.json, to predict from sentences'
+    '--vocab', type=place, metavar='FILE', help='vocab.txt or tokenizer.json, to predict from sentences'
   )
   parser.add_argument('--image-size', type=_positive, help='default: 512, as in the release; for a plain SAM its own')
   parser.add_argument(

@@ -40,6 +40,13 @@ FORMATS = {
     packages=('flatbuffers',),
     extra='stablehlo',
   ),
+  'safetensors': Format(
+    "transformers' SamModel for plain SAM, ditsam_jax for models with text",
+    'safetensors_folder',
+    ('float32', 'float16', 'bfloat16'),
+    packages=('safetensors',),
+    extra='hub',
+  ),
   'onnx': Format(
     'programs for ONNX Runtime',
     'onnx_files',

@@ -12,7 +12,7 @@ from ditsam_jax.models.config import DitSamConfig, ImageEncoderConfig
 from ditsam_jax.models.execution import Execution
 from ditsam_jax.models.instruction import make_instruction
 from ditsam_jax.models.weights import module_at_use
-from ditsam_jax.ops.attention import attention, relative_terms
+from ditsam_jax.ops.attention import attention, attention_weights, relative_terms
 from ditsam_jax.ops.resize import resize_grid, resize_rows
 from ditsam_jax.parallel.activations import BATCH, TENSOR, axis_size, shard, shard_rows
 
@@ -35,6 +35,14 @@ class Attention(nnx.Module):
   def __call__(self, x: jax.Array, grid: tuple[int, int], implementation: str = 'auto') -> jax.Array:
     """x: [B, prefix + h*w, C] -> the same shape. For `implementation` see `ditsam_jax.ops.attention.attention`."""
     return self.proj(self._attend(self._heads(x), grid, implementation))
+
+  def weights(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
+    """The softmax weights of each token over all tokens, by the definition in ops/attention: f32 [B, H, N, N].
+
+    x: [B, N = prefix + h*w, C].
+    """
+    q, k, _ = self._heads(x)
+    return attention_weights(q, k, *self._relative_terms(q, grid), grid, x.shape[1] - grid[0] * grid[1])
 
   def in_windows(
     self, slots: jax.Array, windows: jax.Array, side: int, implementation: str = 'auto'
@@ -64,11 +72,15 @@ class Attention(nnx.Module):
     """[3, B, H, prefix + h*w, D] -> [B, prefix + h*w, C], before the projection."""
     q, k, v = qkv
     prefix = q.shape[2] - grid[0] * grid[1]
-    table_h = resize_rows(self.rel_pos_h[...], 2 * grid[0] - 1)
-    table_w = resize_rows(self.rel_pos_w[...], 2 * grid[1] - 1)
-    rel_h, rel_w = relative_terms(q, table_h, table_w, grid, prefix)
+    rel_h, rel_w = self._relative_terms(q, grid)
     out = attention(q, k, v, rel_h, rel_w, grid=grid, prefix=prefix, implementation=implementation)
     return layers.merge_heads(out)
+
+  def _relative_terms(self, q: jax.Array, grid: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
+    """The relative-position terms of queries [B, H, prefix + h*w, D], with the tables resized to the grid."""
+    table_h = resize_rows(self.rel_pos_h[...], 2 * grid[0] - 1)
+    table_w = resize_rows(self.rel_pos_w[...], 2 * grid[1] - 1)
+    return relative_terms(q, table_h, table_w, grid, q.shape[2] - grid[0] * grid[1])
 
   def _heads(self, x: jax.Array) -> jax.Array:
     """x [B, N, C] -> [3, B, H, N, D]: queries, keys, values."""
@@ -167,10 +179,7 @@ class ImageEncoder(nnx.Module):
     Returns:
       [B, H/patch, W/patch, out], after the neck.
     """
-    x = self.patch_embed(images.astype(self.pos_embed.dtype))
-    batch, h, w, width = x.shape
-    x = x + resize_grid(self.pos_embed[...], (h, w))
-    x = shard_rows(x.reshape(batch, h * w, width))
+    x, (h, w) = self.image_tokens(images)
     instruction = None if text is None else self.instruction
     features = None if instruction is None or text is None else instruction.features(text)
     if execution.scan and self._can_scan(instruction):
@@ -186,7 +195,14 @@ class ImageEncoder(nnx.Module):
         slots = None if instruction is None or features is None else instruction.slots(i, features, slots, rngs)
         run = functools.partial(_run_block, block, i, (h, w), execution.attention)
         slots, x = execution.rematerialised(run)(slots, x)
-    return self.neck(x.reshape(batch, h, w, width))
+    return self.neck(x.reshape(len(x), h, w, -1))
+
+  def image_tokens(self, images: jax.Array) -> tuple[jax.Array, tuple[int, int]]:
+    """Returns the tokens of images [B, H, W, 3] before the first block, [B, h*w, C], and the grid (h, w)."""
+    x = self.patch_embed(images.astype(self.pos_embed.dtype))
+    batch, h, w, width = x.shape
+    x = x + resize_grid(self.pos_embed[...], (h, w))
+    return shard_rows(x.reshape(batch, h * w, width)), (h, w)
 
   def _can_scan(self, instruction) -> bool:
     """Whether all blocks have the same window, and no slots depend on the previous block."""

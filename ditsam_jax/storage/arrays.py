@@ -1,4 +1,4 @@
-"""Reads and writes named arrays with Orbax; detects unusable values."""
+"""Reads and writes named arrays with Orbax, or reads them from a safetensors file; detects unusable values."""
 
 import contextlib
 import os
@@ -15,6 +15,7 @@ import numpy as np
 from absl import logging
 
 from ditsam_jax.errors import UserError
+from ditsam_jax.storage import safetensors_file
 from ditsam_jax.terminal import printable
 
 LARGE = 2**28  # bytes of weights from which each array is written to its own file
@@ -23,6 +24,8 @@ LARGEST = float(np.sqrt(np.finfo(np.float32).max))  # magnitude of a weight: pro
 
 def shapes_and_types(folder: Path) -> dict[str, jax.ShapeDtypeStruct]:
   """Reads the shapes and types of all stored arrays, by name. Raises UserError if they are missing or damaged."""
+  if folder.is_file():
+    return safetensors_file.shapes_and_types(folder)
   import orbax.checkpoint as ocp  # slow to import
 
   _refuse_special_files(folder)
@@ -42,10 +45,12 @@ def read(
   Raises:
     UserError: arrays are missing or damaged.
   """
-  import orbax.checkpoint as ocp
-
   stored = shapes_and_types(folder)
   wanted = set(places if places is not None else stored if names is None else names)
+  if folder.is_file():
+    found = safetensors_file.read(folder, wanted)
+    return found if places is None else {name: _placed(array, places[name]) for name, array in found.items()}
+  import orbax.checkpoint as ocp
 
   def where(name: str) -> ocp.RestoreArgs:
     if name not in wanted:
@@ -58,6 +63,12 @@ def read(
     item = {name: 0 if name in wanted else ocp.PLACEHOLDER for name in stored}
     restored = checkpointer.restore(folder.absolute(), item=item, restore_args={name: where(name) for name in stored})
   return {name: array for name, array in restored.items() if name in wanted}
+
+
+def _placed(array: np.ndarray, place: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
+  """Returns an array with the type and sharding of `place`."""
+  array = array.astype(place.dtype)
+  return jax.make_array_from_callback(array.shape, place.sharding, array.__getitem__)
 
 
 def write(folder: Path, arrays: dict[str, Any]) -> None:

@@ -1,9 +1,10 @@
-"""Resolves a name or folder to the folder that holds model.json."""
+"""Resolves a name, a folder or an address on the Hub to the folder that holds model.json."""
 
 import os
 from pathlib import Path
 
 from ditsam_jax.errors import UserError
+from ditsam_jax.storage import hub
 from ditsam_jax.storage.paths import local
 from ditsam_jax.terminal import printable
 
@@ -20,12 +21,21 @@ def is_shipped(name_or_dir: str | os.PathLike) -> bool:
   return resolve(name_or_dir).parent == SHIPPED
 
 
+def model(given: str) -> str:
+  """Returns the text unchanged if it may name a model: the `type` of --checkpoint. Raises UserError otherwise."""
+  return hub.address(given) if hub.is_address(given) else local(given)
+
+
 def resolve(name_or_dir: str | os.PathLike) -> Path:
-  """Returns the model folder for a shipped model's name, a model folder or a training workdir.
+  """Returns the model folder for a shipped model's name, a model folder, a training workdir or hf://OWNER/NAME.
+
+  A model on the Hub is downloaded, see `hub.model_folder`.
 
   Raises:
-    UserError: the model does not exist.
+    UserError: the model does not exist, or cannot be downloaded.
   """
+  if hub.is_address(name_or_dir):
+    return hub.model_folder(str(name_or_dir))
   given = local(str(name_or_dir))
   name = f"'{printable(given)}'"
   try:
@@ -43,7 +53,7 @@ def resolve(name_or_dir: str | os.PathLike) -> Path:
   shipped = ', '.join(shipped_names())
   if not exists:
     raise UserError(
-      f"checkpoint {name} does not exist; give a model's folder, a training run's workdir, or a "
+      f"checkpoint {name} does not exist; give a model's folder, a training run's workdir, hf://OWNER/NAME, or a "
       f'shipped model ({shipped})'
     )
   if is_run:

@@ -2,7 +2,7 @@
 
 - `model.json`: config, untrained parts (`fresh`), `assumed` config fields, data set, notes, checksums
 - `vocab.txt`: the tokenizer's vocabulary, for models with a text encoder
-- `weights/`: Orbax, one array per parameter, named by its dotted path
+- `weights/`: Orbax, one array per parameter, named by its dotted path; or the same arrays in `model.safetensors`
 - `leftovers/`: the same for tensors that PyTorch's code stores but never uses, in converted models
 
 A training workdir holds such a folder as `model/`; the workdir's path works too.
@@ -25,7 +25,7 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.weights import cast, dotted, dtype_named, is_weight, weights_of
-from ditsam_jax.storage import arrays, checksums
+from ditsam_jax.storage import arrays, checksums, safetensors_file
 from ditsam_jax.storage.description import (
   FORMAT,
   check_words,
@@ -38,7 +38,8 @@ from ditsam_jax.storage.places import resolve
 from ditsam_jax.terminal import listed, printable
 from ditsam_jax.vocabulary import fingerprint, read_vocabulary
 
-CONTENTS = ('model.json', 'vocab.txt', 'weights', 'leftovers')
+SAFETENSORS = 'model.safetensors'
+CONTENTS = ('model.json', 'vocab.txt', 'weights', SAFETENSORS, 'leftovers')
 
 
 def load(name_or_dir: str | os.PathLike, *, dtype: str = 'float32') -> DitSam:
@@ -95,6 +96,11 @@ def size(directory: str | os.PathLike) -> int:
   return sum(file.stat().st_size for file in Path(directory).rglob('*') if file.is_file())
 
 
+def stored_shapes(name_or_dir: str | os.PathLike) -> dict[str, jax.ShapeDtypeStruct]:
+  """Reads the shapes and types of all weights, by dotted path. Raises UserError if the weights are missing or damaged."""
+  return arrays.shapes_and_types(_place_of_weights(resolve(name_or_dir)))
+
+
 def read_weights(name_or_dir: str | os.PathLike) -> dict[str, np.ndarray]:
   """Reads all weights by dotted path, in their stored types.
 
@@ -120,11 +126,19 @@ def read_leftovers(name_or_dir: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def _verified(name_or_dir: str | os.PathLike, part: str) -> Path:
-  """Returns the folder of weights or leftovers after verifying checksums. Raises UserError if a file has changed."""
+  """Returns the place of weights or leftovers after verifying checksums. Raises UserError if a file has changed."""
   folder = resolve(name_or_dir)
+  place = _place_of_weights(folder) if part == 'weights' else folder / part
   files = read_description(name_or_dir)['files']
-  checksums.check(folder, {name: entry for name, entry in files.items() if name.startswith(f'{part}/')})
-  return folder / part
+  mine = {name: entry for name, entry in files.items() if name == place.name or name.startswith(f'{place.name}/')}
+  checksums.check(folder, mine)
+  return place
+
+
+def _place_of_weights(folder: Path) -> Path:
+  """The weights of a model folder: Orbax's folder, or the safetensors file."""
+  file = folder / SAFETENSORS
+  return file if file.is_file() and not (folder / 'weights').is_dir() else folder / 'weights'
 
 
 def save(
@@ -175,6 +189,7 @@ def write(
   fresh: Sequence[str] = (),
   assumed: Sequence[str] = (),
   leftovers: dict[str, Any] | None = None,
+  safetensors: bool = False,
 ) -> Path:
   """Like `save`, for weights by dotted path, each stored in its own type.
 
@@ -184,6 +199,7 @@ def write(
     weights: arrays by dotted path.
     vocabulary: the word pieces, in the order of their ids.
     leftovers: arrays that belong to no parameter, kept for conversion back to their source.
+    safetensors: write weights to model.safetensors instead of an Orbax folder.
   """
   directory = local_path(str(directory)).absolute()
   temporary = directory.parent / f'.{directory.name}.writing-{os.getpid()}'
@@ -197,7 +213,10 @@ def write(
     temporary.mkdir(parents=True)
     if vocabulary is not None:
       (temporary / 'vocab.txt').write_text('\n'.join(vocabulary) + '\n', encoding='utf-8')
-    arrays.write(temporary / 'weights', weights)
+    if safetensors:
+      safetensors_file.write(temporary / SAFETENSORS, weights)
+    else:
+      arrays.write(temporary / 'weights', weights)
     if leftovers:
       arrays.write(temporary / 'leftovers', leftovers)
     description['files'] = checksums.of(temporary)
@@ -251,7 +270,7 @@ def check_start(
     UserError: the model is missing or damaged, a weight has another shape, or no name matches.
   """
   read_config(name_or_dir)
-  stored = arrays.shapes_and_types(resolve(name_or_dir) / 'weights')
+  stored = stored_shapes(name_or_dir)
   start = f"init_from '{printable(name_or_dir)}'"
 
   def fits(name: str) -> bool:

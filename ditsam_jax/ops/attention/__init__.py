@@ -11,8 +11,9 @@ import numpy as np
 
 from ditsam_jax.ops.attention import choice
 from ditsam_jax.ops.attention.choice import IMPLEMENTATIONS
+from ditsam_jax.ops.attention.reference import attention_weights
 
-__all__ = ['IMPLEMENTATIONS', 'attention', 'relative_terms']
+__all__ = ['IMPLEMENTATIONS', 'attention', 'attention_weights', 'relative_terms']
 
 
 def relative_terms(

@@ -1,13 +1,12 @@
 // Connects the parts of the page: a picture, a prompt, and its answer.
 
 import { Api, Failure, pause } from './api.js';
+import { listen, shown } from './open.js';
 import { Steps } from './prompt.js';
 import { raster } from './rle.js';
 import { overlay, save, stem } from './save.js';
 import { View } from './view.js';
 import { Words } from './words.js';
-
-const SHOWN = 2048; // maximum side of the displayed copy in pixels
 
 const $ = (id) => document.getElementById(id);
 const api = new Api({ askToken, wait: (message, seconds) => say(`${message}; trying again in ${seconds} s`) });
@@ -83,7 +82,7 @@ async function open(file, name, sentence = '') {
   stop();
   forget();
   const { width, height } = bitmap;
-  picture = { file, name, width, height, bitmap: small(bitmap), id: null };
+  picture = { file, name, width, height, bitmap: shown(bitmap), id: null };
   picture.id = upload(picture);
   picture.id.catch(fail);
   steps.reset();
@@ -97,20 +96,6 @@ async function open(file, name, sentence = '') {
   show();
   say('Type what to segment, or click on an object.');
   if (text) submit();
-}
-
-function small(bitmap) {
-  const scale = Math.min(1, SHOWN / Math.max(bitmap.width, bitmap.height));
-  const canvas = document.createElement('canvas');
-  canvas.width = Math.max(1, Math.round(bitmap.width * scale));
-  canvas.height = Math.max(1, Math.round(bitmap.height * scale));
-  const context = canvas.getContext('2d');
-  context.fillStyle = '#fff'; // the server also renders transparency as white
-  context.fillRect(0, 0, canvas.width, canvas.height);
-  context.imageSmoothingQuality = 'high';
-  context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
-  bitmap.close();
-  return canvas;
 }
 
 async function upload({ file, width, height }) {
@@ -299,12 +284,7 @@ function thumbnail(rle) {
 
 // Events
 
-$('choose').addEventListener('click', () => $('file').click());
-$('file').addEventListener('change', () => {
-  const [file] = $('file').files;
-  if (file) open(file, file.name);
-  $('file').value = '';
-});
+listen({ choose: $('choose'), input: $('file'), stage: $('stage'), open });
 $('another').addEventListener('click', () => {
   stop();
   forget();
@@ -327,29 +307,6 @@ for (const button of document.querySelectorAll('[data-sample]')) {
     }
   });
 }
-const isPicture = (item) => item.kind === 'file' && (!item.type || item.type.startsWith('image/'));
-addEventListener('paste', (event) => {
-  const item = [...event.clipboardData.items].find(isPicture);
-  const file = item?.getAsFile();
-  if (file) {
-    event.preventDefault();
-    open(file, file.name || 'pasted.png');
-  }
-});
-addEventListener('dragover', (event) => {
-  event.preventDefault();
-  $('stage').classList.add('dragging');
-});
-addEventListener('dragleave', (event) => {
-  if (!event.relatedTarget) $('stage').classList.remove('dragging');
-});
-addEventListener('drop', (event) => {
-  event.preventDefault();
-  $('stage').classList.remove('dragging');
-  const [file] = event.dataTransfer.files;
-  if (file) open(file, file.name);
-});
-
 $('sentence').addEventListener('submit', (event) => {
   event.preventDefault();
   submit();
