@@ -43,7 +43,7 @@ def close(found, expected) -> None:
   np.testing.assert_allclose(found, expected, atol=1e-4 * np.abs(expected).max(), rtol=0)
 
 
-@pytest.mark.verifies('ONNX export of DIT models', 'the model in JAX', '1e-4')
+@pytest.mark.verifies('ONNX export of DIT models', against='the model in JAX', within='1e-4 relative')
 def test_a_batch_of_sentences(dit_onnx, session):
   rng = np.random.default_rng(0)
   images = rng.normal(size=(3, SIDE, SIDE, 3)).astype(np.float32)

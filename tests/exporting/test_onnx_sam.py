@@ -60,7 +60,9 @@ def test_the_decoder_has_metas_names(sam_onnx):
   assert [given.name for given in decoder.get_outputs()] == OUTPUTS
 
 
-@pytest.mark.verifies('ONNX export of plain SAM: decoder', "Meta's SamOnnxModel in PyTorch", '1e-5')
+@pytest.mark.verifies(
+  'ONNX export of plain SAM: decoder', against="Meta's SamOnnxModel in PyTorch", within='1e-5 relative'
+)
 @pytest.mark.parametrize('prompt', PROMPTS)
 def test_the_decoder_computes_metas_numbers(sam_onnx, prompt):
   decoder = session(sam_onnx, 'decoder')

@@ -118,7 +118,9 @@ def test_plain_sam(tmp_path):
   assert max(described['largest_differences_from_jax'].values()) < 1e-5
 
 
-@pytest.mark.verifies('StableHLO exported by JAX 0.10.0', 'the model in the installed JAX', '1e-5')
+@pytest.mark.verifies(
+  'StableHLO exported by JAX 0.10.0', against='the model in the installed JAX', within='1e-5 relative'
+)
 def test_a_program_of_the_oldest_supported_jax_loads():
   pytest.importorskip('flatbuffers')
   program = jax_export.deserialize(bytearray((GOLDEN / 'exported.jaxexport').read_bytes()))
