@@ -30,11 +30,12 @@ from ditsam_jax.models.weights import DTYPES
 from ditsam_jax.options import Parser
 from ditsam_jax.parallel import distributed
 from ditsam_jax.parallel.watch import Watch
-from ditsam_jax.storage import hub, places, saved_model
+from ditsam_jax.storage import bucket, hub, places, saved_model
+from ditsam_jax.storage.bucket import AnyPath, BucketPath
 from ditsam_jax.storage.description import data_config, vocabulary_file, warn_if_fresh
 from ditsam_jax.storage.files import write_json, write_text
 from ditsam_jax.storage.image_files import write_png
-from ditsam_jax.storage.paths import local
+from ditsam_jax.storage.paths import any_path, anywhere
 from ditsam_jax.terminal import say
 from ditsam_jax.tokenization import Tokenizer
 
@@ -124,7 +125,7 @@ class _Output:
     self._several = len(options.splits) > 1
     self._folder = _folder(options)
     self._figures: dict[str, Any] = {}
-    self._written: dict[Path, None] = {}
+    self._written: dict[AnyPath, None] = {}
     if jax.process_index():
       return
     try:
@@ -133,7 +134,9 @@ class _Output:
       raise UserError(
         f'output folder {str(self._folder)!r} cannot be created ({error.strerror or error}); choose another --output'
       ) from error
-    if not os.access(self._folder, os.W_OK):
+    if isinstance(self._folder, BucketPath):
+      bucket.check(self._folder, writes=True)
+    elif not os.access(self._folder, os.W_OK):
       raise UserError(f'output folder {str(self._folder)!r} cannot be written to; choose another --output')
 
   def write(self, split: str, results: Results, about: dict[str, Any]) -> None:
@@ -171,14 +174,14 @@ class _Output:
     return f'{name}-{split}.{ending}' if self._several else f'{name}.{ending}'
 
 
-def _folder(options: argparse.Namespace) -> Path:
+def _folder(options: argparse.Namespace) -> AnyPath:
   if options.output:
-    return Path(options.output)
+    return any_path(options.output)
   splits = '-'.join(options.splits)
   if hub.is_address(options.checkpoint) or places.is_shipped(options.checkpoint):
     name = options.checkpoint.removeprefix(hub.SCHEME).strip('/').replace('/', '-')
     return Path('runs') / f'evaluation-{name}-{splits}'
-  return Path(options.checkpoint).expanduser() / f'evaluation-{splits}'
+  return any_path(options.checkpoint).expanduser() / f'evaluation-{splits}'
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -214,9 +217,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   parser.add_argument(
     '--data-dir',
     default='data',
-    type=local,
+    type=anywhere,
     metavar='DIR',
-    help='folder of prepared data sets; shapes is generated there (default: %(default)s)',
+    help='folder of prepared data sets, may be gs://...; shapes is generated there (default: %(default)s)',
   )
   parser.add_argument(
     '--batch-size', type=int, default=64, metavar='N', help='batch size on each host (default: %(default)s)'
@@ -239,7 +242,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   )
   parser.add_argument(
     '--output',
-    type=local,
+    type=anywhere,
     metavar='DIR',
     help="default: evaluation-SPLITS in the checkpoint's folder, runs/evaluation-NAME-SPLITS for a shipped model",
   )

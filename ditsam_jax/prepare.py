@@ -14,7 +14,7 @@ from ditsam_jax.data.refcoco import catalogue
 from ditsam_jax.errors import UserError
 from ditsam_jax.limits import MAX_PROCESSES
 from ditsam_jax.options import Parser
-from ditsam_jax.storage.paths import local
+from ditsam_jax.storage.paths import anywhere, local
 from ditsam_jax.terminal import say
 
 _OF_OWN = {
@@ -138,7 +138,11 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     'COCO_train2014_*.jpg',
   )
   parser.add_argument(
-    '--data-dir', default='data', type=local, metavar='DIR', help='folder of prepared data sets (default: %(default)s)'
+    '--data-dir',
+    default='data',
+    type=anywhere,
+    metavar='DIR',
+    help='folder of prepared data sets, may be gs://... (default: %(default)s)',
   )
   parser.add_argument('--skip-bad', action='store_true', help='skip bad data and write the rest')
   parser.add_argument(

@@ -2,12 +2,13 @@
 
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from ditsam_jax.errors import UserError
+from ditsam_jax.storage.bucket import AnyPath
+from ditsam_jax.storage.paths import any_path
 from ditsam_jax.vocabulary import END, LONGEST_WORD, MASK, PAD, SPECIAL, START, UNKNOWN, read_vocabulary
 
 MAX_TEXT_BYTES = 10_000  # per sentence; longer texts are not sentences, and would take long to tokenize
@@ -33,11 +34,11 @@ class Tokenizer:
   Sentences are cached. Threads may share a tokenizer. A missing or invalid vocabulary raises UserError.
   """
 
-  def __init__(self, vocabulary_file: str | Path, max_tokens: int, *, kept: int = _MOST_KEPT):
+  def __init__(self, vocabulary_file: str | AnyPath, max_tokens: int, *, kept: int = _MOST_KEPT):
     """Reads the vocabulary. `kept`: sentences that are cached."""
     if max_tokens < 3:
       raise UserError(f'max_tokens is {max_tokens}, expected at least 3: [CLS], one word piece, [SEP]')
-    self.vocabulary_file = Path(vocabulary_file)
+    self.vocabulary_file = any_path(vocabulary_file)
     self.max_tokens = max_tokens
     self._kept = kept
     self.vocabulary = read_vocabulary(self.vocabulary_file)

@@ -10,7 +10,6 @@ import functools
 import signal
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -38,10 +37,11 @@ from ditsam_jax.options import Parser
 from ditsam_jax.parallel import distributed, sharding
 from ditsam_jax.parallel.watch import Watch
 from ditsam_jax.storage import saved_model
+from ditsam_jax.storage.bucket import AnyPath
 from ditsam_jax.storage.description import check_words, fresh_parts, parts_of
 from ditsam_jax.storage.files import write_json
 from ditsam_jax.storage.image_files import write_png
-from ditsam_jax.storage.paths import local
+from ditsam_jax.storage.paths import any_path, anywhere
 from ditsam_jax.tokenization import Tokenizer
 from ditsam_jax.training import memory, words
 from ditsam_jax.training.checkpoint import Checkpoints, Progress
@@ -63,18 +63,20 @@ def main(arguments: list[str] | None = None) -> int:
     epilog='--config.any.field=value changes a field of the config',
   )
   parser.add_argument('--config', required=True, metavar='NAME[:DATA]', help=files.HELP)
-  parser.add_argument('--workdir', default='', type=local, help='output folder (default: runs/<config>-<data>)')
+  parser.add_argument(
+    '--workdir', default='', type=anywhere, help='output folder, may be gs://... (default: runs/<config>-<data>)'
+  )
   distributed.add_flags(parser)
   overrides, rest = changes.split_arguments(arguments)
   options = parser.parse_args(rest)
   config = files.load(options.config, overrides)
   distributed.initialise(options, preemptible=True)
   default = f'runs/{files.short_name(options.config)}-{checks.check(config).data.dataset.replace("/", "-")}'
-  train(config, Path(options.workdir or default))
+  train(config, any_path(options.workdir or default))
   return 0
 
 
-def train(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
+def train(config: ConfigDict, workdir: AnyPath) -> dict[str, Any] | None:
   """Trains, evaluates and writes `workdir`. Returns the content of metrics.json, or None after SIGTERM.
 
   Raises:
@@ -89,7 +91,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any] | None:
   return summary
 
 
-def _train(given: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal) -> dict[str, Any] | None:
+def _train(given: ConfigDict, workdir: AnyPath, claimed: Workdir, stop: StopSignal) -> dict[str, Any] | None:
   started = time.time()
   # -------------------------------------------------------------------------------- checks before any long work
   checked = checks.check(given)
@@ -131,7 +133,7 @@ def _train(given: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal)
   progress, skipped = Progress(), SkippedUpdates(workdir, config.max_skipped)
   describe: dict[str, Any] = dict(vocabulary=vocabulary, data=_about_data(config))
   with (
-    Checkpoints(workdir, config.keep_checkpoints, plain, config.on_save_failure) as checkpoints,
+    Checkpoints(workdir, config.keep_checkpoints, plain, config.on_save_failure, claimed.still_ours) as checkpoints,
     memory.explained(program, config),
   ):
     if checkpoints.latest_step != config.total_steps:
@@ -170,6 +172,7 @@ def _train(given: ConfigDict, workdir: Path, claimed: Workdir, stop: StopSignal)
         ends = stop.agreed() or step == config.total_steps
         if worth_saving or ends:
           skipped.look()
+          log.store()
           checkpoints.save(state, iterator, progress)
         if ends:
           break
@@ -247,7 +250,9 @@ def _stopped(step: int, config: ResolvedRunConfig) -> None:
   distributed.tell(f'stopped at step {step} of {config.total_steps}, all saved; rerun the command to resume')
 
 
-def _save_best(workdir: Path, config: RunConfig, model: DitSam, progress: Progress, describe: dict[str, Any]) -> None:
+def _save_best(
+  workdir: AnyPath, config: RunConfig, model: DitSam, progress: Progress, describe: dict[str, Any]
+) -> None:
   """Saves the model with the highest validation score; handles failures by `config.on_save_failure`."""
   if not distributed.is_first():
     return
@@ -261,7 +266,7 @@ def _save_best(workdir: Path, config: RunConfig, model: DitSam, progress: Progre
     distributed.tell(f'warning: {error}; training continues')
 
 
-def _save_samples(workdir: Path, step: int, results: Results, gallery: Gallery, config: RunConfig) -> Image.Image:
+def _save_samples(workdir: AnyPath, step: int, results: Results, gallery: Gallery, config: RunConfig) -> Image.Image:
   """Draws the same validation samples at every evaluation and writes the picture; only warns if that fails."""
   picture = gallery.fixed_panel(f'{config.data.dataset} val, step {step}: mIoU {results.miou:.1f}')
   if distributed.is_first():
@@ -302,7 +307,7 @@ class _Evaluation:
     return results, gallery
 
 
-def _log(workdir: Path, step: int, progress: Progress, config: ResolvedRunConfig) -> RunLog | SilentLog:
+def _log(workdir: AnyPath, step: int, progress: Progress, config: ResolvedRunConfig) -> RunLog | SilentLog:
   if not distributed.is_first():
     return SilentLog()
   return RunLog(workdir, first_step=step, evaluated=progress.evaluated, total_steps=config.total_steps)

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from ditsam_jax.errors import UserError
+from ditsam_jax.storage.bucket import AnyPath
 from ditsam_jax.storage.files import read_bytes, read_json
+from ditsam_jax.storage.paths import any_path
 from ditsam_jax.terminal import listed, printable
 
 PAD, UNKNOWN, START, END, MASK = '[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]'
@@ -35,13 +37,13 @@ _EXPECTED: dict[str, dict[str, tuple[Any, ...]]] = {
 _EXPECTED_CONFIG = {'do_lower_case': (True,), 'strip_accents': (None, True), 'tokenize_chinese_chars': (True,)}
 
 
-def read_vocabulary(file: Path) -> dict[str, int]:
+def read_vocabulary(file: str | AnyPath) -> dict[str, int]:
   """Reads word pieces and their ids from BERT's `vocab.txt` (one piece per line) or Hugging Face's `tokenizer.json`.
 
   Raises:
     UserError: the file is missing or malformed, or a tokenizer.json describes another tokenizer than BERT's.
   """
-  file = Path(file)
+  file = any_path(file)
   pieces = _from_json(file) if file.suffix == '.json' else _from_text(file)
   vocabulary = {piece: index for index, piece in enumerate(pieces)}
   missing = [special for special in SPECIAL if special not in vocabulary]
@@ -80,7 +82,7 @@ def check_lower_case(vocabulary: Iterable[str], file: Path) -> None:
     )
 
 
-def _from_text(file: Path) -> list[str]:
+def _from_text(file: AnyPath) -> list[str]:
   try:
     pieces = [piece.rstrip('\r') for piece in read_bytes(file, most_bytes=MOST_BYTES).decode().split('\n')]
   except UnicodeDecodeError as error:
@@ -92,7 +94,7 @@ def _from_text(file: Path) -> list[str]:
   return pieces
 
 
-def _from_json(file: Path) -> list[str]:
+def _from_json(file: AnyPath) -> list[str]:
   """Reads the word pieces of a tokenizer.json, sorted by id."""
   content = read_json(file, most_bytes=MOST_BYTES)
   if not isinstance(content, dict):
@@ -123,7 +125,9 @@ def _from_json(file: Path) -> list[str]:
   return sorted(vocab, key=vocab.__getitem__)
 
 
-def _expect(file: Path, given: dict, expected: dict[str, tuple[Any, ...]], *, required: bool, part: str = '') -> None:
+def _expect(
+  file: AnyPath, given: dict, expected: dict[str, tuple[Any, ...]], *, required: bool, part: str = ''
+) -> None:
   for field, values in expected.items():
     if field not in given and not required:
       continue

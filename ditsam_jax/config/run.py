@@ -37,16 +37,16 @@ _AXIS = Whole(1, 65_536, also=(-1,))
 
 
 @dataclasses.dataclass(frozen=True)
-class LocalPath(Text):
-  """A local path."""
+class AnyPlace(Text):
+  """A path on a disk or in a bucket."""
 
-  what: str = 'a local path (or a mounted bucket)'
+  what: str = 'a local path or gs://BUCKET/PATH'
 
   def accepts(self, value: Any) -> bool:
-    return super().accepts(value) and paths.problem(value) is None
+    return super().accepts(value) and paths.problem_anywhere(value) is None
 
   def hint(self, value: Any) -> str:
-    reason = paths.problem(value) if isinstance(value, str) else None
+    reason = paths.problem_anywhere(value) if isinstance(value, str) else None
     return f'{reason}; ' if reason else ''
 
 
@@ -80,7 +80,7 @@ class DataConfig:
   """The source of samples, and how they are read."""
 
   dataset: str = declared('refcoco', DataSetName(), 'Data set')
-  data_dir: str = declared('data', LocalPath(), 'Folder of prepared data sets')
+  data_dir: str = declared('data', AnyPlace(), 'Folder of prepared data sets')
   batch_size: int = declared(64, Whole(1, 1_048_576), 'Samples per update, over all devices')
   objects_per_image: int = declared(4, Whole(1, 64), "Prompts drawn per image, for task 'prompts'")
   threads: int = declared(8, Whole(1, MAX_THREADS), 'Threads that read and augment, per process')
@@ -154,7 +154,7 @@ class RunConfig:
   seed: int = declared(0, Whole(0, 2**31 - 1), 'Random seed of initial weights, data order and dropout')
   init_from: str = declared(
     '',
-    LocalPath(),
+    AnyPlace(),
     "Saved model to start from: a folder or a shipped model's name; '' starts from scratch",
   )
   freeze: str = declared(

@@ -4,6 +4,7 @@ A new data set is a new `DataSet` in DATA_SETS (see data/declaration.py) and a r
 by the files that `ditsam_jax.prepare` wrote.
 """
 
+import functools
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ from ditsam_jax.data.refcoco import catalogue
 from ditsam_jax.data.referring import ReferringSource
 from ditsam_jax.errors import UserError
 from ditsam_jax.fields import did_you_mean, read
+from ditsam_jax.storage import bucket
+from ditsam_jax.storage.bucket import AnyPath, BucketPath, is_bucket
 from ditsam_jax.storage.description import read_config, vocabulary_file
 from ditsam_jax.terminal import printable
 
@@ -38,8 +41,7 @@ def _open_shapes(
   in_memory: bool,
 ) -> ReferringSource:
   """Opens a split of shapes; generates the data on the first call."""
-  builder = shapes.prepare(data_dir, scenes_config(scenes or {}))
-  return ReferringSource(builder.data_dir, split, in_memory=in_memory)
+  return ReferringSource(shapes.located(data_dir, scenes_config(scenes or {})), split, in_memory=in_memory)
 
 
 SHAPES = DataSet(
@@ -60,8 +62,9 @@ def find(name: str, data_dir: str | os.PathLike) -> tuple[DataSet, Partition]:
   """Returns the declaration and partition of 'refcocog', 'refcocog/google', or a user's data set prepared in `data_dir`.
 
   Raises:
-    UserError: the name is unknown.
+    UserError: the name is unknown, or `data_dir` is in a bucket that cannot be read.
   """
+  _check_bucket(str(data_dir))
   if name not in DATA_SETS and (prepared := own.find(name, data_dir)):
     return prepared, prepared.partition()
   if own.is_name(name) and name not in DATA_SETS:
@@ -73,6 +76,12 @@ def find(name: str, data_dir: str | os.PathLike) -> tuple[DataSet, Partition]:
       f'--annotations=FILE --images=DIR --data-dir={printable(data_dir)}'
     )
   return named(name, DATA_SETS)
+
+
+@functools.cache  # a bucket that could be read once is not asked again
+def _check_bucket(data_dir: str) -> None:
+  if is_bucket(data_dir):
+    bucket.check(BucketPath(data_dir))
 
 
 def check_name(name: str) -> None:
@@ -102,7 +111,7 @@ def check_data(dataset: str, data_dir: str | os.PathLike, splits: Iterable[str])
     data_set.reader.check(data_set, partition, data_dir, split)
 
 
-def vocabulary(dataset: str, init_from: str = '') -> Path:
+def vocabulary(dataset: str, init_from: str = '') -> AnyPath:
   """Returns the WordPiece vocabulary file for a data set.
 
   It is the vocabulary of `init_from`, the name or folder of the model that training starts from. Shapes have their own
@@ -125,7 +134,12 @@ def vocabulary(dataset: str, init_from: str = '') -> Path:
 
 
 def open_split(
-  dataset: str, data_dir: str | Path, split: str, *, scenes: Mapping[str, Any] | None = None, in_memory: bool = False
+  dataset: str,
+  data_dir: str | os.PathLike,
+  split: str,
+  *,
+  scenes: Mapping[str, Any] | None = None,
+  in_memory: bool = False,
 ) -> ReferringSource:
   """Opens one split; shapes are generated on the first call.
 

@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 
 from ditsam_jax.errors import UserError
 from ditsam_jax.fields import did_you_mean
+from ditsam_jax.storage.bucket import AnyPath
 from ditsam_jax.storage.files import read_json
+from ditsam_jax.storage.paths import any_path
 
 VERSION = '1.0.0'  # of the record
 
@@ -86,12 +88,12 @@ def named(name: str, known: Mapping[str, DataSet]) -> tuple[DataSet, Partition]:
     raise UserError(f'{own} is not split by {split_by!r}; choose {choices or repr(own)}') from None
 
 
-def prepared_folder(data_dir: str | os.PathLike, name: str, split_by: str = '') -> Path:
+def prepared_folder(data_dir: str | os.PathLike, name: str, split_by: str = '') -> AnyPath:
   """Where a prepared data set is, or will be; `name` is the one in TFDS."""
-  return Path(data_dir, name, split_by, VERSION)
+  return any_path(data_dir) / name / split_by / VERSION
 
 
-def counted(folder: Path) -> dict[str, Counts]:
+def counted(folder: AnyPath) -> dict[str, Counts]:
   """Sizes of the splits, as `ditsam_jax.prepare` counted them; empty where it did not prepare that folder."""
   try:
     splits = read_json(folder / 'metadata.json')['splits']

@@ -69,7 +69,7 @@ def check_shards(directory: str | Path, splits: Mapping[str, Any]) -> None:
         raise UserError(damaged(directory, f'{name} holds {found} records, dataset_info.json says {length}'))
 
 
-def damaged(directory: str | Path, what: str) -> str:
+def damaged(directory: str | os.PathLike, what: str) -> str:
   """The error message for a prepared data set that cannot be read."""
   return f'data set {printable(directory)} is damaged: {what}; delete that folder and prepare the data again'
 

@@ -2,8 +2,8 @@
 
 import dataclasses
 import multiprocessing
+import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import cv2
@@ -11,8 +11,11 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.proto import tf_example_pb2
 
+from ditsam_jax.data import shards
 from ditsam_jax.data.records import check_shards, damaged
 from ditsam_jax.errors import UserError
+from ditsam_jax.storage.bucket import BucketPath
+from ditsam_jax.storage.paths import any_path
 from ditsam_jax.terminal import listed, printable
 
 
@@ -170,7 +173,7 @@ class ReferringSource:
     UserError: the folder is not a prepared data set, or lacks the split.
   """
 
-  def __init__(self, directory: str | Path, split: str, *, in_memory: bool = False):
+  def __init__(self, directory: str | os.PathLike, split: str, *, in_memory: bool = False):
     self.directory, self.split, self.in_memory = str(directory), split, in_memory
     self._records: Any = _open(self.directory, split)  # bytes, or ImageRecords if in memory
     if in_memory:
@@ -223,17 +226,22 @@ class ReferringSource:
       raise UserError(damaged(self.directory, f'record {index} of {self.split}: {printable(error, 150)}')) from error
 
 
-def check_split(directory: str | Path, split: str) -> None:
+def check_split(directory: str | os.PathLike, split: str) -> None:
   """Raises UserError unless a folder is a prepared data set with this split; reads no records."""
   _builder(str(directory), split)
 
 
 def _builder(directory: str, split: str) -> Any:
+  path = any_path(directory)
+  try:
+    local = shards.description(path) if isinstance(path, BucketPath) else path
+  except OSError as error:
+    raise UserError(f'data set {printable(directory)} cannot be read: {error.strerror or error}') from error
   for name in ('dataset_info.json', 'features.json'):  # TFDS would block on a pipe
-    if Path(directory, name).exists() and not Path(directory, name).is_file():
+    if (local / name).exists() and not (local / name).is_file():
       raise UserError(damaged(directory, f'{name} is not a file'))
   try:
-    builder = tfds.builder_from_directory(directory)
+    builder = tfds.builder_from_directory(local)
   except Exception as error:  # TFDS raises various exceptions for missing, foreign and damaged folders
     raise UserError(
       f'{directory} is not a prepared data set ({type(error).__name__}); expected a folder with '
@@ -246,8 +254,11 @@ def _builder(directory: str, split: str) -> Any:
 
 
 def _open(directory: str, split: str):
-  builder = _builder(directory, split)
+  builder, path = _builder(directory, split), any_path(directory)
   if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
+    if isinstance(path, BucketPath):
+      info = builder.info.splits[split]
+      return shards.ShardedRecords(path, sorted(info.filenames), info.shard_lengths)
     check_shards(directory, {split: builder.info.splits[split]})
   try:
     return builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)

@@ -2,18 +2,22 @@
 
 import json
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
+from ditsam_jax.storage.bucket import AnyPath
 from ditsam_jax.storage.files import read_json
 from ditsam_jax.storage.places import resolve
 from ditsam_jax.terminal import listed, printable, say
 from ditsam_jax.vocabulary import fingerprint, read_vocabulary
 
 FORMAT = 1
+_FOLDER = re.compile(r'[0-9a-z-]{0,40}')
+_KINDS = {list: 'a list', dict: 'fields by name', str: 'text'}
 _FIELDS = {
   'model': dict,
   'data': dict,
@@ -22,6 +26,7 @@ _FIELDS = {
   'assumed': list,
   'vocabulary': dict,
   'files': dict,
+  'folder': str,
 }
 
 
@@ -30,7 +35,8 @@ def read_description(name_or_dir: str | os.PathLike) -> dict[str, Any]:
 
   Returns:
     'model', 'data' and 'notes'; 'fresh' and 'assumed', lists of names; 'vocabulary', the number of words and their
-    fingerprint, or {}; 'files', checksums of all other files, {} in models that predate them.
+    fingerprint, or {}; 'folder', where all other files are, '' for beside model.json; 'files', their checksums, {} in
+    models that predate them.
 
   Raises:
     UserError: the file cannot be read, or does not describe a model.
@@ -51,9 +57,18 @@ def read_description(name_or_dir: str | os.PathLike) -> dict[str, Any]:
     if not isinstance(description[name], kind):
       raise UserError(
         f'{printable(file)}: {name} is {printable(json.dumps(description[name]))}, '
-        f'expected {"a list" if kind is list else "fields by name"}; copy the model again'
+        f'expected {_KINDS[kind]}; copy the model again'
       )
+  if not _FOLDER.fullmatch(description['folder']):
+    raise UserError(
+      f'{printable(file)}: folder is {printable(description["folder"])}, expected a name; copy the model again'
+    )
   return description
+
+
+def contents(name_or_dir: str | os.PathLike) -> Path:
+  """Returns the folder with the vocabulary and weights of a model. Raises UserError if model.json is damaged."""
+  return resolve(name_or_dir) / read_description(name_or_dir)['folder']
 
 
 def read_config(name_or_dir: str | os.PathLike) -> DitSamConfig:
@@ -96,7 +111,7 @@ def vocabulary_file(name_or_dir: str | os.PathLike) -> Path:
   Raises:
     UserError: the model takes no text, or its vocabulary is missing or belongs to another model.
   """
-  name, folder, config = f"'{printable(name_or_dir)}'", resolve(name_or_dir), read_config(name_or_dir)
+  name, folder, config = f"'{printable(name_or_dir)}'", contents(name_or_dir), read_config(name_or_dir)
   if config.text_encoder is None:
     raise UserError(f'{name} has no vocab.txt: it takes no text; use a text-prompted model, such as shapes')
   file = next((file for file in (folder / 'vocab.txt', folder / 'tokenizer.json') if file.exists()), None)
@@ -118,7 +133,7 @@ def vocabulary_file(name_or_dir: str | os.PathLike) -> Path:
   return file
 
 
-def check_words(words: int, config: DitSamConfig, file: Path) -> None:
+def check_words(words: int, config: DitSamConfig, file: AnyPath) -> None:
   """Raises UserError if a vocabulary has more word pieces than the text encoder has embeddings."""
   rows = config.text_encoder.vocab_size if config.text_encoder else 0
   if words > rows:

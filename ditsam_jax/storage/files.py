@@ -1,4 +1,4 @@
-"""Atomic writes; reads bytes and JSON from regular files only."""
+"""Atomic writes; reads bytes and JSON from regular files only. Paths are on a disk or in a bucket."""
 
 import collections
 import contextlib
@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import stat
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from ditsam_jax.errors import UserError
+from ditsam_jax.storage import bucket
+from ditsam_jax.storage.bucket import AnyPath, BucketPath
 from ditsam_jax.terminal import printable
 
 MOST_JSON = 2**24  # bytes of a JSON file written by people or by this library; data sets have larger ones
@@ -27,12 +30,17 @@ UNFINISHED = r'\.writing-[0-9a-f]{32}'  # temporary files of killed processes
 
 
 @contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-  """Yields a temporary path to write to; its file then replaces `path`, or is deleted after an exception.
+def written_whole(path: AnyPath) -> Iterator[Path]:
+  """Yields a temporary local path to write to; its file then replaces `path`, or is deleted after an exception.
 
   Raises:
     OSError: writing failed; names `path`, whose old content is kept.
   """
+  if isinstance(path, BucketPath):
+    with tempfile.TemporaryDirectory() as folder:
+      yield Path(folder, path.name)
+      bucket.upload({path: Path(folder, path.name)})
+    return
   unfinished = path.with_name(f'.writing-{uuid.uuid4().hex}')
   try:
     yield unfinished
@@ -44,13 +52,13 @@ def written_whole(path: Path) -> Iterator[Path]:
       unfinished.unlink()
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: AnyPath, text: str) -> None:
   """Writes a text file atomically. Raises OSError that names the file."""
   with written_whole(path) as unfinished:
     unfinished.write_text(text)
 
 
-def write_json(path: Path, data: Any) -> None:
+def write_json(path: AnyPath, data: Any) -> None:
   """Writes a JSON file atomically. Raises OSError that names the file."""
   write_text(path, json.dumps(data, indent=1) + '\n')
 
@@ -100,8 +108,14 @@ def open_regular(path: str | os.PathLike, *, most_bytes: int, name: str = '') ->
 
 
 def read_bytes(path: str | os.PathLike, *, most_bytes: int) -> bytes:
-  """Reads a regular file. Raises UserError like `open_regular`."""
+  """Reads a regular file, or an object of a bucket. Raises UserError like `open_regular`."""
   try:
+    if isinstance(path, BucketPath):
+      entry = bucket.info(path)
+      if entry is None or entry.size > most_bytes:
+        found = 'no such file' if entry is None else f'{entry.size:,} bytes, expected at most {most_bytes:,}'
+        raise UserError(f'{printable(path)}: {found}')
+      return bucket.read(path)
     with open_regular(path, most_bytes=most_bytes) as file:
       return file.read(most_bytes)
   except OSError as error:

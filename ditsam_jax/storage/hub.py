@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
-import tqdm
+from tqdm.asyncio import tqdm_asyncio
 
 from ditsam_jax.errors import UserError
 from ditsam_jax.terminal import printable, say
@@ -118,14 +118,14 @@ def download(where: Address, patterns: Sequence[str]) -> Path:
       not cached.
   """
   try:
-    import huggingface_hub
+    from huggingface_hub import constants, snapshot_download
   except ModuleNotFoundError as error:
     raise UserError(
       f"{printable(where.text)} needs huggingface_hub; install the extra 'hub': pip install 'ditsam_jax[hub]'"
     ) from error
 
   def get(local_files_only: bool) -> str:
-    return huggingface_hub.snapshot_download(
+    return snapshot_download(
       where.repository,
       revision=where.revision,
       allow_patterns=list(patterns),
@@ -136,14 +136,15 @@ def download(where: Address, patterns: Sequence[str]) -> Path:
   try:
     get(True)
   except Exception:  # not cached, or only in part
-    say(f'downloading {printable(where.text)}')
+    if not constants.HF_HUB_OFFLINE:
+      say(f'downloading {printable(where.text)}')
   try:
     return Path(get(False))
   except Exception as error:
     _explain(where, error)
 
 
-class _Silent(tqdm.tqdm):
+class _Silent(tqdm_asyncio):  # the class that huggingface_hub expects
   """A progress bar for logs: none. huggingface_hub would print one of its bars there."""
 
   def __init__(self, *arguments, **settings):

@@ -18,6 +18,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from ditsam_jax.errors import UserError
 from ditsam_jax.limits import MAX_PIXELS
+from ditsam_jax.storage.bucket import BucketPath
 from ditsam_jax.storage.files import open_regular, written_whole
 from ditsam_jax.terminal import printable
 
@@ -74,7 +75,7 @@ def write_png(path: str | os.PathLike, image: np.ndarray | Image.Image, *, notes
   texts = PngImagePlugin.PngInfo()
   for name, text in (notes or {}).items():
     texts.add_text(name, text)
-  _write(Path(path), lambda unfinished: image.save(unfinished, format='PNG', compress_level=4, pnginfo=texts))
+  _write(path, lambda unfinished: image.save(unfinished, format='PNG', compress_level=4, pnginfo=texts))
 
 
 def write_photo_png(path: str | os.PathLike, pixels: np.ndarray) -> None:
@@ -87,10 +88,11 @@ def write_photo_png(path: str | os.PathLike, pixels: np.ndarray) -> None:
 
   quick = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
   encoded = cv2.imencode('.png', cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), quick)[1]
-  _write(Path(path), lambda unfinished: unfinished.write_bytes(encoded.tobytes()))
+  _write(path, lambda unfinished: unfinished.write_bytes(encoded.tobytes()))
 
 
-def _write(path: Path, write: Callable[[Path], Any]) -> None:
+def _write(target: str | os.PathLike, write: Callable[[Path], Any]) -> None:
+  path = target if isinstance(target, BucketPath) else Path(target)
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as unfinished:

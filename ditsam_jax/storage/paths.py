@@ -1,12 +1,18 @@
-"""Local paths from users. Buckets and other URLs are refused instead of creating a folder named `gs:`."""
+"""Paths from users: local ones, and those in buckets where a command can use them. Other URLs are refused, instead of
+creating a folder named `gs:`.
+"""
 
+import os
 import re
 from pathlib import Path
 
 from ditsam_jax.errors import UserError
+from ditsam_jax.storage.bucket import SCHEME, AnyPath, BucketPath
+from ditsam_jax.terminal import printable
 
 # A single letter and a colon is a Windows drive. One slash is enough, because `Path` turns gs:// into gs:/.
 _SCHEME = re.compile(r'([A-Za-z][A-Za-z0-9+.-]+):/')
+_BUCKET = re.compile(r'gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9](/|$)')
 _INSTEAD = {
   'gs': 'mount the bucket (gcsfuse) and give the path below its mount point',
   's3': 'mount the bucket (s3fs) and give the path below its mount point',
@@ -21,7 +27,22 @@ def problem(given: str) -> str | None:
   scheme = _SCHEME.match(given)
   if scheme:
     name = scheme.group(1).lower()
-    return f'{name}:// is not supported; {_INSTEAD.get(name, "give a local path")}'
+    where = ' here' if name == 'gs' else ''
+    return f'{name}:// is not supported{where}; {_INSTEAD.get(name, "give a local path")}'
+  return None
+
+
+def problem_anywhere(given: str) -> str | None:
+  """Returns why a text is neither a local path nor one in a bucket, or None if it is."""
+  if not given.startswith(SCHEME) or '\0' in given:
+    scheme = _SCHEME.match(given)
+    if scheme and scheme.group(1).lower() == 'gs':
+      return 'expected gs://BUCKET/PATH'
+    return problem(given)
+  if not _BUCKET.match(given):
+    return 'expected gs://BUCKET/PATH, with 3 to 222 lower-case letters, digits, dashes, dots or underscores for BUCKET'
+  if any(part in ('.', '..') for part in given.split('/')) or re.search(r'[\r\n#?*\[\]]', given):
+    return "expected gs://BUCKET/PATH without '.' or '..' as parts, line breaks or any of #?*[]"
   return None
 
 
@@ -35,3 +56,18 @@ def local(given: str) -> str:
 def local_path(given: str) -> Path:
   """Like `local`, but returns a `Path`."""
   return Path(local(given))
+
+
+def anywhere(given: str) -> str:
+  """Returns the text unchanged if it is a local path or one in a bucket; a `type` of options. Raises UserError otherwise."""
+  if reason := problem_anywhere(given):
+    raise UserError(f"'{printable(given)}': {reason}")
+  return given
+
+
+def any_path(given: str | os.PathLike) -> AnyPath:
+  """Returns a path on a disk or in a bucket. Raises UserError for other URLs."""
+  if isinstance(given, (Path, BucketPath)):
+    given = os.fspath(given)
+  text = anywhere(os.fspath(given))
+  return BucketPath(text) if text.startswith(SCHEME) else Path(text)

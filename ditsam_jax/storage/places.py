@@ -4,8 +4,9 @@ import os
 from pathlib import Path
 
 from ditsam_jax.errors import UserError
-from ditsam_jax.storage import hub
-from ditsam_jax.storage.paths import local
+from ditsam_jax.storage import bucket_models, hub
+from ditsam_jax.storage.bucket import BucketPath
+from ditsam_jax.storage.paths import any_path, anywhere
 from ditsam_jax.terminal import printable
 
 SHIPPED = Path(__file__).parents[1] / 'pretrained'
@@ -23,7 +24,7 @@ def is_shipped(name_or_dir: str | os.PathLike) -> bool:
 
 def model(given: str) -> str:
   """Returns the text unchanged if it may name a model: the `type` of --checkpoint. Raises UserError otherwise."""
-  return hub.address(given) if hub.is_address(given) else local(given)
+  return hub.address(given) if hub.is_address(given) else anywhere(given)
 
 
 def resolve(name_or_dir: str | os.PathLike) -> Path:
@@ -31,18 +32,20 @@ def resolve(name_or_dir: str | os.PathLike) -> Path:
 
   A model on the Hub is downloaded, see `hub.model_folder`.
 
+  A model in a bucket is copied, see `bucket_models`.
+
   Raises:
     UserError: the model does not exist, or cannot be downloaded.
   """
   if hub.is_address(name_or_dir):
     return hub.model_folder(str(name_or_dir))
-  given = local(str(name_or_dir))
+  given = anywhere(str(name_or_dir))
   name = f"'{printable(given)}'"
   try:
-    path = Path(given).expanduser()
+    path = any_path(given).expanduser()
     for candidate in (path, path / 'model'):
       if (candidate / 'model.json').exists():
-        return candidate
+        return bucket_models.copied(candidate) if isinstance(candidate, BucketPath) else candidate
     exists, is_run = path.exists(), (path / 'checkpoints').is_dir()
   except RuntimeError as error:  # ~user of an unknown user
     raise UserError(f'checkpoint {name}: {error}') from error

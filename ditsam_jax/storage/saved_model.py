@@ -5,12 +5,15 @@
 - `weights/`: Orbax, one array per parameter, named by its dotted path; or the same arrays in `model.safetensors`
 - `leftovers/`: the same for tensors that PyTorch's code stores but never uses, in converted models
 
+In a bucket, all but model.json lie in a folder that it names, see `bucket_models`.
+
 A training workdir holds such a folder as `model/`; the workdir's path works too.
 """
 
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -25,16 +28,17 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.weights import cast, dotted, dtype_named, is_weight, weights_of
-from ditsam_jax.storage import arrays, checksums, safetensors_file
+from ditsam_jax.storage import arrays, bucket_models, checksums, safetensors_file
+from ditsam_jax.storage.bucket import AnyPath, BucketPath
 from ditsam_jax.storage.description import (
   FORMAT,
   check_words,
+  contents,
   read_config,
   read_description,
 )
 from ditsam_jax.storage.files import read_json, remove_for_good
-from ditsam_jax.storage.paths import local_path
-from ditsam_jax.storage.places import resolve
+from ditsam_jax.storage.paths import any_path
 from ditsam_jax.terminal import listed, printable
 from ditsam_jax.vocabulary import fingerprint, read_vocabulary
 
@@ -98,7 +102,7 @@ def size(directory: str | os.PathLike) -> int:
 
 def stored_shapes(name_or_dir: str | os.PathLike) -> dict[str, jax.ShapeDtypeStruct]:
   """Reads the shapes and types of all weights, by dotted path. Raises UserError if the weights are missing or damaged."""
-  return arrays.shapes_and_types(_place_of_weights(resolve(name_or_dir)))
+  return arrays.shapes_and_types(_place_of_weights(contents(name_or_dir)))
 
 
 def read_weights(name_or_dir: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -127,7 +131,7 @@ def read_leftovers(name_or_dir: str | os.PathLike) -> dict[str, np.ndarray]:
 
 def _verified(name_or_dir: str | os.PathLike, part: str) -> Path:
   """Returns the place of weights or leftovers after verifying checksums. Raises UserError if a file has changed."""
-  folder = resolve(name_or_dir)
+  folder = contents(name_or_dir)
   place = _place_of_weights(folder) if part == 'weights' else folder / part
   files = read_description(name_or_dir)['files']
   mine = {name: entry for name, entry in files.items() if name == place.name or name.startswith(f'{place.name}/')}
@@ -145,13 +149,13 @@ def save(
   directory: str | os.PathLike,
   model: DitSam,
   *,
-  vocabulary: Path | None = None,
+  vocabulary: AnyPath | None = None,
   data: dict[str, Any] | None = None,
   notes: dict[str, Any] | None = None,
   fresh: Sequence[str] = (),
   assumed: Sequence[str] = (),
   dtype: jax.typing.DTypeLike = jnp.float32,
-) -> Path:
+) -> AnyPath:
   """Writes a model atomically; replaces an existing model.
 
   Args:
@@ -190,7 +194,7 @@ def write(
   assumed: Sequence[str] = (),
   leftovers: dict[str, Any] | None = None,
   safetensors: bool = False,
-) -> Path:
+) -> AnyPath:
   """Like `save`, for weights by dotted path, each stored in its own type.
 
   Args:
@@ -201,14 +205,19 @@ def write(
     leftovers: arrays that belong to no parameter, kept for conversion back to their source.
     safetensors: write weights to model.safetensors instead of an Orbax folder.
   """
-  directory = local_path(str(directory)).absolute()
-  temporary = directory.parent / f'.{directory.name}.writing-{os.getpid()}'
+  directory = any_path(directory).absolute()
+  in_bucket = isinstance(directory, BucketPath)
+  temporary = (
+    Path(tempfile.gettempdir()) if in_bucket else directory.parent
+  ) / f'.{directory.name}.writing-{os.getpid()}'
   description: dict[str, Any] = {'format': FORMAT, 'model': config.to_dict()}
   if vocabulary is not None:
     description['vocabulary'] = {'words': len(vocabulary), 'sha256': fingerprint(vocabulary)}
+  if in_bucket:
+    description['folder'] = bucket_models.new_version()
   description |= {'fresh': list(fresh), 'assumed': list(assumed), 'data': data or {}, 'notes': notes or {}}
   try:
-    _check_target(directory)
+    bucket_models.check_target(directory) if in_bucket else _check_target(directory)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     if vocabulary is not None:
@@ -221,7 +230,10 @@ def write(
       arrays.write(temporary / 'leftovers', leftovers)
     description['files'] = checksums.of(temporary)
     (temporary / 'model.json').write_text(json.dumps(description, indent=1) + '\n')
-    _replace(temporary, directory)
+    if in_bucket:
+      bucket_models.publish(temporary, directory, description['folder'])
+    else:
+      _replace(temporary, directory)
   except (OSError, ValueError) as error:  # ValueError: an invalid folder name
     reason = getattr(error, 'strerror', None) or error
     raise UserError(

@@ -2,22 +2,20 @@
 
   checkpoints/40/state/         all arrays of the train state, saved by Orbax
   checkpoints/40/run.json       the rest: data position, random state, config, progress
-  checkpoints/40/manifest.json  size and SHA-256 of every other file
+  checkpoints/40/manifest.json  size and checksum of every other file
 
-A checkpoint is written as `40.writing`, the manifest last, and then renamed to its number. So a numbered folder without a
-matching manifest is damaged, and anything else was left by a killed process and is removed. Older checkpoints are deleted
-only after the rename. With several hosts, the first one does all this except for Orbax's part.
+A checkpoint is written under another name, the manifest last, and then gets its number, see storage/numbered.py. So a
+numbered folder without a matching manifest is damaged, and anything else was left by a killed process and is removed. Older
+checkpoints are deleted only afterwards. With several hosts, the first one does all this except for Orbax's part.
 """
 
 import contextlib
 import dataclasses
 import json
 import os
-import re
-import shutil
+import secrets
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,15 +26,17 @@ from jax.experimental import multihost_utils
 from ditsam_jax.data.pipeline import BatchStream
 from ditsam_jax.errors import UserError
 from ditsam_jax.parallel import distributed
+from ditsam_jax.storage import numbered
+from ditsam_jax.storage.bucket import AnyPath
 from ditsam_jax.storage.files import read_json
+from ditsam_jax.storage.numbered import Numbered
 from ditsam_jax.terminal import printable, say
-from ditsam_jax.training import manifest
+from ditsam_jax.training.save_barrier import SaveBarrier
 from ditsam_jax.training.step import TrainState
 from ditsam_jax.training.workdir import differences
 
 _NONE, _NONE_INTACT = -1, -2  # in place of a step: there are no checkpoints, or only damaged ones
 _RUN = 'run.json'
-_NUMBER = re.compile(r'0|[1-9][0-9]{0,8}')  # names of complete checkpoints; steps are int32
 
 
 def _is_step(value: Any) -> bool:
@@ -79,17 +79,28 @@ class Checkpoints:
     keep: number of recent checkpoints to keep.
     config: the run's config as plain containers, stored in each checkpoint.
     on_failure: 'continue' or 'stop' if a checkpoint cannot be written.
+    still_ours: called before a checkpoint gets its number; raises OSError if another run has taken over the workdir.
 
   Raises:
     UserError: all checkpoints are damaged. Damaged checkpoints newer than the newest intact one are reported on stderr
       and skipped.
   """
 
-  def __init__(self, workdir: Path, keep: int, config: dict[str, Any], on_failure: str = 'continue'):
+  def __init__(
+    self,
+    workdir: AnyPath,
+    keep: int,
+    config: dict[str, Any],
+    on_failure: str = 'continue',
+    still_ours: Callable[[], None] = lambda: None,
+  ):
     self._folder = workdir.absolute() / 'checkpoints'
-    self._keep, self._config, self._on_failure = keep, config, on_failure
+    self._numbered = numbered.at(self._folder)
+    self._keep, self._config, self._on_failure, self._still_ours = keep, config, on_failure, still_ours
+    self._attempt = 0  # of the newest intact checkpoint, see storage/numbered.py
     self._steps = self._intact_steps()
-    self._orbax = ocp.StandardCheckpointer()
+    self._barrier = SaveBarrier()
+    self._orbax = ocp.StandardCheckpointer(async_options=ocp.AsyncOptions(barrier_sync_fn=self._barrier))
     self._writing: int | None = None  # the step being written
     self._thread: threading.Thread | None = None
     self._failure: Exception | None = None
@@ -128,22 +139,27 @@ class Checkpoints:
       'config': self._config,
     }
     self._writing = step
-    folder = self._folder / f'{step}.writing'
+    attempt = -1
     try:
       if distributed.is_first():
-        _clear_leftovers(self._folder)
+        attempt = secrets.randbelow(numbered.ATTEMPTS)
+        self._numbered.clear_leftovers()
+        folder = self._numbered.unfinished(step, attempt)
         folder.mkdir(parents=True)
         (folder / _RUN).write_text(json.dumps(run, indent=1, default=_plain) + '\n')
     except OSError as error:
-      self._failure = error
-    if multihost_utils.broadcast_one_to_all(np.asarray(self._failure is None)):  # or else the others would wait forever
+      self._failure, attempt = error, -1
+    attempt = int(multihost_utils.broadcast_one_to_all(np.int32(attempt)))  # or else the others would wait forever
+    self._barrier.begin(f'save-{step}-{attempt}')
+    if attempt >= 0:
       try:
-        self._orbax.save(folder / 'state', _flatten(state))  # copies the arrays before it returns
+        # Copies the arrays before it returns.
+        self._orbax.save(os.fspath(self._numbered.unfinished(step, attempt) / 'state'), _flatten(state))
       except Exception as error:  # Orbax and TensorStore raise various exceptions for a full disk
         self._failure = error
     elif self._failure is None:
       self._failure = RuntimeError('the first host could not start writing')
-    self._thread = threading.Thread(target=self._complete, args=(folder, step, progress.best_step))
+    self._thread = threading.Thread(target=self._complete, args=(step, attempt, progress.best_step))
     self._thread.start()
 
   def check(self) -> None:
@@ -176,7 +192,7 @@ class Checkpoints:
         on stderr and skipped.
     """
     while True:
-      folder = self._folder / str(self.latest_step)
+      folder = self._numbered.place(self._steps[-1], self._attempt)
       found, failure = None, None
       try:
         found = self._read(folder, state, iterator)
@@ -192,50 +208,56 @@ class Checkpoints:
       distributed.tell(f'{problem}; trying the previous one')
       self._steps = self._intact_steps(below=self.latest_step)
 
-  def _read(self, folder: Path, state: TrainState, iterator: BatchStream) -> tuple[TrainState, Progress]:
-    run = _read_run(folder)
+  def _read(self, folder: AnyPath, state: TrainState, iterator: BatchStream) -> tuple[TrainState, Progress]:
+    run = _read_run(folder, self._steps[-1])
     if changed := differences(run['config'], self._config):
       raise UserError(
         f'checkpoint {folder} belongs to another config ({"; ".join(changed[:4])}); choose another --workdir'
       )
-    restored = self._orbax.restore(folder / 'state', {name: _abstract(x) for name, x in _flatten(state).items()})
+    restored = self._orbax.restore(
+      os.fspath(folder / 'state'), {name: _abstract(x) for name, x in _flatten(state).items()}
+    )
     iterator.set_state(run['position'])
     arrays = [restored[name] for name in _flatten(state)]
     return jax.tree.unflatten(jax.tree.structure(state), arrays), Progress(**run['progress'])
 
   def _intact_steps(self, below: int | None = None) -> list[int]:
     """Steps up to the newest intact checkpoint, as determined by the first host for all."""
-    newest = _newest_intact(self._folder, below) if distributed.is_first() else _NONE
-    newest = int(multihost_utils.broadcast_one_to_all(np.int32(newest)))
+    found = _newest_intact(self._numbered, below) if distributed.is_first() else (_NONE, 0)
+    newest, self._attempt = map(int, multihost_utils.broadcast_one_to_all(np.asarray(found, np.int32)))
     if newest == _NONE_INTACT:
       raise UserError(
         f'no checkpoint in {self._folder} is intact, so this run cannot be resumed; choose another --workdir, '
         f'or delete that folder to start again'
       )
-    return [step for step in _numbers(self._folder) if step < newest] + ([newest] if newest != _NONE else [])
+    return [step for step in self._numbered.numbers() if step < newest] + ([newest] if newest != _NONE else [])
 
-  def _complete(self, folder: Path, step: int, best: int | None) -> None:
-    """Runs in the background: waits for Orbax, renames the checkpoint to its number, and removes older ones."""
+  def _complete(self, step: int, attempt: int, best: int | None) -> None:
+    """Runs in the background: waits for Orbax, gives the checkpoint its number, and removes older ones."""
     try:
       self._orbax.wait_until_finished()
       if self._failure is None and distributed.is_first():
-        manifest.write(folder)
-        _discard(self._folder / str(step))  # a damaged checkpoint of the same step
-        os.rename(folder, self._folder / str(step))
-        _fsync(self._folder)
+        self._still_ours()
+        self._numbered.complete(step, attempt)
         self._prune(step, best)
     except Exception as error:
       self._failure = self._failure or error
     if self._failure is None:
       self._steps.append(step)
-    elif distributed.is_first():
-      _clear_leftovers(self._folder)
+      self._attempt = attempt
+      return
+    if attempt >= 0:
+      with contextlib.suppress(Exception):  # the failure is known
+        self._barrier.give_up()
+    if distributed.is_first():
+      with contextlib.suppress(OSError):
+        self._numbered.clear_leftovers()
 
   def _prune(self, newest: int, best: int | None) -> None:
     kept = {*(self._steps + [newest])[-self._keep :], best}
-    for step in _numbers(self._folder):
+    for step in self._numbered.numbers():
       if step not in kept:
-        _discard(self._folder / str(step))
+        self._numbered.discard(step)
 
   def _join(self) -> None:
     if self._thread:
@@ -258,34 +280,33 @@ class Checkpoints:
     distributed.tell(f'warning: {failed}; training continues; free some space before it ends')
 
 
-def _newest_intact(folder: Path, below: int | None = None) -> int:
-  """Returns the step of the newest intact checkpoint; reports newer damaged ones, and removes leftovers of killed runs."""
-  if not os.path.lexists(folder):
-    return _NONE
-  if not folder.is_dir():
-    raise UserError(f'{folder} is not a folder; choose another --workdir, or delete it')
-  _clear_leftovers(folder)
-  steps = [step for step in _numbers(folder) if below is None or step < below]
+def _newest_intact(checkpoints: Numbered, below: int | None = None) -> tuple[int, int]:
+  """Returns step and attempt of the newest intact checkpoint.
+
+  Reports newer damaged ones, and removes leftovers of killed runs.
+  """
+  numbers = checkpoints.numbers()
+  checkpoints.clear_leftovers()
+  steps = [step for step in numbers if below is None or step < below]
   for step in reversed(steps):
-    problem = _damage(folder / str(step))
+    attempt, problem = checkpoints.intact(step, _RUN)
+    problem = problem or _problem_of_run(checkpoints.place(step, attempt), step)
     if problem is None:
-      return step
-    say(f'checkpoint {folder / str(step)} is damaged ({problem}); trying the previous one')
-  return _NONE_INTACT if steps or below is not None else _NONE
+      return step, attempt
+    say(f'checkpoint {checkpoints.folder / str(step)} is damaged ({problem}); trying the previous one')
+  return (_NONE_INTACT if steps or below is not None else _NONE), 0
 
 
-def _damage(checkpoint: Path) -> str | None:
-  """Verifies a checkpoint without loading its arrays; returns the damage in a few words, or None."""
-  if problem := manifest.problem(checkpoint, needed=_RUN):
-    return problem
+def _problem_of_run(checkpoint: AnyPath, step: int) -> str | None:
+  """Returns what is wrong with run.json in a few words, or None."""
   try:
-    _read_run(checkpoint)
+    _read_run(checkpoint, step)
   except UserError as error:
     return str(error)
   return None
 
 
-def _read_run(checkpoint: Path) -> dict[str, Any]:
+def _read_run(checkpoint: AnyPath, step: int) -> dict[str, Any]:
   """Reads run.json. Raises UserError if a field is missing or invalid."""
   run = read_json(checkpoint / _RUN)
   kinds = {'step': int, 'position': dict, 'progress': dict, 'config': dict}
@@ -294,7 +315,7 @@ def _read_run(checkpoint: Path) -> dict[str, Any]:
   for name, kind in kinds.items():
     if type(run.get(name)) is not kind:
       raise UserError(f'{_RUN}: {name} is {printable(run.get(name), 80)}')
-  if str(run['step']) != checkpoint.name:
+  if run['step'] != step:
     raise UserError(f'{_RUN} is of step {run["step"]}')
   for name, value in run['progress'].items():
     if name not in _PROGRESS or not _PROGRESS[name](value):
@@ -311,41 +332,6 @@ def _reason(error: BaseException | None) -> str:
     if known in text:
       return known
   return printable(text.split('\n')[0])
-
-
-def _numbers(folder: Path) -> list[int]:
-  """Sorted steps of all checkpoints in a folder, intact or not."""
-  return sorted(int(name) for name in os.listdir(folder) if _NUMBER.fullmatch(name)) if folder.is_dir() else []
-
-
-def _discard(checkpoint: Path) -> None:
-  """Removes a checkpoint. It is renamed first, so a partly removed one has no number."""
-  if os.path.lexists(checkpoint):
-    _remove(checkpoint.with_suffix('.deleting'))
-    os.rename(checkpoint, checkpoint.with_suffix('.deleting'))
-    _remove(checkpoint.with_suffix('.deleting'))
-
-
-def _clear_leftovers(folder: Path) -> None:
-  for path in [*folder.glob('*.writing'), *folder.glob('*.deleting')]:
-    _remove(path)
-
-
-def _remove(path: Path) -> None:
-  """Removes a folder or a file; ignores errors."""
-  if path.is_dir() and not path.is_symlink():
-    shutil.rmtree(path, ignore_errors=True)
-  else:
-    with contextlib.suppress(OSError):
-      path.unlink()
-
-
-def _fsync(folder: Path) -> None:
-  descriptor = os.open(folder, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)
 
 
 def _flatten(state: TrainState) -> dict[str, jax.Array]:

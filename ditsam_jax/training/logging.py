@@ -8,6 +8,7 @@ import socket
 import struct
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]  # created by protobuf at run time
 from tensorboardX.record_writer import masked_crc32c
 
+from ditsam_jax.storage.bucket import AnyPath, BucketPath
 from ditsam_jax.terminal import progress
+from ditsam_jax.training.uploaded import Uploaded
 
 
 class RunLog:
@@ -31,16 +34,17 @@ class RunLog:
     total_steps: length of the run.
   """
 
-  def __init__(self, workdir: Path, *, first_step: int, evaluated: int, total_steps: int):
+  def __init__(self, workdir: AnyPath, *, first_step: int, evaluated: int, total_steps: int):
     lines = workdir / 'train_log.jsonl'
     self._warned = False
     self._bar = progress(total_steps, 'training', 'steps', initial=first_step)
     self._shown: dict[str, str] = {}
-    self._lines = _Appended(lines)
-    self._events = _Appended(
-      workdir / 'tensorboard' / f'events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}'
+    self._lines = _growing(lines)
+    self._events = _growing(
+      workdir / 'tensorboard' / f'events.out.tfevents.{time.time():.0f}.{socket.gethostname()}.{os.getpid()}',
+      parts=True,
     )
-    self._write(_truncate, lines, first_step, evaluated)
+    self._write(self._lines.replace_by, lambda content: _kept(content, first_step, evaluated))
     self._event(file_version='brain.Event:2')
     if first_step:  # makes TensorBoard discard later steps
       self._event(step=first_step + 1, session_log=SessionLog(status=SessionLog.START))
@@ -50,6 +54,11 @@ class RunLog:
 
   def __exit__(self, *exception):
     self._bar.close()
+    self._write(self._events.close)
+    self._write(self._lines.close)
+
+  def store(self) -> None:
+    """Stores all records; called before a checkpoint, so that no resumed run lacks earlier records."""
     self._write(self._events.flush)
     self._write(self._lines.flush)
 
@@ -108,6 +117,9 @@ class SilentLog:
   def advance(self) -> None:
     pass
 
+  def store(self) -> None:
+    pass
+
   def scalars(self, step: int, values: dict[str, float], group: str = 'train') -> None:
     pass
 
@@ -128,6 +140,17 @@ class _Appended:
   def add(self, record: bytes) -> None:
     """Appends a record after pending ones. If it raises OSError, the record stays pending."""
     self._waiting.append(record)
+    self.flush()
+
+  def replace_by(self, change: Callable[[bytes], bytes]) -> None:
+    """Replaces the content, if there is a file, by its beginning that `change` returns. Raises OSError."""
+    if not os.path.lexists(self._path):
+      return
+    _check_file(self._path)
+    os.truncate(self._path, len(change(self._path.read_bytes())))
+
+  def close(self) -> None:
+    """Writes pending records. Raises OSError."""
     self.flush()
 
   def flush(self) -> None:
@@ -154,17 +177,18 @@ def _check_file(path: Path) -> None:
     raise OSError(errno.EINVAL, f'{path.name} is not a file')
 
 
-def _truncate(path: Path, first_step: int, evaluated: int) -> None:
-  """Removes records of later steps and evaluations, and an incomplete last line. Raises OSError."""
-  if not os.path.lexists(path):
-    return
-  _check_file(path)
+def _growing(path: AnyPath, *, parts: bool = False) -> '_Appended | Uploaded':
+  return Uploaded(path, parts=parts) if isinstance(path, BucketPath) else _Appended(path)
+
+
+def _kept(content: bytes, first_step: int, evaluated: int) -> bytes:
+  """The content up to the first record of a later step or evaluation, without an incomplete last line."""
   size = 0
-  for line in path.read_bytes().splitlines(keepends=True):
+  for line in content.splitlines(keepends=True):
     if not line.endswith(b'\n') or _is_later(line, first_step, evaluated):
       break
     size += len(line)
-  os.truncate(path, size)
+  return content[:size]
 
 
 def _is_later(line: bytes, first_step: int, evaluated: int) -> bool:

@@ -1,6 +1,5 @@
 """Reports updates skipped for a non-finite loss or gradient; stops the run after too many in a row."""
 
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -8,6 +7,7 @@ import numpy as np
 
 from ditsam_jax.errors import UserError
 from ditsam_jax.parallel import distributed
+from ditsam_jax.storage.bucket import AnyPath
 from ditsam_jax.storage.files import written_whole
 
 
@@ -25,7 +25,7 @@ class SkippedUpdates:
     limit: number of consecutive skipped updates that stops the run.
   """
 
-  def __init__(self, workdir: Path, limit: int):
+  def __init__(self, workdir: AnyPath, limit: int):
     self._workdir, self._limit = workdir, limit
     self._last: _Step | None = None
 

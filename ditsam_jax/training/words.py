@@ -5,7 +5,6 @@ A new word is a new piece at the end of the vocabulary, so other ids do not chan
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.fields import shown
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.parallel import distributed
+from ditsam_jax.storage.bucket import AnyPath
 from ditsam_jax.storage.files import write_text
 from ditsam_jax.terminal import listed, printable
 from ditsam_jax.tokenization import Tokenizer, words_of
@@ -49,11 +49,11 @@ class Added:
     rows = state.params[EMBEDDING].shape[0]
     return {EMBEDDING: lambda table: table_with(table, self.words, self._before, rows, config.seed)}
 
-  def write(self, file: Path) -> Path:
+  def write(self, file: AnyPath) -> AnyPath:
     """Writes the complete vocabulary on the first host while others wait. Raises UserError if that fails."""
     return distributed.first_alone_first(lambda: self._write(file) if distributed.is_first() else file, 'vocabulary')
 
-  def _write(self, file: Path) -> Path:
+  def _write(self, file: AnyPath) -> AnyPath:
     try:
       write_text(file, '\n'.join((*self._before.vocabulary, *self.words)) + '\n')
     except OSError as error:
@@ -61,7 +61,7 @@ class Added:
     return file
 
 
-def added(config: RunConfig, vocabulary: Path, source: ReferringSource, begun: Path | None) -> Added:
+def added(config: RunConfig, vocabulary: AnyPath, source: ReferringSource, begun: AnyPath | None) -> Added:
   """Returns the words that `config.data.add_words` adds, and the extended model.
 
   Args:

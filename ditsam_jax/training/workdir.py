@@ -1,19 +1,20 @@
-"""A run's folder, used by one process at a time and tied to one config."""
+"""A run's folder, on a disk or in a bucket, used by one process at a time and tied to one config."""
 
 import fcntl
 import os
 import re
 import shutil
 import socket
-from pathlib import Path
 from typing import Any
 
 import jax
 
 from ditsam_jax.errors import UserError
 from ditsam_jax.parallel import distributed
+from ditsam_jax.storage import bucket, numbered, paths
+from ditsam_jax.storage.bucket import AnyPath, BucketPath
 from ditsam_jax.storage.files import UNFINISHED, read_json, write_json
-from ditsam_jax.storage.paths import local_path
+from ditsam_jax.storage.lease import Lease
 from ditsam_jax.terminal import printable, say
 
 # Fields that may change on resume: locations, speed, retention and logging.
@@ -43,11 +44,15 @@ _UNFINISHED = re.compile(r'\.(model|best)\.(writing|retired)-\d+|' + UNFINISHED)
 
 
 class Workdir:
-  """A folder that can be claimed; the claim ends with the context, or with the process, even if it is killed."""
+  """A folder that can be claimed; the claim ends with the context, or with the process, even if it is killed.
 
-  def __init__(self, path: Path):
-    self.path = local_path(str(path))
+  In a bucket, the claim of a killed process ends with its lease, or at once where another process can see that it is dead.
+  """
+
+  def __init__(self, path: AnyPath):
+    self.path = paths.any_path(path)
     self._lock: int | None = None
+    self._lease: Lease | None = None
 
   def __enter__(self) -> 'Workdir':
     return self
@@ -56,9 +61,15 @@ class Workdir:
     if self._lock is not None:
       os.close(self._lock)
       self._lock = None
+    if self._lease is not None:
+      self._lease.__exit__()
+      self._lease = None
 
   def check_place(self) -> None:
     """Raises UserError if the folder cannot be created; creates nothing."""
+    if isinstance(self.path, BucketPath):
+      bucket.check(self.path, writes=distributed.is_first())
+      return
     try:
       nearest = self.path.absolute()
       while not os.path.lexists(nearest):
@@ -76,7 +87,12 @@ class Workdir:
     if any((self.path / name).exists() for name in _RESULTS):
       return True
     checkpoints = self.path / 'checkpoints'
-    return checkpoints.is_dir() and any(path.name.isdecimal() for path in checkpoints.iterdir())
+    return checkpoints.is_dir() and bool(numbered.at(checkpoints).numbers())
+
+  def still_ours(self) -> None:
+    """Raises OSError if another run has taken over a workdir in a bucket, for example while this process was paused."""
+    if self._lease is not None:
+      self._lease.check()
 
   def claim(self, config: dict[str, Any]) -> None:
     """Creates the folder and stores the config (plain containers), or checks the config of the run in it.
@@ -108,6 +124,9 @@ class Workdir:
       raise UserError(f'workdir {str(self.path)!r} cannot be used: {reason}; choose another --workdir') from error
 
   def _acquire_lock(self) -> None:
+    if isinstance(self.path, BucketPath):
+      self._lease = Lease(self.path / '.lock', f'workdir {str(self.path)!r}').__enter__()
+      return
     self._lock = os.open(self.path / '.lock', os.O_RDWR | os.O_CREAT | os.O_NONBLOCK, 0o666)
     try:
       fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the system when the process ends
@@ -125,6 +144,9 @@ class Workdir:
 
   def _clear_leftovers(self) -> None:
     """Removes temporary files of killed processes; their names are unique, so they would accumulate."""
+    if isinstance(self.path, BucketPath):
+      bucket.remove([path for path in self.path.iterdir() if path.name.startswith(bucket.PROBE)])
+      return
     for path in self.path.iterdir():
       if _UNFINISHED.fullmatch(path.name):
         if path.is_dir():

@@ -56,7 +56,7 @@ function load() {
       if (done) break;
       parts.push(value);
       bytes += value.length;
-      $('model').textContent = `loading ${Math.round(bytes / 1e6)} MB`;
+      if (isLoading()) $('model').textContent = `loading ${Math.round(bytes / 1e6)} MB`; // not after a failure
     }
     return new Blob(parts).arrayBuffer();
   };
@@ -68,6 +68,7 @@ function load() {
   return found;
 }
 
+const isLoading = () => $('model').classList.contains('loading');
 const knownWords = ({ ids }) => [...ids.keys()].filter((word) => /^\p{L}{2,}$/u.test(word)).sort();
 
 const words = new Words({
@@ -114,7 +115,7 @@ async function segment() {
     return;
   }
   $('busy').hidden = false;
-  if ($('model').classList.contains('loading')) say('Waiting for the models.');
+  if (isLoading()) say('Waiting for the models.');
   const [prompt, about] = [steps.now, picture];
   try {
     const kind = prompt.text ? 'sentences' : 'clicks';

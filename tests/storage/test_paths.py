@@ -1,4 +1,4 @@
-"""All commands refuse URLs as paths, before a folder `gs:` is created."""
+"""Commands refuse URLs where they need local paths, before a folder `gs:` is created, and name a bucket that is missing."""
 
 import subprocess
 import sys
@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from ditsam_jax import evaluate, export, predict, prepare, train
+from ditsam_jax import evaluate, everything, export, predict, prepare, serve, train
 from ditsam_jax.errors import UserError
 from ditsam_jax.inference.segmenter import Segmenter
+from ditsam_jax.storage import bucket as objects
 from ditsam_jax.storage import paths, saved_model
+from ditsam_jax.storage.bucket import BucketPath
 from ditsam_jax.storage.description import read_config
+from tests.buckets import store  # noqa: F401  # a fixture
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,8 +28,20 @@ def test_local_paths_are_accepted(given):
 )
 def test_urls_are_refused(given):
   scheme = given.partition(':')[0].lower()
-  with pytest.raises(UserError, match=f'{given}.*{scheme}:// is not supported; '):
+  with pytest.raises(UserError, match=f'{given}.*{scheme}:// is not supported( here)?; '):
     paths.local(given)
+
+
+def test_places_are_local_or_in_a_bucket():
+  for given in ('', 'runs/x', 'gs://bucket', 'gs://my.bucket-1/a b/c'):
+    assert paths.anywhere(given) == given
+  assert paths.any_path('gs://bucket/a') == BucketPath('gs://bucket/a') and paths.any_path('a/b') == Path('a/b')
+  for given in ('gs:/b/x', 'GS://bucket', 'gs://', 'gs://ab/x', 'gs://Bucket/x', 'gs://bucket/../x', 'gs://bucket/*'):
+    with pytest.raises(UserError, match='expected gs://BUCKET/PATH'):
+      paths.anywhere(given)
+  for given in ('s3://bucket/x', 'https://host/x'):
+    with pytest.raises(UserError, match='is not supported; '):
+      paths.anywhere(given)
 
 
 def test_nul_is_refused():
@@ -40,46 +55,69 @@ BUCKET = 'gs://bucket/x'
 @pytest.mark.parametrize(
   'main, arguments',
   [
-    (train.main, ['--config=ldit:shapes', f'--workdir={BUCKET}']),
     (train.main, [f'--config={BUCKET}']),
-    (train.main, ['--config=ldit:shapes', f'--config.init_from={BUCKET}']),
-    (train.main, ['--config=ldit:shapes', f'--config.data.data_dir={BUCKET}']),
-    (evaluate.main, [f'--checkpoint={BUCKET}']),
-    (evaluate.main, ['--checkpoint=shapes', f'--data-dir={BUCKET}']),
-    (evaluate.main, ['--checkpoint=shapes', f'--output={BUCKET}']),
     (predict.main, ['--text=a', f'--image={BUCKET}']),
     (predict.main, ['--text=a', '--image=x.png', f'--output={BUCKET}']),
     (predict.main, ['--text=a', '--image=x.png', f'--json={BUCKET}']),
     (predict.main, [f'--prompts={BUCKET}']),
-    (predict.main, ['--text=a', '--image=x.png', f'--checkpoint={BUCKET}']),
     (prepare.main, ['--dataset=refcoco', '--images=x', f'--annotations={BUCKET}']),
     (prepare.main, ['--dataset=refcoco', '--annotations=x', f'--images={BUCKET}']),
-    (prepare.main, ['--dataset=refcoco', '--annotations=x', '--images=x', f'--data-dir={BUCKET}']),
     (export.main, ['--checkpoint=shapes', f'--output={BUCKET}']),
-    (export.main, [f'--checkpoint={BUCKET}', '--output=x']),
   ],
 )
-def test_commands_refuse_buckets(tmp_path, monkeypatch, main, arguments):
+def test_options_for_local_files_refuse_buckets(tmp_path, monkeypatch, main, arguments):
   monkeypatch.chdir(tmp_path)
-  with pytest.raises(UserError, match=f'{BUCKET}.*gs:// is not supported; mount the bucket'):
+  with pytest.raises(UserError, match=f'{BUCKET}.*gs:// is not supported here; mount the bucket'):
     main(arguments)
   assert not list(tmp_path.iterdir())
 
 
-def test_the_library_refuses_buckets_too():
+IN_BUCKETS = [
+  (train.main, ['--config=ldit:shapes', f'--workdir={BUCKET}']),
+  (train.main, ['--config=ldit:shapes', f'--config.init_from={BUCKET}']),
+  (train.main, ['--config=finetune:shapes', f'--config.init_from={BUCKET}']),
+  (train.main, ['--config=ldit:refcoco', '--config.init_from=shapes', f'--config.data.data_dir={BUCKET}']),
+  (evaluate.main, [f'--checkpoint={BUCKET}']),
+  (evaluate.main, ['--checkpoint=shapes', f'--data-dir={BUCKET}']),
+  (predict.main, ['--text=a', '--image=x.png', f'--checkpoint={BUCKET}']),
+  (everything.main, ['--image=x.png', f'--checkpoint={BUCKET}']),
+  (serve.main, [f'--checkpoint={BUCKET}']),
+  (export.main, [f'--checkpoint={BUCKET}', '--output=x']),
+  (prepare.main, ['--name=mine', '--annotations=mine.jsonl', f'--data-dir={BUCKET}']),
+]
+
+
+@pytest.mark.parametrize('main, arguments', IN_BUCKETS)
+def test_a_missing_bucket_is_named_by_every_command(
+  store,  # noqa: F811
+  tmp_path,
+  monkeypatch,
+  main,
+  arguments,
+):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'x.png').write_bytes(b'')
+  (tmp_path / 'mine.jsonl').write_text('')
+  with pytest.raises(UserError, match=f'{BUCKET}.* there is no bucket bucket; check its name') as error:
+    main(arguments)
+  assert '\n' not in str(error.value)
+
+
+def test_without_the_extra_buckets_are_refused_in_one_line(monkeypatch):
+  monkeypatch.setitem(sys.modules, 'gcsfs', None)
+  objects._filesystem.cache_clear()
   for call in (lambda: Segmenter(BUCKET), lambda: saved_model.load(BUCKET), lambda: read_config(BUCKET)):
-    with pytest.raises(UserError, match='gs:// is not supported'):
+    with pytest.raises(UserError, match=r"gs:// needs the extra 'gcs'.*: pip install 'ditsam_jax\[gcs\]'"):
       call()
 
 
 @pytest.mark.multiprocess
-@pytest.mark.parametrize('script', ['torch_to_flax', 'flax_to_torch'])
-def test_converters_refuse_buckets(tmp_path, script):
+def test_the_converter_refuses_buckets(tmp_path):
   ended = subprocess.run(
-    [sys.executable, ROOT / 'convert' / f'{script}.py', f'--input={BUCKET}', '--output=x'],
+    [sys.executable, ROOT / 'convert' / 'torch_to_flax.py', f'--input={BUCKET}', '--output=x'],
     cwd=tmp_path,
     capture_output=True,
     text=True,
   )
   assert ended.returncode == 2 and ended.stderr.count('\n') == 1, ended.stderr
-  assert "error: 'gs://bucket/x': gs:// is not supported" in ended.stderr and not list(tmp_path.iterdir())
+  assert "error: 'gs://bucket/x': gs:// is not supported here" in ended.stderr and not list(tmp_path.iterdir())

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from ditsam_jax.errors import UserError
-from ditsam_jax.training import manifest
+from ditsam_jax.storage import manifest
 from tests.training.checkpoints import flip, open_, resumed, save_steps, saved, truncate
 
 

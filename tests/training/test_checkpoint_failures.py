@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from ditsam_jax.errors import UserError
-from ditsam_jax.training import manifest
+from ditsam_jax.storage import manifest
 from ditsam_jax.training.checkpoint import Progress
+from tests.devices import hosts
 from tests.training.checkpoints import numbers, open_, resumed, saved, small_state
 
 
@@ -75,3 +76,19 @@ def test_file_size_limits_are_reported_like_a_full_disk(tmp_path, capfd, small_f
     assert 'the checkpoint of step 2 could not be written' in capfd.readouterr().err
     checkpoints.save(small_state(3), numbers(), Progress())
   assert saved(tmp_path) == ['1', '3'] and resumed(tmp_path)[0] == 3
+
+
+@pytest.mark.multiprocess
+def test_all_hosts_learn_that_one_could_not_write(tmp_path):
+  """Without the barrier in save_barrier.py, the other host would wait for 20 minutes."""
+  with hosts(2, 'tests.training.failing_host', str(tmp_path / 'run'), '1') as both:
+    outputs = [host.communicate(timeout=240) for host in both]
+  assert [host.returncode for host in both] == [0, 0], outputs
+  for printed, _ in outputs:
+    assert [line.split()[::2] for line in printed.splitlines() if line[0].isdecimal()] == [
+      ['1', '1'],
+      ['2', '1'],
+      ['3', '3'],
+    ], outputs
+  assert 'the checkpoint of step 2 could not be written' in outputs[0][1]
+  assert saved(tmp_path / 'run') == ['1', '3']

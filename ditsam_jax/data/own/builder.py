@@ -15,12 +15,14 @@ from ditsam_jax.data.own.preview import Preview
 from ditsam_jax.data.own.report import Report
 from ditsam_jax.data.preparation.images import EncodedImage
 from ditsam_jax.data.preparation.problems import Problems
-from ditsam_jax.data.preparation.writer import Prepared, Target, prepared_before, write
+from ditsam_jax.data.preparation.writer import Prepared, Target, check_place, prepared_before, write
 from ditsam_jax.data.workers import check_processes
 from ditsam_jax.errors import UserError
+from ditsam_jax.storage.bucket import AnyPath
 from ditsam_jax.storage.description import read_config, vocabulary_file
 from ditsam_jax.storage.files import open_regular, write_text
 from ditsam_jax.storage.image_files import write_png
+from ditsam_jax.storage.paths import any_path
 from ditsam_jax.terminal import printable
 from ditsam_jax.tokenization import Tokenizer
 
@@ -69,6 +71,7 @@ def prepare(
   if processes is not None:
     check_processes(processes, '--processes')
   catalogue.check_name(name)
+  check_place(data_dir)
   annotations = _existing('--annotations', annotations)
   home = annotations if annotations.is_dir() else annotations.parent
   images_dir = home if images_dir is None else _folder('--images', images_dir)
@@ -96,7 +99,7 @@ def prepare(
     for observer in (report, preview, objects):
       observer.observe(split, encoded)
 
-  folder = Path(data_dir, name)
+  folder = any_path(data_dir) / name
   try:
     tally = write(
       target,
@@ -118,7 +121,7 @@ def prepare(
 
 
 def _finish(
-  folder: Path,
+  folder: AnyPath,
   lines: Sequence[str],
   preview: Preview,
   say: Callable[[str], None],

@@ -3,12 +3,12 @@
 import contextlib
 import os
 import re
-from pathlib import Path
 
 from ditsam_jax.data.declaration import VERSION, Counts, DataSet, Partition, Reader, counted, prepared_folder
 from ditsam_jax.data.referring import ReferringSource, check_split
 from ditsam_jax.errors import UserError
 from ditsam_jax.storage.files import read_json
+from ditsam_jax.storage.paths import any_path
 from ditsam_jax.terminal import printable
 
 _NAME = re.compile(r'[a-z][a-z0-9_]{0,60}')  # names that TFDS accepts
@@ -51,7 +51,7 @@ def find(name: str, data_dir: str | os.PathLike) -> DataSet | None:
 def prepared_names(data_dir: str | os.PathLike) -> list[str]:
   """Returns the names of the user's own data sets prepared in a folder."""
   found = []
-  for metadata in sorted(Path(data_dir).glob(f'*/{VERSION}/metadata.json'))[:1000]:
+  for metadata in sorted(any_path(data_dir).glob(f'*/{VERSION}/metadata.json'))[:1000]:
     with contextlib.suppress(UserError, TypeError):
       if OWN in read_json(metadata):
         found.append(metadata.parents[1].name)

@@ -2,10 +2,10 @@
 
 import csv
 import io
-from pathlib import Path
 
 from ditsam_jax.data.own.plan import Plan
 from ditsam_jax.data.preparation.images import EncodedImage
+from ditsam_jax.storage.bucket import AnyPath
 from ditsam_jax.storage.files import write_text
 
 _COLUMNS = (
@@ -31,6 +31,6 @@ class ObjectList:
          encoded.height * encoded.width, ' | '.join(one.expressions))
       )  # fmt: skip
 
-  def write(self, file: Path) -> None:
+  def write(self, file: AnyPath) -> None:
     """Writes the table. Raises OSError if it cannot be written."""
     write_text(file, self._text.getvalue())

@@ -14,12 +14,17 @@ from typing import Any
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import registered
 
+from ditsam_jax.data import shards
 from ditsam_jax.data.declaration import VERSION, Counts, prepared_folder
 from ditsam_jax.data.preparation.images import EncodedImage, PlannedImage, encode_all
 from ditsam_jax.data.preparation.problems import Problems
 from ditsam_jax.data.records import check_shards, quiet_tfds, record_features, writing_to
 from ditsam_jax.errors import UserError
-from ditsam_jax.terminal import progress
+from ditsam_jax.storage import bucket
+from ditsam_jax.storage.bucket import AnyPath, BucketPath
+from ditsam_jax.storage.lease import Lease
+from ditsam_jax.storage.paths import any_path
+from ditsam_jax.terminal import printable, progress
 
 _SHARD = 400  # images; TFDS keeps the examples of one shard in memory, about 60 MB
 _FEW_IMAGES = 300  # fewer are read faster than worker processes start
@@ -37,7 +42,7 @@ class Target:
   encoding: str | None  # of the images: 'jpeg', or None for several
 
   @property
-  def directory(self) -> Path:
+  def directory(self) -> AnyPath:
     """The final folder of the complete data set."""
     return prepared_folder(self.data_dir, self.name, self.split_by)
 
@@ -46,7 +51,7 @@ class Target:
 class Prepared:
   """A prepared data set."""
 
-  directory: Path
+  directory: AnyPath
   splits: dict[str, Counts]
   whole: Counts
   left_out: dict[str, int]  # problems by kind, left out with skip_bad
@@ -222,9 +227,14 @@ def _write(
   found: Problems,
   metadata: Callable[[], dict[str, Any]],
 ) -> None:
+  directory = target.directory
   with writing_to(target.data_dir):
-    target.directory.parent.mkdir(parents=True, exist_ok=True)
-    with only_one(target.directory), quiet_tfds(), tempfile.TemporaryDirectory() as unused:
+    if isinstance(directory, BucketPath):
+      with staged(directory) as stage:
+        _write(dataclasses.replace(target, data_dir=stage), images, encoded, tally, found, metadata)
+      return
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with only_one(directory), quiet_tfds(), tempfile.TemporaryDirectory() as unused:
       builder = ReferringBuilder(target, images)
       builder.encoded = encoded
       builder.at_end = lambda: {
@@ -234,6 +244,35 @@ def _write(
         **metadata(),
       }
       builder.download_and_prepare(download_dir=unused)
+
+
+def check_place(data_dir: str | os.PathLike) -> None:
+  """Raises UserError if a bucket is missing or cannot be written to."""
+  if isinstance(path := any_path(data_dir), BucketPath):
+    bucket.check(path, writes=True)
+
+
+@contextlib.contextmanager
+def staged(directory: BucketPath) -> Iterator[str]:
+  """Yields a local folder of data sets; the data set at the end of `directory` is then uploaded from it.
+
+  Excludes other processes preparing the same data set, and removes what killed ones left. Nothing is uploaded after an
+  exception.
+
+  Raises:
+    UserError: another process is preparing the data set, or has just done so.
+    OSError: uploading failed.
+  """
+  with (
+    Lease(directory.with_name('.preparing'), f'data set {printable(directory)}'),
+    tempfile.TemporaryDirectory() as stage,
+  ):
+    if (directory / shards.LAST).is_file():
+      raise UserError(f'another process has just prepared {printable(directory)}; run the command again to see it')
+    bucket.remove_tree(directory)
+    yield stage
+    (prepared,) = [path.parent for path in Path(stage).rglob(shards.LAST)]
+    shards.publish(prepared, directory)
 
 
 def _encoded(
@@ -271,13 +310,17 @@ def _refusal(found: Problems, say: Callable[[str], None], reason: str) -> UserEr
   )
 
 
-def prepared_before(directory: Path) -> Prepared:
+def prepared_before(directory: AnyPath) -> Prepared:
   """Returns the data set of an earlier run. Raises UserError if it is damaged or was not written by this command."""
   try:
-    builder = tfds.builder_from_directory(directory)
+    in_bucket = isinstance(directory, BucketPath)
+    builder = tfds.builder_from_directory(shards.description(directory) if in_bucket else directory)
     metadata = builder.info.metadata or {}
     splits = {name: Counts(**counts) for name, counts in metadata['splits'].items()}
-    check_shards(directory, builder.info.splits)
+    if isinstance(directory, BucketPath):
+      shards.check(directory)
+    else:
+      check_shards(directory, builder.info.splits)
     return Prepared(directory, splits, Counts(**metadata['whole']), metadata['left_out'], None, 0)
   except UserError:
     raise

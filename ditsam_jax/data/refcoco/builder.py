@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ditsam_jax.data.preparation.problems import Problems
-from ditsam_jax.data.preparation.writer import Prepared, Target, prepared_before, write
+from ditsam_jax.data.preparation.writer import Prepared, Target, check_place, prepared_before, write
 from ditsam_jax.data.refcoco import catalogue
 from ditsam_jax.data.refcoco.annotations import read_instances
 from ditsam_jax.data.refcoco.plan import plan
@@ -49,6 +49,7 @@ def prepare(
   """
   if processes is not None:
     check_processes(processes, '--processes')
+  check_place(data_dir)
   target = Target(catalogue.tfds_name(dataset), split_by, f'{dataset} ({split_by})', data_dir, 'jpeg')
   annotations_dir, images_dir = _annotations_folder(annotations_dir, dataset), _images_folder(images_dir)
   refs_path, instances_path = refs_file(annotations_dir, split_by), annotations_dir / 'instances.json'

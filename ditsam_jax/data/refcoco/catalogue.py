@@ -1,14 +1,15 @@
 """Declarations of RefCOCO, RefCOCO+, RefCOCOg and gRefCOCO: names, splits, sizes, folders and readers."""
 
 import os
-from pathlib import Path
 
 from ditsam_jax.data.declaration import Counts, DataSet, Partition, Reader, counted, named, prepared_folder
 from ditsam_jax.data.referring import ReferringSource, check_split
 from ditsam_jax.errors import UserError
+from ditsam_jax.storage.bucket import AnyPath
+from ditsam_jax.storage.paths import any_path
 
 
-def _locate(data_set: DataSet, partition: Partition, data_dir: str | os.PathLike) -> Path:
+def _locate(data_set: DataSet, partition: Partition, data_dir: str | os.PathLike) -> AnyPath:
   """Returns the folder written by `ditsam_jax.prepare`, or else by TFDS. Raises UserError with the command to run."""
   name, split_by = data_set.name, partition.name
   ours = folder(data_dir, name, split_by)
@@ -25,7 +26,7 @@ def _locate(data_set: DataSet, partition: Partition, data_dir: str | os.PathLike
   )
 
 
-def _split_in(where: Path, split: str) -> str:
+def _split_in(where: AnyPath, split: str) -> str:
   """Returns a split's name in that folder; TFDS calls val 'validation'."""
   return 'validation' if split == 'val' and where.parts[-3] == 'ref_coco' else split
 
@@ -113,15 +114,15 @@ def tfds_name(dataset: str) -> str:
   return dataset.replace('+', '_plus')
 
 
-def folder(data_dir: str | os.PathLike, dataset: str, split_by: str) -> Path:
+def folder(data_dir: str | os.PathLike, dataset: str, split_by: str) -> AnyPath:
   """Returns the folder of the prepared data set, whether or not it exists."""
   return prepared_folder(data_dir, tfds_name(dataset), split_by)
 
 
-def tfds_ref_coco(data_dir: str | os.PathLike, dataset: str, split_by: str) -> Path | None:
+def tfds_ref_coco(data_dir: str | os.PathLike, dataset: str, split_by: str) -> AnyPath | None:
   """Returns the folder of the data set as prepared by TFDS, if any; it has masks since version 1.1.0."""
   config = f'{dataset.replace("+", "plus")}_{split_by}'
-  versions = sorted(Path(data_dir).glob(f'ref_coco/{config}/1.[1-9].*'))
+  versions = sorted(any_path(data_dir).glob(f'ref_coco/{config}/1.[1-9].*'))
   return versions[-1] if versions else None
 
 

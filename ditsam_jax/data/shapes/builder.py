@@ -17,11 +17,15 @@ import cv2
 import numpy as np
 import tensorflow_datasets as tfds
 
+from ditsam_jax.data import shards
+from ditsam_jax.data.preparation.writer import staged
 from ditsam_jax.data.records import damaged, quiet_tfds, record_features, writing_to
 from ditsam_jax.data.shapes.expressions import describe
 from ditsam_jax.data.shapes.scenes import SPLITS, Scene, ScenesConfig, make_scene, scene_rng
 from ditsam_jax.data.workers import check_processes, map_ordered
 from ditsam_jax.errors import UserError
+from ditsam_jax.storage.bucket import AnyPath, BucketPath
+from ditsam_jax.storage.paths import any_path
 from ditsam_jax.terminal import printable, progress
 
 _SPLIT_STRIDE = 1_000_000  # keeps the image ids of different splits apart
@@ -143,6 +147,19 @@ def prepare(data_dir: str | os.PathLike, scenes: ScenesConfig = ScenesConfig(), 
     builder = _builder(scenes, workers, data_dir)
     _make(builder)
   return builder
+
+
+def located(data_dir: str | os.PathLike, scenes: ScenesConfig = ScenesConfig()) -> AnyPath:
+  """Like `prepare`, but returns the folder of the data set, which may be in a bucket."""
+  path = any_path(data_dir)
+  if not isinstance(path, BucketPath):
+    return Path(prepare(path, scenes).data_dir)
+  folder = path / 'shapes' / ShapesConfig(scenes).name / str(Shapes.VERSION)
+  with writing_to(data_dir):
+    if not (folder / shards.LAST).is_file():
+      with staged(folder) as stage:
+        prepare(stage, scenes)
+  return folder
 
 
 def _builder(scenes: ScenesConfig, workers: int, data_dir: str | os.PathLike) -> Shapes:
