@@ -55,8 +55,8 @@ def test_ten_kills_at_any_request_change_nothing(bucket, store, tmp_path):
     def end():
       os.kill(process.pid, signal.SIGKILL)
 
-    # The first requests claim the workdir; a checkpoint takes some 40.
-    kill_at = store.requests + chance.randrange(8, 150)
+    # The first 20 or so requests claim the workdir; a checkpoint takes 80 to 100.
+    kill_at = store.requests + chance.randrange(30, 230)
     late = lambda method, path, kill_at=kill_at: store.requests >= kill_at
     store.faults = [Fault(chance.choice(['before', 'after']), late, times=1, call=end)]
     if number % 3 == 1:
@@ -71,7 +71,7 @@ def test_ten_kills_at_any_request_change_nothing(bucket, store, tmp_path):
   process.start()
   process.join()
   assert process.exitcode == 0, errors.read_text()
-  assert resumed_at == sorted(resumed_at) and len(set(resumed_at)) > 4, resumed_at
+  assert resumed_at == sorted(resumed_at) and len(set(resumed_at)) > 3, resumed_at
   with open_(workdir, config=CONFIG) as checkpoints:
     state, _ = checkpoints.restore(small_state(0), numbers())
   assert int(state.step) == CONFIG['total_steps']
