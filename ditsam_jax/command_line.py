@@ -18,6 +18,7 @@ _EXTRA_OF = {  # the extra that installs an optional package
   **dict.fromkeys(('array_record', 'grain', 'ml_collections', 'optax', 'tensorboardX', 'tensorflow_datasets'), 'train'),
   **dict.fromkeys(('segment_anything', 'torch', 'transformers'), 'convert'),
   **dict.fromkeys(('huggingface_hub', 'safetensors'), 'hub'),
+  'flatbuffers': 'stablehlo',
   **dict.fromkeys(('onnx', 'onnx_ir', 'onnxruntime', 'onnxscript'), 'onnx'),
   **dict.fromkeys(('h11', 'multipart', 'prometheus_client', 'python_multipart', 'starlette', 'uvicorn'), 'serve'),
 }

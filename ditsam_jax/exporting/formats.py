@@ -33,6 +33,13 @@ class Format(NamedTuple):
 
 FORMATS = {
   'flax': Format('a copy for ditsam_jax', 'flax_folder', ('float32', 'float16', 'bfloat16')),
+  'stablehlo': Format(
+    'programs for JAX alone, without this library',
+    'stablehlo',
+    ('float32', 'float16'),
+    packages=('flatbuffers',),
+    extra='stablehlo',
+  ),
   'safetensors': Format(
     "transformers' SamModel for plain SAM, ditsam_jax for models with text",
     'safetensors_folder',

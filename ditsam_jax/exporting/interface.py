@@ -21,6 +21,13 @@ MEANINGS = {
   'point_labels': _LABELS,
   'mask_input': 'low_res_masks of an earlier prediction; zeros if there is none',
   'has_mask_input': '1 to use mask_input, 0 to ignore it',
+  'points': '(x, y) in pixels of the square, see "image"; points without a box end with one more point (0, 0) labelled -1, '
+  'and a box is its two corners; for a sentence alone, one point (0, 0) labelled -2',
+  'labels': f'{_LABELS}; -2 no point at all, to fill up a batch',
+  'mask': 'low_res_masks of an earlier prediction; zeros if there is none',
+  'has_mask': 'whether to use mask',
+  'square_masks': 'logits at the resolution of the square: cut off the padding, resize to the image, and pixels above '
+  '"mask_logit" belong to the object; mask 0 is the single mask, 1 to 3 are for ambiguous prompts',
   'orig_im_size': 'height and width of the image in pixels',
   'masks': 'logits at the size of the image; pixels above "mask_logit" belong to the object',
   'iou_predictions': 'predicted IoU of each mask',

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from ditsam_jax.errors import UserError
 from ditsam_jax.exporting import interface, onnx_programs, reference
 from ditsam_jax.exporting.folders import check_target, written_folder
 from ditsam_jax.exporting.onnx_quantised import quantise
 from ditsam_jax.exporting.onnx_runtime import Session, differences
-from ditsam_jax.exporting.reference import TOLERANCE, Case, Stages
+from ditsam_jax.exporting.reference import Case, Stages
+from ditsam_jax.exporting.report import checked, sizes, table
 from ditsam_jax.exporting.request import Request
 from ditsam_jax.exporting.source import read
 from ditsam_jax.storage.description import warn_if_fresh
 from ditsam_jax.storage.files import write_json
-from ditsam_jax.terminal import printable, progress
+from ditsam_jax.terminal import progress
 
 
 def export(request: Request) -> str:
@@ -38,7 +38,7 @@ def export(request: Request) -> str:
     cases = reference.cases(source)
     stages = reference.computed(source, cases)
     worst = _worst(Session(folder, source.config), cases, stages)
-    report = [_checked(worst)]
+    report = [checked(worst, 'ONNX Runtime')]
     if request.quantise:
       for file in files:
         quantise(file)
@@ -49,10 +49,10 @@ def export(request: Request) -> str:
         onnx_programs.save(model, file)
     if request.quantise:
       worst = _worst(Session(folder, source.config), cases, stages)
-      report.append(f'as {request.quantise}, not limited:\n{_table(worst)}')
+      report.append(f'as {request.quantise}, not limited:\n{table(worst)}')
     elif request.dtype == 'float16':
       worst = _worst(Session(folder, source.config), cases, stages)
-      report = [_checked(worst)]
+      report = [checked(worst, 'ONNX Runtime')]
     if source.pieces is not None:
       (folder / interface.VOCABULARY).write_text('\n'.join(source.pieces) + '\n', encoding='utf-8')
     described = interface.interface(
@@ -65,7 +65,7 @@ def export(request: Request) -> str:
     )
     write_json(folder / interface.FILE, described)
     bar.update()
-  return '\n'.join([*report, *_sizes(Path(request.output))])
+  return '\n'.join([*report, *sizes(Path(request.output))])
 
 
 def _worst(session: Session, cases: list[Case], stages: list[Stages]) -> dict[str, float]:
@@ -75,26 +75,3 @@ def _worst(session: Session, cases: list[Case], stages: list[Stages]) -> dict[st
     for name, value in differences(session(case), expected, case).items():
       worst[name] = max(worst.get(name, 0.0), value)
   return worst
-
-
-def _checked(worst: dict[str, float]) -> str:
-  """A table of differences. Raises UserError if one is beyond the tolerance."""
-  if not all(value <= TOLERANCE for value in worst.values()):  # also catches NaN
-    name = max(worst, key=lambda name: float('inf') if worst[name] != worst[name] else worst[name])
-    raise UserError(
-      f'{name} in ONNX Runtime differs from JAX by {worst[name]:.1e} of its largest value, more than {TOLERANCE:.0e}; '
-      f'nothing was written; please report this with your model.json'
-    )
-  return f'largest differences of ONNX Runtime from JAX, relative to the largest value:\n{_table(worst)}'
-
-
-def _table(worst: dict[str, float]) -> str:
-  return '\n'.join(f'  {name:16} {value:.1e}' for name, value in worst.items())
-
-
-def _sizes(folder: Path) -> list[str]:
-  files = sorted(path for path in folder.iterdir() if path.is_file())
-  total = sum(file.stat().st_size for file in files)
-  return [f'  {file.name:20} {file.stat().st_size / 1e6:8.2f} MB' for file in files] + [
-    f'{printable(folder)}: {total / 1e6:.2f} MB'
-  ]

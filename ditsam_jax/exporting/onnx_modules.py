@@ -152,12 +152,12 @@ def _placement(config: DitSamConfig, size: torch.Tensor, axis: int) -> tuple[tor
   """Start and length of the image in the square, along an axis.
 
   As in `geometry.letterbox` for models with a text encoder. Plain SAM's formula is Meta's `resize_longest_image_size`, in
-  f32 there, too.
+  f32 there, too; very long images keep one pixel, where Meta's program fails.
   """
   square = config.image_size
   if config.text_encoder is None:
     single = size.float()
-    return 0, torch.floor((square / single.max()) * single[axis] + 0.5).double()
+    return 0, torch.floor((square / single.max()) * single[axis] + 0.5).double().clamp(min=1)
   length = torch.round(size[axis] * (square / size.max())).clamp(min=1)
   return torch.round((square - length) / 2 - 0.1), length
 

@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+import onnx
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 # Convolutions stay f32: as ConvInteger they are slower on CPUs and hold few of the weights.
 _OPERATIONS = ['MatMul', 'Gemm']
+# Not weights of layers: frequencies of coordinates, tokens that labels select, and the resizing of masks.
+EXACT = ('gaussian_matrix', 'point_embeddings', 'upscaling')
 
 
 def quantise(file: Path) -> None:
@@ -14,14 +17,15 @@ def quantise(file: Path) -> None:
   Activations are quantised to uint8 when the program runs. uint8 weights give the same result on every CPU: products of
   uint8 and int8 saturate in the AVX2 instructions of ONNX Runtime.
   """
-  whole = file.with_name(f'{file.name}.data')
   unfinished = file.with_name(f'{file.stem}.quantising.onnx')
+  nodes = onnx.load(file, load_external_data=False).graph.node
   quantize_dynamic(
     file,
     unfinished,
     op_types_to_quantize=_OPERATIONS,
+    nodes_to_exclude=[node.name for node in nodes if any(name.endswith(EXACT) for name in node.input)],
     per_channel=True,
     weight_type=QuantType.QUInt8,
-    use_external_data_format=whole.exists(),
+    use_external_data_format=file.with_name(f'{file.name}.data').exists(),
   )
   unfinished.replace(file)

@@ -18,6 +18,7 @@ class Session:
     """Loads the programs of `folder`. `threads`: 0 for one per core."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    options.add_session_config_entry('session.intra_op.allow_spinning', '0')  # waits without using a core
     self.config = config
     self._programs = {
       file.stem: onnxruntime.InferenceSession(file, options, providers=['CPUExecutionProvider'])
@@ -30,18 +31,18 @@ class Session:
       assert self.config.text_encoder is not None
       return np.zeros((1, 0, self.config.text_encoder.width), np.float32)
     ids, mask = (rows[None].astype(np.int64) for rows in tokens)
-    return self._run('text_encoder', token_ids=ids, token_mask=mask)[0]
+    return self.run('text_encoder', token_ids=ids, token_mask=mask)[0]
 
   def encode(self, pixels: np.ndarray, text: np.ndarray | None) -> np.ndarray:
     """A square [S, S, 3] -> its embedding [1, C, h, w]."""
     enters = {} if self.config.fusion == 'none' else {'text_features': text}
-    return self._run('image_encoder', images=pixels.transpose(2, 0, 1)[None], **enters)[0]
+    return self.run('image_encoder', images=pixels.transpose(2, 0, 1)[None], **enters)[0]
 
   def decode(self, embedding: np.ndarray, case: Case, text: np.ndarray | None) -> list[np.ndarray]:
     """The masks, their predicted IoU and the low-resolution masks of a case, each with an axis of 1 prompt."""
     side = 4 * self.config.grid
     mask = np.zeros((side, side), np.float32) if case.mask is None else case.mask
-    return self._run(
+    return self.run(
       'decoder',
       image_embeddings=embedding,
       point_coords=case.points[None],
@@ -62,7 +63,8 @@ class Session:
       found = {'text_features': text} | found
     return {name: array[0] for name, array in found.items()}
 
-  def _run(self, program: str, **inputs) -> list[np.ndarray]:
+  def run(self, program: str, **inputs) -> list[np.ndarray]:
+    """Runs one program by its file name without .onnx; returns its outputs in order."""
     return self._programs[program].run(None, inputs)
 
 

@@ -112,6 +112,7 @@ class DitSam(nnx.Module):
     multimask: bool | None = False,
     text: jax.Array | None = None,
     sparse_mask: jax.Array | None = None,
+    has_mask: jax.Array | None = None,
   ) -> Output:
     """Decodes prompts to masks.
 
@@ -123,6 +124,7 @@ class DitSam(nnx.Module):
       multimask: three masks per prompt instead of one; None for all four, the single one first.
       text: text features [B, T, Ct]; projected and appended to the other sparse tokens.
       sparse_mask: bool [B, P] over the tokens of `sparse`, False at padding; None if there is no padding.
+      has_mask: bool [B], False for prompts whose entry in `masks` is ignored; None if all count.
     """
     _, h, w, width = embedding.shape
     if text is not None:
@@ -130,9 +132,9 @@ class DitSam(nnx.Module):
       sparse = [*sparse, self.text_proj(text)]
       if sparse_mask is not None:
         sparse_mask = jnp.pad(sparse_mask, ((0, 0), (0, text.shape[1])), constant_values=True)
-    batch = len(embedding if masks is None else masks)
+    batch = (embedding if masks is None else masks).shape[0]  # not len(): exported programs have batches of any size
     tokens = jnp.concatenate(sparse, axis=1) if sparse else jnp.zeros((batch, 0, width), embedding.dtype)
-    dense = self.prompt_encoder.dense(masks, len(embedding), (h, w))
+    dense = self.prompt_encoder.dense(masks, embedding.shape[0], (h, w), has_mask)
     pe = self.prompt_encoder.pe_layer.grid(h, w)
     # Positions are always f32, everything else has the type of the weights, and outputs are f32.
     pe, tokens, dense = (x.astype(embedding.dtype) for x in (pe, tokens, dense))

@@ -123,11 +123,11 @@ class MaskDecoder(nnx.Module):
       Low-resolution logits [B, M, 4h, 4w] and predicted IoU [B, M]; M is 1, 3 or 4.
     """
     _, h, w, width = image.shape
-    batch = len(sparse)
+    batch = sparse.shape[0]
     output_tokens = jnp.concatenate([self.iou_token[...], self.mask_tokens[...]])
     tokens = jnp.concatenate([jnp.broadcast_to(output_tokens, (batch, *output_tokens.shape)), sparse], axis=1)
     image = image + dense
-    image = image.reshape(len(image), h * w, width)
+    image = image.reshape(image.shape[0], h * w, width)
     bias = None if sparse_mask is None else _bias(sparse_mask, tokens.dtype)
     tokens, image = self.transformer(image, image_pe.reshape(1, h * w, width), tokens, bias)
     wanted = slice(1 if multimask else 0, 1 if multimask is False else MASK_TOKENS)

@@ -97,9 +97,15 @@ class PromptEncoder(nnx.Module):
       tokens.append(self.embed_boxes(boxes, image_size))
     return tokens
 
-  def dense(self, masks: jax.Array | None, batch: int, grid: tuple[int, int]) -> jax.Array:
-    """Encodes mask logits [B, 4h, 4w], or the absence of a mask, as a dense embedding [B, h, w, C]."""
-    if masks is not None:
-      return self.mask_downscaling(masks)
-    width = self.no_mask_embed.shape[-1]
-    return jnp.broadcast_to(self.no_mask_embed[...], (batch, *grid, width))
+  def dense(
+    self, masks: jax.Array | None, batch: int, grid: tuple[int, int], has_mask: jax.Array | None = None
+  ) -> jax.Array:
+    """Encodes mask logits [B, 4h, 4w], or the absence of a mask, as a dense embedding [B, h, w, C].
+
+    With `has_mask`, bool [B], both are computed and each row takes one.
+    """
+    if masks is None:
+      width = self.no_mask_embed.shape[-1]
+      return jnp.broadcast_to(self.no_mask_embed[...], (batch, *grid, width))
+    dense = self.mask_downscaling(masks)
+    return dense if has_mask is None else jnp.where(has_mask[:, None, None, None], dense, self.no_mask_embed[...])

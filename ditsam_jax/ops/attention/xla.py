@@ -26,7 +26,8 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array, keys
   batch, heads, length, width = q.shape
   q, k = appended(q, k, queries, keys)
   q, k, v = (x.reshape(batch * heads, length, x.shape[-1]) for x in (q, k, v))
-  if 4 * batch * heads * length**2 <= SMALL:
+  known = batch if isinstance(batch, int) else 1  # an exported program is traced for batches of any size
+  if 4 * known * heads * length**2 <= SMALL:
     weights, total, _ = _softmax(q, k)
     out = (_product(weights, v, 'gnm,gmd->gnd') / total).astype(v.dtype)
   else:
@@ -135,7 +136,9 @@ def _backward_chunks(q, k, v, out, logsumexp, dout, *, width, limit):
 def _chunk_size(heads: int, length: int, limit: int) -> tuple[int, int]:
   """Heads and queries per chunk, for about `limit` bytes of f32 logits."""
   most = max(HEADS, limit // (4 * length**2))
-  heads_per_chunk = max(divisor for divisor in range(1, min(most, heads) + 1) if heads % divisor == 0)
+  if isinstance(heads, int):  # else a multiple of a batch of any size
+    most = min(most, heads)
+  heads_per_chunk = max(divisor for divisor in range(1, most + 1) if heads % divisor == 0)
   chunks = -(-4 * heads_per_chunk * length**2 // limit)
   return heads_per_chunk, -(-length // chunks)
 

@@ -1,0 +1,32 @@
+"""What an export prints: differences and sizes."""
+
+import math
+from pathlib import Path
+
+from ditsam_jax.errors import UserError
+from ditsam_jax.exporting.reference import TOLERANCE
+from ditsam_jax.terminal import printable
+
+
+def checked(worst: dict[str, float], ours: str, theirs: str = 'JAX') -> str:
+  """Describes the largest differences of `ours` from `theirs`, by output. Raises UserError if one is beyond TOLERANCE."""
+  if not all(value <= TOLERANCE for value in worst.values()):  # also catches NaN
+    name = max(worst, key=lambda name: math.inf if math.isnan(worst[name]) else worst[name])
+    raise UserError(
+      f'{name} of {ours} differs from {theirs} by {worst[name]:.1e} of its largest value, more than {TOLERANCE:.0e}; '
+      f'nothing was written; please report this with your model.json'
+    )
+  return f'largest differences of {ours} from {theirs}, relative to the largest value:\n{table(worst)}'
+
+
+def table(worst: dict[str, float]) -> str:
+  """A line per output."""
+  return '\n'.join(f'  {name:16} {value:.1e}' for name, value in sorted(worst.items()))
+
+
+def sizes(folder: Path) -> list[str]:
+  """A line per file of a folder, and one for all of it."""
+  files = {file.name: file.stat().st_size for file in sorted(folder.iterdir()) if file.is_file()}
+  width = max(map(len, files))
+  lines = [f'  {name:{width}} {size / 1e6:9.3f} MB' for name, size in files.items()]
+  return [*lines, f'{printable(folder)}: {sum(files.values()) / 1e6:.2f} MB']

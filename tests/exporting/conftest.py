@@ -1,0 +1,68 @@
+"""Small models as saved folders, and one export of each kind for all tests."""
+
+import dataclasses
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from ditsam_jax.exporting.formats import export
+from ditsam_jax.exporting.request import Request
+from ditsam_jax.exporting.source import Source, read
+from ditsam_jax.models import config as models
+from ditsam_jax.storage import saved_model
+from tests.small_models import SAM as LARGER_SAM
+from tests.small_models import random_model, small_config
+
+WORDS = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', 'the', 'red', 'circle', 'large', 'left', 'of', 'small', 'blue', 'star']
+DIT = small_config(
+  mask_decoder=models.MaskDecoderConfig(width=16, depth=1, heads=2, mlp_width=16, iou_hidden=16), mask_threshold=0.35
+)
+
+# One block with windows and one without: tracing takes seconds per block.
+SAM = dataclasses.replace(
+  LARGER_SAM,
+  image_encoder=dataclasses.replace(LARGER_SAM.image_encoder, depth=2),
+  mask_decoder=dataclasses.replace(LARGER_SAM.mask_decoder, depth=1),
+)
+
+
+class Exported(NamedTuple):
+  """A saved model and its export."""
+
+  model: Path
+  folder: Path
+  report: str
+  source: Source
+
+
+def saved(folder: Path, config: models.DitSamConfig, seed: int = 0) -> Path:
+  """A model with random weights, each exactly representable in f16."""
+  model = random_model(config, seed)
+  vocabulary = None
+  if config.text_encoder is not None:
+    vocabulary = folder.with_suffix('.txt')
+    vocabulary.write_text('\n'.join(WORDS) + '\n')
+  return saved_model.save(folder, model, vocabulary=vocabulary, dtype=np.float16)
+
+
+def exported(root: Path, config: models.DitSamConfig, kind: str) -> Exported:
+  """Saves a model and exports it."""
+  model, folder = saved(root / 'model', config), root / kind
+  report = export(kind, Request(str(model), str(folder)))
+  return Exported(model, folder, report, read(Request(str(model), '')))
+
+
+@pytest.fixture(scope='session')
+def dit_onnx(tmp_path_factory) -> Exported:
+  """A small L-DIT in ONNX."""
+  pytest.importorskip('onnxscript')
+  return exported(tmp_path_factory.mktemp('dit'), DIT, 'onnx')
+
+
+@pytest.fixture(scope='session')
+def sam_onnx(tmp_path_factory) -> Exported:
+  """A small plain SAM in ONNX."""
+  pytest.importorskip('onnxscript')
+  return exported(tmp_path_factory.mktemp('sam'), SAM, 'onnx')

@@ -1,0 +1,46 @@
+"""Wrong options and folders are one clear line, before any work."""
+
+import importlib.util
+
+import pytest
+
+from ditsam_jax.errors import UserError
+from ditsam_jax.export import main
+from ditsam_jax.exporting.formats import FORMATS
+from ditsam_jax.exporting.report import checked
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    (['--quantise=int8'], '--quantise=int8 with --format=flax: expected no --quantise'),
+    (['--masks=all'], '--masks=all with --format=flax: expected no --masks'),
+    (['--format=onnx', '--dtype=bfloat16'], '--dtype=bfloat16 with --format=onnx: expected float32 or float16'),
+    (['--format=stablehlo', '--checkpoint=nothing'], "'nothing' does not exist"),
+  ],
+)
+def test_options_that_a_format_lacks(options, message, tmp_path):
+  with pytest.raises(UserError, match=message):
+    main(['--checkpoint=shapes', f'--output={tmp_path / "out"}', *options])
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('name', [name for name, chosen in FORMATS.items() if chosen.packages])
+def test_a_missing_package_names_its_extra(name, tmp_path, monkeypatch):
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda package: None)
+  with pytest.raises(UserError, match=rf"pip install 'ditsam_jax\[{FORMATS[name].extra}\]'"):
+    main(['--checkpoint=shapes', f'--output={tmp_path / "out"}', f'--format={name}'])
+
+
+@pytest.mark.parametrize('name', ['onnx', 'stablehlo'])
+def test_a_folder_of_something_else_is_kept(name, tmp_path):
+  (tmp_path / 'thesis.txt').write_text('kept')
+  with pytest.raises(UserError, match='holds something else than an earlier export'):
+    main(['--checkpoint=shapes', f'--output={tmp_path}', f'--format={name}'])
+  assert [file.name for file in tmp_path.iterdir()] == ['thesis.txt']
+
+
+@pytest.mark.parametrize('value', [2e-4, float('nan')])
+def test_differences_beyond_the_tolerance_are_refused(value):
+  with pytest.raises(UserError, match='masks of ONNX Runtime differs from JAX by .*; nothing was written'):
+    checked({'iou_predictions': 1e-6, 'masks': value}, 'ONNX Runtime')
