@@ -20,7 +20,7 @@ from PIL import Image
 
 from ditsam_jax import command_line
 from ditsam_jax.config import changes, checks, files, lengths
-from ditsam_jax.config.run import ResolvedRunConfig, RunConfig
+from ditsam_jax.config.run import ResolvedRunConfig, RunConfig, reads_text
 from ditsam_jax.config.start import check_changes
 from ditsam_jax.data import datasets
 from ditsam_jax.data.pipeline import BatchStream, prompt_batches, train_batches
@@ -101,11 +101,11 @@ def _train(given: ConfigDict, workdir: AnyPath, claimed: Workdir, stop: StopSign
   starts = bool(checked.init_from) and not claimed.begun
   if starts:
     check_changes(dataclasses.asdict(checked.model), checked.init_from, whole=False)
-  vocabulary = datasets.vocabulary(checked.data.dataset, checked.init_from) if checked.reads_text else None
+  vocabulary = datasets.vocabulary(checked.data.dataset, checked.init_from) if reads_text(checked.task) else None
 
   # ------------------------------------------------------------------------------------ data, lengths, train step
   data = functools.cache(lambda: distributed.first_alone_first(lambda: _open(checked, 'train'), 'data'))
-  config = lengths.resolve(given, lambda: _samples(data(), checked.reads_text))
+  config = lengths.resolve(given, lambda: _samples(data(), checked.task))
   program = build(config, config.model, mesh)
   if starts:
     saved_model.check_start(config.init_from, program.state.params | program.state.frozen)
@@ -324,12 +324,12 @@ def _open(config: RunConfig, split: str) -> ReferringSource:
 def _splits(config: RunConfig) -> set[str]:
   """The splits that a run needs."""
   evaluated = {config.final_split} | ({'val'} if config.eval_every != 0 else set())
-  return {'train'} | (evaluated if config.reads_text else set())
+  return {'train'} | (evaluated if reads_text(config.task) else set())
 
 
-def _samples(source: ReferringSource, reads_text: bool) -> int:
+def _samples(source: ReferringSource, task: str) -> int:
   """Number of training samples per epoch."""
-  return len(source) if reads_text else source.num_images
+  return len(source) if reads_text(task) else source.num_images
 
 
 def _training_batches(

@@ -26,6 +26,7 @@ USED = {
   'ditsam_jax/analysis/targets.py': {'import _src'},
   'ditsam_jax/data/records.py': {'_tf_dtype'},
   'ditsam_jax/data/preparation/writer.py': {'def _download_and_prepare', 'def _info', 'def _shard_iterators_per_split'},
+  'ditsam_jax/exporting/onnx_modules.py': {'_check'},
   'ditsam_jax/data/refcoco/refs.py': {'_Unpickler'},
   'ditsam_jax/data/shapes/builder.py': {'def _info', 'def _split_generators', 'def _generate_examples'},
 }

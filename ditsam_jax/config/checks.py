@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from ditsam_jax import fields
 from ditsam_jax.config import start
-from ditsam_jax.config.run import RunConfig
+from ditsam_jax.config.run import RunConfig, reads_text
 from ditsam_jax.data import datasets
 from ditsam_jax.errors import UserError
 from ditsam_jax.models import config as models
@@ -28,7 +28,7 @@ def check(config: ConfigDict) -> RunConfig:
     data = datasets.find(run.data.dataset, run.data.data_dir)[0]
   except UserError as error:
     raise UserError(f'config.data.dataset is {run.data.dataset!r}: {error}') from error
-  if run.reads_text and run.model.text_encoder is None:
+  if reads_text(run.task) and run.model.text_encoder is None:
     whose = f' (init_from={run.init_from!r} takes no text)' if run.init_from else ''
     _refuse('model.text_encoder', f'None{whose}', f'a text encoder for task {run.task!r}')
   _, group = run.first_prompts.without_text
@@ -53,9 +53,9 @@ def check(config: ConfigDict) -> RunConfig:
     _refuse('data.scenes', '{...}', f'None for data set {run.data.dataset!r}; scenes apply to shapes only')
   run.data.augmentation.check(run.model.image_size)
   freeze_pattern(run.freeze)
-  if run.data.add_words and not (run.init_from and run.reads_text):
+  if run.data.add_words and not (run.init_from and reads_text(run.task)):
     _refuse('data.add_words', run.data.add_words, "'' unless config.init_from names a model that reads sentences")
-  if run.reads_text:
+  if reads_text(run.task):
     for field, split in [('final_split', run.final_split)] + [('eval_every', 'val')] * (run.eval_every != 0):
       try:
         datasets.check_splits(run.data.dataset, [split], run.data.data_dir)

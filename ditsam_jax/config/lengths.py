@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ditsam_jax.config.checks import check, check_warmup
-from ditsam_jax.config.run import MOST_STEPS, ResolvedOptimizerConfig, ResolvedRunConfig, RunConfig
+from ditsam_jax.config.run import MOST_STEPS, ResolvedOptimizerConfig, ResolvedRunConfig, RunConfig, reads_text
 from ditsam_jax.data import datasets
 from ditsam_jax.errors import UserError
 
@@ -53,7 +53,7 @@ def samples_without_data(config: RunConfig) -> int:
       f'the size of the training split of {data.dataset!r} is unknown until it is prepared; give '
       f'--config.total_steps=N (and eval_every, checkpoint_every) instead of epochs'
     )
-  return size.objects if config.reads_text else size.images
+  return size.objects if reads_text(config.task) else size.images
 
 
 def _total_steps(run: RunConfig, epoch: int) -> int:

@@ -214,11 +214,6 @@ class RunConfig:
     10, Whole(1, 1_000_000), 'Consecutive updates with a non-finite loss or gradient after which the run stops'
   )
 
-  @property
-  def reads_text(self) -> bool:
-    """Whether samples have sentences."""
-    return self.task != 'prompts'
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResolvedOptimizerConfig(OptimizerConfig):
@@ -239,3 +234,8 @@ class ResolvedRunConfig(RunConfig):
   def to_json(self) -> dict[str, Any]:
     """Converts all fields to plain containers, as stored in config.json."""
     return json.loads(json.dumps(dataclasses.asdict(self)))
+
+
+def reads_text(task: str) -> bool:
+  """Whether the samples of a task have sentences."""
+  return task != 'prompts'

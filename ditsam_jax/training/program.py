@@ -16,7 +16,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from ditsam_jax.config.run import ResolvedRunConfig
+from ditsam_jax.config.run import ResolvedRunConfig, reads_text
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
@@ -177,7 +177,7 @@ def _batch(config: ResolvedRunConfig, model: DitSamConfig, mesh: Mesh) -> dict[s
   rows, size, tokens = config.data.batch_size, model.image_size, model.max_text_tokens
   count = config.data.objects_per_image
   shapes = {'image': ((size, size, 3), jnp.float32)}
-  if config.reads_text:
+  if reads_text(config.task):
     shapes |= {
       'mask': ((size, size), jnp.uint8),
       'token_ids': ((tokens,), jnp.int32),
