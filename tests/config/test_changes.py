@@ -104,7 +104,7 @@ def test_optional_groups_can_be_set_to_none():
     ('data.threads=1000', ['config.data.threads is 1000', '256']),
     ('data.processes=1000', ['config.data.processes is 1000', 'from 0 to 64']),
     ('data.processes=-1', ['config.data.processes is -1']),
-    ('data.data_dir=s3://bucket/data', ['config.data.data_dir', 's3:// is not supported', 'gcsfuse']),
+    ('data.data_dir=s3://bucket/data', ['config.data.data_dir', 's3:// is not supported', 's3fs']),
     ('init_from=s3://bucket/model', ['config.init_from', 's3:// is not supported']),
     ('data.augmentation.flip_probability=2', ['config.data.augmentation.flip_probability is 2', 'from 0 to 1']),
     ('data.augmentation.scale_steps=100', ['augmentation: 100 scales']),
