@@ -39,6 +39,8 @@ class ImageEncoder(torch.nn.Module):
 class Decoder(torch.nn.Module):
   """Prompts -> masks; see `forward`."""
 
+  upscaling: torch.Tensor  # a buffer
+
   def __init__(self, peer: Peer, all_masks: bool):
     """Takes the parts of a peer. `all_masks`: return all four masks, as Meta's export without --return-single-mask."""
     super().__init__()

@@ -99,7 +99,7 @@ def trace(program: Program) -> ir.Model:
   sizes = {name: torch.export.Dim(name, min=0 if name in ('points', 'tokens') else 1) for name in example}
   arguments, dynamic = [], []
   for name, shape in program.inputs.items():
-    ones = torch.ones([example.get(axis, axis) for axis in shape])
+    ones = torch.ones([example[axis] if isinstance(axis, str) else axis for axis in shape])
     arguments.append(ones.long() if name.startswith('token_') else ones * (90 if name == 'orig_im_size' else 1))
     dynamic.append({i: sizes[axis] for i, axis in enumerate(shape) if axis in sizes})
   with _quiet():
@@ -130,7 +130,7 @@ def halve(model: ir.Model) -> None:
   """Stores weights as f16 where that loses nothing; ONNX Runtime casts them to f32 when it loads the program."""
   graph = model.graph
   first = graph[0]
-  for value in list(graph.initializers.values()):
+  for name, value in list(graph.initializers.items()):
     tensor = value.const_value
     if tensor is None or tensor.dtype != ir.DataType.FLOAT or tensor.size < _SMALL:
       continue
@@ -139,7 +139,6 @@ def halve(model: ir.Model) -> None:
       half = single.astype(np.float16)
     if not np.array_equal(half.astype(np.float32), single):
       continue
-    name = value.name
     cast = ir.node('Cast', [ir.Value(name=f'{name}.f16', const_value=ir.tensor(half))], {'to': ir.DataType.FLOAT})
     stored = cast.inputs[0]
     assert stored is not None

@@ -65,7 +65,7 @@ class Session:
 
   def run(self, program: str, **inputs) -> list[np.ndarray]:
     """Runs one program by its file name without .onnx; returns its outputs in order."""
-    return self._programs[program].run(None, inputs)
+    return [np.asarray(output) for output in self._programs[program].run(None, inputs)]
 
 
 def differences(found: dict[str, np.ndarray], stages: Stages, case: Case) -> dict[str, float]:

@@ -182,7 +182,7 @@ def serialised(program: Program, weights: Weights) -> bytes:
 @contextlib.contextmanager
 def _without_source_lines() -> Iterator[None]:
   """Keeps the paths of this machine's Python files out of programs."""
-  before = jax.config.jax_traceback_in_locations_limit
+  before = jax.config.jax_traceback_in_locations_limit  # pyright: ignore[reportAttributeAccessIssue]  # set at run time
   jax.config.update('jax_traceback_in_locations_limit', 0)
   try:
     yield
