@@ -195,7 +195,7 @@ class ImageEncoder(nnx.Module):
         slots = None if instruction is None or features is None else instruction.slots(i, features, slots, rngs)
         run = functools.partial(_run_block, block, i, (h, w), execution.attention)
         slots, x = execution.rematerialised(run)(slots, x)
-    return self.neck(x.reshape(len(x), h, w, -1))
+    return self.neck(x.reshape(x.shape[0], h, w, -1))  # not len(): exported programs have batches of any size
 
   def image_tokens(self, images: jax.Array) -> tuple[jax.Array, tuple[int, int]]:
     """Returns the tokens of images [B, H, W, 3] before the first block, [B, h*w, C], and the grid (h, w)."""

@@ -154,6 +154,7 @@ def _download(folder: BucketPath, objects: Mapping[str, Entry], place: Path, bar
         raise bucket.BucketError(5, 'the download differs from the checksum of the store', str(folder / min(missing)))
       bar = None
     os.replace(unfinished, place)
+    _make_room(place.parent, 0, folder, keep=place)  # other downloads may have ended meanwhile
   finally:
     shutil.rmtree(unfinished, ignore_errors=True)
 
@@ -170,8 +171,8 @@ def _is_complete(file: Path, entry: Entry) -> bool:
   return entry.checksum in ('crc32c:', f'crc32c:{base64.b64encode(checksum.digest()).decode()}')
 
 
-def _make_room(root: Path, needed: int, folder: BucketPath) -> None:
-  """Removes the copies used longest ago until there is room. Raises UserError if that is not enough."""
+def _make_room(root: Path, needed: int, folder: BucketPath, keep: Path | None = None) -> None:
+  """Removes the copies used longest ago, but not `keep`, until there is room. Raises UserError if that is not enough."""
   most = most_bytes()
   if needed > most:
     raise UserError(
@@ -184,7 +185,7 @@ def _make_room(root: Path, needed: int, folder: BucketPath) -> None:
     downloading = place.name.startswith('.') and time.time() - used < _STALE
     if total + needed <= most and shutil.disk_usage(root).free >= needed + _SPARE:
       return
-    if not downloading:
+    if not downloading and place != keep:
       shutil.rmtree(place, ignore_errors=True)
       total -= size
   if shutil.disk_usage(root).free < needed:
