@@ -130,12 +130,12 @@ def test_metrics_are_written_if_the_disk_is_too_full_for_the_model(data_dir, tmp
   assert not [path for path in (tmp_path / 'run').iterdir() if 'writing' in path.name]
 
 
-FORTY = ['--config.total_steps=40', '--config.final_split=val']
+SIXTY = ['--config.total_steps=60', '--config.final_split=val']
 
 
 @pytest.fixture(scope='module')
 def whole(data_dir, tmp_path_factory):
-  """An undisturbed run of 40 steps."""
+  """An undisturbed run of 60 steps."""
   workdir = tmp_path_factory.mktemp('undisturbed') / 'whole'
   process = started(data_dir, workdir)
   _, errors = process.communicate(timeout=240)
@@ -144,10 +144,10 @@ def whole(data_dir, tmp_path_factory):
 
 
 def started(data_dir, workdir):
-  """Starts the run of 40 steps as a process: in this one, other tests may have compiled with other settings."""
+  """Starts the run of 60 steps as a process: in this one, other tests may have compiled with other settings."""
   command = [sys.executable, '-m', 'ditsam_jax.train', f'--config={ROOT / "configs/ldit.py"}:shapes']
   return subprocess.Popen(
-    [*command, f'--workdir={workdir}', f'--config.data.data_dir={data_dir}', *SMALL, *FORTY],
+    [*command, f'--workdir={workdir}', f'--config.data.data_dir={data_dir}', *SMALL, *SIXTY],
     env={**os.environ, 'PYTHONPATH': str(ROOT)},
     stdout=subprocess.DEVNULL,
     stderr=subprocess.PIPE,
@@ -155,26 +155,34 @@ def started(data_dir, workdir):
   )
 
 
-@pytest.mark.multiprocess
-@pytest.mark.parametrize('number, status', [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
-def test_a_stopped_run_resumes_to_the_same_bits(data_dir, whole, tmp_path, number, status):
-  process = started(data_dir, tmp_path / 'stopped')
-  log = tmp_path / 'stopped' / 'train_log.jsonl'
+def stopped(data_dir, workdir, number):
+  """Starts or resumes the run, sends a signal when it has logged a new step; returns status, errors and saved step."""
+  log = workdir / 'train_log.jsonl'
+  before = log.read_text() if log.exists() else ''
+  process = started(data_dir, workdir)
   deadline = time.time() + 120
-  while not (log.exists() and log.read_text()) and time.time() < deadline:
+  while not (log.exists() and log.read_text() > before) and time.time() < deadline:
     time.sleep(0.02)
   process.send_signal(number)
   _, errors = process.communicate(timeout=120)
-  assert process.returncode == status, errors
-  assert 'rerun the command to resume' in errors and 'compiling the training step' in errors
-  saved = max(int(path.name) for path in (tmp_path / 'stopped' / 'checkpoints').iterdir())
-  assert f'stopped at step {saved} of 40' in errors and 0 < saved < 40
-  if number == signal.SIGINT:  # a person may want to look at it
-    assert json.loads((tmp_path / 'stopped' / 'model' / 'model.json').read_text())['notes']['steps'] == saved
-  again = started(data_dir, tmp_path / 'stopped')
-  _, errors = again.communicate(timeout=240)
-  assert again.returncode == 0, errors
-  assert outcome(tmp_path / 'stopped') == outcome(whole)
+  return process.returncode, errors, max(int(path.name) for path in (workdir / 'checkpoints').iterdir())
+
+
+@pytest.mark.multiprocess
+def test_a_run_stopped_twice_resumes_to_the_same_bits(data_dir, whole, tmp_path):
+  workdir = tmp_path / 'stopped'
+  status, errors, first = stopped(data_dir, workdir, signal.SIGINT)
+  assert status == 130 and 'rerun the command to resume' in errors and 'compiling the training step' in errors, errors
+  assert f'stopped at step {first} of 60' in errors and 0 < first < 60
+  model = json.loads((workdir / 'model' / 'model.json').read_text())  # a person may want to look at it
+  assert model['notes']['steps'] == first
+  status, errors, second = stopped(data_dir, workdir, signal.SIGTERM)
+  assert status == 0 and 'rerun the command to resume' in errors, errors
+  assert f'stopped at step {second} of 60' in errors and first < second < 60
+  process = started(data_dir, workdir)
+  _, errors = process.communicate(timeout=240)
+  assert process.returncode == 0, errors
+  assert outcome(workdir) == outcome(whole)
 
 
 def outcome(workdir):

@@ -141,6 +141,7 @@ MOVED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.verifies(
   'Automatic mask generation: the shipped SAM, exported to PyTorch; every parameter moved once',
   against="Meta's SamAutomaticMaskGenerator",
