@@ -82,6 +82,7 @@ def test_later_rounds_see_the_last_mask_and_the_last_of_them_no_new_click(model)
   masks = [out.low_res_logits[0, at] for out, at in zip(first, best)]
   wrong = jnp.stack([out.logits[0, at] > 0 for out, at in zip(first, best)])
   clicks, labels = corrective_clicks(nnx.Rngs(dropout=7).dropout(), wrong, targets)
+  given = [[1, -1], [2, 3], [ABSENT, -1]]  # with a click, no prompt becomes one of a click and SAM's padding
   for _ in range(2):
     outs = [
       decoded(
@@ -90,7 +91,7 @@ def test_later_rounds_see_the_last_mask_and_the_last_of_them_no_new_click(model)
         0,
         k,
         points=np.concatenate([batch['points'][0, k], clicks[k]]),
-        labels=np.concatenate([batch['labels'][0, k], labels[k]]),
+        labels=np.concatenate([given[k], labels[k]]),
         mask=masks[k],
         multimask=False,
       )
