@@ -1,12 +1,9 @@
 """A picture of corrections: one row per sample, from the sentence's mask over each click to the truth."""
 
-import random
-
-import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ditsam_jax.evaluation.pictures import TRUTH_COLOUR, wrap
+from ditsam_jax.evaluation.pictures import TRUTH_COLOUR, Draw, fitted, wrap
 from ditsam_jax.evaluation.results import Sample
 from ditsam_jax.inference.pictures import draw_prompt, overlay
 from ditsam_jax.inference.prompts import Prompt
@@ -22,27 +19,22 @@ class ClickGallery:
   """Keeps a uniform random sample of the samples offered, the same in each evaluation, and draws it."""
 
   def __init__(self, seed: int = 0):
-    self._rows: list[tuple[str, list[np.ndarray], list[str]]] = []
-    self._offered = 0
-    self._random = random.Random(seed)
+    self._draw: Draw[tuple[str, list[np.ndarray], list[str]]] = Draw(_ROWS, seed)
 
   def offer(self, sample: Sample, truth: np.ndarray, predictions: list[Prediction], ious: list[float]) -> None:
     """Offers one sample, see `evaluate_clicks`."""
-    self._offered += 1
-    place = len(self._rows) if len(self._rows) < _ROWS else self._random.randrange(self._offered)
-    if place < _ROWS:
-      self._rows[place : place + 1] = [_row(sample, truth, predictions, ious)]
+    self._draw.offer(lambda: _row(sample, truth, predictions, ious))
 
   def panel(self, heading: str) -> Image.Image:
     """Draws the rows under a heading."""
-    columns = max((len(tiles) for _, tiles, _ in self._rows), default=1)
+    columns = max((len(tiles) for _, tiles, _ in self._draw.kept), default=1)
     height = _TEXT + 14 + _TILE + _SMALL + 24
     width = 2 * _MARGIN + columns * (_TILE + _GAP) - _GAP
-    sheet = Image.new('RGB', (width, 2 * _MARGIN + 48 + len(self._rows) * height), _PAPER)
+    sheet = Image.new('RGB', (width, 2 * _MARGIN + 48 + len(self._draw.kept) * height), _PAPER)
     pen = ImageDraw.Draw(sheet)
     pen.text((_MARGIN, _MARGIN), heading, _INK, ImageFont.load_default(size=_TEXT + 6))
     text, small = ImageFont.load_default(size=_TEXT), ImageFont.load_default(size=_SMALL)
-    for number, (sentence, tiles, captions) in enumerate(self._rows):
+    for number, (sentence, tiles, captions) in enumerate(self._draw.kept):
       top = _MARGIN + 48 + number * height
       [line] = wrap(sentence, text, width - 2 * _MARGIN, 1)
       pen.text((_MARGIN, top), line, _INK, text)
@@ -69,15 +61,12 @@ def _row(
 
 def _tile(image: np.ndarray, mask: np.ndarray, prompt: Prompt | None) -> np.ndarray:
   """The image at the tile's size, with a mask and the prompt's clicks over it."""
-  height, width = image.shape[:2]
-  scale = _TILE / max(height, width)
-  size = max(1, round(width * scale)), max(1, round(height * scale))
-  pixels = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-  shown = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_LINEAR) > 0.5
+  pixels, shown = fitted(image, _TILE), fitted(mask, _TILE)
   if prompt is None:
     return overlay(pixels, shown, colour=TRUTH_COLOUR, tint=0.1)
   pixels = overlay(pixels, shown, tint=0.1)
   if prompt.points is not None:
+    scale = _TILE / max(image.shape[:2])
     centres = (np.asarray(prompt.points) + 0.5) * scale - 0.5
     draw_prompt(pixels, Prompt(points=centres, labels=prompt.labels))
   return pixels

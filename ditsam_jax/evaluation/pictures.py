@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import random
 from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
 
 import cv2
 import numpy as np
@@ -25,6 +26,8 @@ _TINT = 0.1  # weak, because expressions mention colours
 
 FAILURE_IOU = 0.5
 
+T = TypeVar('T')
+
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
@@ -38,15 +41,15 @@ class Shown:
   iou: float
 
 
-class _Draw:
+class Draw(Generic[T]):
   """A uniform random sample of at most `size` of the samples offered (reservoir sampling, algorithm R)."""
 
   def __init__(self, size: int, seed: int) -> None:
-    self.kept: list[Shown] = []
+    self.kept: list[T] = []
     self.offered = 0
     self._size, self._random = size, random.Random(seed)
 
-  def offer(self, make: Callable[[], Shown]) -> None:
+  def offer(self, make: Callable[[], T]) -> None:
     self.offered += 1
     if len(self.kept) < self._size:
       self.kept.append(make())
@@ -68,8 +71,8 @@ class Gallery:
     """`columns`: cards per row; `pixel_mean`, `pixel_std`: the model's normalisation, on a scale of 0 to 1."""
     self._mean, self._std = np.asarray(pixel_mean, np.float32), np.asarray(pixel_std, np.float32)
     self._columns, self._seed = columns, seed
-    self._draws: dict[str, _Draw] = {}  # by kind of expression
-    self._failures: dict[str, _Draw] = {}
+    self._draws: dict[str, Draw[Shown]] = {}  # by kind of expression
+    self._failures: dict[str, Draw[Shown]] = {}
 
   def offer(self, image: np.ndarray, info, prediction: np.ndarray, truth: np.ndarray, iou: float) -> None:
     """Offers one sample: normalised image f32 [S, S, 3], masks [S, S], and the pipeline's `info`."""
@@ -104,8 +107,8 @@ class Gallery:
       (f'Failures, IoU up to {FAILURE_IOU}: {share}{chosen}', _interleaved(failures)[:most]),
     ]
 
-  def _draw(self, draws: dict[str, _Draw], kind: str) -> _Draw:
-    return draws.setdefault(kind, _Draw(_ROWS * self._columns, self._seed))
+  def _draw(self, draws: dict[str, Draw[Shown]], kind: str) -> Draw[Shown]:
+    return draws.setdefault(kind, Draw(_ROWS * self._columns, self._seed))
 
 
 def shown(
@@ -144,7 +147,7 @@ def worst_median_best(ious: np.ndarray, count: int) -> list[tuple[str, list[int]
   return [(f'{name} {count} of {len(order):,} samples', part.tolist()) for name, part in parts]
 
 
-def _interleaved(draws: list[_Draw]) -> list[Shown]:
+def _interleaved(draws: list[Draw[Shown]]) -> list[Shown]:
   """The first sample of each draw, then the second of each, and so on."""
   rounds = itertools.zip_longest(*(draw.kept for draw in draws))
   return [shown for samples in rounds for shown in samples if shown is not None]
@@ -197,7 +200,7 @@ def _card(sample: Shown) -> Image.Image:
     y += _TEXT_SIZE + 6
   y = size[1] - _PADDING - _TILE - _SMALL_SIZE - 10
   found, true = ('' if mask.any() else ' (empty)' for mask in (sample.prediction, sample.truth))
-  pixels, prediction, truth = (_fitted(array) for array in (sample.image, sample.prediction, sample.truth))
+  pixels, prediction, truth = (fitted(array, _TILE) for array in (sample.image, sample.prediction, sample.truth))
   tiles = (
     (pixels, sample.kind or 'image'),
     (overlay(pixels, prediction, tint=_TINT), 'prediction' + found),
@@ -223,10 +226,10 @@ def _draw_badge(draw: ImageDraw.ImageDraw, iou: float, right: int) -> float:
   return left
 
 
-def _fitted(array: np.ndarray) -> np.ndarray:
-  """Scales an image or mask to the tile's size; masks stay binary."""
+def fitted(array: np.ndarray, side: int) -> np.ndarray:
+  """Scales an image or mask to a long side of `side` pixels; masks stay binary."""
   height, width = array.shape[:2]
-  scale = _TILE / max(height, width)
+  scale = side / max(height, width)
   size = (max(1, round(width * scale)), max(1, round(height * scale)))
   if array.dtype == bool:
     # Linear interpolation gives smooth outlines instead of stairs.
