@@ -1,6 +1,7 @@
 """Programs compile quickly, and each compiled program is kept: for other tests, for processes, and for the next run."""
 
 import os
+import shutil
 import signal
 
 import pytest
@@ -37,3 +38,17 @@ def compiled_as_for_users(request):
   jax.config.update('jax_disable_most_optimizations', False)
   yield
   jax.config.update('jax_disable_most_optimizations', before)
+
+
+@pytest.fixture(scope='module')
+def browser():
+  """Chromium. There is one definition, and one browser at a time: playwright runs one event loop in a thread."""
+  playwright = pytest.importorskip('playwright.sync_api', reason="needs the extra 'test'")
+  chromium = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
+  if chromium is None:
+    pytest.skip('there is no Chromium; .ci/install_browser installs it')
+  playwright.expect.set_options(timeout=60_000)  # programs are compiled on first use
+  with playwright.sync_playwright() as found:
+    running = found.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
+    yield running
+    running.close()

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.util
-import shutil
 import threading
 from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -10,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 LIVE = Path(__file__).parents[2] / 'docs' / 'live'
 
 
@@ -36,18 +34,7 @@ def file_server(folder: Path) -> Iterator[str]:
     thread.join(10)
 
 
-@pytest.fixture(scope='session')
-def browser():
-  playwright = pytest.importorskip('playwright.sync_api', reason="needs the extra 'test'")
-  if CHROMIUM is None:
-    pytest.skip('there is no Chromium; .ci/install_browser installs it')
-  with playwright.sync_playwright() as found:
-    chromium = found.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
-    yield chromium
-    chromium.close()
-
-
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module')
 def modules(browser):
   """A page of the sources' folder, to import modules that need neither a model nor ONNX Runtime."""
   with file_server(LIVE) as url:

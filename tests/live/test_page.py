@@ -78,7 +78,6 @@ def opened(browser, site, **context):
   """Opens the page; records console errors and requests to other hosts."""
   page = browser.new_context(accept_downloads=True, **context).new_page()
   page.set_default_timeout(60_000)
-  playwright.expect.set_options(timeout=60_000)
   page.wrong = []
   page.on('console', lambda message: message.type in ('error', 'warning') and page.wrong.append(message.text))
   page.on('pageerror', lambda error: page.wrong.append(str(error)))

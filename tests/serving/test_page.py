@@ -1,7 +1,6 @@
 """The page in a real browser, at desktop and phone size: every control, by mouse, touch and keyboard."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -15,25 +14,12 @@ from tests.serving.running import png, running
 playwright = pytest.importorskip('playwright.sync_api', reason="needs the extra 'test'")
 axe = pytest.importorskip('axe_playwright_python.sync_playwright', reason="needs the extra 'test'")
 
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-pytestmark = [
-  pytest.mark.slow,
-  pytest.mark.skipif(CHROMIUM is None, reason='there is no Chromium; .ci/install_browser installs it'),
-]
+pytestmark = pytest.mark.slow
 SIZES = {
   'desktop': {'viewport': {'width': 1280, 'height': 900}},
   'phone': {'viewport': {'width': 390, 'height': 844}, 'has_touch': True, 'is_mobile': True, 'device_scale_factor': 2},
 }
 TEXT = 'the red circle'
-
-
-@pytest.fixture(scope='module')
-def browser():
-  playwright.expect.set_options(timeout=60_000)  # programs are compiled on first use
-  with playwright.sync_playwright() as found:
-    chromium = found.chromium.launch(executable_path=CHROMIUM, args=['--no-sandbox'])
-    yield chromium
-    chromium.close()
 
 
 @pytest.fixture(scope='module', params=SIZES)
