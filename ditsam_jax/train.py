@@ -385,7 +385,8 @@ def _fresh_at_start(fresh: list[str], init_from: str) -> list[str]:
 
 def _untrained(progress: Progress, state: TrainState, step: int) -> list[str]:
   """The parts that were fresh at the start and still are, because none of their parameters is trained."""
-  return [part for part in progress.fresh if step == 0 or not any(name.startswith(f'{part}.') for name in state.params)]
+  trained = parts_of(state.params) if step else []
+  return [part for part in progress.fresh if part not in trained]
 
 
 if __name__ == '__main__':

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageEnhance, ImageStat
 
 from ditsam_jax.errors import UserError
-from ditsam_jax.fields import SHARE, Whole, declared
+from ditsam_jax.fields import SHARE, Flag, Whole, declared
 from ditsam_jax.geometry.letterbox import resize, resize_mask
 
 # Matches 'leftmost' and 'left-hand' too, but not 'bright' or 'leftover'.
@@ -30,6 +30,13 @@ class AugmentationConfig:
   jitter_strength: float = declared(0.4, SHARE, 'Their factors are uniform in 1 - strength to 1 + strength')
   flip_probability: float = declared(
     0.5, SHARE, "How often a sample is mirrored, with 'left' and 'right' swapped in the text"
+  )
+
+  unbiased_masks: bool = declared(
+    False,
+    Flag(),
+    'Resize masks by area, so that edges stay where they are in the image; False as the release, whose masks are up to half '
+    'a pixel lower and further right',
   )
 
   def check(self, size: int) -> None:
@@ -51,7 +58,7 @@ def random_scale(
 ) -> tuple[np.ndarray, np.ndarray]:
   """Resizes the image, uint8, and the mask, to uint8 0/1, to a long side of `size` minus a random number of strides."""
   long_side = size - config.scale_stride * int(rng.integers(config.scale_steps))
-  return resize(image, long_side), resize_mask(mask, long_side)
+  return resize(image, long_side), resize_mask(mask, long_side, unbiased=config.unbiased_masks)
 
 
 def color_jitter(image: np.ndarray, config: AugmentationConfig, rng: np.random.Generator) -> np.ndarray:

@@ -41,9 +41,19 @@ def resize(image: np.ndarray, long_side: int) -> np.ndarray:
   return _resize(image, long_side, cv2.INTER_LINEAR)
 
 
-def resize_mask(mask: np.ndarray, long_side: int) -> np.ndarray:
-  """Resizes a mask, bool [h, w] or [h, w, n], to a long side of `long_side`: uint8 0/1, nearest neighbour."""
-  return _resize(mask.astype(np.uint8), long_side, cv2.INTER_NEAREST)
+def resize_mask(mask: np.ndarray, long_side: int, *, unbiased: bool = False) -> np.ndarray:
+  """Resizes a mask, bool [h, w] or [h, w, n], to a long side of `long_side`: uint8 0/1.
+
+  The default is OpenCV's nearest neighbour, as in the DIT release: it takes the pixel at the top left, so a smaller mask is
+  up to half a pixel lower and further right than the image. With `unbiased`, a pixel belongs to the mask if at least half
+  of it does.
+  """
+  if not unbiased or max(mask.shape[:2]) == long_side:
+    return _resize(mask.astype(np.uint8), long_side, cv2.INTER_NEAREST)
+  method = cv2.INTER_AREA if long_side < max(mask.shape[:2]) else cv2.INTER_LINEAR
+  planes = mask.astype(np.float32).reshape(*mask.shape[:2], -1)  # OpenCV resizes at most four by area at once
+  covered = np.stack([_resize(planes[..., i], long_side, method) for i in range(planes.shape[2])], -1)
+  return (covered.reshape(*covered.shape[:2], *mask.shape[2:]) >= 0.5).astype(np.uint8)
 
 
 def normalise(image: np.ndarray, mean: Triple, std: Triple) -> np.ndarray:

@@ -187,6 +187,19 @@ def tiny(**changes) -> DitSamConfig:
   return dataclasses.replace(config, **changes)
 
 
+def sharp(**changes) -> DitSamConfig:
+  """`tiny` with 96 x 96 images in 144 tokens, more words and longer sentences: sharper masks for twice the time."""
+  config = tiny()
+  return dataclasses.replace(
+    config,
+    image_encoder=dataclasses.replace(config.image_encoder, patch_size=8, pretrain_grid=12),
+    text_encoder=dataclasses.replace(config.text_encoder, vocab_size=256),
+    image_size=96,
+    max_text_tokens=16,
+    **changes,
+  )
+
+
 def sam(config: DitSamConfig) -> DitSamConfig:
   """The plain SAM of the same size: no text encoder, and windows, input and output as released by Meta."""
   encoder = dataclasses.replace(config.image_encoder, attention_scope='windowed')

@@ -100,6 +100,24 @@ def test_a_scaled_mask_still_covers_its_object():
 
 
 @pytest.mark.verifies('Colour jitter', against="Pillow's ImageEnhance", within='equal bits')
+@pytest.mark.parametrize('size', [96, 90, 160])
+def test_unbiased_masks_stay_where_the_image_is(size):
+  """The release's nearest neighbour moves a disc of 128 x 128 pixels by half a pixel at 96."""
+  rows, columns = np.mgrid[:128, :128] + 0.5
+  moved = {True: [], False: []}
+  for y, x in np.random.default_rng(0).uniform(30, 98, (40, 2)):
+    disc = (rows - y) ** 2 + (columns - x) ** 2 < 14**2
+    for unbiased, shifts in moved.items():
+      config = AugmentationConfig(scale_steps=1, unbiased_masks=unbiased)
+      _, mask = augment.random_scale(np.zeros((128, 128, 3), np.uint8), disc, size, config, np.random.default_rng(0))
+      centre = (np.argwhere(mask).mean(0) + 0.5) * 128 / size
+      shifts.append(centre - (y, x))
+      assert abs(mask.sum() / disc.sum() * (128 / size) ** 2 - 1) < 0.05
+  assert np.abs(np.mean(moved[True], 0)).max() < 0.03
+  if size == 96:
+    np.testing.assert_allclose(np.mean(moved[False], 0), 0.5, atol=0.05)
+
+
 def test_jitter_equals_pillows_three_enhancers_bit_for_bit():
   rng, replay = np.random.default_rng(0), np.random.default_rng(0)
   orders, factors = set(), []

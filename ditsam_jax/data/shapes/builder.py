@@ -21,6 +21,8 @@ from ditsam_jax.data import shards
 from ditsam_jax.data.preparation.writer import staged
 from ditsam_jax.data.records import damaged, quiet_tfds, record_features, writing_to
 from ditsam_jax.data.shapes.expressions import describe
+from ditsam_jax.data.shapes.phrases import MOST_TARGETS, phrases, tokens
+from ditsam_jax.data.shapes.rephrasing import LONGEST, rephrase
 from ditsam_jax.data.shapes.scenes import SPLITS, Scene, ScenesConfig, make_scene, scene_rng
 from ditsam_jax.data.workers import check_processes, map_ordered
 from ditsam_jax.errors import UserError
@@ -104,21 +106,58 @@ def described_scene(config: ScenesConfig, split: str, index: int) -> tuple[Scene
 
 
 def make_record(config: ScenesConfig, split: str, index: int) -> dict[str, Any]:
-  """Generates scene `index` of `split` as a TFDS example with encoded images."""
+  """Generates scene `index` of `split` as a TFDS example with encoded images.
+
+  In training, phrases are further objects of the category 'phrase': their mask is the union of what they name.
+  """
   scene, expressions = described_scene(config, split, index)
+  rng = np.random.default_rng((config.seed, SPLITS.index(split), index, 1))  # scenes stay as they are
+  named = []
+  if split == 'train':
+    expressions = [[*pairs, *_rephrased(pairs, config.rephrased_per_object, rng)] for pairs in expressions]
+    named = _named(scene, config, rng)
   image_id = SPLITS.index(split) * _SPLIT_STRIDE + index
   objects = [
     {
       'object_id': image_id * _OBJECT_STRIDE + i,
-      'category': shape.category,
+      'category': category,
       'mask': _encoded('.png', mask.view(np.uint8) * 255, _MASK_OPTIONS),
       'expressions': [text for text, _ in described],
       'kinds': [kind for _, kind in described],
     }
-    for i, (shape, mask, described) in enumerate(zip(scene.shapes, scene.masks, expressions))
+    for i, (category, mask, described) in enumerate(
+      [*zip((shape.category for shape in scene.shapes), scene.masks, expressions), *named]
+    )
   ]
   image = _encoded('.jpg', scene.image[..., ::-1], _IMAGE_OPTIONS)
   return {'image': image, 'image_id': image_id, 'objects': objects}
+
+
+def _rephrased(pairs: list[tuple[str, str]], count: int, rng: np.random.Generator) -> list[tuple[str, str]]:
+  """Rephrases the (expression, kind) pairs of an object in turn, `count` in all; drops texts of too many tokens."""
+  turns = itertools.islice(itertools.cycle(pairs), count)
+  return [
+    (text, kind)
+    for text, kind in ((rephrase(text, rng), kind) for text, kind in turns)
+    if tokens(text, rephrased=True) <= LONGEST
+  ]
+
+
+def _named(
+  scene: Scene, config: ScenesConfig, rng: np.random.Generator
+) -> list[tuple[str, np.ndarray, list[tuple[str, str]]]]:
+  """Returns category, mask, and (text, kind) pairs of phrases, drawn evenly over the number of shapes they name."""
+  if not config.phrases_per_scene:
+    return []
+  found = phrases(scene.shapes, config.image_size, max(config.phrases_per_scene, MOST_TARGETS + 1), rng)
+  named = []
+  for place in rng.permutation(len(found))[: config.phrases_per_scene].tolist():
+    phrase, mask = found[place], np.zeros(scene.masks.shape[1:], bool)
+    for target in phrase.targets:
+      mask |= scene.masks[target]
+    pairs = [(phrase.text, 'phrase')]
+    named.append(('phrase', mask, pairs + _rephrased(pairs, min(config.rephrased_per_object, 1), rng)))
+  return named
 
 
 def _encoded(extension: str, image: np.ndarray, options: tuple[int, ...]) -> io.BytesIO:

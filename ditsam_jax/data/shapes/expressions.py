@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from ditsam_jax.data.shapes.rephrasing import new_words
 from ditsam_jax.data.shapes.scenes import COLOURS, KINDS, SIZES, Shape
 
 EXPRESSION_KINDS = ('attribute', 'relation', 'order', 'comparison', 'negation')
@@ -189,8 +190,11 @@ def _colours(text: str) -> set[str]:
   return set(text.split()) & set(COLOURS)
 
 
-def vocabulary() -> list[str]:
-  """Returns the lines of vocab.txt: the grammar's words, then characters that can spell any other word."""
+def vocabulary(*, rephrased: bool = False) -> list[str]:
+  """Returns the lines of vocab.txt: the grammar's words, then characters that can spell any other word.
+
+  With `rephrased`, the words of rephrasings follow the grammar's, as in the shipped `shapes`.
+  """
   words = [
     'the',
     'shape',
@@ -212,5 +216,7 @@ def vocabulary() -> list[str]:
     'is',
     'not',
   ]
+  if rephrased:
+    words += [word for word in new_words() if word not in words and len(word) > 1]
   characters = [*'abcdefghijklmnopqrstuvwxyz', *'0123456789']
   return ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *words, *characters, *(f'##{c}' for c in characters), *".,'-?!"]

@@ -5,6 +5,7 @@ vocabulary; the tokenizer spells them ('circle', '##s').
 """
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 
@@ -55,11 +56,19 @@ def plural(noun: str) -> str:
   return f'{noun}es' if noun.endswith('s') else f'{noun}s'
 
 
-def tokens(text: str) -> int:
-  """Counts the tokens of a phrase, including [CLS] and [SEP]; plural endings take one token per letter."""
-  known = set(vocabulary())
+def tokens(text: str, *, rephrased: bool = False) -> int:
+  """Counts the tokens of a text, including [CLS] and [SEP], in the vocabulary with or without the words of rephrasings.
+
+  Plural endings take one token per letter.
+  """
+  known = _known(rephrased)
   beginnings = (next(word[:end] for end in range(len(word), 0, -1) if word[:end] in known) for word in text.split())
   return 2 + sum(1 + len(word) - len(beginning) for word, beginning in zip(text.split(), beginnings))
+
+
+@functools.cache
+def _known(rephrased: bool) -> frozenset[str]:
+  return frozenset(vocabulary(rephrased=rephrased))
 
 
 def _attributes(shapes: Sequence[Shape]) -> Iterator[Phrase]:

@@ -66,6 +66,12 @@ class ScenesConfig:
   )
   grain: int = declared(1, Whole(0, 255), 'Largest brightness change of the noise over everything, in grey levels')
   expressions_per_object: int = declared(5, Whole(1, 100), 'Referring expressions per object')
+  rephrased_per_object: int = declared(
+    0, Whole(0, 100), 'In training, this many more expressions per object, in other words and word orders'
+  )
+  phrases_per_scene: int = declared(
+    0, Whole(0, 100), 'In training, this many phrases per scene that name several shapes, one, or none'
+  )
   seed: int = declared(0, Whole(0, 2**31 - 1), 'Random seed of all scenes')
   train: int = declared(12000, _SCENES, 'Scenes of the training split')
   val: int = declared(250, _SCENES, 'Scenes of the validation split')

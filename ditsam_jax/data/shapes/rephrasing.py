@@ -1,0 +1,208 @@
+"""Other words for the same thing: rephrases expressions and phrases about shapes as people may type them.
+
+'the second red circle from the left' becomes 'crimson disc number two from the left', or 'from the left, the second disc
+that is red'. Only training data is rephrased; the standard splits keep the grammar's words.
+"""
+
+import re
+
+import numpy as np
+
+from ditsam_jax.data.shapes.scenes import COLOURS, KINDS, SIZES
+
+LONGEST = 16  # tokens of a rephrased text in the training data, including [CLS] and [SEP]
+
+# The first word of each tuple is the grammar's.
+SYNONYMS = {
+  'red': ('red', 'crimson', 'scarlet'),
+  'green': ('green', 'emerald'),
+  'blue': ('blue', 'azure'),
+  'yellow': ('yellow', 'golden'),
+  'purple': ('purple', 'violet'),
+  'orange': ('orange', 'tangerine'),
+  'circle': ('circle', 'disc', 'disk', 'dot', 'ball'),
+  'square': ('square', 'box', 'block'),
+  'triangle': ('triangle',),
+  'star': ('star',),
+  'cross': ('cross', 'plus', 'plus sign'),
+  'shape': ('shape', 'object', 'thing', 'figure', 'item', 'one'),
+  'small': ('small', 'little', 'tiny'),
+  'large': ('large', 'big', 'huge'),
+  'largest': ('largest', 'biggest'),
+  'smallest': ('smallest', 'tiniest', 'littlest'),
+  'left of': ('left of', 'to the left of', 'on the left of', 'on the left side of'),
+  'right of': ('right of', 'to the right of', 'on the right of', 'on the right side of'),
+  'above': ('above', 'over', 'higher than'),
+  'below': ('below', 'under', 'beneath', 'underneath', 'lower than'),
+}
+_OUTERMOST = {
+  'left': ('leftmost', 'furthest left', 'farthest left'),
+  'right': ('rightmost', 'furthest right', 'farthest right'),
+  'top': ('topmost', 'highest', 'uppermost'),
+  'bottom': ('bottommost', 'lowest'),
+}
+_ACROSS = ('left', 'right')
+_NUMBERS = {'first': 'one', 'second': 'two', 'third': 'three', 'fourth': 'four'}
+_SHADES = [shade for colour in COLOURS for shade in SYNONYMS[colour]]
+_WISHES = ('find', 'select', 'show me', 'please select', 'segment', 'where is', 'i want', 'mark')
+_EVERY_WISH = ('find', 'select', 'show me', 'segment', 'mark')
+_NEGATIONS = ('that is not', 'which is not', 'not', "that isn't", "which isn't", 'but not', 'and not')
+
+_NOUN = r'(?:(?:{}) )*(?:{})(?:e?s)?'.format(
+  '|'.join([*SIZES, *COLOURS]), '|'.join([*(kind + '(?=e?s?\\b)' for kind in KINDS), 'shape'])
+)
+_RELATION = re.compile(rf'the ({_NOUN}) (left of|right of|above|below) the ({_NOUN})')
+_ORDER = re.compile(rf'the (first|second|third|fourth) ({_NOUN}) from the (left|right|top|bottom)')
+_COMPARISON = re.compile(rf'the (largest|smallest) ({_NOUN})')
+_NEGATION = re.compile(rf'the ({_NOUN}) that is not (?:a )?(\w+)')
+_PLAIN = re.compile(rf'the ({_NOUN})')
+
+
+def rephrase(text: str, rng: np.random.Generator) -> str:
+  """Says an expression or phrase of the grammar in other words, drawn from `rng`; it refers to the same shapes.
+
+  Raises:
+    ValueError: the grammar has no such text.
+  """
+  say = _Speaker(rng)
+  if match := _RELATION.fullmatch(text):
+    said = say.relation(*match.groups())
+  elif match := _ORDER.fullmatch(text):
+    said = say.order(*match.groups())
+  elif match := _COMPARISON.fullmatch(text):
+    said = say.comparison(*match.groups())
+  elif match := _NEGATION.fullmatch(text):
+    said = say.negation(*match.groups())
+  elif match := _PLAIN.fullmatch(text):
+    said = say.thing(match[1])
+  else:
+    raise ValueError(f'{text!r} is not an expression about shapes')
+  return say.wish(said, _is_plural(match[1]))
+
+
+def _plural(noun: str) -> str:
+  return f'{noun}es' if noun.endswith('s') else f'{noun}s'
+
+
+def _is_plural(noun: str) -> bool:
+  return noun.endswith('s') and not noun.endswith('cross')
+
+
+class _Speaker:
+  """Chooses words."""
+
+  def __init__(self, rng: np.random.Generator):
+    self._rng = rng
+
+  def relation(self, target: str, relation: str, anchor: str) -> str:
+    where = f'{self._other(relation)} {self.thing(anchor, article=0.8)}'
+    if self._happens(0.2):
+      return f'{where}, {self.thing(target)}'
+    verb = self._one_of('', '', 'that are ' if _is_plural(target) else 'that is ')
+    return f'{self.thing(target)} {verb}{where}'
+
+  def order(self, ordinal: str, noun: str, side: str) -> str:
+    if ordinal == 'first' and self._happens(0.7):
+      outermost = self._one_of(*_OUTERMOST[side])
+      if self._happens(0.2):
+        return f'{self.thing(noun)} {"on the far" if side in _ACROSS else "at the very"} {side}'
+      if ' ' in outermost or self._happens(0.15):
+        return self._one_of(f'{self.thing(noun)} {outermost}', f'the {outermost} {self.words(noun)}')
+      return f'{self._article()}{outermost} {self.words(noun)}'
+    start = self._one_of(
+      f'from the {side}', f'from the {side}', f'from {side}', f'{self._one_of("counting", "starting")} from the {side}'
+    )
+    return self._one_of(
+      f'{self._article()}{ordinal} {self.words(noun)} {start}',
+      f'{self._article()}{self.words(noun)} number {_NUMBERS[ordinal]} {start}',
+      f'{start}, the {ordinal} {self.words(noun)}',
+      f'{ordinal} {start}, {self.words(noun)}',
+      f'{self.words(noun)}, {self._one_of("", "the ")}{ordinal} {self._one_of("", "one ")}{start}',
+      f'{ordinal} of the {self.words(_plural(noun))} {start}',
+    )
+
+  def comparison(self, superlative: str, noun: str) -> str:
+    superlative = self._other(superlative)
+    return self._one_of(
+      f'{self._article()}{superlative} {self.words(noun)}',
+      f'{self._article()}{superlative} {self.words(noun)}',
+      f'{self._article()}{superlative} of the {self.words(_plural(noun))}',
+      f'{self.thing(noun)} {self._one_of("that is", "which is")} {superlative}',
+      f'{self.words(noun)}, the {superlative}{self._one_of("", " one", " of all")}',
+    )
+
+  def negation(self, noun: str, value: str) -> str:
+    article = self._one_of('', 'a ') if value in KINDS else ''
+    return f'{self.thing(noun)} {self._one_of(*_NEGATIONS)} {article}{self._other(value)}'
+
+  def thing(self, noun: str, article: float = 0.6) -> str:
+    """A noun with or without article, its adjectives before or behind it."""
+    *adjectives, kind = noun.split()
+    kind = self._kind(kind)
+    adjectives = [self._other(word) for word in adjectives]
+    if len(adjectives) == 2 and self._happens(0.1):
+      return f'{self._article()}{kind} that {"are" if _is_plural(noun) else "is"} {adjectives[0]} and {adjectives[1]}'
+    the = 'the ' if self._happens(article) else ''
+    if adjectives and self._happens(0.2):
+      behind = adjectives.pop(0 if self._happens(0.5) else -1)
+      links = [' that are', ' which are', ','] if _is_plural(noun) else [' that is', ' which is', ',']
+      if behind in _SHADES:
+        links += [' in', ' coloured']
+        if self._happens(0.1):
+          behind, links = f'{behind} colour', [' of', ' with the']
+      link = self._one_of(*links)
+      return f'{the}{" ".join([*adjectives, kind])}{link} {behind}'
+    if len(adjectives) == 2 and self._happens(0.3):
+      adjectives.reverse()
+    return f'{the}{" ".join([*adjectives, kind])}'
+
+  def words(self, noun: str) -> str:
+    """A noun without article, its adjectives before it, in any order."""
+    *adjectives, kind = noun.split()
+    adjectives = [self._other(word) for word in adjectives]
+    if len(adjectives) == 2 and self._happens(0.3):
+      adjectives.reverse()
+    return ' '.join([*adjectives, self._kind(kind)])
+
+  def wish(self, said: str, plural: bool) -> str:
+    if not self._happens(0.12):
+      return said
+    wish = self._one_of(*(_EVERY_WISH if plural else _WISHES))
+    if plural and self._happens(0.3):
+      return f'{wish} all {said}'
+    return f'{wish} {said}'
+
+  def _kind(self, word: str) -> str:
+    single = re.sub(r'(?<=shape|quare|ircle|angle)s$|(?<=star)s$|(?<=cross)es$', '', word)
+    said = self._other(single)
+    if single == word:
+      return said
+    return f'{said}es' if said in ('cross', 'plus', 'box') else f'{said}s'
+
+  def _other(self, word: str) -> str:
+    """The word itself half of the time, otherwise a synonym."""
+    own, *others = SYNONYMS[word]
+    return self._one_of(*others) if others and self._happens(0.5) else own
+
+  def _article(self) -> str:
+    return 'the ' if self._happens(0.6) else ''
+
+  def _happens(self, share: float) -> bool:
+    return bool(self._rng.random() < share)
+
+  def _one_of(self, *choices: str) -> str:
+    return choices[self._rng.integers(len(choices))]
+
+
+def new_words() -> list[str]:
+  """Returns the words of all rephrasings that the grammar does not have, sorted."""
+  texts = [
+    *(text for texts in (*SYNONYMS.values(), *_OUTERMOST.values()) for text in texts),
+    *_WISHES,
+    *_EVERY_WISH,
+    *_NEGATIONS,
+    *_NUMBERS.values(),
+    'on the far at the very from counting number that are which in all to starting and coloured colour with no size an any anything another it',
+  ]
+  grammar = {*SYNONYMS, *(word for key in SYNONYMS for word in key.split())}
+  return sorted({word for text in texts for word in re.findall('[a-z]+', text)} - grammar)
