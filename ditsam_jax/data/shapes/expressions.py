@@ -24,7 +24,7 @@ AREA_RATIO = 1.3
 # crowd out the others.
 _LARGEST_SHARE = 0.2
 
-_ORDINALS = ('first', 'second', 'third', 'fourth')
+ORDINALS = ('first', 'second', 'third', 'fourth')
 RELATIONS = (('left of', 'right of'), ('above', 'below'))  # per axis: nearer to its origin, farther from it
 _SIDES = (('left', 'right'), ('top', 'bottom'))
 _PROPERTIES = ('size', 'colour', 'kind')
@@ -52,7 +52,7 @@ def describe(
 
   Kinds are balanced over the scene as far as its objects allow.
   """
-  choices = _candidates(shapes, side, rng)
+  choices = candidates(shapes, side, rng)
   chosen = [[] for _ in shapes]
   used = collections.Counter()
   for _ in range(per_object):
@@ -67,7 +67,7 @@ def describe(
   return chosen
 
 
-def _candidates(shapes: Sequence[Shape], side: float, rng: np.random.Generator) -> list[dict[str, list[str]]]:
+def candidates(shapes: Sequence[Shape], side: float, rng: np.random.Generator) -> list[dict[str, list[str]]]:
   """Returns, for each shape, all expressions that match only it, by kind, in random order."""
   singles, crowds = groups(shapes)
   positions = [(shape.x / side, shape.y / side) for shape in shapes]
@@ -132,7 +132,7 @@ def _orders(crowds: list[Group], positions: list[tuple[float, float]]) -> Iterat
       # The outermost objects have a neighbour on one side only.
       clear = [before and after for before, after in zip([True, *steps], [*steps, True])]
       for order, clear_along, side in ((along, clear, near_side), (along[::-1], clear[::-1], far_side)):
-        for target, is_clear, ordinal in zip(order, clear_along, _ORDINALS):
+        for target, is_clear, ordinal in zip(order, clear_along, ORDINALS):
           if is_clear:
             yield target, f'the {ordinal} {crowd.noun} from the {side}'
 
@@ -208,7 +208,7 @@ def vocabulary(*, rephrased: bool = False) -> list[str]:
     'of',
     'above',
     'below',
-    *_ORDINALS,
+    *ORDINALS,
     'from',
     'top',
     'bottom',

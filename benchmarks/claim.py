@@ -1,0 +1,240 @@
+"""Where the sentence enters, with error bars: python benchmarks/claim.py --output=runs/claim
+
+Trains on shapes, from the same SAM and for the same number of updates: L-DIT, E-DIT, and the text baseline with 2, 4 and 6
+decoder layers, each with SAM's image encoder frozen and trained. The learning rate of each is the best of three on the
+validation split after a quarter of the budget; then three seeds run. L-DIT and the baseline also run for four times the
+budget, with one seed. A job is a run of ditsam_jax.train; rerun the command to resume, or use --jobs=N to run N more and
+stop. The tables go to claim.md, numbers to claim.json, curves to claim.png (needs the extra 'figures').
+
+Minimal pairs are two expressions about one scene that differ in one word, 'left' against 'right': the table says how often
+the mask fits its own target better than the other one's. Guessing is right 50 % of the time.
+"""
+
+import argparse
+import functools
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)
+
+import numpy as np
+
+from ditsam_jax.data.datasets import scenes_config
+from ditsam_jax.data.shapes import EXPRESSION_KINDS, PAIR_KINDS, minimal_pairs
+from ditsam_jax.data.shapes.builder import described_scene
+from ditsam_jax.inference.segmenter import Segmenter
+from ditsam_jax.storage.files import write_json, write_text
+
+MODELS = {  # config -> name in the tables
+  'ldit': 'L-DIT',
+  'edit': 'E-DIT',
+  'sam_text': 'text baseline, 2 decoder layers',
+  'sam_text_add_2': 'text baseline, 4 decoder layers',
+  'sam_text_add_4': 'text baseline, 6 decoder layers',
+}
+RATES = (1.5e-3, 3e-3, 6e-3)
+SEEDS = (0, 1, 2)
+LONGER = ('ldit', 'sam_text')
+LONG = 4  # times the budget
+
+
+class Job(NamedTuple):
+  """One training run. `rate` is None where tuning decides it."""
+
+  stage: str  # 'tune', 'main' or 'long'
+  config: str
+  frozen: bool
+  seed: int
+  rate: float | None
+
+  @property
+  def name(self) -> str:
+    parts = [self.stage, self.config, 'frozen' if self.frozen else 'trained', f'seed{self.seed}']
+    return '-'.join(parts + ([f'{self.rate:g}'] if self.stage == 'tune' else []))
+
+
+def all_jobs() -> list[Job]:
+  pairs = [(config, frozen) for config in MODELS for frozen in (True, False)]
+  return [
+    *(Job('tune', *pair, 100, rate) for pair in pairs for rate in RATES),
+    *(Job('main', *pair, seed, None) for seed in SEEDS for pair in pairs),
+    *(Job('long', config, False, 0, None) for config in LONGER),
+  ]
+
+
+def main() -> int:
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('--output', type=Path, default=Path('runs/claim'))
+  parser.add_argument('--steps', type=int, default=1000, help='the budget of a run')
+  parser.add_argument('--jobs', type=int, help='run this many more and stop')
+  parser.add_argument('--scenes', type=int, default=500, help='of the test split, for minimal pairs')
+  parser.add_argument('train_flags', nargs='*', help='for every run, after --: -- --config.data.batch_size=8')
+  options = parser.parse_args()
+  jobs = all_jobs()
+  waiting = [job for job in jobs if not (options.output / job.name / 'pairs.json').is_file()]
+  for number, job in enumerate(waiting[: options.jobs]):
+    print(f'{len(jobs) - len(waiting) + number + 1} of {len(jobs)}: {job.name}', flush=True)
+    run(job, options)
+    report(options, jobs)
+  report(options, jobs)
+  return 0
+
+
+def run(job: Job, options: argparse.Namespace) -> None:
+  """Trains, resuming if there is something to resume; then evaluates minimal pairs."""
+  folder = options.output / job.name
+  rate = job.rate or best_rate(job, options.output)
+  steps = {'tune': options.steps // 4, 'main': options.steps, 'long': LONG * options.steps}[job.stage]
+  command = [
+    *(sys.executable, '-m', 'ditsam_jax.train', f'--config={job.config}:shapes', f'--workdir={folder}'),
+    *(f'--config.seed={job.seed}', f'--config.total_steps={steps}', f'--config.optimizer.learning_rate={rate:g}'),
+    *(['--config.freeze=image_encoder'] if job.frozen else []),
+    *(['--config.final_split=val'] if job.stage == 'tune' else []),
+    *options.train_flags,
+  ]
+  subprocess.run(command, check=True, cwd=ROOT)
+  scores = {} if job.stage == 'tune' else pairs_right(folder / 'model', options.scenes)
+  write_json(folder / 'pairs.json', {'learning_rate': rate, 'steps': steps, 'right': scores})
+
+
+def best_rate(job: Job, output: Path) -> float:
+  tuned = {rate: metrics(output / job._replace(stage='tune', seed=100, rate=rate).name) for rate in RATES}
+  return max(tuned, key=lambda rate: tuned[rate]['release']['mIoU'])
+
+
+def metrics(folder: Path) -> dict[str, Any]:
+  return json.loads((folder / 'metrics.json').read_text())
+
+
+def pairs_right(model: Path, count: int) -> dict[str, float]:
+  """Percentage of sentences in minimal pairs whose mask fits their own target better, by kind."""
+  asked, images = pairs_of_scenes(count)
+  found = Segmenter(model).many(zip(images, (text for _, text, _, _ in asked)))
+  right: dict[str, list[bool]] = {kind: [] for kind in PAIR_KINDS}
+  for (kind, _, own, other), result in zip(asked, found):
+    right[kind].append(overlap(result.mask, own) > overlap(result.mask, other))
+  return {kind: 100 * float(np.mean(values)) for kind, values in right.items() if values}
+
+
+@functools.cache
+def pairs_of_scenes(count: int) -> tuple[list[tuple[str, str, np.ndarray, np.ndarray]], list[np.ndarray]]:
+  """(kind, sentence, mask of its target, mask of the other sentence's target) and the image, for each sentence."""
+  config, rng = scenes_config({}), np.random.default_rng(0)
+  asked, images = [], []
+  for index in range(count):
+    scene, _ = described_scene(config, 'test', index)
+    for pair in minimal_pairs(scene.shapes, config.image_size, rng):
+      for side in (0, 1):
+        own, other = (scene.masks[pair.targets[i]] for i in (side, 1 - side))
+        asked.append((pair.kind, pair.texts[side], own, other))
+        images.append(scene.image)
+  return asked, images
+
+
+def overlap(mask: np.ndarray, target: np.ndarray) -> float:
+  return np.count_nonzero(mask & target) / max(np.count_nonzero(mask | target), 1)
+
+
+# ------------------------------------------------------------------------------------------------------------- report
+
+
+def report(options: argparse.Namespace, jobs: list[Job]) -> None:
+  """Writes tables and curves of the finished jobs."""
+  done = {
+    job: result(options.output / job.name) for job in jobs if (options.output / job.name / 'pairs.json').is_file()
+  }
+  rows, pairs, longer = [], [], []
+  for config, about in MODELS.items():
+    for frozen in (True, False):
+      name = f'{about}, {"SAM frozen" if frozen else "all trained"}'
+      runs = [found for job, found in done.items() if job[:3] == ('main', config, frozen)]
+      if runs:
+        kinds = [spread([found['kinds'][kind] for found in runs]) for kind in EXPRESSION_KINDS]
+        seconds = statistics.median(found['seconds_a_step'] for found in runs)
+        cells = [len(runs), f'{runs[0]["learning_rate"]:g}', f'{runs[0]["parameters"] / 1e6:.2f} M', f'{seconds:.2f}']
+        rows.append([name, *cells, spread([found['mIoU'] for found in runs]), *kinds])
+        pairs.append([name, *(spread([found['right'][kind] for found in runs]) for kind in PAIR_KINDS)])
+  for config in LONGER:
+    for job, found in done.items():
+      if job.stage == 'long' and job.config == config:
+        longer.append(
+          [
+            MODELS[config],
+            found['steps'],
+            f'{found["mIoU"]:.1f}',
+            *(f'{found["kinds"][k]:.1f}' for k in EXPRESSION_KINDS),
+          ]
+        )
+  kinds = [*EXPRESSION_KINDS]
+  text = '\n\n'.join(
+    [
+      f'{len(done)} of {len(jobs)} runs; mIoU on the test split in percent, mean and standard deviation over seeds',
+      table(['', 'seeds', 'learning rate', 'parameters trained', 'seconds a step', 'mIoU', *kinds], rows),
+      'Minimal pairs: how often the right one of two shapes is found, in percent',
+      table(['', *PAIR_KINDS], pairs),
+      f'One run at {LONG} times the budget',
+      table(['', 'steps', 'mIoU', *kinds], longer),
+    ]
+  )
+  options.output.mkdir(parents=True, exist_ok=True)
+  write_text(options.output / 'claim.md', text + '\n')
+  write_json(options.output / 'claim.json', {job.name: found for job, found in done.items()})
+  curves(options.output, [job for job in done if job.stage != 'tune'])
+
+
+def result(folder: Path) -> dict[str, Any]:
+  scores, extra = metrics(folder), json.loads((folder / 'pairs.json').read_text())
+  kinds = {kind: scores['kinds'][kind]['release']['mIoU'] for kind in scores['kinds']}
+  return {
+    'mIoU': scores['release']['mIoU'],
+    'kinds': kinds,
+    'parameters': scores['parameters_trained'],
+    'seconds_a_step': scores['seconds']['training'] / extra['steps'],  # with evaluations; too small for a resumed run
+    **extra,
+  }
+
+
+def spread(values: list[float]) -> str:
+  deviation = f' ± {statistics.stdev(values):.1f}' if len(values) > 1 else ''
+  return f'{statistics.mean(values):.1f}{deviation}'
+
+
+def table(head: list[str], rows: list[list[Any]]) -> str:
+  lines = [head, ['---'] * len(head), *rows]
+  return '\n'.join('| ' + ' | '.join(map(str, line)) + ' |' for line in lines)
+
+
+def curves(output: Path, jobs: list[Job]) -> None:
+  """Draws mIoU on the validation split during training."""
+  try:
+    from matplotlib import pyplot
+  except ImportError:
+    return
+  figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), sharey=True)
+  for job in jobs:
+    log = [json.loads(line) for line in (output / job.name / 'train_log.jsonl').read_text().splitlines()]
+    points = [(entry['step'], entry['val/mIoU']) for entry in log if 'val/mIoU' in entry]
+    place = axes[0 if job.frozen else 1]
+    style = {'color': f'C{list(MODELS).index(job.config)}', 'linestyle': '--' if job.stage == 'long' else '-'}
+    if points:
+      first = job.seed == 0 and job.stage == 'main'
+      place.plot(*zip(*points), label=MODELS[job.config] if first else None, **style)
+  for place, title in zip(axes, ("SAM's image encoder frozen", 'everything trained (dashed: four times the budget)')):
+    place.set(title=title, xlabel='updates')
+    place.grid(alpha=0.3)
+  axes[0].set_ylabel('mIoU on the validation split, %')
+  if axes[1].get_legend_handles_labels()[0]:
+    axes[1].legend()
+  figure.tight_layout()
+  figure.savefig(output / '.claim.png', dpi=150, format='png')
+  (output / '.claim.png').replace(output / 'claim.png')
+  pyplot.close(figure)
+
+
+if __name__ == '__main__':
+  sys.exit(main())
