@@ -17,7 +17,7 @@ from ditsam_jax import train
 from ditsam_jax.errors import UserError
 from ditsam_jax.evaluation.evaluator import evaluate_split
 from ditsam_jax.storage import saved_model
-from ditsam_jax.storage.description import read_config, read_description
+from ditsam_jax.storage.description import fresh_parts, read_config, read_description
 from ditsam_jax.storage.places import resolve
 from ditsam_jax.train import main
 
@@ -257,6 +257,7 @@ def test_text_training_starts_from_visual_pretraining(data_dir, tmp_path):
     == 0
   )
   assert not (tmp_path / 'sam' / 'model' / 'vocab.txt').exists()
+  assert fresh_parts(tmp_path / 'sam' / 'model') == []
   assert run(data_dir, tmp_path / 'text', f'--config.init_from={tmp_path / "sam"}', '--config.final_split=val') == 0
 
 
