@@ -65,7 +65,8 @@ def png(image):
 
 
 def iou(one, other):
-  return (one & other).sum() / max(1, (one | other).sum())
+  union = (one | other).sum()
+  return (one & other).sum() / union if union else 1.0  # both say that nothing is there
 
 
 @pytest.fixture(scope='module')
@@ -156,15 +157,16 @@ def test_masks_equal_those_of_python(browser, site, segmenters):
   )
   page.context.close()
   assert page.wrong == []
-  areas = []
+  areas, named = [], 0
   for sample, (by_words, by_click) in zip(asked, json.loads(found)):
     expected = segmenters['shapes'](sample.image, sample.text)
     assert iou(decode_rle(by_words['rle']).astype(bool), expected.mask) >= 0.99, sample.text
     assert by_words['score'] == pytest.approx(expected.score, abs=1e-3)
+    named += expected.area > 20
     expected = segmenters['sam_shapes_multimask'](sample.image, points=[sample.point], multimask=True)
     assert iou(decode_rle(by_click['rle']).astype(bool), expected.mask) >= 0.99, sample.point
     areas.append(expected.area)
-  assert min(areas) > 20  # no comparison of empty masks
+  assert min(areas) > 20 and named > 45  # no comparison of empty masks
 
 
 def test_every_control(page, segmenters):

@@ -51,10 +51,10 @@ def test_figures(own):
 
 
 def test_the_report_uses_the_tokenizer_of_the_model(own):
-  long = 'the red circle left of the blue square right of the large green star'
+  long = 'the red circle left of the blue square right of the large green star above the cross'
   lines = report(own, [row(own, 0, text=['the kettle', long]), row(own, 3, text='a Kettle'), row(own, 5)])
-  line = one(lines, "sentences cut at the 12 tokens of 'shapes': 1 (")
-  assert "line 1 (0.png) ('" in line and "green star')" in line
+  line = one(lines, "sentences cut at the 16 tokens of 'shapes': 1 (")
+  assert "line 1 (0.png) ('" in line and "('above the cross')" in line
   assert 'kettle (2)' in one(lines, "words missing from the vocabulary of 'shapes'")
   with pytest.raises(UserError, match='takes no text'):
     report(own, [row(own, 0)], model='sam_shapes')
