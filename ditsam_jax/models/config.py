@@ -190,6 +190,7 @@ def tiny(**changes) -> DitSamConfig:
 def sharp(**changes) -> DitSamConfig:
   """`tiny` with 96 x 96 images in 144 tokens, more words and longer sentences: sharper masks for twice the time."""
   config = tiny()
+  assert config.text_encoder is not None
   return dataclasses.replace(
     config,
     image_encoder=dataclasses.replace(config.image_encoder, patch_size=8, pretrain_grid=12),
@@ -214,4 +215,4 @@ def sam(config: DitSamConfig) -> DitSamConfig:
   )
 
 
-PRESETS = {'tiny': tiny, 'vit_b': vit_b, 'vit_l': vit_l, 'vit_h': vit_h}
+PRESETS = {'tiny': tiny, 'sharp': sharp, 'vit_b': vit_b, 'vit_l': vit_l, 'vit_h': vit_h}
