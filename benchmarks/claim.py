@@ -159,17 +159,10 @@ def report(options: argparse.Namespace, jobs: list[Job]) -> None:
         cells = [len(runs), f'{runs[0]["learning_rate"]:g}', f'{runs[0]["parameters"] / 1e6:.2f} M', f'{seconds:.2f}']
         rows.append([name, *cells, spread([found['mIoU'] for found in runs]), *kinds])
         pairs.append([name, *(spread([found['right'][kind] for found in runs]) for kind in PAIR_KINDS)])
-  for config in LONGER:
-    for job, found in done.items():
-      if job.stage == 'long' and job.config == config:
-        longer.append(
-          [
-            MODELS[config],
-            found['steps'],
-            f'{found["mIoU"]:.1f}',
-            *(f'{found["kinds"][k]:.1f}' for k in EXPRESSION_KINDS),
-          ]
-        )
+  for job, found in done.items():
+    if job.stage == 'long':
+      kinds = [f'{found["kinds"][kind]:.1f}' for kind in EXPRESSION_KINDS]
+      longer.append([MODELS[job.config], found['steps'], f'{found["mIoU"]:.1f}', *kinds])
   kinds = [*EXPRESSION_KINDS]
   text = '\n\n'.join(
     [

@@ -20,6 +20,7 @@ from ditsam_jax.data.shapes.rephrasing import SYNONYMS
 from ditsam_jax.models.config import sharp
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.weights import weights_of
+from ditsam_jax.ops.resize import resize_matrix
 from ditsam_jax.storage import saved_model
 from ditsam_jax.storage.description import read_description
 
@@ -47,12 +48,9 @@ def main() -> None:
 
 
 def resized(x: np.ndarray, count: int, axis: int) -> np.ndarray:
-  """Resizes one axis linearly, with pixel centres at 0.5."""
-  x = np.moveaxis(x, axis, 0)
-  at = np.clip((np.arange(count) + 0.5) * len(x) / count - 0.5, 0, len(x) - 1)
-  low = np.floor(at).astype(int)
-  share = (at - low).reshape(-1, *[1] * (x.ndim - 1))
-  return np.moveaxis(x[low] * (1 - share) + x[np.minimum(low + 1, len(x) - 1)] * share, 0, axis)
+  """Resizes one axis linearly, with half-pixel centres, as the model resizes its tables."""
+  matrix = resize_matrix(x.shape[axis], count, 'linear')
+  return np.moveaxis(np.tensordot(matrix, x, axes=(1, axis)), 0, axis)
 
 
 def extended(table: np.ndarray, old_words: list[str], config) -> np.ndarray:

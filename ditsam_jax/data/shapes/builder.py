@@ -111,9 +111,9 @@ def make_record(config: ScenesConfig, split: str, index: int) -> dict[str, Any]:
   In training, phrases are further objects of the category 'phrase': their mask is the union of what they name.
   """
   scene, expressions = described_scene(config, split, index)
-  rng = np.random.default_rng((config.seed, SPLITS.index(split), index, 1))  # scenes stay as they are
   named = []
   if split == 'train':
+    rng = np.random.default_rng((config.seed, SPLITS.index(split), index, 1))  # scenes stay as they are
     expressions = [[*pairs, *_rephrased(pairs, config.rephrased_per_object, rng)] for pairs in expressions]
     named = _named(scene, config, rng)
   image_id = SPLITS.index(split) * _SPLIT_STRIDE + index

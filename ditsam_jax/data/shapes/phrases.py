@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from ditsam_jax.data.shapes.expressions import MAX_TOKENS, RELATION_MARGIN, RELATIONS, Group, groups, vocabulary
+from ditsam_jax.data.shapes.rephrasing import plural
 from ditsam_jax.data.shapes.scenes import COLOURS, KINDS, SIZES, Shape
 
 MOST_TARGETS = 5
@@ -49,11 +50,6 @@ def phrases(shapes: Sequence[Shape], side: float, count: int, rng: np.random.Gen
         phrase = candidates[number].pop()
         chosen[phrase.text] = phrase
   return list(chosen.values())
-
-
-def plural(noun: str) -> str:
-  """Returns the plural: 'small red circle' -> 'small red circles'."""
-  return f'{noun}es' if noun.endswith('s') else f'{noun}s'
 
 
 def tokens(text: str, *, rephrased: bool = False) -> int:

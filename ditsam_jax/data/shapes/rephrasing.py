@@ -80,7 +80,8 @@ def rephrase(text: str, rng: np.random.Generator) -> str:
   return say.wish(said, _is_plural(match[1]))
 
 
-def _plural(noun: str) -> str:
+def plural(noun: str) -> str:
+  """Returns the plural: 'small red circle' -> 'small red circles'."""
   return f'{noun}es' if noun.endswith('s') else f'{noun}s'
 
 
@@ -118,7 +119,7 @@ class _Speaker:
       f'{start}, the {ordinal} {self.words(noun)}',
       f'{ordinal} {start}, {self.words(noun)}',
       f'{self.words(noun)}, {self._one_of("", "the ")}{ordinal} {self._one_of("", "one ")}{start}',
-      f'{ordinal} of the {self.words(_plural(noun))} {start}',
+      f'{ordinal} of the {self.words(plural(noun))} {start}',
     )
 
   def comparison(self, superlative: str, noun: str) -> str:
@@ -126,7 +127,7 @@ class _Speaker:
     return self._one_of(
       f'{self._article()}{superlative} {self.words(noun)}',
       f'{self._article()}{superlative} {self.words(noun)}',
-      f'{self._article()}{superlative} of the {self.words(_plural(noun))}',
+      f'{self._article()}{superlative} of the {self.words(plural(noun))}',
       f'{self.thing(noun)} {self._one_of("that is", "which is")} {superlative}',
       f'{self.words(noun)}, the {superlative}{self._one_of("", " one", " of all")}',
     )
