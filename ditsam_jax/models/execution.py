@@ -6,7 +6,11 @@ from collections.abc import Callable
 import jax
 
 # What is saved for a block's backward pass besides its input; the rest is recomputed.
+KEPT = ('qkv', 'attention', 'attended', 'hidden')
 REMAT = {
+  'named': jax.checkpoint_policies.save_only_these_names(*KEPT),
+  'named3': jax.checkpoint_policies.save_only_these_names('qkv', 'attention', 'attended'),
+  'named2': jax.checkpoint_policies.save_only_these_names('qkv', 'attention', 'hidden'),
   'none': jax.checkpoint_policies.everything_saveable,
   'attention': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # linear layers saved, attention recomputed
   'block': jax.checkpoint_policies.nothing_saveable,

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from ditsam_jax.models import layers
 from ditsam_jax.models.config import DitSamConfig, ImageEncoderConfig
@@ -86,7 +87,8 @@ class Attention(nnx.Module):
     """x [B, N, C] -> [3, B, H, N, D]: queries, keys, values."""
     batch, length, width = x.shape
     if axis_size(TENSOR) == 1:
-      return self.qkv(x).reshape(batch, length, 3, self.heads, -1).transpose(2, 0, 3, 1, 4)
+      qkv = self.qkv(x).reshape(batch, length, 3, self.heads, -1).transpose(2, 0, 3, 4, 1)
+      return checkpoint_name(qkv, 'qkv').swapaxes(-1, -2)
 
     # Columns are stored as [3, H, D]. Ordering them by head first makes a contiguous shard contain whole heads.
     def by_head(weight):
@@ -118,7 +120,7 @@ class Block(nnx.Module):
       x = x + self._windowed(normed, grid, attention)
     else:
       x = x + self.attn(normed, grid, attention)
-    x = shard_rows(x)
+    x = checkpoint_name(shard_rows(x), 'attended')
     return shard_rows(x + self.mlp(self.norm2(x)))
 
   def _windowed(self, x: jax.Array, grid: tuple[int, int], attention: str) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,12 +10,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 
+@jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-  """Exact GELU of x [...] in PyTorch's form; on CPUs twice as fast as jax.nn.gelu, which uses erfc."""
+  """Exact GELU of x [...] in PyTorch's form; on CPUs twice as fast as jax.nn.gelu, which uses erfc.
+
+  The backward pass keeps x alone, in its own type; JAX's derivative keeps three f32 arrays.
+  """
   wide = at_least_f32(x)
   return (0.5 * wide * (1 + jax.lax.erf(wide * 0.5**0.5))).astype(x.dtype)
+
+
+def _gelu_forward(x):
+  return gelu(x), x
+
+
+def _gelu_backward(x, gradient):
+  wide = at_least_f32(x)
+  density = jnp.exp(-0.5 * jnp.square(wide)) * (0.5 / math.pi) ** 0.5
+  slope = 0.5 * (1 + jax.lax.erf(wide * 0.5**0.5)) + wide * density
+  return ((at_least_f32(gradient) * slope).astype(x.dtype),)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
 class _CountingStream(nnx.RngStream):
@@ -73,9 +93,8 @@ class LayerNorm(nnx.Module):
     self.bias = nnx.Param(jnp.zeros(width))
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    scale, bias = at_least_f32(self.scale[...]), at_least_f32(self.bias[...])
-    normed: Any = _layer_norm(at_least_f32(x), scale, bias, self.epsilon)  # custom_vjp hides the type
-    return normed.astype(x.dtype)
+    normed: Any = _layer_norm(x, self.scale[...], self.bias[...], self.epsilon)  # custom_vjp hides the type
+    return normed
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -84,21 +103,28 @@ def _layer_norm(x, scale, bias, epsilon) -> jax.Array:
 
 
 def _layer_norm_forward(x, scale, bias, epsilon):
-  centred = x - x.mean(-1, keepdims=True)
+  wide = at_least_f32(x)
+  mean = wide.mean(-1, keepdims=True)
+  centred = wide - mean
   inverse = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + epsilon)
-  normed = centred * inverse
-  return normed * scale + bias, (normed, inverse, scale)
+  out = centred * inverse * at_least_f32(scale) + at_least_f32(bias)
+  return out.astype(x.dtype), (x, mean, inverse, scale, bias)
 
 
 def _layer_norm_backward(epsilon, residuals, gradient):
-  """Seven times faster on CPUs than JAX's derivative, in which sums of products over the last axis are slow."""
+  """Seven times faster on CPUs than JAX's derivative, in which sums of products over the last axis are slow.
+
+  It keeps x in its own type, and two numbers a row.
+  """
   del epsilon
-  normed, inverse, scale = residuals
+  x, mean, inverse, scale, bias = residuals
+  normed, gradient = (at_least_f32(x) - mean) * inverse, at_least_f32(gradient)
   rows = tuple(range(gradient.ndim - 1))
-  scaled = gradient * scale
+  scaled = gradient * at_least_f32(scale)
   along = jnp.einsum('...c,...c->...', scaled, normed, precision='highest')[..., None] / scale.size
   dx = (scaled - scaled.mean(-1, keepdims=True) - normed * along) * inverse
-  return dx, (gradient * normed).sum(rows), gradient.sum(rows)
+  dscale, dbias = (gradient * normed).sum(rows), gradient.sum(rows)
+  return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(bias.dtype)
 
 
 _layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
@@ -113,7 +139,7 @@ class MlpBlock(nnx.Module):
     self.lin2 = Linear(hidden, width, rngs=rngs)
 
   def __call__(self, x: jax.Array) -> jax.Array:
-    return self.lin2(self.activation(self.lin1(x)))
+    return self.lin2(self.activation(checkpoint_name(self.lin1(x), 'hidden')))
 
 
 class PatchConv(nnx.Module):

@@ -21,6 +21,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
@@ -30,7 +31,7 @@ LANES = 128
 LARGEST_BLOCK = {'bfloat16': 768, 'float32': 512}  # queries or keys; five f32 [768, 768] arrays take 11 MiB of VMEM
 STEP = 256**2  # overhead of a grid step (0.35 us), in logits that could be computed in that time
 LONGEST = 8192  # tokens; a 64 x 64 grid with 64 text slots has 4160
-VMEM_LIMIT = 64 * 2**20  # v5e and v6e have 128 MiB, v5p has 64 MiB
+VMEM_LIMIT = 16 * 2**20  # v5e and v6e have 128 MiB, v5p has 64 MiB
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array, keys: jax.Array) -> jax.Array:
@@ -74,7 +75,7 @@ def _attention(q, k, v, x, y):
 
 
 def _attention_forward(q, k, v, x, y):
-  out, logsumexp = _forward(q, k, v, x, y)
+  out, logsumexp = (checkpoint_name(kept, 'attention') for kept in _forward(q, k, v, x, y))
   return out, (q, k, v, x, y, out, logsumexp)
 
 
