@@ -140,7 +140,7 @@ def _overlaps(size: int, kernel: int, out: int, stride: int, low: int, dilation:
 # ------------------------------------------------------------------------------------------------------------- bytes
 def _bytes(module: Module, computation: Computation, instruction: Instruction) -> int:
   opcode = instruction.opcode
-  if opcode in _FREE or opcode.endswith('-done'):
+  if opcode in _FREE or opcode.endswith('-done') or kernels.target(instruction) == 'AllocateBuffer':
     return 0
   if opcode == 'custom-call' and (declared := _cost_estimate(instruction, 'bytes_accessed')) is not None:
     return declared

@@ -77,7 +77,7 @@ class Linear(nnx.Linear):
   """nnx.Linear on [rows, channels], because XLA's CPU matmuls are up to twice as fast on two axes as on three."""
 
   def __call__(self, x: jax.Array) -> jax.Array:  # x: [..., in_features]
-    return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+    return super().__call__(x)
 
 
 class LayerNorm(nnx.Module):
