@@ -5,14 +5,26 @@ from collections.abc import Callable
 
 import jax
 
-# What is saved for a block's backward pass besides its input; the rest is recomputed.
-KEPT = ('qkv', 'attention', 'attended', 'hidden')
+from ditsam_jax.models.layers import HIDDEN
+from ditsam_jax.ops.attention import ATTENTION, is_kept
+
+# Names of what a block's backward pass reads, in arrays of C channels a token (ATTENTION also names the logsumexp).
+QKV = 'qkv'  # queries, keys and values: 3
+ATTENDED = 'attended'  # tokens between attention and MLP: 1
+# layers.HIDDEN: before the MLP's GELU: 4
+
+
+def _keep(*names: str) -> Callable[..., bool]:
+  """A policy that keeps values by name, and what attention keeps for its own backward pass if ATTENTION is among them."""
+  named = jax.checkpoint_policies.save_only_these_names(*names)
+  return jax.checkpoint_policies.save_from_both_policies(named, is_kept) if ATTENTION in names else named
+
+
+# What is kept for a block's backward pass besides its input; the rest is recomputed. Most memory first.
 REMAT = {
-  'named': jax.checkpoint_policies.save_only_these_names(*KEPT),
-  'named3': jax.checkpoint_policies.save_only_these_names('qkv', 'attention', 'attended'),
-  'named2': jax.checkpoint_policies.save_only_these_names('qkv', 'attention', 'hidden'),
   'none': jax.checkpoint_policies.everything_saveable,
-  'attention': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # linear layers saved, attention recomputed
+  'elementwise': _keep(QKV, ATTENTION, ATTENDED, HIDDEN),  # norms, GELU, relative positions and layouts recomputed
+  'products': _keep(ATTENTION, ATTENDED),  # and the products before attention and GELU
   'block': jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -24,6 +36,9 @@ class Execution:
   remat: str = 'none'  # one of REMAT
   scan: bool = False  # if all blocks are alike, compile one block and scan over it
   attention: str = 'auto'  # one of ops.attention.IMPLEMENTATIONS
+  # For TPUs, whose memory is tiled, so that reshaping and transposing copy: products keep their three axes, and queries,
+  # keys and values come from a product each, in the layout of the attention kernel.
+  tiled: bool = False
 
   def rematerialised(self, function: Callable) -> Callable:
     """Wraps a block's function in the rematerialisation policy of `remat`."""

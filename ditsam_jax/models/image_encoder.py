@@ -10,7 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from ditsam_jax.models import layers
 from ditsam_jax.models.config import DitSamConfig, ImageEncoderConfig
-from ditsam_jax.models.execution import Execution
+from ditsam_jax.models.execution import ATTENDED, QKV, Execution
 from ditsam_jax.models.instruction import make_instruction
 from ditsam_jax.models.weights import module_at_use
 from ditsam_jax.ops.attention import attention, attention_weights, relative_terms
@@ -33,9 +33,9 @@ class Attention(nnx.Module):
     self.rel_pos_h = nnx.Param(jnp.zeros((2 * table_size - 1, head_width)))
     self.rel_pos_w = nnx.Param(jnp.zeros((2 * table_size - 1, head_width)))
 
-  def __call__(self, x: jax.Array, grid: tuple[int, int], implementation: str = 'auto') -> jax.Array:
-    """x: [B, prefix + h*w, C] -> the same shape. For `implementation` see `ditsam_jax.ops.attention.attention`."""
-    return self.proj(self._attend(self._heads(x), grid, implementation))
+  def __call__(self, x: jax.Array, grid: tuple[int, int], execution: Execution = Execution()) -> jax.Array:
+    """x: [B, prefix + h*w, C] -> the same shape."""
+    return self.proj(self._attend(self._heads(x, execution), grid, execution), execution.tiled)
 
   def weights(self, x: jax.Array, grid: tuple[int, int]) -> jax.Array:
     """The softmax weights of each token over all tokens, by the definition in ops/attention: f32 [B, H, N, N].
@@ -46,7 +46,7 @@ class Attention(nnx.Module):
     return attention_weights(q, k, *self._relative_terms(q, grid), grid, x.shape[1] - grid[0] * grid[1])
 
   def in_windows(
-    self, slots: jax.Array, windows: jax.Array, side: int, implementation: str = 'auto'
+    self, slots: jax.Array, windows: jax.Array, side: int, execution: Execution = Execution()
   ) -> tuple[jax.Array, jax.Array]:
     """Attention within windows. Each window is prefixed with all text slots; the slots' outputs are averaged over windows.
 
@@ -54,27 +54,28 @@ class Attention(nnx.Module):
       slots: [B, T, C], T may be 0.
       windows: [B, W, side*side, C].
       side: side of a window, in tokens.
-      implementation: see `ditsam_jax.ops.attention.attention`.
+      execution: how it runs.
 
     Returns:
       New slots and windows, in the same shapes.
     """
     (batch, count, tokens, width), prefix = windows.shape, slots.shape[1]
-    qkv = self._heads(windows.reshape(-1, tokens, width))
+    qkv = self._heads(windows.reshape(-1, tokens, width), execution)
     if prefix:
-      qkv = jnp.concatenate([jnp.repeat(self._heads(slots), count, axis=1), qkv], axis=3)
-    out = self._attend(qkv, (side, side), implementation).reshape(batch, count, prefix + tokens, width)
+      of_slots = (jnp.repeat(x, count, axis=0) for x in self._heads(slots, execution))
+      qkv = tuple(jnp.concatenate(pair, axis=2) for pair in zip(of_slots, qkv))
+    out = self._attend(qkv, (side, side), execution).reshape(batch, count, prefix + tokens, width)
     # The projection is linear, so it can be applied after averaging.
     out = jnp.concatenate([out[:, :, :prefix].mean(1), out[:, :, prefix:].reshape(batch, -1, width)], axis=1)
-    out = self.proj(out)
+    out = self.proj(out, execution.tiled)
     return out[:, :prefix], out[:, prefix:].reshape(windows.shape)
 
-  def _attend(self, qkv: jax.Array, grid: tuple[int, int], implementation: str) -> jax.Array:
-    """[3, B, H, prefix + h*w, D] -> [B, prefix + h*w, C], before the projection."""
+  def _attend(self, qkv: tuple[jax.Array, ...], grid: tuple[int, int], execution: Execution) -> jax.Array:
+    """Three [B, H, prefix + h*w, D] -> [B, prefix + h*w, C], before the projection."""
     q, k, v = qkv
     prefix = q.shape[2] - grid[0] * grid[1]
     rel_h, rel_w = self._relative_terms(q, grid)
-    out = attention(q, k, v, rel_h, rel_w, grid=grid, prefix=prefix, implementation=implementation)
+    out = attention(q, k, v, rel_h, rel_w, grid=grid, prefix=prefix, implementation=execution.attention)
     return layers.merge_heads(out)
 
   def _relative_terms(self, q: jax.Array, grid: tuple[int, int]) -> tuple[jax.Array, jax.Array]:
@@ -83,23 +84,32 @@ class Attention(nnx.Module):
     table_w = resize_rows(self.rel_pos_w[...], 2 * grid[1] - 1)
     return relative_terms(q, table_h, table_w, grid, q.shape[2] - grid[0] * grid[1])
 
-  def _heads(self, x: jax.Array) -> jax.Array:
-    """x [B, N, C] -> [3, B, H, N, D]: queries, keys, values."""
+  def _heads(self, x: jax.Array, execution: Execution = Execution()) -> tuple[jax.Array, ...]:
+    """x [B, N, C] -> queries, keys and values, each [B, H, N, D]."""
     batch, length, width = x.shape
-    if axis_size(TENSOR) == 1:
-      qkv = self.qkv(x).reshape(batch, length, 3, self.heads, -1).transpose(2, 0, 3, 4, 1)
-      return checkpoint_name(qkv, 'qkv').swapaxes(-1, -2)
+    kernel, bias, by_tensor = self.qkv.kernel, self.qkv.bias, axis_size(TENSOR) > 1
+    assert bias is not None  # created with a bias
+    # Columns are stored as [3, H, D].
+    if execution.tiled:
+      weights = kernel[...].reshape(width, 3, self.heads, -1), bias[...].reshape(3, self.heads, -1)
+      if by_tensor:
+        weights = shard(weights[0], None, None, TENSOR, None), shard(weights[1], None, TENSOR, None)
+      qkv = layers.to_heads(x, *weights)
+      if by_tensor:
+        qkv = tuple(shard(array, BATCH, TENSOR, None, None) for array in qkv)
+      return tuple(checkpoint_name(array, QKV).swapaxes(-1, -2) for array in qkv)
+    if not by_tensor:
+      qkv = checkpoint_name(self.qkv(x), QKV).reshape(batch, length, 3, self.heads, -1)
+      return tuple(qkv.transpose(2, 0, 3, 1, 4))
 
-    # Columns are stored as [3, H, D]. Ordering them by head first makes a contiguous shard contain whole heads.
+    # Ordering columns by head first makes a contiguous shard contain whole heads.
     def by_head(weight):
       weight = weight.reshape(*weight.shape[:-1], 3, self.heads, -1).swapaxes(-3, -2)
       return shard(weight, *[None] * (weight.ndim - 3), TENSOR, None, None).reshape(*weight.shape[:-3], -1)
 
-    kernel, bias = self.qkv.kernel, self.qkv.bias
-    assert bias is not None  # created with a bias
     qkv = x.reshape(-1, width) @ by_head(kernel[...]) + by_head(bias[...])
     qkv = shard(qkv.reshape(batch, length, self.heads, 3, -1), BATCH, None, TENSOR, None, None)
-    return qkv.transpose(3, 0, 2, 1, 4)
+    return tuple(checkpoint_name(qkv, QKV).transpose(3, 0, 2, 1, 4))
 
 
 class Block(nnx.Module):
@@ -113,17 +123,17 @@ class Block(nnx.Module):
     self.norm2 = layers.LayerNorm(config.width, EPSILON)
     self.mlp = layers.MlpBlock(config.width, config.mlp_ratio * config.width, layers.gelu, rngs=rngs)
 
-  def __call__(self, x: jax.Array, grid: tuple[int, int], attention: str = 'auto') -> jax.Array:
-    """x: [B, prefix + h*w, C] -> the same shape. `attention` is an implementation, see ops/attention."""
+  def __call__(self, x: jax.Array, grid: tuple[int, int], execution: Execution = Execution()) -> jax.Array:
+    """x: [B, prefix + h*w, C] -> the same shape."""
     normed = self.norm1(x)
     if self.window:
-      x = x + self._windowed(normed, grid, attention)
+      x = x + self._windowed(normed, grid, execution)
     else:
-      x = x + self.attn(normed, grid, attention)
-    x = checkpoint_name(shard_rows(x), 'attended')
-    return shard_rows(x + self.mlp(self.norm2(x)))
+      x = x + self.attn(normed, grid, execution)
+    x = checkpoint_name(shard_rows(x), ATTENDED)
+    return shard_rows(x + self.mlp(self.norm2(x), execution.tiled))
 
-  def _windowed(self, x: jax.Array, grid: tuple[int, int], attention: str) -> jax.Array:
+  def _windowed(self, x: jax.Array, grid: tuple[int, int], execution: Execution) -> jax.Array:
     """Attention within windows. The grid is zero-padded to whole windows *after* the norm, as in Meta's SAM."""
     (h, w), side = grid, self.window
     batch, length, width = x.shape
@@ -131,7 +141,7 @@ class Block(nnx.Module):
     slots, x = x[:, : length - h * w], x[:, length - h * w :]
     x = jnp.pad(x.reshape(batch, h, w, width), ((0, 0), (0, rows * side - h), (0, columns * side - w), (0, 0)))
     x = x.reshape(batch, rows, side, columns, side, width).swapaxes(2, 3).reshape(batch, -1, side * side, width)
-    slots, x = self.attn.in_windows(slots, x, side, attention)
+    slots, x = self.attn.in_windows(slots, x, side, execution)
     x = x.reshape(batch, rows, columns, side, side, width).swapaxes(2, 3)
     x = x.reshape(batch, rows * side, columns * side, width)[:, :h, :w].reshape(batch, h * w, width)
     return jnp.concatenate([slots, x], axis=1)
@@ -195,7 +205,7 @@ class ImageEncoder(nnx.Module):
       slots = None
       for i, block in enumerate(self.blocks):
         slots = None if instruction is None or features is None else instruction.slots(i, features, slots, rngs)
-        run = functools.partial(_run_block, block, i, (h, w), execution.attention)
+        run = functools.partial(_run_block, block, i, (h, w), execution)
         slots, x = execution.rematerialised(run)(slots, x)
     return self.neck(x.reshape(x.shape[0], h, w, -1))  # not len(): exported programs have batches of any size
 
@@ -217,19 +227,19 @@ class ImageEncoder(nnx.Module):
 
     def body(x, layer):
       weights, slots = layer
-      return _run_block(nnx.merge(graph, weights), 0, grid, execution.attention, slots, x)[1], None
+      return _run_block(nnx.merge(graph, weights), 0, grid, execution, slots, x)[1], None
 
     return jax.lax.scan(execution.rematerialised(body), x, (weights, slots))[0]
 
 
 def _run_block(
-  block: Block, index: int, grid: tuple[int, int], attention: str, slots: jax.Array | None, x: jax.Array
+  block: Block, index: int, grid: tuple[int, int], execution: Execution, slots: jax.Array | None, x: jax.Array
 ) -> tuple[jax.Array | None, jax.Array]:
   """Runs a block on [text slots, image tokens]; returns both separately."""
   block = module_at_use(block, f'{BLOCKS}.{index}')
   if slots is None:
-    return None, block(x, grid, attention)
-  x = block(jnp.concatenate([slots, x], axis=1), grid, attention)
+    return None, block(x, grid, execution)
+  x = block(jnp.concatenate([slots, x], axis=1), grid, execution)
   return x[:, : slots.shape[1]], x[:, slots.shape[1] :]
 
 

@@ -74,10 +74,15 @@ def at_least_f32(x: jax.Array) -> jax.Array:
 
 
 class Linear(nnx.Linear):
-  """nnx.Linear on [rows, channels], because XLA's CPU matmuls are up to twice as fast on two axes as on three."""
+  """nnx.Linear on [rows, channels], because XLA's CPU matmuls are faster on two axes than on three.
 
-  def __call__(self, x: jax.Array) -> jax.Array:  # x: [..., in_features]
-    return super().__call__(x)
+  On TPUs (`tiled`), where such a reshape is a copy, on x as it is.
+  """
+
+  def __call__(self, x: jax.Array, tiled: bool = False) -> jax.Array:  # x: [..., in_features]
+    if tiled:
+      return super().__call__(x)
+    return super().__call__(x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
 
 
 class LayerNorm(nnx.Module):
@@ -130,6 +135,9 @@ def _layer_norm_backward(epsilon, residuals, gradient):
 _layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
 
 
+HIDDEN = 'hidden'  # name of the values before the activation, for rematerialisation
+
+
 class MlpBlock(nnx.Module):
   """Two linear layers, [..., C] -> [..., C]."""
 
@@ -138,8 +146,8 @@ class MlpBlock(nnx.Module):
     self.lin1 = Linear(width, hidden, rngs=rngs)
     self.lin2 = Linear(hidden, width, rngs=rngs)
 
-  def __call__(self, x: jax.Array) -> jax.Array:
-    return self.lin2(self.activation(checkpoint_name(self.lin1(x), 'hidden')))
+  def __call__(self, x: jax.Array, tiled: bool = False) -> jax.Array:  # for `tiled` see Linear
+    return self.lin2(self.activation(checkpoint_name(self.lin1(x, tiled), HIDDEN)), tiled)
 
 
 class PatchConv(nnx.Module):
@@ -190,6 +198,39 @@ class Mlp(nnx.Module):
     for layer in self.layers[:-1]:
       x = jax.nn.relu(layer(x))
     return self.layers[-1](x)
+
+
+@jax.custom_vjp
+def to_heads(x: jax.Array, kernel: jax.Array, bias: jax.Array) -> tuple[jax.Array, ...]:
+  """Linear layers by head, with the tokens last: x [B, N, C], kernel [C, S, H, D], bias [S, H, D] -> S [B, H, D, N].
+
+  One product for each of the S results, which a TPU writes in this layout. The gradient of x is summed in f32.
+  """
+  return tuple(
+    jnp.einsum('bnc,chd->bhdn', x, kernel[:, i]) + bias[i][..., None].astype(x.dtype) for i in range(kernel.shape[1])
+  )
+
+
+def _to_heads_forward(x, kernel, bias):
+  return to_heads(x, kernel, bias), (x, kernel, bias)
+
+
+def _to_heads_backward(residuals, gradients):
+  x, kernel, bias = residuals
+  parts = [
+    jnp.einsum('bhdn,chd->bnc', gradient, kernel[:, i], preferred_element_type=jnp.promote_types(x.dtype, jnp.float32))
+    for i, gradient in enumerate(gradients)
+  ]
+  of_kernel = [jnp.einsum('bnc,bhdn->chd', x, gradient) for gradient in gradients]
+  of_bias = [gradient.sum((0, 3)) for gradient in gradients]
+  return (
+    sum(parts[1:], parts[0]).astype(x.dtype),
+    jnp.stack(of_kernel, 1).astype(kernel.dtype),
+    jnp.stack(of_bias).astype(bias.dtype),
+  )
+
+
+to_heads.defvjp(_to_heads_forward, _to_heads_backward)
 
 
 def split_heads(x: jax.Array, heads: int) -> jax.Array:

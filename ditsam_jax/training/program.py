@@ -114,7 +114,8 @@ def build(config: ResolvedRunConfig, model: DitSamConfig, mesh: Mesh) -> Program
     UserError: the mesh does not divide the batch or the heads, `config.freeze` matches nothing, or `config.attention` is
       unsupported on these devices.
   """
-  attention = attention_for(config.attention, model, mesh.devices.flat[0].platform, jnp.dtype(config.dtype))
+  platform = mesh.devices.flat[0].platform
+  attention = attention_for(config.attention, model, platform, jnp.dtype(config.dtype))
   sharding.check_divides(mesh, model.heads, config.data.batch_size, config.accumulate)
   abstract = nnx.eval_shape(lambda: DitSam(model, rngs=nnx.Rngs(0)))
   saved_model.fill_streams(abstract)
@@ -135,7 +136,7 @@ def build(config: ResolvedRunConfig, model: DitSamConfig, mesh: Mesh) -> Program
     loss_weights=dataclasses.asdict(config.loss),
     ema_limit=config.ema,
     seed=config.seed,
-    execution=Execution(config.remat, config.scan, attention),
+    execution=Execution(config.remat, config.scan, attention, tiled=platform == 'tpu'),
     dtype=jnp.dtype(config.dtype),
     accumulate=config.accumulate,
     out_shardings=(shardings, sharding.replicated(mesh)),

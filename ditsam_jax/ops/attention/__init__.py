@@ -10,10 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from ditsam_jax.ops.attention import choice
+from ditsam_jax.ops.attention.channels import ATTENTION
 from ditsam_jax.ops.attention.choice import IMPLEMENTATIONS
+from ditsam_jax.ops.attention.cudnn import is_kept
 from ditsam_jax.ops.attention.reference import attention_weights
 
-__all__ = ['IMPLEMENTATIONS', 'attention', 'attention_weights', 'relative_terms']
+__all__ = ['ATTENTION', 'IMPLEMENTATIONS', 'attention', 'attention_weights', 'is_kept', 'relative_terms']
 
 
 def relative_terms(

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+ATTENTION = 'attention'  # name of what a forward pass computes for the backward pass: the output and the logsumexp
 HIDDEN = -1e30  # logit of masked keys; finite, because inf - inf is NaN
 
 

@@ -34,6 +34,11 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array, keys
   return out[:, :length, :, :width].swapaxes(1, 2)
 
 
+def is_kept(primitive, *_, **__) -> bool:
+  """A rematerialisation policy: keeps the output and the logsumexp of cuDNN's forward pass, to which JAX gives no name."""
+  return primitive.name == 'dot_product_attention_fwd_wrapper'
+
+
 def why_not(dtype, width: int, length: int, channels: int) -> str | None:
   """See `choice.why_not`."""
   if jnp.dtype(dtype).name not in TYPES:

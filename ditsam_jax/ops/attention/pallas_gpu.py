@@ -14,11 +14,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from ditsam_jax.ops.attention import cudnn
-from ditsam_jax.ops.attention.channels import HIDDEN
+from ditsam_jax.ops.attention.channels import ATTENTION, HIDDEN
 
 TYPES = ('bfloat16', 'float16', 'float32')
 BLOCK = 64  # queries or keys; the operands and result of a product fit the registers of four warps
@@ -74,7 +75,7 @@ def _attention(length, q, k, v, x, y) -> jax.Array:
 
 
 def _attention_forward(length, q, k, v, x, y):
-  out, logsumexp = _forward(length, q, k, v, x, y)
+  out, logsumexp = (checkpoint_name(kept, ATTENTION) for kept in _forward(length, q, k, v, x, y))
   return out, (q, k, v, x, y, out, logsumexp)
 
 

@@ -25,7 +25,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from ditsam_jax.ops.attention.channels import HIDDEN
+from ditsam_jax.ops.attention.channels import ATTENTION, HIDDEN
 
 LANES = 128
 LARGEST_BLOCK = {'bfloat16': 768, 'float32': 512}  # queries or keys; five f32 [768, 768] arrays take 11 MiB of VMEM
@@ -75,7 +75,7 @@ def _attention(q, k, v, x, y):
 
 
 def _attention_forward(q, k, v, x, y):
-  out, logsumexp = (checkpoint_name(kept, 'attention') for kept in _forward(q, k, v, x, y))
+  out, logsumexp = (checkpoint_name(kept, ATTENTION) for kept in _forward(q, k, v, x, y))
   return out, (q, k, v, x, y, out, logsumexp)
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
-from ditsam_jax.ops.attention.channels import appended
+from ditsam_jax.ops.attention.channels import ATTENTION, appended
 
 ON_CPU = 10 * 2**20  # bytes of f32 logits per iteration: two heads at 512 x 512
 SMALL = 5 * 2**20  # bytes of logits up to which they are stored, not recomputed
@@ -44,7 +45,7 @@ def _chunked(q, k, v, width) -> jax.Array:
 
 def _chunked_forward(q, k, v, width):
   del width
-  out, logsumexp = _forward(q, k, v)
+  out, logsumexp = (checkpoint_name(kept, ATTENTION) for kept in _forward(q, k, v))
   return out, (q, k, v, out, logsumexp)
 
 
