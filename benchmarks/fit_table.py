@@ -30,7 +30,7 @@ from ditsam_jax.analysis.workloads import Inference, Training
 from ditsam_jax.config import checks, files, lengths
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import PRESETS
-from ditsam_jax.models.execution import REMAT
+from ditsam_jax.models.execution import automatic
 from ditsam_jax.storage.files import write_text
 from ditsam_jax.terminal import say
 
@@ -84,7 +84,10 @@ class Case:
   def settings(self) -> list[Settings]:
     """From the fastest to the one that needs the least memory."""
     dtype = 'bfloat16' if self.target.chip.bf16 else 'float32'
-    return [Settings(dtype, remat, '') for remat in (REMAT if self.work == 'training' else ('none',))]
+    return [
+      Settings(dtype, remat, '')
+      for remat in (automatic(self.target.platform) if self.work == 'training' else ('none',))
+    ]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,11 +34,11 @@ from ditsam_jax.training.program import build
 PLAIN = {'scan': False, 'remat': 'none', 'accumulate': 1, 'dtype': 'float32', 'freeze': ''}
 CHOICES = {  # config fields that differ from PLAIN
   'plain': {},
-  'remat_attention': {'remat': 'attention'},
+  'remat_elementwise': {'remat': 'elementwise'},
   'remat_block': {'remat': 'block'},
   'accumulate_2': {'accumulate': 2},
   'scan': {'scan': True},
-  'scan_remat_attention': {'scan': True, 'remat': 'attention'},
+  'scan_remat_elementwise': {'scan': True, 'remat': 'elementwise'},
   'bfloat16': {'dtype': 'bfloat16'},
   'freeze_text_encoder': {'freeze': 'text_encoder'},
   'freeze_image_encoder': {'freeze': 'image_encoder'},

@@ -12,7 +12,7 @@ from ditsam_jax.analysis.targets import Target
 from ditsam_jax.analysis.workloads import Training
 from ditsam_jax.config import checks, lengths
 from ditsam_jax.errors import UserError
-from ditsam_jax.models.execution import REMAT
+from ditsam_jax.models.execution import AUTO, automatic
 from ditsam_jax.terminal import say
 
 # Parts that may stay as they are, in place of training everything, if nothing else fits.
@@ -56,7 +56,7 @@ def training(config: ConfigDict, overrides: list[str], target: Target, store: St
       f'{target.topology} that share it'
     )
   dtype = run.dtype if 'dtype' in given or not target.chip.bf16 else 'bfloat16'
-  remats = (run.remat,) if 'remat' in given else tuple(REMAT)
+  remats = automatic(target.platform) if run.remat == AUTO or 'remat' not in given else (run.remat,)
   wanted = run.data.batch_size // work.shares
 
   def choose(candidates: list[Settings]) -> list[Choice]:
@@ -104,7 +104,7 @@ def described(found: Fit, config: str, overrides: list[str]) -> str:
 def command_changes(choice: Choice, overrides: list[str]) -> list[str]:
   """The changes of a config to train with a choice, as options."""
   chosen: dict[str, Any] = dataclasses.asdict(choice.settings) | {'accumulate': choice.accumulate}
-  defaults = {'freeze': '', 'accumulate': 1, 'remat': 'none'}
+  defaults = {'freeze': '', 'accumulate': 1}
   kept = [override for override in overrides if override.partition('=')[0] not in chosen]
   found = [f'{name}={value}' for name, value in chosen.items() if defaults.get(name) != value]
   return [f'--config.{change}' for change in kept + found]

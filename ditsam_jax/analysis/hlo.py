@@ -119,10 +119,12 @@ class Module:
   def __init__(self, text: str):
     """Parses the output of `compiled.as_text()`. Raises ValueError if it has no entry computation."""
     self.computations: dict[str, Computation] = {}
-    entry, current = None, None
+    entry, current, preamble = None, None, []
     for line in text.splitlines():
       if current is None:
         header = _HEADER.match(line)
+        if not self.computations and not header:
+          preamble.append(line)
         if header:
           current = self.computations[header.group(2)] = Computation(header.group(2))
           entry = current if header.group(1) else entry
@@ -135,6 +137,7 @@ class Module:
     if entry is None:
       raise ValueError('no ENTRY computation in this text; expected HLO as printed by compiled.as_text()')
     self.entry = entry
+    self.preamble = '\n'.join(preamble)  # tables of source lines, see sources.py
     partitions = re.search(r'num_partitions=(\d+)', text[: text.find('\n')])
     self.partitions = int(partitions.group(1)) if partitions else 1
 

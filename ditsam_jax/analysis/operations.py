@@ -1,8 +1,9 @@
 """FLOPs and memory traffic of each operation in a program's optimised HLO.
 
 FLOPs are those of matrix products and convolutions: two per multiply-add, excluding padding and the zeros of dilation.
-Bytes are reads and writes of the device's main memory: values in on-chip memory spaces are free, a slice costs its own
-size, and an in-place update costs the size of the update. Loop bodies are multiplied by their trip counts, unlike in
+Bytes are reads and writes of the device's main memory: values in on-chip memory spaces are free, also those that a kernel
+reads and writes; a slice costs its own size, an in-place update the size of the update, and memory that is reserved
+without being written nothing. Loop bodies are multiplied by their trip counts, unlike in
 XLA's own cost analysis.
 """
 
@@ -12,6 +13,7 @@ import re
 
 from ditsam_jax.analysis import kernels
 from ditsam_jax.analysis.hlo import ASYNC_START, Computation, Instruction, Module, Shape
+from ditsam_jax.analysis.sources import Sources
 
 _FREE = {
   'parameter',
@@ -44,19 +46,35 @@ class Operation:
   overlapped: bool  # an asynchronous copy that runs concurrently with other work
   op_name: str
   f32: bool = False  # multiplies f32 arrays
+  name: str = ''  # the instruction's
+  result: str = ''  # types and shapes of its largest result, for display
+  source: str = ''  # lines of source code, see sources.py
 
 
 def operations(module: Module) -> list[Operation]:
   """Returns all scheduled instructions with a cost."""
-  found = []
+  found, sources = [], Sources(module)
   for name, times in module.executions.items():
     computation = module.computations[name]
     for instruction in computation.instructions.values():
       flops, moved = _flops(module, computation, instruction), _bytes(module, computation, instruction)
       if flops or moved:
         f32 = flops > 0 and _multiplies_f32(module, computation, instruction)
-        found.append(Operation(flops, moved, times, instruction.opcode.endswith('-start'), instruction.op_name, f32))
+        op_name, source = sources.of(computation, instruction)
+        result = max(instruction.shapes, key=lambda shape: shape.bytes)
+        shape = f'{result.dtype}[{",".join(map(str, result.dims))}]'
+        overlapped = instruction.opcode.endswith('-start')
+        found.append(Operation(flops, moved, times, overlapped, op_name, f32, instruction.name, shape, source))
   return found
+
+
+def heaviest(found: list[Operation], count: int = 10) -> list[list[Operation]]:
+  """The operations that move most bytes, those of one JAX operation and line together; most first."""
+  groups: dict[tuple[str, str, str], list[Operation]] = {}
+  for operation in found:
+    kind = re.sub(r'[.\d]+$', '', operation.name)
+    groups.setdefault((kind, re.sub(r'\d+', '*', operation.op_name), operation.source), []).append(operation)
+  return sorted(groups.values(), key=lambda group: -sum(o.bytes * o.times for o in group))[:count]
 
 
 # ------------------------------------------------------------------------------------------------------------- FLOPs
@@ -142,9 +160,9 @@ def _bytes(module: Module, computation: Computation, instruction: Instruction) -
   opcode = instruction.opcode
   if opcode in _FREE or opcode.endswith('-done') or kernels.target(instruction) == 'AllocateBuffer':
     return 0
-  if opcode == 'custom-call' and (declared := _cost_estimate(instruction, 'bytes_accessed')) is not None:
-    return declared
   operands = [computation.instructions[name].shapes for name in instruction.operands]
+  if opcode == 'custom-call' and (declared := _cost_estimate(instruction, 'bytes_accessed')) is not None:
+    return _of_kernel(declared, operands, instruction.shapes)
   if opcode == 'fusion':
     inner = module.computations[instruction.called('calls')]
     read = sum(_read(module, inner, number, shapes) for number, shapes in enumerate(operands))
@@ -162,6 +180,13 @@ def _bytes(module: Module, computation: Computation, instruction: Instruction) -
     update = operands[1][0]
     return _in_hbm(operands[1]) + (0 if instruction.shapes[0].memory_space else update.bytes)
   return sum(map(_in_hbm, operands)) + _in_hbm(written)
+
+
+def _of_kernel(declared: int, operands: list[tuple[Shape, ...]], results: tuple[Shape, ...]) -> int:
+  """The bytes that a kernel declares, which may read an array several times, less those of arrays in on-chip memory."""
+  shapes = [shape for operand in (*operands, results) for shape in operand]
+  everything = sum(shape.bytes for shape in shapes)
+  return round(declared * _in_hbm(tuple(shapes)) / everything) if everything else declared
 
 
 def _in_hbm(shapes: tuple[Shape, ...]) -> int:

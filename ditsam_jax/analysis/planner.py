@@ -129,12 +129,12 @@ def choose(
 ) -> list[Choice]:
   """Returns what fits for each of the candidates, in their order.
 
-  Stops at settings that reach the wanted batch without accumulation or recomputation: nothing later is faster.
+  Stops at settings that reach the wanted batch without accumulation: what recomputes more is slower.
 
   Args:
     measure: compiles a step.
     target: the chips.
-    candidates: settings to try.
+    candidates: settings to try, those that recompute least first.
     wanted: images per device of an update.
     gradient_bytes: what accumulation adds to a step's memory, the sums of gradients.
     exact: see `points`.
@@ -152,7 +152,7 @@ def choose(
       parts = _confirmed(measure, target, settings, wanted, parts)
     images = wanted // parts if parts else largest
     found.append(Choice(settings, largest, parts, images / line.step_seconds(images)))
-    if parts == 1 and settings.remat == 'none':
+    if parts == 1:
       break
   return found
 

@@ -9,7 +9,7 @@ import jax
 from ditsam_jax.analysis.chips import Chip
 from ditsam_jax.analysis.collectives import KINDS, Collective, collectives
 from ditsam_jax.analysis.hlo import Module
-from ditsam_jax.analysis.operations import operations
+from ditsam_jax.analysis.operations import Operation, heaviest, operations
 from ditsam_jax.analysis.roofline import Roofline, roofline
 from ditsam_jax.analysis.targets import Target
 
@@ -55,6 +55,7 @@ class Report:
   collectives: tuple[Collective, ...] = ()
   time: Roofline = Roofline(0.0, 0.0, 0.0)
   endless: tuple[str, ...] = ()
+  heaviest: tuple[list[Operation], ...] = ()  # those that move most bytes, by JAX operation and line
 
   @property
   def chip(self) -> Chip:
@@ -126,6 +127,7 @@ class Report:
       'bytes_sent_between_hosts': round(self.sent_between_hosts),
       'ideal_bytes_sent': self.step.ideal_sent and round(self.step.ideal_sent),
       'largest_collectives': largest(self.collectives),
+      'heaviest_operations': [_summed(group) for group in self.heaviest],
       'loops_of_unknown_length': list(self.endless),
       'estimate': {
         'step_seconds': self.time.step,
@@ -178,6 +180,7 @@ def analyse(lowered: jax.stages.Lowered, target: Target, step: Step, clock) -> R
     bytes=sum(o.bytes * o.times for o in work),
     time=roofline(target.chip, work, sent, target.network_bandwidth),
     endless=tuple(module.endless),
+    heaviest=tuple(heaviest(work)),
   )
 
 
@@ -208,6 +211,21 @@ def largest(found: tuple[Collective, ...], count: int = 12) -> list[dict[str, An
     for (kind, chips, name), group in groups.items()
   ]
   return sorted(rows, key=lambda row: -row['bytes'])[:count]
+
+
+def _summed(group: list[Operation]) -> dict[str, Any]:
+  """Operations of one JAX operation and line, together."""
+  most = max(group, key=lambda operation: operation.bytes)
+  return {
+    'instruction': most.name,
+    'op_name': most.op_name,
+    'source': most.source,
+    'times': sum(o.times for o in group),
+    'bytes': sum(o.bytes * o.times for o in group),
+    'flops': sum(o.flops * o.times for o in group),
+    'overlapped_bytes': sum(o.bytes * o.times for o in group if o.overlapped),
+    'example': most.result,
+  }
 
 
 def _memory(compiled: jax.stages.Compiled) -> Memory:

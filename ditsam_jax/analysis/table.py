@@ -1,8 +1,10 @@
 """Formats reports as a text table, one column per report."""
 
+import re
 from collections.abc import Callable
 
 from ditsam_jax.analysis.collectives import KINDS
+from ditsam_jax.analysis.operations import Operation
 from ditsam_jax.analysis.report import Report
 
 GIB = 2**30
@@ -29,8 +31,42 @@ def table(heading: str, reports: dict[str, Report]) -> str:
     for name, report in reports.items()
     if report.endless
   ]
+  for name, report in reports.items():
+    lines += _heaviest(name if len(reports) > 1 else '', report)
   gpus = any(report.chip.silicon for report in reports.values())
   return '\n'.join(line.rstrip() for line in lines + ['', _NOTE] + ([_GPU_NOTE] if gpus else []))
+
+
+def _heaviest(name: str, report: Report) -> list[str]:
+  """The operations that move most bytes: how many, the share of all bytes, what they make, and where they come from."""
+  rows = [
+    (
+      _amount(sum(o.bytes * o.times for o in group)),
+      f'{100 * sum(o.bytes * o.times for o in group) / report.bytes:.0f} %',
+      f'{sum(o.times for o in group)} x',
+      max(group, key=lambda o: o.bytes).result,
+      _kind_of(group[0]),
+      group[0].source or '-',
+    )
+    for group in report.heaviest
+  ]
+  if not rows:
+    return []
+  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+  heading = (
+    'most bytes' + (f', {name}' if name else '') + ' (moved, share, executions, largest result, operation, lines):'
+  )
+  return ['', heading, *('  '.join(f'{cell:<{width}}' for cell, width in zip(row, widths)) for row in rows)]
+
+
+def _kind_of(operation: Operation) -> str:
+  """The last part of the JAX operation with the pass that it belongs to; for copies, the instruction's name."""
+  parts = operation.op_name.split('/')
+  again = any('rematted_computation' in part for part in parts)
+  phase = 'recomputed ' if again else 'backward ' if any('transpose(' in part for part in parts) else ''
+  kernel = parts[-2] if parts[-1] == 'pallas_call' and len(parts) > 1 else parts[-1]
+  own = re.sub(r'[.\d]+$', '', operation.name)
+  return f'{phase}{kernel}' + (f' ({own})' if own.startswith(('copy', 'slice', 'reshape')) and own != kernel else '')
 
 
 _NOTE = (

@@ -25,7 +25,7 @@ from ditsam_jax.fields import (
 )
 from ditsam_jax.limits import MAX_PROCESSES, MAX_THREADS
 from ditsam_jax.models.config import DitSamConfig
-from ditsam_jax.models.execution import REMAT
+from ditsam_jax.models.execution import AUTO, REMAT
 from ditsam_jax.ops.attention import IMPLEMENTATIONS
 from ditsam_jax.storage import paths
 from ditsam_jax.training.drawn_prompts import FirstPromptConfig
@@ -184,7 +184,10 @@ class RunConfig:
   )
   accumulate: int = declared(1, Whole(1, 65_536), 'Gradient accumulation: micro-batches per batch')
   remat: str = declared(
-    'none', Choice(tuple(REMAT)), 'What the backward pass recomputes in each block: nothing, attention or everything'
+    AUTO,
+    Choice((AUTO, *REMAT)),
+    'What the backward pass recomputes in each block: nothing, elementwise work, also the products before attention and '
+    'GELU, or everything; auto is nothing on CPUs, and elsewhere the fastest of the others that fits',
   )
   scan: bool = declared(
     True, Flag(), 'Compile one block and loop over it, if all blocks are alike: L-DIT and the text baseline'

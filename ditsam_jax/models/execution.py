@@ -27,6 +27,16 @@ REMAT = {
   'products': _keep(ATTENTION, ATTENDED),  # and the products before attention and GELU
   'block': jax.checkpoint_policies.nothing_saveable,
 }
+AUTO = 'auto'  # in configs: the first of `automatic` that fits the device
+
+
+def automatic(platform: str) -> tuple[str, ...]:
+  """What a platform ('cpu', 'tpu', 'gpu') should try, fastest first.
+
+  On accelerators, keeping everything is slower than recomputing what is elementwise: it moves more bytes. On CPUs,
+  recomputing costs a sixth of the time and may save nothing, so it has to be asked for.
+  """
+  return ('none',) if platform == 'cpu' else ('elementwise', 'products', 'block')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ from ditsam_jax.config.run import ResolvedRunConfig
 from ditsam_jax.errors import UserError
 from ditsam_jax.parallel import distributed
 from ditsam_jax.terminal import printable, say
-from ditsam_jax.training.program import Program, build
+from ditsam_jax.training.program import Program, build, remats
 
 VARIABLE = 'DITSAM_DEVICE_MEMORY'  # overrides the memory reported by the device
 _UNITS = {'': 1, 'KB': 10**3, 'MB': 10**6, 'GB': 10**9, 'KIB': 2**10, 'MIB': 2**20, 'GIB': 2**30}
@@ -42,26 +42,36 @@ def device_memory(mesh: Mesh) -> int | None:
 
 
 def compiled(program: Program, config: ResolvedRunConfig) -> Program:
-  """Compiles the program's step. All hosts must call it.
+  """Compiles the program's step; if `config.remat` leaves the choice, with the fastest that fits. All hosts must call it.
 
   Raises:
     UserError: the step needs more memory than the devices have; the message names changes that fit.
   """
   available = min(distributed.gathered([device_memory(program.mesh) or 0]))  # 0: unknown on some host
-  distributed.tell('compiling the training step ...')
-  began = time.monotonic()
-  try:
-    program, step = program.compiled()
-    needed = _bytes(step)
-  except jax.errors.JaxRuntimeError as error:
-    if not _is_out_of_memory(error):
-      raise
-    needed = math.inf
-  if distributed.on_any_host(needed == math.inf or 0 < available < needed):
-    raise UserError(_does_not_fit(needed, available, config, program.mesh))
-  of = f' of {_size(available)}' if available else ''
-  distributed.tell(f'compiled in {time.monotonic() - began:.1f} s; a step needs {_size(needed)}{of} on each device')
-  return program
+  choices = remats(config, program.mesh.devices.flat[0].platform)
+  needed = math.inf
+  for remat in choices:
+    chosen = dataclasses.replace(config, remat=remat)
+    if remat != choices[0]:
+      distributed.tell(f'that needs {_size(needed)} of {_size(available)}; recomputing more (remat {remat}) ...')
+      program = build(chosen, config.model, program.mesh)
+    distributed.tell('compiling the training step ...')
+    began = time.monotonic()
+    try:
+      program, step = program.compiled()
+      needed = _bytes(step)
+    except jax.errors.JaxRuntimeError as error:
+      if not _is_out_of_memory(error):
+        raise
+      needed = math.inf
+    if not distributed.on_any_host(needed == math.inf or 0 < available < needed):
+      of = f' of {_size(available)}' if available else ''
+      how = f' (remat {remat})' if len(choices) > 1 else ''
+      distributed.tell(
+        f'compiled in {time.monotonic() - began:.1f} s; a step needs {_size(needed)}{of} on each device{how}'
+      )
+      return program
+  raise UserError(_does_not_fit(needed, available, dataclasses.replace(config, remat=choices[-1]), program.mesh))
 
 
 @contextlib.contextmanager

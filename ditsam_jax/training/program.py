@@ -20,7 +20,7 @@ from ditsam_jax.config.run import ResolvedRunConfig, reads_text
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
-from ditsam_jax.models.execution import Execution
+from ditsam_jax.models.execution import AUTO, Execution, automatic
 from ditsam_jax.models.weights import Structure, Weights, weights_of
 from ditsam_jax.ops.attention.choice import fastest, why_not
 from ditsam_jax.parallel import sharding
@@ -136,7 +136,7 @@ def build(config: ResolvedRunConfig, model: DitSamConfig, mesh: Mesh) -> Program
     loss_weights=dataclasses.asdict(config.loss),
     ema_limit=config.ema,
     seed=config.seed,
-    execution=Execution(config.remat, config.scan, attention, tiled=platform == 'tpu'),
+    execution=Execution(remats(config, platform)[0], config.scan, attention, tiled=platform == 'tpu'),
     dtype=jnp.dtype(config.dtype),
     accumulate=config.accumulate,
     out_shardings=(shardings, sharding.replicated(mesh)),
@@ -145,6 +145,11 @@ def build(config: ResolvedRunConfig, model: DitSamConfig, mesh: Mesh) -> Program
     lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), state, shardings
   )
   return Program(mesh, structure, state, _batch(config, model, mesh), step, optimizer, model, config.seed)
+
+
+def remats(config: ResolvedRunConfig, platform: str) -> tuple[str, ...]:
+  """What `config.remat` allows on a platform, fastest first; `build` takes the first."""
+  return automatic(platform) if config.remat == AUTO else (config.remat,)
 
 
 def _forward(config: ResolvedRunConfig) -> Callable:

@@ -113,3 +113,28 @@ ENTRY %main (a: bf16[4,64]) -> bf16[4,64] {
 """
   (found,) = operations(Module(text))
   assert (found.flops, found.bytes) == (31250644992, 72963072)
+
+
+def test_kernels_do_not_pay_for_arrays_in_on_chip_memory():
+  """Half of the bytes that the kernel reads and writes are on the chip."""
+  text = """HloModule step
+
+ENTRY %main (a: bf16[4,64]) -> bf16[4,64] {
+  %a = bf16[4,64]{1,0} parameter(0)
+  %b = bf16[4,64]{1,0:S(1)} copy(%a)
+  %k = (bf16[4,64]{1,0:S(1)}, bf16[4,64]{1,0}) custom-call(%a, %b), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"cost_estimate":{"flops":"8","bytes_accessed":"5120"}}}
+  ROOT %out = bf16[4,64]{1,0} get-tuple-element(%k), index=1
+}
+"""
+  assert [o.bytes for o in operations(Module(text)) if o.name == 'k'] == [2560]
+
+
+def test_reserving_memory_is_free():
+  """What a loop fills, the TPU compiler reserves without writing zeros."""
+  text = """HloModule step
+
+ENTRY %main () -> bf16[4,64] {
+  ROOT %buffer = bf16[4,64]{1,0} custom-call(), custom_call_target="AllocateBuffer"
+}
+"""
+  assert operations(Module(text)) == []

@@ -13,8 +13,8 @@ from ditsam_jax.errors import UserError
 GPU, TPU = parse_topology('l4:1'), parse_topology('v5e:1x1')
 NONE, BLOCK = Settings('bfloat16', 'none', ''), Settings('bfloat16', 'block', '')
 GIB = 2**30
-PER_IMAGE = {'none': 1.0, 'attention': 0.5, 'block': 0.125}  # GiB
-SECONDS = {'none': 0.010, 'attention': 0.011, 'block': 0.014}
+PER_IMAGE = {'none': 1.0, 'block': 0.125}  # GiB
+SECONDS = {'none': 0.010, 'block': 0.014}
 
 
 class Machine:
@@ -107,7 +107,7 @@ def test_the_command_and_the_hours():
   text = fit.described(found, 'ldit', ['seed=3', 'dtype=float32'])
   assert (
     'XLA_PYTHON_CLIENT_MEM_FRACTION=0.9 python -m ditsam_jax.train --config=ldit --config.seed=3 '
-    '--config.dtype=bfloat16 --config.accumulate=8 --workdir=runs/fit'
+    '--config.dtype=bfloat16 --config.remat=none --config.accumulate=8 --workdir=runs/fit'
   ) in text
   assert found.hours == pytest.approx(9000 * 64 / 100 / 3600) and '1.6 hours' in text
   nothing = fit.described(fit.Fit(GPU, 64, 1, 9000, (Choice(NONE, 0, 0, 0.0),), None), 'ldit', [])

@@ -54,7 +54,7 @@ def test_the_command_finds_what_fits(monkeypatch, tmp_path, capsys):
   """Programs need 2 GiB, and 1 GiB for each image, half without saved activations."""
 
   def measure(self, settings, images, parts):
-    needed = 2 + images * (1 if settings.remat == 'none' else 0.5)
+    needed = 2 + images * (1 if settings.remat == 'elementwise' else 0.5)
     return Figures(int(needed * 2**30), {'l4': 0.01 * images}, 60.0)
 
   monkeypatch.setattr(Training, 'measure', measure)
@@ -69,11 +69,14 @@ def test_the_command_finds_what_fits(monkeypatch, tmp_path, capsys):
   assert 'ldit on l4:1: 64 samples per update, 20.1 GiB usable per device' in printed
   rows = [line.split() for line in printed.splitlines() if line.startswith('bfloat16')]
   assert [row[:5] for row in rows] == [
-    ['bfloat16', 'none', '-', '18', '4'],
-    ['bfloat16', 'attention', '-', '36', '2'],
+    ['bfloat16', 'elementwise', '-', '18', '4'],
+    ['bfloat16', 'products', '-', '36', '2'],
     ['bfloat16', 'block', '-', '36', '2'],
   ]
-  assert '--config.total_steps=900 --config.dtype=bfloat16 --config.accumulate=4 --workdir=runs/fit' in printed
+  assert (
+    '--config.total_steps=900 --config.dtype=bfloat16 --config.remat=elementwise --config.accumulate=4 --workdir=runs/fit'
+    in printed
+  )
   assert out.exists()
 
 

@@ -52,7 +52,7 @@ one, four = jax.devices()[:1], jax.devices()[:4]
 print(json.dumps({
   'alone': losses(start, small_program((1, 1, 1), one)),
   'data': losses(start, small_program((8, 1, 1))),
-  'fsdp': losses(start, small_program((1, 8, 1), scan=True, remat='attention')),
+  'fsdp': losses(start, small_program((1, 8, 1), scan=True, remat='elementwise')),
   'all': losses(start, small_program((2, 2, 2))),
   'alone, no dropout': losses(start, small_program((1, 1, 1), one, dropout=0.0)),
   'accumulated': losses(start, small_program((2, 2, 1), four, dropout=0.0, accumulate=2, remat='block')),

@@ -76,9 +76,7 @@ def priced(monkeypatch):
 
   def cost(config, _):
     activations = 60 * config.data.batch_size / 8 / config.accumulate
-    activations *= {'none': 1, 'attention': 0.7, 'block': 0.4}[config.remat] * (
-      0.5 if config.dtype == 'bfloat16' else 1
-    )
+    activations *= {'auto': 1, 'none': 1, 'block': 0.4}[config.remat] * (0.5 if config.dtype == 'bfloat16' else 1)
     return (40 + 2 * (config.accumulate > 1) - 24 * ('image_encoder' in config.freeze) + activations) * MIB
 
   monkeypatch.setattr(memory, '_needed', cost)
