@@ -5,13 +5,13 @@ from collections.abc import Callable
 
 import jax
 
-from ditsam_jax.models.layers import HIDDEN
+from ditsam_jax.models.layers import HIDDEN, STATISTICS
 from ditsam_jax.ops.attention import ATTENTION, is_kept
 
 # Names of what a block's backward pass reads, in arrays of C channels a token (ATTENTION also names the logsumexp).
 QKV = 'qkv'  # queries, keys and values: 3
 ATTENDED = 'attended'  # tokens between attention and MLP: 1
-# layers.HIDDEN: before the MLP's GELU: 4
+# layers.HIDDEN, before the MLP's GELU: 4; layers.STATISTICS, of its norms: two numbers a token
 
 
 def _keep(*names: str) -> Callable[..., bool]:
@@ -23,8 +23,10 @@ def _keep(*names: str) -> Callable[..., bool]:
 # What is kept for a block's backward pass besides its input; the rest is recomputed. Most memory first.
 REMAT = {
   'none': jax.checkpoint_policies.everything_saveable,
-  'elementwise': _keep(QKV, ATTENTION, ATTENDED, HIDDEN),  # norms, GELU, relative positions and layouts recomputed
-  'products': _keep(ATTENTION, ATTENDED),  # and the products before attention and GELU
+  'elementwise': _keep(
+    QKV, ATTENTION, ATTENDED, HIDDEN, STATISTICS
+  ),  # norms, GELU, relative positions and layouts recomputed
+  'products': _keep(ATTENTION, ATTENDED, STATISTICS),  # and the products before attention and GELU
   'block': jax.checkpoint_policies.nothing_saveable,
 }
 AUTO = 'auto'  # in configs: the first of `automatic` that fits the device

@@ -13,6 +13,11 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
 
+# Names of values, for rematerialisation.
+HIDDEN = 'hidden'  # of an MLP, before the activation
+STATISTICS = 'statistics'  # a norm's mean and inverse deviation of each row, f32
+
+
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
   """Exact GELU of x [...] in PyTorch's form; on CPUs twice as fast as jax.nn.gelu, which uses erfc.
@@ -109,9 +114,10 @@ def _layer_norm(x, scale, bias, epsilon) -> jax.Array:
 
 def _layer_norm_forward(x, scale, bias, epsilon):
   wide = at_least_f32(x)
-  mean = wide.mean(-1, keepdims=True)
+  mean = checkpoint_name(wide.mean(-1, keepdims=True), STATISTICS)
   centred = wide - mean
   inverse = jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + epsilon)
+  inverse = checkpoint_name(inverse, STATISTICS)
   out = centred * inverse * at_least_f32(scale) + at_least_f32(bias)
   return out.astype(x.dtype), (x, mean, inverse, scale, bias)
 
@@ -133,9 +139,6 @@ def _layer_norm_backward(epsilon, residuals, gradient):
 
 
 _layer_norm.defvjp(_layer_norm_forward, _layer_norm_backward)
-
-
-HIDDEN = 'hidden'  # name of the values before the activation, for rematerialisation
 
 
 class MlpBlock(nnx.Module):
