@@ -23,10 +23,10 @@ def _keep(*names: str) -> Callable[..., bool]:
 # What is kept for a block's backward pass besides its input; the rest is recomputed. Most memory first.
 REMAT = {
   'none': jax.checkpoint_policies.everything_saveable,
-  'elementwise': _keep(
-    QKV, ATTENTION, ATTENDED, HIDDEN, STATISTICS
-  ),  # norms, GELU, relative positions and layouts recomputed
-  'products': _keep(ATTENTION, ATTENDED, STATISTICS),  # and the products before attention and GELU
+  # Recomputes norms, GELU, relative positions and layouts ...
+  'elementwise': _keep(QKV, ATTENTION, ATTENDED, HIDDEN, STATISTICS),
+  # ... and the products before attention and GELU.
+  'products': _keep(ATTENTION, ATTENDED, STATISTICS),
   'block': jax.checkpoint_policies.nothing_saveable,
 }
 AUTO = 'auto'  # in configs: the first of `automatic` that fits the device

@@ -12,7 +12,6 @@ import numpy as np
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-
 # Names of values, for rematerialisation.
 HIDDEN = 'hidden'  # of an MLP, before the activation
 STATISTICS = 'statistics'  # a norm's mean and inverse deviation of each row, f32

@@ -71,6 +71,43 @@ def test_gelu_is_exact_and_keeps_the_type():
   assert layers.gelu(x.astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
+@pytest.mark.verifies("GELU's gradient", against='its definition in float64', within='1e-6')
+def test_the_custom_gradient_of_gelu():
+  x = np.linspace(-6, 6, 101)
+  slopes = [0.5 * (1 + math.erf(v / 2**0.5)) + v * math.exp(-v * v / 2) / (2 * math.pi) ** 0.5 for v in x]
+  found = jax.grad(lambda x: layers.gelu(x).sum())(jnp.asarray(x, jnp.float32))
+  np.testing.assert_allclose(found, slopes, atol=1e-6)
+
+
+@pytest.mark.parametrize('function', [layers.gelu, layers.LayerNorm(64, 1e-6)], ids=['gelu', 'norm'])
+def test_backward_passes_keep_bf16_inputs_as_they_are(function):
+  """And little else; JAX's own derivatives keep them several times, in f32."""
+  x = jax.ShapeDtypeStruct((100, 64), jnp.bfloat16)
+  kept = jax.eval_shape(lambda x: jax.vjp(function, x)[1], x)
+  sizes = [leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(kept)]
+  assert sum(sizes) <= 2 * 100 * 64 + 2 * 4 * 100 + 2 * 4 * 64  # x, two statistics of each row, scale and bias
+
+
+@pytest.mark.verifies('products by head for TPUs', against='float64 NumPy', within='1e-6 relative; bfloat16 2⁻⁷')
+@pytest.mark.parametrize('dtype, tolerance', [(jnp.float32, 1e-6), (jnp.bfloat16, 2**-7)])
+def test_products_by_head_and_their_gradients(dtype, tolerance):
+  rng = np.random.default_rng(0)
+  x, kernel, bias, probe = (
+    np.asarray(jnp.asarray(rng.normal(size=size), dtype), np.float64)
+    for size in ((2, 5, 12), (12, 3, 2, 4), (3, 2, 4), (3, 2, 2, 4, 5))
+  )
+  found, back = jax.vjp(layers.to_heads, *(jnp.asarray(a, dtype) for a in (x, kernel, bias)))
+  out = np.einsum('bnc,cshd->sbhdn', x, kernel) + bias[:, None, :, :, None]
+  gradients = (
+    np.einsum('sbhdn,cshd->bnc', probe, kernel),
+    np.einsum('sbhdn,bnc->cshd', probe, x),
+    probe.sum((1, 4)),
+  )
+  for ours, exact in zip((*found, *back(tuple(jnp.asarray(probe, dtype)))), (*out, *gradients)):
+    assert ours.dtype == dtype
+    np.testing.assert_allclose(np.asarray(ours, np.float64), exact, atol=tolerance * np.abs(exact).max())
+
+
 def test_a_model_with_bf16_weights_computes_in_bf16():
   """A single f32 value (a NumPy scalar, an embedding) would promote everything after it to f32."""
   batch = random_batch(2)

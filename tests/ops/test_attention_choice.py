@@ -1,5 +1,6 @@
 """Which implementation is selected, and why others are unsupported."""
 
+import functools
 import inspect
 import re
 from unittest import mock
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from ditsam_jax.models.execution import Execution
 from ditsam_jax.ops.attention import attention, cudnn
 from ditsam_jax.ops.attention.choice import fastest, why_not
 
@@ -82,13 +84,14 @@ def test_auto_on_gpus_takes_our_kernel_where_cudnn_cannot_and_logits_are_large(c
       assert why_not(expected, 'gpu', dtype, *shapes[-1]) is None
 
 
-def lowered(platform: str, dtype, grid=(27, 27), capability=HOPPER, name='auto') -> str:
-  """Lowers the forward and backward program for a platform, from this one."""
+def lowered(platform: str, dtype, grid=(27, 27), capability=HOPPER, name='auto', remat='none', jaxpr=False) -> str:
+  """Lowers the forward and backward program for a platform, from this one; the jaxpr of it if `jaxpr`."""
   tokens = grid[0] * grid[1]
   arrays = [jax.ShapeDtypeStruct((2, 2, tokens, last), dtype) for last in (64, 64, 64, *grid)]
 
   def loss(*arrays):
-    return attention(*arrays, grid=grid, implementation=name).astype(jnp.float32).sum()
+    run = functools.partial(attention, grid=grid, implementation=name)
+    return Execution(remat).rematerialised(run)(*arrays).astype(jnp.float32).sum()
 
   with (
     mock.patch.object(cudnn, 'compute_capability', lambda: capability),
@@ -97,7 +100,7 @@ def lowered(platform: str, dtype, grid=(27, 27), capability=HOPPER, name='auto')
   ):
     jax.clear_caches()
     traced = jax.jit(jax.grad(loss, argnums=range(5))).trace(*arrays)
-    return traced.lower(lowering_platforms=(platform,)).as_text()
+    return str(traced.jaxpr) if jaxpr else traced.lower(lowering_platforms=(platform,)).as_text()
 
 
 def on_an_h100():
@@ -122,6 +125,15 @@ def test_our_gpu_kernels_are_triton_programs():
   with on_an_h100():
     text = lowered('cuda', jnp.bfloat16, name='pallas_gpu')
   assert text.count('xla.gpu.triton') == 3 and 'x729x729x' not in text
+
+
+def test_cudnn_runs_forward_once_unless_everything_is_recomputed():
+  """Its output and logsumexp are kept by the primitive's name, because JAX names no values in it."""
+  calls = {}
+  for remat in ('elementwise', 'products', 'block'):
+    text = lowered('cuda', jnp.bfloat16, name='cudnn', remat=remat, jaxpr=True)
+    calls[remat] = text.count('dot_product_attention_fwd_wrapper[')
+  assert calls == {'elementwise': 1, 'products': 1, 'block': 2}
 
 
 def test_auto_lowers_our_kernels_for_an_ampere_with_a_large_grid():
