@@ -1,8 +1,8 @@
-"""Everything that a phrase names, on shapes: python benchmarks/phrases.py --checkpoint=shapes --scenes=100
+"""Everything that a phrase names, on shapes: python benchmarks/phrases.py --scenes=150
 
-Phrases of the test split's scenes, made as `ditsam_jax.data.shapes.phrases` makes them, name 0 to 5 shapes. Prints one
+Phrases about scenes of a split, made as `ditsam_jax.data.shapes.phrases` makes them, name 0 to 5 shapes. Prints one
 JSON line: COCO's AP of the instances, how often as many are found as there are targets (by number of targets too), and
-gRefCOCO's scores of their union; and beside it the same of two simple ways, on the same model: the one mask that the
+gRefCOCO's scores of their union; and beside it the same of two simple ways, with the same model: the one mask that the
 sentence alone gives (`sentence`), and its pieces that touch nowhere (`pieces`).
 """
 
@@ -30,12 +30,14 @@ SMALLEST = 20  # pixels of a piece
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-  parser.add_argument('--checkpoint', default='shapes')
-  parser.add_argument('--scenes', type=int, default=100, help='of the test split')
+  parser.add_argument('--checkpoint', default='shapes', help='finds objects from points')
+  parser.add_argument('--text-checkpoint', default='shapes', help='reads phrases')
+  parser.add_argument('--split', choices=('val', 'test'), default='test')
+  parser.add_argument('--scenes', type=int, default=150)
   parser.add_argument('--phrases', type=int, default=6, help='of a scene')
   parser.add_argument('--points-per-side', type=int, default=16)
-  parser.add_argument('--pred-iou-thresh', type=float, default=0.88)
-  parser.add_argument('--stability-score-thresh', type=float, default=0.95)
+  parser.add_argument('--pred-iou-thresh', type=float, default=0.75)
+  parser.add_argument('--stability-score-thresh', type=float, default=0.85)
   options = parser.parse_args()
   generator = ditsam_jax.SamAutomaticMaskGenerator(
     options.checkpoint,
@@ -43,12 +45,13 @@ def main() -> None:
     pred_iou_thresh=options.pred_iou_thresh,
     stability_score_thresh=options.stability_score_thresh,
     output_mode='coco_rle',
+    text_model=None if options.text_checkpoint == options.checkpoint else options.text_checkpoint,
   )
-  segmenter = ditsam_jax.Segmenter(options.checkpoint)
+  segmenter = ditsam_jax.Segmenter(options.text_checkpoint)
   config, rng = scenes_config({}), np.random.default_rng(0)
   asked, images = [], []
   for index in range(options.scenes):
-    scene, _ = described_scene(config, 'test', index)
+    scene, _ = described_scene(config, options.split, index)
     masks = [encode_rle(mask) for mask in scene.masks]
     for phrase in phrases(scene.shapes, config.image_size, options.phrases, rng):
       asked.append((phrase, [masks[i] for i in phrase.targets]))
