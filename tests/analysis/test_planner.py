@@ -71,6 +71,19 @@ def test_accumulation_is_preferred_to_recomputation_if_it_is_faster():
   assert ('none', 8, 8) in machine.compiled  # confirmed as it would run
 
 
+def test_a_tpu_gets_smaller_micro_batches_if_they_are_faster():
+  """Up to 8 images stay on the chip; a micro-batch costs 1 ms."""
+
+  def measure(settings, images, parts):
+    per_image = 0.01 if images <= 8 else 0.02
+    return Figures(int((1 + 0.1 * images) * GIB), {'v5e': parts * (0.001 + per_image * images)}, 1.0)
+
+  (choice,) = choose(measure, TPU, [NONE, BLOCK], 32, lambda settings: 0.0)
+  assert choice.accumulate == 4 and choice.images_per_second == pytest.approx(32 / (4 * 0.081))
+  (choice,) = choose(measure, TPU, [NONE, BLOCK], 8, lambda settings: 0.0)
+  assert choice.accumulate == 1
+
+
 def test_settings_that_reach_the_batch_at_once_end_the_search():
   machine = Machine(GPU, 1)
   choices = choose(machine, GPU, [NONE, BLOCK], 8, lambda settings: 0.0)
