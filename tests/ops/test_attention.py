@@ -108,6 +108,7 @@ def test_shapes_of_real_models(name, index, case):
     ('pallas_gpu', Case((124, 4), prefix=20, width=80, heads=1)),  # the channels of ViT-H at 1024: 80 and 128
     ('pallas_tpu', Case((27, 31), prefix=5, heads=1)),  # two blocks along each axis, the second one partial
     ('pallas_tpu', Case((32, 31), prefix=32, heads=1)),  # two full blocks
+    ('pallas_tpu', Case((4, 5), prefix=3, heads=1, width=128)),  # extra channels in a product of their own
   ],
   ids=str,
 )

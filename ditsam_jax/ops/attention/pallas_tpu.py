@@ -9,9 +9,9 @@ Online softmax over blocks of keys (arXiv 2205.14135). Everything is transposed:
     registers, and a logsumexp of [1, N] takes four bytes per query instead of 512;
   - blocks of logits are never transposed, only blocks of keys and values.
 
-The queries' relative terms [N, rows + columns] and the keys' codes are stacked below queries and keys inside the kernel: at
-D = 64 and 32 x 32 tokens, one product of 128 rows fills the systolic array, and no bias is added elementwise. So are the
-gradients of queries and terms.
+The queries' relative terms [N, rows + columns] multiply the keys' codes, so no bias is added elementwise. Up to 128 channels in
+all, as with D = 64 and 32 x 32 tokens, they are stacked below queries and keys inside the kernel: one product fills the systolic
+array, where two would half fill it twice. So are the gradients of queries and terms.
 
 One backward kernel computes all gradients from one recomputation of the weights. It accumulates the gradients of all keys
 and values of a head in VMEM (2 D N floats), which limits N.
@@ -31,8 +31,9 @@ from ditsam_jax.ops.attention.channels import ATTENTION, HIDDEN
 LANES = 128
 LARGEST_BLOCK = {'bfloat16': 768, 'float32': 512}  # queries or keys; five f32 [768, 768] arrays take 11 MiB of VMEM
 STEP = 256**2  # overhead of a grid step (0.35 us), in logits that could be computed in that time
+SYSTOLIC = 128  # rows and columns of a systolic array of v5e and v5p; v6e's has 256
 LONGEST = 8192  # tokens; a 64 x 64 grid with 64 text slots has 4160
-VMEM_LIMIT = 16 * 2**20  # v5e and v6e have 128 MiB, v5p has 64 MiB
+VMEM_LIMIT = 16 * 2**20  # of 128 MiB (v5e, v6e) or 64 MiB (v5p); XLA keeps other values in the rest
 
 
 def attention(q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array, keys: jax.Array) -> jax.Array:
@@ -110,14 +111,14 @@ def _read(ref, index: int | jax.Array = 0, blocks: _Blocks | None = None) -> jax
   return jnp.where(column < blocks.length - index * blocks.size, x, jnp.zeros_like(x))
 
 
-def _stacked(a: jax.Array, b: jax.Array) -> jax.Array:
-  """Channels and extra channels as the rows of one matrix."""
-  return jnp.concatenate([a, b], 0)
+def _stacked(a: jax.Array, b: jax.Array) -> list[jax.Array]:
+  """Channels and extra channels as the rows of one matrix, if the systolic array takes them in one pass."""
+  return [jnp.concatenate([a, b], 0)] if a.shape[0] + b.shape[0] <= SYSTOLIC else [a, b]
 
 
 def _logits(q, k, x, y) -> jax.Array:
   scaled = (q.astype(jnp.float32) * q.shape[0] ** -0.5).astype(q.dtype)
-  return _dot(_stacked(k, y), _stacked(scaled, x), 'rows')
+  return sum(_dot(keys, queries, 'rows') for keys, queries in zip(_stacked(k, y), _stacked(scaled, x)))
 
 
 def _valid(shape: tuple[int, ...], axis: int, index, blocks: _Blocks) -> jax.Array:
@@ -198,7 +199,10 @@ def _backward_kernel(
     weights, dlogits = weights.astype(q.dtype), dlogits.astype(q.dtype)
     dv[j] += _dot(dout, weights, 'columns')
     dk[j] += _dot(q, dlogits, 'columns')
-    dqx[...] += _dot(_stacked(k, y), dlogits, 'inner')
+    row = 0
+    for keys in _stacked(k, y):
+      dqx[row : row + keys.shape[0]] += _dot(keys, dlogits, 'inner')
+      row += keys.shape[0]
 
   _masked_at_edge(add, (i == last) | (j == last), blocks)
   width = q_ref.shape[2]
