@@ -27,11 +27,16 @@ def forward(model, batch, rounds, first):
 def decoded(model, batch, row, points, labels, *, with_text, mask=None, multimask=False):
   """One row by the model's own parts: tokens that are absent are left out."""
   seen = np.asarray(labels) != ABSENT
-  ids, words = (batch[name][row : row + 1] for name in ('token_ids', 'token_mask'))
-  text = model.text_encoder(ids, words) if with_text else None
-  embedding = model.image_encoder(batch['image'][row : row + 1], text)
-  sparse = [model.prompt_encoder.embed_points(np.asarray(points)[seen][None], np.asarray(labels)[seen][None], SIZE)]
-  return model.decode(embedding, sparse, None if mask is None else mask[None], SIZE, multimask, text)
+  words = tuple(batch[name][row : row + 1] for name in ('token_ids', 'token_mask')) if with_text else None
+
+  @jax.jit
+  def run(image, words, points, labels, mask):
+    text = None if words is None else model.text_encoder(*words)
+    sparse = [model.prompt_encoder.embed_points(points, labels, SIZE)]
+    return model.decode(model.image_encoder(image, text), sparse, mask, SIZE, multimask, text)
+
+  points, labels = np.asarray(points)[seen][None], np.asarray(labels)[seen][None]
+  return run(batch['image'][row : row + 1], words, points, labels, None if mask is None else mask[None])
 
 
 def losses_of(outs, targets):
