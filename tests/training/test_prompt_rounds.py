@@ -39,9 +39,13 @@ def decoded(model, batch, i, k, *, points=None, labels=None, mask=None, multimas
   points = batch['points'][i, k] if points is None else points
   labels = batch['labels'][i, k] if labels is None else labels
   seen = np.asarray(labels) != ABSENT
-  embedding = model.image_encoder(batch['image'][i : i + 1])
-  sparse = model.prompt_encoder.embed_points(points[seen][None], labels[seen][None], SIZE)
-  return model.decode(embedding, [sparse], None if mask is None else mask[None], SIZE, multimask)
+
+  @jax.jit
+  def run(image, points, labels, mask):
+    sparse = model.prompt_encoder.embed_points(points, labels, SIZE)
+    return model.decode(model.image_encoder(image), [sparse], mask, SIZE, multimask)
+
+  return run(batch['image'][i : i + 1], points[seen][None], labels[seen][None], None if mask is None else mask[None])
 
 
 @pytest.mark.slow
