@@ -84,6 +84,7 @@ def test_adam_by_hand():
     assert float(params['kernel'][0]) == pytest.approx(weight, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_weight_decay_applies_to_matrices_only():
   config = recipe('refcoco').optimizer
   config.update(learning_rate=0.1, warmup_start=0.1, min_learning_rate=0.1, warmup_steps=0, weight_decay=0.5)

@@ -110,6 +110,7 @@ def test_later_rounds_see_the_last_mask_and_the_last_of_them_no_new_click(model)
   assert float(metrics['corrected_iou']) == pytest.approx(float(last['batch_iou']), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_only_the_mask_with_the_lowest_loss_gets_a_gradient():
   rng = np.random.default_rng(0)
   target = rng.integers(0, 2, (2, 8, 8))
