@@ -6,10 +6,15 @@ those by stability, about what a trained SAM's do. Prints one JSON line: seconds
 many times faster ditsam_jax is, the most memory of both in GB (weights and libraries included), and how many masks both
 found and agree on (IoU of at least 0.99, scores within 1e-4).
 
+Masks of random weights are as wide as the image, so crops drop nearly all of them, and suppression leaves few. With
+--mask-share=0.01, the threshold of masks, in both, is the logit that 1 % of the pixels exceed: spots, of which crops and
+suppression keep some.
+
 Smaller, to try it: --size=tiny --points-per-side=8
 """
 
 import argparse
+import dataclasses
 import json
 import statistics
 import subprocess
@@ -24,8 +29,10 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.measuring import peak_of_process, timed
+from ditsam_jax.geometry.letterbox import logit
 from ditsam_jax.geometry.masks import decode_rle
 from ditsam_jax.models.config import PRESETS, DitSamConfig, sam
+from ditsam_jax.storage.description import read_config
 
 SIDES = ('ditsam_jax', 'segment_anything')
 KEPT_BY_IOU, KEPT_BY_STABILITY = 0.25, 0.5
@@ -43,6 +50,7 @@ def main() -> None:
   parser.add_argument('--points-per-side', type=int, default=32)
   parser.add_argument('--crop-n-layers', type=int, default=0)
   parser.add_argument('--box-nms-thresh', type=float, default=0.7, help='1 keeps all: masks of random weights are wide')
+  parser.add_argument('--mask-share', type=float, help='pixels above the threshold of masks (default: logits above 0)')
   parser.add_argument('--turns', type=int, default=1, help='timed, after one on a few points that is not')
   parser.add_argument('--part', choices=('prepare', *SIDES), help='what a process does with --folder; not for people')
   parser.add_argument('--folder', type=Path)
@@ -89,10 +97,14 @@ def prepare(options: argparse.Namespace, config: DitSamConfig) -> None:
 
   torch.manual_seed(0)
   peer = Peer(config).eval()
+  image = photograph(config.image_size * 3 // 4, config.image_size)
+  if options.mask_share is not None:
+    config = dataclasses.replace(
+      config, mask_threshold=threshold_of(converted(peer, config), image, options.mask_share)
+    )
   model = converted(peer, config)
   ditsam_jax.save(options.folder / 'model', model)
   torch.save({names.meta_name(name): tensor for name, tensor in peer.state_dict().items()}, options.folder / 'sam.pth')
-  image = photograph(config.image_size * 3 // 4, config.image_size)
   Image.fromarray(image).save(options.folder / 'image.png')
   open_to_all = dict(pred_iou_thresh=0, stability_score_thresh=0, stability_score_offset=OFFSET, box_nms_thresh=1.0)
   generator = ditsam_jax.SamAutomaticMaskGenerator(
@@ -111,6 +123,15 @@ def prepare(options: argparse.Namespace, config: DitSamConfig) -> None:
   (options.folder / 'settings.json').write_text(json.dumps(settings))
 
 
+def threshold_of(model, image: np.ndarray, share: float) -> float:
+  """The probability that this share of the pixels exceeds, in the masks of FEW points."""
+  import ditsam_jax
+
+  view = ditsam_jax.Segmenter.from_model(model, dtype='float32').look(image)
+  logits = [view(points=[point], multimask=True).logits for point in FEW[0] * image.shape[1::-1]]
+  return float(1 / (1 + np.exp(-np.median([np.quantile(each, 1 - share) for each in np.concatenate(logits)]))))
+
+
 def run_side(options: argparse.Namespace, config: DitSamConfig) -> None:
   """Times one side, and notes what it found and the memory it took."""
   settings = json.loads((options.folder / 'settings.json').read_text())
@@ -122,6 +143,7 @@ def run_side(options: argparse.Namespace, config: DitSamConfig) -> None:
     generator_of = lambda **more: ditsam_jax.SamAutomaticMaskGenerator(model, dtype='float32', **settings, **more)
   else:
     package, model = meta_sam(config, options.folder / 'sam.pth')
+    model.mask_threshold = logit(read_config(options.folder / 'model').mask_threshold)
     generator_of = lambda **more: package.SamAutomaticMaskGenerator(model, **settings, **more)
   generator_of(points_per_side=None, point_grids=FEW).generate(image)
   generator = generator_of(points_per_side=options.points_per_side, crop_n_layers=options.crop_n_layers)

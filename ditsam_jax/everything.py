@@ -2,7 +2,7 @@
 
   python -m ditsam_jax.everything --image=photos --output=runs/everything
   python -m ditsam_jax.everything --checkpoint=models/sam --image photo.jpg --crop-n-layers=1 --json=results.jsonl
-  python -m ditsam_jax.everything --checkpoint=shapes --image scene.png --text='the red circles'
+  python -m ditsam_jax.everything --image scene.png --text='the red circles' --text-checkpoint=shapes
 
 For each image, writes a picture of all masks, and the masks in the format of Meta's amg.py: a folder of PNG files with
 metadata.csv, or one file of run lengths with --convert-to-rle. Rerun the command to resume; finished images are skipped.
@@ -22,7 +22,7 @@ from ditsam_jax import command_line
 from ditsam_jax.errors import UserError
 from ditsam_jax.inference.mask_generator import SamAutomaticMaskGenerator
 from ditsam_jax.inference.mask_settings import MaskSettings
-from ditsam_jax.inference.prompts import Prompt, checked
+from ditsam_jax.inference.prompts import Prompt, check_text, checked
 from ditsam_jax.jobs.everything_files import Everything, EverythingFiles
 from ditsam_jax.jobs.file_names import FileNames, is_result
 from ditsam_jax.jobs.image_paths import ImagePaths
@@ -35,9 +35,10 @@ from ditsam_jax.models.weights import dtype_named
 from ditsam_jax.options import Parser
 from ditsam_jax.parallel import distributed
 from ditsam_jax.storage import places
-from ditsam_jax.storage.description import read_config
+from ditsam_jax.storage.description import check_reads_points, read_config, vocabulary_file
 from ditsam_jax.storage.paths import local
 from ditsam_jax.terminal import printable
+from ditsam_jax.tokenization import Tokenizer
 
 _HELP = {
   'points_per_side': 'points along each side of the image',
@@ -60,13 +61,14 @@ def main(arguments: list[str] | None = None) -> int:
   settings = {name: getattr(options, name) for name in _HELP}
   MaskSettings(**settings)
   distributed.initialise(options)
-  config = read_config(options.checkpoint)
-  prompts = [checked(Prompt(text), config) for text in dict.fromkeys(options.text)] or [Prompt()]
+  check_reads_points(options.checkpoint)
+  prompts = _prompts(options)
   names = FileNames(Path(options.output)) if options.pictures else None
   job = Job(Combinations(ImagePaths(options.image, lambda path: is_result(path, Path(options.output))), prompts), names)
   dtype = dtype_named(options.dtype, jax.default_backend()).name
   files = {'convert_to_rle': options.convert_to_rle} if options.pictures else {}
-  how = made_by(options.checkpoint, dtype, **settings, **files)
+  reader = {'text_model': made_by(options.text_checkpoint, dtype)['model']} if options.text_checkpoint else {}
+  how = made_by(options.checkpoint, dtype, **settings, **files, **reader)
   output = EverythingFiles(names and names.of, how, convert_to_rle=options.convert_to_rle)
   failed = run_share(
     job,
@@ -83,7 +85,10 @@ def _run(
   job: Job, output: EverythingFiles, lines: JsonLines | None, options: argparse.Namespace, settings: dict[str, Any]
 ) -> bool:
   """Runs the remaining requests; returns whether any failed."""
-  generator = SamAutomaticMaskGenerator(options.checkpoint, **settings, output_mode='coco_rle', dtype=options.dtype)
+  generator = SamAutomaticMaskGenerator(
+    options.checkpoint, **settings, output_mode='coco_rle', text_model=options.text_checkpoint, dtype=options.dtype
+  )
+  tokenizer = _tokenizer(options)
 
   def everything(asked: Asked) -> Iterator[tuple[Request, Everything]]:
     waiting: collections.deque[tuple[Request, np.ndarray]] = collections.deque()
@@ -95,9 +100,33 @@ def _run(
 
     for records in generator.stream(noted()):
       request, image = waiting.popleft()
-      yield request, Everything(image, records)
+      text = request.prompt.text
+      if tokenizer is None or text is None:
+        yield request, Everything(image, records)
+      else:
+        yield request, Everything(image, records, tuple(tokenizer.unknown(text)), tokenizer.cut(text))
 
   return run(job, output, lines, everything, lambda found: found.image.nbytes, _too_small(options.crop_n_layers))
+
+
+def _prompts(options: argparse.Namespace) -> list[Prompt]:
+  """Returns the prompts to segment in each image; one that is empty for everything."""
+  if not options.text:
+    return [Prompt()]
+  config = read_config(options.text_checkpoint or options.checkpoint)
+  for text in options.text:
+    check_text(text)
+    if config.text_encoder is None:
+      name = printable(options.text_checkpoint or options.checkpoint)
+      raise UserError(f'--text={text!r}: {name} reads no text; name a model that does: --text-checkpoint=shapes')
+  return [checked(Prompt(text), config) for text in dict.fromkeys(options.text)]
+
+
+def _tokenizer(options: argparse.Namespace) -> Tokenizer | None:
+  if not options.text:
+    return None
+  checkpoint = options.text_checkpoint or options.checkpoint
+  return Tokenizer(vocabulary_file(checkpoint), read_config(checkpoint).max_text_tokens)
 
 
 def _too_small(layers: int):
@@ -133,7 +162,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     '--text',
     action='append',
     default=[],
-    help='segment only what this phrase refers to, with models that take text; repeatable',
+    help='segment only the objects that this phrase refers to; repeatable',
   )
   how = parser.add_argument_group('how')
   how.add_argument(
@@ -141,7 +170,14 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     default='sam_shapes_multimask',
     type=places.model,
     metavar='MODEL',
-    help="a saved model's folder, hf://OWNER/NAME, or a shipped model (default: %(default)s)",
+    help="model that finds objects from points: a saved model's folder, hf://OWNER/NAME, or a shipped model "
+    '(default: %(default)s)',
+  )
+  how.add_argument(
+    '--text-checkpoint',
+    type=places.model,
+    metavar='MODEL',
+    help='model that reads --text, such as shapes (default: that of --checkpoint)',
   )
   how.add_argument(
     '--dtype',
@@ -181,6 +217,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def _check(options: argparse.Namespace) -> None:
   """Raises UserError for inconsistent options."""
+  if options.text_checkpoint and not options.text:
+    raise UserError('--text-checkpoint without --text: nothing to read; add --text=PHRASE, or omit it')
   if options.json == '-':
     raise UserError("'-' as a file: results are resumed from --json; name a file")
   if not options.pictures and not options.json:

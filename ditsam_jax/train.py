@@ -202,9 +202,8 @@ def _train(given: ConfigDict, workdir: AnyPath, claimed: Workdir, stop: StopSign
   unsaved = None
   if distributed.is_first():
     try:
-      saved_model.save(
-        workdir / 'model', model, **describe, fresh=_untrained(progress, state, step), notes={'steps': step}
-      )
+      notes = {'steps': step, 'task': config.task}
+      saved_model.save(workdir / 'model', model, **describe, fresh=_untrained(progress, state, step), notes=notes)
     except UserError as error:  # raised later: the checkpoint is saved, and the metrics are still to be computed
       unsaved = error
   if stop.asked:
@@ -257,9 +256,8 @@ def _save_best(
   if not distributed.is_first():
     return
   try:
-    saved_model.save(
-      workdir / 'best', model, **describe, notes={'steps': progress.best_step, 'val_mIoU': progress.best_score}
-    )
+    notes = {'steps': progress.best_step, 'val_mIoU': progress.best_score, 'task': config.task}
+    saved_model.save(workdir / 'best', model, **describe, notes=notes)
   except UserError as error:
     if config.on_save_failure == 'stop':
       raise

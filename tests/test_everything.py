@@ -13,6 +13,9 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.geometry.masks import decode_rle, encode_rle
 from ditsam_jax.inference.everything_pictures import colour_of, draw_everything
 from ditsam_jax.jobs.file_names import is_result
+from ditsam_jax.models.config import tiny
+from ditsam_jax.storage import saved_model
+from tests.small_models import random_model
 
 
 class QuadrantGenerator:
@@ -164,7 +167,13 @@ def test_results_are_not_segmented_as_images(tmp_path, images):
     (['--no-pictures'], '--no-pictures without --json: nothing would be written'),
     (['--no-pictures', '--json=r', '--convert-to-rle'], '--json already contains run lengths'),
     (['--points-per-side=0'], 'points_per_side 0: expected a whole number from 1'),
-    (['--text=the cat'], "'the cat': this model has no text encoder"),
+    (
+      ['--text=the cat'],
+      "--text='the cat': sam_shapes_multimask reads no text; name a model that does: --text-checkpoint",
+    ),
+    (['--text=the cat', '--text-checkpoint=sam_shapes'], "--text='the cat': sam_shapes reads no text"),
+    (['--text= ', '--text-checkpoint=shapes'], "text ' ': nothing to read"),
+    (['--text-checkpoint=shapes'], '--text-checkpoint without --text: nothing to read'),
     (['--checkpoint=nowhere'], 'nowhere'),
   ],
 )
@@ -172,6 +181,24 @@ def test_bad_options_are_refused_before_the_model_is_loaded(tmp_path, images, ar
   with pytest.raises(UserError, match=message):
     run(images, tmp_path / 'out', *arguments)
   assert not QuadrantGenerator.made
+
+
+def test_a_model_trained_with_sentences_only_is_refused(tmp_path, images):
+  saved_model.save(tmp_path / 'model', random_model(tiny(text_encoder=None, fusion='none')), notes={'task': 'text'})
+  with pytest.raises(UserError, match=r'model was trained with sentences only .* as text_model \(--text-checkpoint\)'):
+    run(images, tmp_path / 'out', f'--checkpoint={tmp_path / "model"}')
+  assert not QuadrantGenerator.made
+
+
+def test_another_model_reads_the_phrases(tmp_path, images, capsys):
+  arguments = [f'--json={tmp_path / "r.jsonl"}', '--no-pictures', '--text=the purple qwxz', '--text-checkpoint=shapes']
+  assert run(images, tmp_path / 'out', *arguments) == 0
+  assert QuadrantGenerator.made[0].settings['text_model'] == 'shapes'
+  row = json.loads((tmp_path / 'r.jsonl').read_text().splitlines()[0])
+  assert row['unknown'] == ['qwxz'] and row['cut'] == ''
+  assert 'warning: words the model does not know: qwxz' in capsys.readouterr().err
+  with pytest.raises(UserError, match=r'made with .*text_model [0-9a-f]+ \(now None\); choose another --json'):
+    run(images, tmp_path / 'out', *arguments[:3], '--checkpoint=shapes')
 
 
 def test_settings_reach_the_generator(tmp_path, images):

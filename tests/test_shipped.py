@@ -14,7 +14,9 @@ from ditsam_jax.data.shapes.expressions import vocabulary
 from ditsam_jax.errors import UserError
 from ditsam_jax.evaluation.evaluator import evaluate_split
 from ditsam_jax.evaluation.forward import forward_of
+from ditsam_jax.evaluation.instances import Answer, instance_rates
 from ditsam_jax.export import main as export
+from ditsam_jax.geometry.masks import encode_rle
 from ditsam_jax.inference.mask_generator import SamAutomaticMaskGenerator
 from ditsam_jax.inference.segmenter import Segmenter
 from ditsam_jax.storage import places, saved_model
@@ -108,6 +110,22 @@ def test_everything_finds_the_shapes():
     )
     shapes, masks, found = shapes + len(ious), masks + len(records), found + int((ious.max(1) >= 0.75).sum())
   assert found / shapes >= 0.9 and found / masks >= 0.8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('model', ['shapes', 'sam_shapes_multimask'])
+def test_phrases_find_single_shapes(model):
+  settings = {name: value for name, value in EVERYTHING.items() if name != 'min_mask_region_area'}
+  generator = SamAutomaticMaskGenerator(model, 16, **settings, text_model='shapes', output_mode='coco_rle')
+  rng, asked, targets = np.random.default_rng(0), [], []
+  for index in range(12):
+    scene, _ = described_scene(scenes_config({}), 'test', index)
+    for phrase in phrases(scene.shapes, scenes_config({}).image_size, 6, rng):
+      asked.append((scene.image, phrase.text))
+      targets.append([encode_rle(scene.masks[i]) for i in phrase.targets])
+  found = [([r['segmentation'] for r in each], [r['predicted_iou'] for r in each]) for each in generator.stream(asked)]
+  rates = instance_rates([Answer(wanted, *given) for wanted, given in zip(targets, found)])
+  assert rates['AP50'] >= 75 and rates['count'] >= 65 and rates['count_5'] >= 50
 
 
 @pytest.mark.slow

@@ -89,7 +89,7 @@ def test_the_best_weights_by_validation_are_kept(finished):
   lines = [json.loads(line) for line in (finished / 'train_log.jsonl').read_text().splitlines()]
   (line,) = [line for line in lines if 'val/mIoU' in line]
   assert best == {'step': 4, 'val_mIoU': line['val/mIoU']}
-  assert read_description(finished / 'best')['notes'] == {'steps': 4, 'val_mIoU': best['val_mIoU']}
+  assert read_description(finished / 'best')['notes'] == {'steps': 4, 'val_mIoU': best['val_mIoU'], 'task': 'text'}
   assert saved_model.load(finished / 'best').config == saved_model.load(finished).config
   assert (finished / 'checkpoints' / '4').is_dir()  # although none was due at this step
 

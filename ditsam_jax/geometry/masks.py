@@ -4,6 +4,7 @@ pycocotools decodes run lengths without checks, and damaged ones crash the proce
 """
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -62,6 +63,15 @@ def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
   if not rows.size:
     return None
   return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def shares_inside(masks: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> np.ndarray:
+  """Returns which share of each mask lies in each other one, f64 [n, m]. Both are results of `encode_rle`, of one size."""
+  if not masks or not others:
+    return np.zeros((len(masks), len(others)))
+  # For a crowd region, COCO divides the intersection by the area of the first mask.
+  mine, crowds = list[Any](masks), list[Any](others)
+  return np.asarray(coco_mask.iou(mine, crowds, [1] * len(crowds)))
 
 
 def without_small_regions(mask: np.ndarray, area: float) -> tuple[np.ndarray, bool]:

@@ -21,6 +21,8 @@ _FEWEST_BOXES = 1024  # smallest size that `suppress` is compiled for; then 4096
 class Measures(NamedTuple):
   """Measures of C masks at the image's own size, int32 [C] each; box ends are inclusive, -1 for empty masks."""
 
+  area: Array
+  inside: Array  # pixels of the mask that are inside a given one
   inner: Array  # pixels above the threshold plus the offset
   outer: Array  # pixels above the threshold minus the offset
   left: Array
@@ -32,7 +34,7 @@ class Measures(NamedTuple):
   def none(cls, count: int) -> 'Measures':
     """Returns the measures before the first tile."""
     zero, far, before = (np.full(count, value, np.int32) for value in (0, _FAR, -1))
-    return cls(zero, zero, far, far, before, before)
+    return cls(zero, zero, zero, zero, far, far, before, before)
 
 
 class Tile(NamedTuple):
@@ -68,8 +70,19 @@ def pick(logits: jax.Array, row: Array, mask: Array) -> jax.Array:
 
 
 @jax.jit
-def measure(measures: Measures, logits: Sequence[jax.Array], tile: Tile, threshold: Array, offset: Array) -> Measures:
-  """Adds a tile to the measures of C masks, each f32 [S/4, S/4]; threshold and offset are f32 []."""
+def measure(
+  measures: Measures, logits: Sequence[jax.Array], tile: Tile, wanted: Array, threshold: Array, offset: Array
+) -> Measures:
+  """Adds a tile to the measures of C masks.
+
+  Args:
+    measures: measures so far.
+    logits: C arrays f32 [S/4, S/4].
+    tile: the tile.
+    wanted: bool [T, T], the tile's pixels that count as inside.
+    threshold: f32 [], of masks.
+    offset: f32 [], of the stability.
+  """
   values = _own_size(logits, tile)
   inside = _inside(tile)
   mask = (values > threshold) & inside
@@ -81,6 +94,8 @@ def measure(measures: Measures, logits: Sequence[jax.Array], tile: Tile, thresho
     return ((values > limit) & inside).sum((0, 2), dtype=jnp.int32)
 
   return Measures(
+    measures.area + mask.sum((0, 2), dtype=jnp.int32),
+    measures.inside + (mask & wanted[:, None]).sum((0, 2), dtype=jnp.int32),
     measures.inner + count(threshold + offset),
     measures.outer + count(threshold - offset),
     jnp.minimum(measures.left, jnp.where(columns, x, _FAR).min(1)),
@@ -92,9 +107,9 @@ def measure(measures: Measures, logits: Sequence[jax.Array], tile: Tile, thresho
 
 @jax.jit
 def judge(
-  measures: Measures, stability_threshold: Array, crop: Array, image: Array, margin: Array
+  measures: Measures, stability_threshold: Array, least_inside: Array, crop: Array, image: Array, margin: Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Selects stable masks that are not cut off by their crop.
+  """Selects stable masks that are not cut off by their crop and lie inside a given mask for the most part.
 
   A mask that ends at an edge of its crop, but not of the image, is probably cut off. Empty masks have stability NaN and
   are dropped unless the threshold keeps all.
@@ -102,6 +117,7 @@ def judge(
   Args:
     measures: measures of C masks over all tiles.
     stability_threshold: f32 []; 0 and below keeps all.
+    least_inside: f32 [], smallest share of a mask that is inside the given one.
     crop: f32 [4], the crop's box in the image.
     image: f32 [4], the image's box.
     margin: f32 [], distance in pixels within which a mask touches an edge.
@@ -115,6 +131,7 @@ def judge(
   moved = boxes + jnp.tile(crop[:2], 2)
   at_crop, at_image = jnp.abs(moved - crop) <= margin, jnp.abs(moved - image) <= margin
   kept = (stability >= stability_threshold) | (stability_threshold <= 0)
+  kept &= measures.inside >= least_inside * measures.area
   return kept & ~(at_crop & ~at_image).any(1), stability, boxes
 
 

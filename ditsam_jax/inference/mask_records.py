@@ -66,6 +66,12 @@ def bounds(mask: np.ndarray) -> tuple[int, int, int, int]:
   return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
 
 
+def moved(box: tuple[int, int, int, int], crop: Box) -> tuple[int, int, int, int]:
+  """A box in pixels of a crop, in pixels of the image."""
+  x0, y0, x1, y1 = box
+  return x0 + crop[0], y0 + crop[1], x1 + crop[0], y1 + crop[1]
+
+
 def record(found: Found, output_mode: str) -> dict[str, Any]:
   """Meta's record. Its boxes are (x, y, width, height); `bbox` counts from the first pixel to the last, as Meta's does."""
   segmentation: Any = found.rle

@@ -29,10 +29,12 @@ _COLUMNS = (
 
 
 class Everything(NamedTuple):
-  """An image, uint8 [h, w, 3], and the records of its masks."""
+  """An image, uint8 [h, w, 3], the records of its masks, and what was not read of the phrase, see Prediction."""
 
   image: np.ndarray
   records: Records
+  unknown: tuple[str, ...] = ()
+  cut: str = ''
 
 
 class EverythingFiles(ResultFiles):
@@ -64,10 +66,13 @@ class EverythingFiles(ResultFiles):
         pixels = draw_everything(found.image, found.records, in_words(request.prompt))
         write_png(picture, pixels, notes={NOTES: json.dumps(notes)})
     row = {'image': request.name, 'id': request.id, 'prompt': described(request.prompt), 'masks': found.records}
+    if request.prompt.text is not None:
+      row |= {'unknown': list(found.unknown), 'cut': found.cut}
     if picture is not None:
       row['overlay'] = str(picture)
     line = json.dumps(row | notes) + '\n'
-    return Written(request, line.encode(), _summary(request, found.records, picture), not found.records, (), '')
+    summary = _summary(request, found.records, picture)
+    return Written(request, line.encode(), summary, not found.records, found.unknown, found.cut)
 
 
 def _write_masks(folder: Path, records: Records) -> None:

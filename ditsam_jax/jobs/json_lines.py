@@ -109,7 +109,9 @@ def differing(made_by: Any, now: dict[str, Any]) -> str:
   if not isinstance(made_by, dict):
     return 'something unknown'
   return ', '.join(
-    f'{name} {printable(made_by.get(name))} (now {value})' for name, value in now.items() if made_by.get(name) != value
+    f'{name} {printable(made_by.get(name))} (now {now.get(name)})'
+    for name in now | made_by
+    if made_by.get(name) != now.get(name)
   )
 
 

@@ -130,6 +130,14 @@ def test_scenes_are_for_shapes_only():
   assert 'scenes: min_shapes is 9' in refusal('data.scenes.min_shapes=9', config='ldit:shapes')
 
 
+def test_phrases_are_refused_where_no_sentence_is_read():
+  assert refusal('data.scenes.phrases_per_scene=3', config='sam_pretrain') == (
+    "config.data.scenes.phrases_per_scene is 3; expected 0 for task 'prompts': phrases name several shapes or none, and "
+    'are not read'
+  )
+  assert files.load('ldit:shapes', ['data.scenes.phrases_per_scene=3']).data.scenes.phrases_per_scene == 3
+
+
 def test_an_unsupported_attention_is_refused():
   config = files.load('ldit', ['attention=pallas_tpu'])
   model = model_config(config)

@@ -19,7 +19,7 @@ _COMMANDS = {
   'evaluate': (evaluate.main, {'--checkpoint': 'MODEL', '--dataset': 'refcoco', '--split': 'val', '--data-dir': 'nowhere', '--output': 'out', '--batch-size': '8', '--limit': '2', '--save-pictures': '1'}),
   'predict': (predict.main, {'--checkpoint': 'MODEL', '--image': 'IMAGE', '--text': 'the red circle', '--output': 'out', '--json': 'out.jsonl', '--batch-size': '1', '--dtype': 'float32'}),
   'predict a file': (predict.main, {'--checkpoint': 'MODEL', '--prompts': 'PROMPTS', '--images-dir': 'FOLDER', '--output': 'out', '--json': 'out.jsonl'}),
-  'everything': (everything.main, {'--checkpoint': 'MODEL', '--image': 'IMAGE', '--text': 'the red circle', '--output': 'out', '--json': 'out.jsonl', '--dtype': 'float32', '--points-per-side': '2', '--crop-n-layers': '0', '--min-mask-region-area': '9'}),
+  'everything': (everything.main, {'--checkpoint': 'MODEL', '--image': 'IMAGE', '--text': 'the red circle', '--text-checkpoint': 'MODEL', '--output': 'out', '--json': 'out.jsonl', '--dtype': 'float32', '--points-per-side': '2', '--crop-n-layers': '0', '--min-mask-region-area': '9'}),
   'prepare': (prepare_command.main, {'--dataset': 'refcoco', '--annotations': 'FOLDER', '--images': 'FOLDER', '--data-dir': 'data', '--split-by': 'unc', '--processes': '0'}),
   'prepare own': (prepare_command.main, {'--name': 'mine', '--annotations': 'ROWS', '--images': 'FOLDER', '--masks': 'FOLDER', '--data-dir': 'data', '--format': 'jsonl', '--seed': '3', '--model': 'MODEL', '--processes': '0'}),
   'export': (export.main, {'--checkpoint': 'MODEL', '--output': 'out', '--dtype': 'float16'}),

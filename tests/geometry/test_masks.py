@@ -7,7 +7,7 @@ from hypothesis.extra import numpy as arrays
 from pycocotools import mask as coco_mask
 
 from ditsam_jax.errors import UserError
-from ditsam_jax.geometry.masks import bounding_box, decode_rle, encode_rle
+from ditsam_jax.geometry.masks import bounding_box, decode_rle, encode_rle, shares_inside
 
 MASKS = arrays.arrays(bool, strategies.tuples(strategies.integers(1, 40), strategies.integers(1, 40)))
 
@@ -33,6 +33,16 @@ def test_both_encodings_round_trip_and_pycocotools_reads_them(mask):
 def test_bounding_boxes_equal_pycocotools(mask):
   x, y, width, height = coco_mask.toBbox(encode_rle(mask)).astype(int).tolist()
   assert bounding_box(mask) == ((x, y, x + width, y + height) if mask.any() else None)
+
+
+@settings(max_examples=20, deadline=None)
+@given(arrays.arrays(bool, (5, 20, 30)))
+def test_shares_inside_equal_counted_pixels(masks):
+  masks[:, 0, 0] = True
+  rles = [encode_rle(mask) for mask in masks]
+  expected = [[(mask & other).sum() / mask.sum() for other in masks[:3]] for mask in masks]
+  np.testing.assert_allclose(shares_inside(rles, rles[:3]), expected)
+  assert shares_inside([], rles).shape == (0, 5)
 
 
 def test_long_runs_of_a_large_mask_round_trip():

@@ -12,6 +12,10 @@ from ditsam_jax.data.datasets import scenes_config
 from ditsam_jax.data.shapes.builder import described_scene
 from ditsam_jax.errors import UserError
 from ditsam_jax.geometry.masks import decode_rle
+from ditsam_jax.inference.mask_candidates import Candidates
+from ditsam_jax.inference.mask_crops import crops_of
+from ditsam_jax.inference.mask_settings import MaskSettings
+from ditsam_jax.inference.phrase_instances import Named
 from ditsam_jax.models.config import ImageEncoderConfig, MaskDecoderConfig, sam, tiny
 from ditsam_jax.models.weights import weights_of
 from ditsam_jax.storage import saved_model
@@ -246,6 +250,75 @@ def test_an_image_without_masks_returns_an_empty_list(windowed):
 def test_invalid_arguments_are_refused(settings, message):
   with pytest.raises(UserError, match=message):
     ditsam_jax.SamAutomaticMaskGenerator('sam_shapes', **settings)
+
+
+@pytest.mark.slow
+def test_points_in_a_sentences_mask_find_the_masks_that_it_covers(shipped):
+  settings = MaskSettings(**BASE, crop_n_layers=1)
+  candidates = Candidates(ditsam_jax.Segmenter.from_model(shipped[0]), settings)
+  crops = crops_of(image_of(150, 110), settings, settings.grids(), shipped[0].config)
+  mask = np.broadcast_to(np.arange(150) // 25 % 2 == 0, (110, 150))  # three stripes
+
+  def drawn(named):
+    for crop, mine in zip(crops, candidates.find(crops, named)):
+      for candidate, own in zip(mine, candidates.draw(crop, mine)):
+        x0, y0, x1, y1 = crop.box
+        x, y = candidate.point + crop.box[:2]
+        share = (own & mask[y0:y1, x0:x1]).sum() / own.sum()
+        yield (*crop.box, float(x), float(y), round(candidate.score, 4)), mask[int(y), int(x)] and share >= 0.6
+
+  everything, some = dict(drawn(None)), dict(drawn(Named(mask, 0.9, 0.9, 1.0)))
+  assert all(some.values())
+  expected = {key for key, wanted in everything.items() if wanted}
+  middle = some.keys() - everything.keys()  # of the stripes
+  assert some.keys() - middle == expected and len({key[4:6] for key in middle}) <= 3
+  in_mask = {key for key in everything if mask[int(key[5]), int(key[4])]}
+  assert 3 < len(expected) < len(in_mask) < len(everything)
+
+
+@pytest.fixture(scope='module')
+def reader():
+  """Returns settings of a generator whose phrases are read by another model."""
+  settings = dict(points_per_side=8, pred_iou_thresh=0.75, stability_score_thresh=0.85)
+  return settings | dict(text_model=ditsam_jax.Segmenter('shapes'))
+
+
+@pytest.mark.slow
+def test_new_phrases_and_images_do_not_recompile(reader, compilations):
+  generator = ditsam_jax.SamAutomaticMaskGenerator('sam_shapes_multimask', **reader)
+  assert len(generator.generate(image_of(128, 128, 0), 'the shapes')) > 3
+  before = len(compilations)
+  for number, (size, text) in enumerate([((96, 96), 'the red circles'), ((300, 211), 'the shapes'), ((31, 90), None)]):
+    generator.generate(image_of(*size, number), text)
+  assert generator.generate(np.zeros((70, 80, 3), np.uint8), 'the red circles') == []
+  assert len(compilations) == before
+
+
+@pytest.mark.slow
+def test_a_stream_with_phrases_returns_the_results_of_single_images(reader, tmp_path):
+  generator = ditsam_jax.SamAutomaticMaskGenerator('sam_shapes_multimask', **reader, crop_n_layers=1)
+  images = [image_of(128, 128, number) for number in range(2)]
+  asked = [(images[0], 'the shapes'), (images[0], None), (images[0], 'the red crosses'), (images[1], 'the shapes')]
+  together = generator.stream([*asked, (tmp_path / 'missing.png', 'the shapes')])
+  for (image, text), records in zip(asked, together):
+    alone = generator.generate(image, text)
+    assert len(records) == len(alone) > 0
+    assert all((one['segmentation'] == other['segmentation']).all() for one, other in zip(records, alone))
+  with pytest.raises(UserError, match=r'missing\.png'):
+    next(together)
+
+
+def test_the_model_that_reads_phrases_needs_a_text_encoder(windowed):
+  with pytest.raises(UserError, match="text_model 'sam_shapes': this model has no text encoder"):
+    ditsam_jax.SamAutomaticMaskGenerator(windowed[0], text_model='sam_shapes')
+
+
+def test_a_model_trained_with_sentences_only_does_not_find_objects(windowed, tmp_path):
+  for task in ('text', 'interactive'):
+    saved_model.save(tmp_path / task, windowed[0], notes={'task': task})
+  ditsam_jax.SamAutomaticMaskGenerator(tmp_path / 'interactive')
+  with pytest.raises(UserError, match='text was trained with sentences only .* pass this one as text_model'):
+    ditsam_jax.SamAutomaticMaskGenerator(tmp_path / 'text')
 
 
 def test_text_requires_a_text_encoder(windowed):

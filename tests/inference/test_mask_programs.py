@@ -26,14 +26,19 @@ def test_tiles_add_up_to_the_logits_at_the_own_size(config, size):
   logits = smooth(3)
   expected = framed.own_size(np.stack(logits))
   tiles = tiles_of(*framed.own_size_operators(), 64)
+  wanted = np.random.default_rng(1).random((64 * 6, 64 * 6)) < 0.3
   measures, drawn = Measures.none(3), np.zeros((3, *size), bool)
   for tile in tiles:
-    measures = mask_programs.measure(measures, logits, tile, np.float32(0.2), np.float32(0.3))
+    part = wanted[tile.top :, tile.left :][:64, :64]
+    measures = mask_programs.measure(measures, logits, tile, part, np.float32(0.2), np.float32(0.3))
     bits = np.unpackbits(np.asarray(mask_programs.draw(logits, tile, np.float32(0.2))), axis=2)
     part = drawn[:, tile.top : tile.top + tile.height, tile.left : tile.left + tile.width]
     part[:] = bits[: tile.height, :, : tile.width].transpose(1, 0, 2)
   # Rounding may flip a pixel at the threshold.
   assert (drawn != (expected > 0.2)).sum() <= 2
+  np.testing.assert_allclose(measures.area, (expected > 0.2).sum((1, 2)), atol=1)
+  inside = (expected > 0.2) & wanted[: size[0], : size[1]]
+  np.testing.assert_allclose(measures.inside, inside.sum((1, 2)), atol=1)
   np.testing.assert_allclose(measures.inner, (expected > 0.5).sum((1, 2)), atol=1)
   np.testing.assert_allclose(measures.outer, (expected > -0.1).sum((1, 2)), atol=1)
   for i, mask in enumerate(drawn):
@@ -42,16 +47,21 @@ def test_tiles_add_up_to_the_logits_at_the_own_size(config, size):
     assert box == [columns[0], rows[0], columns[-1], rows[-1]]
 
 
-def judged(inner, outer, box, *, threshold=0.5, crop=(0, 0, 100, 100), image=(0, 0, 100, 100)):
-  measures = Measures(*(np.array([value], np.int32) for value in (inner, outer, *box)))
+def judged(inner, outer, box, *, threshold=0.5, area=0, inside=0, crop=(0, 0, 100, 100), image=(0, 0, 100, 100)):
+  measures = Measures(*(np.array([value], np.int32) for value in (area, inside, inner, outer, *box)))
   crop, image = (np.array(values, np.float32) for values in (crop, image))
-  arrays = mask_programs.judge(measures, np.float32(threshold), crop, image, np.float32(20))
+  arrays = mask_programs.judge(measures, np.float32(threshold), np.float32(0.75), crop, image, np.float32(20))
   return [np.asarray(array)[0].tolist() for array in arrays]
 
 
 def test_stability_is_a_ratio_with_an_inclusive_threshold():
   assert judged(5, 10, (40, 40, 50, 50)) == [True, 0.5, [40, 40, 50, 50]]
   assert judged(4, 10, (40, 40, 50, 50))[0] is False
+
+
+def test_masks_outside_the_given_one_are_dropped():
+  assert judged(1, 1, (40, 40, 50, 50), area=4, inside=3)[0] is True
+  assert judged(1, 1, (40, 40, 50, 50), area=8, inside=5)[0] is False
 
 
 def test_an_empty_mask_is_kept_only_without_a_stability_threshold():
