@@ -7,8 +7,8 @@ many times faster ditsam_jax is, the most memory of both in GB (weights and libr
 found and agree on (IoU of at least 0.99, scores within 1e-4).
 
 Masks of random weights are as wide as the image, so crops drop nearly all of them, and suppression leaves few. With
---mask-share=0.01, the threshold of masks, in both, is the logit that 1 % of the pixels exceed: spots, of which crops and
-suppression keep some.
+--mask-share=0.0001, the threshold of masks, in both, is the logit that one pixel in 10,000 exceeds: spots, of which crops
+and suppression keep some.
 
 Smaller, to try it: --size=tiny --points-per-side=8
 """
@@ -35,7 +35,6 @@ from ditsam_jax.models.config import PRESETS, DitSamConfig, sam
 from ditsam_jax.storage.description import read_config
 
 SIDES = ('ditsam_jax', 'segment_anything')
-KEPT_BY_IOU, KEPT_BY_STABILITY = 0.25, 0.5
 OFFSET = 0.02  # of the stability score: logits of random weights are small
 FEW = [
   np.stack(np.meshgrid([0.2, 0.5, 0.8], [0.2, 0.5, 0.8]), -1).reshape(-1, 2)
@@ -50,6 +49,8 @@ def main() -> None:
   parser.add_argument('--points-per-side', type=int, default=32)
   parser.add_argument('--crop-n-layers', type=int, default=0)
   parser.add_argument('--box-nms-thresh', type=float, default=0.7, help='1 keeps all: masks of random weights are wide')
+  parser.add_argument('--kept-by-iou', type=float, default=0.25, help='share of the masks')
+  parser.add_argument('--kept-by-stability', type=float, default=0.5, help='share of those kept by predicted IoU')
   parser.add_argument('--mask-share', type=float, help='pixels above the threshold of masks (default: logits above 0)')
   parser.add_argument('--turns', type=int, default=1, help='timed, after one on a few points that is not')
   parser.add_argument('--part', choices=('prepare', *SIDES), help='what a process does with --folder; not for people')
@@ -111,11 +112,11 @@ def prepare(options: argparse.Namespace, config: DitSamConfig) -> None:
     model, None, point_grids=FEW, output_mode='coco_rle', dtype='float32', **open_to_all
   )
   found = generator.generate(image)
-  iou = float(np.quantile([record['predicted_iou'] for record in found], 1 - KEPT_BY_IOU))
-  stable = [record['stability_score'] for record in found if record['predicted_iou'] > iou]
+  iou = float(np.quantile([record['predicted_iou'] for record in found], 1 - options.kept_by_iou))
+  stable = [each['stability_score'] for each in found if each['predicted_iou'] > iou and each['area']]
   settings = {
     'pred_iou_thresh': max(iou, 1e-6),  # 0 and below would keep all
-    'stability_score_thresh': float(np.quantile(stable, 1 - KEPT_BY_STABILITY)),
+    'stability_score_thresh': float(np.quantile(stable, 1 - options.kept_by_stability)),
     'stability_score_offset': OFFSET,
     'box_nms_thresh': options.box_nms_thresh,
     'output_mode': 'coco_rle',

@@ -79,6 +79,7 @@ def test_limit_output_split_and_dtype(run, data_dir, tmp_path):
   assert figures['samples'] == 5 and figures['split'] == 'val' and figures['dtype'] == 'bfloat16'
 
 
+@pytest.mark.slow
 def test_several_splits_share_a_folder_and_metrics_file(run, data_dir, capsys):
   assert evaluated(run, data_dir, '--limit=4', '--splits=val,test,val', '--protocol=standard', '--save-pictures=1') == 0
   output = run / 'evaluation-val-test'

@@ -29,6 +29,7 @@ JUNK = [None, True, -1, 0, 3, 10**400, -0.5, math.nan, math.inf, 1e300, '', 'x',
 JUNK += [(), [None], [[1]], [math.nan] * 3, {}, {'width': 1}, {1: 2}, {'x': {}}, print, Hostile(), range(3), 1j]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('path', [path for path, _ in fields.walk(RunConfig)])
 def test_junk_is_accepted_or_refused_in_one_line(path):
   *parents, name = path.split('.')

@@ -71,6 +71,7 @@ def test_a_port_in_use_is_refused(started):
     serve.main([f'--port={taken.getsockname()[1]}'])
 
 
+@pytest.mark.slow
 def test_by_default_only_this_machine_can_connect(model, started, capsys, tmp_path):
   assert serve.main([f'--checkpoint={model}', '--port=0']) == 0
   assert started['url'].startswith('http://127.0.0.1:') and set(started['hosts']) == {'localhost', '127.0.0.1', '::1'}

@@ -8,6 +8,7 @@ from ditsam_jax import command_line
 from ditsam_jax.terminal import listed, printable
 
 
+@pytest.mark.slow
 @given(st.text(st.characters(), max_size=50))  # includes surrogates, which file names may contain
 def test_any_text_becomes_one_encodable_line(name):
   shown = printable(name)

@@ -61,6 +61,7 @@ def test_cross_attention_survives_a_round_trip(tmp_path):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.verifies(
   'PyTorch weights in and out again, in f32, f16 and bf16', against="a checkpoint of Meta's SAM", within='equal bits'
 )
@@ -89,6 +90,7 @@ def test_a_model_trained_here_has_all_tensors_of_the_release(tmp_path):
   assert without_numbers(content['state_dict']) == without_numbers(golden['state_dict'])
 
 
+@pytest.mark.slow
 def test_an_unwritable_output_leaves_nothing(tmp_path):
   saved_model.save(tmp_path / 'model', random_model(torch_models.SAM))
   (tmp_path / 'taken').mkdir()

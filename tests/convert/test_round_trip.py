@@ -95,6 +95,7 @@ def test_a_contradicting_flag_is_refused_with_both_values(saved, tmp_path, flag,
   assert f'{flag}, but {saved / "weights.pth.json"} says {value}' in refusal(saved / 'weights.pth', tmp_path, flag)
 
 
+@pytest.mark.slow
 def test_the_json_of_other_weights_is_detected(saved, tmp_path):
   """For weights trained further, --config confirms that the JSON still applies."""
   file = tmp_path / 'weights.pth'
@@ -136,6 +137,7 @@ def test_a_foreign_json_is_neither_read_nor_overwritten(saved, tmp_path, capsys)
   assert 'was not written by flax_to_torch.py, and is ignored' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_an_exported_sam_combines_with_a_bert_and_keeps_its_heads(tmp_path):
   saved_model.save(tmp_path / 'sam', random_model(odd_config(None)))
   to_torch(tmp_path / 'sam', tmp_path / 'sam.pth')

@@ -228,6 +228,7 @@ def test_verify_refuses_different_results(tmp_path, monkeypatch, factor):
   assert 'differs from PyTorch' in refusal(tmp_path, tmp_path / 'sam.pth', '--decoder-heads=4', '--verify')
 
 
+@pytest.mark.slow
 def test_hugging_faces_config_supplies_settings_that_shapes_lack(tmp_path):
   torch_models.save_meta(torch_models.random_peer(torch_models.SAM), tmp_path / 'sam.pth')
   torch_models.bert().save_pretrained(tmp_path / 'bert')

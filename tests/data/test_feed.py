@@ -46,6 +46,7 @@ def test_training_samples_equal_a_plain_loaders(loaders):
     assert_alike(row | {'image': square}, plain[True].drawn(index, np.random.default_rng(seed)))
 
 
+@pytest.mark.slow
 def test_evaluation_samples_equal_a_plain_loaders(loaders):
   source, tokenizer, plain = loaders
   batches = pipeline.evaluation_batches(

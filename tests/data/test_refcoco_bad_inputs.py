@@ -221,6 +221,7 @@ def test_pickles_that_demand_memory_or_depth_are_refused(tmp_path, data):
   assert 'refs(unc).p' in refusal(read_refs, file) and time.monotonic() - started < 5
 
 
+@pytest.mark.slow
 def test_five_thousand_refs_are_read_in_seconds(tmp_path):
   made = make(tmp_path)
   file = tmp_path / 'refs(unc).p'

@@ -6,6 +6,7 @@ import functools
 import re
 
 import numpy as np
+import pytest
 
 from ditsam_jax.data import shapes
 from ditsam_jax.data.shapes import builder
@@ -52,6 +53,7 @@ def all_phrases():
   return [(scene, phrase) for scene, of_scene in phrased() for phrase in of_scene]
 
 
+@pytest.mark.slow
 def test_every_phrase_refers_to_exactly_its_targets():
   for scene, phrase in all_phrases():
     found, several = meaning(phrase.text, scene.shapes)

@@ -149,6 +149,7 @@ def test_the_mask_of_a_phrase_is_the_union_of_what_it_names():
     )
 
 
+@pytest.mark.slow
 def test_the_written_paraphrases_belong_to_their_scenes_and_are_not_of_the_grammar(tmp_path):
   with PARAPHRASES.open(encoding='utf-8') as file:
     rows = list(csv.DictReader(file, delimiter='\t'))

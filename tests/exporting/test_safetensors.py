@@ -73,6 +73,7 @@ def test_their_processor_prepares_images_as_we_do(tmp_path):
   assert np.abs(np.moveaxis(np.asarray(pixels), 0, -1) - ours).max() <= 1e-5
 
 
+@pytest.mark.slow
 def test_the_exported_sam_converts_back_to_the_same_weights(tmp_path):
   model = random_model(SAM)
   saved_model.save(tmp_path / 'model', model)
@@ -82,6 +83,7 @@ def test_the_exported_sam_converts_back_to_the_same_weights(tmp_path):
   assert all(np.array_equal(back[name][...], array[...]) for name, array in weights_of(model).items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_a_model_with_text_loads_from_safetensors(tmp_path, dtype):
   folder = exported('shapes', tmp_path / 'shapes', f'--dtype={dtype}')

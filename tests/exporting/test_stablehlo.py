@@ -118,6 +118,7 @@ def test_plain_sam(tmp_path):
   assert max(described['largest_differences_from_jax'].values()) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.verifies(
   'StableHLO exported by JAX 0.10.0', against='the model in the installed JAX', within='1e-5 relative'
 )

@@ -91,6 +91,7 @@ def test_visual_prompts_work_with_and_without_text(model, batch, visual):
   assert alone.text_features is None
 
 
+@pytest.mark.slow
 def test_sparse_prompts_are_points_then_boxes_then_text(model, batch):
   """Compared with decoder inputs assembled by hand."""
   out = forward(model, {**batch, **PROMPTS, 'boxes': BOXES})

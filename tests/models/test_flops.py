@@ -23,6 +23,7 @@ def counted_by_xla(config, prompts):
   return forward.lower(weights, shapes).cost_analysis()['flops']
 
 
+@pytest.mark.slow
 @pytest.mark.verifies('FLOPs of a forward pass, for MFU', against="XLA's count of the lowered program", within='2 %')
 @pytest.mark.parametrize(
   'config',

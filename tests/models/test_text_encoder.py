@@ -55,6 +55,7 @@ def test_padding_does_not_affect_other_states(encoder, bert):
   np.testing.assert_allclose(padded[:, :length], short, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_dropout_is_active_in_train_mode_and_determined_by_its_key(encoder, bert):
   encoder = nnx.clone(encoder)
   ids, mask = bert['token_ids'], bert['token_mask']

@@ -139,6 +139,7 @@ def test_any_small_shape(name, case, data):
   check(name, data.draw(st.sampled_from(TYPES[name])), case)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', NAMES)
 def test_large_logits_do_not_overflow(name):
   """They reach thousands, so all weight falls on one key."""

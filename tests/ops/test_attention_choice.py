@@ -111,6 +111,7 @@ def on_an_h100():
   return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((1,), ('gpu',), abstract_device=device))
 
 
+@pytest.mark.slow
 def test_programs_for_tpus_use_the_tpu_kernels():
   text = lowered('tpu', jnp.bfloat16)
   assert text.count('tpu_custom_call') >= 2 and 'x729x729x' not in text

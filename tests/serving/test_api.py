@@ -34,6 +34,7 @@ def arguments(prompt):
   return given | ({'mask': np.array(prompt['mask'])} if 'mask' in prompt else {})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('prompt', PROMPTS)
 def test_answers_equal_the_library_results(client, image, segmenter, prompt):
   answer = client.post(f'{image}/prompts', prompt).json
@@ -75,6 +76,7 @@ def test_a_mask_as_png(client, image):
   assert float(second.headers['X-Score']) == pytest.approx(wanted['masks'][1]['score'], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_mask_refines_the_next_prompt(client, image, segmenter):
   first = client.post(f'{image}/prompts', {'text': 'the red circle', 'low_res': True}).json
   found = segmenter(picture(), 'the red circle')
@@ -114,6 +116,7 @@ def test_a_deleted_image_is_gone(client, image):
   assert client.post(f'{image}/prompts', PROMPTS[0]).status == 404
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('text', [None, 'the red circles'])
 def test_everything(live, client, image, segmenter, monkeypatch, text):
   settings = {'points_per_side': 2, 'pred_iou_thresh': 0, 'stability_score_thresh': 0}

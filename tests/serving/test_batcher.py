@@ -44,6 +44,7 @@ def texts(*words):
   return [Prompt(f'the {word} circle') for word in words]
 
 
+@pytest.mark.slow
 def test_prompts_of_one_kind_share_a_batch_with_the_same_results_as_alone(held, batcher, image, segmenter):
   batcher.pays_from = {segmenter.row(image, Prompt('a')).kind: 2}
   first = ask(batcher, image, texts('red'), 'a')

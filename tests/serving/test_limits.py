@@ -295,6 +295,7 @@ def test_damaged_images_are_read_or_refused_in_one_line(strict, tmp_path):
   assert statuses.count(201) > 20 and statuses.count(400) > 20
 
 
+@pytest.mark.slow
 def test_damaged_prompts_are_answered_or_refused_in_one_line(strict):
   """Uses the fuzz suite's changed values, damaged bytes and invalid JSON."""
   client = strict.client()

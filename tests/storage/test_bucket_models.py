@@ -28,6 +28,7 @@ def equal(one, other):
   return one.keys() == other.keys() and all(np.array_equal(one[name][...], other[name][...]) for name in one)
 
 
+@pytest.mark.slow
 def test_saving_and_loading_preserves_everything(bucket, models):
   saved_model.save(bucket / 'run/model', models[0], data={'dataset': 'shapes'})
   for given in (bucket / 'run/model', str(bucket / 'run')):  # a workdir resolves to its model
@@ -51,6 +52,7 @@ def test_a_copied_folder_is_a_model_too(bucket, models, tmp_path):
   assert equal(saved_model.load(tmp_path), models[0])
 
 
+@pytest.mark.slow
 def test_saving_again_replaces_the_model(bucket, models):
   for model in models:
     saved_model.save(bucket / 'model', model)
@@ -63,6 +65,7 @@ async def _no_sleep(seconds):
   pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('last', [1, 5, 10])
 def test_an_interrupted_replacement_keeps_the_old_model(bucket, store, models, monkeypatch, last):
   saved_model.save(bucket / 'model', models[0])

@@ -43,6 +43,7 @@ def weights(checkpoint):
   return {name: np.asarray(variable[...]) for name, variable in weights_of(ditsam_jax.load(checkpoint)).items()}
 
 
+@pytest.mark.slow
 def test_load_equals_the_folder_that_was_uploaded(server, folder, capsys):
   server.push('me/sam', folder)
   found, expected = weights('hf://me/sam'), weights(folder)

@@ -187,6 +187,7 @@ def test_models_without_checksums_load(copy):
   assert fresh_parts(copy) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('value', [np.nan, -1e30])
 def test_unusable_weights_are_refused(tmp_path, value):
   model = random_model(small_config(fusion='none', text_encoder=None))

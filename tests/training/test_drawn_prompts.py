@@ -70,6 +70,7 @@ def test_first_prompts_are_drawn_in_proportion():
   assert masks[0][clicks[:, 1], clicks[:, 0]].all()
 
 
+@pytest.mark.slow
 def test_a_target_without_pixels_gets_no_box_and_a_negative_click():
   empty = np.zeros((50, 8, 8), bool)
   assert set(np.ravel(first_prompts(jax.random.key(0), empty, (0.0, 0.0, 1.0), 0.1)[1])) == {ABSENT}

@@ -27,11 +27,16 @@ def forward(model, batch, rounds, first):
 def decoded(model, batch, row, points, labels, *, with_text, mask=None, multimask=False):
   """One row by the model's own parts: tokens that are absent are left out."""
   seen = np.asarray(labels) != ABSENT
-  ids, words = (batch[name][row : row + 1] for name in ('token_ids', 'token_mask'))
-  text = model.text_encoder(ids, words) if with_text else None
-  embedding = model.image_encoder(batch['image'][row : row + 1], text)
-  sparse = [model.prompt_encoder.embed_points(np.asarray(points)[seen][None], np.asarray(labels)[seen][None], SIZE)]
-  return model.decode(embedding, sparse, None if mask is None else mask[None], SIZE, multimask, text)
+  words = tuple(batch[name][row : row + 1] for name in ('token_ids', 'token_mask')) if with_text else None
+
+  @jax.jit
+  def run(image, words, points, labels, mask):
+    text = None if words is None else model.text_encoder(*words)
+    sparse = [model.prompt_encoder.embed_points(points, labels, SIZE)]
+    return model.decode(model.image_encoder(image, text), sparse, mask, SIZE, multimask, text)
+
+  points, labels = np.asarray(points)[seen][None], np.asarray(labels)[seen][None]
+  return run(batch['image'][row : row + 1], words, points, labels, None if mask is None else mask[None])
 
 
 def losses_of(outs, targets):
@@ -48,9 +53,13 @@ def test_without_clicks_it_is_training_with_text(fusion):
   model.eval()
   batch = random_batch(3)
   loss, metrics = forward(model, batch, 1, FirstPromptConfig(text=1, text_click=0, text_box=0, click=0, box=0))
-  out = model(batch['image'], batch['token_ids'], batch['token_mask'])
+
+  @jax.jit
+  def run(image, *words):
+    return model(image, *words), model(image, *words, multimask=True)
+
+  out, three = run(batch['image'], batch['token_ids'], batch['token_mask'])
   single, expected = mask_loss(out.logits, batch['mask'], out.iou, **LOSS)
-  three = model(batch['image'], batch['token_ids'], batch['token_mask'], multimask=True)
   lowest, _ = lowest_mask_loss(three.logits, batch['mask'], three.iou, **LOSS)
   assert float(loss) == pytest.approx(float(single + lowest) / 2, rel=1e-5)
   assert float(metrics['batch_iou']) == pytest.approx(float(expected['batch_iou']), rel=1e-5)

@@ -19,7 +19,7 @@ from tests.small_models import small_config
 def config():
   """Returns the config of a one-block SAM, whose step compiles in seconds."""
   plain = recipe('refcoco')
-  plain.update({'scan': False, 'task': 'prompts'})
+  plain.update({'scan': False, 'task': 'prompts', 'rounds': 1})
   plain.model.text_encoder, plain.model.fusion = None, 'none'
   plain.data.batch_size = 8
   plain.optimizer.update(warmup_steps=0)

@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -83,6 +84,7 @@ def test_adam_by_hand():
     assert float(params['kernel'][0]) == pytest.approx(weight, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_weight_decay_applies_to_matrices_only():
   config = recipe('refcoco').optimizer
   config.update(learning_rate=0.1, warmup_start=0.1, min_learning_rate=0.1, warmup_steps=0, weight_decay=0.5)
@@ -102,7 +104,7 @@ def test_muon_updates_are_orthogonal_and_of_adams_magnitude():
   rng = np.random.default_rng(0)
   params = {'a.kernel': jnp.zeros((16, 24)), 'a.bias': jnp.zeros(24)}
   gradients = {name: jnp.asarray(rng.normal(size=x.shape), jnp.float32) for name, x in params.items()}
-  updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+  updates, _ = jax.jit(optimizer.update)(gradients, optimizer.init(params), params)
   values = np.linalg.svd(np.asarray(updates['a.kernel']), compute_uv=False) / (0.1 * 0.2 * math.sqrt(24))
   assert values.min() > 0.5 and values.max() < 1.5
   np.testing.assert_allclose(updates['a.bias'], -0.1 * np.sign(gradients['a.bias']), rtol=1e-5)  # Adam's first update

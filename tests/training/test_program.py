@@ -1,6 +1,7 @@
 """The lowered train step: FLOPs and types. Only one step is compiled."""
 
 import collections
+import functools
 import re
 
 import jax
@@ -15,8 +16,14 @@ from tests.small_models import random_batch, random_model, small_config
 ALONE = (1, 1, 1)
 
 
+@functools.cache
+def lowered(**changes):
+  """The lowered step, shared by tests."""
+  return small_program(ALONE, **changes).lower()
+
+
 def flops(**changes):
-  return small_program(ALONE, **changes).lower().cost_analysis()['flops']
+  return lowered(**changes).cost_analysis()['flops']
 
 
 @pytest.mark.slow
@@ -41,11 +48,11 @@ def test_rematerialisation_adds_flops():
   assert flops() < flops(remat='elementwise') < flops(remat='products') < flops(remat='block')
 
 
-def product_types(program):
-  """Counts the matrix products of a lowered program by operand types."""
+def product_types(**changes):
+  """Counts the matrix products of the lowered step by operand types."""
   lines = [
     line
-    for line in program.lower().as_text().splitlines()
+    for line in lowered(**changes).as_text().splitlines()
     if 'dot_general' in line and not is_row_by_row(line) or 'convolution' in line
   ]
   pairs = (re.search(r': \(tensor<([^>]*)>, tensor<([^>]*)>\)', line).groups() for line in lines)
@@ -63,10 +70,10 @@ def is_row_by_row(line):
 def test_bfloat16_reaches_every_layer():
   """Only these stay in f32: the positional encoding, the upsampling of the logits (two products and two gradients), and
   the gradients of small attentions, whose softmax weights are f32."""
-  types = product_types(small_program(ALONE, dtype='bfloat16'))
+  types = product_types(dtype='bfloat16')
   assert set(types) == {('bf16', 'bf16'), ('f32', 'f32')}
   assert types['f32', 'f32'] <= 9 and types['bf16', 'bf16'] > 200
-  assert set(product_types(small_program(ALONE))) == {('f32', 'f32')}
+  assert set(product_types()) == {('f32', 'f32')}
 
 
 @pytest.mark.slow

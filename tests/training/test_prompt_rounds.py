@@ -39,9 +39,13 @@ def decoded(model, batch, i, k, *, points=None, labels=None, mask=None, multimas
   points = batch['points'][i, k] if points is None else points
   labels = batch['labels'][i, k] if labels is None else labels
   seen = np.asarray(labels) != ABSENT
-  embedding = model.image_encoder(batch['image'][i : i + 1])
-  sparse = model.prompt_encoder.embed_points(points[seen][None], labels[seen][None], SIZE)
-  return model.decode(embedding, [sparse], None if mask is None else mask[None], SIZE, multimask)
+
+  @jax.jit
+  def run(image, points, labels, mask):
+    sparse = model.prompt_encoder.embed_points(points, labels, SIZE)
+    return model.decode(model.image_encoder(image), [sparse], mask, SIZE, multimask)
+
+  return run(batch['image'][i : i + 1], points[seen][None], labels[seen][None], None if mask is None else mask[None])
 
 
 @pytest.mark.slow
@@ -106,6 +110,7 @@ def test_later_rounds_see_the_last_mask_and_the_last_of_them_no_new_click(model)
   assert float(metrics['corrected_iou']) == pytest.approx(float(last['batch_iou']), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_only_the_mask_with_the_lowest_loss_gets_a_gradient():
   rng = np.random.default_rng(0)
   target = rng.integers(0, 2, (2, 8, 8))
