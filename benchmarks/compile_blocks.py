@@ -41,7 +41,7 @@ CHIPS = {'v5e': 'v5e:2x2', 'v5p': 'v5p:2x2x1', 'v6e': 'v6e:2x2'}
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser = argparse.ArgumentParser(description=(__doc__ or '').split('\n')[0])
   parser.add_argument('--config', default='ldit')
   parser.add_argument('--chips', nargs='+', default=['v5e'])
   parser.add_argument('--remat', nargs='+', choices=REMAT, default=['elementwise'])

@@ -118,7 +118,8 @@ def _stacked(a: jax.Array, b: jax.Array) -> list[jax.Array]:
 
 def _logits(q, k, x, y) -> jax.Array:
   scaled = (q.astype(jnp.float32) * q.shape[0] ** -0.5).astype(q.dtype)
-  return sum(_dot(keys, queries, 'rows') for keys, queries in zip(_stacked(k, y), _stacked(scaled, x)))
+  first, *others = (_dot(keys, queries, 'rows') for keys, queries in zip(_stacked(k, y), _stacked(scaled, x)))
+  return sum(others, first)
 
 
 def _valid(shape: tuple[int, ...], axis: int, index, blocks: _Blocks) -> jax.Array:
