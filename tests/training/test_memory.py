@@ -67,6 +67,18 @@ def test_a_step_that_fits_runs_and_one_that_does_not_is_refused_with_a_change_th
   )
 
 
+@pytest.mark.slow
+def test_a_run_that_may_choose_recomputes_more_until_its_step_fits(program, config, monkeypatch, capfd):
+  sizes = iter([3 * 2**30, 2**30])
+  monkeypatch.setattr(memory, 'remats', lambda *_: ('none', 'block', 'never reached'))
+  monkeypatch.setattr(memory, '_bytes', lambda step: next(sizes))
+  monkeypatch.setenv(memory.VARIABLE, '2GiB')
+  memory.compiled(program, config)
+  told = capfd.readouterr().err
+  assert 'that needs 3.00 GiB of 2.00 GiB; recomputing more (remat block) ...' in told
+  assert 'a step needs 1.00 GiB of 2.00 GiB on each device (remat block)' in told
+
+
 MIB = 2**20
 
 
