@@ -118,8 +118,9 @@ class SamAutomaticMaskGenerator:
       output_mode=output_mode,
     )
     self._grids = self.settings.grids()
-    if isinstance(model, str | os.PathLike):
-      check_reads_points(model)
+    source = model.checkpoint if isinstance(model, Segmenter) else model
+    if isinstance(source, str | os.PathLike):
+      check_reads_points(source)
     if text_model is model or isinstance(model, str | os.PathLike) and text_model == model:
       text_model = None
     self._segmenter = _segmenter(model, tokenizer if text_model is None else None, dtype)

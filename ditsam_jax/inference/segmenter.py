@@ -51,6 +51,8 @@ class Segmenter:
   All devices of this host share a batch. Threads may share a segmenter.
   """
 
+  checkpoint: str | os.PathLike | None = None  # where the model was loaded from
+
   def __init__(
     self, checkpoint: str | os.PathLike = 'shapes', *, batch_size: int = 8, dtype: str | None = 'auto'
   ) -> None:
@@ -66,6 +68,7 @@ class Segmenter:
     """
     _check_batch_size(batch_size)
     self._set_up(*load_with_tokenizer(checkpoint, dtype), batch_size, dtype)
+    self.checkpoint = checkpoint
 
   @classmethod
   def from_model(

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ditsam_jax.errors import UserError
 from ditsam_jax.inference.framing import Framed
 from ditsam_jax.inference.mask_generator import SamAutomaticMaskGenerator
 from ditsam_jax.inference.segmenter import Segmenter
@@ -20,13 +21,18 @@ class Everything:
   seconds = 120.0  # time limit of an answer
 
   def __init__(self, segmenter: Segmenter):
-    self._segmenter = segmenter
-    self._generator = SamAutomaticMaskGenerator(segmenter, output_mode='coco_rle')
+    self._segmenter, self._generator, self._refusal = segmenter, None, ''
+    try:
+      self._generator = SamAutomaticMaskGenerator(segmenter, output_mode='coco_rle')
+    except UserError as error:  # a model for sentences only
+      self._refusal = str(error)
     self._worker = concurrent.futures.ThreadPoolExecutor(1, 'everything')
     self._lock, self._waiting = threading.Lock(), 0
 
   def compile(self) -> None:
     """Compiles the programs."""
+    if self._generator is None:
+      return
     side = self._segmenter.config.image_size
     blank = np.zeros((side, side, 3), np.uint8)
     taking_all = SamAutomaticMaskGenerator(
@@ -36,12 +42,17 @@ class Everything:
       taking_all.generate(blank, text)
 
   def submit(self, framed: Framed, text: str | None) -> concurrent.futures.Future[dict[str, Any]]:
-    """Starts segmenting what a phrase refers to, or everything. Raises Refused if too many images are waiting."""
+    """Starts segmenting what a phrase refers to, or everything.
+
+    Raises Refused if too many images are waiting, or if the model was trained with sentences only.
+    """
+    if self._generator is None:
+      raise Refused(400, self._refusal)
     with self._lock:
       if self._waiting >= _WAITING:
         raise Refused(503, f'{_WAITING} images are already waiting for everything', 10)
       self._waiting += 1
-    future = self._worker.submit(self._masks, framed, text)
+    future = self._worker.submit(self._masks, self._generator, framed, text)
     future.add_done_callback(self._done)
     return future
 
@@ -49,10 +60,10 @@ class Everything:
     """Drops waiting images and finishes the current one."""
     self._worker.shutdown(cancel_futures=True)
 
-  def _masks(self, framed: Framed, text: str | None) -> dict[str, Any]:
+  def _masks(self, generator: SamAutomaticMaskGenerator, framed: Framed, text: str | None) -> dict[str, Any]:
     height, width = framed.size
     masks = []
-    for found in self._generator.generate(framed.image, text):
+    for found in generator.generate(framed.image, text):
       x, y, w, h = found['bbox']
       box = [x, y, x + w + 1, y + h + 1]  # Meta's width and height end at the last pixel
       masks.append(

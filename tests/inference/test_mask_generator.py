@@ -319,6 +319,8 @@ def test_a_model_trained_with_sentences_only_does_not_find_objects(windowed, tmp
   ditsam_jax.SamAutomaticMaskGenerator(tmp_path / 'interactive')
   with pytest.raises(UserError, match='text was trained with sentences only .* pass this one as text_model'):
     ditsam_jax.SamAutomaticMaskGenerator(tmp_path / 'text')
+  with pytest.raises(UserError, match='text was trained with sentences only'):
+    ditsam_jax.SamAutomaticMaskGenerator(ditsam_jax.Segmenter(tmp_path / 'text'))
 
 
 def test_text_requires_a_text_encoder(windowed):

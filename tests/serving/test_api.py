@@ -13,8 +13,13 @@ from pycocotools import mask as coco_mask
 
 from ditsam_jax.geometry.masks import bounding_box
 from ditsam_jax.inference.mask_generator import SamAutomaticMaskGenerator
+from ditsam_jax.inference.segmenter import Segmenter
+from ditsam_jax.serving.everything import Everything
+from ditsam_jax.serving.refusals import Refused
+from ditsam_jax.storage import saved_model
 from tests.fuzz.seeds import picture
 from tests.serving.running import form, png
+from tests.small_models import random_model
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = [
@@ -141,6 +146,16 @@ def test_bad_requests_for_everything_are_refused(client, image):
   ):
     answer = client.post(f'{image}/everything', body)
     assert answer.status == 400 and told in answer.json['error'], answer
+
+
+def test_everything_is_refused_by_a_model_trained_with_sentences_only(segmenter, tmp_path):
+  words = segmenter.tokenizer.vocabulary_file
+  saved_model.save(tmp_path / 'text', random_model(segmenter.config), vocabulary=words, notes={'task': 'text'})
+  everything = Everything(Segmenter(tmp_path / 'text'))
+  everything.compile()  # nothing
+  with pytest.raises(Refused, match='text was trained with sentences only'):
+    everything.submit(None, 'the red circle')
+  everything.close()
 
 
 BAD_PROMPTS = [
