@@ -68,7 +68,7 @@ class Instruction:
   @property
   def op_name(self) -> str:
     """The JAX operation it comes from, or '' if there is no metadata."""
-    found = re.search(r'op_name="([^"]*)"', self.attributes)
+    found = re.search(r'op_name="([^"]*)"', self.attributes.replace("\\'", "'"))
     return found.group(1) if found else ''
 
   def called(self, role: str) -> str:

@@ -66,6 +66,7 @@ class Sources:
       lines.append((file, f'{_shortened(file)}:{location.get("line", 0)}'))
       number = frame.get('parent_frame_id', 0) - 1  # 1: no parent
     own = [line for file, line in lines if file and not any(library in file for library in _LIBRARIES)]
+    own = list(dict.fromkeys(own))  # a line that calls its own function is there twice
     return ' < '.join(own[:2]) if own else lines[0][1] if lines else ''
 
 

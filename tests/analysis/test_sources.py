@@ -27,6 +27,7 @@ StackFrames
 1 {file_location_id=1 parent_frame_id=1}
 2 {file_location_id=2 parent_frame_id=2}
 3 {file_location_id=3 parent_frame_id=3}
+4 {file_location_id=2 parent_frame_id=3}
 
 """
 BODY = """ENTRY %main (a: bf16[64,64]) -> bf16[64,64] {
@@ -35,6 +36,7 @@ BODY = """ENTRY %main (a: bf16[64,64]) -> bf16[64,64] {
   %copy-start.7 = (bf16[64,64]{1,0:S(1)}, bf16[64,64]{1,0}, u32[]{:S(2)}) copy-start(%dot.1)
   %copy-done.7 = bf16[64,64]{1,0:S(1)} copy-done(%copy-start.7)
   %old = bf16[64,64]{1,0} add(%copy-done.7, %copy-done.7), metadata={op_name="jit(step)/add" source_file="/home/b/own.py" source_line=7}
+  %twice = bf16[64,64]{1,0} add(%old, %old), metadata={op_name="batch[\\'mask\\']" stack_frame_id=4}
   ROOT %bare = bf16[64,64]{1,0} negate(%old)
 }
 """
@@ -46,6 +48,7 @@ def test_lines_are_those_of_the_innermost_own_code():
   product = 'ditsam_jax/models/layers.py:34 < ditsam_jax/models/image_encoder.py:12'
   assert found['dot.1'].source == found['copy-start.7'].source == product
   assert found['copy-start.7'].op_name == 'jit(step)/dot_general'
+  assert found['twice'].source == product and found['twice'].op_name == "batch['mask']"
   assert found['old'].source == found['bare'].source == 'b/own.py:7'
 
 
