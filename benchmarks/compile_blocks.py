@@ -82,7 +82,7 @@ def report(model: DitSamConfig, target: targets.Target, remat: str, images: int)
   execution = Execution(remat, True, attention, tiled=device.platform == 'tpu')
 
   def loss(blocks, tokens, slots, probe, rest):
-    out = structure.module(blocks | rest).image_encoder._scan(tokens, grid, slots, execution)
+    out = structure.module(blocks | rest).image_encoder.scan_blocks(tokens, grid, slots, execution)
     return (out * probe).astype(jnp.float32).sum()
 
   lowered = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(blocks, tokens, slots, tokens, weights)

@@ -200,7 +200,7 @@ class ImageEncoder(nnx.Module):
         if instruction is None or features is None
         else jnp.stack([instruction.slots(i, features, None, rngs) for i in range(len(self.blocks))])
       )
-      x = self._scan(x, (h, w), slots, execution)
+      x = self.scan_blocks(x, (h, w), slots, execution)
     else:
       slots = None
       for i, block in enumerate(self.blocks):
@@ -220,8 +220,13 @@ class ImageEncoder(nnx.Module):
     """Whether all blocks have the same window, and no slots depend on the previous block."""
     return len({block.window for block in self.blocks}) == 1 and (instruction is None or not instruction.travels)
 
-  def _scan(self, x: jax.Array, grid: tuple[int, int], slots: jax.Array | None, execution: Execution) -> jax.Array:
-    """Scans over the blocks; slots are those of all blocks, [depth, B, T, C], or None."""
+  def scan_blocks(
+    self, x: jax.Array, grid: tuple[int, int], slots: jax.Array | None, execution: Execution
+  ) -> jax.Array:
+    """Scans over blocks that are all alike: x [B, h*w, C] -> the same shape.
+
+    `slots` are the text tokens of all blocks, [depth, B, T, C], or None.
+    """
     graph, _ = nnx.split(self.blocks[0])
     weights = stacked_weights(self.blocks, grid)
 
