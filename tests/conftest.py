@@ -1,6 +1,5 @@
 """Programs compile quickly, and each compiled program is kept: for other tests, for processes, and for the next run."""
 
-import importlib.metadata
 import os
 import shutil
 import signal
@@ -11,9 +10,6 @@ import pytest
 # need not optimise. Set it to 0 to run every test with the programs that users get.
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
-# With XLA's older code generator, which jaxlib 0.11 no longer has, a train step compiles in 60 % of the time.
-if importlib.metadata.version('jaxlib').startswith('0.10.'):
-  os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_cpu_use_fusion_emitters=false'
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in a shell's background job; subprocesses would inherit it
   signal.signal(signal.SIGINT, signal.default_int_handler)
