@@ -25,7 +25,7 @@ import jax
 
 from benchmarks.attention_shapes import SHAPES
 from ditsam_jax.analysis.hlo import Module
-from ditsam_jax.analysis.operations import operations
+from ditsam_jax.analysis.operations import moved, operations
 from ditsam_jax.analysis.targets import Target, devices_of, lowering, parse_topology
 from ditsam_jax.ops.attention import attention
 from ditsam_jax.ops.attention.choice import why_not
@@ -97,14 +97,14 @@ def report(
     return dict(batch=batch, error=str(error).split('\n')[0][:300])
   text = compiled.as_text()
   if target.platform == 'cuda':
-    moved = sum(o.bytes * o.times for o in operations(Module(text)))
+    traffic = moved(operations(Module(text)))
   else:
-    moved = compiled.cost_analysis()['bytes accessed']
+    traffic = compiled.cost_analysis()['bytes accessed']
   return dict(
     batch=batch,
     seconds=round(time.perf_counter() - started, 1),
     temporary_mib=round(compiled.memory_analysis().temp_size_in_bytes / 2**20, 1),
-    moved_mib=round(moved / 2**20),
+    moved_mib=round(traffic / 2**20),
     largest=largest_array(text) // (batch * heads * length),
     square=f',{length},{length}]' in text,
   )

@@ -25,7 +25,7 @@ from flax import nnx
 
 from ditsam_jax.analysis import targets
 from ditsam_jax.analysis.hlo import Module
-from ditsam_jax.analysis.operations import heaviest, operations
+from ditsam_jax.analysis.operations import heaviest, moved, operations
 from ditsam_jax.analysis.roofline import roofline
 from ditsam_jax.config import checks, files
 from ditsam_jax.models.config import DitSamConfig
@@ -58,8 +58,9 @@ def main() -> None:
         json.dumps({'config': options.config, 'chip': chip, 'remat': remat, 'images': options.images} | row), flush=True
       )
       for group in groups[: options.operations]:
-        moved = sum(o.bytes * o.times for o in group)
-        print(f'  {moved / 1e9:.2f} GB {group[0].result} {group[0].op_name.rpartition("/")[2]} {group[0].source}')
+        print(
+          f'  {moved(group) / 1e9:.2f} GB {group[0].result} {group[0].op_name.rpartition("/")[2]} {group[0].source}'
+        )
 
 
 def report(model: DitSamConfig, target: targets.Target, remat: str, images: int) -> tuple[dict[str, Any], list]:
@@ -99,7 +100,7 @@ def report(model: DitSamConfig, target: targets.Target, remat: str, images: int)
     'attention': attention,
     'seconds': round(time.monotonic() - began),
     'temporary_gib': round(stats.temp_size_in_bytes / 2**30, 2),
-    'moved_gb': round(sum(o.bytes * o.times for o in work) / 1e9, 1),
+    'moved_gb': round(moved(work) / 1e9, 1),
     'tflops': round(sum(o.flops * o.times for o in work) / 1e12, 2),
     'estimate': {part: round(1e3 * seconds, 1) for part, seconds in dataclasses.asdict(estimate).items() if seconds},
     'mfu': round(needed / target.chip.flops / estimate.step, 3),

@@ -35,10 +35,9 @@ from ditsam_jax.models.weights import dtype_named
 from ditsam_jax.options import Parser
 from ditsam_jax.parallel import distributed
 from ditsam_jax.storage import places
-from ditsam_jax.storage.description import check_reads_points, read_config, vocabulary_file
+from ditsam_jax.storage.description import check_reads_points, read_config
 from ditsam_jax.storage.paths import local
 from ditsam_jax.terminal import printable
-from ditsam_jax.tokenization import Tokenizer
 
 _HELP = {
   'points_per_side': 'points along each side of the image',
@@ -88,7 +87,7 @@ def _run(
   generator = SamAutomaticMaskGenerator(
     options.checkpoint, **settings, output_mode='coco_rle', text_model=options.text_checkpoint, dtype=options.dtype
   )
-  tokenizer = _tokenizer(options)
+  tokenizer = generator.tokenizer
 
   def everything(asked: Asked) -> Iterator[tuple[Request, Everything]]:
     waiting: collections.deque[tuple[Request, np.ndarray]] = collections.deque()
@@ -120,13 +119,6 @@ def _prompts(options: argparse.Namespace) -> list[Prompt]:
       name = printable(options.text_checkpoint or options.checkpoint)
       raise UserError(f'--text={text!r}: {name} reads no text; name a model that does: --text-checkpoint=shapes')
   return [checked(Prompt(text), config) for text in dict.fromkeys(options.text)]
-
-
-def _tokenizer(options: argparse.Namespace) -> Tokenizer | None:
-  if not options.text:
-    return None
-  checkpoint = options.text_checkpoint or options.checkpoint
-  return Tokenizer(vocabulary_file(checkpoint), read_config(checkpoint).max_text_tokens)
 
 
 def _too_small(layers: int):

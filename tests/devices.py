@@ -60,5 +60,5 @@ def _environment(devices: int) -> dict[str, str]:
     **os.environ,
     'JAX_PLATFORMS': 'cpu',
     'PYTHONPATH': os.pathsep.join([str(ROOT), *sys.path]),
-    'XLA_FLAGS': f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={devices}',
+    'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
   }

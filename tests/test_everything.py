@@ -12,6 +12,7 @@ from ditsam_jax import everything
 from ditsam_jax.errors import UserError
 from ditsam_jax.geometry.masks import decode_rle, encode_rle
 from ditsam_jax.inference.everything_pictures import colour_of, draw_everything
+from ditsam_jax.inference.segmenter import load_with_tokenizer
 from ditsam_jax.jobs.file_names import is_result
 from ditsam_jax.models.config import tiny
 from ditsam_jax.storage import saved_model
@@ -27,6 +28,7 @@ class QuadrantGenerator:
   def __init__(self, checkpoint, *, output_mode, dtype, **settings):
     assert output_mode == 'coco_rle'
     self.settings, self.asked = settings, []
+    _, self.tokenizer = load_with_tokenizer(settings['text_model'] or checkpoint, dtype)
     self.made.append(self)
 
   def stream(self, requests):

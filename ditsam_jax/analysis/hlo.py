@@ -68,8 +68,8 @@ class Instruction:
   @property
   def op_name(self) -> str:
     """The JAX operation it comes from, or '' if there is no metadata."""
-    found = re.search(r'op_name="([^"]*)"', self.attributes.replace("\\'", "'"))
-    return found.group(1) if found else ''
+    found = re.search(r'op_name="([^"]*)"', self.attributes)
+    return found.group(1).replace("\\'", "'") if found else ''
 
   def called(self, role: str) -> str:
     """The computation that attribute `role` ('calls', 'body', 'condition') names, or ''."""

@@ -10,6 +10,7 @@ XLA's own cost analysis.
 import dataclasses
 import functools
 import re
+from collections.abc import Iterable
 
 from ditsam_jax.analysis import kernels
 from ditsam_jax.analysis.hlo import ASYNC_START, Computation, Instruction, Module, Shape
@@ -50,6 +51,11 @@ class Operation:
   result: str = ''  # types and shapes of its largest result, for display
   source: str = ''  # lines of source code, see sources.py
 
+  @property
+  def kind(self) -> str:
+    """The instruction's name without its number."""
+    return re.sub(r'[.\d]+$', '', self.name)
+
 
 def operations(module: Module) -> list[Operation]:
   """Returns all scheduled instructions with a cost."""
@@ -72,9 +78,13 @@ def heaviest(found: list[Operation], count: int = 10) -> list[list[Operation]]:
   """The operations that move most bytes, those of one JAX operation and line together; most first."""
   groups: dict[tuple[str, str, str], list[Operation]] = {}
   for operation in found:
-    kind = re.sub(r'[.\d]+$', '', operation.name)
-    groups.setdefault((kind, re.sub(r'\d+', '*', operation.op_name), operation.source), []).append(operation)
-  return sorted(groups.values(), key=lambda group: -sum(o.bytes * o.times for o in group))[:count]
+    groups.setdefault((operation.kind, re.sub(r'\d+', '*', operation.op_name), operation.source), []).append(operation)
+  return sorted(groups.values(), key=lambda group: -moved(group))[:count]
+
+
+def moved(found: Iterable[Operation]) -> int:
+  """The bytes that operations move, all executions together."""
+  return sum(operation.bytes * operation.times for operation in found)
 
 
 # ------------------------------------------------------------------------------------------------------------- FLOPs

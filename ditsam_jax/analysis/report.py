@@ -9,7 +9,7 @@ import jax
 from ditsam_jax.analysis.chips import Chip
 from ditsam_jax.analysis.collectives import KINDS, Collective, collectives
 from ditsam_jax.analysis.hlo import Module
-from ditsam_jax.analysis.operations import Operation, heaviest, operations
+from ditsam_jax.analysis.operations import Operation, heaviest, moved, operations
 from ditsam_jax.analysis.roofline import Roofline, roofline
 from ditsam_jax.analysis.targets import Target
 
@@ -177,7 +177,7 @@ def analyse(lowered: jax.stages.Lowered, target: Target, step: Step, clock) -> R
     memory=memory,
     collectives=sent,
     flops=sum(o.flops * o.times for o in work),
-    bytes=sum(o.bytes * o.times for o in work),
+    bytes=moved(work),
     time=roofline(target.chip, work, sent, target.network_bandwidth),
     endless=tuple(module.endless),
     heaviest=tuple(heaviest(work)),
@@ -221,9 +221,9 @@ def _summed(group: list[Operation]) -> dict[str, Any]:
     'op_name': most.op_name,
     'source': most.source,
     'times': sum(o.times for o in group),
-    'bytes': sum(o.bytes * o.times for o in group),
+    'bytes': moved(group),
     'flops': sum(o.flops * o.times for o in group),
-    'overlapped_bytes': sum(o.bytes * o.times for o in group if o.overlapped),
+    'overlapped_bytes': moved(o for o in group if o.overlapped),
     'example': most.result,
   }
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from ditsam_jax.analysis.chips import Chip
 from ditsam_jax.analysis.collectives import Collective
-from ditsam_jax.analysis.operations import Operation
+from ditsam_jax.analysis.operations import Operation, moved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,6 @@ def roofline(
     network: bytes/s between hosts, per chip; None if the links connect all chips.
   """
   compute = hbm = 0.0
-  moved = sum(operation.bytes * operation.times for operation in operations) / chip.hbm_bandwidth
   for operation in operations:
     if operation.overlapped:
       continue
@@ -56,7 +55,7 @@ def roofline(
       compute += by_flops
     else:
       hbm += by_bytes
-  hbm = max(hbm, moved - compute)
+  hbm = max(hbm, moved(operations) / chip.hbm_bandwidth - compute)
 
   def seconds(collective: Collective) -> float:
     rate = network if network and collective.between_hosts else chip.ici_bandwidth

@@ -77,7 +77,6 @@ def _numbers(row: str) -> dict[str, int]:
 def _shortened(file: str) -> str:
   """The path from the package's folder on, or the last two parts."""
   parts = file.split('/')
-  start = parts.index('ditsam_jax', 1) if 'ditsam_jax' in parts[1:] else -2
-  if start > 0:  # the innermost folder of that name: the package, not the repository
-    start = len(parts) - 1 - parts[::-1].index('ditsam_jax')
+  # The innermost folder of that name: the package, not the repository.
+  start = max((i for i, part in enumerate(parts) if i and part == 'ditsam_jax'), default=-2)
   return '/'.join(parts[start:])

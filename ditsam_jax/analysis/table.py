@@ -1,10 +1,9 @@
 """Formats reports as a text table, one column per report."""
 
-import re
 from collections.abc import Callable
 
 from ditsam_jax.analysis.collectives import KINDS
-from ditsam_jax.analysis.operations import Operation
+from ditsam_jax.analysis.operations import Operation, moved
 from ditsam_jax.analysis.report import Report
 
 GIB = 2**30
@@ -41,8 +40,8 @@ def _heaviest(name: str, report: Report) -> list[str]:
   """The operations that move most bytes: how many, the share of all bytes, what they make, and where they come from."""
   rows = [
     (
-      _amount(sum(o.bytes * o.times for o in group)),
-      f'{100 * sum(o.bytes * o.times for o in group) / report.bytes:.0f} %',
+      _amount(moved(group)),
+      f'{100 * moved(group) / report.bytes:.0f} %',
       f'{sum(o.times for o in group)} x',
       max(group, key=lambda o: o.bytes).result,
       _kind_of(group[0]),
@@ -65,7 +64,7 @@ def _kind_of(operation: Operation) -> str:
   again = any('rematted_computation' in part for part in parts)
   phase = 'recomputed ' if again else 'backward ' if any('transpose(' in part for part in parts) else ''
   kernel = parts[-2] if parts[-1] == 'pallas_call' and len(parts) > 1 else parts[-1]
-  own = re.sub(r'[.\d]+$', '', operation.name)
+  own = operation.kind
   return f'{phase}{kernel}' + (f' ({own})' if own.startswith(('copy', 'slice', 'reshape')) and own != kernel else '')
 
 

@@ -138,6 +138,11 @@ class SamAutomaticMaskGenerator:
     """The compute type, 'float32' or 'bfloat16'."""
     return self._segmenter.dtype
 
+  @property
+  def tokenizer(self) -> Tokenizer | None:
+    """The tokenizer of the model that reads phrases; None if there is none."""
+    return self._text.tokenizer
+
   def generate(self, image: Any, text: str | None = None) -> list[dict[str, Any]]:
     """Segments one image.
 

@@ -49,11 +49,11 @@ def compiled(program: Program, config: ResolvedRunConfig) -> Program:
   """
   available = min(distributed.gathered([device_memory(program.mesh) or 0]))  # 0: unknown on some host
   choices = remats(config, program.mesh.devices.flat[0].platform)
-  needed = math.inf
+  needed, of = math.inf, f' of {_size(available)}' if available else ''
   for remat in choices:
     chosen = dataclasses.replace(config, remat=remat)
     if remat != choices[0]:
-      distributed.tell(f'that needs {_size(needed)} of {_size(available)}; recomputing more (remat {remat}) ...')
+      distributed.tell(f'that needs {_size(needed)}{of}; recomputing more (remat {remat}) ...')
       program = build(chosen, config.model, program.mesh)
     distributed.tell('compiling the training step ...')
     began = time.monotonic()
@@ -65,7 +65,6 @@ def compiled(program: Program, config: ResolvedRunConfig) -> Program:
         raise
       needed = math.inf
     if not distributed.on_any_host(needed == math.inf or 0 < available < needed):
-      of = f' of {_size(available)}' if available else ''
       how = f' (remat {remat})' if len(choices) > 1 else ''
       distributed.tell(
         f'compiled in {time.monotonic() - began:.1f} s; a step needs {_size(needed)}{of} on each device{how}'
