@@ -98,7 +98,12 @@ def _does_not_fit(needed: float, available: int, config: ResolvedRunConfig, mesh
 
 def _ran_out(message: str, config: ResolvedRunConfig, mesh: Mesh) -> str:
   say('a device ran out of memory; looking for changes that need less ...')
-  available, needed = device_memory(mesh), _needed(config, mesh)
+  available = device_memory(mesh)
+  for remat in remats(config, mesh.devices.flat[0].platform):  # until the one that `compiled` chose
+    config = dataclasses.replace(config, remat=remat)
+    needed = _needed(config, mesh)
+    if needed <= (available or math.inf):
+      break
   of = f' of {_size(available)}' if available else ''
   problem = (
     f'a device ran out of memory ({printable(" ".join(message.split()))}); a step alone needs {_size(needed)}{of}'

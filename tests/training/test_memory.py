@@ -142,6 +142,14 @@ def test_running_out_of_memory_later_gives_the_same_advice(priced, program, conf
   assert '; this would fit: --config.remat=block (64.0 MiB) or ' in str(error.value)
 
 
+def test_the_advice_is_for_the_recomputation_that_was_chosen(priced, program, config, monkeypatch):
+  """Of 100 and 64 MiB, the second fits."""
+  monkeypatch.setattr(memory, 'remats', lambda *_: ('none', 'block'))
+  monkeypatch.setenv(memory.VARIABLE, '90MiB')
+  with pytest.raises(UserError, match='a step alone needs 64.0 MiB of 90.0 MiB'), memory.explained(program, config):
+    raise jax.errors.JaxRuntimeError('CUDA: out of memory')
+
+
 def test_other_runtime_errors_are_not_converted(program, config):
   with pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL'), memory.explained(program, config):
     raise jax.errors.JaxRuntimeError('INTERNAL: something else')
