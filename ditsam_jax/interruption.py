@@ -8,11 +8,13 @@ destructors and garbage-collector callbacks, and C code delays it, perhaps for m
 - A thread that is woken by signals ends the process if the main thread does not respond within `_STUCK` seconds, or has
   not ended after `_GRACE` seconds. A second Ctrl-C ends it at once.
 - A training run handles the first signal itself, see `deferred`.
+- While Python shuts down, signals are ignored: everything is written, and the status is decided.
 
 Files are written to a temporary name and renamed, so a process may end at any point.
 """
 
 import _thread
+import atexit
 import contextlib
 import os
 import select
@@ -165,6 +167,7 @@ def begin() -> None:
     return
   _watch = _Watch(ends_process=True)
   _watch.install()
+  atexit.register(_ignore)  # runs last
   os.register_at_fork(after_in_child=_forget)
   unraisable, uncaught = sys.unraisablehook, sys.excepthook
 
@@ -251,6 +254,14 @@ def deferred(take: Taker, numbers: Iterable[int] = _NUMBERS) -> Iterator[None]:
     if alone and _watch:
       _watch.uninstall()
       _watch = None
+
+
+def _ignore() -> None:
+  """Ignores signals while Python shuts down, which would restore the default handlers: the process keeps its status."""
+  if _watch is not None:
+    for number in _NUMBERS:
+      if signal.getsignal(number) == _watch._handle:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _forget() -> None:

@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM end every command with one line, whatever it is doing."""
 
+import json
 import os
 import random
 import shutil
@@ -69,10 +70,13 @@ def test_every_command_can_be_stopped_during_imports(name):
 def test_a_command_can_be_stopped_while_it_compiles_and_runs(number, tmp_path):
   chance = random.Random(int(number))
   environment = {**os.environ, 'JAX_ENABLE_COMPILATION_CACHE': 'false'}
-  for _ in range(2):
-    process = start(*COMMANDS['predict'], f'--output={tmp_path}', env=environment)
+  prompts, output = tmp_path / 'prompts.jsonl', tmp_path / 'output'
+  asked = ({'image': str(ROOT / 'docs' / 'scene.png'), 'points': [divmod(number, 100)]} for number in range(10_000))
+  prompts.write_text('\n'.join(map(json.dumps, asked)))  # more than any machine can do in the time
+  for turn in range(2):
+    process = start('-m', 'ditsam_jax.predict', f'--prompts={prompts}', f'--output={output / str(turn)}', env=environment)
     assert end(process, number, chance.uniform(1, 4)) == (ENDS[number][0], [ENDS[number][1]])
-  assert not [path for path in tmp_path.iterdir() if path.name.startswith('.')]
+  assert not [path for path in output.rglob('*') if path.name.startswith('.')]
 
 
 def test_worker_processes_ignore_ctrl_c(tmp_path):
@@ -215,6 +219,21 @@ command_line.run(work)
   began = time.monotonic()
   _, errors = process.communicate(timeout=60)
   assert (process.returncode, errors) == (130, 'interrupted\n') and time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize('number', ENDS)
+def test_a_signal_while_python_shuts_down_leaves_the_status(number):
+  program = """
+import os
+from ditsam_jax import command_line
+class Late:
+  def __del__(self):
+    os.kill(os.getpid(), {number})
+late = Late()
+command_line.run(lambda: 3)
+""".replace('{number}', str(int(number)))
+  process = start('-c', program)
+  assert process.communicate(timeout=60) == ('', '') and process.returncode == 3
 
 
 def test_a_signal_to_a_forked_child_does_not_end_the_command():

@@ -106,8 +106,6 @@ def _signalled(process: subprocess.Popen, number: int, wait: float, times: int, 
     if not last or 'Traceback' in errors:
       raise Violation('message', f'after a signal: {errors[-500:]!r}')
     return PARTLY, errors
-  if process.returncode == -number and not errors:
-    return ACCEPTED, errors  # it had finished, and Python had restored its own handler
   if process.returncode:
     raise Violation('status', f'{process.returncode} after signal {number}: {errors[-1500:]}')
   return ACCEPTED, errors  # it had finished before the signal

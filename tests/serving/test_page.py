@@ -1,5 +1,6 @@
 """The page in a real browser, at desktop and phone size: every control, by mouse, touch and keyboard."""
 
+import asyncio
 import json
 
 import numpy as np
@@ -267,6 +268,25 @@ def test_pictures_can_be_pasted_and_dropped(page):
     playwright.expect(page.locator('#name')).to_have_text(f'given.png, 56 × {40 + number}')
   page.locator('#file').set_input_files({'name': 'notes.png', 'mimeType': 'image/png', 'buffer': b'no picture'})
   said(page, 'cannot show it as a picture')
+
+
+def test_a_picture_given_while_another_is_uploaded_replaces_it(page, live, monkeypatch):
+  framed, uploads = live.service._framed, []
+
+  async def slow_at_first(*arguments):
+    uploads.append(arguments)
+    await asyncio.sleep(1 if len(uploads) == 1 else 0)
+    return await framed(*arguments)
+
+  monkeypatch.setattr(live.service, '_framed', slow_at_first)  # the session has no cookie until this has ended
+  before = len(live.service.store)
+  with page.expect_request_finished(lambda request: request.method == 'DELETE'):
+    for number in range(2):
+      file = {'name': f'{number}.png', 'mimeType': 'image/png', 'buffer': png(picture(40 + number, 56))}
+      page.locator('#file').set_input_files(file)
+      playwright.expect(page.locator('#name')).to_have_text(f'{number}.png, 56 × {40 + number}')
+  ask(page)
+  assert len(uploads) == 2 and len(live.service.store) == before + 1
 
 
 def test_an_expired_picture_is_uploaded_again(page, live):

@@ -98,7 +98,11 @@ async function open(file, name, sentence = '') {
   if (text) submit();
 }
 
-async function upload({ file, width, height }) {
+// One at a time, because the first answer sets the session's cookie.
+let uploading = Promise.resolve();
+const upload = (picture) => (uploading = uploading.catch(() => {}).then(() => uploaded(picture)));
+
+async function uploaded({ file, width, height }) {
   const kept = await api.json('/api/images', { method: 'POST', body: file });
   if (kept.width !== width || kept.height !== height) {
     throw new Failure(0, `the server reads this picture as ${kept.width} × ${kept.height}; save it as PNG`);
