@@ -74,7 +74,9 @@ def test_a_command_can_be_stopped_while_it_compiles_and_runs(number, tmp_path):
   asked = ({'image': str(ROOT / 'docs' / 'scene.png'), 'points': [divmod(number, 100)]} for number in range(10_000))
   prompts.write_text('\n'.join(map(json.dumps, asked)))  # more than any machine can do in the time
   for turn in range(2):
-    process = start('-m', 'ditsam_jax.predict', f'--prompts={prompts}', f'--output={output / str(turn)}', env=environment)
+    process = start(
+      '-m', 'ditsam_jax.predict', f'--prompts={prompts}', f'--output={output / str(turn)}', env=environment
+    )
     assert end(process, number, chance.uniform(1, 4)) == (ENDS[number][0], [ENDS[number][1]])
   assert not [path for path in output.rglob('*') if path.name.startswith('.')]
 
