@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ditsam_jax.data import datasets
-from ditsam_jax.data.pipeline import evaluation_batches
+from ditsam_jax.data.evaluation_batches import evaluation_batches
 from ditsam_jax.evaluation.forward import forward_of
 from ditsam_jax.geometry.letterbox import logit
 from ditsam_jax.models.weights import cast

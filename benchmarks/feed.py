@@ -29,6 +29,7 @@ from benchmarks import photographs
 from ditsam_jax.data import augmentation as augment
 from ditsam_jax.data import pipeline
 from ditsam_jax.data.augmentation import AugmentationConfig
+from ditsam_jax.data.evaluation_batches import evaluation_batches
 from ditsam_jax.data.referring import ReferringSource
 from ditsam_jax.geometry.letterbox import Unplaced, centre
 from ditsam_jax.tokenization import Tokenizer, read_vocabulary
@@ -97,7 +98,7 @@ def compare(source: ReferringSource, tokenizer: Tokenizer, plain: dict, count: i
   theirs = [plain['train'].drawn(index, np.random.default_rng(index)) for index in range(count)]
   report(row='equal', what='train', **differences(ours, theirs))
   ours = []
-  for batch, _ in pipeline.evaluation_batches(source, tokenizer, **INPUT, positions=range(count)):
+  for batch, _ in evaluation_batches(source, tokenizer, **INPUT, positions=range(count)):
     ours += zip(*(batch[name] for name in ('image', 'mask', 'token_ids', 'token_mask')))
   report(row='equal', what='evaluation', **differences(ours, [plain['evaluation'][index] for index in range(count)]))
 
@@ -159,7 +160,7 @@ def rates(source: ReferringSource, tokenizer: Tokenizer, plain: dict, options: a
 
   def threads(what: str, workers: int) -> Iterable:
     if what == 'evaluation':
-      return pipeline.evaluation_batches(source, tokenizer, **INPUT, threads=max(1, workers))
+      return evaluation_batches(source, tokenizer, **INPUT, threads=max(1, workers))
     return pipeline.train_batches(source, tokenizer, **INPUT, augmentation=RECIPE, seed=0, threads=workers)
 
   def processes(what: str, workers: int) -> Iterable:

@@ -14,7 +14,7 @@ import cv2
 import jax
 import numpy as np
 
-from ditsam_jax.data.pipeline import pairs_of
+from ditsam_jax.data.evaluation_batches import pairs_of
 from ditsam_jax.data.referring import ReferringSource
 from ditsam_jax.errors import UserError
 from ditsam_jax.evaluation.click_results import ClickResults, ClickScore

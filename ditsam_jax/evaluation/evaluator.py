@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from ditsam_jax.data.pipeline import Batch, EvaluationSample, evaluation_batches
+from ditsam_jax.data.batches import Batch
+from ditsam_jax.data.evaluation_batches import EvaluationSample, evaluation_batches
 from ditsam_jax.data.referring import ReferringSource
 from ditsam_jax.evaluation.forward import Forward
 from ditsam_jax.evaluation.metrics import mask_iou

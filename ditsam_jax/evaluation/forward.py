@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ditsam_jax.data.pipeline import Batch
+from ditsam_jax.data.batches import Batch
 from ditsam_jax.inference.engine import Engine, Row, Sentence, Square
 from ditsam_jax.models.ditsam import DitSam
 

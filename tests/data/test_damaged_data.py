@@ -14,7 +14,8 @@ import pytest
 
 from ditsam_jax import prepare
 from ditsam_jax.data import shapes, workers
-from ditsam_jax.data.pipeline import evaluation_batches, train_batches
+from ditsam_jax.data.evaluation_batches import evaluation_batches
+from ditsam_jax.data.pipeline import train_batches
 from ditsam_jax.data.refcoco import annotations
 from ditsam_jax.data.referring import ReferringSource
 from ditsam_jax.errors import UserError

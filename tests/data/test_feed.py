@@ -6,6 +6,7 @@ import pytest
 from benchmarks import photographs, torch_feed
 from ditsam_jax.data import pipeline
 from ditsam_jax.data.augmentation import AugmentationConfig
+from ditsam_jax.data.evaluation_batches import evaluation_batches
 from ditsam_jax.tokenization import read_vocabulary
 
 SIZE, TOKENS = 512, 20
@@ -49,9 +50,7 @@ def test_training_samples_equal_a_plain_loaders(loaders):
 @pytest.mark.slow
 def test_evaluation_samples_equal_a_plain_loaders(loaders):
   source, tokenizer, plain = loaders
-  batches = pipeline.evaluation_batches(
-    source, tokenizer, image_size=SIZE, pixel_mean=MEAN, pixel_std=STD, batch_size=8
-  )
+  batches = evaluation_batches(source, tokenizer, image_size=SIZE, pixel_mean=MEAN, pixel_std=STD, batch_size=8)
   rows = [
     {name: array[row] for name, array in batch.items()}
     for batch, _ in batches

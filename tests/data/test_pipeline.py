@@ -8,6 +8,7 @@ import pytest
 
 from ditsam_jax.data import pipeline
 from ditsam_jax.data.augmentation import AugmentationConfig
+from ditsam_jax.data.evaluation_batches import evaluation_batches
 from ditsam_jax.data.prompts import PromptConfig
 from ditsam_jax.data.referring import ReferringSource
 from ditsam_jax.errors import UserError
@@ -223,7 +224,7 @@ def test_points_lie_in_their_targets(source):
 
 
 def evaluate(source, tokenizer, batch_size=7, **options):
-  return list(pipeline.evaluation_batches(source, tokenizer, **INPUT, batch_size=batch_size, **options))
+  return list(evaluation_batches(source, tokenizer, **INPUT, batch_size=batch_size, **options))
 
 
 def counted(batches):

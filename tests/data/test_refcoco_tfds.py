@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from ditsam_jax.data import datasets
-from ditsam_jax.data.pipeline import evaluation_batches
+from ditsam_jax.data.evaluation_batches import evaluation_batches
 from ditsam_jax.errors import UserError
 from ditsam_jax.tokenization import Tokenizer
 from tests.data.refcoco_downloads import make

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ditsam_jax.data import datasets
-from ditsam_jax.data.pipeline import EvaluationSample
+from ditsam_jax.data.evaluation_batches import EvaluationSample
 from ditsam_jax.evaluation.evaluator import evaluate_split, pictures_of, scores
 from ditsam_jax.evaluation.pictures import Gallery
 from ditsam_jax.evaluation.protocols import PROTOCOLS
