@@ -2,7 +2,7 @@
 
 Loads photograph-like images (640 x 480, JPEGs of 145 kB, RefCOCO's formats, prepared in a temporary folder) at 512 with
 the release's augmentation. Prints JSON lines: whether both loaders yield equal samples for equal random choices; CPU
-milliseconds of each step of the pipeline; and throughput of one core and with workers on all cores. Throughput of one
+milliseconds of each step of the pipeline; what decoding at half size would save and change; and throughput of one core and with workers on all cores. Throughput of one
 core is in samples per CPU second, with OpenCV and PyTorch on one thread, which other load changes little. Loaders take
 turns; figures are medians with minimum and maximum. Rows of PyTorch are omitted if it is not installed.
 """
@@ -31,7 +31,7 @@ from ditsam_jax.data import pipeline
 from ditsam_jax.data.augmentation import AugmentationConfig
 from ditsam_jax.data.evaluation_batches import evaluation_batches
 from ditsam_jax.data.referring import ReferringSource
-from ditsam_jax.geometry.letterbox import Unplaced, centre
+from ditsam_jax.geometry.letterbox import Unplaced, centre, resize
 from ditsam_jax.tokenization import Tokenizer, read_vocabulary
 
 try:
@@ -67,6 +67,7 @@ def main() -> None:
     else:
       report(row='omitted', what='the rows of the PyTorch loader', why='PyTorch is not installed')
     steps(source, tokenizer, options.samples)
+    half_size(sorted((root / 'train2014').iterdir()))
     rates(source, tokenizer, plain, options)
 
 
@@ -146,6 +147,30 @@ def steps(source: ReferringSource, tokenizer: Tokenizer, samples: int) -> None:
   for step, mean in means.items():
     report(row='step', step=step, cpu_ms=round(mean, 3), percent=round(100 * mean / sum(means.values()), 1))
   report(row='step', step='all of them', cpu_ms=round(sum(means.values()), 3), bound_by=max(means, key=means.get))
+
+
+def half_size(files: list[Path]) -> None:
+  """Decodes JPEGs at half size, and whole to be resized as in training; half fits only the smallest of the scales."""
+  smallest = SIZE - RECIPE.scale_stride * (RECIPE.scale_steps - 1)
+  assert 2 * smallest == photographs.WIDTH
+  spent: dict[str, list[float]] = {'whole': [], 'half': []}
+  differences = []
+  for file in files:
+    encoded = np.frombuffer(file.read_bytes(), np.uint8)
+    decoded = {}
+    for size, flag in (('whole', cv2.IMREAD_COLOR_RGB), ('half', cv2.IMREAD_REDUCED_COLOR_2)):
+      started = time.thread_time()
+      decoded[size] = cv2.imdecode(encoded, flag)
+      spent[size].append(1e3 * (time.thread_time() - started))
+    half = decoded['half'][..., ::-1].astype(int)
+    differences.append(np.abs(resize(decoded['whole'], smallest) - half))
+  for size, times in spent.items():
+    report(row='decoding', size=size, cpu_ms=round(statistics.median(times), 3))
+  report(
+    row='decoding at half size',
+    levels_off_mean=round(float(np.mean(differences)), 2),
+    levels_off_most=int(np.max(differences)),
+  )
 
 
 def into_batch(images: list[Unplaced]) -> np.ndarray:

@@ -101,6 +101,7 @@ def test_run_lengths_instead_of_a_folder(tmp_path, images):
   assert decode_rle(records[1]['segmentation'])[:10, :15].all()
 
 
+@pytest.mark.slow
 def test_a_line_per_image_and_phrase(tmp_path, images):
   lines = tmp_path / 'r.jsonl'
   assert (
@@ -185,6 +186,7 @@ def test_bad_options_are_refused_before_the_model_is_loaded(tmp_path, images, ar
   assert not QuadrantGenerator.made
 
 
+@pytest.mark.slow
 def test_a_model_trained_with_sentences_only_is_refused(tmp_path, images):
   saved_model.save(tmp_path / 'model', random_model(tiny(text_encoder=None, fusion='none')), notes={'task': 'text'})
   with pytest.raises(UserError, match=r'model was trained with sentences only .* as text_model \(--text-checkpoint\)'):

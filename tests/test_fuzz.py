@@ -97,6 +97,7 @@ class _Recorded(list):
     self.append('os.system')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('body, kind', [('os.abort()', 'crash'), ('while True: time.sleep(0.1)', 'hang')])
 def test_a_crashed_or_hung_worker_is_one_failed_case(tmp_path, monkeypatch, body, kind):
   script = tmp_path / 'worker.py'

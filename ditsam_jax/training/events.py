@@ -3,13 +3,32 @@
 tensorboardX' own writer is not used: its thread dies silently on a full disk, and later writes hang.
 """
 
+import contextlib
 import struct
+import sys
 import time
+from collections.abc import Iterator
 
 import numpy as np
-from tensorboardX import summary
-from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]  # created by protobuf at run time
-from tensorboardX.record_writer import masked_crc32c
+
+
+@contextlib.contextmanager
+def _without_torch() -> Iterator[None]:
+  """Makes `import torch` fail: tensorboardX imports it where it is installed, which takes 1.3 s, and needs it for tensors only."""
+  if 'torch' in sys.modules:
+    yield
+    return
+  sys.modules['torch'] = None  # pyright: ignore[reportArgumentType]  # Python's way to say that there is none
+  try:
+    yield
+  finally:
+    del sys.modules['torch']
+
+
+with _without_torch():
+  from tensorboardX import summary
+  from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]  # created by protobuf at run time
+  from tensorboardX.record_writer import masked_crc32c
 
 
 def start() -> bytes:

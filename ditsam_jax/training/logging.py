@@ -14,6 +14,7 @@ import numpy as np
 
 from ditsam_jax.storage.bucket import AnyPath, BucketPath
 from ditsam_jax.terminal import progress
+from ditsam_jax.training import events
 from ditsam_jax.training.uploaded import Uploaded
 
 
@@ -31,10 +32,7 @@ class RunLog:
   """
 
   def __init__(self, workdir: AnyPath, *, first_step: int, evaluated: int, total_steps: int):
-    from ditsam_jax.training import events  # imports PyTorch where it is installed, which takes more than a second
-
     lines = workdir / 'train_log.jsonl'
-    self._records = events
     self._warned = False
     self._bar = progress(total_steps, 'training', 'steps', initial=first_step)
     self._shown: dict[str, str] = {}
@@ -71,7 +69,7 @@ class RunLog:
     finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
     self._write(self._lines.add, json.dumps({'step': step, **finite}).encode() + b'\n')
     for name, value in values.items():
-      self._write(self._events.add, self._records.scalar(step, name, value))
+      self._write(self._events.add, events.scalar(step, name, value))
     for name, label in (('train/loss', 'loss'), ('val/mIoU', 'val mIoU')):
       if name in values:
         self._shown[label] = f'{values[name]:.4g}'
@@ -79,7 +77,7 @@ class RunLog:
 
   def panel(self, step: int, image: np.ndarray) -> None:
     """Logs an image of predictions on validation samples, uint8 [h, w, 3], to TensorBoard."""
-    self._write(self._events.add, self._records.image(step, 'validation', image))
+    self._write(self._events.add, events.image(step, 'validation', image))
 
   def say(self, text: str) -> None:
     """Prints a line above the progress bar."""

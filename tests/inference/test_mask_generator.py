@@ -116,6 +116,7 @@ def compare(package, pair, image, least=1, **settings):
   return ours
 
 
+@pytest.mark.slow
 @pytest.mark.verifies(
   'Automatic mask generation: a windowed SAM with random weights, image sizes and crops',
   against="Meta's SamAutomaticMaskGenerator",

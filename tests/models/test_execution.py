@@ -42,6 +42,7 @@ def recomputed_logits(monkeypatch):
   monkeypatch.setattr(xla, 'SMALL', 0)  # as in larger models
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('tiled', [False, True])
 @pytest.mark.parametrize('remat', REMAT)
 def test_losses_and_gradients_are_the_same(remat, tiled):

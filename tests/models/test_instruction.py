@@ -147,6 +147,7 @@ def test_learnt_tokens_are_initialised_as_in_the_release():
   assert abs(normal.mean()) < 0.1 and abs(normal.std() - 1) < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('fusion', [f for f in WITH_SLOTS if f != 'token_layer_wise'])
 def test_dropout_is_applied_to_projections_in_train_mode_only(fusion):
   config = dataclasses.replace(small_config(fusion), fusion_dropout=0.5)

@@ -90,6 +90,7 @@ def test_a_decompression_bomb_is_refused_by_its_header(strict):
   assert resident() - before < 50 * 2**20
 
 
+@pytest.mark.slow
 def test_slow_bodies_and_heads_time_out(strict):
   began = time.monotonic()
   slow = raw(strict.port, HEAD + b'Content-Length: 1000\r\n\r\nabc')

@@ -36,6 +36,7 @@ def test_saving_and_loading_preserves_everything(bucket, models):
     assert read_config(given) == models[0].config and data_config(given) == {'dataset': 'shapes'}
 
 
+@pytest.mark.slow
 def test_a_shipped_model_with_its_vocabulary(bucket):
   shapes = saved_model.load('shapes')
   saved_model.save(bucket / 'shapes', shapes, vocabulary=vocabulary_file('shapes'))
@@ -107,6 +108,7 @@ def test_a_download_that_is_damaged_on_the_way_is_repeated(bucket, models, monke
   assert equal(saved_model.load(bucket / 'model'), models[0]) and damaged
 
 
+@pytest.mark.slow
 def test_copies_used_longest_ago_make_room(bucket, models, monkeypatch, tmp_path):
   for name in 'abc':
     saved_model.save(bucket / name, models[0])

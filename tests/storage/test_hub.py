@@ -119,6 +119,7 @@ def test_errors_are_one_line_and_say_what_to_do(server, folder, tmp_path, monkey
   assert 'HF_HUB_OFFLINE is set, and the files are not in the cache' in refused('hf://me/new')
 
 
+@pytest.mark.slow
 def test_an_interrupted_download_is_not_a_model(server, folder, monkeypatch):
   from huggingface_hub import constants
 

@@ -82,6 +82,7 @@ def test_ten_kills_at_any_request_change_nothing(bucket, store, tmp_path):
   assert complete(workdir) == [27, 30]
 
 
+@pytest.mark.slow
 def test_checkpoints_are_complete_when_their_manifest_is_written(bucket):
   save_steps(bucket / 'run', 1, 2, 3)
   assert complete(bucket / 'run') == [2, 3] and resumed(bucket / 'run') == (3, 3.0, 3)
@@ -96,6 +97,7 @@ def flip(path):
   path.write_bytes(bytes(data))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'damage, expected',
   [
@@ -118,6 +120,7 @@ def test_damaged_checkpoints_are_named_and_skipped(bucket, capfd, damage, expect
   assert len({path.parts[4] for path in objects_of(bucket / 'run', 2)}) == 1  # the damaged one is gone
 
 
+@pytest.mark.slow
 def test_a_store_that_fails_for_long_leaves_older_checkpoints_intact(bucket, store, capfd, monkeypatch):
   monkeypatch.setattr('gcsfs.retry.asyncio.sleep', _no_sleep)
   with open_(bucket / 'run') as checkpoints:

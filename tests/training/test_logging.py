@@ -1,6 +1,8 @@
 """The logs of resumed runs, and of runs on a full disk, are complete."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 from tensorboardX.proto.event_pb2 import Event
@@ -31,6 +33,11 @@ def test_the_log_of_a_resumed_run_equals_that_of_an_uninterrupted_one(tmp_path):
     file.write('{"step": 7, "tra')
   log(tmp_path / 'killed', range(5, 8), first_step=4, evaluated=3)
   assert lines(tmp_path / 'killed') == lines(tmp_path / 'whole')
+
+
+def test_logging_does_not_import_pytorch():
+  program = "import sys; from ditsam_jax.training import logging; assert 'torch' not in sys.modules; import torch"
+  subprocess.run([sys.executable, '-c', program], check=True)
 
 
 def test_a_repeated_evaluation_is_logged_once(tmp_path):
