@@ -21,7 +21,8 @@ from packaging.utils import canonicalize_name
 
 CLONE = Path(__file__).resolve().parents[1]
 _GOOGLE = '0x1ae0'  # PCI vendor
-_TPUS = {'0x0027', '0x005e', '0x0062', '0x0063', '0x006f', '0x0076'}  # PCI devices: v2 and v3, v4, v5p, v5e, v6e, 7x
+# PCI devices: v2 and v3, v4, v5p, v5e, v6e, 7x, 8t, 8i
+_TPUS = {'0x0027', '0x005e', '0x0062', '0x0063', '0x006f', '0x0076', '0x007c', '0x0083'}
 PIP_OPTIONS = ('--quiet', '--disable-pip-version-check')
 _CUDA_13 = 580, (7, 5)  # the oldest driver and compute capability that CUDA 13 supports
 
