@@ -10,7 +10,6 @@ metadata.csv, or one file of run lengths with --convert-to-rle. Rerun the comman
 
 import argparse
 import collections
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from ditsam_jax import command_line
+from ditsam_jax import command_line, mask_options
 from ditsam_jax.errors import UserError
 from ditsam_jax.inference.mask_generator import SamAutomaticMaskGenerator
-from ditsam_jax.inference.mask_settings import MaskSettings
 from ditsam_jax.inference.prompts import Prompt, check_text, checked
 from ditsam_jax.jobs.everything_files import Everything, EverythingFiles
 from ditsam_jax.jobs.file_names import FileNames, is_result
@@ -39,26 +37,11 @@ from ditsam_jax.storage.description import check_reads_points, read_config
 from ditsam_jax.storage.paths import local
 from ditsam_jax.terminal import printable
 
-_HELP = {
-  'points_per_side': 'points along each side of the image',
-  'points_per_batch': 'maximum number of points at once per device',
-  'pred_iou_thresh': 'drop masks with a predicted IoU up to this; 0 keeps all',
-  'stability_score_thresh': 'drop masks less stable than this; 0 keeps all',
-  'stability_score_offset': 'stability is the IoU between the masks at the threshold plus and minus this, on logits',
-  'box_nms_thresh': 'of masks whose boxes overlap by more than this IoU, keep the best',
-  'crop_n_layers': 'number of additional layers of crops, with 4 crops in the first, 16 in the second',
-  'crop_nms_thresh': 'the same between crops; the smaller crop wins',
-  'crop_overlap_ratio': "overlap of the first layer's crops, as a share of the image's short side",
-  'crop_n_points_downscale_factor': 'factor by which each layer has fewer points per side',
-  'min_mask_region_area': 'remove holes and islands of fewer pixels; 0 keeps them',
-}
-
 
 def main(arguments: list[str] | None = None) -> int:
   """Runs the command; returns 0 if all images succeeded, otherwise 2."""
   options = _parse(arguments)
-  settings = {name: getattr(options, name) for name in _HELP}
-  MaskSettings(**settings)
+  settings = mask_options.settings(options)
   distributed.initialise(options)
   check_reads_points(options.checkpoint)
   prompts = _prompts(options)
@@ -190,17 +173,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   )
   where.add_argument('--json', type=local, metavar='FILE', help='write JSON lines, one per image, with run lengths')
   where.add_argument('--no-pictures', dest='pictures', action='store_false', help='write --json only, for large jobs')
-  amg = parser.add_argument_group("mask generation, as in Meta's amg.py")
-  for field in dataclasses.fields(MaskSettings):
-    if field.name in _HELP:
-      kind = type(field.default)
-      amg.add_argument(
-        f'--{field.name.replace("_", "-")}',
-        type=kind,
-        default=field.default,
-        metavar='N' if kind is int else 'X',
-        help=f'{_HELP[field.name]} (default: {field.default:.3g})',
-      )
+  mask_options.add_flags(parser)
   distributed.add_flags(parser)
   options = parser.parse_args(arguments)
   _check(options)

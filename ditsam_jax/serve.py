@@ -10,7 +10,7 @@ import argparse
 import os
 import secrets
 
-from ditsam_jax import command_line
+from ditsam_jax import command_line, mask_options
 from ditsam_jax.errors import UserError
 from ditsam_jax.inference.prompts import MOST_POINTS
 from ditsam_jax.inference.segmenter import Segmenter
@@ -26,6 +26,8 @@ from ditsam_jax.storage.files import read_bytes
 from ditsam_jax.storage.paths import local
 from ditsam_jax.terminal import printable, say
 
+# Fields of MaskSettings; crops refuse small images, which clients could not avoid.
+_MASKS = ('points_per_side', 'pred_iou_thresh', 'stability_score_thresh', 'box_nms_thresh', 'min_mask_region_area')
 _SHORTEST_TOKEN = 16
 _MIB = 2**20
 
@@ -34,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
   """Runs the service until Ctrl-C or SIGTERM; returns the exit status."""
   options = _parse(arguments)
   limits = _limits(options)
+  masks = mask_options.settings(options, _MASKS)
   token = _token(options)
   config = read_config(options.checkpoint)
   _check_room(limits, config)
@@ -47,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
   name = os.path.basename(os.path.normpath(options.checkpoint))
   segmenter = Segmenter(options.checkpoint, batch_size=options.batch_size, dtype=options.dtype)
   host = f'[{options.host}]' if ':' in options.host else options.host
-  service = Service(segmenter, printable(name), limits, token=token)
+  service = Service(segmenter, printable(name), limits, token=token, masks=masks)
   return server.run(service, listening, hosts, f'http://{host}:{port}/')
 
 
@@ -157,6 +160,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     ('--max-queue', 256, 'maximum number of waiting prompts'),
   ):
     bounds.add_argument(name, type=int, default=default, metavar='N', help=f'{meaning} (default: %(default)s)')
+  mask_options.add_flags(parser, _MASKS)
   options = parser.parse_args(arguments)
   if not 0 <= options.port <= 65535:
     raise UserError(f'--port={options.port}: expected 0 to 65535')

@@ -46,6 +46,7 @@ def started(monkeypatch):
     (['--checkpoint=nowhere'], "'nowhere' does not exist"),
     (['--port=70000'], '--port=70000'),
     (['--batch-size=0'], '--batch-size=0'),
+    (['--points-per-side=0'], 'points_per_side 0: expected'),
     (['--host=no.such.host.invalid'], '--host or --port'),
     (['--token=short'], 'at least 16 characters'),
     (['--token=with spaces in it, that is'], 'without spaces'),

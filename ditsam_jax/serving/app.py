@@ -8,7 +8,8 @@ import io
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
@@ -56,7 +57,15 @@ class State:
 class Service:
   """A model, its clients' images, and the endpoints."""
 
-  def __init__(self, segmenter: Segmenter, name: str, limits: Limits, *, token: str | None = None):
+  def __init__(
+    self,
+    segmenter: Segmenter,
+    name: str,
+    limits: Limits,
+    *,
+    token: str | None = None,
+    masks: Mapping[str, Any] = MappingProxyType({}),
+  ):
     """Starts the threads.
 
     Args:
@@ -64,13 +73,14 @@ class Service:
       name: the model's name for clients.
       limits: limits on requests.
       token: token that clients must send; None for none.
+      masks: arguments of SamAutomaticMaskGenerator that differ from Meta's, for "everything".
     """
     self.segmenter, self.name, self.limits = segmenter, name, limits
     self.state = State()
     self.metrics = Metrics()
     self.store = ImageStore(limits.kept_bytes, limits.kept_seconds)
     self.batcher = Batcher(segmenter, limits, self.metrics)
-    self.everything = Everything(segmenter)
+    self.everything = Everything(segmenter, masks)
     self._check_token = guard.checked_token(token)
     self._decoders = concurrent.futures.ThreadPoolExecutor(_DECODERS, 'decode')
     self._uploads = 0

@@ -2,6 +2,8 @@
 
 import concurrent.futures
 import threading
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -20,10 +22,10 @@ class Everything:
 
   seconds = 120.0  # time limit of an answer
 
-  def __init__(self, segmenter: Segmenter):
-    self._segmenter, self._generator, self._refusal = segmenter, None, ''
+  def __init__(self, segmenter: Segmenter, settings: Mapping[str, Any] = MappingProxyType({})):
+    self._segmenter, self._settings, self._generator, self._refusal = segmenter, settings, None, ''
     try:
-      self._generator = SamAutomaticMaskGenerator(segmenter, output_mode='coco_rle')
+      self._generator = SamAutomaticMaskGenerator(segmenter, output_mode='coco_rle', **settings)
     except UserError as error:  # a model for sentences only
       self._refusal = str(error)
     self._worker = concurrent.futures.ThreadPoolExecutor(1, 'everything')
@@ -35,8 +37,9 @@ class Everything:
       return
     side = self._segmenter.config.image_size
     blank = np.zeros((side, side, 3), np.uint8)
+    few_points_all_masks = {'points_per_side': 2, 'pred_iou_thresh': 0, 'stability_score_thresh': 0}
     taking_all = SamAutomaticMaskGenerator(
-      self._segmenter, points_per_side=2, pred_iou_thresh=0, stability_score_thresh=0, output_mode='coco_rle'
+      self._segmenter, output_mode='coco_rle', **{**self._settings, **few_points_all_masks}
     )
     for text in (None, 'a') if self._segmenter.config.text_encoder is not None else (None,):
       taking_all.generate(blank, text)

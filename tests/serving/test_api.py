@@ -12,6 +12,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from ditsam_jax.geometry.masks import bounding_box
+from ditsam_jax.inference.framing import frame
 from ditsam_jax.inference.mask_generator import SamAutomaticMaskGenerator
 from ditsam_jax.inference.segmenter import Segmenter
 from ditsam_jax.serving.everything import Everything
@@ -156,6 +157,17 @@ def test_everything_is_refused_by_a_model_trained_with_sentences_only(segmenter,
   with pytest.raises(Refused, match='text was trained with sentences only'):
     everything.submit(None, 'the red circle')
   everything.close()
+
+
+def test_the_service_may_keep_more_masks_than_metas_thresholds(segmenter):
+  image = frame(picture(), segmenter.config)
+  counts = []
+  for settings in ({}, {'points_per_side': 8, 'pred_iou_thresh': -10.0, 'stability_score_thresh': 0.0}):
+    everything = Everything(segmenter, settings)
+    everything.compile()
+    counts.append(len(everything.submit(image, None).result()['masks']))
+    everything.close()
+  assert counts[0] < counts[1]
 
 
 BAD_PROMPTS = [
