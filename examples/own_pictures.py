@@ -127,7 +127,7 @@ def background(split: str, rng: np.random.Generator) -> Image.Image:
   whole = photograph(name)
   share = rng.uniform(0.6, 1.0) * min(whole.width / WIDTH, whole.height / HEIGHT)
   width, height = round(share * WIDTH), round(share * HEIGHT)
-  left, top = rng.integers(whole.width - width + 1), rng.integers(whole.height - height + 1)
+  left, top = int(rng.integers(whole.width - width + 1)), int(rng.integers(whole.height - height + 1))
   return whole.crop((left, top, left + width, top + height)).resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS)
 
 
@@ -204,7 +204,7 @@ def stored(mask: np.ndarray, kind: str, number: int, folder: Path) -> object:
     return [outline.ravel().tolist() for outline in outlines if len(outline) > 2]
   if number % 3 == 2:
     coded = run_lengths.encode(np.asfortranarray(mask.astype(np.uint8)))
-    return {'size': list(map(int, coded['size'])), 'counts': coded['counts'].decode()}
+    return {'size': list(map(int, coded['size'])), 'counts': coded['counts'].decode()}  # pyright: ignore[reportAttributeAccessIssue]  # bytes, although declared str
   name = f'masks/{number:04d}.png'
   (folder / 'masks').mkdir(exist_ok=True)
   Image.fromarray(mask).save(folder / name)
