@@ -306,7 +306,8 @@ def _refusal(found: Problems, say: Callable[[str], None], reason: str) -> UserEr
   for line in found.report():
     say(line)
   return UserError(
-    f'{reason} ({len(found):,} problem{"s" * (len(found) != 1)}); nothing was written. Fix them, or skip the affected data with --skip-bad'
+    f'{reason} ({len(found):,} problem{"s" * (len(found) != 1)}); nothing was written. Fix them, or skip the affected '
+    f'data with --skip-bad'
   )
 
 
