@@ -31,8 +31,7 @@ from ditsam_jax.evaluation.protocols import PROTOCOLS
 from ditsam_jax.evaluation.results import Results
 from ditsam_jax.inference.segmenter import Segmenter
 from ditsam_jax.models.config import DitSamConfig
-from ditsam_jax.models.weights import DTYPES
-from ditsam_jax.options import Parser
+from ditsam_jax.options import Parser, add_dtype
 from ditsam_jax.parallel import distributed
 from ditsam_jax.parallel.watch import Watch
 from ditsam_jax.storage import bucket, hub, places, saved_model
@@ -248,12 +247,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   parser.add_argument(
     '--batch-size', type=int, default=64, metavar='N', help='batch size on each host (default: %(default)s)'
   )
-  parser.add_argument(
-    '--dtype',
-    default='auto',
-    choices=DTYPES,
-    help='compute type; auto is bfloat16 on TPUs and GPUs, float32 on CPUs (default: %(default)s)',
-  )
+  add_dtype(parser)
   parser.add_argument(
     '--limit', type=int, metavar='N', help='evaluate this many samples, evenly spread, instead of all'
   )

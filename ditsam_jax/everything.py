@@ -30,7 +30,7 @@ from ditsam_jax.jobs.outputs import made_by
 from ditsam_jax.jobs.requests import Combinations, Request
 from ditsam_jax.jobs.running import Asked, run, run_share
 from ditsam_jax.models.weights import dtype_named
-from ditsam_jax.options import Parser
+from ditsam_jax.options import Parser, add_checkpoint, add_dtype, add_image
 from ditsam_jax.parallel import distributed
 from ditsam_jax.storage import places
 from ditsam_jax.storage.description import check_reads_points, read_config
@@ -124,15 +124,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   what = parser.add_argument_group('what to segment')
-  what.add_argument(
-    '--image',
-    nargs='+',
-    action='extend',
-    required=True,
-    type=local,
-    metavar='PATH',
-    help="files, folders, or globs such as 'photos/**/*.jpg'",
-  )
+  add_image(what, required=True)
   what.add_argument(
     '--text',
     action='append',
@@ -140,26 +132,14 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     help='segment only the objects that this phrase refers to; repeatable',
   )
   how = parser.add_argument_group('how')
-  how.add_argument(
-    '--checkpoint',
-    default='sam_shapes_multimask',
-    type=places.model,
-    metavar='MODEL',
-    help="model that finds objects from points: a saved model's folder, hf://OWNER/NAME, or a shipped model "
-    '(default: %(default)s)',
-  )
+  add_checkpoint(how, 'sam_shapes_multimask', 'model that finds objects from points: ')
   how.add_argument(
     '--text-checkpoint',
     type=places.model,
     metavar='MODEL',
     help='model that reads --text, such as shapes (default: that of --checkpoint)',
   )
-  how.add_argument(
-    '--dtype',
-    default='auto',
-    choices=('auto', 'float32', 'bfloat16'),
-    help='compute type; auto is bfloat16 on TPUs and GPUs, float32 on CPUs',
-  )
+  add_dtype(how)
   where = parser.add_argument_group('results')
   where.add_argument(
     '--output',

@@ -1,9 +1,12 @@
-"""Command-line option parsing."""
+"""Command-line option parsing, and options that several commands have."""
 
 import argparse
 from typing import NoReturn
 
 from ditsam_jax.command_line import fail
+from ditsam_jax.errors import UserError
+from ditsam_jax.storage import places
+from ditsam_jax.storage.paths import local
 
 
 class Parser(argparse.ArgumentParser):
@@ -14,3 +17,52 @@ class Parser(argparse.ArgumentParser):
 
   def error(self, message: str) -> NoReturn:
     fail(f'{message}; --help lists the options')
+
+
+def add_image(group: argparse._ArgumentGroup, *, required: bool = False) -> None:
+  """Adds --image, a list of paths."""
+  group.add_argument(
+    '--image',
+    nargs='+',
+    action='extend',
+    required=required,
+    type=local,
+    metavar='PATH',
+    help="files, folders, or globs such as 'photos/**/*.jpg'",
+  )
+
+
+def add_checkpoint(group: argparse._ArgumentGroup, default: str, role: str = '') -> None:
+  """Adds --checkpoint, a saved model; `role` says what it is for."""
+  group.add_argument(
+    '--checkpoint',
+    default=default,
+    type=places.model,
+    metavar='MODEL',
+    help=f"{role}a saved model's folder, hf://OWNER/NAME, or a shipped model (default: %(default)s)",
+  )
+
+
+def add_dtype(group: argparse._ActionsContainer) -> None:
+  """Adds --dtype."""
+  from ditsam_jax.models.weights import DTYPES  # imports JAX, which some commands do not need
+
+  group.add_argument(
+    '--dtype',
+    default='auto',
+    choices=DTYPES,
+    help='compute type; auto is bfloat16 on TPUs and GPUs, float32 on CPUs (default: %(default)s)',
+  )
+
+
+def add_batch_size(group: argparse._ArgumentGroup) -> None:
+  """Adds --batch-size, in prompts."""
+  group.add_argument(
+    '--batch-size', type=int, default=8, metavar='N', help='prompts per device and batch (default: %(default)s)'
+  )
+
+
+def check_batch_size(options: argparse.Namespace) -> None:
+  """Raises UserError for a batch size below 1."""
+  if options.batch_size < 1:
+    raise UserError(f'--batch-size={options.batch_size}: expected a whole number of at least 1')

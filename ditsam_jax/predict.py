@@ -31,9 +31,8 @@ from ditsam_jax.jobs.requests import Combinations, PromptFile, Request, prompts_
 from ditsam_jax.jobs.running import Asked, run, run_share
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.weights import dtype_named
-from ditsam_jax.options import Parser
+from ditsam_jax.options import Parser, add_batch_size, add_checkpoint, add_dtype, add_image, check_batch_size
 from ditsam_jax.parallel import distributed
-from ditsam_jax.storage import places
 from ditsam_jax.storage.description import read_config
 from ditsam_jax.storage.paths import local
 from ditsam_jax.terminal import printable
@@ -112,14 +111,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   what = parser.add_argument_group('what to segment')
-  what.add_argument(
-    '--image',
-    nargs='+',
-    action='extend',
-    type=local,
-    metavar='PATH',
-    help="files, folders, or globs such as 'photos/**/*.jpg'",
-  )
+  add_image(what)
   what.add_argument('--text', action='append', default=[], help='a text prompt; repeatable')
   what.add_argument(
     '--point', action='append', default=[], metavar='X,Y[,0]', help='a point on the object, with ,0 off it; repeatable'
@@ -137,22 +129,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     '--images-dir', type=local, metavar='DIR', help="folder of the images named in FILE (default: FILE's folder)"
   )
   how = parser.add_argument_group('how')
-  how.add_argument(
-    '--checkpoint',
-    default='shapes',
-    type=places.model,
-    metavar='MODEL',
-    help="a saved model's folder, hf://OWNER/NAME, or a shipped model (default: %(default)s)",
-  )
-  how.add_argument(
-    '--dtype',
-    default='auto',
-    choices=('auto', 'float32', 'bfloat16'),
-    help='compute type; auto is bfloat16 on TPUs and GPUs, float32 on CPUs',
-  )
-  how.add_argument(
-    '--batch-size', type=int, default=8, metavar='N', help='prompts per device and batch (default: %(default)s)'
-  )
+  add_checkpoint(how, 'shapes')
+  add_dtype(how)
+  add_batch_size(how)
   how.add_argument('--multimask', action='store_true', help='three candidate masks per prompt; --json has all')
   where = parser.add_argument_group('results')
   where.add_argument(
@@ -192,8 +171,7 @@ def _check(options: argparse.Namespace) -> None:
   if len(options.box) > 1:
     raise UserError('--box given twice: expected one; for one result per box, use --prompts')
   options.box = options.box[0] if options.box else None
-  if options.batch_size < 1:
-    raise UserError(f'--batch-size={options.batch_size}: expected a whole number of at least 1')
+  check_batch_size(options)
   if not options.pictures and not options.json:
     raise UserError('--no-pictures without --json: nothing would be written; add --json=FILE')
 

@@ -14,13 +14,12 @@ from ditsam_jax import command_line, mask_options
 from ditsam_jax.errors import UserError
 from ditsam_jax.inference.prompts import MOST_POINTS
 from ditsam_jax.inference.segmenter import Segmenter
-from ditsam_jax.options import Parser
+from ditsam_jax.options import Parser, add_batch_size, add_checkpoint, add_dtype, check_batch_size
 from ditsam_jax.serving import server
 from ditsam_jax.serving.app import Service
 from ditsam_jax.serving.guard import LOOPBACK
 from ditsam_jax.serving.images import embeddings_bytes
 from ditsam_jax.serving.limits import Limits
-from ditsam_jax.storage import places
 from ditsam_jax.storage.description import read_config
 from ditsam_jax.storage.files import read_bytes
 from ditsam_jax.storage.paths import local
@@ -115,22 +114,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     prog='python -m ditsam_jax.serve', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   what = parser.add_argument_group('model')
-  what.add_argument(
-    '--checkpoint',
-    default='shapes',
-    type=places.model,
-    metavar='MODEL',
-    help="a saved model's folder, hf://OWNER/NAME, or a shipped model (default: %(default)s)",
-  )
-  what.add_argument(
-    '--dtype',
-    default='auto',
-    choices=('auto', 'float32', 'bfloat16'),
-    help='compute type; auto is bfloat16 on TPUs and GPUs, float32 on CPUs',
-  )
-  what.add_argument(
-    '--batch-size', type=int, default=8, metavar='N', help='prompts per device and batch (default: %(default)s)'
-  )
+  add_checkpoint(what, 'shapes')
+  add_dtype(what)
+  add_batch_size(what)
   where = parser.add_argument_group('access')
   where.add_argument(
     '--host', default='127.0.0.1', help='address to listen at (default: %(default)s, this machine only)'
@@ -164,8 +150,7 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   options = parser.parse_args(arguments)
   if not 0 <= options.port <= 65535:
     raise UserError(f'--port={options.port}: expected 0 to 65535')
-  if options.batch_size < 1:
-    raise UserError(f'--batch-size={options.batch_size}: expected a whole number of at least 1')
+  check_batch_size(options)
   options.allow_host = [name.lower() for name in options.allow_host]
   return options
 
