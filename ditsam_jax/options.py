@@ -1,7 +1,7 @@
 """Command-line option parsing, and options that several commands have."""
 
 import argparse
-from typing import NoReturn
+from typing import Any, NoReturn, Protocol
 
 from ditsam_jax.command_line import fail
 from ditsam_jax.errors import UserError
@@ -19,7 +19,13 @@ class Parser(argparse.ArgumentParser):
     fail(f'{message}; --help lists the options')
 
 
-def add_image(group: argparse._ArgumentGroup, *, required: bool = False) -> None:
+class Adds(Protocol):
+  """A parser, or a group of its options."""
+
+  def add_argument(self, *names: str, **settings: Any) -> Any: ...
+
+
+def add_image(group: Adds, *, required: bool = False) -> None:
   """Adds --image, a list of paths."""
   group.add_argument(
     '--image',
@@ -32,7 +38,7 @@ def add_image(group: argparse._ArgumentGroup, *, required: bool = False) -> None
   )
 
 
-def add_checkpoint(group: argparse._ArgumentGroup, default: str, role: str = '') -> None:
+def add_checkpoint(group: Adds, default: str, role: str = '') -> None:
   """Adds --checkpoint, a saved model; `role` says what it is for."""
   group.add_argument(
     '--checkpoint',
@@ -43,7 +49,7 @@ def add_checkpoint(group: argparse._ArgumentGroup, default: str, role: str = '')
   )
 
 
-def add_dtype(group: argparse._ActionsContainer) -> None:
+def add_dtype(group: Adds) -> None:
   """Adds --dtype."""
   from ditsam_jax.models.weights import DTYPES  # imports JAX, which some commands do not need
 
@@ -55,7 +61,7 @@ def add_dtype(group: argparse._ActionsContainer) -> None:
   )
 
 
-def add_batch_size(group: argparse._ArgumentGroup) -> None:
+def add_batch_size(group: Adds) -> None:
   """Adds --batch-size, in prompts."""
   group.add_argument(
     '--batch-size', type=int, default=8, metavar='N', help='prompts per device and batch (default: %(default)s)'
