@@ -3,24 +3,19 @@
 import { decode } from './image.js';
 import { encoded, measured, png } from './mask.js';
 import { Model, start } from './model.js';
-import { listen, shown } from './shared/open.js';
+import { $, control, percent, say, time } from './shared/controls.js';
+import { shown } from './shared/open.js';
 import { Steps } from './shared/prompt.js';
 import { overlay, save, stem } from './shared/save.js';
 import { View } from './shared/view.js';
 import { Words } from './shared/words.js';
 
-const $ = (id) => document.getElementById(id);
 const view = new View($('view'));
 const steps = new Steps();
 
 let picture = null; // {file, name, bitmap, width, height, pixels}
 let answer = null; // {mask, rle, area, box, score, model, took} of a prompt
 let asked = 0; // number of the latest request
-
-function say(text, problem = false) {
-  $('status').textContent = text;
-  $('status').classList.toggle('problem', problem);
-}
 
 function fail(error) {
   say(error.message, true);
@@ -90,17 +85,8 @@ async function open(file, name, sentence = '') {
   }
   asked += 1;
   picture = { ...decoded, file, name, bitmap: shown(decoded.bitmap) };
-  steps.reset();
   answer = null;
-  $('text').value = sentence;
-  words.clear();
-  $('start').hidden = true;
-  $('work').hidden = false;
-  $('name').textContent = `${name}, ${picture.width} × ${picture.height}`;
-  view.show(picture);
-  show();
-  say('Type what to segment, or click on an object.');
-  if (sentence) submit();
+  opened(picture, name, sentence);
 }
 
 // Prompts
@@ -137,22 +123,8 @@ async function segment() {
   }
 }
 
-// The text in the field is part of every prompt, even before it is submitted.
-const typed = () => $('text').value.trim();
-
-function submit() {
-  const text = typed();
-  if (!picture) say('Choose a picture first.', true);
-  else if (text || steps.now.text) {
-    if (text !== steps.now.text) steps.change({ text });
-    words.check();
-    segment();
-  }
-}
-
 // Display
 
-const percent = (share) => (share > 0 && share < 0.001 ? '<0.1 %' : `${(100 * share).toFixed(1)} %`);
 const share = () => percent(answer.area / (picture.width * picture.height));
 
 function described() {
@@ -169,80 +141,25 @@ function show() {
   if (!answer) return;
   $('score').textContent = answer.score.toFixed(3);
   $('area').textContent = share();
-  $('time').textContent = answer.took < 1000 ? `${Math.round(answer.took)} ms` : `${(answer.took / 1000).toFixed(1)} s`;
+  $('time').textContent = time(answer.took);
   $('by').textContent = answer.model;
 }
 
 // Events
 
-listen({ choose: $('choose'), input: $('file'), stage: $('stage'), open });
-for (const button of document.querySelectorAll('[data-sample]')) {
-  button.addEventListener('click', async () => {
-    try {
-      const response = await fetch(button.dataset.sample);
-      if (!response.ok) throw new Error(`${button.dataset.sample} cannot be loaded (${response.status})`);
-      await open(await response.blob(), button.dataset.sample.split('/').pop(), button.dataset.text);
-    } catch (error) {
-      fail(error);
-    }
-  });
-}
-$('another').addEventListener('click', () => {
-  asked += 1;
-  picture = answer = view.picture = null;
-  steps.reset();
-  $('busy').hidden = $('work').hidden = true;
-  $('start').hidden = false;
-  show();
-  say('');
-  $('choose').focus();
+const { opened } = control({
+  view, steps, words, open, segment, show, fail,
+  load: async (url) => {
+    const response = await fetch(url);
+    if (!response.ok) throw new Error(`${url} cannot be loaded (${response.status})`);
+    return response;
+  },
+  forget: () => {
+    asked += 1;
+    picture = answer = null;
+  },
+  shows: () => picture !== null,
 });
-$('sentence').addEventListener('submit', (event) => {
-  event.preventDefault();
-  submit();
-});
-for (const input of document.querySelectorAll('[name=tool]')) {
-  input.addEventListener('change', () => view.setTool(input.value));
-}
-view.addEventListener('point', ({ detail: { at, label } }) => {
-  steps.addPoint(...at, label, typed());
-  say(`Point ${label ? 'on' : 'off'} the object at ${at.map(Math.round).join(', ')}.`);
-  segment();
-});
-view.addEventListener('box', ({ detail: box }) => {
-  steps.change({ box, text: typed() });
-  say(`Box from ${box.slice(0, 2).map(Math.round).join(', ')} to ${box.slice(2).map(Math.round).join(', ')}.`);
-  segment();
-});
-view.addEventListener('moved', ({ detail }) => say(detail.map(Math.round).join(', ')));
-view.addEventListener('say', ({ detail }) => say(detail));
-view.addEventListener('undo', undo);
-
-function undo() {
-  if (!steps.canUndo) return;
-  steps.undo();
-  $('text').value = steps.now.text;
-  words.check();
-  say('Undone.');
-  segment();
-}
-$('undo').addEventListener('click', undo);
-$('clear').addEventListener('click', () => {
-  steps.clear();
-  $('text').value = '';
-  words.clear();
-  answer = null;
-  say('Cleared.');
-  segment();
-});
-addEventListener('keydown', (event) => {
-  const typing = event.target.matches('input[type=text]');
-  if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === 'z' && !event.shiftKey && !typing) {
-    event.preventDefault();
-    undo();
-  }
-});
-$('opacity').addEventListener('input', () => view.setOpacity($('opacity').value / 100));
 
 $('save-mask').addEventListener('click', async () => {
   save(await png(answer.mask, picture.width, picture.height), `${stem(picture.name)}.mask.png`);

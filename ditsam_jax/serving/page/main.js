@@ -1,14 +1,14 @@
 // Connects the parts of the page: a picture, a prompt, and its answer.
 
 import { Api, Failure, pause } from './api.js';
-import { listen, shown } from './open.js';
+import { $, control, percent, say, time, typed } from './controls.js';
+import { shown } from './open.js';
 import { Steps } from './prompt.js';
 import { raster } from './rle.js';
 import { overlay, save, stem } from './save.js';
 import { View } from './view.js';
 import { Words } from './words.js';
 
-const $ = (id) => document.getElementById(id);
 const api = new Api({ askToken, wait: (message, seconds) => say(`${message}; trying again in ${seconds} s`) });
 const view = new View($('view'));
 const steps = new Steps();
@@ -19,11 +19,6 @@ let picture = null; // {file, name, bitmap, width, height, id: a promise}
 let answer = null; // {masks, ...} of a prompt or of everything
 let chosen = 0; // index of the chosen candidate
 let asking = null; // controller of the current request
-
-function say(text, problem = false) {
-  $('status').textContent = text;
-  $('status').classList.toggle('problem', problem);
-}
 
 const fail = (error) => {
   if (error.name !== 'AbortError') say(error.message, true);
@@ -85,17 +80,8 @@ async function open(file, name, sentence = '') {
   picture = { file, name, width, height, bitmap: shown(bitmap), id: null };
   picture.id = upload(picture);
   picture.id.catch(fail);
-  steps.reset();
   answer = null;
-  $('text').value = text;
-  words.clear();
-  $('start').hidden = true;
-  $('work').hidden = false;
-  $('name').textContent = `${name}, ${width} × ${height}`;
-  view.show(picture);
-  show();
-  say('Type what to segment, or click on an object.');
-  if (text) submit();
+  opened(picture, name, text);
 }
 
 // One at a time, because the first answer sets the session's cookie.
@@ -198,22 +184,7 @@ async function everything() {
   }
 }
 
-// The text in the field is part of every prompt, even before it is submitted.
-const typed = () => $('text').value.trim();
-
-function submit() {
-  const text = typed();
-  if (!picture) say('Choose a picture first.', true);
-  else if (text || steps.now.text) {
-    if (text !== steps.now.text) steps.change({ text });
-    words.check();
-    segment();
-  }
-}
-
 // Display
-
-const percent = (share) => (share > 0 && share < 0.001 ? '<0.1 %' : `${(100 * share).toFixed(1)} %`);
 
 function described() {
   const { area, score } = answer.masks[chosen];
@@ -234,7 +205,7 @@ function show() {
   const area = answer.everything ? null : masks[chosen].area;
   $('score').textContent = answer.everything ? `${masks.length} objects` : masks[chosen].score.toFixed(3);
   $('area').textContent = area === null ? '–' : percent(area / (answer.width * answer.height));
-  $('time').textContent = answer.took < 1000 ? `${Math.round(answer.took)} ms` : `${(answer.took / 1000).toFixed(1)} s`;
+  $('time').textContent = time(answer.took);
   $('save-mask').disabled = Boolean(answer.everything);
   if (!$('candidates').hidden) showCandidates(masks);
 }
@@ -288,82 +259,20 @@ function thumbnail(rle) {
 
 // Events
 
-listen({ choose: $('choose'), input: $('file'), stage: $('stage'), open });
-$('another').addEventListener('click', () => {
-  stop();
-  forget();
-  view.picture = null;
-  steps.reset();
-  answer = null;
-  $('work').hidden = true;
-  $('start').hidden = false;
-  show();
-  say('');
-  $('choose').focus();
-});
-for (const button of document.querySelectorAll('[data-sample]')) {
-  button.addEventListener('click', async () => {
-    try {
-      const response = await api.send(button.dataset.sample, { accept: 'image/*' });
-      await open(await response.blob(), button.dataset.sample.split('/').pop(), button.dataset.text);
-    } catch (error) {
-      fail(error);
-    }
-  });
-}
-$('sentence').addEventListener('submit', (event) => {
-  event.preventDefault();
-  submit();
-});
-for (const input of document.querySelectorAll('[name=tool]')) {
-  input.addEventListener('change', () => view.setTool(input.value));
-}
-view.addEventListener('point', ({ detail: { at, label } }) => {
-  if (steps.now.points.length >= (model?.limits.points ?? 62)) {
-    say(`No more than ${model.limits.points} points.`, true);
-    return;
-  }
-  steps.addPoint(...at, label, typed());
-  say(`Point ${label ? 'on' : 'off'} the object at ${at.map(Math.round).join(', ')}.`);
-  segment();
-});
-view.addEventListener('box', ({ detail: box }) => {
-  steps.change({ box, text: typed() });
-  say(`Box from ${box.slice(0, 2).map(Math.round).join(', ')} to ${box.slice(2).map(Math.round).join(', ')}.`);
-  segment();
-});
-view.addEventListener('moved', ({ detail }) => say(detail.map(Math.round).join(', ')));
-view.addEventListener('say', ({ detail }) => say(detail));
-view.addEventListener('undo', undo);
-
-function undo() {
-  if (!steps.canUndo) return;
-  steps.undo();
-  $('text').value = steps.now.text;
-  words.check();
-  say('Undone.');
-  segment();
-}
-$('undo').addEventListener('click', undo);
-$('clear').addEventListener('click', () => {
-  steps.clear();
-  $('text').value = '';
-  words.clear();
-  answer = null;
-  say('Cleared.');
-  segment();
-});
-addEventListener('keydown', (event) => {
-  const typing = event.target.matches('input[type=text], input[type=password]');
-  if ((event.ctrlKey || event.metaKey) && event.key.toLowerCase() === 'z' && !event.shiftKey && !typing) {
-    event.preventDefault();
-    undo();
-  }
+const { opened } = control({
+  view, steps, words, open, segment, show, fail,
+  load: (url) => api.send(url, { accept: 'image/*' }),
+  forget: () => {
+    stop();
+    forget();
+    answer = null;
+  },
+  shows: () => picture !== null,
+  mostPoints: () => model?.limits.points ?? 62,
 });
 $('everything').addEventListener('click', everything);
 $('multimask').addEventListener('change', segment);
 $('refine').addEventListener('change', () => say($('refine').checked ? 'The next prompt refines the shown mask.' : ''));
-$('opacity').addEventListener('input', () => view.setOpacity($('opacity').value / 100));
 
 $('save-mask').addEventListener('click', async () => {
   try {
