@@ -1,7 +1,7 @@
 """Computes docs/which_accelerator.md, what each accelerator can do: JAX_PLATFORMS=cpu python benchmarks/fit_table.py
 
 Needs the TPU compiler for TPUs (the extra 'tpu') and JAX's CUDA plugin for GPUs ('cuda12' or 'cuda13'), but no accelerator.
-For ViT-B, L and H at 512 and 1024, inference and training, on one device of each kind, it compiles programs with two batch
+For ViT-B, L and H at 512 and 1024, inference and training, on one device of each kind, it compiles programs with three batch
 sizes and derives the largest batch and the time of a step from them. Devices of one architecture share programs. Figures are
 kept in runs/fit_table.json, so the command can be stopped and rerun at any time; smaller models come first, and the page is
 written with what is known. --jobs lists what is left without compiling.
@@ -129,7 +129,7 @@ def solved(case: Case, store: Store) -> tuple[Choice | None, int]:
 
   if isinstance(work, Inference):
     (settings,) = case.settings
-    largest, points = planner.points(measure, case.target, settings, (1, 8), exact=False)
+    largest, points = planner.predicted(measure, case.target, settings, sizes(case))
     line = Line.through(points, case.target.chip.name)
     if largest == 0 or line is None:
       return None, 0
@@ -138,7 +138,7 @@ def solved(case: Case, store: Store) -> tuple[Choice | None, int]:
   run = lengths.resolve(config_of(case.model, case.size), lambda: 0)
   wanted = run.data.batch_size // work.shares
   for settings in case.settings:
-    choices = planner.choose(measure, case.target, [settings], wanted, work.gradient_bytes, exact=False)
+    choices = planner.choose(measure, case.target, [settings], wanted, work.gradient_bytes, sizes(case))
     if best := planner.fastest(choices):
       return best, run.total_steps
   return None, run.total_steps
@@ -206,10 +206,10 @@ def compile_all(cases: list[Case], store: Store) -> dict[Job, str]:
   took: dict[str, list[float]] = {work: [] for work in WORK}
   count, failed = 0, {}
   while jobs := [job for job in missing(cases, store) if job not in failed]:
-    # A case needs at least two figures, and usually no more than that; programs of later cases are not known yet.
+    # A case needs three figures, and usually no more than that; programs of later cases are not known yet.
     left = {work: 0.0 for work in WORK}
     for job in jobs:
-      left[job.case.work] += 2 if job.images == job_sizes(job.case)[0] else 1
+      left[job.case.work] += sum(size >= job.images for size in sizes(job.case))
     seconds = sum(
       number * (sum(took[work]) / len(took[work]) if took[work] else GUESS[work]) for work, number in left.items()
     )
@@ -225,8 +225,13 @@ def compile_all(cases: list[Case], store: Store) -> dict[Job, str]:
   return failed
 
 
-def job_sizes(case: Case) -> tuple[int, int]:
-  return (1, 8) if case.work == 'inference' else (2, 4)
+def sizes(case: Case) -> tuple[int, ...]:
+  """Batches to compile; activations need most of the memory of the last two. Compilers for GPUs take any size."""
+  if case.work == 'inference':
+    return (1, 8, 32)
+  if case.target.chip.silicon:
+    return (1, 64, 128) if case.size == 512 else (1, 16, 32)
+  return (1, 16, 32) if case.size == 512 else (1, 4, 8)
 
 
 def describe(job: Job) -> str:

@@ -38,7 +38,7 @@ class Fit:
     return self.steps * self.batch_size / (self.best.images_per_second * self.devices) / 3600
 
 
-def training(config: ConfigDict, overrides: list[str], target: Target, store: Store, exact: bool = True) -> Fit:
+def training(config: ConfigDict, overrides: list[str], target: Target, store: Store) -> Fit:
   """Finds settings for the train step of a config; compiles, with a line on stderr for each program.
 
   Types, rematerialisation and frozen parts that are among `overrides` stay as they are. Without, the type is bfloat16
@@ -60,7 +60,7 @@ def training(config: ConfigDict, overrides: list[str], target: Target, store: St
   wanted = run.data.batch_size // work.shares
 
   def choose(candidates: list[Settings]) -> list[Choice]:
-    return planner.choose(work.measure, target, candidates, wanted, work.gradient_bytes, exact)
+    return planner.choose(work.measure, target, candidates, wanted, work.gradient_bytes)
 
   choices = choose([Settings(dtype, remat, run.freeze) for remat in remats])
   if planner.fastest(choices) is None and 'freeze' not in given:

@@ -1,11 +1,12 @@
 """Finds the settings with which a training step fits a chip: the largest batch, and the fastest way to the wanted batch.
 
-Memory grows linearly with the images per device, so two compilations predict the largest batch; others confirm it.
+With many images per device, memory grows linearly with them; with few, other parts of a step (the optimiser's update) may
+need more than their activations. So two compilations predict the largest batch, and others confirm or correct it.
 """
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from ditsam_jax.analysis.figures import Figures
 from ditsam_jax.analysis.targets import Target
@@ -82,7 +83,7 @@ def room_of(target: Target) -> float:
 
 
 def points(
-  measure: Measure, target: Target, settings: Settings, sizes: Iterable[int] = (2, 4), exact: bool = True
+  measure: Measure, target: Target, settings: Settings, sizes: Iterable[int] = (2, 4)
 ) -> tuple[int, dict[int, Figures]]:
   """Finds the largest number of images per device; returns it, and all figures by images per device.
 
@@ -91,7 +92,6 @@ def points(
     target: the chips.
     settings: of the step.
     sizes: the first to try, ascending.
-    exact: confirm the prediction by compiling the largest step; otherwise, the first two figures decide.
   """
   tried: dict[int, Figures] = {}
   linear = True  # the last prediction was right
@@ -112,11 +112,44 @@ def points(
       guess = high // 2 if low == 0 else min(2 * low, high - 1)
     if guess == low and not linear and high > low + 1:
       guess = low + 1
-    if guess == low or not exact and line is not None:
+    if guess == low:
       return guess, tried
     tried[guess] = found = measure(settings, guess, 1)
     if line is not None and found.bytes is not None:
       linear = abs(line.bytes[0] + line.bytes[1] * guess - found.bytes) < _TOLERANCE * found.bytes
+
+
+def predicted(
+  measure: Measure, target: Target, settings: Settings, sizes: Sequence[int]
+) -> tuple[int, dict[int, Figures]]:
+  """Like `points`, without confirmation: the line through the two largest sizes decides.
+
+  Args:
+    measure: compiles a step.
+    target: the chips.
+    settings: of the step.
+    sizes: one image, and two more, ascending; doubled until memory has begun to grow at the last but one.
+  """
+  tried: dict[int, Figures] = {}
+
+  def grown(size: int) -> bool:
+    first, found = tried[sizes[0]].bytes, tried[size].bytes
+    return first is not None and found is not None and found > (1 + _TOLERANCE) * first
+
+  following = list(sizes)
+  while following:
+    size = following.pop(0)
+    tried[size] = measure(settings, size, 1)
+    if not tried[size].fits(target) and not target.chip.silicon:  # a larger program for a TPU has no figures of time
+      break
+    if not following and not grown(sorted(tried)[-2]) and 2 * size <= MOST:
+      following = [2 * size]
+  low = max((size for size, found in tried.items() if found.fits(target)), default=0)
+  high = min((size for size, found in tried.items() if not found.fits(target)), default=MOST + 1)
+  line = Line.through({size: found for size, found in tried.items() if grown(size)}, target.chip.name)
+  if low == 0 or line is None:
+    return low, tried
+  return max(low, min(line.largest(room_of(target)), high - 1)), tried
 
 
 def choose(
@@ -125,7 +158,7 @@ def choose(
   candidates: Iterable[Settings],
   wanted: int,
   gradient_bytes: Callable[[Settings], float],
-  exact: bool = True,
+  sizes: Sequence[int] = (),
 ) -> list[Choice]:
   """Returns what fits for each of the candidates, in their order.
 
@@ -137,22 +170,27 @@ def choose(
     candidates: settings to try, those that recompute least first.
     wanted: images per device of an update.
     gradient_bytes: what accumulation adds to a step's memory, the sums of gradients.
-    exact: see `points`.
+    sizes: predict from programs of these sizes, see `predicted`; empty to confirm predictions by compiling.
   """
   found = []
   for settings in candidates:
-    sizes = (2, wanted) if exact and wanted > 2 and target.chip.silicon else (2, 4)
-    largest, tried = points(measure, target, settings, sizes, exact)
+    if sizes:
+      largest, tried = predicted(measure, target, settings, sizes)
+    else:
+      first = (2, wanted) if wanted > 2 and target.chip.silicon else (2, 4)
+      largest, tried = points(measure, target, settings, first)
     line = Line.through(tried, target.chip.name)
     if largest == 0 or line is None:
       found.append(Choice(settings, largest, 0, 0.0))
       continue
     parts = _parts(wanted, largest, line, room_of(target) - gradient_bytes(settings))
-    if exact and parts > 1:
+    if not sizes and parts > 1:
       parts = _confirmed(measure, target, settings, wanted, parts)
     images = wanted // parts if parts else largest
     choice = Choice(settings, largest, parts, images / line.step_seconds(images))
-    found.append(_quicker(measure, target, choice, wanted) if exact and parts and not target.chip.silicon else choice)
+    found.append(
+      _quicker(measure, target, choice, wanted) if not sizes and parts and not target.chip.silicon else choice
+    )
     if parts == 1:
       break
   return found
@@ -187,7 +225,9 @@ def _parts(wanted: int, largest: int, line: Line, room: float) -> int:
   """The fewest micro-batches in which the wanted batch fits; 0 if none do."""
   if wanted <= largest:
     return 1
-  return next((n for n in range(2, wanted + 1) if wanted % n == 0 and wanted // n <= line.largest(room)), 0)
+  return next(
+    (n for n in range(2, wanted + 1) if wanted % n == 0 and wanted // n <= min(largest, line.largest(room))), 0
+  )
 
 
 def _confirmed(measure: Measure, target: Target, settings: Settings, wanted: int, parts: int) -> int:

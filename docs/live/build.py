@@ -14,7 +14,18 @@ from pathlib import Path
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 SHARED = ROOT / 'ditsam_jax' / 'serving' / 'page'
-MODULES = ('base.css', 'controls.js', 'icon.svg', 'open.js', 'page.css', 'prompt.js', 'rle.js', 'save.js', 'view.js', 'words.js')
+MODULES = (
+  'base.css',
+  'controls.js',
+  'icon.svg',
+  'open.js',
+  'page.css',
+  'prompt.js',
+  'rle.js',
+  'save.js',
+  'view.js',
+  'words.js',
+)
 MODELS = ('shapes', 'sam_shapes_multimask')
 PACKAGES = ROOT / 'build' / 'live-packages'
 # Names that every file server knows the type of.
