@@ -3,7 +3,7 @@
 Needs the TPU compiler for TPUs (the extra 'tpu') and JAX's CUDA plugin for GPUs ('cuda12' or 'cuda13'), but no accelerator.
 For ViT-B, L and H at 512 and 1024, inference and training, on one device of each kind, it compiles programs with three batch
 sizes and derives the largest batch and the time of a step from them. Devices of one architecture share programs. Figures are
-kept in runs/fit_table.json, so the command can be stopped and rerun at any time; smaller models come first, and the page is
+kept in benchmarks/fit_table.json, so the command can be stopped and rerun at any time; smaller models come first, and the page is
 written with what is known. --jobs lists what is left without compiling.
 
 A part: python benchmarks/fit_table.py --models vit_b --sizes 512 --devices l4:1 rtx4090:1 --work inference
@@ -164,7 +164,7 @@ def main() -> int:
   parser.add_argument('--sizes', nargs='+', type=int, default=SIZES)
   parser.add_argument('--devices', nargs='+', default=DEVICES)
   parser.add_argument('--work', nargs='+', choices=WORK, default=WORK)
-  parser.add_argument('--cache', type=Path, default=Path('runs/fit_table.json'))
+  parser.add_argument('--cache', type=Path, default=ROOT / 'benchmarks' / 'fit_table.json')
   parser.add_argument('--page', type=Path, default=PAGE)
   parser.add_argument('--jobs', action='store_true', help='list the programs that are known to be missing, and stop')
   options = parser.parse_args()

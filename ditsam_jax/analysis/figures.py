@@ -98,10 +98,7 @@ class Store:
     found = self.get(description, target)
     if found is None:
       found = make()
-      self._all[_key(description, target)] = dataclasses.asdict(found) | {
-        'program': description,
-        'target': _made_for(target),
-      }
+      self._all[_key(description, target)] = dataclasses.asdict(found) | {'target': _made_for(target)}
       if self._file is not None:
         self._file.parent.mkdir(parents=True, exist_ok=True)
         write_json(self._file, self._all)
