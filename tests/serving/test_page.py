@@ -171,6 +171,7 @@ def test_everything(page, live, segmenter, monkeypatch):
     page.click('#everything')
   count = len(answer.value.json()['masks'])
   said(page, f'{count} object')
+  assert page.locator('#scored').inner_text() == 'Objects' and page.locator('#score').inner_text() == str(count)
   assert page.locator('#view').screenshot() != before
   assert len(json.loads(downloaded(page, '#save-json')[0].read_text())['masks']) == count
   page.fill('#text', TEXT)

@@ -203,7 +203,8 @@ function show() {
   $('candidates').hidden = answer?.everything || masks.length < 2;
   if (!masks.length) return;
   const area = answer.everything ? null : masks[chosen].area;
-  $('score').textContent = answer.everything ? `${masks.length} objects` : masks[chosen].score.toFixed(3);
+  $('scored').textContent = answer.everything ? 'Objects' : 'Predicted IoU';
+  $('score').textContent = answer.everything ? masks.length : masks[chosen].score.toFixed(3);
   $('area').textContent = area === null ? '–' : percent(area / (answer.width * answer.height));
   $('time').textContent = time(answer.took);
   $('save-mask').disabled = Boolean(answer.everything);
