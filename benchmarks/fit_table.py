@@ -135,7 +135,8 @@ def solved(case: Case, store: Store) -> tuple[Choice | None, int]:
       return None, 0
     images = min(largest, 8)
     return Choice(settings, largest, 1, images / line.step_seconds(images)), 0
-  run = lengths.resolve(config_of(case.model, case.size), lambda: 0)
+  config = config_of(case.model, case.size)
+  run = lengths.resolve(config, lambda: lengths.samples_without_data(checks.check(config)))
   wanted = run.data.batch_size // work.shares
   for settings in case.settings:
     choices = planner.choose(measure, case.target, [settings], wanted, work.gradient_bytes, sizes(case))
@@ -254,8 +255,8 @@ time are computed. **Times are roofline estimates**: upper limits of speed, whic
 
     JAX_PLATFORMS=cpu python benchmarks/fit_table.py
 
-`fits` is the largest number of images per device in one pass. Training keeps all activations if that reaches the recipe's batch of 64 by
-accumulation, otherwise it recomputes what it must (`remat`); the parameters are f32, the computation bf16 where the chip has it. `hours` are those
+`fits` is the largest number of images per device in one pass. Training recomputes the least with which it reaches the recipe's batch of 64, by accumulation if need be; the parameters are f32, the
+computation bf16 where the chip has it. `hours` are those
 of the recipe's updates on RefCOCO (25 epochs for ViT-L and ViT-H, 40 for ViT-B) on this one device, without evaluation. Inference is the forward pass of a batch of up to 8 images with a sentence each.
 On GPUs nine tenths of the memory are used (`XLA_PYTHON_CLIENT_MEM_FRACTION=0.9`); scratch memory of cuDNN and what XLA's autotuning
 chooses are unknown without the card, so leave a margin. `python -m ditsam_jax.compile_report --fit=DEVICE` confirms a row, and finds
@@ -298,7 +299,7 @@ def inference_cells(model: str, size: int, device: str, store: Store) -> list[st
     return None
   if choice is None:
     return ['no', '']
-  return [_count(choice.largest), f'{choice.images_per_second * parse_topology(device).count:.3g}']
+  return [_count(choice.largest), _rate(choice.images_per_second * parse_topology(device).count)]
 
 
 def training_cells(model: str, size: int, device: str, store: Store) -> list[str] | None:
@@ -312,7 +313,11 @@ def training_cells(model: str, size: int, device: str, store: Store) -> list[str
   rate = choice.images_per_second * parse_topology(device).count
   flags = ' '.join(f'`{change}`' for change in fit.command_changes(choice, []) if change != '--config.dtype=float32')
   hours = steps * config_of(model, size).data.batch_size / rate / 3600
-  return [_count(choice.largest), flags, f'{rate:.3g}', f'{hours:.2g}' if hours < 100 else f'{hours:.0f}']
+  return [_count(choice.largest), flags, _rate(rate), f'{hours:.2g}' if hours < 100 else f'{hours:.0f}']
+
+
+def _rate(images_per_second: float) -> str:
+  return f'{images_per_second:,.0f}' if images_per_second >= 100 else f'{images_per_second:.3g}'
 
 
 def _count(images: int) -> str:
