@@ -326,7 +326,7 @@ def test_bad_images_at_the_end_of_a_full_shard_are_detected(downloads, tmp_path,
   cut = downloads.image_file(581004)
   cut.write_bytes(cut.read_bytes()[:-300])
   downloads.write()
-  with pytest.raises(UserError, match='1 problems'):
+  with pytest.raises(UserError, match=r'1 problem\)'):
     run_prepare(downloads, tmp_path / 'data')
   assert nothing_written(tmp_path / 'data')
   done, _ = run_prepare(downloads, tmp_path / 'data', skip_bad=True)
@@ -339,7 +339,7 @@ def test_a_bad_mask_in_a_full_shard_is_detected(downloads, tmp_path, monkeypatch
   monkeypatch.setattr(writer, '_SHARD', 1)
   downloads.annotations[-1]['segmentation'] = []
   downloads.write()
-  with pytest.raises(UserError, match='1 problems'):
+  with pytest.raises(UserError, match=r'1 problem\)'):
     run_prepare(downloads, tmp_path / 'data')
   assert nothing_written(tmp_path / 'data')
 

@@ -205,7 +205,7 @@ def test_an_image_whose_size_differs_from_coco(own):
   content['images'][0]['height'] = 40
   file.write_text(json.dumps(content))
   said = []
-  with pytest.raises(UserError, match='1 problems'):
+  with pytest.raises(UserError, match=r'1 problem\)'):
     builder.prepare('mine', file, own.photos, own.root / 'data', processes=0, say=said.append)
   assert any(f'1 {problems.OTHER_SIZE}: 0.png (annotation 0) (64 x 48, not 64 x 40)' in line for line in said)
 

@@ -110,7 +110,7 @@ def test_missing_splits_are_named(own):
 
 def test_problems_are_shown_together_with_a_report_of_the_good_data(own, capsys):
   file = own.write_lines([row(own, 0), row(own, 1, image='nowhere.png')])
-  with pytest.raises(UserError, match='1 problems'):
+  with pytest.raises(UserError, match=r'1 problem\)'):
     prepare.main(own.arguments(file, '--check'))
   out, err = capsys.readouterr()
   assert 'sentences: 1' in out and 'nowhere.png (line 2)' in err
