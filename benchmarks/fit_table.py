@@ -3,8 +3,8 @@
 Needs the TPU compiler for TPUs (the extra 'tpu') and JAX's CUDA plugin for GPUs ('cuda12' or 'cuda13'), but no accelerator.
 For ViT-B, L and H at 512 and 1024, inference and training, on one device of each kind, it compiles programs with three batch
 sizes and derives the largest batch and the time of a step from them. Devices of one architecture share programs. Figures are
-kept in benchmarks/fit_table.json, so the command can be stopped and rerun at any time; smaller models come first, and the page is
-written with what is known. --jobs lists what is left without compiling.
+kept in benchmarks/fit_table.json, so the command can be stopped and rerun at any time; smaller models come first, and the
+page is written with what is known. --jobs lists what is left without compiling.
 
 A part: python benchmarks/fit_table.py --models vit_b --sizes 512 --devices l4:1 rtx4090:1 --work inference
 """
@@ -129,7 +129,7 @@ def solved(case: Case, store: Store) -> tuple[Choice | None, int]:
 
   if isinstance(work, Inference):
     (settings,) = case.settings
-    largest, points = planner.predicted(measure, case.target, settings, sizes(case))
+    largest, points = planner.predicted(measure, case.target, settings, batches_of(case))
     line = Line.through(points, case.target.chip.name)
     if largest == 0 or line is None:
       return None, 0
@@ -139,7 +139,7 @@ def solved(case: Case, store: Store) -> tuple[Choice | None, int]:
   run = lengths.resolve(config, lambda: lengths.samples_without_data(checks.check(config)))
   wanted = run.data.batch_size // work.shares
   for settings in case.settings:
-    choices = planner.choose(measure, case.target, [settings], wanted, work.gradient_bytes, sizes(case))
+    choices = planner.choose(measure, case.target, [settings], wanted, work.gradient_bytes, batches_of(case))
     if best := planner.fastest(choices):
       return best, run.total_steps
   return None, run.total_steps
@@ -210,7 +210,7 @@ def compile_all(cases: list[Case], store: Store) -> dict[Job, str]:
     # A case needs three figures, and usually no more than that; programs of later cases are not known yet.
     left = {work: 0.0 for work in WORK}
     for job in jobs:
-      left[job.case.work] += sum(size >= job.images for size in sizes(job.case))
+      left[job.case.work] += sum(size >= job.images for size in batches_of(job.case))
     seconds = sum(
       number * (sum(took[work]) / len(took[work]) if took[work] else GUESS[work]) for work, number in left.items()
     )
@@ -226,7 +226,7 @@ def compile_all(cases: list[Case], store: Store) -> dict[Job, str]:
   return failed
 
 
-def sizes(case: Case) -> tuple[int, ...]:
+def batches_of(case: Case) -> tuple[int, ...]:
   """Batches to compile; activations need most of the memory of the last two. Compilers for GPUs take any size."""
   if case.work == 'inference':
     return (1, 8, 32)
@@ -255,9 +255,10 @@ time are computed. **Times are roofline estimates**: upper limits of speed, whic
 
     JAX_PLATFORMS=cpu python benchmarks/fit_table.py
 
-`fits` is the largest number of images per device in one pass. Training recomputes the least with which it reaches the recipe's batch of 64, by accumulation if need be; the parameters are f32, the
-computation bf16 where the chip has it. `hours` are those
-of the recipe's updates on RefCOCO (25 epochs for ViT-L and ViT-H, 40 for ViT-B) on this one device, without evaluation. Inference is the forward pass of a batch of up to 8 images with a sentence each.
+`fits` is the largest number of images per device in one pass. Training recomputes the least with which it reaches the recipe's batch
+of 64, by accumulation if need be; the parameters are f32, the computation bf16 where the chip has it. `hours` are those of
+the recipe's updates on RefCOCO (25 epochs for ViT-L and ViT-H, 40 for ViT-B) on this one device, without evaluation. Inference is the
+forward pass of a batch of up to 8 images with a sentence each.
 On GPUs nine tenths of the memory are used (`XLA_PYTHON_CLIENT_MEM_FRACTION=0.9`); scratch memory of cuDNN and what XLA's autotuning
 chooses are unknown without the card, so leave a margin. `python -m ditsam_jax.compile_report --fit=DEVICE` confirms a row, and finds
 more settings.

@@ -258,10 +258,7 @@ def deferred(take: Taker, numbers: Iterable[int] = _NUMBERS) -> Iterator[None]:
 
 def _ignore() -> None:
   """Ignores signals while Python shuts down, which would restore the default handlers: the process keeps its status."""
-  if _watch is not None:
-    for number in _NUMBERS:
-      if signal.getsignal(number) == _watch._handle:
-        signal.signal(number, signal.SIG_IGN)
+  _replace_handlers(signal.SIG_IGN)
 
 
 def _forget() -> None:
@@ -269,7 +266,11 @@ def _forget() -> None:
   global _watch
   if _watch is not None:
     signal.set_wakeup_fd(-1)
-    for number in _NUMBERS:
-      if signal.getsignal(number) == _watch._handle:
-        signal.signal(number, signal.SIG_DFL)
+    _replace_handlers(signal.SIG_DFL)
     _watch = None
+
+
+def _replace_handlers(handler: signal.Handlers) -> None:
+  for number in _NUMBERS:
+    if _watch is not None and signal.getsignal(number) == _watch._handle:
+      signal.signal(number, handler)

@@ -96,15 +96,13 @@ def points(
   tried: dict[int, Figures] = {}
   linear = True  # the last prediction was right
 
-  def bounds() -> tuple[int, int]:
-    fits = [size for size, found in tried.items() if found.fits(target)]
-    return max(fits, default=0), min(tried.keys() - fits, default=MOST + 1)
-
   for size in sizes:
-    if target.chip.silicon or size < bounds()[1]:  # the compiler for GPUs gives figures of what does not fit, too
+    if (
+      target.chip.silicon or size < _bounds(tried, target)[1]
+    ):  # the compiler for GPUs gives figures of what does not fit, too
       tried[size] = measure(settings, size, 1)
   while True:
-    low, high = bounds()  # the largest that fits, the smallest that does not
+    low, high = _bounds(tried, target)
     line = Line.through(tried, target.chip.name)
     if line is not None:
       guess = max(low, min(line.largest(room_of(target)), high - 1))
@@ -144,8 +142,7 @@ def predicted(
       break
     if not following and not grown(sorted(tried)[-2]) and 2 * size <= MOST:
       following = [2 * size]
-  low = max((size for size, found in tried.items() if found.fits(target)), default=0)
-  high = min((size for size, found in tried.items() if not found.fits(target)), default=MOST + 1)
+  low, high = _bounds(tried, target)
   line = Line.through({size: found for size, found in tried.items() if grown(size)}, target.chip.name)
   if low == 0 or line is None:
     return low, tried
@@ -194,6 +191,12 @@ def choose(
     if parts == 1:
       break
   return found
+
+
+def _bounds(tried: dict[int, Figures], target: Target) -> tuple[int, int]:
+  """The largest size that fits, and the smallest that does not."""
+  fits = [size for size, found in tried.items() if found.fits(target)]
+  return max(fits, default=0), min(tried.keys() - fits, default=MOST + 1)
 
 
 def _quicker(measure: Measure, target: Target, choice: Choice, wanted: int) -> Choice:
