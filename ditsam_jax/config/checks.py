@@ -51,12 +51,12 @@ def check(config: ConfigDict) -> RunConfig:
     raise UserError('config.loss.bce, dice and iou are all 0; expected one of them above 0')
   if run.data.scenes is not None and not data.small:
     _refuse('data.scenes', '{...}', f'None for data set {run.data.dataset!r}; scenes apply to shapes only')
-  if run.task == 'prompts' and run.data.scenes is not None and run.data.scenes.phrases_per_scene:
-    _refuse(
-      'data.scenes.phrases_per_scene',
-      run.data.scenes.phrases_per_scene,
-      "0 for task 'prompts': phrases name several shapes or none, and are not read",
-    )
+  for name in ('phrases_per_scene', 'absent_per_scene'):
+    number = getattr(run.data.scenes, name, 0)
+    if run.task == 'prompts' and number:
+      _refuse(
+        f'data.scenes.{name}', number, "0 for task 'prompts': phrases name several shapes or none, and are not read"
+      )
   run.data.augmentation.check(run.model.image_size)
   freeze_pattern(run.freeze)
   if run.data.add_words and not (run.init_from and reads_text(run.task)):

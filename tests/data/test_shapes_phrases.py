@@ -10,7 +10,7 @@ import pytest
 
 from ditsam_jax.data import shapes
 from ditsam_jax.data.shapes import builder
-from ditsam_jax.data.shapes.phrases import phrases, plural, tokens
+from ditsam_jax.data.shapes.phrases import absent_phrases, phrases, plural, tokens
 from ditsam_jax.data.shapes.scenes import ScenesConfig
 from ditsam_jax.tokenization import Tokenizer
 from tests.data.test_shapes_expressions import VOCABULARY, named
@@ -86,6 +86,29 @@ def test_phrases_without_targets_are_near_misses():
       continue
     words = {SINGULARS.get(word, word) for word in match['noun'].split()} - {'shape'}
     assert max(len(words & {s.size, s.colour, s.kind}) for s in scene.shapes) == len(words) - 1 >= 1
+
+
+ORDER = re.compile(r'the (?P<ordinal>first|second|third|fourth) (?P<noun>[a-z ]+) from the (left|right|top|bottom)')
+
+
+def names_nothing(text, scene):
+  if match := ORDER.fullmatch(text):
+    return len(named(match['noun'], scene)) <= ('first', 'second', 'third', 'fourth').index(match['ordinal'])
+  return meaning(text, scene)[0] == ()
+
+
+def test_absent_phrases_name_nothing():
+  rng = np.random.default_rng(0)
+  kinds = collections.Counter()
+  for scene, _ in phrased():
+    texts = absent_phrases(scene.shapes, CONFIG.image_size, 3, rng)
+    assert len(set(texts)) == len(texts) == 3
+    assert all(names_nothing(text, scene.shapes) for text in texts), texts
+    assert all(tokens(text) <= shapes.MAX_TOKENS for text in texts)
+    kinds.update(
+      'order' if ORDER.fullmatch(t) else 'relation' if PHRASE.fullmatch(t)['where'] else 'noun' for t in texts
+    )
+  assert min(kinds[kind] for kind in ('order', 'relation', 'noun')) / kinds.total() > 0.25, kinds
 
 
 def test_phrases_fit_into_the_models_tokens():

@@ -127,6 +127,14 @@ def test_training_records_gain_rephrasings_and_phrases_and_evaluation_records_do
   assert all(tokens(text, rephrased=True) <= LONGEST for _, _, texts in rich for text in texts)
 
 
+def test_absent_phrases_follow_the_others_and_have_empty_masks():
+  without = contents(RICH, 'train', 1)
+  objects = contents(dataclasses.replace(RICH, absent_per_scene=3), 'train', 1)
+  assert objects[: len(without)] == without
+  empty = builder._encoded('.png', np.zeros((128, 128), np.uint8), builder._MASK_OPTIONS).getvalue()
+  assert [(category, mask) for category, mask, _ in objects[len(without) :]] == [('phrase', empty)] * 3
+
+
 def contents(config, split, index):
   record = builder.make_record(config, split, index)
   return [(made['category'], made['mask'].getvalue(), made['expressions']) for made in record['objects']]

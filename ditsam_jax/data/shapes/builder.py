@@ -21,7 +21,7 @@ from ditsam_jax.data import shards
 from ditsam_jax.data.preparation.writer import staged
 from ditsam_jax.data.records import damaged, quiet_tfds, record_features, writing_to
 from ditsam_jax.data.shapes.expressions import describe
-from ditsam_jax.data.shapes.phrases import MOST_TARGETS, phrases, tokens
+from ditsam_jax.data.shapes.phrases import MOST_TARGETS, Phrase, absent_phrases, phrases, tokens
 from ditsam_jax.data.shapes.rephrasing import LONGEST, rephrase
 from ditsam_jax.data.shapes.scenes import SPLITS, Scene, ScenesConfig, make_scene, scene_rng
 from ditsam_jax.data.workers import check_processes, map_ordered
@@ -146,13 +146,18 @@ def _rephrased(pairs: list[tuple[str, str]], count: int, rng: np.random.Generato
 def _named(
   scene: Scene, config: ScenesConfig, rng: np.random.Generator
 ) -> list[tuple[str, np.ndarray, list[tuple[str, str]]]]:
-  """Returns category, mask, and (text, kind) pairs of phrases, drawn evenly over the number of shapes they name."""
-  if not config.phrases_per_scene:
-    return []
-  found = phrases(scene.shapes, config.image_size, max(config.phrases_per_scene, MOST_TARGETS + 1), rng)
+  """Returns category, mask, and (text, kind) pairs of phrases.
+
+  The first are drawn evenly over the number of shapes they name, the others name none.
+  """
+  chosen = []
+  if config.phrases_per_scene:
+    found = phrases(scene.shapes, config.image_size, max(config.phrases_per_scene, MOST_TARGETS + 1), rng)
+    chosen = [found[place] for place in rng.permutation(len(found))[: config.phrases_per_scene].tolist()]
+  absent = absent_phrases(scene.shapes, config.image_size, config.absent_per_scene, rng)
   named = []
-  for place in rng.permutation(len(found))[: config.phrases_per_scene].tolist():
-    phrase, mask = found[place], np.zeros(scene.masks.shape[1:], bool)
+  for phrase in [*chosen, *(Phrase(text, ()) for text in absent)]:
+    mask = np.zeros(scene.masks.shape[1:], bool)
     for target in phrase.targets:
       mask |= scene.masks[target]
     pairs = [(phrase.text, 'phrase')]

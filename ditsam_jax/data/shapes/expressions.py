@@ -26,7 +26,7 @@ _LARGEST_SHARE = 0.2
 
 ORDINALS = ('first', 'second', 'third', 'fourth')
 RELATIONS = (('left of', 'right of'), ('above', 'below'))  # per axis: nearer to its origin, farther from it
-_SIDES = (('left', 'right'), ('top', 'bottom'))
+SIDES = (('left', 'right'), ('top', 'bottom'))
 _PROPERTIES = ('size', 'colour', 'kind')
 _SUBSETS = tuple(subset for n in range(4) for subset in itertools.combinations(_PROPERTIES, n))
 
@@ -126,7 +126,7 @@ def _relations(
 
 def _orders(crowds: list[Group], positions: list[tuple[float, float]]) -> Iterator[tuple[int, str]]:
   for crowd in crowds:
-    for axis, (near_side, far_side) in enumerate(_SIDES):
+    for axis, (near_side, far_side) in enumerate(SIDES):
       along = sorted(crowd.members, key=lambda i: positions[i][axis])
       steps = [positions[b][axis] - positions[a][axis] >= ORDER_MARGIN for a, b in itertools.pairwise(along)]
       # The outermost objects have a neighbour on one side only.

@@ -11,7 +11,16 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ditsam_jax.data.shapes.expressions import MAX_TOKENS, RELATION_MARGIN, RELATIONS, Group, groups, vocabulary
+from ditsam_jax.data.shapes.expressions import (
+  MAX_TOKENS,
+  ORDINALS,
+  RELATION_MARGIN,
+  RELATIONS,
+  SIDES,
+  Group,
+  groups,
+  vocabulary,
+)
 from ditsam_jax.data.shapes.rephrasing import plural
 from ditsam_jax.data.shapes.scenes import COLOURS, KINDS, SIZES, Shape
 
@@ -52,6 +61,30 @@ def phrases(shapes: Sequence[Shape], side: float, count: int, rng: np.random.Gen
   return list(chosen.values())
 
 
+def absent_phrases(shapes: Sequence[Shape], side: float, count: int, rng: np.random.Generator) -> list[str]:
+  """Returns up to `count` different phrases that name nothing in a scene, of three kinds in turn.
+
+  Attributes that no shape combines, positions past the end of a row ('the fourth red circle' of three), and relations
+  that nothing has.
+
+  Args:
+    shapes: the scene's shapes, in order.
+    side: side of the image in pixels.
+    count: maximum number of phrases.
+    rng: source of randomness.
+  """
+  kinds = [
+    [phrase.text for phrase in _absent(shapes)],
+    list(_past_the_end(shapes)),
+    [phrase.text for phrase in _relations(shapes, side) if not phrase.targets],
+  ]
+  shuffled = [[texts[place] for place in rng.permutation(len(texts)).tolist()] for texts in kinds]
+  first = int(rng.integers(len(shuffled)))
+  turns = itertools.chain.from_iterable(itertools.zip_longest(*shuffled[first:], *shuffled[:first]))
+  fitting = (text for text in dict.fromkeys(turns) if text and tokens(text) <= MAX_TOKENS)
+  return list(itertools.islice(fitting, count))
+
+
 def tokens(text: str, *, rephrased: bool = False) -> int:
   """Counts the tokens of a text, including [CLS] and [SEP], in the vocabulary with or without the words of rephrasings.
 
@@ -89,6 +122,13 @@ def _relations(shapes: Sequence[Shape], side: float) -> Iterator[Phrase]:
         targets = tuple(i for i in members if sign * offsets[i] > 0)
         noun = crowd.noun if len(targets) == 1 or len(crowd.members) == 1 else plural(crowd.noun)
         yield Phrase(f'the {noun} {word} the {anchor.noun}', targets)
+
+
+def _past_the_end(shapes: Sequence[Shape]) -> Iterator[str]:
+  for group in itertools.chain.from_iterable(groups(shapes)):
+    for ordinal in ORDINALS[len(group.members) :]:
+      for side in itertools.chain.from_iterable(SIDES):
+        yield f'the {ordinal} {group.noun} from the {side}'
 
 
 def _absent(shapes: Sequence[Shape]) -> Iterator[Phrase]:

@@ -72,6 +72,9 @@ class ScenesConfig:
   phrases_per_scene: int = declared(
     0, Whole(0, 100), 'In training, this many phrases per scene that name several shapes, one, or none'
   )
+  absent_per_scene: int = declared(
+    0, Whole(0, 100), 'In training, this many more phrases per scene that name nothing in it'
+  )
   seed: int = declared(0, Whole(0, 2**31 - 1), 'Random seed of all scenes')
   train: int = declared(12000, _SCENES, 'Scenes of the training split')
   val: int = declared(250, _SCENES, 'Scenes of the validation split')
