@@ -6,14 +6,16 @@
 # make notebooks  executes the notebooks into build/notebooks, with small random files in place of downloads
 # make fuzz    tries mutated inputs, signals and full disks; FUZZ_SECONDS=600 runs longer
 # Set PYTHON to use another interpreter: make demo PYTHON=python3.12
+# Set WORKERS to the number of test processes; 3 suit 2 cores, because many tests wait for processes or servers
 
 PYTHON ?= python3
 VENV := .venv
 FUZZ_SECONDS ?= 120
 FUZZ_SEED ?= 0
-PYTEST := JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest --numprocesses=2 --dist=worksteal
+WORKERS ?= 3
+PYTEST := JAX_PLATFORMS=cpu $(VENV)/bin/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal
 
-.PHONY: demo test check lint docs live notebooks fuzz clean
+.PHONY: demo test check fast lint docs live notebooks fuzz clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -28,7 +30,10 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(PYTEST)
 
-check: lint
+check: $(VENV)/.installed-check
+	$(MAKE) --no-print-directory --jobs=2 lint fast
+
+fast: $(VENV)/.installed-check
 	$(PYTEST) --quiet -m 'not slow and not multiprocess'
 
 lint: $(VENV)/.installed-check

@@ -94,7 +94,7 @@ def write_sam(folder: Path, config: DitSamConfig, tensors: 'dict[str, torch.Tens
     tensors: by the release's names, with positions of the model's own grid.
   """
   import torch
-  from transformers import SamModel
+  from transformers.models.sam.modeling_sam import SamModel  # pyright reads the package's index for 10 s
 
   with torch.device('meta'):
     model = SamModel(_sam_config(config))
@@ -105,7 +105,12 @@ def write_sam(folder: Path, config: DitSamConfig, tensors: 'dict[str, torch.Tens
 
 
 def _sam_config(config: DitSamConfig) -> Any:
-  from transformers import SamConfig, SamMaskDecoderConfig, SamPromptEncoderConfig, SamVisionConfig
+  from transformers.models.sam.configuration_sam import (
+    SamConfig,
+    SamMaskDecoderConfig,
+    SamPromptEncoderConfig,
+    SamVisionConfig,
+  )
 
   encoder, decoder = config.image_encoder, config.mask_decoder
   vision = SamVisionConfig(

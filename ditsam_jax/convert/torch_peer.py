@@ -110,7 +110,8 @@ class Peer(torch.nn.Module):
       ),
     )
     if text is not None:
-      from transformers import BertConfig, BertModel
+      from transformers.models.bert.configuration_bert import BertConfig
+      from transformers.models.bert.modeling_bert import BertModel
 
       self.lang_encoder: Any = torch.nn.Module()
       self.lang_encoder.bert = BertModel(
