@@ -6,7 +6,7 @@ from flax import nnx
 
 from ditsam_jax.models import layers
 from ditsam_jax.models.config import TextEncoderConfig
-from ditsam_jax.parallel.activations import shard_rows
+from ditsam_jax.parallel.activations import FSDP, axis_size, shard, shard_rows
 
 EPSILON = 1e-12
 PADDING = 0  # the id of [PAD]
@@ -31,11 +31,22 @@ class Embeddings(nnx.Module):
 
   def __call__(self, token_ids: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
     positions = self.position_embeddings.embedding[: token_ids.shape[1]]
-    words = self.word_embeddings.embedding[token_ids]  # keeps the table's type, unlike calling nnx.Embed
+    words = self._words(token_ids)
     # Padded positions act as text, but BertModel never trains the row of [PAD] (nn.Embedding's padding_idx).
     words = jnp.where((token_ids == PADDING)[..., None], jax.lax.stop_gradient(words), words)
     x = words + positions + self.token_type_embeddings.embedding[0]
     return self.dropout(shard_rows(self.norm(x)), rngs=rngs)
+
+  def _words(self, token_ids: jax.Array) -> jax.Array:
+    """[B, T] -> [B, T, C], in the table's type, unlike calling nnx.Embed.
+
+    `fsdp` shards the table's channels. Each device looks up its channels of all rows and exchanges them, so neither the
+    table nor its gradient is moved, which are hundreds of times larger.
+    """
+    table = self.word_embeddings.embedding
+    if axis_size(FSDP) == 1 or table.shape[1] % axis_size(FSDP):
+      return table[token_ids]
+    return shard_rows(shard(table[shard(token_ids, None, None)], None, None, FSDP))
 
 
 class Layer(nnx.Module):

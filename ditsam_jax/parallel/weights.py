@@ -24,6 +24,8 @@ RULES = (
   (r'.*(scale|bias|rel_pos_[hw]|gaussian_matrix|_tokens?|no_mask_embed)', ()),  # small: replicated
 )
 
+LOOKED_UP = 'word_embeddings.embedding'
+
 
 def spec_at_rest(name: str, shape: tuple[int, ...], sizes: dict[str, int]) -> PartitionSpec:
   """The sharding at rest of the weight `name` for mesh axes of `sizes`; without a rule, `fsdp` shards the largest axis."""
@@ -37,11 +39,17 @@ def spec_at_rest(name: str, shape: tuple[int, ...], sizes: dict[str, int]) -> Pa
 
 
 def at_use(weights: dict[str, jax.Array]) -> dict[str, jax.Array]:
-  """Gathers weights (by dotted path) for a computation: sharded over `tensor` only. A no-op if no mesh is set."""
+  """Gathers weights (by dotted path) for a computation: sharded over `tensor` only. A no-op if no mesh is set.
+
+  The vocabulary stays as it is: the text encoder looks words up in its shards.
+  """
   if axis_size(FSDP) == 1:
     return weights
   sizes = {axis: axis_size(axis) for axis in AXES}
-  return {name: _gathered(weight, spec_at_rest(name, weight.shape, sizes)) for name, weight in weights.items()}
+  return {
+    name: weight if name.endswith(LOOKED_UP) else _gathered(weight, spec_at_rest(name, weight.shape, sizes))
+    for name, weight in weights.items()
+  }
 
 
 def _gathered(weight: jax.Array, at_rest: PartitionSpec) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import jax
 import numpy as np
@@ -43,16 +44,24 @@ def losses(start, program, steps=10):
   return found
 
 
+def gathered_or_summed(program):
+  """The shapes of the results of all-gathers and all-reduces in a program's text."""
+  results = re.findall(r'= (.*?) all-(?:gather|reduce)(?:-start)?\(', program)
+  return sorted({shape for result in results for shape in re.findall(r'\w+\[[\d,]+\]', result)})
+
+
 ON_EIGHT = """
 import json, sys
 import jax
-from tests.parallel.test_sharding import losses, small_program
+from tests.parallel.test_sharding import gathered_or_summed, losses, small_program
 start = %r
 one, four = jax.devices()[:1], jax.devices()[:4]
+sharded = small_program((1, 8, 1), scan=True, remat='elementwise')
 print(json.dumps({
+  'moved': gathered_or_summed(sharded.lower().compile().as_text()),
   'alone': losses(start, small_program((1, 1, 1), one)),
   'data': losses(start, small_program((8, 1, 1))),
-  'fsdp': losses(start, small_program((1, 8, 1), scan=True, remat='elementwise')),
+  'fsdp': losses(start, sharded),
   'all': losses(start, small_program((2, 2, 2))),
   'alone, no dropout': losses(start, small_program((1, 1, 1), one, dropout=0.0)),
   'accumulated': losses(start, small_program((2, 2, 1), four, dropout=0.0, accumulate=2, remat='block')),
@@ -67,6 +76,8 @@ def test_meshes_rematerialisation_scan_and_accumulation_do_not_change_losses(tmp
   assert len(set(found['alone'])) == 10 and found['alone'] != found['alone, no dropout']
   for name in ('data', 'fsdp', 'all'):
     np.testing.assert_allclose(found[name], found['alone'], atol=1e-5, err_msg=name)
+  # The text encoder's kernels (24 x 16) are gathered; its vocabulary of 20 words, 24 channels each, is not moved.
+  assert 'f32[24,16]' in found['moved'] and 'f32[20,24]' not in found['moved'], found['moved']
   np.testing.assert_allclose(found['accumulated'], found['alone, no dropout'], atol=1e-5)
 
 
