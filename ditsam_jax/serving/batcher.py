@@ -143,8 +143,9 @@ class Batcher:
     """Returns a batch of one kind; without prompts, an image to encode; None after closing."""
     with self._changed:
       while True:
-        if batch := self._batch():
-          return batch
+        while self._asked:
+          if batch := self._batch():
+            return batch
         if self._closed:
           return None
         if self._idle:
@@ -152,7 +153,7 @@ class Batcher:
         self._changed.wait()
 
   def _batch(self) -> list[_Asked]:
-    """Returns the first waiting prompt and others of its kind, after a short wait for them."""
+    """Returns the first prompt and others of its kind, after a short wait for them; [] if all are cancelled."""
     self._drop_cancelled()
     if not self._asked:
       return []
