@@ -14,7 +14,8 @@ import numpy as np
 from ditsam_jax.errors import UserError
 from ditsam_jax.inference.prompts import Prompt, checked
 from ditsam_jax.models.config import DitSamConfig
-from ditsam_jax.terminal import listed, printable
+from ditsam_jax.storage.files import parse_json
+from ditsam_jax.terminal import printable
 
 LONGEST_LINE = 2**20  # bytes; a thousand points take 20 KB
 _KEYS = ('image', 'text', 'points', 'labels', 'box', 'id')
@@ -140,20 +141,16 @@ class PromptFile:
 
   def _request(self, place: str, line: bytes, number: int) -> Request:
     try:
-      row = _decoder().decode(line.decode('utf-8'))
+      row = parse_json(line.rstrip())
       _check_row(row)
       parts = {key: row[key] for key in ('text', 'points', 'labels', 'box') if row.get(key) is not None}
       if not parts:
         raise ValueError("no prompt: expected 'text', 'points' or 'box'")
       prompt = checked(Prompt(**parts, multimask=self._multimask), self._config)
-    except json.JSONDecodeError as error:
-      raise UserError(f'{place}: not JSON ({error.msg} at character {error.pos + 1}); expected one object') from error
-    except UnicodeDecodeError as error:
-      raise UserError(f'{place}: not UTF-8 text') from error
-    except RecursionError as error:
+    except RecursionError as error:  # while a nested value is shown
       raise UserError(f'{place}: nested too deeply; expected one flat object') from error
     except (UserError, ValueError) as error:
-      raise UserError(f'{place}: {error}') from error
+      raise UserError(f'{place}: {str(error).removeprefix("is ")}') from error
     name = row['image']
     return Request(os.path.join(self._folder, name), name, prompt, row.get('id'), number, place)
 
@@ -190,23 +187,6 @@ def _numbers(values: list) -> bool:
 
 def _shown(value: Any) -> str:
   return printable(json.dumps(value, ensure_ascii=False), 60)
-
-
-@functools.cache
-def _decoder() -> json.JSONDecoder:
-  return json.JSONDecoder(object_pairs_hook=_refuse_duplicates, parse_constant=_refuse_constant)
-
-
-def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  row = dict(pairs)
-  if len(row) < len(pairs):
-    keys = [key for key, _ in pairs]
-    raise ValueError(f'{listed({key for key in keys if keys.count(key) > 1})}: given twice')
-  return row
-
-
-def _refuse_constant(name: str) -> None:
-  raise ValueError(f'{name} is not a JSON number; expected finite numbers')
 
 
 def prompts_of(

@@ -226,7 +226,7 @@ class Service:
       try:  # before the image is decoded
         if prompt is None:
           raise Refused(400, 'the form has no field prompt: expected the JSON of a prompt, such as {"text": "a dog"}')
-        content = requests.parsed(prompt)
+        content = requests.parsed(prompt.encode('utf-8', 'surrogatepass'), 'the field prompt')
         requests.prompts_of(content, self.segmenter, self.limits)
       except BaseException:
         file.close()

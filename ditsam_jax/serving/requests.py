@@ -4,9 +4,7 @@ import asyncio
 import base64
 import binascii
 import io
-import json
 import os
-import re
 import tempfile
 from typing import IO, Any, NamedTuple
 
@@ -19,9 +17,9 @@ from ditsam_jax.inference.prompts import Prompt
 from ditsam_jax.inference.segmenter import Segmenter
 from ditsam_jax.serving.limits import Limits
 from ditsam_jax.serving.refusals import Refused
+from ditsam_jax.storage.files import parse_json
 from ditsam_jax.terminal import listed, printable
 
-_ESCAPED = re.compile(rb'\\u[dD][89a-fA-F]')
 _KEYS = ('text', 'points', 'labels', 'box', 'mask', 'multimask', 'low_res')
 
 
@@ -97,19 +95,12 @@ def is_form(request: Request) -> bool:
   return request.headers.get('content-type', '').partition(';')[0].strip().lower() == 'multipart/form-data'
 
 
-def parsed(text: str | bytes) -> Any:
-  """Parses strict JSON. Raises UserError."""
+def parsed(data: bytes, name: str = 'the body') -> Any:
+  """Parses strict JSON; messages call it `name`. Raises UserError."""
   try:
-    content = json.loads(text, parse_constant=_no_number)
-    if _ESCAPED.search(text if isinstance(text, bytes) else text.encode()):
-      json.dumps(content, ensure_ascii=False).encode()  # raises for lone surrogates
-    return content
-  except RecursionError as error:
-    raise UserError('the JSON is nested too deeply') from error
-  except UnicodeEncodeError as error:
-    raise UserError('the JSON holds text that is not valid Unicode (a lone surrogate)') from error
+    return parse_json(data)
   except ValueError as error:
-    raise UserError(f'the body is not JSON ({printable(error)})') from error
+    raise UserError(f'{name} {error}') from error
 
 
 def asked(content: Any, segmenter: Segmenter, limits: Limits) -> Asked:
@@ -220,7 +211,3 @@ def _too_large(most: int) -> Refused:
 
 def _too_slow(seconds: float) -> Refused:
   return Refused(408, f'the body did not arrive within {seconds:g} seconds')
-
-
-def _no_number(text: str) -> float:
-  raise ValueError(f'{text} is not a number')

@@ -175,8 +175,12 @@ def parse_json(data: bytes, *, hook: Callable[[dict[str, Any]], Any] | None = No
     raise ValueError('holds text that is not valid Unicode (a lone surrogate)') from error
   except RecursionError as error:
     raise ValueError('is nested too deeply') from error
+  except json.JSONDecodeError as error:
+    several = '\n' in error.doc
+    place = f'line {error.lineno} column {error.colno}' if several else f'character {error.colno}'
+    raise ValueError(f'is damaged or not JSON ({error.msg}: {place})') from error
   except ValueError as error:
-    raise ValueError(f'is damaged or not JSON ({printable(error)})') from error
+    raise ValueError(f'is not valid JSON: {printable(error)}') from error
 
 
 def _refuse_constant(text: str) -> float:

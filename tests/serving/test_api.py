@@ -191,11 +191,13 @@ BAD_PROMPTS = [
   ({'mask': [[0.5]]}, 'mask'),
   ({'text': 'a', 'multimask': 1}, 'multimask'),
   ({'text': 'a', 'low_res': 'yes'}, 'low_res'),
-  ('{"text": NaN}', 'NaN'),
+  ('{"text": NaN}', 'NaN is not a number'),
+  ('{"points": [[1e999, 2]]}', 'the number 1e999 is too large'),
+  ('{"text": "a", "text": "b"}', "the body is not valid JSON: an object has the key 'text' twice"),
   ('{"text": "\\ud800"}', 'Unicode'),
   ('[' * 100_000, 'nested'),
   ('{', 'not JSON'),
-  (b'\xff\xfe', 'not JSON'),
+  (b'\xff\xfe', 'not UTF-8'),
 ]
 
 
@@ -229,6 +231,8 @@ def test_bad_uploads_are_refused(client):
   for parts, told in (
     ({'image': png(picture())}, 'no field prompt'),
     ({'image': b'x', 'prompt': '{}'}, 'empty prompt'),
+    ({'image': b'x', 'prompt': '{'}, 'the field prompt is damaged or not JSON'),
+    ({'image': b'x', 'prompt': '{"text": "a", "text": "b"}'}, "an object has the key 'text' twice"),
   ):
     body, kind = form(**parts)
     answer = client.post('/api/segment', body, Content_Type=kind)
