@@ -7,13 +7,16 @@ The page is at http://127.0.0.1:8000/, the API documentation at /docs. Requires 
 """
 
 import argparse
+import dataclasses
 import os
 import secrets
+from typing import NamedTuple
 
 from ditsam_jax import command_line, mask_options
 from ditsam_jax.errors import UserError
 from ditsam_jax.inference.prompts import MOST_POINTS
 from ditsam_jax.inference.segmenter import Segmenter
+from ditsam_jax.limits import MAX_PIXELS
 from ditsam_jax.options import Parser, add_batch_size, add_checkpoint, add_dtype, check_batch_size
 from ditsam_jax.serving import server
 from ditsam_jax.serving.app import Service
@@ -29,6 +32,30 @@ from ditsam_jax.terminal import printable, say
 _MASKS = ('points_per_side', 'pred_iou_thresh', 'stability_score_thresh', 'box_nms_thresh', 'min_mask_region_area')
 _SHORTEST_TOKEN = 16
 _MIB = 2**20
+
+
+class _Bound(NamedTuple):
+  """An option for a field of `Limits`, in multiples of `unit`."""
+
+  option: str
+  field: str
+  unit: float
+  low: float
+  high: float
+  meaning: str
+  kind: type[int] | type[float] = float
+
+
+_BOUNDS = (
+  _Bound('--max-megapixels', 'pixels', 1e6, 1e-4, MAX_PIXELS / 1e6, 'pixels of an image, in millions'),
+  _Bound('--max-upload-mib', 'upload_bytes', _MIB, 1e-3, 2**10, 'size of an image file'),
+  _Bound('--keep-mib', 'kept_bytes', _MIB, 1, 2**20, 'memory for uploaded images; the least recently used are evicted'),
+  _Bound('--keep-minutes', 'kept_seconds', 60, 0.01, 7 * 24 * 60, 'time that an unused image is stored'),
+  _Bound('--timeout', 'seconds', 1, 0.1, 3600, 'seconds to answer a request'),
+  _Bound('--batch-wait-ms', 'batch_wait', 1e-3, 0, 1000, 'milliseconds that a prompt waits for others to form a batch'),
+  _Bound('--max-points', 'points', 1, 1, MOST_POINTS, 'points per prompt; more mean more programs to compile', int),
+  _Bound('--max-queue', 'queue', 1, 1, 100_000, 'maximum number of waiting prompts', int),
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,31 +81,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _limits(options: argparse.Namespace) -> Limits:
-  limits = Limits()
-  for name, low, high in (
-    ('max_megapixels', 1e-4, 89.478485),
-    ('max_upload_mib', 1e-3, 2**10),
-    ('keep_mib', 1, 2**20),
-    ('keep_minutes', 0.01, 7 * 24 * 60),
-    ('max_points', 1, MOST_POINTS),
-    ('max_queue', 1, 100_000),
-    ('timeout', 0.1, 3600),
-    ('batch_wait_ms', 0, 1000),
-  ):
-    value = getattr(options, name)
-    if not low <= value <= high:
-      raise UserError(f'--{name.replace("_", "-")}={value:g}: expected {low:g} to {high:g}')
-  return Limits(
-    upload_bytes=round(options.max_upload_mib * _MIB),
-    pixels=round(options.max_megapixels * 1e6),
-    kept_bytes=round(options.keep_mib * _MIB),
-    kept_seconds=options.keep_minutes * 60,
-    points=options.max_points,
-    queue=options.max_queue,
-    per_client=min(limits.per_client, options.max_queue),
-    prompts=min(limits.prompts, options.max_queue),
-    seconds=options.timeout,
-    batch_wait=options.batch_wait_ms / 1000,
+  limits, values = Limits(), {}
+  for bound in _BOUNDS:
+    value = getattr(options, bound.field)
+    if not bound.low <= value <= bound.high:
+      raise UserError(f'{bound.option}={value:g}: expected {bound.low:g} to {bound.high:g}')
+    value *= bound.unit
+    values[bound.field] = round(value) if isinstance(getattr(limits, bound.field), int) else value
+  most = values['queue']
+  return dataclasses.replace(
+    limits, **values, per_client=min(limits.per_client, most), prompts=min(limits.prompts, most)
   )
 
 
@@ -132,20 +144,16 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   where.add_argument('--token', help='token that clients must send; visible in the process list')
   where.add_argument('--token-file', type=local, metavar='FILE', help='file with the token')
   bounds = parser.add_argument_group('limits')
-  for name, default, meaning in (
-    ('--max-megapixels', 32, 'pixels of an image, in millions'),
-    ('--max-upload-mib', 20, 'size of an image file'),
-    ('--keep-mib', 1024, 'memory for uploaded images; the least recently used are evicted'),
-    ('--keep-minutes', 60, 'time that an unused image is stored'),
-    ('--timeout', 30, 'seconds to answer a request'),
-    ('--batch-wait-ms', 3, 'milliseconds that a prompt waits for others to form a batch'),
-  ):
-    bounds.add_argument(name, type=float, default=default, metavar='N', help=f'{meaning} (default: %(default)s)')
-  for name, default, meaning in (
-    ('--max-points', 30, 'points per prompt; more points mean more programs to compile at the start'),
-    ('--max-queue', 256, 'maximum number of waiting prompts'),
-  ):
-    bounds.add_argument(name, type=int, default=default, metavar='N', help=f'{meaning} (default: %(default)s)')
+  for bound in _BOUNDS:
+    default = getattr(Limits(), bound.field) / bound.unit
+    bounds.add_argument(
+      bound.option,
+      dest=bound.field,
+      type=bound.kind,
+      default=bound.kind(default),
+      metavar='N',
+      help=f'{bound.meaning} (default: {default:g})',
+    )
   mask_options.add_flags(parser, _MASKS)
   options = parser.parse_args(arguments)
   if not 0 <= options.port <= 65535:

@@ -13,7 +13,9 @@ import pytest
 
 from ditsam_jax import serve
 from ditsam_jax.errors import UserError
+from ditsam_jax.limits import MAX_PIXELS
 from ditsam_jax.serving import server
+from ditsam_jax.serving.limits import Limits
 from tests.fuzz.seeds import picture, save_sam
 from tests.serving.running import Client, png, raw
 
@@ -84,6 +86,18 @@ def test_by_default_only_this_machine_can_connect(model, started, capsys, tmp_pa
     assert message in capsys.readouterr().err and started['hosts'] is None
   serve.main([f'--checkpoint={model}', '--port=0', '--allow-host=Masks.example.com'])
   assert 'masks.example.com' in started['hosts']
+
+
+def test_limits_without_options_are_the_default_ones(model, started):
+  serve.main([f'--checkpoint={model}', '--port=0'])
+  assert started['limits'] == Limits()
+
+
+def test_the_largest_image_is_the_largest_that_can_be_read(model, started):
+  serve.main([f'--checkpoint={model}', '--port=0', f'--max-megapixels={MAX_PIXELS / 1e6}'])
+  assert started['limits'].pixels == MAX_PIXELS
+  with pytest.raises(UserError, match='--max-megapixels'):
+    serve.main([f'--checkpoint={model}', '--port=0', f'--max-megapixels={(MAX_PIXELS + 1) / 1e6}'])
 
 
 def test_options_set_limits(model, started):

@@ -27,18 +27,18 @@ class Limits:
   """
 
   upload_bytes: int = 20 * 2**20
-  pixels: int = 2**25
+  pixels: int = 32_000_000
   request_bytes: int = 2**21
   prompts: int = 16
   points: int = 30
   text_bytes: int = 1000
   kept_bytes: int = 2**30
-  kept_seconds: float = 3600
+  kept_seconds: float = 3600.0
   queue: int = 256
   per_client: int = 32
   uploads: int = 32
-  seconds: float = 30
-  upload_seconds: float = 30
-  header_seconds: float = 10
+  seconds: float = 30.0
+  upload_seconds: float = 30.0
+  header_seconds: float = 10.0
   connections: int = 4000
   batch_wait: float = 0.003
