@@ -78,7 +78,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
   if error is not None and _shows_all():
     traceback.print_exception(error)
   if number is not None:  # the signal takes precedence over errors that it caused
-    interruption.end_process(number)
+    interruption.end_process(interruption.status(number))
   if error is not None:
     _explain(error)
   sys.exit(status)

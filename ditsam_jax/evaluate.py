@@ -10,7 +10,6 @@ results are the same.
 """
 
 import argparse
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -34,10 +33,10 @@ from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.options import Parser, add_dtype
 from ditsam_jax.parallel import distributed
 from ditsam_jax.parallel.watch import Watch
-from ditsam_jax.storage import bucket, hub, places, saved_model
-from ditsam_jax.storage.bucket import AnyPath, BucketPath
+from ditsam_jax.storage import hub, places, saved_model
+from ditsam_jax.storage.bucket import AnyPath
 from ditsam_jax.storage.description import data_config, vocabulary_file, warn_if_fresh
-from ditsam_jax.storage.files import write_json, write_text
+from ditsam_jax.storage.files import make_output_folder, write_json, write_text
 from ditsam_jax.storage.image_files import write_png
 from ditsam_jax.storage.paths import any_path, anywhere
 from ditsam_jax.terminal import say
@@ -142,16 +141,7 @@ class _Output:
     self._written: dict[AnyPath, None] = {}
     if jax.process_index():
       return
-    try:
-      self._folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-      raise UserError(
-        f'output folder {str(self._folder)!r} cannot be created ({error.strerror or error}); choose another --output'
-      ) from error
-    if isinstance(self._folder, BucketPath):
-      bucket.check(self._folder, writes=True)
-    elif not os.access(self._folder, os.W_OK):
-      raise UserError(f'output folder {str(self._folder)!r} cannot be written to; choose another --output')
+    make_output_folder(self._folder)
 
   def write(self, split: str, results: Results, about: dict[str, Any]) -> None:
     """Writes the metrics and samples of a split; metrics.json keeps those of earlier splits."""

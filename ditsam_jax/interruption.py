@@ -92,11 +92,7 @@ class _Watch:
   def end(self, number: int) -> NoReturn:
     """Ends the process and its workers at once."""
     self.tell(number)
-    if (multiprocessing := sys.modules.get('multiprocessing')) and hasattr(multiprocessing, 'active_children'):
-      with contextlib.suppress(Exception):
-        for child in multiprocessing.active_children():
-          child.kill()
-    os._exit(status(number))
+    _end_with_workers(status(number))
 
   def _handle(self, number, frame) -> None:
     """The handler; Python runs it in the main thread between bytecodes, perhaps once for several signals."""
@@ -206,14 +202,23 @@ def work_ends() -> int | None:
   return _watch.asked
 
 
-def end_process(number: int) -> NoReturn:
-  """Ends this process at once after a signal, because XLA's threads that still compile could crash in Python's shutdown."""
+def end_process(code: int) -> NoReturn:
+  """Flushes output and ends this process and its workers at once with an exit status.
+
+  XLA's threads that still compile could crash in Python's shutdown.
+  """
   for stream in (sys.stdout, sys.stderr):
     with contextlib.suppress(OSError, ValueError):
       stream.flush()
-  if _watch is None:
-    os._exit(status(number))
-  _watch.end(number)
+  _end_with_workers(code)
+
+
+def _end_with_workers(code: int) -> NoReturn:
+  if (multiprocessing := sys.modules.get('multiprocessing')) and hasattr(multiprocessing, 'active_children'):
+    with contextlib.suppress(Exception):
+      for child in multiprocessing.active_children():
+        child.kill()
+  os._exit(code)
 
 
 @contextlib.contextmanager

@@ -238,6 +238,19 @@ command_line.run(lambda: 3)
   assert process.communicate(timeout=60) == ('', '') and process.returncode == 3
 
 
+def test_a_process_ended_at_once_flushes_its_output_and_kills_its_workers():
+  program = """
+import multiprocessing, time
+from ditsam_jax import interruption
+worker = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))
+worker.start()
+print('printed', end='')
+interruption.end_process(3)
+"""
+  process = start('-c', program)  # its worker keeps the pipes open as long as it lives
+  assert process.communicate(timeout=30) == ('printed', '') and process.returncode == 3
+
+
 def test_a_signal_to_a_forked_child_does_not_end_the_command():
   program = """
 import os, signal, time

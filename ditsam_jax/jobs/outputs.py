@@ -130,18 +130,6 @@ class Output(ResultFiles):
     )
 
 
-def make_folder(name: str) -> None:
-  """Creates the folder of --output. Raises UserError if it cannot be created or written to."""
-  folder = Path(name)
-  try:
-    folder.mkdir(parents=True, exist_ok=True)
-  except (OSError, ValueError) as error:
-    reason = getattr(error, 'strerror', None) or error
-    raise UserError(f'--output={printable(name)}: cannot be created ({reason}); choose another folder') from error
-  if not os.access(folder, os.W_OK):
-    raise UserError(f'--output={printable(name)}: cannot be written to; choose another folder')
-
-
 def made_by(checkpoint: str, dtype: str, **how: Any) -> dict[str, Any]:
   """Returns an identification of the model and the options that results are made with. Raises UserError."""
   description, folder = read_description(checkpoint), resolve(checkpoint)

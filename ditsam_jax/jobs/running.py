@@ -12,11 +12,12 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.jobs.background import images_ahead, in_order
 from ditsam_jax.jobs.job import Job
 from ditsam_jax.jobs.json_lines import JsonLines
-from ditsam_jax.jobs.outputs import OutputLost, ResultFiles, Written, make_folder
+from ditsam_jax.jobs.outputs import OutputLost, ResultFiles, Written
 from ditsam_jax.jobs.progress import Progress, Remarks
 from ditsam_jax.jobs.requests import Request
 from ditsam_jax.parallel import distributed
 from ditsam_jax.parallel.watch import Watch
+from ditsam_jax.storage.files import make_output_folder
 from ditsam_jax.terminal import say
 
 R = TypeVar('R')
@@ -61,7 +62,7 @@ def run_share(
       lines = opened.enter_context(JsonLines(Path(json), how, folder is not None, host, hosts))
       job.skip_done(lines)
     if folder is not None:
-      make_folder(folder)
+      make_output_folder(Path(folder))
       if any(os.scandir(folder)):
         job.skip_pictured(output, redo=lines is not None)
     job.report_skipped()

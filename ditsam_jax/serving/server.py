@@ -9,7 +9,6 @@ import os
 import resource
 import signal
 import socket
-import sys
 import threading
 
 import uvicorn
@@ -94,7 +93,7 @@ def run(service: Service, listening: socket.socket, hosts: tuple[str, ...] | Non
     serving.join()
     service.close()
     if compiling.is_alive():  # XLA's threads crash during Python's shutdown
-      _end_now(1 if failures else 0)
+      interruption.end_process(1 if failures else 0)
     timer.cancel()
   if failures:
     raise failures[0]
@@ -141,10 +140,3 @@ def _allow_sockets() -> int:
     soft = _FILES if hard == resource.RLIM_INFINITY else min(_FILES, hard)
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
   return _FILES if soft == resource.RLIM_INFINITY else max(1, soft - _OTHER_FILES)
-
-
-def _end_now(status: int) -> None:
-  for stream in (sys.stdout, sys.stderr):
-    with contextlib.suppress(OSError, ValueError):
-      stream.flush()
-  os._exit(status)

@@ -63,6 +63,20 @@ def write_json(path: AnyPath, data: Any) -> None:
   write_text(path, json.dumps(data, indent=1) + '\n')
 
 
+def make_output_folder(folder: AnyPath) -> None:
+  """Creates the folder of --output. Raises UserError if it cannot be created or written to."""
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+  except (OSError, ValueError) as error:  # ValueError: an invalid file name
+    raise UserError(
+      f"output folder '{printable(folder)}' cannot be created ({_reason(error)}); choose another --output"
+    ) from error
+  if isinstance(folder, BucketPath):
+    bucket.check(folder, writes=True)
+  elif not os.access(folder, os.W_OK):
+    raise UserError(f"output folder '{printable(folder)}' cannot be written to; choose another --output")
+
+
 def remove_for_good(folder: Path) -> None:
   """Removes a folder that a library's threads may recreate after a failure, as TensorStore's do."""
   absent = 0 if folder.exists() else _STABLE

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ditsam_jax.errors import UserError
-from ditsam_jax.storage.files import read_json, write_text, written_whole
+from ditsam_jax.storage.files import make_output_folder, read_json, write_text, written_whole
 
 
 def test_a_failed_write_names_the_file_and_keeps_the_old_one(tmp_path, monkeypatch):
@@ -41,6 +41,17 @@ def refusal(read, *arguments, **options):
   message = str(error.value)
   assert message.isprintable() and len(message) < 400
   return message
+
+
+def test_an_output_folder_that_cannot_be_used_is_refused(tmp_path, monkeypatch):
+  make_output_folder(tmp_path / 'new' / 'place')
+  assert (tmp_path / 'new' / 'place').is_dir()
+  (tmp_path / 'file').write_text('')
+  for folder, reason in (('file', 'File exists'), ('file/below', 'Not a directory'), ('nul\0', 'null byte')):
+    message = refusal(make_output_folder, tmp_path / folder)
+    assert 'cannot be created' in message and f'{reason}); choose another --output' in message
+  monkeypatch.setattr(os, 'access', lambda path, mode: False)  # root may write anywhere
+  assert 'cannot be written to; choose another --output' in refusal(make_output_folder, tmp_path)
 
 
 def test_json_is_read_and_hooks_replace_objects(tmp_path):
