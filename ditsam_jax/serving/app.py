@@ -31,7 +31,6 @@ from ditsam_jax.serving.refusals import Refused
 from ditsam_jax.storage.image_files import read_opened
 
 SESSION = 'ditsam_session'
-_DECODERS = 2  # images decoded concurrently; their memory comes on top of the store
 _SWEEP = 30.0  # seconds between removals of expired images
 _PNG = 'image/png'
 _T = TypeVar('_T')
@@ -80,9 +79,9 @@ class Service:
     self.metrics = Metrics()
     self.store = ImageStore(limits.kept_bytes, limits.kept_seconds)
     self.batcher = Batcher(segmenter, limits, self.metrics)
-    self.everything = Everything(segmenter, masks)
+    self.everything = Everything(segmenter, limits, masks)
     self._check_token = guard.checked_token(token)
-    self._decoders = concurrent.futures.ThreadPoolExecutor(_DECODERS, 'decode')
+    self._decoders = concurrent.futures.ThreadPoolExecutor(limits.decoding, 'decode')
     self._uploads = 0
     watch = self.metrics.watch
     watch('queue_prompts', 'Prompts waiting for the device', lambda: len(self.batcher))
@@ -243,7 +242,7 @@ class Service:
     text = requests.phrase(await requests.read_json(request, self.limits), self.segmenter, self.limits)
     with self.store.hold(kept):
       future = asyncio.wrap_future(self.everything.submit(kept.framed, text))
-      found = await self._until_gone(request, future, self.everything.seconds)
+      found = await self._until_gone(request, future, self.limits.everything_seconds)
     return _json(found | {'model': self.name})
 
   async def _answer(self, request: Request, kept: Kept, content: Any) -> Response:

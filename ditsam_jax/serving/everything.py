@@ -12,17 +12,15 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.inference.framing import Framed
 from ditsam_jax.inference.mask_generator import SamAutomaticMaskGenerator
 from ditsam_jax.inference.segmenter import Segmenter
+from ditsam_jax.serving.limits import Limits
 from ditsam_jax.serving.refusals import Refused
-
-_WAITING = 4
 
 
 class Everything:
   """Processes one image at a time alongside prompts; an image takes as long as a hundred prompts."""
 
-  seconds = 120.0  # time limit of an answer
-
-  def __init__(self, segmenter: Segmenter, settings: Mapping[str, Any] = MappingProxyType({})):
+  def __init__(self, segmenter: Segmenter, limits: Limits, settings: Mapping[str, Any] = MappingProxyType({})):
+    self._most = limits.everything
     self._segmenter, self._settings, self._generator, self._refusal = segmenter, settings, None, ''
     try:
       self._generator = SamAutomaticMaskGenerator(segmenter, output_mode='coco_rle', **settings)
@@ -52,8 +50,8 @@ class Everything:
     if self._generator is None:
       raise Refused(400, self._refusal)
     with self._lock:
-      if self._waiting >= _WAITING:
-        raise Refused(503, f'{_WAITING} images are already waiting for everything', 10)
+      if self._waiting >= self._most:
+        raise Refused(503, f'{self._most} images are already waiting for everything', 10)
       self._waiting += 1
     future = self._worker.submit(self._masks, self._generator, framed, text)
     future.add_done_callback(self._done)

@@ -19,7 +19,10 @@ class Limits:
     queue: waiting prompts of all clients.
     per_client: waiting prompts of one client.
     uploads: images being received or decoded.
+    decoding: images decoded at the same time; their memory comes on top of `kept_bytes`.
+    everything: images in which everything is, or will be, segmented.
     seconds: time from a request's arrival to its answer.
+    everything_seconds: the same for everything in an image.
     upload_seconds: time for a client to send a request's body.
     header_seconds: time for a client to send a request's head, and to read an answer.
     connections: open connections; further ones are closed unread.
@@ -37,7 +40,10 @@ class Limits:
   queue: int = 256
   per_client: int = 32
   uploads: int = 32
+  decoding: int = 2
+  everything: int = 4
   seconds: float = 30.0
+  everything_seconds: float = 120.0
   upload_seconds: float = 30.0
   header_seconds: float = 10.0
   connections: int = 4000

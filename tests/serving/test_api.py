@@ -16,6 +16,7 @@ from ditsam_jax.inference.framing import frame
 from ditsam_jax.inference.mask_generator import SamAutomaticMaskGenerator
 from ditsam_jax.inference.segmenter import Segmenter
 from ditsam_jax.serving.everything import Everything
+from ditsam_jax.serving.limits import Limits
 from ditsam_jax.serving.refusals import Refused
 from ditsam_jax.storage import saved_model
 from tests.fuzz.seeds import picture
@@ -152,7 +153,7 @@ def test_bad_requests_for_everything_are_refused(client, image):
 def test_everything_is_refused_by_a_model_trained_with_sentences_only(segmenter, tmp_path):
   words = segmenter.tokenizer.vocabulary_file
   saved_model.save(tmp_path / 'text', random_model(segmenter.config), vocabulary=words, notes={'task': 'text'})
-  everything = Everything(Segmenter(tmp_path / 'text'))
+  everything = Everything(Segmenter(tmp_path / 'text'), Limits())
   everything.compile()  # nothing
   with pytest.raises(Refused, match='text was trained with sentences only'):
     everything.submit(None, 'the red circle')
@@ -163,7 +164,7 @@ def test_the_service_may_keep_more_masks_than_metas_thresholds(segmenter):
   image = frame(picture(), segmenter.config)
   counts = []
   for settings in ({}, {'points_per_side': 8, 'pred_iou_thresh': -10.0, 'stability_score_thresh': 0.0}):
-    everything = Everything(segmenter, settings)
+    everything = Everything(segmenter, Limits(), settings)
     everything.compile()
     counts.append(len(everything.submit(image, None).result()['masks']))
     everything.close()

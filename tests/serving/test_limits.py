@@ -260,6 +260,19 @@ def test_an_answer_that_takes_too_long(segmenter):
     held.go.set()
 
 
+def test_images_waiting_for_everything_and_their_time_are_limited(segmenter):
+  with running(segmenter, Limits(everything=1, everything_seconds=0.2)) as service:
+    go = threading.Event()
+    service.service.everything._masks = lambda *_: go.wait(60)
+    client = service.client()
+    image = client.upload(picture())
+    answer = client.post(f'{image}/everything', {})
+    assert answer.status == 503 and '0.2 seconds' in answer.json['error']  # and it is still being computed
+    answer = client.post(f'{image}/everything', {})
+    assert answer.status == 503 and '1 images' in answer.json['error']
+    go.set()
+
+
 def test_a_token_is_required(segmenter):
   token = 'a-token-of-24-characters'
   with running(segmenter, token=token, hosts=None) as service:
