@@ -5,7 +5,8 @@
     --compare=mesh.fsdp=4,mesh.data=4 --compare=topology=h100:8x2,data.batch_size=512
   python -m ditsam_jax.compile_report --config=ldit --fit=rtx4090:1
 
-Compiles the real train step with the TPU compiler (extras `train`, `tpu`) or the CUDA one (`train` with `cuda12` or `cuda13`).
+Compiles the real train step with the TPU compiler (extras `train` and `tpu`) or the CUDA one (`train` and `cuda12` or
+`cuda13`).
 Memory, FLOPs and collectives are those of the compiled program; times are estimates from published peaks. `--fit` finds
 the largest batch per device and the fastest settings for the config's batch, and prints the command to run.
 """

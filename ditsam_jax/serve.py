@@ -3,7 +3,7 @@
   python -m ditsam_jax.serve --checkpoint=shapes
   python -m ditsam_jax.serve --checkpoint=runs/ldit --port=8080 --token-file=token.txt --host=0.0.0.0
 
-The page is at http://127.0.0.1:8000/, the API documentation at /docs. Requires pip install 'ditsam_jax[serve]'.
+The page is at http://127.0.0.1:8000/, the API documentation at /docs. Requires the extra `serve`.
 """
 
 import argparse

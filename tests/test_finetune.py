@@ -71,7 +71,7 @@ def folder(tmp_path_factory):
     patch.chdir(folder)
     patch.setattr(sys, 'argv', [])
     install, *commands = guide()
-    assert install == ['pip', 'install', '-e', '.[guide]'] and len(commands) == 6
+    assert install == ['pip', 'install', '--editable', '.[guide]'] and len(commands) == 6
     printed = [run(command) for command in commands]
     (folder / 'printed.json').write_text(json.dumps(printed))
     yield folder
