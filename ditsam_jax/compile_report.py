@@ -59,7 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
     action='append',
     default=[],
     metavar='FIELD=VALUE,...',
-    help='add a column with these fields changed (topology may be one of them); repeatable',
+    help='report the config with these fields changed (topology may be one of them) instead; repeat for more columns; '
+    '--compare= is the config as given',
   )
   parser.add_argument('--json', type=local_path, metavar='FILE', help='also write the report to this JSON file')
   parser.add_argument(

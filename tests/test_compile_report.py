@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -84,6 +85,20 @@ def test_refusals(monkeypatch, arguments, expected):
   monkeypatch.setattr(targets, 'devices_of', lambda target, memory=None: target.count * jax.devices()[:1])
   with pytest.raises(UserError, match=expected):
     compile_report.main(['--config=configs/ldit.py:shapes', *arguments])
+
+
+def test_compare_gives_the_columns_and_an_empty_one_is_the_config_as_given(monkeypatch):
+  compiled = []
+
+  def report(config, target):
+    compiled.append((target.topology, config.mesh.fsdp, config.seed))
+    return SimpleNamespace(compile_seconds=0)
+
+  monkeypatch.setattr(compile_report, 'report', report)
+  monkeypatch.setattr(compile_report, 'table', lambda name, reports: ' | '.join(reports))
+  given = ['--config=ldit:shapes', '--topology=v5e:2x2', '--config.seed=7']
+  assert compile_report.main([*given, '--compare=mesh.fsdp=4', '--compare=', '--compare=topology=h100:8']) == 0
+  assert compiled == [('v5e:2x2', 4, 7), ('v5e:2x2', -1, 7), ('h100:8', -1, 7)]
 
 
 @pytest.mark.parametrize('topology, extra', [('v5e:4x4', 'tpu'), ('h100:8', 'cuda12')])
