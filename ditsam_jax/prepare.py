@@ -15,7 +15,7 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.limits import MAX_PROCESSES
 from ditsam_jax.options import Parser
 from ditsam_jax.storage.paths import anywhere, local
-from ditsam_jax.terminal import say
+from ditsam_jax.terminal import aligned, say
 
 _OF_OWN = {
   'format': '',
@@ -99,11 +99,7 @@ def _table(done) -> str:
     [split, *(f'{getattr(counts, name):,}' for name in shown)]
     for split, counts in [*done.splits.items(), ('all', done.whole)]
   ]
-  widths = [max(map(len, column)) for column in zip(*rows)]
-  return '\n'.join(
-    '  '.join(text.ljust(width) if i == 0 else text.rjust(width) for i, (text, width) in enumerate(zip(row, widths)))
-    for row in rows
-  )
+  return '\n'.join(aligned(rows))
 
 
 def _partitions() -> str:

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 _LONGEST = 200  # characters of a name; longer ones lose their middle
@@ -34,6 +34,17 @@ def listed(items: Iterable[object], most: int = 5) -> str:
   items = list(items)
   shown = ', '.join(printable(item) for item in items[:most])
   return f'{shown} and {len(items) - most:,} more' if len(items) > most else shown
+
+
+def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+  """Formats the rows of a table with aligned columns: the first `left` to the left, the others to the right."""
+  widths = [max(map(len, column)) for column in zip(*rows)]
+  return [
+    '  '.join(
+      cell.ljust(width) if i < left else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths))
+    ).rstrip()
+    for row in rows
+  ]
 
 
 def truncated(text: str, width: float, measure: Callable[[str], float] = len) -> str:

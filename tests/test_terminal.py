@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ditsam_jax import command_line
-from ditsam_jax.terminal import listed, printable
+from ditsam_jax.terminal import aligned, listed, printable
 
 
 @pytest.mark.slow
@@ -46,3 +46,10 @@ def test_any_error_is_printed_as_one_line(capsys):
     command_line.fail('file \x1b[31m: bad\n  in line 3')
   assert end.value.code == 2
   assert capsys.readouterr().err == 'error: file \\x1b[31m: bad in line 3\n'
+
+
+def test_columns_are_aligned():
+  rows = [['', 'images', 'masks'], ['train', '1,200', '7'], ['val', '80', '']]
+  assert aligned(rows) == ['       images  masks', 'train   1,200      7', 'val        80']
+  assert aligned(rows, left=3)[1:] == ['train  1,200   7', 'val    80']
+  assert aligned([]) == []

@@ -13,7 +13,7 @@ from ditsam_jax.analysis.workloads import Training
 from ditsam_jax.config import checks, lengths
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.execution import AUTO, automatic
-from ditsam_jax.terminal import say
+from ditsam_jax.terminal import aligned, say
 
 # Parts that may stay as they are, in place of training everything, if nothing else fits.
 _FROZEN = ('text_encoder', 'image_encoder,text_encoder')
@@ -83,8 +83,7 @@ def described(found: Fit, config: str, overrides: list[str]) -> str:
     rate = f'{choice.images_per_second * found.devices:.4g}' if choice.images_per_second else ''
     parts = str(choice.accumulate) if choice.accumulate else 'does not fit'
     rows.append((settings.dtype, settings.remat, settings.freeze or '-', str(choice.largest), parts, rate))
-  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-  lines += ['  '.join(f'{cell:<{width}}' for cell, width in zip(row, widths)).rstrip() for row in rows]
+  lines += aligned(rows, left=len(rows[0]))
   if found.best is None:
     lines += ['', f'Nothing fits. Use more devices (their memory adds up: --fit={_larger(target)}) or a smaller model.']
     return '\n'.join(lines)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from ditsam_jax.analysis.collectives import KINDS
 from ditsam_jax.analysis.operations import Operation, moved
 from ditsam_jax.analysis.report import Report
+from ditsam_jax.terminal import aligned
 
 GIB = 2**30
 
@@ -13,17 +14,13 @@ def table(heading: str, reports: dict[str, Report]) -> str:
   """Formats the table, omitting rows that are empty for all reports."""
   headings = [name.split(',') for name in reports]  # one field per line
   rows = [
-    ('', [heading[i] if i < len(heading) else '' for heading in headings]) for i in range(max(map(len, headings)))
+    ['', *(heading[i] if i < len(heading) else '' for heading in headings)] for i in range(max(map(len, headings)))
   ]
   for label, cell in _ROWS:
     cells = [cell(report) for report in reports.values()]
     if any(cells):
-      rows.append((label, cells))
-  left = max(len(label) for label, _ in rows)
-  widths = [max(len(cells[i]) for _, cells in rows) for i in range(len(reports))]
-  lines = [f'{heading}: one training step, per chip']
-  for label, cells in rows:
-    lines.append(f'{label:{left}}  ' + '  '.join(f'{cell:>{width}}' for cell, width in zip(cells, widths)))
+      rows.append([label, *cells])
+  lines = [f'{heading}: one training step, per chip', *aligned(rows)]
   lines += [f'{name}: does not fit. {report.too_large}' for name, report in reports.items() if report.too_large]
   lines += [
     f'{name}: loops of unknown length, counted once: {", ".join(report.endless)}'
@@ -51,11 +48,10 @@ def _heaviest(name: str, report: Report) -> list[str]:
   ]
   if not rows:
     return []
-  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
   heading = (
     'most bytes' + (f', {name}' if name else '') + ' (moved, share, executions, largest result, operation, lines):'
   )
-  return ['', heading, *('  '.join(f'{cell:<{width}}' for cell, width in zip(row, widths)) for row in rows)]
+  return ['', heading, *aligned(rows, left=len(rows[0]))]
 
 
 def _kind_of(operation: Operation) -> str:

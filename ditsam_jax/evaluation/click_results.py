@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ditsam_jax.evaluation.metrics import mask_iou
-from ditsam_jax.evaluation.results import Sample, aligned
+from ditsam_jax.evaluation.results import Sample
+from ditsam_jax.terminal import aligned
 
 TARGETS = (0.8, 0.9)
 

@@ -12,6 +12,7 @@ from ditsam_jax.evaluation.bootstrap import intervals
 from ditsam_jax.evaluation.breakdowns import BREAKDOWNS
 from ditsam_jax.evaluation.metrics import generalised_rates, mask_iou, rates
 from ditsam_jax.evaluation.oracles import ORACLES
+from ditsam_jax.terminal import aligned
 
 # Table columns and the metric whose interval follows each, if any. gIoU and cIoU are the mIoU and oIoU of samples that may
 # have no target.
@@ -214,9 +215,3 @@ class Results:
       lines.append(cells + [f'{chance:.2f}' for chance in self._chance(rows).values()])
     guessing = '; the last two: mIoU of guessing with perfect masks' if oracles else ''
     return '\n'.join([f'{title}, percent{guessing}', *aligned(lines)])
-
-
-def aligned(rows: list[list[str]]) -> list[str]:
-  """Formats the rows of a table: the first column to the left, the others to the right."""
-  widths = [max(map(len, column)) for column in zip(*rows)]
-  return ['  '.join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
