@@ -14,6 +14,7 @@ from ditsam_jax.data.refcoco import catalogue
 from ditsam_jax.errors import UserError
 from ditsam_jax.limits import MAX_PROCESSES
 from ditsam_jax.options import Parser
+from ditsam_jax.storage import places
 from ditsam_jax.storage.paths import anywhere, local
 from ditsam_jax.terminal import aligned, say
 
@@ -162,8 +163,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   own.add_argument(
     '--model',
     default='shapes',
-    type=local,
-    metavar='DIR',
+    type=places.model,
+    metavar='MODEL',
     help='the model that training starts from; the report uses its tokenizer (default: %(default)s)',
   )
   refcoco = parser.add_argument_group('with --dataset')

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 import ditsam_jax
+from ditsam_jax import prepare
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.weights import weights_of
 from ditsam_jax.storage import hub, saved_model
 from ditsam_jax.storage.places import SHIPPED, model, resolve
+from tests.data.own.pictures import make, polygon
 from tests.small_models import SAM, random_model
 from tests.storage.hub_server import running
 
@@ -58,6 +60,14 @@ def test_a_segmenter_reads_the_vocabulary_too(server):
   segmenter = ditsam_jax.Segmenter('hf://me/shapes/models')
   assert segmenter.tokenizer.vocabulary_file.read_bytes() == (SHIPPED / 'shapes' / 'vocab.txt').read_bytes()
   assert segmenter.config == ditsam_jax.load('shapes').config
+
+
+def test_prepare_reports_with_the_vocabulary_of_a_model_on_the_hub(server, tmp_path, capsys):
+  server.push('me/shapes', SHIPPED / 'shapes')
+  own = make(tmp_path, 1)
+  row = {'image': '0.png', 'text': 'the kettle', 'mask': polygon(own.masks['0.png']), 'split': 'train'}
+  assert prepare.main(own.arguments(own.write_lines([row]), '--check', '--model=hf://me/shapes')) == 0
+  assert "words missing from the vocabulary of 'hf://me/shapes': 1 of 2" in capsys.readouterr().out
 
 
 def test_a_second_load_downloads_nothing(server, folder):

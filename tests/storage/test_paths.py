@@ -84,6 +84,7 @@ IN_BUCKETS = [
   (serve.main, [f'--checkpoint={BUCKET}']),
   (export.main, [f'--checkpoint={BUCKET}', '--output=x']),
   (prepare.main, ['--name=mine', '--annotations=mine.jsonl', f'--data-dir={BUCKET}']),
+  (prepare.main, ['--name=mine', '--annotations=mine.jsonl', '--format=jsonl', f'--model={BUCKET}']),
 ]
 
 
