@@ -74,19 +74,15 @@ def figures(lowered: jax.stages.Lowered, target: Target) -> Figures:
 
 
 class Store:
-  """Figures by a description of their program, in a JSON file that is written after every compilation."""
+  """Figures by a description of their program, in a JSON file that is written after every compilation.
+
+  Processes may share the file: what others have added is kept.
+  """
 
   def __init__(self, file: Path | None):
     """Reads the file if it exists. Raises UserError if it is not such a file."""
     self._file = file
-    self._all: dict[str, dict[str, Any]] = {}
-    if file is not None and file.exists():
-      found = read_json(file)
-      if not isinstance(found, dict) or not all(
-        isinstance(entry, dict) and 'bytes' in entry for entry in found.values()
-      ):
-        raise UserError(f'{file} holds no figures of compiled programs; give another file, or delete it')
-      self._all = found
+    self._all = self._read()
 
   def get(self, description: dict[str, Any], target: Target) -> Figures | None:
     """Returns the figures of a program, or None if they are not known."""
@@ -101,8 +97,24 @@ class Store:
       self._all[_key(description, target)] = dataclasses.asdict(found) | {'target': _made_for(target)}
       if self._file is not None:
         self._file.parent.mkdir(parents=True, exist_ok=True)
+        self._all = self._read() | self._all
         write_json(self._file, self._all)
     return found
+
+  def _read(self) -> dict[str, dict[str, Any]]:
+    if self._file is None or not self._file.exists():
+      return {}
+    found = read_json(self._file)
+    if not isinstance(found, dict) or not all(map(_is_entry, found.values())):
+      raise UserError(f'{self._file} holds no figures of compiled programs; give another file, or delete it')
+    return found
+
+
+def _is_entry(value: Any) -> bool:
+  match value:
+    case {'bytes': int() | None, 'seconds': (dict() | None) as times, 'compile_seconds': int() | float()}:
+      return all(isinstance(seconds, int | float) for seconds in (times or {}).values())
+  return False
 
 
 def _key(description: dict[str, Any], target: Target) -> str:

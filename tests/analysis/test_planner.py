@@ -125,9 +125,33 @@ def test_figures_are_compiled_once_and_kept_in_a_file(tmp_path):
   store = Store(file)
   assert store.get({'model': 'b'}, GPU) is None and store.get({'model': 'a'}, TPU) is None
   assert store.get({'model': 'a'}, parse_topology('rtx4090:1')) is not None  # shares the program
-  file.write_text('[]')
+
+
+@pytest.mark.parametrize(
+  'content',
+  [
+    '[]',
+    '{"a": 1}',
+    '{"a": {"bytes": 5, "compile_seconds": 60.0}}',
+    '{"a": {"bytes": 5, "seconds": {"l4": 0.5}}}',
+    '{"a": {"bytes": "5", "seconds": {"l4": 0.5}, "compile_seconds": 60.0}}',
+    '{"a": {"bytes": 5, "seconds": 0.5, "compile_seconds": 60.0}}',
+    '{"a": {"bytes": 5, "seconds": {"l4": null}, "compile_seconds": 60.0}}',
+  ],
+)
+def test_other_files_are_refused(tmp_path, content):
+  (tmp_path / 'other.json').write_text(content)
   with pytest.raises(UserError, match='no figures'):
-    Store(file)
+    Store(tmp_path / 'other.json')
+
+
+def test_processes_that_share_the_file_keep_each_others_figures(tmp_path):
+  file = tmp_path / 'figures.json'
+  stores = [Store(file), Store(file)]
+  made = [Figures(5, {'l4': 0.5}, 60.0), Figures(None, None, 3.0)]
+  for name, store, figures in zip('ab', stores, made):
+    store.find({'model': name}, GPU, lambda figures=figures: figures)
+  assert [Store(file).get({'model': name}, GPU) for name in 'ab'] == made
 
 
 def test_the_command_and_the_hours():
