@@ -88,7 +88,8 @@ def _run(
       else:
         yield request, Everything(image, records, tuple(tokenizer.unknown(text)), tokenizer.cut(text))
 
-  return run(job, output, lines, everything, lambda found: found.image.nbytes, _too_small(options.crop_n_layers))
+  too_small = _too_small(options.crop_n_layers)
+  return run('everything', job, output, lines, everything, lambda found: found.image.nbytes, too_small)
 
 
 def _prompts(options: argparse.Namespace) -> list[Prompt]:

@@ -75,7 +75,7 @@ def _run(job: Job, output: Output, lines: JsonLines | None, options: argparse.Na
     for prediction in segmenter.stream(noted()):
       yield waiting.popleft(), prediction
 
-  return run(job, output, lines, predictions, _size, _outside)
+  return run('predict', job, output, lines, predictions, _size, _outside)
 
 
 def _size(prediction: Prediction) -> int:

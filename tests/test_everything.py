@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ditsam_jax import everything
+from ditsam_jax import everything, terminal
 from ditsam_jax.errors import UserError
 from ditsam_jax.geometry.masks import decode_rle, encode_rle
 from ditsam_jax.inference.everything_pictures import colour_of, draw_everything
@@ -125,6 +125,12 @@ def test_a_stopped_job_resumes(tmp_path, images, monkeypatch, capsys):
   assert (tmp_path / 'out' / 'a.everything.overlay.png').stat().st_mtime_ns == first
   assert len(QuadrantGenerator.made[-1].asked) == 1
   assert run(images, tmp_path / 'out') == 0 and len(QuadrantGenerator.made) == 2
+
+
+def test_progress_names_the_command(tmp_path, images, monkeypatch, capsys):
+  monkeypatch.setattr(terminal._Lines, 'INTERVAL', -1)
+  assert run(images, tmp_path / 'out') == 0
+  assert capsys.readouterr().err.startswith('everything: 1 of 2 results\n')
 
 
 def test_a_missing_folder_of_masks_is_rewritten(tmp_path, images):

@@ -13,10 +13,10 @@ _WARNINGS = 5  # warnings about words to print immediately
 class Progress:
   """Counts results and failures, and shows progress while the context is open."""
 
-  def __init__(self, total: int) -> None:
+  def __init__(self, total: int, description: str) -> None:
     self.done = self.failed = 0
     self._started = time.monotonic()
-    self._shown = terminal.progress(total, 'predict', 'results', shown=total > 1)
+    self._shown = terminal.progress(total, description, 'results', shown=total > 1)
 
   def __enter__(self) -> 'Progress':
     return self

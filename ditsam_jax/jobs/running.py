@@ -73,6 +73,7 @@ def run_share(
 
 
 def run(
+  description: str,
   job: Job,
   output: Writer[R],
   lines: JsonLines | None,
@@ -83,6 +84,7 @@ def run(
   """Runs the remaining requests of `job`; returns whether any failed.
 
   Args:
+    description: what the progress bar calls the work.
     job: the job.
     output: writes the files of a result.
     lines: receives one line per result; None prints a summary of each instead.
@@ -90,7 +92,7 @@ def run(
     size: returns the bytes that a result occupies until written.
     refused: returns an error if a request does not apply to its image.
   """
-  with Progress(job.left) as progress:
+  with Progress(job.left, description) as progress:
     remarks = Remarks(progress)
 
     def fail(request: Request, error: UserError) -> None:
