@@ -27,6 +27,7 @@ from ditsam_jax.limits import MAX_PROCESSES, MAX_THREADS
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.execution import AUTO, REMAT
 from ditsam_jax.ops.attention import IMPLEMENTATIONS
+from ditsam_jax.parallel.sharding import MeshConfig
 from ditsam_jax.storage import paths
 from ditsam_jax.training.drawn_prompts import FirstPromptConfig
 
@@ -34,7 +35,6 @@ MOST_STEPS = 1_000_000_000  # the counter of updates is a 32-bit integer
 
 _STEPS = Whole(1, MOST_STEPS)
 _POSITIVE = Real(0, LARGEST, above=True)
-_AXIS = Whole(1, 65_536, also=(-1,))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,15 +126,6 @@ class LossConfig:
   bce: float = declared(1.0, Real(), 'Binary cross-entropy of pixels')
   dice: float = declared(0.0, Real(), 'Dice loss of masks')
   iou: float = declared(0.0, Real(), 'Squared error of the predicted IoU')
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-  """Devices along each axis; -1 stands for the remaining devices, see parallel/sharding.py."""
-
-  data: int = declared(-1, _AXIS, 'Data parallelism: devices with different samples and replicated weights')
-  fsdp: int = declared(-1, _AXIS, 'Fully sharded data parallelism: devices with different samples and sharded weights')
-  tensor: int = declared(1, _AXIS, 'Tensor parallelism: devices that split attention heads and MLP channels')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 The optimiser's moments and the moving average are sharded like their parameter, see parallel/weights.py.
 """
 
+import dataclasses
 import math
 from typing import Any
 
@@ -10,12 +11,23 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ditsam_jax.config.run import MeshConfig
 from ditsam_jax.errors import UserError
+from ditsam_jax.fields import Whole, declared
 from ditsam_jax.parallel.activations import AXES, BATCH, DATA, FSDP, TENSOR
 from ditsam_jax.parallel.weights import spec_at_rest
 
 MOST_FSDP = 16  # default limit of `fsdp`: over 64 devices, shards of a width of 768 no longer fill a TPU's tiles
+
+_AXIS = Whole(1, 65_536, also=(-1,))
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """Devices along each axis; -1 stands for the remaining devices; see make_mesh."""
+
+  data: int = declared(-1, _AXIS, 'Data parallelism: devices with different samples and replicated weights')
+  fsdp: int = declared(-1, _AXIS, 'Fully sharded data parallelism: devices with different samples and sharded weights')
+  tensor: int = declared(1, _AXIS, 'Tensor parallelism: devices that split attention heads and MLP channels')
 
 
 def make_mesh(config: MeshConfig, devices: list[Any] | np.ndarray | None = None) -> Mesh:

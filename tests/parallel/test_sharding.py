@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -48,6 +49,14 @@ def gathered_or_summed(program):
   """The shapes of the results of all-gathers and all-reduces in a program's text."""
   results = re.findall(r'= (.*?) all-(?:gather|reduce)(?:-start)?\(', program)
   return sorted({shape for result in results for shape in re.findall(r'\w+\[[\d,]+\]', result)})
+
+
+def test_the_package_is_the_lowest_layer():
+  """Models and ops import it, so it imports neither, nor what does."""
+  imported = set()
+  for file in Path(sharding.__file__).parent.glob('*.py'):
+    imported |= set(re.findall(r'^ *(?:from|import) ditsam_jax\.(\w+)', file.read_text(), re.MULTILINE))
+  assert imported <= {'errors', 'fields', 'parallel', 'terminal'}
 
 
 ON_EIGHT = """
