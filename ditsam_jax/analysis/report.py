@@ -192,8 +192,8 @@ def _excess(needed: int, chip: Chip) -> str:
   return f'It needs {needed / gib:.2f} GiB; {chip.usable_bytes / gib:.2f} of {chip.hbm_bytes / gib:.2f} GiB are usable.'
 
 
-def largest(found: tuple[Collective, ...], count: int = 12) -> list[dict[str, Any]]:
-  """The operations that send most, summed over layers: kind, JAX operation, executions, bytes, and an example."""
+def largest(found: tuple[Collective, ...]) -> list[dict[str, Any]]:
+  """The twelve operations that send most, summed over layers: kind, JAX operation, executions, bytes, and an example."""
   groups: dict[tuple, list[Collective]] = {}
   for collective in found:
     key = collective.kind, collective.chips, re.sub(r'\d+', '*', collective.op_name)
@@ -210,7 +210,7 @@ def largest(found: tuple[Collective, ...], count: int = 12) -> list[dict[str, An
     }
     for (kind, chips, name), group in groups.items()
   ]
-  return sorted(rows, key=lambda row: -row['bytes'])[:count]
+  return sorted(rows, key=lambda row: -row['bytes'])[:12]
 
 
 def _summed(group: list[Operation]) -> dict[str, Any]:

@@ -70,10 +70,10 @@ def check(config: ConfigDict) -> RunConfig:
   return run
 
 
-def check_fields(config: Any, name: str = 'config') -> RunConfig:
+def check_fields(config: Any) -> RunConfig:
   """Validates each field on its own. Raises UserError if one is unknown, missing, of the wrong type or out of range."""
   try:
-    return fields.read(RunConfig, plain(config), name, complete=True)
+    return fields.read(RunConfig, plain(config), 'config', complete=True)
   except ValueError as error:
     raise UserError(str(error)) from error
 

@@ -253,9 +253,9 @@ def _add_fusion(encoder: torch.nn.Module, config: DitSamConfig) -> None:
       owner.register_parameter(last, torch.nn.Parameter(0.02 * torch.randn(part.shape)))
 
 
-def random_inputs(config: DitSamConfig, batch: int = 1, seed: int = 0) -> dict[str, np.ndarray]:
+def random_inputs(config: DitSamConfig, batch: int = 1) -> dict[str, np.ndarray]:
   """Creates inputs for DitSam: noise images, and padded sentences or, for a plain SAM, points and boxes."""
-  rng = np.random.default_rng(seed)
+  rng = np.random.default_rng(0)
   size = config.image_size
   inputs = dict(images=rng.normal(size=(batch, size, size, 3)).astype(np.float32))
   if config.text_encoder is None:

@@ -49,7 +49,7 @@ def publish(prepared: Path, folder: BucketPath) -> None:
   """Uploads a data set from a local folder. Raises OSError, UserError if another process has just done so."""
   files = {path.relative_to(prepared).as_posix(): path for path in prepared.rglob('*') if path.is_file()}
   last = files.pop(LAST)
-  with copies.bytes_bar(sum(path.stat().st_size for path in files.values()), 'uploading') as bar:
+  with copies.BytesBar(sum(path.stat().st_size for path in files.values()), 'uploading') as bar:
     bucket.upload({folder / name: path for name, path in files.items()}, bar)
   manifest.write_in_bucket(folder)
   try:
@@ -85,7 +85,7 @@ class ShardedRecords:
     self._opening = threading.Lock()
     self._ahead = ThreadPoolExecutor(1)
     if self._fits:
-      self._copy_all(size)
+      self._copy_all()
     else:
       say(
         f'{printable(folder)}: the split has {size / 1e9:.2f} GB, more than local copies may take '
@@ -102,12 +102,12 @@ class ShardedRecords:
     first = self._ends[shard] - self._lengths[shard]
     return self._reader(shard).read([index - first])[0]
 
-  def _copy_all(self, size: int) -> None:
+  def _copy_all(self) -> None:
     missing = [shard for shard in range(len(self._names)) if not copies.are_here(*self._object(shard))]
     if not missing:
       return
     to_come = sum(self._entries[shard].size for shard in missing)
-    with copies.bytes_bar(to_come, 'fetching data') as bar, ThreadPoolExecutor(_AT_ONCE) as pool:
+    with copies.BytesBar(to_come, 'fetching data') as bar, ThreadPoolExecutor(_AT_ONCE) as pool:
       for done in [pool.submit(copies.copy, *self._object(shard), bar) for shard in missing]:
         done.result()
 

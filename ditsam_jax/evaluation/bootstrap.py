@@ -8,10 +8,10 @@ RESAMPLES = 1000
 _AT_ONCE = 2**20  # images drawn at a time, to limit memory
 
 
-def intervals(
-  image_ids: np.ndarray, overlaps: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0
-) -> dict[str, tuple[float, float]]:
+def intervals(image_ids: np.ndarray, overlaps: np.ndarray) -> dict[str, tuple[float, float]]:
   """Computes 95 % intervals (low, high) of mIoU and oIoU in percent; empty without samples.
+
+  The same samples give the same intervals.
 
   Images are resampled with replacement, each with all its samples, because expressions of the same image are not
   independent: most refer to the same few objects, and a model that misses an object misses it for all its expressions.
@@ -20,8 +20,6 @@ def intervals(
   Args:
     image_ids: image of each sample, [N].
     overlaps: intersection and union of each sample in pixels, int64 [N, 2].
-    resamples: number of bootstrap resamples.
-    seed: random seed; the same samples give the same intervals.
   """
   if not len(image_ids):
     return {}
@@ -30,9 +28,9 @@ def intervals(
   # Both metrics depend only on these sums per image: number of samples, IoU, intersections, unions.
   sums = np.stack([np.bincount(image, column) for column in columns], axis=1)
   images = len(sums)
-  rng, drawn = np.random.default_rng(seed), []
-  for start in range(0, resamples, step := max(1, _AT_ONCE // images)):
-    count = min(step, resamples - start)
+  rng, drawn = np.random.default_rng(0), []
+  for start in range(0, RESAMPLES, step := max(1, _AT_ONCE // images)):
+    count = min(step, RESAMPLES - start)
     draws = rng.integers(images, size=(count, images)) + images * np.arange(count)[:, None]
     weights = np.bincount(draws.ravel(), minlength=count * images).reshape(count, images)
     drawn.append(weights.astype(np.float64) @ sums)

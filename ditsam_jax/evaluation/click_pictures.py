@@ -18,8 +18,8 @@ _ROWS = 8
 class ClickGallery:
   """Keeps a uniform random sample of the samples offered, the same in each evaluation, and draws it."""
 
-  def __init__(self, seed: int = 0):
-    self._draw: Draw[tuple[str, list[np.ndarray], list[str]]] = Draw(_ROWS, seed)
+  def __init__(self):
+    self._draw: Draw[tuple[str, list[np.ndarray], list[str]]] = Draw(_ROWS)
 
   def offer(self, sample: Sample, truth: np.ndarray, predictions: list[Prediction], ious: list[float]) -> None:
     """Offers one sample, see `evaluate_clicks`."""

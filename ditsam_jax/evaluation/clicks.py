@@ -47,7 +47,6 @@ def evaluate_clicks(
   *,
   limit: int | None = None,
   offer: Offer = lambda *_: None,
-  progress: bool = True,
 ) -> ClickResults:
   """Corrects the mask of each (object, expression) pair of a split with clicks. Hosts share the work; all return all.
 
@@ -60,7 +59,6 @@ def evaluate_clicks(
     limit: evaluate this many pairs, evenly spread, instead of all.
     offer: called with each sample of this host, its truth bool [h, w], the predictions for the sentence and after each
       click, and their IoU (0 to 1).
-    progress: show a progress bar on stderr, on the first host.
 
   Raises:
     UserError: no pair has a target.
@@ -69,7 +67,7 @@ def evaluate_clicks(
   pairs = pairs_of(source, limit)
   mine = pairs[host * len(pairs) // hosts : (host + 1) * len(pairs) // hosts]
   scores = []
-  with bar_of(len(mine), f'clicking on {source.split}', 'samples', shown=progress and host == 0, leave=False) as bar:
+  with bar_of(len(mine), f'clicking on {source.split}', 'samples', shown=host == 0, leave=False) as bar:
     for start in range(0, len(mine), _AT_ONCE):
       some = mine[start : start + _AT_ONCE]
       together = list(_read(segmenter, source, some))

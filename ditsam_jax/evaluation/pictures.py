@@ -21,6 +21,7 @@ _TILE = 256  # side of the square in which an image is shown, in pixels
 _MARGIN, _PADDING, _GAP = 28, 14, 8
 _TEXT_SIZE, _SMALL_SIZE, _TITLE_SIZE = 22, 16, 26
 _TEXT_LINES = 2
+_COLUMNS = 2  # cards per row
 _ROWS, _FAILURE_ROWS = 5, 3
 _TINT = 0.1  # weak, because expressions mention colours
 
@@ -44,7 +45,7 @@ class Shown:
 class Draw(Generic[T]):
   """A uniform random sample of at most `size` of the samples offered (reservoir sampling, algorithm R)."""
 
-  def __init__(self, size: int, seed: int) -> None:
+  def __init__(self, size: int, seed: int = 0) -> None:
     self.kept: list[T] = []
     self.offered = 0
     self._size, self._random = size, random.Random(seed)
@@ -65,12 +66,9 @@ class Gallery:
   only created for samples that are kept.
   """
 
-  def __init__(
-    self, pixel_mean: Sequence[float], pixel_std: Sequence[float], *, columns: int = 2, seed: int = 0
-  ) -> None:
-    """`columns`: cards per row; `pixel_mean`, `pixel_std`: the model's normalisation, on a scale of 0 to 1."""
+  def __init__(self, pixel_mean: Sequence[float], pixel_std: Sequence[float]) -> None:
+    """`pixel_mean`, `pixel_std`: the model's normalisation, on a scale of 0 to 1."""
     self._mean, self._std = np.asarray(pixel_mean, np.float32), np.asarray(pixel_std, np.float32)
-    self._columns, self._seed = columns, seed
     self._draws: dict[str, Draw[Shown]] = {}  # by kind of expression
     self._failures: dict[str, Draw[Shown]] = {}
 
@@ -86,12 +84,12 @@ class Gallery:
 
   def panel(self, heading: str = '') -> Image.Image:
     """Draws the contact sheet."""
-    return prediction_panel(self.sections(), heading=heading, columns=self._columns)
+    return prediction_panel(self.sections(), heading=heading)
 
   def fixed_panel(self, heading: str = '') -> Image.Image:
     """Draws only the random selection, which is the same at every evaluation."""
     _, samples = self.sections()[0]
-    return prediction_panel([('The same samples at every evaluation', samples)], heading=heading, columns=self._columns)
+    return prediction_panel([('The same samples at every evaluation', samples)], heading=heading)
 
   def sections(self) -> list[tuple[str, list[Shown]]]:
     """Titles and samples of the random selection and of the failures."""
@@ -101,14 +99,14 @@ class Gallery:
     offered, failed = (sum(draw.offered for draw in draws) for draws in (draws, failures))
     share = f'{failed:,} of {offered:,} samples ({100 * failed / max(offered, 1):.1f} %)'
     chosen = f', drawn at random{evenly}' if failed else ''
-    most = _FAILURE_ROWS * self._columns
+    most = _FAILURE_ROWS * _COLUMNS
     return [
-      (f'Drawn at random{evenly}', [shown for draw in draws for shown in draw.kept[: rows * self._columns]]),
+      (f'Drawn at random{evenly}', [shown for draw in draws for shown in draw.kept[: rows * _COLUMNS]]),
       (f'Failures, IoU up to {FAILURE_IOU}: {share}{chosen}', _interleaved(failures)[:most]),
     ]
 
   def _draw(self, draws: dict[str, Draw[Shown]], kind: str) -> Draw[Shown]:
-    return draws.setdefault(kind, Draw(_ROWS * self._columns, self._seed))
+    return draws.setdefault(kind, Draw(_ROWS * _COLUMNS))
 
 
 def shown(
@@ -153,15 +151,13 @@ def _interleaved(draws: list[Draw[Shown]]) -> list[Shown]:
   return [shown for samples in rounds for shown in samples if shown is not None]
 
 
-def prediction_panel(
-  sections: Sequence[tuple[str, Sequence[Shown]]], *, heading: str = '', columns: int = 2
-) -> Image.Image:
+def prediction_panel(sections: Sequence[tuple[str, Sequence[Shown]]], *, heading: str = '') -> Image.Image:
   """Draws a contact sheet: sections with a title and cards of expression, IoU, image, prediction and truth."""
   card_width, card_height = _card_size()
-  width = 2 * _MARGIN + columns * card_width + (columns - 1) * _MARGIN
+  width = 2 * _MARGIN + _COLUMNS * card_width + (_COLUMNS - 1) * _MARGIN
   row = card_height + _MARGIN // 2
   title_height = 2 * _TITLE_SIZE
-  rows = [-(-len(samples) // columns) for _, samples in sections]
+  rows = [-(-len(samples) // _COLUMNS) for _, samples in sections]
   heading_height = 2 * _TITLE_SIZE if heading else 0
   height = 2 * _MARGIN + heading_height + sum(title_height + row * count for count in rows)
   sheet = Image.new('RGB', (width, height), _PAPER)
@@ -173,8 +169,8 @@ def prediction_panel(
     draw.text((_MARGIN, y + 6), title, _FAINT, ImageFont.load_default(size=_TITLE_SIZE))
     y += title_height
     for index, sample in enumerate(samples):
-      x = _MARGIN + (index % columns) * (card_width + _MARGIN)
-      sheet.paste(_card(sample), (x, y + index // columns * row))
+      x = _MARGIN + (index % _COLUMNS) * (card_width + _MARGIN)
+      sheet.paste(_card(sample), (x, y + index // _COLUMNS * row))
     y += count * row
   return sheet
 

@@ -117,10 +117,6 @@ class Results:
     """mIoU, oIoU, P@0.50 .. P@0.95 (and gRefCOCO's metrics) in percent, for all samples or one kind of expression."""
     return self._metrics(protocol or self.protocols[0], self._of(kind))
 
-  def chance(self, kind: str | None = None) -> dict[str, float]:
-    """Expected mIoU in percent of guessing with perfect masks, by oracle; empty if unknown."""
-    return self._chance(self._of(kind))
-
   def breakdowns(self) -> dict[str, dict[str, np.ndarray]]:
     """The non-empty groups of each of BREAKDOWNS: bool [N] by label."""
     groups = {}
@@ -191,6 +187,7 @@ class Results:
     return self._known_intervals[key]
 
   def _chance(self, rows: np.ndarray) -> dict[str, float]:
+    """Expected mIoU in percent of guessing with perfect masks, by oracle; empty if unknown."""
     return {} if self.chances is None else dict(zip(ORACLES, (100 * self.chances[rows].mean(0)).tolist()))
 
   def _figures(self, rows: np.ndarray) -> dict[str, Any]:

@@ -14,10 +14,9 @@ _TIE = 1e-4  # scores closer than this may be ordered differently
 class Session:
   """The programs of an export, on the CPU. Prompts and results are those of one image."""
 
-  def __init__(self, folder: Path, config: DitSamConfig, threads: int = 0):
-    """Loads the programs of `folder`. `threads`: 0 for one per core."""
+  def __init__(self, folder: Path, config: DitSamConfig):
+    """Loads the programs of `folder`."""
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
     options.add_session_config_entry('session.intra_op.allow_spinning', '0')  # waits without using a core
     self.config = config
     self._programs = {

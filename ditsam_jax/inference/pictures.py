@@ -10,6 +10,8 @@ from ditsam_jax.jobs.requests import in_words
 PREDICTION_COLOUR = (255, 45, 120)
 _ON, _OFF, _BOX = (0, 200, 90), (235, 40, 40), (255, 220, 0)
 _LIGHT, _DARK = (255, 255, 255), (0, 0, 0)
+# Affine colour map [3, 4] of what is not the object: mixes colours with a grey of half their brightness, then darkens them.
+_DIMMING = 0.82 * np.hstack([0.6 * np.eye(3) + 0.4 * np.full((3, 3), 0.5 / 3), np.full((3, 1), 18)])
 
 
 def draw(image: np.ndarray, masks: np.ndarray, prompt: Prompt, scores: np.ndarray) -> np.ndarray:
@@ -85,7 +87,6 @@ def overlay(
   *,
   colour: tuple[int, int, int] = PREDICTION_COLOUR,
   tint: float = 0.2,
-  dim: float = 0.4,
 ) -> np.ndarray:
   """Tints and outlines the object and dims the rest towards grey; returns uint8 [h, w, 3].
 
@@ -93,9 +94,9 @@ def overlay(
     image: uint8 [h, w, 3].
     mask: bool [h, w].
     colour: RGB colour of the tint and the outline.
-    tint, dim: strength; 0 leaves pixels unchanged, 1 replaces them.
+    tint: strength; 0 leaves the object's pixels unchanged, 1 replaces them.
   """
-  pixels = cv2.transform(image, _dimming(dim))
+  pixels = cv2.transform(image, _DIMMING)
   mask = mask.astype(np.uint8)
   left, top, width, height = cv2.boundingRect(mask)
   if not width:
@@ -109,13 +110,6 @@ def overlay(
   cv2.polylines(pixels, contours, True, (255, 255, 255), 2 * thickness, line_type(thickness))
   cv2.polylines(pixels, contours, True, colour, thickness, line_type(thickness))
   return pixels
-
-
-def _dimming(amount: float) -> np.ndarray:
-  """Returns an affine colour map [3, 4] that mixes colours with a grey of half their brightness, then darkens them."""
-  grey = np.full((3, 3), 0.5 / 3)
-  mixed = np.hstack([(1 - amount) * np.eye(3) + amount * grey, np.full((3, 1), 45 * amount)])
-  return (1 - 0.45 * amount) * mixed
 
 
 def _tinting(colour: tuple[int, int, int], amount: float) -> np.ndarray:

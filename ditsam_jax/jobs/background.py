@@ -19,7 +19,7 @@ MOST = 64  # items in flight
 MOST_BYTES = 2**29  # of pixels in flight; an image may have a quarter of a gigabyte
 
 
-def images_ahead(requests: Iterable[Request], threads: int = THREADS) -> Iterator[tuple[Request, Any]]:
+def images_ahead(requests: Iterable[Request]) -> Iterator[tuple[Request, Any]]:
   """Yields (request, pixels uint8 [h, w, 3]) in order, or (request, UserError) if the image cannot be read.
 
   Consecutive requests for the same image share one array.
@@ -40,7 +40,7 @@ def images_ahead(requests: Iterable[Request], threads: int = THREADS) -> Iterato
       budget.add(-_bytes(pixels))
     return request, pixels
 
-  with ThreadPoolExecutor(threads, 'read') as pool:
+  with ThreadPoolExecutor(THREADS, 'read') as pool:
     waiting: collections.deque[tuple[Request, int, Future]] = collections.deque()
     image, turn, future = None, -1, Future()
     try:
@@ -86,7 +86,7 @@ class _MemoryBudget:
 
 
 def in_order(
-  function: Callable[[T], R], items: Iterable[T], size: Callable[[T], int], threads: int = THREADS
+  function: Callable[[T], R], items: Iterable[T], size: Callable[[T], int]
 ) -> Generator[tuple[T, R | UserError], None, None]:
   """Calls `function` in threads; yields (item, its result or UserError) in order.
 
@@ -95,7 +95,7 @@ def in_order(
   `size` returns the bytes that an item keeps in memory until it is done.
   """
   end: BaseException | None = None
-  with ThreadPoolExecutor(threads, 'write') as pool:
+  with ThreadPoolExecutor(THREADS, 'write') as pool:
     waiting: collections.deque[tuple[T, int, Future]] = collections.deque()
     held = 0
     try:

@@ -2,7 +2,7 @@
 
 A fusion is one class, listed in FUSIONS. It defines its slots, the DIT release's tensors for its parameters, its
 requirements on a model, and its FLOPs. The names that configs accept, the converter's table of names, the detection of a
-checkpoint's fusion, MFU and docs/fusions.md are derived from the classes.
+checkpoint's fusion and MFU are derived from the classes; tests compare the table in docs/fusions.md with them.
 """
 
 from typing import ClassVar, NamedTuple

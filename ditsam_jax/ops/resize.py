@@ -58,10 +58,10 @@ def resize_rows(x: jax.Array, new: int, method: str = 'linear') -> jax.Array:
   return jnp.tensordot(jnp.asarray(resize_matrix(x.shape[0], new, method), x.dtype), x, axes=1)
 
 
-def resize_grid(x: jax.Array, size: tuple[int, int], method: str = 'cubic') -> jax.Array:
-  """Resizes x [H, W, C] to [size[0], size[1], C], with half-pixel centres and without antialiasing."""
-  x = resize_rows(x, size[0], method)
-  return resize_rows(x.swapaxes(0, 1), size[1], method).swapaxes(0, 1)
+def resize_grid(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+  """Resizes x [H, W, C] cubically to [size[0], size[1], C], with half-pixel centres and without antialiasing."""
+  x = resize_rows(x, size[0], 'cubic')
+  return resize_rows(x.swapaxes(0, 1), size[1], 'cubic').swapaxes(0, 1)
 
 
 def resize_masks(x: jax.Array, size: tuple[int, int], align_corners: bool) -> jax.Array:

@@ -48,7 +48,7 @@ def publish(written: Path, folder: BucketPath, version: str) -> None:
   files = {path.relative_to(written).as_posix(): path for path in written.rglob('*') if path.is_file()}
   description = files.pop(_NAME)
   size = sum(path.stat().st_size for path in files.values())
-  with copies.bytes_bar(size, f'uploading {printable(folder.name)}') as bar:
+  with copies.BytesBar(size, f'uploading {printable(folder.name)}') as bar:
     bucket.upload({folder / version / name: path for name, path in files.items()}, bar)
   bucket.write(folder / _NAME, description.read_bytes())
   parts = {name: name.partition('/')[0] for name in bucket.entries(folder)}

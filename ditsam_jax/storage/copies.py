@@ -76,13 +76,8 @@ def copy_with_progress(folder: BucketPath, objects: Mapping[str, Entry]) -> Path
   """Like `copy`, with a progress bar if something is downloaded."""
   if are_here(folder, objects):
     return copy(folder, objects)
-  with bytes_bar(sum(entry.size for entry in objects.values()), f'downloading {printable(folder.name)}') as bar:
+  with BytesBar(sum(entry.size for entry in objects.values()), f'downloading {printable(folder.name)}') as bar:
     return copy(folder, objects, bar)
-
-
-def bytes_bar(total: int, description: str) -> 'BytesBar':
-  """Returns a progress bar that counts megabytes and advances by bytes."""
-  return BytesBar(total, description)
 
 
 class BytesBar:

@@ -116,9 +116,6 @@ class SilentLog:
   def panel(self, step: int, image: np.ndarray) -> None:
     pass
 
-  def say(self, text: str) -> None:
-    pass
-
 
 class _Appended:
   """A file to which complete records are appended; records that don't fit are retried, in order, with the next one."""

@@ -85,7 +85,7 @@ def test_each_mask_is_that_of_the_sentence_its_clicks_and_the_mask_before(tmp_pa
     gallery.offer(sample, truth, predictions, ious)
     seen.append((sample, truth, predictions, ious))
 
-  results = evaluate_clicks(segmenter, source, 2, limit=3, offer=offer, progress=False)
+  results = evaluate_clicks(segmenter, source, 2, limit=3, offer=offer)
   assert results.sentence.shape == (3, 3) and results.clicks.shape == (3, 2)
   for sample, truth, (first, second, third), ious in seen:
     alone = segmenter(first.image, sample.expression)

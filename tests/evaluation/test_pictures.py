@@ -7,6 +7,7 @@ import pytest
 from PIL import ImageFont
 
 from ditsam_jax.evaluation.pictures import (
+  Draw,
   Gallery,
   Shown,
   prediction_panel,
@@ -51,9 +52,13 @@ def test_rare_kinds_are_drawn_equally_often():
 
 
 def test_the_draw_is_uniform_and_independent_of_the_model():
-  draws = [names(offered(Gallery(MEAN, STD, seed=seed), 100)[0][1]) for seed in range(200)]
-  assert np.mean(draws) == pytest.approx(49.5, abs=3)  # 2000 draws of 0 to 99: standard error 0.65
-  assert names(offered(Gallery(MEAN, STD), 100, lambda i: 0.1)[0][1]) == draws[0]
+  draws = [Draw(10, seed) for seed in range(200)]
+  for draw in draws:
+    for i in range(100):
+      draw.offer(lambda i=i: i)
+  assert np.mean([draw.kept for draw in draws]) == pytest.approx(49.5, abs=3)  # 2000 of 0 to 99: standard error 0.65
+  for iou in (0.1, 0.9):
+    assert names(offered(Gallery(MEAN, STD), 100, lambda _: iou)[0][1]) == draws[0].kept
 
 
 def test_a_panel_of_fixed_samples_leaves_out_failures_and_differs_in_predictions_only():

@@ -32,9 +32,10 @@ def test_images_are_in_order_and_read_once_for_consecutive_prompts(tmp_path):
 def test_read_ahead_is_bounded_by_bytes(tmp_path, monkeypatch):
   reading = []
   monkeypatch.setattr(background, 'MOST_BYTES', 3000)
+  monkeypatch.setattr(background, 'THREADS', 2)
   monkeypatch.setattr(background, 'read_image', lambda path: reading.append(path) or np.zeros(1000, np.uint8))
   requests = requests_of(tmp_path, [f'{i}.png' for i in range(50)])
-  for number, _ in enumerate(images_ahead(requests, threads=2)):
+  for number, _ in enumerate(images_ahead(requests)):
     time.sleep(0.002)
     assert len(reading) - number <= 1 + 3 + 2  # the current one, those that fit, those the threads had started
 
@@ -46,7 +47,7 @@ def test_results_are_in_order_regardless_of_which_finishes_first():
       raise UserError('five')
     return -i
 
-  found = list(in_order(slow, range(20), lambda i: 1, threads=4))
+  found = list(in_order(slow, range(20), lambda i: 1))
   assert [i for i, _ in found] == list(range(20))
   assert [result for _, result in found[:5]] == [0, -1, -2, -3, -4] and isinstance(found[5][1], UserError)
 
@@ -62,7 +63,7 @@ def test_writing_cannot_fall_behind_without_bound():
   def write(i):
     release.wait(10)
 
-  results = in_order(write, items(), lambda i: background.MOST_BYTES // 4, threads=2)
+  results = in_order(write, items(), lambda i: background.MOST_BYTES // 4)
   threading.Timer(0.2, lambda: (taken.append(None), release.set())).start()
   next(results)
   assert taken.index(None) == 5  # four are held, the fifth waits
@@ -75,6 +76,6 @@ def test_started_work_is_finished_if_the_items_raise():
 
   found = []
   with pytest.raises(KeyboardInterrupt):
-    for i, result in in_order(lambda i: time.sleep(0.01) or i, items(), lambda i: 1, threads=2):
+    for i, result in in_order(lambda i: time.sleep(0.01) or i, items(), lambda i: 1):
       found.append(result)
   assert found == list(range(10))
