@@ -142,7 +142,7 @@ def _train(given: ConfigDict, workdir: AnyPath, claimed: Workdir, stop: StopSign
       state, fresh = program.initial_state(config.init_from, grown)
       progress.fresh = _fresh_at_start(fresh, config.init_from)
       if config.init_from:
-        if not progress.fresh:  # a model that can do something: what can it do before?
+        if not progress.fresh:  # the start is fully trained: evaluate it before the first update
           progress.evaluated = -1
         distributed.tell(f'weights from {config.init_from!r}; fresh: {", ".join(progress.fresh) or "none"}')
     else:

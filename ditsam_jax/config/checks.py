@@ -33,12 +33,12 @@ def check(config: ConfigDict) -> RunConfig:
     _refuse('model.text_encoder', f'None{whose}', f'a text encoder for task {run.task!r}')
   _, group = run.first_prompts.without_text
   if run.task == 'interactive' and run.data.batch_size % (group * run.accumulate):
-    each = f' in each of {run.accumulate} micro-batches' if run.accumulate > 1 else ''
+    every = 'micro-batch' if run.accumulate > 1 else 'batch'
     _refuse(
       'data.batch_size',
       run.data.batch_size,
-      f'a multiple of {group * run.accumulate}: of every {group} samples{each}, first_prompts gives the same number a '
-      f'sentence',
+      f'a multiple of {group * run.accumulate}, so that every {every} has the same share of '
+      f'samples with a sentence (first_prompts)',
     )
   if run.epochs is not None and run.total_steps is not None:
     _refuse(

@@ -107,7 +107,7 @@ TABLE: dict[str, Row] = {
       'data.prompts.point': 0.45,
       'data.prompts.box': 0.3,
       'data.prompts.background': 0.15,
-      'loss.iou': 0.25,  # it chooses among the three masks, and what is kept of everything
+      'loss.iou': 0.25,  # predicted IoU ranks the three masks and filters masks in `everything`
       'total_steps': 2800,
       'eval_every': 0,
       'optimizer.warmup_share': 1 / 14,

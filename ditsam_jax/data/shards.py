@@ -1,8 +1,8 @@
 """Prepared data sets in buckets: records from local copies of their shards, and uploads.
 
-ArrayRecord reads local files only. So shards are copied, as far as the folder of copies may hold them (storage/copies.py),
-before the first record is read. A data set that is larger is read through the copies: shard by shard, each fetched while the
-one before it is read, and again when it is needed again.
+ArrayRecord reads local files only. So shards are copied before the first record is read, if the folder of copies may hold
+all of them (storage/copies.py). A larger data set is read shard by shard: the next shard is prefetched, and evicted shards are
+downloaded again.
 
 `dataset_info.json` is uploaded last, after a manifest with the checksums of all other files. So a folder without it was never
 completed.
@@ -89,7 +89,7 @@ class ShardedRecords:
     else:
       say(
         f'{printable(folder)}: the split has {size / 1e9:.2f} GB, more than local copies may take '
-        f'({copies.most_bytes() / 1e9:g} GB), so shards are fetched again and again; set {copies.SIZE} to more'
+        f'({copies.most_bytes() / 1e9:g} GB), so evicted shards are downloaded again; set {copies.SIZE} to more'
       )
 
   def __len__(self) -> int:

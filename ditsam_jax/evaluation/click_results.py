@@ -95,7 +95,10 @@ class ClickResults:
           ]
         )
     return '\n'.join(
-      ['mIoU in percent after clicks; clicks needed (NoC); samples that missed it, percent', *aligned(lines)]
+      [
+        'mIoU in percent; NoC: mean clicks to reach this IoU; missed: percent of samples that do not reach it',
+        *aligned(lines),
+      ]
     )
 
   def to_csv(self) -> str:

@@ -16,7 +16,7 @@ from ditsam_jax.geometry.masks import decode_rle
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Answer:
-  """What a phrase names, and what was found; masks as COCO's run lengths, of one size.
+  """The objects that a phrase names, and those found; masks as COCO's run lengths, of one size.
 
   Attributes:
     targets: masks of the objects that the phrase names; may be none.
@@ -32,8 +32,8 @@ class Answer:
 def instance_rates(answers: Sequence[Answer]) -> dict[str, float]:
   """Scores in percent.
 
-  AP, AP50 and AP75 are COCO's, of masks, each phrase an image of its own; what is found for phrases that name nothing
-  counts as wrong. `count` is the share of phrases for which as many masks are found as there are targets, `count_N` of
+  AP, AP50 and AP75 are COCO's mask AP, with each phrase as an image of its own; masks found for phrases that name nothing
+  are false positives. `count` is the share of phrases for which as many masks are found as there are targets, `count_N` of
   those with N targets. gIoU, cIoU, N-acc, T-acc and Pr@X are gRefCOCO's, of the union of the masks.
   """
   right = np.array([len(answer.targets) == len(answer.found) for answer in answers])
@@ -72,7 +72,7 @@ def _average_precision(answers: Sequence[Answer]) -> dict[str, float]:
     'info': {},
     'images': [{'id': number, 'height': height, 'width': width} for number, (height, width) in enumerate(sizes)],
     'categories': [{'id': 1}],
-    'annotations': [  # numbered from 1, for 0 would count as no annotation
+    'annotations': [  # numbered from 1: pycocotools reads 0 as unmatched
       {'id': i, 'image_id': number, 'category_id': 1, 'iscrowd': 0, 'segmentation': mask, 'area': _area(mask)}
       for i, (number, mask) in enumerate(masks, 1)
     ],

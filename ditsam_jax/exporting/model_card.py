@@ -270,7 +270,7 @@ def _limits(card: Card) -> str:
     lines.append(f'- Untrained parts: {listed(fresh, 20)}. Masks are meaningless until they are trained.')
   if assumed:
     lines.append(f'- Settings taken from a known model, because the source did not state them: {listed(assumed, 20)}.')
-  lines.append('- It knows what its data shows, and was not tested on anything else.')
+  lines.append('- Trained and tested only on the data above; expect errors on other images.')
   return '\n'.join(lines)
 
 

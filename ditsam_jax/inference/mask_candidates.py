@@ -94,7 +94,7 @@ class Candidates:
         yield Candidate(logits, float(scores[row, mask]), points[piece.rows[row]])
 
   def _stable(self, crop: Crop, candidates: list[Candidate], inside: Sequence, image: np.ndarray) -> list[Candidate]:
-    """Returns the candidates that are stable, not cut off by the crop, and `inside` for the most part."""
+    """Returns the candidates that are stable, not cut off by the crop, and mostly `inside`."""
     if not candidates:
       return []
     settings = self._settings

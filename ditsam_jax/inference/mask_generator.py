@@ -148,7 +148,7 @@ class SamAutomaticMaskGenerator:
 
     Args:
       image: uint8 [h, w, 3], or anything else that `image_files.read_image` accepts.
-      text: a phrase that selects objects, see `phrase_instances`. Parts of its mask that no object explains are returned
+      text: a phrase that selects objects, see `phrase_instances`. Parts of its mask that no object covers are returned
         as well, last, with the predicted IoU and stability of its whole mask. An empty mask returns [].
 
     Returns:
@@ -214,7 +214,7 @@ class SamAutomaticMaskGenerator:
   def _begun(
     self, prepared: Iterator[tuple[_Picture, Prompt]]
   ) -> Iterator[tuple[_Picture, Callable[[], Prediction] | None]]:
-    """Starts each sentence before the points of the image before it, so the device does not wait for the host."""
+    """Starts each image's sentence before the previous image's points, so the device does not wait for the host."""
     waiting, failure = None, None
     try:
       for picture, prompt in prepared:

@@ -109,7 +109,7 @@ def measure(
 def judge(
   measures: Measures, stability_threshold: Array, least_inside: Array, crop: Array, image: Array, margin: Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Selects stable masks that are not cut off by their crop and lie inside a given mask for the most part.
+  """Selects stable masks that are not cut off by their crop and lie mostly inside a given mask.
 
   A mask that ends at an edge of its crop, but not of the image, is probably cut off. Empty masks have stability NaN and
   are dropped unless the threshold keeps all.

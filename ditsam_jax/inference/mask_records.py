@@ -44,7 +44,7 @@ def in_image(mask: np.ndarray, crop: Box, size: tuple[int, int]) -> np.ndarray:
 
 
 def without_regions(found: list[Found], area: float, threshold: float) -> list[Found]:
-  """Masks without holes and islands smaller than `area`; where two became alike, one that did not change stays."""
+  """Removes holes and islands smaller than `area`, and the duplicates that result, keeping unchanged masks."""
   cleaned = [_cleaned(each, area) for each in found]
   boxes = np.reshape([each.box for each in cleaned], (-1, 4))
   unchanged = np.array([float(each is before) for each, before in zip(cleaned, found)])
@@ -73,7 +73,7 @@ def moved(box: tuple[int, int, int, int], crop: Box) -> tuple[int, int, int, int
 
 
 def record(found: Found, output_mode: str) -> dict[str, Any]:
-  """Meta's record. Its boxes are (x, y, width, height); `bbox` counts from the first pixel to the last, as Meta's does."""
+  """Meta's record. Its boxes are (x, y, width, height); those of `bbox` are a pixel short, as in Meta's code."""
   segmentation: Any = found.rle
   if output_mode == 'binary_mask':
     segmentation = np.ascontiguousarray(decode_rle(found.rle))

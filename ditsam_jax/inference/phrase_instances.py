@@ -1,7 +1,7 @@
 """The single objects that a phrase refers to.
 
-The answer to a sentence is one mask of all that it names. The answer to a point is an object, whatever its name. So
-points in the sentence's mask give the objects, and those that the mask covers are named.
+A sentence gives one mask of everything it names; a point gives one object. Points inside the sentence's mask propose
+objects, and those mostly covered by the mask are returned.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from ditsam_jax.inference.results import Prediction
 # Chosen on the shapes validation split; benchmarks/phrases.py measures the result.
 COVERED = 0.6  # share of an object's pixels in the sentence's mask
 _SAME = 0.5  # share of a mask inside another one, above which they show the same object
-_CERTAINTY = 8  # the larger mask is taken, unless it is less certain: half the area makes up for 8 % of predicted IoU
+_CERTAINTY = 8  # masks rank by predicted IoU to this power times area: twice the area outweighs 8 % less predicted IoU
 # A piece is as wide as the largest disc inside it. Radius in pixels of the sentence's mask before it is enlarged:
 _THINNEST_PIECE = 1.0  # without any object; thinner ones are noise
 _THINNEST_REST = 2.0  # of a piece with objects; thinner ones are edges that two masks draw differently
@@ -52,7 +52,8 @@ class Named:
   def points(self, box: Box, grid: np.ndarray) -> np.ndarray:
     """Returns the points of a crop's grid that lie in the mask, (x, y) in pixels of the crop, f64 [N, 2].
 
-    The whole image has another one in the middle of each piece of the mask, so that none is too small for the grid.
+    For the whole image, adds a point in the middle of each piece of the mask, because small pieces may lie between the
+    points of the grid.
     """
     x0, y0, x1, y1 = box
     x, y = np.minimum(grid.astype(int), (x1 - x0 - 1, y1 - y0 - 1)).T
@@ -66,11 +67,11 @@ class Named:
     return _pieces(self.mask, _THINNEST_PIECE * self.pixel)
 
   def instances(self, found: list[Found], least_area: float) -> list[Found]:
-    """Selects masks that show an object each, and adds the pieces of the sentence's mask that they leave.
+    """Selects one mask per object, and adds the pieces of the sentence's mask that no object covers.
 
     Args:
       found: masks that the sentence's mask covers.
-      least_area: of an added piece, in pixels.
+      least_area: minimum area of an added piece, in pixels.
     """
     objects = _disjoint(found)
     explained = np.zeros_like(self.mask)
@@ -146,7 +147,7 @@ def _pieces(mask: np.ndarray, thinnest: float) -> list[_Piece]:
 
 
 def _disjoint(found: list[Found]) -> list[Found]:
-  """Returns masks of different objects, in their order: not an object and its part, nor two objects and one of them."""
+  """Drops masks that overlap a better one (a part, or a group), keeping the order."""
   shares = shares_inside([each.rle for each in found], [each.rle for each in found])
   same = np.maximum(shares, shares.T) > _SAME
   worth = np.array([max(each.score, 0.0) ** _CERTAINTY * each.area for each in found])

@@ -10,7 +10,7 @@ from ditsam_jax.jobs.requests import in_words
 PREDICTION_COLOUR = (255, 45, 120)
 _ON, _OFF, _BOX = (0, 200, 90), (235, 40, 40), (255, 220, 0)
 _LIGHT, _DARK = (255, 255, 255), (0, 0, 0)
-# Affine colour map [3, 4] of what is not the object: mixes colours with a grey of half their brightness, then darkens them.
+# Affine colour map [3, 4] of pixels outside the object: mixes colours with a grey of half their brightness, then darkens them.
 _DIMMING = 0.82 * np.hstack([0.6 * np.eye(3) + 0.4 * np.full((3, 3), 0.5 / 3), np.full((3, 1), 18)])
 
 

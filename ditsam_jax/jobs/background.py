@@ -16,7 +16,7 @@ R = TypeVar('R')
 
 THREADS = min(8, max(2, os.cpu_count() or 1))
 MOST = 64  # items in flight
-MOST_BYTES = 2**29  # of pixels in flight; an image may have a quarter of a gigabyte
+MOST_BYTES = 2**29  # of pixels in flight; a single image may take a quarter of a gigabyte
 
 
 def images_ahead(requests: Iterable[Request]) -> Iterator[tuple[Request, Any]]:

@@ -125,6 +125,9 @@ class DitSam(nnx.Module):
       text: text features [B, T, Ct]; projected and appended to the other sparse tokens.
       sparse_mask: bool [B, P] over the tokens of `sparse`, False at padding; None if there is no padding.
       has_mask: bool [B], False for prompts whose entry in `masks` is ignored; None if all count.
+
+    Returns:
+      An Output, with an axis of M masks unless `multimask` is False; M is 3, or 4 for None.
     """
     _, h, w, width = embedding.shape
     if text is not None:

@@ -117,7 +117,7 @@ class MaskDecoder(nnx.Module):
       sparse: prompt tokens [B, P, C], P may be 0.
       dense: [B, h, w, C], or [1, h, w, C] for all prompts.
       multimask: three masks for an ambiguous prompt instead of the single one; None for all four, the single one first.
-      sparse_mask: bool [B, P], False where a prompt token is filling that nothing may see; None if all count.
+      sparse_mask: bool [B, P], False at padding tokens, which are masked; None if all count.
 
     Returns:
       Low-resolution logits [B, M, 4h, 4w] and predicted IoU [B, M]; M is 1, 3 or 4.

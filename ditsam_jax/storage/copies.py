@@ -127,7 +127,10 @@ def _used(place: Path) -> bool:
 
 @contextlib.contextmanager
 def _alone(lock: Path) -> Iterator[None]:
-  """Excludes other processes and threads. The file stays: who waits for it would otherwise wait for another file."""
+  """Excludes other processes and threads.
+
+  The lock file is kept: deleting it would let two processes lock different files of the same name.
+  """
   with lock.open('w') as file:
     fcntl.flock(file, fcntl.LOCK_EX)
     yield

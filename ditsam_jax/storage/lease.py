@@ -1,9 +1,9 @@
 """One user at a time for a folder in a bucket: an object that its holder renews.
 
-The system releases a lock on a disk when a process dies. Here nobody does, so a holder renews the object (`LEASE` seconds),
-and who finds one that is no longer renewed may take it over. Ages are differences of the store's own times, so clocks of
-hosts do not matter. All writes are conditional on the version seen before, so of two that take over, one succeeds, and a
-holder that was paused for longer than its lease notices.
+The system releases a lock on a disk when a process dies. A bucket has no such lock, so the holder renews the object, and
+another process may take over one that has not been renewed for `LEASE` seconds. Ages are differences of the store's own
+times, so clocks of hosts do not matter. All writes are conditional on the version seen before, so of two that take over,
+one succeeds, and a holder that was paused for longer than its lease notices.
 """
 
 import contextlib

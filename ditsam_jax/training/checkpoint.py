@@ -56,7 +56,7 @@ _PROGRESS: dict[str, Callable[[Any], bool]] = {
 class Progress:
   """A run's progress, apart from the train state."""
 
-  evaluated: int = 0  # step of the last evaluation on the validation split; -1: before the evaluation of the start
+  evaluated: int = 0  # step of the last evaluation on the validation split; -1: the start is still to be evaluated
   best_step: int | None = None  # step with the highest validation score, whose checkpoint is kept
   best_score: float | None = None
   fresh: list[str] = dataclasses.field(

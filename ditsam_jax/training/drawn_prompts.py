@@ -39,7 +39,7 @@ class FirstPromptConfig:
 
   @property
   def without_text(self) -> tuple[int, int]:
-    """How many samples of how many have no sentence: (1, 4) for a quarter of them."""
+    """The share of samples without a sentence as a fraction: (1, 4) for a quarter."""
     share = fractions.Fraction(self.click + self.box).limit_denominator(_LARGEST_GROUP)
     return share.numerator, share.denominator
 
@@ -47,7 +47,7 @@ class FirstPromptConfig:
 def first_prompts(
   key: jax.Array, targets: jax.Array, shares: tuple[float, float, float], jitter: float
 ) -> tuple[jax.Array, jax.Array]:
-  """Draws a click, a box or nothing for each target. A target without pixels gets no box, and a click beside it.
+  """Draws a click, a box or nothing for each target. An empty target gets no box; its click is negative.
 
   Args:
     key: random key.
@@ -116,7 +116,7 @@ def corrective_clicks(key: jax.Array, masks: jax.Array, targets: jax.Array) -> t
 def with_click(points: jax.Array, labels: jax.Array, click: jax.Array, label: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Adds a click to prompts of points [N, P, 2] and labels [N, P], which begin with the two tokens of a first prompt.
 
-  A first prompt without points becomes one of a click: SAM pads points without a box.
+  A first prompt without points becomes a click with SAM's padding.
   """
   first = jnp.where(labels[:, :1] == ABSENT, jnp.asarray([ABSENT, PADDING]), labels[:, :2])
   labels = jnp.concatenate([first, labels[:, 2:], label], 1)

@@ -1,6 +1,6 @@
 """TensorBoard events as bytes, without TensorFlow.
 
-tensorboardX' own writer is not used: its thread dies silently on a full disk, and later writes hang.
+tensorboardX's own writer is not used: its thread dies silently on a full disk, and later writes hang.
 """
 
 import contextlib
@@ -14,11 +14,11 @@ import numpy as np
 
 @contextlib.contextmanager
 def _without_torch() -> Iterator[None]:
-  """Makes `import torch` fail: tensorboardX imports it where it is installed, which takes 1.3 s, and needs it for tensors only."""
+  """Makes `import torch` fail. tensorboardX imports it if installed, which takes 1.3 s, and only needs it for tensors."""
   if 'torch' in sys.modules:
     yield
     return
-  sys.modules['torch'] = None  # pyright: ignore[reportArgumentType]  # Python's way to say that there is none
+  sys.modules['torch'] = None  # pyright: ignore[reportArgumentType]  # importing it then raises ImportError
   try:
     yield
   finally:

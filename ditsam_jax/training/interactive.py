@@ -1,8 +1,8 @@
 """Training with sentences and clicks in one prompt: a first prompt, then rounds of corrections as in `prompt_rounds`.
 
-The first prompt is a sentence, a click, a box, or a sentence with either, drawn from the target's mask on the device. So
-batches are those of training with text. The mask that corrections start from is the best of three for a prompt without
-a sentence, which may mean several things, and the single one for a sentence, as in prediction.
+The first prompt is a sentence, a click, a box, or a sentence with either. Clicks and boxes are drawn from the target's
+mask on the device, so batches are the same as in training with text. Corrections start from the best of three masks for a
+prompt without a sentence, which may be ambiguous, and from the single mask for a sentence, as in prediction.
 """
 
 import jax
@@ -25,7 +25,7 @@ def interactive_forward(
   rounds: int,
   first: FirstPromptConfig,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Loss of one target an image, with or without its sentence: the mean over the rounds' losses.
+  """Loss of one target per image, with or without its sentence: the mean over the rounds' losses.
 
   Args:
     model: the model.
@@ -33,7 +33,7 @@ def interactive_forward(
     loss_weights: see `mask_loss`.
     rngs: 'dropout', which also draws prompts.
     execution: how the image encoder's blocks run.
-    rounds: of prompts; 1 leaves the first.
+    rounds: number of rounds; 1 for first prompts only.
     first: the shares of first prompts.
 
   Returns:
@@ -71,7 +71,7 @@ def interactive_forward(
 
 
 def _parts(array: jax.Array, without: int, group: int) -> list[jax.Array]:
-  """[B, ...] -> the rows with a sentence and those without: from every `group` rows, so that devices keep theirs."""
+  """[B, ...] -> the rows with a sentence and those without, taken from every `group` rows, so each device's rows stay on it."""
   grouped = array.reshape(-1, group, *array.shape[1:])
   return [part.reshape(-1, *array.shape[1:]) for part in (grouped[:, without:], grouped[:, :without])]
 

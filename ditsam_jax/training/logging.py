@@ -130,7 +130,7 @@ class _Appended:
     self.flush()
 
   def replace_by(self, change: Callable[[bytes], bytes]) -> None:
-    """Replaces the content, if there is a file, by its beginning that `change` returns. Raises OSError."""
+    """Truncates the file, if it exists, to the beginning of its content that `change` returns. Raises OSError."""
     if not os.path.lexists(self._path):
       return
     _check_file(self._path)

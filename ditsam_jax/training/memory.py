@@ -99,7 +99,7 @@ def _does_not_fit(needed: float, available: int, config: ResolvedRunConfig, mesh
 def _ran_out(message: str, config: ResolvedRunConfig, mesh: Mesh) -> str:
   say('a device ran out of memory; looking for changes that need less ...')
   available = device_memory(mesh)
-  for remat in remats(config, mesh.devices.flat[0].platform):  # until the one that `compiled` chose
+  for remat in remats(config, mesh.devices.flat[0].platform):  # up to the one that `compiled` chose
     config = dataclasses.replace(config, remat=remat)
     needed = _needed(config, mesh)
     if needed <= (available or math.inf):

@@ -1,9 +1,9 @@
 """SAM's training with visual prompts: a first prompt, then rounds of corrections (arXiv 2304.02643, appendix A).
 
-In the first round the prompt is one click or one box, which may mean several things: three masks answer it, and the one
-with the lowest loss learns. Later rounds add a click where the last mask was wrong, and that mask; a single mask answers.
-The last of three or more rounds gets the mask alone, without another click. Unlike SAM, the single mask learns in the
-first round too, so it is good for one click as well.
+In the first round the prompt is one click or one box, which may be ambiguous: the model predicts three masks, and the one
+with the lowest loss is trained. Later rounds add a click where the last mask was wrong, and that mask as a prompt, and
+train the single mask. The last of three or more rounds adds the mask only. Unlike in SAM, the single mask is trained in
+the first round too, so it also works with one click.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def prompt_forward(
   execution: Execution,
   rounds: int = 1,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-  """Loss of K visual prompts an image, which share its embedding: the mean over the rounds' losses.
+  """Loss of K visual prompts per image, which share its embedding: the mean over the rounds' losses.
 
   Args:
     model: the model.
@@ -38,11 +38,11 @@ def prompt_forward(
     loss_weights: see `mask_loss`.
     rngs: 'dropout', which also draws the corrective clicks; None for a single round without dropout.
     execution: how the image encoder's blocks run.
-    rounds: of prompts; 1 leaves the first.
+    rounds: number of rounds; 1 for first prompts only.
 
   Returns:
     The loss, and {'loss', 'batch_iou', 'multimask_iou', 'corrected_iou'}: the mean IoU of the first round's single mask,
-    of the one of its three masks that the model believes in most, and of the last round's mask.
+    of the mask with the highest predicted IoU among its three, and of the last round's mask.
   """
   count = batch['labels'].shape[1]
   size = batch['image'].shape[1], batch['image'].shape[2]
@@ -75,8 +75,8 @@ def rounds_loss(
     labels: int32 [N, 2]; ABSENT for no points.
     targets: [N, S, S].
     loss_weights, rngs, rounds: see `prompt_forward`.
-    clear: bool [N], True where a first prompt means one thing: corrections start from its single mask, not from the
-      best of three. None if all may mean several.
+    clear: bool [N], True for unambiguous first prompts: corrections start from the single mask, not from the best of
+      three. None if all may be ambiguous.
 
   Returns:
     The loss and the metrics of `prompt_forward`.

@@ -1,8 +1,7 @@
-"""Lets hosts that save a checkpoint together learn within a minute that one of them failed.
+"""Tells the hosts that save a checkpoint together within a minute if one of them failed.
 
-Orbax' hosts wait for each other after writing, and a host that failed does not come: the others would wait for 20 minutes.
-Here it comes too, to a first barrier for all that have ended. A second one, for those that succeeded, then has nothing to
-wait for but the messages of the hosts.
+Orbax's hosts wait for each other after writing: without this, for 20 minutes if one has failed. Here, a failed host also
+joins the first barrier. Only successful hosts join the second, so a failure shows within 30 s.
 """
 
 from collections.abc import Callable
@@ -11,11 +10,11 @@ from typing import Any
 import orbax.checkpoint as ocp
 
 _SUCCEEDED = 30_000  # ms, from the first barrier to the second
-_ENDED = 20 * 60_000  # ms, Orbax' own limit for a save
+_ENDED = 20 * 60_000  # ms, Orbax's own limit for a save
 
 
 class SaveBarrier:
-  """The barrier of `ocp.AsyncOptions`, which Orbax' background thread calls several times in a save."""
+  """The barrier of `ocp.AsyncOptions`, which Orbax's background thread calls several times in a save."""
 
   def __init__(self):
     self._wait: Callable[..., Any] = ocp.multihost.get_barrier_sync_fn()  # does nothing with one host
@@ -30,15 +29,15 @@ class SaveBarrier:
     del key
     point = f'{self._save}.{self._point}'
     self._point += 1
-    self._all_know = True  # that this host did not come, if it does not come back from here
+    self._all_know = True  # if the wait raises, the other hosts already know
     self._wait(key=f'{point}.ended', timeout_ms=timeout_ms)
     try:
       self._wait(key=f'{point}.succeeded', timeout_ms=min(timeout_ms, _SUCCEEDED))
-    except Exception as error:  # of JAX, after the time above
+    except Exception as error:  # JAX's, after the timeout
       raise RuntimeError('another host could not write its part') from error
     self._all_know = False
 
   def give_up(self) -> None:
-    """Called after a failure in a save: comes to where the others wait, or does nothing if they know."""
+    """Called after a failure in a save: joins the barrier at which the others wait; does nothing if they already know."""
     if not self._all_know:
       self._wait(key=f'{self._save}.{self._point}.ended', timeout_ms=_ENDED)

@@ -97,7 +97,7 @@ class Workdir:
   def claim(self, config: dict[str, Any]) -> None:
     """Creates the folder and stores the config (plain containers), or checks the config of the run in it.
 
-    A run that left nothing to resume from does not bind its folder to its config.
+    If a run left nothing to resume from, its folder accepts another config.
 
     Raises:
       UserError: another process uses the folder, it contains a run with another config, or it cannot be written.

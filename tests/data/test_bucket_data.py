@@ -95,7 +95,7 @@ def test_a_split_larger_than_the_local_copies_is_read_through_them(bucket, own, 
   monkeypatch.setenv('DITSAM_JAX_CACHE', str(own.root / 'small'))
   source = datasets.open_split('mine', str(bucket / 'data'), 'train')
   assert contents(source) == whole and contents(source) == whole
-  assert 'shards are fetched again and again; set DITSAM_JAX_CACHE_GB' in capsys.readouterr().err
+  assert 'evicted shards are downloaded again; set DITSAM_JAX_CACHE_GB' in capsys.readouterr().err
   source._records._ahead.shutdown()
   kept = sum(path.stat().st_size for path in (own.root / 'small').rglob('*') if '-train.' in path.name)
   assert 0 < kept <= size * 0.8
