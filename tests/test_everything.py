@@ -1,6 +1,7 @@
 """The everything command: files in the format of Meta's amg.py, one-line errors, and resuming."""
 
 import csv
+import errno
 import json
 import os
 
@@ -13,7 +14,9 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.geometry.masks import decode_rle, encode_rle
 from ditsam_jax.inference.everything_pictures import colour_of, draw_everything
 from ditsam_jax.inference.segmenter import load_with_tokenizer
+from ditsam_jax.jobs import everything_files
 from ditsam_jax.jobs.file_names import is_result
+from ditsam_jax.jobs.outputs import OutputLost
 from ditsam_jax.models.config import tiny
 from ditsam_jax.storage import saved_model
 from tests.small_models import random_model
@@ -99,6 +102,32 @@ def test_run_lengths_instead_of_a_folder(tmp_path, images):
   records = json.loads((tmp_path / 'out' / 'a.everything.json').read_text())
   assert [record['area'] for record in records] == [300, 150]
   assert decode_rle(records[1]['segmentation'])[:10, :15].all()
+
+
+def test_run_lengths_of_images_with_equal_names(tmp_path, images):
+  Image.fromarray(np.full((20, 30, 3), 90, np.uint8)).save(images / 'a.jpg')
+  assert run(images, tmp_path / 'out', '--convert-to-rle') == 0
+  assert sorted(str(file.relative_to(tmp_path / 'out')) for file in (tmp_path / 'out').rglob('*.json')) == [
+    'b.everything.json',
+    'images-a-jpg/everything.json',
+    'images-a-png/everything.json',
+  ]
+
+
+@pytest.mark.parametrize('number, ends', [(errno.ENOSPC, True), (errno.ENAMETOOLONG, False)])
+def test_run_lengths_that_cannot_be_written(tmp_path, images, monkeypatch, capsys, number, ends):
+  """A full disk ends the job; other errors concern one image."""
+
+  def fail(file, records):
+    raise OSError(number, os.strerror(number), str(file))
+
+  monkeypatch.setattr(everything_files, 'write_json', fail)
+  if ends:
+    with pytest.raises(OutputLost, match='a.everything.json: No space left .*; rerun the command to resume'):
+      run(images, tmp_path / 'out', '--convert-to-rle')
+  else:
+    assert run(images, tmp_path / 'out', '--convert-to-rle') == 2
+    assert capsys.readouterr().err.count('everything.json: File name too long; choose another output') == 2
 
 
 @pytest.mark.slow

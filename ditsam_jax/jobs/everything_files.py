@@ -60,7 +60,7 @@ class EverythingFiles(ResultFiles):
     if stem is not None and picture is not None:
       with self.writing():
         if self._convert_to_rle:
-          write_json(Path(f'{stem}.json'), found.records)
+          _write_run_lengths(Path(f'{stem}.json'), found.records)
         else:
           _write_masks(stem, found.records)
         pixels = draw_everything(found.image, found.records, in_words(request.prompt))
@@ -73,6 +73,14 @@ class EverythingFiles(ResultFiles):
     line = json.dumps(row | notes) + '\n'
     summary = _summary(request, found.records, picture)
     return Written(request, line.encode(), summary, not found.records, found.unknown, found.cut)
+
+
+def _write_run_lengths(file: Path, records: Records) -> None:
+  try:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, records)
+  except OSError as error:
+    raise UserError(f'cannot write {printable(file)}: {error.strerror}; choose another output') from error
 
 
 def _write_masks(folder: Path, records: Records) -> None:
