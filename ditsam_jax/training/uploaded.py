@@ -7,11 +7,13 @@ from ditsam_jax.storage import bucket
 from ditsam_jax.storage.bucket import BucketPath
 
 _SECONDS = 30.0  # between uploads, beside those that `flush` asks for
-_PART = 2**22  # bytes after which a file that may have parts goes on in another object
+_PART = 2**22  # bytes; a larger file that may have parts goes on in another object after its upload
 
 
 class Uploaded:
   """The interface of logging._Appended for an object in a bucket.
+
+  A failed upload loses no records: they stay in memory until one succeeds.
 
   Args:
     path: the object; later parts have its name with a number.
@@ -36,12 +38,7 @@ class Uploaded:
       self._content, self._dirty = bytearray(change(before)), True
 
   def add(self, record: bytes) -> None:
-    """Adds a record. Raises OSError if the last upload failed; nothing is lost by that."""
-    if self._parts and len(self._content) > _PART:
-      self.flush()
-      with self._changing:
-        self._part += 1
-        self._content = bytearray(self._first)
+    """Adds a record. Raises OSError if the last upload failed; the record is added nevertheless."""
     with self._changing:
       self._first = self._first or record
       self._content += record
@@ -63,6 +60,10 @@ class Uploaded:
       except OSError:
         self._dirty = True
         raise
+      if self._parts and len(content) > _PART:
+        with self._changing:
+          self._part += 1
+          self._content = bytearray(self._first) + self._content[len(content) :]
 
   def close(self) -> None:
     """Uploads all records, and ends the background uploads. Raises OSError."""

@@ -1,6 +1,8 @@
 """The logs of resumed runs, and of runs on a full disk, are complete."""
 
+import contextlib
 import json
+import re
 import subprocess
 import sys
 
@@ -8,7 +10,8 @@ import numpy as np
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
-from ditsam_jax.training import logging
+from ditsam_jax.storage.bucket import BucketPath
+from ditsam_jax.training import logging, uploaded
 from ditsam_jax.training.logging import RunLog
 
 
@@ -119,3 +122,28 @@ def test_a_full_disk_neither_stops_the_run_nor_loses_lines(tmp_path, monkeypatch
   assert lines(tmp_path / 'full') == lines(tmp_path / 'whole')
   assert len(events(tmp_path / 'full')) == len(events(tmp_path / 'whole')) == 10
   assert capfd.readouterr().err.count('the log of the run cannot be written') == 1
+
+
+def test_failed_uploads_lose_no_records(monkeypatch):
+  """A log of several parts in a bucket; each part starts with the first record."""
+  store, failing = {}, []
+
+  def write(path, content):
+    if failing:
+      raise OSError(5, 'the bucket cannot be reached')
+    store[str(path)] = content
+
+  monkeypatch.setattr(uploaded.bucket, 'write', write)
+  monkeypatch.setattr(uploaded, '_PART', 20)
+  monkeypatch.setattr(uploaded, '_SECONDS', 1e6)
+  log = uploaded.Uploaded(BucketPath('gs://bucket/log'), parts=True)
+  for number in range(24):
+    failing[:] = [number] * (number % 8 in (3, 4, 5, 6))
+    for act in (lambda: log.add(b'<%02d>' % number), log.flush):
+      with contextlib.suppress(OSError):
+        act()
+  failing.clear()
+  log.close()
+  assert len(store) > 2 and all(content.startswith(b'<00>') for content in store.values())
+  records = [int(number) for content in store.values() for number in re.findall(rb'<(\d\d)>', content)]
+  assert sorted({*records}) == list(range(24)) and len(records) == 24 + len(store) - 1
