@@ -194,7 +194,7 @@ def _folder(options: argparse.Namespace) -> AnyPath:
   if hub.is_address(options.checkpoint) or places.is_shipped(options.checkpoint):
     name = options.checkpoint.removeprefix(hub.SCHEME).strip('/').replace('/', '-')
     return Path('runs') / f'evaluation-{name}-{splits}'
-  return any_path(options.checkpoint).expanduser() / f'evaluation-{splits}'
+  return any_path(options.checkpoint) / f'evaluation-{splits}'
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:

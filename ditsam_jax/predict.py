@@ -97,9 +97,7 @@ def _outside(request: Request, image: np.ndarray) -> UserError | None:
 
 def _source(options: argparse.Namespace, config: DitSamConfig) -> Source:
   if options.prompts is not None:
-    return PromptFile(
-      os.path.expanduser(options.prompts), config, images_dir=options.images_dir, multimask=options.multimask
-    )
+    return PromptFile(options.prompts, config, images_dir=options.images_dir, multimask=options.multimask)
   prompts = prompts_of(options.text, options.point, options.box, config, multimask=options.multimask)
   return Combinations(ImagePaths(options.image, lambda path: is_result(path, Path(options.output))), prompts)
 

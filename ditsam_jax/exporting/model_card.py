@@ -9,6 +9,7 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.storage.description import read_config, read_description
 from ditsam_jax.storage.files import read_json, write_text
+from ditsam_jax.storage.paths import local_path
 from ditsam_jax.storage.places import resolve
 from ditsam_jax.terminal import listed, printable
 
@@ -108,7 +109,7 @@ def read(checkpoint: str, output: str, layout: str, licence: Licence, metrics: s
   file = Path(metrics) if metrics else _beside(resolve(checkpoint))
   scores = read_scores(file, str(description['data'].get('dataset', ''))) if file else []
   parameters = sum(math.prod(array.shape) for array in stored_shapes(checkpoint).values())
-  title = Path(output).expanduser().absolute().name
+  title = local_path(output).absolute().name
   return Card(title, layout, read_config(checkpoint), description, parameters, licence, scores)
 
 

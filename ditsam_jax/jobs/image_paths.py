@@ -40,16 +40,15 @@ class ImagePaths:
 
 def _listed(name: str, is_result) -> tuple[str, str]:
   """Lists one argument; returns (folder, names of its files, each followed by _END)."""
-  expanded = os.path.expanduser(name)
   if '\0' in name or not name:
     raise UserError(f'--image={printable(name)}: not a file name')
-  if os.path.isdir(expanded):
-    return _of_folder(name, expanded, is_result)
-  if os.path.exists(expanded):
-    return '', expanded + _END
-  if not glob.has_magic(expanded):
+  if os.path.isdir(name):
+    return _of_folder(name, is_result)
+  if os.path.exists(name):
+    return '', name + _END
+  if not glob.has_magic(name):
     raise UserError(f'--image={printable(name)}: no such file or folder')
-  matches = sorted(path for path in glob.iglob(expanded, recursive=True) if not os.path.isdir(path))
+  matches = sorted(path for path in glob.iglob(name, recursive=True) if not os.path.isdir(path))
   images = [path for path in matches if _is_image(path) and not is_result(path)]
   if not images:
     found = f'{len(matches):,} files match, but none has an image file extension' if matches else 'no file matches'
@@ -57,17 +56,17 @@ def _listed(name: str, is_result) -> tuple[str, str]:
   return '', ''.join(path + _END for path in images)
 
 
-def _of_folder(name: str, folder: str, is_result) -> tuple[str, str]:
+def _of_folder(folder: str, is_result) -> tuple[str, str]:
   try:
     with os.scandir(folder) as entries:
       names = sorted(entry.name for entry in entries if _is_image(entry.name) and not entry.is_dir())
   except OSError as error:
-    raise UserError(f'--image={printable(name)}: cannot be listed ({error.strerror})') from error
+    raise UserError(f'--image={printable(folder)}: cannot be listed ({error.strerror})') from error
   names = [file for file in names if not is_result(os.path.join(folder, file))]
   if not names:
-    deeper = os.path.join(printable(name), '**', '*')
+    deeper = os.path.join(printable(folder), '**', '*')
     raise UserError(
-      f"--image={printable(name)}: no image files in this folder; for its subfolders too, give '{deeper}'"
+      f"--image={printable(folder)}: no image files in this folder; for its subfolders too, give '{deeper}'"
     )
   return folder, ''.join(file + _END for file in names)
 

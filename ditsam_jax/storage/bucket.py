@@ -67,9 +67,6 @@ class BucketPath(PurePosixPath):
   def absolute(self) -> 'BucketPath':
     return self
 
-  def expanduser(self) -> 'BucketPath':
-    return self
-
   def exists(self) -> bool:
     return self.is_file() or self.is_dir()
 

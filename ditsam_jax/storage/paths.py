@@ -1,5 +1,5 @@
 """Paths from users: local ones, and those in buckets where a command can use them. Other URLs are refused, instead of
-creating a folder named `gs:`.
+creating a folder named `gs:`. `~` becomes the home folder, because shells leave it in `--output=~/x`.
 """
 
 import os
@@ -47,10 +47,10 @@ def problem_anywhere(given: str) -> str | None:
 
 
 def local(given: str) -> str:
-  """Returns the text unchanged if it is a local path; the `type` of path options. Raises UserError otherwise."""
+  """Returns a local path, with `~` expanded; the `type` of path options. Raises UserError if it is none."""
   if reason := problem(given):
     raise UserError(f'{given!r}: {reason}')
-  return given
+  return os.path.expanduser(given)
 
 
 def local_path(given: str) -> Path:
@@ -59,14 +59,14 @@ def local_path(given: str) -> Path:
 
 
 def anywhere(given: str) -> str:
-  """Returns the text unchanged if it is a local path or one in a bucket; a `type` of options. Raises UserError otherwise."""
+  """Returns a local path, with `~` expanded, or one in a bucket; a `type` of options. Raises UserError if it is neither."""
   if reason := problem_anywhere(given):
     raise UserError(f"'{printable(given)}': {reason}")
-  return given
+  return os.path.expanduser(given)
 
 
 def any_path(given: str | os.PathLike) -> AnyPath:
-  """Returns a path on a disk or in a bucket. Raises UserError for other URLs."""
+  """Like `anywhere`, but returns a `Path` or a `BucketPath`."""
   if isinstance(given, (Path, BucketPath)):
     given = os.fspath(given)
   text = anywhere(os.fspath(given))

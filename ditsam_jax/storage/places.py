@@ -23,7 +23,7 @@ def is_shipped(name_or_dir: str | os.PathLike) -> bool:
 
 
 def model(given: str) -> str:
-  """Returns the text unchanged if it may name a model: the `type` of --checkpoint. Raises UserError otherwise."""
+  """Returns a text that may name a model, with `~` expanded: the `type` of --checkpoint. Raises UserError for others."""
   return hub.address(given) if hub.is_address(given) else anywhere(given)
 
 
@@ -42,13 +42,11 @@ def resolve(name_or_dir: str | os.PathLike) -> Path:
   given = anywhere(str(name_or_dir))
   name = f"'{printable(given)}'"
   try:
-    path = any_path(given).expanduser()
+    path = any_path(given)
     for candidate in (path, path / 'model'):
       if (candidate / 'model.json').exists():
         return bucket_models.copied(candidate) if isinstance(candidate, BucketPath) else candidate
     exists, is_run = path.exists(), (path / 'checkpoints').is_dir()
-  except RuntimeError as error:  # ~user of an unknown user
-    raise UserError(f'checkpoint {name}: {error}') from error
   except OSError as error:
     raise UserError(f'checkpoint {name} cannot be read: {error.strerror or error}') from error
   if given in shipped_names():

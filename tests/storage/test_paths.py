@@ -18,9 +18,31 @@ from tests.buckets import store  # noqa: F401  # a fixture
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize('given', ['', '.', 'runs/ldit', '/a:b/c', 'a:b', 'C:/models', '~/x', 'runs/gs:/x', 'é/ü'])
+@pytest.mark.parametrize('given', ['', '.', 'runs/ldit', '/a:b/c', 'a:b', 'C:/models', 'a/~/x', 'runs/gs:/x', 'é/ü'])
 def test_local_paths_are_accepted(given):
   assert paths.local(given) == given and paths.local_path(given) == Path(given)
+
+
+def test_the_home_folder_is_expanded(monkeypatch):
+  """Shells expand `~` at the start of a word only, not in `--output=~/x`."""
+  monkeypatch.setenv('HOME', '/home/me')
+  assert paths.local('~/x') == paths.anywhere('~/x') == '/home/me/x' and paths.local('~') == '/home/me'
+  assert paths.local_path('~/x') == paths.any_path('~/x') == paths.any_path(Path('~/x')) == Path('/home/me/x')
+  assert paths.local('~copy.png') == '~copy.png'  # a file, unless there is a user of that name
+  assert paths.any_path('gs://bucket/~/x') == BucketPath('gs://bucket/~/x')
+
+
+def test_outputs_below_the_home_folder(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+  monkeypatch.chdir(tmp_path)
+  export.main(['--checkpoint=sam_shapes', '--output=~/models/small', '--dtype=float16'])
+  assert read_config('~/models/small') == read_config('sam_shapes')
+  saved_model.write('~/models/other', read_config('sam_shapes'), saved_model.read_weights('sam_shapes'))
+  assert sorted(path.name for path in (tmp_path / 'home/models').iterdir()) == ['other', 'small']
+  monkeypatch.setattr(train, 'train', lambda config, workdir: trained.append(workdir))
+  trained = []
+  train.main(['--config=ldit:shapes', '--workdir=~/runs/a'])
+  assert trained == [tmp_path / 'home/runs/a'] and not (tmp_path / '~').exists()
 
 
 @pytest.mark.parametrize(
