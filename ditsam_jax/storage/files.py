@@ -33,6 +33,8 @@ UNFINISHED = r'\.writing-[0-9a-f]{32}'  # temporary files of killed processes
 def written_whole(path: AnyPath) -> Iterator[Path]:
   """Yields a temporary local path to write to; its file then replaces `path`, or is deleted after an exception.
 
+  The folder of `path` must exist.
+
   Raises:
     OSError: writing failed; names `path`, whose old content is kept.
   """
@@ -53,13 +55,13 @@ def written_whole(path: AnyPath) -> Iterator[Path]:
 
 
 def write_text(path: AnyPath, text: str) -> None:
-  """Writes a text file atomically. Raises OSError that names the file."""
+  """Writes a text file atomically, as UTF-8, into an existing folder. Raises OSError that names the file."""
   with written_whole(path) as unfinished:
-    unfinished.write_text(text)
+    unfinished.write_text(text, encoding='utf-8')
 
 
 def write_json(path: AnyPath, data: Any) -> None:
-  """Writes a JSON file atomically. Raises OSError that names the file."""
+  """Writes a JSON file atomically into an existing folder. Raises OSError that names the file."""
   write_text(path, json.dumps(data, indent=1) + '\n')
 
 

@@ -2,6 +2,8 @@
 
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ def test_a_failed_write_names_the_file_and_keeps_the_old_one(tmp_path, monkeypat
   file = tmp_path / 'metrics.json'
   write_text(file, 'old')
 
-  def full(path, text):
+  def full(path, text, **how):
     path.write_bytes(text.encode()[:2])
     raise OSError(28, 'No space left on device')
 
@@ -33,6 +35,13 @@ def test_any_exception_keeps_the_old_file(tmp_path):
     unfinished.write_text('half')
     raise KeyError('weights')
   assert file.read_text() == 'old' and list(tmp_path.iterdir()) == [file]
+
+
+def test_text_is_utf_8_in_every_locale(tmp_path):
+  program = 'import sys; from ditsam_jax.storage.files import *; write_text(Path(sys.argv[1]), "caf\\xe9")'
+  ascii = {'LC_ALL': 'C', 'PYTHONCOERCECLOCALE': '0', 'PYTHONUTF8': '0'}
+  subprocess.run([sys.executable, '-c', program, tmp_path / 'vocab.txt'], env=os.environ | ascii, check=True)
+  assert (tmp_path / 'vocab.txt').read_bytes() == 'caf\xe9'.encode()
 
 
 def refusal(read, *arguments, **options):
