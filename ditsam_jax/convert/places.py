@@ -12,7 +12,7 @@ _PICKLES = ('pytorch_model.bin', 'pytorch_model.bin.index.json', 'pytorch_model-
 
 
 def place(given: str) -> str:
-  """Returns the text unchanged if it is a local path or an address on the Hub. Raises UserError otherwise."""
+  """Returns a local path, with `~` expanded, or an address on the Hub. Raises UserError if it is neither."""
   return hub.address(given) if hub.is_address(given) else local(given)
 
 

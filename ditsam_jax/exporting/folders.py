@@ -1,20 +1,18 @@
-"""Folders of exported files, written whole or not at all."""
+"""Folders of exported files; replaces earlier exports only."""
 
 import contextlib
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from ditsam_jax.errors import UserError
-from ditsam_jax.storage.files import remove_for_good
+from ditsam_jax.storage import folders
 from ditsam_jax.storage.paths import local_path
 from ditsam_jax.terminal import printable
 
 
 @contextlib.contextmanager
 def written_folder(output: str, marker: str) -> Iterator[Path]:
-  """Yields a temporary folder that then replaces `output`, or is deleted after an exception.
+  """Yields a temporary folder that then replaces `output`, or is deleted after an exception, see `storage/folders.py`.
 
   Args:
     output: the folder to write. It may be missing, empty, or an earlier export, which is replaced.
@@ -23,29 +21,14 @@ def written_folder(output: str, marker: str) -> Iterator[Path]:
   Raises:
     UserError: `output` holds something else, or cannot be written; its old content is kept.
   """
-  target = local_path(output).absolute()
-  unfinished = target.parent / f'.{target.name}.writing-{os.getpid()}'
-  retired = target.parent / f'.{target.name}.retired-{os.getpid()}'
+  check_target(output, marker)
   try:
-    check_target(output, marker)
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
-    yield unfinished
-    if target.exists():
-      os.replace(target, retired)
-    try:
-      os.replace(unfinished, target)
-    except BaseException:  # also on Ctrl-C, so that one of the two always exists
-      if retired.exists():
-        os.replace(retired, target)
-      raise
-    shutil.rmtree(retired, ignore_errors=True)
+    with folders.written_folder(local_path(output).absolute()) as folder:
+      yield folder
   except OSError as error:
     raise UserError(
       f'{printable(output)} cannot be written: {error.strerror or error}; choose another place, or free some space'
     ) from error
-  finally:
-    remove_for_good(unfinished)
 
 
 def check_target(output: str, marker: str) -> None:

@@ -8,10 +8,8 @@ import json
 import math
 import os
 import re
-import shutil
 import stat
 import tempfile
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +23,6 @@ from ditsam_jax.terminal import printable
 MOST_JSON = 2**24  # bytes of a JSON file written by people or by this library; data sets have larger ones
 _SURROGATE = re.compile(rb'\\u[dD][89a-fA-F]')
 
-_STABLE = 6  # consecutive checks after which a removed folder counts as gone
 UNFINISHED = r'\.writing-[0-9a-f]{32}'  # temporary files of killed processes
 
 
@@ -77,17 +74,6 @@ def make_output_folder(folder: AnyPath) -> None:
     bucket.check(folder, writes=True)
   elif not os.access(folder, os.W_OK):
     raise UserError(f"output folder '{printable(folder)}' cannot be written to; choose another --output")
-
-
-def remove_for_good(folder: Path) -> None:
-  """Removes a folder that a library's threads may recreate after a failure, as TensorStore's do."""
-  absent = 0 if folder.exists() else _STABLE
-  for _ in range(100):
-    if absent == _STABLE:
-      return
-    absent = 0 if folder.exists() else absent + 1
-    shutil.rmtree(folder, ignore_errors=True)
-    time.sleep(0.05)
 
 
 def open_regular(path: str | os.PathLike, *, most_bytes: int, name: str = '') -> io.BufferedReader:

@@ -12,8 +12,6 @@ A training workdir holds such a folder as `model/`; the workdir's path works too
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -37,7 +35,8 @@ from ditsam_jax.storage.description import (
   read_config,
   read_description,
 )
-from ditsam_jax.storage.files import read_json, remove_for_good
+from ditsam_jax.storage.files import read_json
+from ditsam_jax.storage.folders import temporary_folder, written_folder
 from ditsam_jax.storage.paths import any_path
 from ditsam_jax.terminal import listed, printable
 from ditsam_jax.vocabulary import fingerprint, read_vocabulary
@@ -156,7 +155,7 @@ def save(
   assumed: Sequence[str] = (),
   dtype: jax.typing.DTypeLike = jnp.float32,
 ) -> AnyPath:
-  """Writes a model atomically; replaces an existing model.
+  """Writes a model whole or not at all, see `storage/folders.py`; replaces an existing model.
 
   Args:
     directory: the folder to write.
@@ -207,9 +206,6 @@ def write(
   """
   directory = any_path(directory).absolute()
   in_bucket = isinstance(directory, BucketPath)
-  temporary = (
-    Path(tempfile.gettempdir()) if in_bucket else directory.parent
-  ) / f'.{directory.name}.writing-{os.getpid()}'
   description: dict[str, Any] = {'format': FORMAT, 'model': config.to_dict()}
   if vocabulary is not None:
     description['vocabulary'] = {'words': len(vocabulary), 'sha256': fingerprint(vocabulary)}
@@ -218,29 +214,24 @@ def write(
   description |= {'fresh': list(fresh), 'assumed': list(assumed), 'data': data or {}, 'notes': notes or {}}
   try:
     bucket_models.check_target(directory) if in_bucket else _check_target(directory)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    if vocabulary is not None:
-      (temporary / 'vocab.txt').write_text('\n'.join(vocabulary) + '\n', encoding='utf-8')
-    if safetensors:
-      safetensors_file.write(temporary / SAFETENSORS, weights)
-    else:
-      arrays.write(temporary / 'weights', weights)
-    if leftovers:
-      arrays.write(temporary / 'leftovers', leftovers)
-    description['files'] = checksums.of(temporary)
-    (temporary / 'model.json').write_text(json.dumps(description, indent=1) + '\n')
-    if in_bucket:
-      bucket_models.publish(temporary, directory, description['folder'])
-    else:
-      _replace(temporary, directory)
+    with temporary_folder() if in_bucket else written_folder(directory, CONTENTS) as folder:
+      if vocabulary is not None:
+        (folder / 'vocab.txt').write_text('\n'.join(vocabulary) + '\n', encoding='utf-8')
+      if safetensors:
+        safetensors_file.write(folder / SAFETENSORS, weights)
+      else:
+        arrays.write(folder / 'weights', weights)
+      if leftovers:
+        arrays.write(folder / 'leftovers', leftovers)
+      description['files'] = checksums.of(folder)
+      (folder / 'model.json').write_text(json.dumps(description, indent=1) + '\n', encoding='utf-8')
+      if in_bucket:
+        bucket_models.publish(folder, directory, description['folder'])
   except (OSError, ValueError) as error:  # ValueError: an invalid folder name
     reason = getattr(error, 'strerror', None) or error
     raise UserError(
       f'the model cannot be written to {printable(directory)}: {reason}; choose another place, or free some space'
     ) from error
-  finally:
-    remove_for_good(temporary)
   return directory
 
 
@@ -326,21 +317,3 @@ def _check_target(directory: Path) -> None:
         refuse('the folder holds something else')
     except (UserError, TypeError):
       refuse('the folder holds something else')
-
-
-def _replace(new: Path, old: Path) -> None:
-  """Renames `new` to `old`; replaces a model there and keeps other files of its folder."""
-  if not old.exists():
-    os.replace(new, old)
-    return
-  retired = old.with_name(f'.{old.name}.retired-{os.getpid()}')
-  os.replace(old, retired)
-  try:
-    os.replace(new, old)
-  except BaseException:  # also on Ctrl-C, so that a model always exists
-    os.replace(retired, old)
-    raise
-  for path in retired.iterdir():
-    if path.name not in CONTENTS:
-      os.replace(path, old / path.name)
-  shutil.rmtree(retired, ignore_errors=True)

@@ -11,7 +11,7 @@ import jax
 
 from ditsam_jax.errors import UserError
 from ditsam_jax.parallel import distributed
-from ditsam_jax.storage import bucket, numbered, paths
+from ditsam_jax.storage import bucket, folders, numbered, paths, saved_model
 from ditsam_jax.storage.bucket import AnyPath, BucketPath
 from ditsam_jax.storage.files import UNFINISHED, read_json, write_json
 from ditsam_jax.storage.lease import Lease
@@ -40,7 +40,7 @@ FORMER = ('config.keep_best', 'config.model.attention')  # free fields of earlie
 _RESULTS = ('model', 'best', 'metrics.json')
 
 # Temporary names of models, JSON, images and batches, which are renamed when complete.
-_UNFINISHED = re.compile(r'\.(model|best)\.(writing|retired)-\d+|' + UNFINISHED)
+_UNFINISHED = re.compile(r'\.(model|best)\.writing-[0-9a-f]+|' + UNFINISHED)
 
 
 class Workdir:
@@ -143,10 +143,12 @@ class Workdir:
     os.write(self._lock, f'process {os.getpid()} on {socket.gethostname()}\n'.encode())
 
   def _clear_leftovers(self) -> None:
-    """Removes temporary files of killed processes; their names are unique, so they would accumulate."""
+    """Removes temporary files of killed processes; models that they were replacing are recovered."""
     if isinstance(self.path, BucketPath):
       bucket.remove([path for path in self.path.iterdir() if path.name.startswith(bucket.PROBE)])
       return
+    for name in ('model', 'best'):
+      folders.recover(self.path / name, saved_model.CONTENTS)
     for path in self.path.iterdir():
       if _UNFINISHED.fullmatch(path.name):
         if path.is_dir():

@@ -53,6 +53,15 @@ def test_a_copied_folder_is_a_model_too(bucket, models, tmp_path):
   assert equal(saved_model.load(tmp_path), models[0])
 
 
+def test_a_model_is_prepared_in_a_folder_that_nobody_else_can_create(bucket, models, tmp_path, monkeypatch):
+  monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
+  (tmp_path / f'.model.writing-{os.getpid()}').mkdir()
+  (tmp_path / f'.model.writing-{os.getpid()}' / 'kept').touch()
+  saved_model.save(bucket / 'model', models[0])
+  assert (tmp_path / f'.model.writing-{os.getpid()}' / 'kept').exists()
+  assert not [path for path in tmp_path.iterdir() if path.name.startswith('ditsam_jax-')]
+
+
 @pytest.mark.slow
 def test_saving_again_replaces_the_model(bucket, models):
   for model in models:

@@ -99,11 +99,17 @@ def test_moved_fields_do_not_prevent_resuming():
 def test_only_temporary_files_of_killed_processes_are_removed(tmp_path):
   (tmp_path / '.best.writing-17' / 'weights').mkdir(parents=True)
   (tmp_path / 'best').mkdir()
-  unfinished = '.model.retired-3', f'.writing-{"0a" * 16}'
-  for name in (*unfinished, '.notes', 'notes.17'):
+  (tmp_path / f'.best.retired-{"0a" * 16}').mkdir()
+  for name in (f'.writing-{"0a" * 16}', '.notes', 'notes.17'):
     (tmp_path / name).write_text('')
   claim(tmp_path)
   assert {path.name for path in tmp_path.iterdir()} == {'best', '.notes', 'notes.17', '.lock', 'config.json'}
+
+
+def test_a_model_that_a_killed_process_was_replacing_is_kept(tmp_path):
+  (tmp_path / f'.model.retired-{"0a" * 16}' / 'weights').mkdir(parents=True)
+  claim(tmp_path)
+  assert (tmp_path / 'model' / 'weights').is_dir()
 
 
 HOLDER = """
