@@ -6,7 +6,6 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import NoReturn
 
 from ditsam_jax import interruption
@@ -152,8 +151,10 @@ def _cache_compiled_programs() -> None:
   jax = sys.modules.get('jax')  # some commands do not import it
   if jax is None or jax.config.jax_compilation_cache_dir:
     return
+  from ditsam_jax.storage.paths import cache_folder  # late, because `begin` must come before slow imports
+
   try:
-    cache = Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'ditsam_jax' / 'compiled'
+    cache = cache_folder() / 'compiled'
     cache.mkdir(parents=True, exist_ok=True)
   except (OSError, RuntimeError):  # no home folder, or not writable
     return

@@ -12,7 +12,6 @@ the largest batch per device and the fastest settings for the config's batch, an
 """
 
 import argparse
-import os
 import re
 import sys
 import time
@@ -36,7 +35,7 @@ from ditsam_jax.models.flops import training_flops
 from ditsam_jax.options import Parser
 from ditsam_jax.storage.files import write_json
 from ditsam_jax.storage.image_files import write_png
-from ditsam_jax.storage.paths import local_path
+from ditsam_jax.storage.paths import cache_folder, local_path
 from ditsam_jax.terminal import say
 from ditsam_jax.training.program import Program
 
@@ -112,7 +111,7 @@ def report(config: ConfigDict, target: Target) -> Report:
 def _fit(options: argparse.Namespace, overrides: list[str]) -> int:
   target = targets.parse_topology(options.fit)
   config = files.load(options.config, overrides)
-  cache = options.cache or Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'ditsam_jax/figures.json'
+  cache = options.cache or cache_folder() / 'figures.json'
   found = fit.training(config, overrides, target, Store(cache))
   print(fit.described(found, options.config, overrides))
   if options.json:

@@ -21,6 +21,7 @@ from typing import Any
 from ditsam_jax.errors import UserError
 from ditsam_jax.storage import bucket
 from ditsam_jax.storage.bucket import BucketPath, Entry
+from ditsam_jax.storage.paths import cache_folder
 from ditsam_jax.terminal import printable, progress
 
 FOLDER, SIZE = 'DITSAM_JAX_CACHE', 'DITSAM_JAX_CACHE_GB'  # environment variables
@@ -104,11 +105,7 @@ class BytesBar:
 
 def _root() -> Path:
   given = os.environ.get(FOLDER, '')
-  return Path(given) if given else _cache() / 'ditsam_jax' / 'buckets'
-
-
-def _cache() -> Path:
-  return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache')
+  return Path(given) if given else cache_folder() / 'buckets'
 
 
 def _key(folder: BucketPath, objects: Mapping[str, Entry]) -> str:

@@ -71,3 +71,8 @@ def any_path(given: str | os.PathLike) -> AnyPath:
     given = os.fspath(given)
   text = anywhere(os.fspath(given))
   return BucketPath(text) if text.startswith(SCHEME) else Path(text)
+
+
+def cache_folder() -> Path:
+  """Returns the folder of this library's caches. Raises RuntimeError if there is no home folder."""
+  return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'ditsam_jax'

@@ -10,7 +10,7 @@ from ditsam_jax import evaluate, everything, export, predict, prepare, serve, tr
 from ditsam_jax.errors import UserError
 from ditsam_jax.inference.segmenter import Segmenter
 from ditsam_jax.storage import bucket as objects
-from ditsam_jax.storage import paths, saved_model
+from ditsam_jax.storage import copies, paths, saved_model
 from ditsam_jax.storage.bucket import BucketPath
 from ditsam_jax.storage.description import read_config
 from tests.buckets import store  # noqa: F401  # a fixture
@@ -64,6 +64,18 @@ def test_places_are_local_or_in_a_bucket():
   for given in ('s3://bucket/x', 'https://host/x'):
     with pytest.raises(UserError, match='is not supported; '):
       paths.anywhere(given)
+
+
+def test_caches_share_a_folder(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+  monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+  monkeypatch.delenv(copies.FOLDER, raising=False)
+  assert paths.cache_folder() == tmp_path / 'home/.cache/ditsam_jax'
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  assert paths.cache_folder() == tmp_path / 'ditsam_jax'
+  assert not copies.are_here(BucketPath('gs://bucket'), {})
+  (tmp_path / 'ditsam_jax/buckets' / copies._key(BucketPath('gs://bucket'), {})).mkdir(parents=True)
+  assert copies.are_here(BucketPath('gs://bucket'), {})
 
 
 def test_nul_is_refused():
