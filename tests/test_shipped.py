@@ -80,7 +80,7 @@ def test_shapes_finds_all_of_several_and_nothing_where_nothing_is():
       several.append(overlap(each.mask, target))
     else:
       nothing.append(not each.mask.any())
-  assert len(nothing) > 40 and np.mean(nothing) >= 0.5
+  assert len(nothing) > 40 and np.mean(nothing) >= 0.62
   assert np.mean([*nothing, *several]) >= 0.75  # gRefCOCO's gIoU
 
 
