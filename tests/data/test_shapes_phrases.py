@@ -101,7 +101,7 @@ def test_absent_phrases_name_nothing():
   rng = np.random.default_rng(0)
   kinds = collections.Counter()
   for scene, _ in phrased():
-    texts = absent_phrases(scene.shapes, CONFIG.image_size, 3, rng)
+    texts = [phrase.text for phrase in absent_phrases(scene.shapes, CONFIG.image_size, 3, rng)]
     assert len(set(texts)) == len(texts) == 3
     assert all(names_nothing(text, scene.shapes) for text in texts), texts
     assert all(tokens(text) <= shapes.MAX_TOKENS for text in texts)

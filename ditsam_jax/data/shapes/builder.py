@@ -113,9 +113,13 @@ def make_record(config: ScenesConfig, split: str, index: int) -> dict[str, Any]:
   scene, expressions = described_scene(config, split, index)
   named = []
   if split == 'train':
-    rng = np.random.default_rng((config.seed, SPLITS.index(split), index, 1))  # scenes stay as they are
+    # Streams of their own: scenes, expressions and phrases stay as they are without what the config adds.
+    rng, of_absent = (np.random.default_rng((config.seed, SPLITS.index(split), index, n)) for n in (1, 2))
     expressions = [[*pairs, *_rephrased(pairs, config.rephrased_per_object, rng)] for pairs in expressions]
-    named = _named(scene, config, rng)
+    named = _named(scene, _evenly_drawn(scene, config, rng), config, rng)
+    if config.absent_per_scene:
+      absent = absent_phrases(scene.shapes, config.image_size, config.absent_per_scene, of_absent)
+      named += _named(scene, absent, config, of_absent)
   image_id = SPLITS.index(split) * _SPLIT_STRIDE + index
   objects = [
     {
@@ -143,20 +147,20 @@ def _rephrased(pairs: list[tuple[str, str]], count: int, rng: np.random.Generato
   ]
 
 
-def _named(
-  scene: Scene, config: ScenesConfig, rng: np.random.Generator
-) -> list[tuple[str, np.ndarray, list[tuple[str, str]]]]:
-  """Returns category, mask, and (text, kind) pairs of phrases.
+def _evenly_drawn(scene: Scene, config: ScenesConfig, rng: np.random.Generator) -> list[Phrase]:
+  """Draws phrases evenly over the number of shapes they name."""
+  if not config.phrases_per_scene:
+    return []
+  found = phrases(scene.shapes, config.image_size, max(config.phrases_per_scene, MOST_TARGETS + 1), rng)
+  return [found[place] for place in rng.permutation(len(found))[: config.phrases_per_scene].tolist()]
 
-  The first are drawn evenly over the number of shapes they name, the others name none.
-  """
-  chosen = []
-  if config.phrases_per_scene:
-    found = phrases(scene.shapes, config.image_size, max(config.phrases_per_scene, MOST_TARGETS + 1), rng)
-    chosen = [found[place] for place in rng.permutation(len(found))[: config.phrases_per_scene].tolist()]
-  absent = absent_phrases(scene.shapes, config.image_size, config.absent_per_scene, rng)
+
+def _named(
+  scene: Scene, chosen: list[Phrase], config: ScenesConfig, rng: np.random.Generator
+) -> list[tuple[str, np.ndarray, list[tuple[str, str]]]]:
+  """Returns category, mask, and (text, kind) pairs of phrases."""
   named = []
-  for phrase in [*chosen, *(Phrase(text, ()) for text in absent)]:
+  for phrase in chosen:
     mask = np.zeros(scene.masks.shape[1:], bool)
     for target in phrase.targets:
       mask |= scene.masks[target]

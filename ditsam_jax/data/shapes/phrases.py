@@ -61,7 +61,7 @@ def phrases(shapes: Sequence[Shape], side: float, count: int, rng: np.random.Gen
   return list(chosen.values())
 
 
-def absent_phrases(shapes: Sequence[Shape], side: float, count: int, rng: np.random.Generator) -> list[str]:
+def absent_phrases(shapes: Sequence[Shape], side: float, count: int, rng: np.random.Generator) -> list[Phrase]:
   """Returns up to `count` different phrases that name nothing in a scene, of three kinds in turn.
 
   Attributes that no shape combines, positions past the end of a row ('the fourth red circle' of three), and relations
@@ -74,14 +74,14 @@ def absent_phrases(shapes: Sequence[Shape], side: float, count: int, rng: np.ran
     rng: source of randomness.
   """
   kinds = [
-    [phrase.text for phrase in _absent(shapes)],
+    list(_absent(shapes)),
     list(_past_the_end(shapes)),
-    [phrase.text for phrase in _relations(shapes, side) if not phrase.targets],
+    [phrase for phrase in _relations(shapes, side) if not phrase.targets],
   ]
-  shuffled = [[texts[place] for place in rng.permutation(len(texts)).tolist()] for texts in kinds]
+  shuffled = [[found[place] for place in rng.permutation(len(found)).tolist()] for found in kinds]
   first = int(rng.integers(len(shuffled)))
   turns = itertools.chain.from_iterable(itertools.zip_longest(*shuffled[first:], *shuffled[:first]))
-  fitting = (text for text in dict.fromkeys(turns) if text and tokens(text) <= MAX_TOKENS)
+  fitting = (phrase for phrase in dict.fromkeys(turns) if phrase and tokens(phrase.text) <= MAX_TOKENS)
   return list(itertools.islice(fitting, count))
 
 
@@ -124,11 +124,11 @@ def _relations(shapes: Sequence[Shape], side: float) -> Iterator[Phrase]:
         yield Phrase(f'the {noun} {word} the {anchor.noun}', targets)
 
 
-def _past_the_end(shapes: Sequence[Shape]) -> Iterator[str]:
+def _past_the_end(shapes: Sequence[Shape]) -> Iterator[Phrase]:
   for group in itertools.chain.from_iterable(groups(shapes)):
     for ordinal in ORDINALS[len(group.members) :]:
       for side in itertools.chain.from_iterable(SIDES):
-        yield f'the {ordinal} {group.noun} from the {side}'
+        yield Phrase(f'the {ordinal} {group.noun} from the {side}', ())
 
 
 def _absent(shapes: Sequence[Shape]) -> Iterator[Phrase]:
