@@ -1,6 +1,7 @@
 # make demo    installs the package into .venv and trains on the embedded data
 # make test    runs the whole test suite
 # make check   runs lint, type checks and fast tests; use it before every commit
+# make fast    runs the fast tests alone
 # make docs    builds the documentation site in build/site
 # make live    builds the page that runs in the browser, in build/live
 # make notebooks  executes the notebooks into build/notebooks, with small random files in place of downloads

@@ -25,7 +25,8 @@ def main() -> None:
   parser.add_argument('folder', help='where the average is written')
   parser.add_argument('--share', type=float, default=0.5, help="the other model's share (default: 0.5)")
   options = parser.parse_args()
-  if read_config(options.model) != read_config(options.other):
+  config, description = read_config(options.other), read_description(options.other)
+  if read_config(options.model) != config:
     sys.exit('error: the two models have different configs; only equal ones can be averaged')
   weights, others = (saved_model.read_weights(name) for name in (options.model, options.other))
   mean = {
@@ -34,11 +35,11 @@ def main() -> None:
   }
   saved_model.write(
     options.folder,
-    read_config(options.other),
+    config,
     mean,
     vocabulary=read_vocabulary(vocabulary_file(options.other)),
-    data=read_description(options.other)['data'],
-    notes=read_description(options.other).get('notes'),
+    data=description['data'],
+    notes=description.get('notes'),
   )
 
 

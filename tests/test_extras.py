@@ -9,27 +9,20 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
-MODULES = {  # package -> what it is imported as, where that differs
-  'prometheus-client': 'prometheus_client',
-  'python-multipart': 'python_multipart',
-  'scikit-image': 'skimage',
-  'segment-anything': 'segment_anything',
-  'tensorflow-datasets': 'tensorflow_datasets',
-}
+EXTRAS = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']['optional-dependencies']
 # Packages that ours need, so they are there whatever the extra: Orbax, Flax and Transformers bring them.
 ALWAYS = {'optax', 'huggingface_hub', 'importlib_resources'}
 
 
-def packages(extra, extras=PROJECT['optional-dependencies']):
+def packages(extra):
   """The import names of an extra's packages and of those of the extras that it includes."""
   found = set()
-  for requirement in extras[extra]:
+  for requirement in EXTRAS[extra]:
     name = re.match(r'[\w-]+', requirement)[0]
     if name == 'ditsam_jax':
       found |= {module for other in re.findall(r'\w+', requirement.split('[')[1]) for module in packages(other)}
     else:
-      found.add(MODULES.get(name, name))
+      found.add('skimage' if name == 'scikit-image' else name.replace('-', '_'))
   return found
 
 

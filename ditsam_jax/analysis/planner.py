@@ -97,9 +97,8 @@ def points(
   linear = True  # the last prediction was right
 
   for size in sizes:
-    if (
-      target.chip.silicon or size < _bounds(tried, target)[1]
-    ):  # the compiler for GPUs gives figures of what does not fit, too
+    # The compiler for GPUs gives figures of what does not fit, too.
+    if target.chip.silicon or size < _bounds(tried, target)[1]:
       tried[size] = measure(settings, size, 1)
   while True:
     low, high = _bounds(tried, target)

@@ -59,10 +59,11 @@ class EverythingFiles(ResultFiles):
     picture = None if stem is None else Path(f'{stem}{OVERLAY}')
     if stem is not None and picture is not None:
       with self.writing():
-        if self._convert_to_rle:
-          _write_run_lengths(Path(f'{stem}.json'), found.records)
-        else:
-          _write_masks(stem, found.records)
+        file, write = (Path(f'{stem}.json'), _write_run_lengths) if self._convert_to_rle else (stem, _write_masks)
+        try:
+          write(file, found.records)
+        except OSError as error:
+          raise UserError(f'cannot write {printable(file)}: {error.strerror}; choose another output') from error
         pixels = draw_everything(found.image, found.records, in_words(request.prompt))
         write_png(picture, pixels, notes={NOTES: json.dumps(notes)})
     row = {'image': request.name, 'id': request.id, 'prompt': described(request.prompt), 'masks': found.records}
@@ -76,33 +77,27 @@ class EverythingFiles(ResultFiles):
 
 
 def _write_run_lengths(file: Path, records: Records) -> None:
-  try:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, records)
-  except OSError as error:
-    raise UserError(f'cannot write {printable(file)}: {error.strerror}; choose another output') from error
+  file.parent.mkdir(parents=True, exist_ok=True)
+  write_json(file, records)
 
 
 def _write_masks(folder: Path, records: Records) -> None:
   """Writes a folder of masks with metadata atomically, in the format of Meta's amg.py."""
   unfinished = Path(f'{folder}.unfinished')
-  try:
-    if folder.exists() and not (folder / METADATA).is_file():
-      raise UserError(f'{printable(folder)} exists, but holds no {METADATA}; choose another --output, or move it away')
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
+  if folder.exists() and not (folder / METADATA).is_file():
+    raise UserError(f'{printable(folder)} exists, but holds no {METADATA}; choose another --output, or move it away')
+  shutil.rmtree(unfinished, ignore_errors=True)
+  unfinished.mkdir(parents=True)
+  for number, record in enumerate(records):
+    write_png(unfinished / f'{number}.png', decode_rle(record['segmentation']))
+  with open(unfinished / METADATA, 'w', newline='', encoding='utf-8') as file:
+    table = csv.writer(file, lineterminator='\n')
+    table.writerow(_COLUMNS)
     for number, record in enumerate(records):
-      write_png(unfinished / f'{number}.png', decode_rle(record['segmentation']))
-    with open(unfinished / METADATA, 'w', newline='', encoding='utf-8') as file:
-      table = csv.writer(file, lineterminator='\n')
-      table.writerow(_COLUMNS)
-      for number, record in enumerate(records):
-        row = [number, record['area'], *record['bbox'], *record['point_coords'][0]]
-        table.writerow([*row, record['predicted_iou'], record['stability_score'], *record['crop_box']])
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(unfinished, folder)
-  except OSError as error:
-    raise UserError(f'cannot write {printable(folder)}: {error.strerror}; choose another output') from error
+      row = [number, record['area'], *record['bbox'], *record['point_coords'][0]]
+      table.writerow([*row, record['predicted_iou'], record['stability_score'], *record['crop_box']])
+  shutil.rmtree(folder, ignore_errors=True)
+  os.replace(unfinished, folder)
 
 
 def _summary(request: Request, records: Records, picture: Path | None) -> str:

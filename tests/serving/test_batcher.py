@@ -101,13 +101,19 @@ def test_a_cancelled_prompt_is_not_computed(held, batcher, image):
   assert [name for names, _ in held.batches for name in names] == ['the red circle', 'the green circle']
 
 
-def test_prompts_of_other_kinds_start_after_the_first_is_cancelled_while_it_waits(held, image):
-  batcher = Batcher(held, Limits(batch_wait=0.3), Metrics())
+def with_first_cancelled(held, image, wait):
+  """A batcher with a waiting prompt, whose other one, of another kind, is cancelled while it waits for more like it."""
+  batcher = Batcher(held, Limits(batch_wait=wait), Metrics())
   held.go.set()
   (first,) = ask(batcher, image, texts('red'))
   (other,) = ask(batcher, image, [Prompt(points=[[3, 4]])])
   time.sleep(0.05)  # the batcher waits for more prompts of the first kind
   assert first.cancel()
+  return batcher, other
+
+
+def test_prompts_of_other_kinds_start_after_the_first_is_cancelled_while_it_waits(held, image):
+  batcher, other = with_first_cancelled(held, image, wait=0.3)
   try:
     assert other.result(10) and held.batches == [([1], 1)]
   finally:
@@ -115,12 +121,7 @@ def test_prompts_of_other_kinds_start_after_the_first_is_cancelled_while_it_wait
 
 
 def test_closing_finishes_prompts_of_other_kinds_than_a_cancelled_one(held, image):
-  batcher = Batcher(held, Limits(batch_wait=60), Metrics())
-  held.go.set()
-  (first,) = ask(batcher, image, texts('red'))
-  (other,) = ask(batcher, image, [Prompt(points=[[3, 4]])])
-  time.sleep(0.05)  # the batcher waits for more prompts of the first kind
-  assert first.cancel()
+  batcher, other = with_first_cancelled(held, image, wait=60)
   batcher.close()
   assert other.result(0)
 
