@@ -15,7 +15,7 @@ import numpy as np
 
 from ditsam_jax.storage import saved_model
 from ditsam_jax.storage.description import read_config, read_description, vocabulary_file
-from ditsam_jax.vocabulary import read_vocabulary
+from ditsam_jax.storage.vocabulary import read_vocabulary
 
 
 def main() -> None:

@@ -47,8 +47,12 @@ def begin() -> None:
 
 def fail(message: str) -> NoReturn:
   """Prints one line to stderr and exits with status 2."""
-  print(f'error: {printable(" ".join(str(message).split()), longest=LONGEST)}', file=sys.stderr)
+  _print_error(message)
   sys.exit(2)
+
+
+def _print_error(message: str) -> None:
+  print(f'error: {printable(" ".join(message.split()), longest=LONGEST)}', file=sys.stderr)
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
@@ -78,36 +82,42 @@ def run(main: Callable[[], int | None]) -> NoReturn:
     traceback.print_exception(error)
   if number is not None:  # the signal takes precedence over errors that it caused
     interruption.end_process(interruption.status(number))
-  if error is not None:
-    _explain(error)
-  sys.exit(status)
+  sys.exit(status if error is None else explain(error))
 
 
-def _explain(error: BaseException) -> NoReturn:
-  """Prints one line for errors that users can fix, and a traceback for others; exits."""
+def explain(error: BaseException) -> int:
+  """Prints one line for errors that users can fix, and a traceback for others; returns the exit status."""
+  if isinstance(error, BrokenPipeError):  # the reader of our output is gone
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 141
+  if (message := _message(error)) is not None:
+    _print_error(message)
+    return 2
+  if not _shows_all():
+    traceback.print_exception(error)
+  return 1
+
+
+def _message(error: BaseException) -> str | None:
+  """Describes an error that users can fix; None for others."""
   match error:
     case UserError():
-      fail(str(error))
-    case ModuleNotFoundError() if message := _missing_extra(error):
-      fail(message)
-    case BrokenPipeError():  # the reader of our output is gone
-      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-      sys.exit(141)
+      return str(error)
+    case ModuleNotFoundError():
+      return _missing_extra(error)
     case PermissionError(filename=str() | bytes() | os.PathLike() as name):
-      fail(f'{printable(os.fsdecode(name))}: {error.strerror}; choose another place, or change its permissions')
+      return f'{printable(os.fsdecode(name))}: {error.strerror}; choose another place, or change its permissions'
     case OSError(errno=int()):  # a system error; libraries raise OSError without errno
       name = error.filename if error.filename2 is None else error.filename2
       where = f'{printable(os.fsdecode(name))}: ' if isinstance(name, str | bytes | os.PathLike) else ''
-      fail(f'{where}{error.strerror or error}')
+      return f'{where}{error.strerror or error}'
     case MemoryError():
-      fail(f'there is not enough memory{f" ({error})" if str(error) else ""}; use smaller images, batches or models')
+      return f'there is not enough memory{f" ({error})" if str(error) else ""}; use smaller images, batches or models'
     case RecursionError():
-      fail(f'something in the input is nested too deeply; {TRACEBACK}=1 shows where')
+      return f'something in the input is nested too deeply; {TRACEBACK}=1 shows where'
     case _ if 'RESOURCE_EXHAUSTED' in str(error):  # from XLA
-      fail(f'the device is out of memory ({str(error).strip()[:200]}); use a smaller batch, or more devices')
-  if not _shows_all():
-    traceback.print_exception(error)
-  sys.exit(1)
+      return f'the device is out of memory ({str(error).strip()[:200]}); use a smaller batch, or more devices'
+  return None
 
 
 def _missing_extra(error: BaseException) -> str | None:

@@ -9,7 +9,7 @@ import numpy as np
 from ditsam_jax.errors import UserError
 from ditsam_jax.storage.bucket import AnyPath
 from ditsam_jax.storage.paths import any_path
-from ditsam_jax.vocabulary import END, LONGEST_WORD, MASK, PAD, SPECIAL, START, UNKNOWN, read_vocabulary
+from ditsam_jax.storage.vocabulary import END, LONGEST_WORD, MASK, PAD, SPECIAL, START, UNKNOWN, read_vocabulary
 
 MAX_TEXT_BYTES = 10_000  # per sentence; longer texts are not sentences, and would take long to tokenize
 _MOST_KEPT = 2**18  # sentences; RefCOCO has 142,209

@@ -19,10 +19,10 @@ from ditsam_jax.convert import flax_to_torch, torch_to_flax
 from ditsam_jax.errors import UserError
 from ditsam_jax.storage import saved_model
 from ditsam_jax.storage.description import read_config, vocabulary_file
+from ditsam_jax.storage.vocabulary import read_vocabulary
 from ditsam_jax.tokenization import Tokenizer
 from ditsam_jax.training import memory
 from ditsam_jax.training.words import EMBEDDING
-from ditsam_jax.vocabulary import read_vocabulary
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = {module.__name__: module.main for module in (evaluate, predict, prepare, train)}

@@ -6,8 +6,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -176,3 +178,26 @@ def test_a_signal_stops_the_service_while_compiling_and_despite_slow_clients(mod
         running.send_signal(number)
         assert running.wait(30) == 0 and time.monotonic() - began < 10.5
       assert 'Traceback' not in running.stderr.read()
+
+
+@pytest.mark.parametrize(
+  'error, status, line',
+  [(UserError('no more files'), 2, 'error: no more files'), (RuntimeError('a bug'), 1, 'RuntimeError: a bug')],
+)
+def test_a_failure_while_programs_compile_is_printed(monkeypatch, capsys, error, status, line):
+  stopped, ended = threading.Event(), []
+  service = SimpleNamespace(state=SimpleNamespace(stopping=False), close=lambda: None)
+
+  def fail(sockets):
+    raise error
+
+  def end(code):
+    ended.append(code)
+    stopped.set()
+
+  monkeypatch.setattr(server, 'http_server', lambda *_: SimpleNamespace(run=fail, should_exit=False))
+  monkeypatch.setattr(server, '_compile', lambda *_: stopped.wait(60))
+  monkeypatch.setattr(server.interruption, 'end_process', end)
+  with pytest.raises(type(error)):  # only because the process did not end
+    server.run(service, None, None, '')
+  assert ended == [status] and line in capsys.readouterr().err

@@ -16,6 +16,7 @@ from ditsam_jax.analysis.figures import Figures, Store, figures
 from ditsam_jax.analysis.planner import Settings
 from ditsam_jax.analysis.targets import AMPLE, Target
 from ditsam_jax.config import checks, lengths
+from ditsam_jax.config.freeze import freeze_pattern
 from ditsam_jax.config.run import ResolvedRunConfig
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
@@ -23,7 +24,6 @@ from ditsam_jax.models.execution import Execution
 from ditsam_jax.models.weights import Structure, is_position, weights_of
 from ditsam_jax.parallel.sharding import make_mesh
 from ditsam_jax.storage import saved_model
-from ditsam_jax.training.optimizer import freeze_pattern
 from ditsam_jax.training.program import Program, attention_for, build
 from ditsam_jax.training.step import trained_of
 

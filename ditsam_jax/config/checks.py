@@ -8,11 +8,11 @@ from ml_collections import ConfigDict
 
 from ditsam_jax import fields
 from ditsam_jax.config import start
+from ditsam_jax.config.freeze import freeze_pattern
 from ditsam_jax.config.run import RunConfig, reads_text
 from ditsam_jax.data import datasets
 from ditsam_jax.errors import UserError
 from ditsam_jax.models import config as models
-from ditsam_jax.training.optimizer import freeze_pattern
 
 
 def check(config: ConfigDict) -> RunConfig:

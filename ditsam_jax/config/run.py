@@ -4,6 +4,7 @@ import dataclasses
 import json
 from typing import Any
 
+from ditsam_jax.config.first_prompts import FirstPromptConfig
 from ditsam_jax.data import datasets
 from ditsam_jax.data.augmentation import AugmentationConfig
 from ditsam_jax.data.prompts import PromptConfig
@@ -29,7 +30,6 @@ from ditsam_jax.models.execution import AUTO, REMAT
 from ditsam_jax.ops.attention import IMPLEMENTATIONS
 from ditsam_jax.parallel.sharding import MeshConfig
 from ditsam_jax.storage import paths
-from ditsam_jax.training.drawn_prompts import FirstPromptConfig
 
 MOST_STEPS = 1_000_000_000  # the counter of updates is a 32-bit integer
 

@@ -23,8 +23,8 @@ from ditsam_jax.storage.description import read_config, read_description, vocabu
 from ditsam_jax.storage.files import written_whole
 from ditsam_jax.storage.paths import local_path
 from ditsam_jax.storage.places import resolve
+from ditsam_jax.storage.vocabulary import read_vocabulary
 from ditsam_jax.terminal import printable
-from ditsam_jax.vocabulary import read_vocabulary
 
 QUERIES = 4  # rows of the unused query_embeddings in the release
 

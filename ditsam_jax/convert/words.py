@@ -5,8 +5,8 @@ from pathlib import Path
 from ditsam_jax.convert.companion import Companion
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
+from ditsam_jax.storage.vocabulary import check_lower_case, check_settings, read_vocabulary
 from ditsam_jax.terminal import printable
-from ditsam_jax.vocabulary import check_lower_case, check_settings, read_vocabulary
 
 FILES = ('vocab.txt', 'tokenizer.json')
 

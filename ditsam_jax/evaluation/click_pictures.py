@@ -3,13 +3,12 @@
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ditsam_jax.evaluation.pictures import TRUTH_COLOUR, Draw, fitted, wrap
+from ditsam_jax.drawing.overlays import TRUTH_COLOUR, draw_prompt, overlay
+from ditsam_jax.drawing.sheets import FAINT, INK, PAPER, Reservoir, fitted, wrap
 from ditsam_jax.evaluation.results import Sample
-from ditsam_jax.inference.pictures import draw_prompt, overlay
 from ditsam_jax.inference.prompts import Prompt
 from ditsam_jax.inference.results import Prediction
 
-_PAPER, _INK, _FAINT = '#f3f4f6', '#1c2430', '#6b7483'
 _TILE, _GAP, _MARGIN = 224, 10, 28
 _TEXT, _SMALL = 22, 16
 _ROWS = 8
@@ -19,7 +18,7 @@ class ClickGallery:
   """Keeps a uniform random sample of the samples offered, the same in each evaluation, and draws it."""
 
   def __init__(self):
-    self._draw: Draw[tuple[str, list[np.ndarray], list[str]]] = Draw(_ROWS)
+    self._draw: Reservoir[tuple[str, list[np.ndarray], list[str]]] = Reservoir(_ROWS)
 
   def offer(self, sample: Sample, truth: np.ndarray, predictions: list[Prediction], ious: list[float]) -> None:
     """Offers one sample, see `evaluate_clicks`."""
@@ -30,20 +29,20 @@ class ClickGallery:
     columns = max((len(tiles) for _, tiles, _ in self._draw.kept), default=1)
     height = _TEXT + 14 + _TILE + _SMALL + 24
     width = 2 * _MARGIN + columns * (_TILE + _GAP) - _GAP
-    sheet = Image.new('RGB', (width, 2 * _MARGIN + 48 + len(self._draw.kept) * height), _PAPER)
+    sheet = Image.new('RGB', (width, 2 * _MARGIN + 48 + len(self._draw.kept) * height), PAPER)
     pen = ImageDraw.Draw(sheet)
-    pen.text((_MARGIN, _MARGIN), heading, _INK, ImageFont.load_default(size=_TEXT + 6))
+    pen.text((_MARGIN, _MARGIN), heading, INK, ImageFont.load_default(size=_TEXT + 6))
     text, small = ImageFont.load_default(size=_TEXT), ImageFont.load_default(size=_SMALL)
     for number, (sentence, tiles, captions) in enumerate(self._draw.kept):
       top = _MARGIN + 48 + number * height
       [line] = wrap(sentence, text, width - 2 * _MARGIN, 1)
-      pen.text((_MARGIN, top), line, _INK, text)
+      pen.text((_MARGIN, top), line, INK, text)
       for column, (tile, caption) in enumerate(zip(tiles, captions)):
         left = _MARGIN + column * (_TILE + _GAP)
         high, wide = tile.shape[:2]
         middle = left + (_TILE - wide) // 2, top + _TEXT + 14 + (_TILE - high) // 2
         sheet.paste(Image.fromarray(tile), middle)
-        pen.text((left + _TILE / 2, top + _TEXT + 18 + _TILE), caption, _FAINT, small, anchor='ma')
+        pen.text((left + _TILE / 2, top + _TEXT + 18 + _TILE), caption, FAINT, small, anchor='ma')
     return sheet
 
 
@@ -68,5 +67,5 @@ def _tile(image: np.ndarray, mask: np.ndarray, prompt: Prompt | None) -> np.ndar
   if prompt.points is not None:
     scale = _TILE / max(image.shape[:2])
     centres = (np.asarray(prompt.points) + 0.5) * scale - 0.5
-    draw_prompt(pixels, Prompt(points=centres, labels=prompt.labels))
+    draw_prompt(pixels, points=centres, labels=prompt.labels)
   return pixels

@@ -2,20 +2,15 @@
 
 import dataclasses
 import itertools
-import random
-from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from collections.abc import Sequence
 
-import cv2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ditsam_jax.inference.pictures import overlay
-from ditsam_jax.terminal import truncated
+from ditsam_jax.drawing.overlays import TRUTH_COLOUR, overlay
+from ditsam_jax.drawing.sheets import FAINT, INK, PAPER, Reservoir, fitted, wrap
 
-TRUTH_COLOUR = (0, 190, 150)
-
-_PAPER, _CARD, _LINE, _INK, _FAINT = '#f3f4f6', '#ffffff', '#dfe2e7', '#1c2430', '#6b7483'
+_CARD, _LINE = '#ffffff', '#dfe2e7'
 _GOOD, _FAIR, _POOR = '#12805c', '#b7791f', '#c0362c'
 _TILE = 256  # side of the square in which an image is shown, in pixels
 _MARGIN, _PADDING, _GAP = 28, 14, 8
@@ -26,8 +21,6 @@ _ROWS, _FAILURE_ROWS = 5, 3
 _TINT = 0.1  # weak, because expressions mention colours
 
 FAILURE_IOU = 0.5
-
-T = TypeVar('T')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,22 +35,6 @@ class Shown:
   iou: float
 
 
-class Draw(Generic[T]):
-  """A uniform random sample of at most `size` of the samples offered (reservoir sampling, algorithm R)."""
-
-  def __init__(self, size: int, seed: int = 0) -> None:
-    self.kept: list[T] = []
-    self.offered = 0
-    self._size, self._random = size, random.Random(seed)
-
-  def offer(self, make: Callable[[], T]) -> None:
-    self.offered += 1
-    if len(self.kept) < self._size:
-      self.kept.append(make())
-    elif (place := self._random.randrange(self.offered)) < self._size:
-      self.kept[place] = make()
-
-
 class Gallery:
   """Collects samples for a contact sheet during an evaluation.
 
@@ -69,8 +46,8 @@ class Gallery:
   def __init__(self, pixel_mean: Sequence[float], pixel_std: Sequence[float]) -> None:
     """`pixel_mean`, `pixel_std`: the model's normalisation, on a scale of 0 to 1."""
     self._mean, self._std = np.asarray(pixel_mean, np.float32), np.asarray(pixel_std, np.float32)
-    self._draws: dict[str, Draw[Shown]] = {}  # by kind of expression
-    self._failures: dict[str, Draw[Shown]] = {}
+    self._draws: dict[str, Reservoir[Shown]] = {}  # by kind of expression
+    self._failures: dict[str, Reservoir[Shown]] = {}
 
   def offer(self, image: np.ndarray, info, prediction: np.ndarray, truth: np.ndarray, iou: float) -> None:
     """Offers one sample: normalised image f32 [S, S, 3], masks [S, S], and the pipeline's `info`."""
@@ -105,8 +82,8 @@ class Gallery:
       (f'Failures, IoU up to {FAILURE_IOU}: {share}{chosen}', _interleaved(failures)[:most]),
     ]
 
-  def _draw(self, draws: dict[str, Draw[Shown]], kind: str) -> Draw[Shown]:
-    return draws.setdefault(kind, Draw(_ROWS * _COLUMNS))
+  def _draw(self, draws: dict[str, Reservoir[Shown]], kind: str) -> Reservoir[Shown]:
+    return draws.setdefault(kind, Reservoir(_ROWS * _COLUMNS))
 
 
 def shown(
@@ -145,7 +122,7 @@ def worst_median_best(ious: np.ndarray, count: int) -> list[tuple[str, list[int]
   return [(f'{name} {count} of {len(order):,} samples', part.tolist()) for name, part in parts]
 
 
-def _interleaved(draws: list[Draw[Shown]]) -> list[Shown]:
+def _interleaved(draws: list[Reservoir[Shown]]) -> list[Shown]:
   """The first sample of each draw, then the second of each, and so on."""
   rounds = itertools.zip_longest(*(draw.kept for draw in draws))
   return [shown for samples in rounds for shown in samples if shown is not None]
@@ -160,13 +137,13 @@ def prediction_panel(sections: Sequence[tuple[str, Sequence[Shown]]], *, heading
   rows = [-(-len(samples) // _COLUMNS) for _, samples in sections]
   heading_height = 2 * _TITLE_SIZE if heading else 0
   height = 2 * _MARGIN + heading_height + sum(title_height + row * count for count in rows)
-  sheet = Image.new('RGB', (width, height), _PAPER)
+  sheet = Image.new('RGB', (width, height), PAPER)
   draw = ImageDraw.Draw(sheet)
   if heading:
-    draw.text((_MARGIN, _MARGIN), heading, _INK, ImageFont.load_default(size=_TITLE_SIZE + 6))
+    draw.text((_MARGIN, _MARGIN), heading, INK, ImageFont.load_default(size=_TITLE_SIZE + 6))
   y = _MARGIN + heading_height
   for (title, samples), count in zip(sections, rows):
-    draw.text((_MARGIN, y + 6), title, _FAINT, ImageFont.load_default(size=_TITLE_SIZE))
+    draw.text((_MARGIN, y + 6), title, FAINT, ImageFont.load_default(size=_TITLE_SIZE))
     y += title_height
     for index, sample in enumerate(samples):
       x = _MARGIN + (index % _COLUMNS) * (card_width + _MARGIN)
@@ -192,7 +169,7 @@ def _card(sample: Shown) -> Image.Image:
   # A single line is centred in the space of two.
   y = _PADDING + (_TEXT_LINES - len(lines)) * (_TEXT_SIZE + 6) // 2
   for line in lines:
-    draw.text((_PADDING, y), line, _INK, font)
+    draw.text((_PADDING, y), line, INK, font)
     y += _TEXT_SIZE + 6
   y = size[1] - _PADDING - _TILE - _SMALL_SIZE - 10
   found, true = ('' if mask.any() else ' (empty)' for mask in (sample.prediction, sample.truth))
@@ -206,7 +183,7 @@ def _card(sample: Shown) -> Image.Image:
     x = _PADDING + index * (_TILE + _GAP)
     height, width = tile.shape[:2]
     card.paste(Image.fromarray(tile), (x + (_TILE - width) // 2, y + (_TILE - height) // 2))
-    draw.text((x + _TILE / 2, y + _TILE + 6), caption, _FAINT, small, anchor='ma')
+    draw.text((x + _TILE / 2, y + _TILE + 6), caption, FAINT, small, anchor='ma')
   return card
 
 
@@ -220,29 +197,3 @@ def _draw_badge(draw: ImageDraw.ImageDraw, iou: float, right: int) -> float:
   draw.rounded_rectangle((left, top, right, top + _TEXT_SIZE + 14), radius=8, fill=colour)
   draw.text(((left + right) / 2, top + _TEXT_SIZE / 2 + 7), text, '#ffffff', font, anchor='mm')
   return left
-
-
-def fitted(array: np.ndarray, side: int) -> np.ndarray:
-  """Scales an image or mask to a long side of `side` pixels; masks stay binary."""
-  height, width = array.shape[:2]
-  scale = side / max(height, width)
-  size = (max(1, round(width * scale)), max(1, round(height * scale)))
-  if array.dtype == bool:
-    # Linear interpolation gives smooth outlines instead of stairs.
-    return cv2.resize(array.astype(np.float32), size, interpolation=cv2.INTER_LINEAR) > 0.5
-  return cv2.resize(array, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC)
-
-
-def wrap(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: float, lines: int) -> list[str]:
-  """Wraps text into at most `lines` lines no wider than `width` pixels, truncated with '…'."""
-  broken, words = [''], text.split()
-  for word in words:
-    longer = f'{broken[-1]} {word}'.strip()
-    if not broken[-1] or font.getlength(longer) <= width:
-      broken[-1] = longer
-    else:
-      broken.append(word)
-  kept = broken[:lines]
-  if len(broken) > lines:
-    kept[-1] += '…'
-  return [truncated(line, width, font.getlength) for line in kept]

@@ -12,8 +12,7 @@ from ditsam_jax.exporting import interface, onnx_programs, reference
 from ditsam_jax.exporting.folders import check_target, written_folder
 from ditsam_jax.exporting.onnx_quantised import quantise
 from ditsam_jax.exporting.onnx_runtime import Session, differences
-from ditsam_jax.exporting.reference import Case, Stages
-from ditsam_jax.exporting.report import checked, sizes, table
+from ditsam_jax.exporting.report import checked, sizes, table, worst
 from ditsam_jax.exporting.request import Request
 from ditsam_jax.exporting.source import read
 from ditsam_jax.storage.description import warn_if_fresh
@@ -37,8 +36,13 @@ def export(request: Request) -> str:
       bar.update()
     cases = reference.cases(source)
     stages = reference.computed(source, cases)
-    worst = _worst(Session(folder, source.config), cases, stages)
-    report = [checked(worst, 'ONNX Runtime')]
+
+    def compared() -> dict[str, float]:
+      session = Session(folder, source.config)
+      return worst(differences(session(case), expected, case) for case, expected in zip(cases, stages))
+
+    largest = compared()
+    report = [checked(largest, 'ONNX Runtime')]
     if request.quantise:
       for file in files:
         quantise(file)
@@ -48,11 +52,11 @@ def export(request: Request) -> str:
         onnx_programs.halve(model)
         onnx_programs.save(model, file)
     if request.quantise:
-      worst = _worst(Session(folder, source.config), cases, stages)
-      report.append(f'as {request.quantise}, not limited:\n{table(worst)}')
+      largest = compared()
+      report.append(f'as {request.quantise}, not limited:\n{table(largest)}')
     elif request.dtype == 'float16':
-      worst = _worst(Session(folder, source.config), cases, stages)
-      report = [checked(worst, 'ONNX Runtime')]
+      largest = compared()
+      report = [checked(largest, 'ONNX Runtime')]
     if source.pieces is not None:
       (folder / interface.VOCABULARY).write_text('\n'.join(source.pieces) + '\n', encoding='utf-8')
     described = interface.interface(
@@ -61,17 +65,8 @@ def export(request: Request) -> str:
       [program.description() for program in programs],
       opset=onnx_programs.OPSET,
       weights={'dtype': request.dtype, 'quantised': request.quantise},
-      largest_differences_from_jax=worst,
+      largest_differences_from_jax=largest,
     )
     write_json(folder / interface.FILE, described)
     bar.update()
   return '\n'.join([*report, *sizes(Path(request.output))])
-
-
-def _worst(session: Session, cases: list[Case], stages: list[Stages]) -> dict[str, float]:
-  """The largest relative difference of every output over all cases."""
-  worst: dict[str, float] = {}
-  for case, expected in zip(cases, stages):
-    for name, value in differences(session(case), expected, case).items():
-      worst[name] = max(worst.get(name, 0.0), value)
-  return worst

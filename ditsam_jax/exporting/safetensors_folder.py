@@ -13,8 +13,8 @@ from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.ops.resize import resize_grid, resize_rows
 from ditsam_jax.storage import arrays, saved_model
 from ditsam_jax.storage.description import read_config, read_description, vocabulary_file
+from ditsam_jax.storage.vocabulary import read_vocabulary
 from ditsam_jax.terminal import listed, printable
-from ditsam_jax.vocabulary import read_vocabulary
 
 
 def export(request: Request) -> str:

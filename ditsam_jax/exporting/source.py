@@ -14,9 +14,9 @@ from ditsam_jax.models.weights import is_position
 from ditsam_jax.storage import saved_model
 from ditsam_jax.storage.arrays import unusable
 from ditsam_jax.storage.description import read_config, read_description, vocabulary_file
+from ditsam_jax.storage.vocabulary import read_vocabulary
 from ditsam_jax.terminal import listed, printable
 from ditsam_jax.tokenization import Tokenizer
-from ditsam_jax.vocabulary import read_vocabulary
 
 
 class Source(NamedTuple):

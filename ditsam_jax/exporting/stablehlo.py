@@ -18,7 +18,7 @@ from jax import export as jax_export
 from ditsam_jax.exporting import interface, reference
 from ditsam_jax.exporting.folders import check_target, written_folder
 from ditsam_jax.exporting.reference import Case, Stages, difference
-from ditsam_jax.exporting.report import checked, sizes
+from ditsam_jax.exporting.report import checked, sizes, worst
 from ditsam_jax.exporting.request import Request
 from ditsam_jax.exporting.source import read
 from ditsam_jax.geometry.letterbox import own_size_logits
@@ -88,11 +88,9 @@ def export(request: Request) -> str:
         (folder / (program.name + SUFFIX)).write_bytes(serialised(program, dict(weights)))
       bar.update()
     cases = reference.cases(source)
-    loaded, worst = Loaded(folder, source.config), {}
-    for case, stages in zip(cases, reference.computed(source, cases)):
-      for name, value in differences(loaded(case), stages, case).items():
-        worst[name] = max(worst.get(name, 0.0), value)
-    report = checked(worst, 'the exported programs', 'the model')
+    loaded, expected = Loaded(folder, source.config), reference.computed(source, cases)
+    largest = worst(differences(loaded(case), stages, case) for case, stages in zip(cases, expected))
+    report = checked(largest, 'the exported programs', 'the model')
     if source.pieces is not None:
       (folder / interface.VOCABULARY).write_text('\n'.join(source.pieces) + '\n', encoding='utf-8')
     described = interface.interface(
@@ -103,7 +101,7 @@ def export(request: Request) -> str:
       calling_convention=jax_export.maximum_supported_calling_convention_version,
       platforms=list(PLATFORMS),
       weights={'dtype': request.dtype},
-      largest_differences_from_jax=worst,
+      largest_differences_from_jax=largest,
     )
     write_json(folder / interface.FILE, described)
     bar.update()

@@ -7,9 +7,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+from ditsam_jax.drawing.captions import caption
+from ditsam_jax.drawing.overlays import line_type
 from ditsam_jax.geometry.masks import decode_rle
-from ditsam_jax.inference.captions import caption
-from ditsam_jax.inference.pictures import line_type
 
 _SHARE = 0.7  # share of a mask's colour; the rest is the pixel's brightness, because mixing colours gives grey
 _DIM = 0.55  # brightness factor outside all masks

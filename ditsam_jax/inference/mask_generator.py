@@ -19,8 +19,9 @@ from ditsam_jax.inference.mask_records import Found, in_image, moved, record, wi
 from ditsam_jax.inference.mask_settings import MaskSettings
 from ditsam_jax.inference.phrase_instances import Named
 from ditsam_jax.inference.prompts import Prompt, check_text
+from ditsam_jax.inference.reading import read_ahead
 from ditsam_jax.inference.results import Prediction
-from ditsam_jax.inference.segmenter import Segmenter, load_with_tokenizer, same_image
+from ditsam_jax.inference.segmenter import Segmenter, load_with_tokenizer
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.storage.description import check_reads_points
 from ditsam_jax.storage.image_files import read_image
@@ -174,7 +175,7 @@ class SamAutomaticMaskGenerator:
     with concurrent.futures.ThreadPoolExecutor(2) as readers, concurrent.futures.ThreadPoolExecutor(1) as writer:
       finishing: collections.deque[concurrent.futures.Future] = collections.deque()
       try:
-        for picture, named in self._begun(self._ahead(readers, requests)):
+        for picture, named in self._begun(read_ahead(requests, self._prompt, self._picture, readers, _READ_AHEAD)):
           found = named and self._named(picture, named())
           candidates = self._candidates.find(picture.crops, found)
           finishing.append(writer.submit(self._records, picture.crops, candidates, found))
@@ -186,30 +187,6 @@ class SamAutomaticMaskGenerator:
         raise
       while finishing:
         yield finishing.popleft().result()
-
-  def _ahead(
-    self, pool: concurrent.futures.Executor, requests: Iterable[tuple[Any, str | None]]
-  ) -> Iterator[tuple[_Picture, Prompt]]:
-    """Yields images, prepared in other threads, with their checked prompts; raises errors in order."""
-    waiting: collections.deque[tuple[concurrent.futures.Future, Prompt]] = collections.deque()
-    last: Any = None, None
-    failure = None
-    try:
-      for image, text in requests:
-        prompt = self._prompt(text)
-        if last[1] is None or not same_image(image, last[0]):
-          last = image, pool.submit(self._picture, image)
-        waiting.append((last[1], prompt))
-        if len(waiting) > _READ_AHEAD:
-          future, prompt = waiting.popleft()
-          yield future.result(), prompt
-    except UserError as error:
-      failure = error
-    while waiting:
-      future, prompt = waiting.popleft()
-      yield future.result(), prompt
-    if failure is not None:
-      raise failure
 
   def _begun(
     self, prepared: Iterator[tuple[_Picture, Prompt]]

@@ -8,7 +8,7 @@ import numpy as np
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.prompt_encoder import ABSENT, BOTTOM_RIGHT, NEGATIVE, PADDING, POSITIVE, TOP_LEFT
-from ditsam_jax.terminal import truncated
+from ditsam_jax.terminal import printable, truncated
 from ditsam_jax.tokenization import MAX_TEXT_BYTES
 
 MOST_POINTS = 1000
@@ -75,6 +75,16 @@ def checked(prompt: Prompt, config: DitSamConfig) -> Prompt:
   return Prompt(
     prompt.text, points, labels, _checked_box(prompt.box), _checked_mask(prompt.mask, config), bool(prompt.multimask)
   )
+
+
+def in_words(prompt: Prompt) -> str:
+  """Describes a checked prompt in a few words: "'the red circle', 2 points, a box"."""
+  parts = [] if prompt.text is None else [f"'{printable(prompt.text, 100)}'"]
+  if prompt.points is not None:
+    parts.append(f'{len(prompt.points)} point{"s" if len(prompt.points) > 1 else ""}')
+  if prompt.box is not None:
+    parts.append('a box')
+  return ', '.join(parts) or 'everything'
 
 
 def point_tokens(prompt: Prompt, scale: np.ndarray, offset: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:

@@ -6,7 +6,6 @@ import functools
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +15,7 @@ from ditsam_jax.geometry.letterbox import logit
 from ditsam_jax.inference.engine import Engine, Piece, Row, Sentence
 from ditsam_jax.inference.framing import Framed, frame
 from ditsam_jax.inference.prompts import Prompt, check_text, checked, point_tokens
+from ditsam_jax.inference.reading import read_ahead
 from ditsam_jax.inference.results import Prediction
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.weights import dtype_named
@@ -128,7 +128,7 @@ class Segmenter:
     if len(images) != len(prompts) and 1 not in (len(images), len(prompts)):
       raise UserError(f'{len(images)} images with {len(prompts)} prompts: expected equal numbers, or one of either')
     if len(images) == 1:
-      found = list(self.predict(frame(read_image(images[0]), self.config), prompts))
+      found = list(self.predict(self._framed(images[0]), prompts))
     else:
       found = self.many(zip(images, prompts * len(images) if len(prompts) == 1 else prompts))
     return found if any(several) else found[0]
@@ -138,7 +138,7 @@ class Segmenter:
 
     If sentences enter the image encoder, each new sentence encodes the image again; the last few are cached.
     """
-    view = View(self, frame(read_image(image), self.config))
+    view = View(self, self._framed(image))
     if self.config.fusion == 'none':
       self.engine.embedding(view.framed.square)
     return view
@@ -163,7 +163,7 @@ class Segmenter:
     waiting = collections.deque()
     size = at_once * len(self.engine.devices)
     with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
-      prepared = self._prepared(requests, pool, ahead=size)
+      prepared = read_ahead(requests, self.prompt, self._framed, pool, ahead=size)
       batch, failure = [None], None
       try:
         while batch and failure is None:
@@ -194,31 +194,8 @@ class Segmenter:
     batch = [(framed, prompt) for prompt in prompts]
     return self._results(batch, self._start(batch, at_once, one_image=True))
 
-  def _prepared(self, requests, pool, ahead: int) -> Iterator[tuple[Framed, Prompt]]:
-    """Reads images in the pool's threads and checks their prompts; raises errors in request order."""
-    pending = collections.deque()
-    for item in self._submitted(requests, pool):
-      pending.append(item)
-      if len(pending) > ahead:
-        future, prompt = pending.popleft()
-        yield future.result(), prompt
-    while pending:
-      future, prompt = pending.popleft()
-      yield future.result(), prompt
-
-  def _submitted(self, requests, pool) -> Iterator[tuple[concurrent.futures.Future, Prompt | None]]:
-    """Submits each image to the pool; consecutive requests with the same image share a future."""
-    last_image, last = None, None
-    try:
-      for image, asked in requests:  # in this thread, because the iterator is the caller's
-        prompt = self.prompt(asked)
-        if last is None or not same_image(image, last_image):
-          last_image, last = image, pool.submit(lambda image: frame(read_image(image), self.config), image)
-        yield last, prompt
-    except Exception as error:
-      failed = concurrent.futures.Future()
-      failed.set_exception(error)
-      yield failed, None
+  def _framed(self, image: Any) -> Framed:
+    return frame(read_image(image), self.config)
 
   def _start(self, batch: list[tuple[Framed, Prompt]], at_once: int, one_image: bool = False) -> list[Piece]:
     return self.engine.run([self.row(*request) for request in batch], at_once, one_image=one_image)
@@ -346,11 +323,6 @@ def _next_batch(items: Iterator, size: int) -> tuple[list, Exception | None]:
   except Exception as error:
     return batch, error
   return batch, None
-
-
-def same_image(image: Any, other: Any) -> bool:
-  """Whether two images are the same object, or the same path."""
-  return image is other or isinstance(image, str | Path) and isinstance(other, str | Path) and image == other
 
 
 def _check_batch_size(batch_size: int) -> None:

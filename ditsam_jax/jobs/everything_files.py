@@ -13,9 +13,10 @@ import numpy as np
 from ditsam_jax.errors import UserError
 from ditsam_jax.geometry.masks import decode_rle
 from ditsam_jax.inference.everything_pictures import draw_everything
+from ditsam_jax.inference.prompts import in_words
 from ditsam_jax.jobs.file_names import METADATA, OVERLAY
 from ditsam_jax.jobs.outputs import NOTES, ResultFiles, Written
-from ditsam_jax.jobs.requests import Request, described, in_words
+from ditsam_jax.jobs.requests import Request, described
 from ditsam_jax.storage.files import write_json
 from ditsam_jax.storage.image_files import write_png
 from ditsam_jax.terminal import printable

@@ -15,10 +15,11 @@ import numpy as np
 from PIL import Image
 
 from ditsam_jax.errors import UserError
+from ditsam_jax.inference.prompts import in_words
 from ditsam_jax.inference.results import Prediction
 from ditsam_jax.jobs.file_names import MASK, OVERLAY
 from ditsam_jax.jobs.json_lines import differing
-from ditsam_jax.jobs.requests import Request, described, in_words
+from ditsam_jax.jobs.requests import Request, described
 from ditsam_jax.storage.description import read_description
 from ditsam_jax.storage.image_files import write_photo_png, write_png
 from ditsam_jax.storage.places import resolve

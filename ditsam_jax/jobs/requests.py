@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ditsam_jax.errors import UserError
-from ditsam_jax.inference.prompts import Prompt, checked
+from ditsam_jax.inference.prompts import Prompt, checked, in_words
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.storage.files import parse_json
 from ditsam_jax.terminal import printable
@@ -62,16 +62,6 @@ def described(prompt: Prompt) -> dict[str, Any]:
     if (array := getattr(prompt, name)) is not None:
       parts[name] = _as_int(array.tolist())
   return parts
-
-
-def in_words(prompt: Prompt) -> str:
-  """Describes a checked prompt in a few words: "'the red circle', 2 points, a box"."""
-  parts = [] if prompt.text is None else [f"'{printable(prompt.text, 100)}'"]
-  if prompt.points is not None:
-    parts.append(f'{len(prompt.points)} point{"s" if len(prompt.points) > 1 else ""}')
-  if prompt.box is not None:
-    parts.append('a box')
-  return ', '.join(parts) or 'everything'
 
 
 def _as_int(value: Any) -> Any:

@@ -13,7 +13,7 @@ import threading
 
 import uvicorn
 
-from ditsam_jax import interruption
+from ditsam_jax import command_line, interruption
 from ditsam_jax.errors import UserError
 from ditsam_jax.serving import programs
 from ditsam_jax.serving.app import Service
@@ -93,7 +93,7 @@ def run(service: Service, listening: socket.socket, hosts: tuple[str, ...] | Non
     serving.join()
     service.close()
     if compiling.is_alive():  # XLA's threads crash during Python's shutdown
-      interruption.end_process(1 if failures else 0)
+      interruption.end_process(command_line.explain(failures[0]) if failures else 0)
     timer.cancel()
   if failures:
     raise failures[0]

@@ -12,8 +12,8 @@ from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.storage.bucket import AnyPath
 from ditsam_jax.storage.files import read_json
 from ditsam_jax.storage.places import resolve
+from ditsam_jax.storage.vocabulary import fingerprint, read_vocabulary
 from ditsam_jax.terminal import listed, printable, say
-from ditsam_jax.vocabulary import fingerprint, read_vocabulary
 
 FORMAT = 1
 _FOLDER = re.compile(r'[0-9a-z-]{0,40}')

@@ -5,7 +5,7 @@ just before the new one is renamed to NAME. So:
 
 - Under NAME is the old content or the new one, never a part or a mixture.
 - A process that is killed between the two renames leaves nothing under NAME. The old content is still whole in
-  `.NAME.retired-*`; the next write to NAME, or `recover`, renames it back.
+  `.NAME.retired-*`; the next write to NAME, or `recover`, which looking up a model calls, renames it back.
 - A process that is killed earlier leaves `.NAME.writing-*`, which the next write to NAME removes.
 
 A writer locks both (flock) until it ends or is killed, so those of living processes are left alone, on other hosts too if

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from ditsam_jax.errors import UserError
-from ditsam_jax.storage import bucket_models, hub
+from ditsam_jax.storage import bucket_models, folders, hub
 from ditsam_jax.storage.bucket import BucketPath
 from ditsam_jax.storage.paths import any_path, anywhere
 from ditsam_jax.terminal import printable
@@ -44,6 +44,8 @@ def resolve(name_or_dir: str | os.PathLike) -> Path:
   try:
     path = any_path(given)
     for candidate in (path, path / 'model'):
+      if isinstance(candidate, Path) and not os.path.lexists(candidate):
+        folders.recover(candidate)  # whoever replaced it may have been killed halfway
       if (candidate / 'model.json').exists():
         return bucket_models.copied(candidate) if isinstance(candidate, BucketPath) else candidate
     exists, is_run = path.exists(), (path / 'checkpoints').is_dir()

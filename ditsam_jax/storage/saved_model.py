@@ -38,8 +38,8 @@ from ditsam_jax.storage.description import (
 from ditsam_jax.storage.files import read_json
 from ditsam_jax.storage.folders import temporary_folder, written_folder
 from ditsam_jax.storage.paths import any_path
+from ditsam_jax.storage.vocabulary import fingerprint, read_vocabulary
 from ditsam_jax.terminal import listed, printable
-from ditsam_jax.vocabulary import fingerprint, read_vocabulary
 
 SAFETENSORS = 'model.safetensors'
 CONTENTS = ('model.json', 'vocab.txt', 'weights', SAFETENSORS, 'leftovers')

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from ditsam_jax.config.first_prompts import FirstPromptConfig
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.execution import Execution
 from ditsam_jax.models.prompt_encoder import ABSENT
-from ditsam_jax.training.drawn_prompts import FirstPromptConfig, first_prompts
+from ditsam_jax.training.drawn_prompts import first_prompts
 from ditsam_jax.training.prompt_rounds import rounds_loss
 
 

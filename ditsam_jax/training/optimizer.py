@@ -1,22 +1,11 @@
 """The release's optimiser as optax transformations: Adam, gradient clipping, warm-up and cosine schedule, EMA."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import optax
 import optax.contrib
 
 from ditsam_jax.config.run import ResolvedOptimizerConfig
-from ditsam_jax.errors import UserError
-
-# Names of model parts in `freeze`; anything else is a regular expression over parameter paths.
-FREEZE_GROUPS = {
-  'image_encoder': r'image_encoder\.(?!instruction\.)',  # SAM's pre-trained weights, not the text projections
-  'text_encoder': r'text_encoder\.',
-  'prompt_encoder': r'prompt_encoder\.',
-  'mask_decoder': r'mask_decoder\.',
-}
 
 
 def schedule(peak: float, *, start: float, end: float, warmup_steps: int, total_steps: int) -> optax.Schedule:
@@ -85,18 +74,3 @@ def ema_decay(updates_done: jax.Array, limit: float) -> jax.Array:
   """EMA decay min(limit, (1 + n) / (10 + n)), where n is the number of earlier updates."""
   n = updates_done.astype(jnp.float32)
   return jnp.minimum(limit, (1 + n) / (10 + n))
-
-
-def freeze_pattern(freeze: str) -> re.Pattern | None:
-  """Compiles comma-separated FREEZE_GROUPS or regular expressions, which match the start of a parameter's path.
-
-  Raises:
-    UserError: an invalid regular expression.
-  """
-  names = [name.strip() for name in freeze.split(',') if name.strip()]
-  if not names:
-    return None
-  try:
-    return re.compile('|'.join(f'(?:{FREEZE_GROUPS.get(name, name)})' for name in names))
-  except re.error as error:
-    raise UserError(f'config.freeze {freeze!r} is not a regular expression: {error}') from error

@@ -16,6 +16,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
+from ditsam_jax.config.freeze import freeze_pattern
 from ditsam_jax.config.run import ResolvedRunConfig, reads_text
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
@@ -26,7 +27,7 @@ from ditsam_jax.ops.attention.choice import fastest, why_not
 from ditsam_jax.parallel import sharding
 from ditsam_jax.storage import saved_model
 from ditsam_jax.training.interactive import interactive_forward
-from ditsam_jax.training.optimizer import freeze_pattern, make_optimizer
+from ditsam_jax.training.optimizer import make_optimizer
 from ditsam_jax.training.prompt_rounds import prompt_forward
 from ditsam_jax.training.step import (
   Batch,

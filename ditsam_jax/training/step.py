@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from ditsam_jax.config.freeze import FREEZE_GROUPS
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.execution import Execution
@@ -17,7 +18,7 @@ from ditsam_jax.models.image_encoder import BLOCKS
 from ditsam_jax.models.weights import Structure, Weights, is_position
 from ditsam_jax.parallel.weights import at_use
 from ditsam_jax.training.loss import mask_loss
-from ditsam_jax.training.optimizer import FREEZE_GROUPS, ema_decay
+from ditsam_jax.training.optimizer import ema_decay
 
 Batch = dict[str, jax.Array]
 

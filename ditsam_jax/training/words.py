@@ -16,10 +16,10 @@ from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.parallel import distributed
 from ditsam_jax.storage.bucket import AnyPath
 from ditsam_jax.storage.files import write_text
+from ditsam_jax.storage.vocabulary import LONGEST_WORD, read_vocabulary
 from ditsam_jax.terminal import listed, printable
 from ditsam_jax.tokenization import Tokenizer, words_of
 from ditsam_jax.training.step import TrainState
-from ditsam_jax.vocabulary import LONGEST_WORD, read_vocabulary
 
 EMBEDDING = 'text_encoder.embeddings.word_embeddings.embedding'
 FROM_DATA = 'from-data'  # cannot be a word: the tokenizer splits at hyphens

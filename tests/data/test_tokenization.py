@@ -14,8 +14,8 @@ import tokenizers
 
 from ditsam_jax.data import shapes
 from ditsam_jax.errors import UserError
+from ditsam_jax.storage.vocabulary import read_vocabulary
 from ditsam_jax.tokenization import Tokenizer
-from ditsam_jax.vocabulary import read_vocabulary
 
 SHAPES_VOCABULARY = Path(shapes.__file__).parent / 'vocab.txt'
 SENTENCES = ['the red box', 'Boxes, on the LEFT', 'a purple box', 'third box on the right of the green box', '']

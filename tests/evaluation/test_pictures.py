@@ -3,16 +3,13 @@
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
-from PIL import ImageFont
 
+from ditsam_jax.drawing.sheets import Reservoir
 from ditsam_jax.evaluation.pictures import (
-  Draw,
   Gallery,
   Shown,
   prediction_panel,
   worst_median_best,
-  wrap,
 )
 from ditsam_jax.geometry.letterbox import Letterbox, normalise
 
@@ -51,14 +48,12 @@ def test_rare_kinds_are_drawn_equally_often():
   assert all(shown.iou == 0.2 for shown in failures)
 
 
-def test_the_draw_is_uniform_and_independent_of_the_model():
-  draws = [Draw(10, seed) for seed in range(200)]
-  for draw in draws:
-    for i in range(100):
-      draw.offer(lambda i=i: i)
-  assert np.mean([draw.kept for draw in draws]) == pytest.approx(49.5, abs=3)  # 2000 of 0 to 99: standard error 0.65
+def test_the_random_selection_is_independent_of_the_model():
+  reservoir = Reservoir(10)
+  for i in range(100):
+    reservoir.offer(lambda i=i: i)
   for iou in (0.1, 0.9):
-    assert names(offered(Gallery(MEAN, STD), 100, lambda _: iou)[0][1]) == draws[0].kept
+    assert names(offered(Gallery(MEAN, STD), 100, lambda _: iou)[0][1]) == reservoir.kept
 
 
 def test_a_panel_of_fixed_samples_leaves_out_failures_and_differs_in_predictions_only():
@@ -107,16 +102,6 @@ def test_sheets_grow_by_rows_and_show_wide_and_tall_images():
   two = prediction_panel([('title', [shown(20, 300), shown(300, 20)])])
   three = prediction_panel([('title', [shown(1, 1), shown(300, 20), shown(64, 64)])])
   assert two.width == three.width and two.height < three.height
-
-
-def test_wrapped_text_fits_and_keeps_words_intact():
-  font = ImageFont.load_default(size=20)
-  text = 'the second small yellow triangle from the left that is not in the shade'
-  lines = wrap(text, font, 300, 9)
-  assert ' '.join(lines) == text and all(font.getlength(line) <= 300 for line in lines)
-  cut = wrap(text, font, 300, 2)
-  assert len(cut) == 2 and cut[1].endswith('…') and all(font.getlength(line) <= 300 for line in cut)
-  assert font.getlength(wrap('unbreakable' * 9, font, 100, 2)[0]) <= 100
 
 
 def test_worst_median_and_best_samples():

@@ -7,7 +7,7 @@ import pytest
 from ditsam_jax.errors import UserError
 from ditsam_jax.export import main
 from ditsam_jax.exporting.formats import FORMATS
-from ditsam_jax.exporting.report import checked
+from ditsam_jax.exporting.report import checked, worst
 
 
 @pytest.mark.parametrize(
@@ -43,4 +43,8 @@ def test_a_folder_of_something_else_is_kept(name, tmp_path):
 @pytest.mark.parametrize('value', [2e-4, float('nan')])
 def test_differences_beyond_the_tolerance_are_refused(value):
   with pytest.raises(UserError, match='masks of ONNX Runtime differs from JAX by .*; nothing was written'):
-    checked({'iou_predictions': 1e-6, 'masks': value}, 'ONNX Runtime')
+    checked(worst([{'masks': value, 'iou_predictions': 0.0}, {'iou_predictions': 1e-6, 'masks': 2e-6}]), 'ONNX Runtime')
+
+
+def test_the_largest_difference_of_each_output():
+  assert worst([{'a': 1.0}, {'a': 0.5, 'b': 2.0}, {'b': 3.0}]) == {'a': 1.0, 'b': 3.0}

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 from ditsam_jax.inference.segmenter import Segmenter
+from ditsam_jax.storage.vocabulary import END, START, UNKNOWN
 from ditsam_jax.tokenization import MAX_TEXT_BYTES, Tokenizer
-from ditsam_jax.vocabulary import END, START, UNKNOWN
 from tests.fuzz.mutations import TEXTS, VALUES
 from tests.fuzz.outcomes import ACCEPTED, PARTLY, REFUSED, Violation, attempt, check_numbers
 from tests.fuzz.seeds import WORDS, picture, save_text_model

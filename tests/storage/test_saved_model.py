@@ -19,8 +19,8 @@ from ditsam_jax.models.weights import weights_of
 from ditsam_jax.storage import saved_model
 from ditsam_jax.storage.description import data_config, fresh_parts, read_description, vocabulary_file, warn_if_fresh
 from ditsam_jax.storage.places import resolve
+from ditsam_jax.storage.vocabulary import read_vocabulary
 from ditsam_jax.tokenization import _bert_tokenizer
-from ditsam_jax.vocabulary import read_vocabulary
 from tests.small_models import random_model, small_config
 
 VOCABULARY = '[PAD]\n[UNK]\n[CLS]\n[SEP]\nred\n'
@@ -333,6 +333,17 @@ def test_an_interrupted_replacement_keeps_the_old_model(model, tmp_path, monkeyp
     saved_model.save(folder, model, notes={'new': True})
   assert (folder / 'model.json').read_bytes() == before
   assert [path.name for path in tmp_path.iterdir()] == ['mine']
+
+
+@pytest.mark.parametrize('run', [False, True])
+def test_a_model_whose_replacement_was_killed_between_the_renames_loads(copy, run):
+  place = copy / 'model' if run else copy
+  if run:
+    copy.rename(copy.with_name('moved'))
+    copy.mkdir()
+    copy.with_name('moved').rename(place)
+  place.rename(place.with_name(f'.{place.name}.retired-{"0a" * 16}'))
+  assert read_description(copy)['format'] and place.is_dir()
 
 
 def test_files_written_after_an_error_are_removed(model, tmp_path, monkeypatch):

@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 
+from ditsam_jax.config.first_prompts import FirstPromptConfig
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.prompt_encoder import ABSENT
 from ditsam_jax.training.drawn_prompts import (
-  FirstPromptConfig,
   corrective_clicks,
   first_prompts,
   jittered_boxes,

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from ditsam_jax.config.first_prompts import FirstPromptConfig
 from ditsam_jax.models.execution import Execution
 from ditsam_jax.models.prompt_encoder import ABSENT
-from ditsam_jax.training.drawn_prompts import FirstPromptConfig, corrective_clicks, first_prompts
+from ditsam_jax.training.drawn_prompts import corrective_clicks, first_prompts
 from ditsam_jax.training.interactive import interactive_forward
 from ditsam_jax.training.loss import lowest_mask_loss, mask_loss
 from tests.small_models import random_batch, random_model, small_config

@@ -1,4 +1,4 @@
-"""Schedule, clipping, moving average and freezing follow the release's recipe, worked out by hand."""
+"""Schedule, clipping and moving average follow the release's recipe, worked out by hand."""
 
 import math
 
@@ -10,10 +10,8 @@ import pytest
 
 from ditsam_jax.config import recipe
 from ditsam_jax.training.optimizer import (
-  FREEZE_GROUPS,
   clip_by_global_norm,
   ema_decay,
-  freeze_pattern,
   make_optimizer,
   schedule,
 )
@@ -108,22 +106,3 @@ def test_muon_updates_are_orthogonal_and_of_adams_magnitude():
   values = np.linalg.svd(np.asarray(updates['a.kernel']), compute_uv=False) / (0.1 * 0.2 * math.sqrt(24))
   assert values.min() > 0.5 and values.max() < 1.5
   np.testing.assert_allclose(updates['a.bias'], -0.1 * np.sign(gradients['a.bias']), rtol=1e-5)  # Adam's first update
-
-
-def test_freeze_patterns():
-  assert freeze_pattern('') is None and freeze_pattern(' , ') is None
-  pattern = freeze_pattern('text_encoder, image_encoder,mask_decoder.iou_token')
-  assert set(FREEZE_GROUPS) >= {'text_encoder', 'image_encoder'}
-  frozen = [
-    'text_encoder.layers.0.query.kernel',
-    'image_encoder.blocks.1.norm1.scale',
-    'image_encoder.pos_embed',
-    'mask_decoder.iou_token',
-  ]
-  trained = [
-    'text_proj.kernel',
-    'image_encoder.instruction.probs.0.kernel',
-    'mask_decoder.mask_tokens',
-    'prompt_encoder.no_mask_embed',
-  ]
-  assert all(pattern.match(name) for name in frozen) and not any(pattern.match(name) for name in trained)

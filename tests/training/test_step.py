@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from ditsam_jax.config import recipe
+from ditsam_jax.config.freeze import freeze_pattern
 from ditsam_jax.models.weights import weights_of
-from ditsam_jax.training.optimizer import freeze_pattern, make_optimizer
+from ditsam_jax.training.optimizer import make_optimizer
 from ditsam_jax.training.step import averaged_model, make_train_step, text_forward
 from tests.small_models import make_state, random_batch, random_model, small_config
 

@@ -1,5 +1,6 @@
 """A contact sheet of random samples from a user's own data set: image, mask overlay, sentence and split."""
 
+import functools
 import itertools
 import random
 from typing import NamedTuple
@@ -9,8 +10,9 @@ import numpy as np
 
 from ditsam_jax.data.own.plan import Plan
 from ditsam_jax.data.preparation.images import EncodedImage
-from ditsam_jax.inference.captions import caption
-from ditsam_jax.inference.pictures import overlay
+from ditsam_jax.drawing.captions import caption
+from ditsam_jax.drawing.overlays import overlay
+from ditsam_jax.drawing.sheets import Reservoir, fitted
 from ditsam_jax.terminal import printable
 
 SAMPLES = 18
@@ -32,30 +34,25 @@ class Preview:
 
   def __init__(self, plan: Plan, seed: int = 0):
     self._names, self._random = plan.names, random.Random(seed)
-    self._kept: dict[str, list[_Card]] = {}
-    self._seen: dict[str, int] = {}
+    self._drawn: dict[str, Reservoir[_Card]] = {}  # by split
 
   def observe(self, split: str, encoded: EncodedImage) -> None:
     """Considers the objects of one image."""
-    image = None
+    drawn = self._drawn.setdefault(split, Reservoir(SAMPLES))
+    image = functools.cache(lambda: _decoded(encoded.image, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION))
     for index in range(len(encoded.objects)):
-      kept = self._kept.setdefault(split, [])
-      self._seen[split] = seen = self._seen.get(split, 0) + 1
-      place = len(kept) if len(kept) < SAMPLES else self._random.randrange(seen)
-      if place >= SAMPLES:
-        continue
-      if image is None:
-        image = _decoded(encoded.image, cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
-      kept[place : place + 1] = [self._card(split, image, encoded, index)]
+      drawn.offer(lambda: self._card(split, image(), encoded, index))
 
   def sheet(self) -> np.ndarray | None:
     """Returns the sheet, uint8 [h, w, 3]; None without images."""
     # Alternates between splits until the sheet is full.
-    turns = itertools.chain.from_iterable(itertools.zip_longest(*(_mixed(kept) for kept in self._kept.values())))
+    turns = itertools.chain.from_iterable(
+      itertools.zip_longest(*(_mixed(drawn.kept) for drawn in self._drawn.values()))
+    )
     cards = [card for card in turns if card][:SAMPLES]
     if not cards:
       return None
-    order = {split: place for place, split in enumerate(self._kept)}
+    order = {split: place for place, split in enumerate(self._drawn)}
     drawn = [_drawn(card) for card in sorted(cards, key=lambda card: order[card.figures[-1]])]
     rows = [drawn[start : start + _COLUMNS] for start in range(0, len(drawn), _COLUMNS)]
     width = _MARGIN + min(_COLUMNS, len(drawn)) * (drawn[0].shape[1] + _MARGIN)
@@ -75,7 +72,9 @@ class Preview:
     text = self._random.choice(one.expressions)
     place = printable(self._names[one.object_id].place, 40)
     nothing = '' if mask.any() else 'no target, '
-    return _Card(_fitted(image), _fitted(mask), text, (f'{nothing}{split}, {place}', f'{nothing}{split}', split))
+    return _Card(
+      fitted(image, _TILE), fitted(mask, _TILE), text, (f'{nothing}{split}, {place}', f'{nothing}{split}', split)
+    )
 
 
 def _mixed(kept: list[_Card]) -> list[_Card]:
@@ -98,13 +97,3 @@ def _drawn(card: _Card) -> np.ndarray:
     tiles[top : top + height, start + left : start + left + width] = pixels
   strip = caption((_TILE, tiles.shape[1]), card.text, card.figures)
   return tiles if strip is None else np.concatenate([tiles, strip])
-
-
-def _fitted(array: np.ndarray) -> np.ndarray:
-  """Returns an image or mask scaled so that its long side fills a tile."""
-  height, width = array.shape[:2]
-  scale = _TILE / max(height, width)
-  size = max(1, round(width * scale)), max(1, round(height * scale))
-  if array.dtype == bool:
-    return cv2.resize(array.astype(np.float32), size, interpolation=cv2.INTER_LINEAR) > 0.5
-  return cv2.resize(array, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)

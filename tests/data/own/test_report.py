@@ -8,8 +8,8 @@ from PIL import Image
 from ditsam_jax import prepare
 from ditsam_jax.data.own import builder
 from ditsam_jax.data.own.preview import SAMPLES
+from ditsam_jax.drawing.overlays import PREDICTION_COLOUR
 from ditsam_jax.errors import UserError
-from ditsam_jax.inference.pictures import PREDICTION_COLOUR
 from tests.data.own.pictures import make, polygon
 
 

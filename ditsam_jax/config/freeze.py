@@ -1,0 +1,28 @@
+"""Which parameters the field `freeze` keeps as they are."""
+
+import re
+
+from ditsam_jax.errors import UserError
+
+# Names of model parts in `freeze`; anything else is a regular expression over parameter paths.
+FREEZE_GROUPS = {
+  'image_encoder': r'image_encoder\.(?!instruction\.)',  # SAM's pre-trained weights, not the text projections
+  'text_encoder': r'text_encoder\.',
+  'prompt_encoder': r'prompt_encoder\.',
+  'mask_decoder': r'mask_decoder\.',
+}
+
+
+def freeze_pattern(freeze: str) -> re.Pattern | None:
+  """Compiles comma-separated FREEZE_GROUPS or regular expressions, which match the start of a parameter's path.
+
+  Raises:
+    UserError: an invalid regular expression.
+  """
+  names = [name.strip() for name in freeze.split(',') if name.strip()]
+  if not names:
+    return None
+  try:
+    return re.compile('|'.join(f'(?:{FREEZE_GROUPS.get(name, name)})' for name in names))
+  except re.error as error:
+    raise UserError(f'config.freeze {freeze!r} is not a regular expression: {error}') from error
