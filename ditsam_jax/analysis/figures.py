@@ -1,5 +1,8 @@
 """Memory and estimated time of compiled programs, kept in a JSON file: a program is compiled once.
 
+Figures are found by what determines a program. After a change of the source code, the program is lowered again (seconds) but
+compiled again (minutes) only if it differs.
+
 GPUs that share a compiled program (a100-40 and a100-80) share its figures. For them, programs are compiled for a card with
 ample memory: then the compiler never recomputes values to save memory, memory grows by the same amount with every image,
 and figures hold for cards of any size.
@@ -29,7 +32,7 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.storage.files import read_json, write_json
 
 _PACKAGE = Path(__file__).parents[1]
-# What programs are made of: a change of these files makes figures outdated.
+# What programs are made of: after a change of these files, programs are compared.
 _SOURCES = (
   *('models/*.py', 'ops/**/*.py'),
   *(f'parallel/{name}.py' for name in ('activations', 'sharding', 'weights')),
@@ -85,21 +88,38 @@ class Store:
     self._all = self._read()
 
   def get(self, description: dict[str, Any], target: Target) -> Figures | None:
-    """Returns the figures of a program, or None if they are not known."""
-    entry = self._all.get(_key(description, target))
-    return None if entry is None else Figures(entry['bytes'], entry['seconds'], entry['compile_seconds'])
+    """Returns the figures of a program, or None if they are not known for the present source code."""
+    entry = self._all.get(_key(description, target), {})
+    return _figures_of(entry) if entry.get('sources') == _source_hash() else None
 
-  def find(self, description: dict[str, Any], target: Target, make: Callable[[], Figures]) -> Figures:
-    """Returns the figures of a program; `make` compiles it if they are not known."""
-    found = self.get(description, target)
-    if found is None:
-      found = make()
-      self._all[_key(description, target)] = dataclasses.asdict(found) | {'target': _made_for(target)}
-      if self._file is not None:
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        self._all = self._read() | self._all
-        write_json(self._file, self._all)
-    return found
+  def find(
+    self,
+    description: dict[str, Any],
+    target: Target,
+    lower: Callable[[], jax.stages.Lowered],
+    make: Callable[[jax.stages.Lowered], Figures],
+  ) -> Figures:
+    """Returns the figures of a program.
+
+    Args:
+      description: what determines the program, apart from the source code.
+      target: what it is compiled for.
+      lower: lowers the program, if its figures are not known for the present source code.
+      make: compiles it, if its figures are not known.
+    """
+    if (known := self.get(description, target)) is not None:
+      return known
+    lowered, key = lower(), _key(description, target)
+    program = hashlib.sha256(lowered.as_text().encode()).hexdigest()
+    entry = self._all.get(key, {})
+    if entry.get('program') != program:
+      entry = dataclasses.asdict(make(lowered)) | {'target': _made_for(target), 'program': program}
+    self._all[key] = entry | {'sources': _source_hash()}
+    if self._file is not None:
+      self._file.parent.mkdir(parents=True, exist_ok=True)
+      self._all = self._read() | self._all
+      write_json(self._file, self._all)
+    return _figures_of(entry)
 
   def _read(self) -> dict[str, dict[str, Any]]:
     if self._file is None or not self._file.exists():
@@ -110,6 +130,10 @@ class Store:
     return found
 
 
+def _figures_of(entry: dict[str, Any]) -> Figures:
+  return Figures(entry['bytes'], entry['seconds'], entry['compile_seconds'])
+
+
 def _is_entry(value: Any) -> bool:
   match value:
     case {'bytes': int() | None, 'seconds': (dict() | None) as times, 'compile_seconds': int() | float()}:
@@ -118,7 +142,7 @@ def _is_entry(value: Any) -> bool:
 
 
 def _key(description: dict[str, Any], target: Target) -> str:
-  parts = [description, _made_for(target), _versions(target), _source_hash()]
+  parts = [description, _made_for(target), _versions(target)]
   return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
 
 

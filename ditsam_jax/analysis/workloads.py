@@ -78,18 +78,21 @@ class Training:
 
   def measure(self, settings: Settings, images: int, parts: int) -> Figures:
     """See `planner.Measure`."""
+    if (known := self.known(settings, images, parts)) is not None:
+      return known
     config = self.with_settings(settings, images, parts)
 
-    def compiled() -> Figures:
+    def compiled(lowered: jax.stages.Lowered) -> Figures:
       text = f'{settings}, {images} per device' + (f', {parts} micro-batches' if parts > 1 else '')
       self._tell(f'compiling: {text} ...')
-      with targets.lowering(self._target):
-        _, step = program(config, self._target, AMPLE)
-        found = figures(step.lower(), self._target)
+      found = figures(lowered, self._target)
       self._tell(_outcome(found))
       return found
 
-    return self._store.find(_description(config), self._target, compiled)
+    with targets.lowering(self._target):
+      return self._store.find(
+        _description(config), self._target, lambda: program(config, self._target, AMPLE)[1].lower(), compiled
+      )
 
   def gradient_bytes(self, settings: Settings) -> float:
     """Bytes per chip of the f32 sums of gradients that accumulation adds."""
@@ -111,15 +114,19 @@ class Inference:
   def measure(self, settings: Settings, images: int, parts: int = 1) -> Figures:
     """See `planner.Measure`; of the settings, only the type matters."""
     del parts
+    if (known := self.known(settings, images)) is not None:
+      return known
 
-    def compiled() -> Figures:
+    def compiled(lowered: jax.stages.Lowered) -> Figures:
       self._tell(f'compiling: inference in {settings.dtype}, {images} images ...')
-      with targets.lowering(self._target):
-        found = figures(self._lowered(settings, images), self._target)
+      found = figures(lowered, self._target)
       self._tell(_outcome(found))
       return found
 
-    return self._store.find(self._describe(settings, images), self._target, compiled)
+    with targets.lowering(self._target):
+      return self._store.find(
+        self._describe(settings, images), self._target, lambda: self._lowered(settings, images), compiled
+      )
 
   def _describe(self, settings: Settings, images: int) -> dict[str, Any]:
     model = dataclasses.asdict(self._model)

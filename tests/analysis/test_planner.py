@@ -1,10 +1,11 @@
 """The search for settings, with programs whose memory and time are known formulas."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 
-from ditsam_jax.analysis import fit
+from ditsam_jax.analysis import figures, fit
 from ditsam_jax.analysis.figures import Figures, Store
 from ditsam_jax.analysis.planner import Choice, Settings, choose, fastest, points, predicted, room_of
 from ditsam_jax.analysis.targets import parse_topology
@@ -111,20 +112,46 @@ def test_nothing_fits():
   assert fastest(choices) is None and [choice.largest for choice in choices] == [0, 0]
 
 
+def program(text):
+  """A lowered program."""
+  return SimpleNamespace(as_text=lambda: text)
+
+
 def test_figures_are_compiled_once_and_kept_in_a_file(tmp_path):
   file = tmp_path / 'new' / 'figures.json'
   made = []
 
-  def make():
-    made.append(1)
+  def make(lowered):
+    made.append(lowered)
     return Figures(5, {'l4': 0.5}, 60.0)
 
   for _ in range(2):  # the second time, from the file
-    assert Store(file).find({'model': 'a'}, GPU, make) == Figures(5, {'l4': 0.5}, 60.0)
+    assert Store(file).find({'model': 'a'}, GPU, lambda: program('a'), make) == Figures(5, {'l4': 0.5}, 60.0)
   assert len(made) == 1
   store = Store(file)
   assert store.get({'model': 'b'}, GPU) is None and store.get({'model': 'a'}, TPU) is None
   assert store.get({'model': 'a'}, parse_topology('rtx4090:1')) is not None  # shares the program
+
+
+@pytest.mark.parametrize('text, compiled', [('a', 1), ('b', 2)])
+def test_after_a_change_of_the_source_code_only_programs_that_differ_are_compiled(
+  tmp_path, monkeypatch, text, compiled
+):
+  file, made = tmp_path / 'figures.json', []
+
+  def find(lowered):
+    def make(lowered):
+      made.append(lowered)
+      return Figures(len(made), {'l4': 0.5}, 60.0)
+
+    return Store(file).find({'model': 'a'}, GPU, lambda: lowered, make)
+
+  find(program('a'))
+  monkeypatch.setattr(figures, '_source_hash', lambda: 'other code')
+  assert Store(file).get({'model': 'a'}, GPU) is None
+  for lowered in (program(text), None):  # the second time, the sources are known
+    assert find(lowered).bytes == compiled
+  assert len(made) == compiled
 
 
 @pytest.mark.parametrize(
@@ -149,8 +176,8 @@ def test_processes_that_share_the_file_keep_each_others_figures(tmp_path):
   file = tmp_path / 'figures.json'
   stores = [Store(file), Store(file)]
   made = [Figures(5, {'l4': 0.5}, 60.0), Figures(None, None, 3.0)]
-  for name, store, figures in zip('ab', stores, made):
-    store.find({'model': name}, GPU, lambda figures=figures: figures)
+  for name, store, one in zip('ab', stores, made):
+    store.find({'model': name}, GPU, lambda: program('x'), lambda lowered, one=one: one)
   assert [Store(file).get({'model': name}, GPU) for name in 'ab'] == made
 
 

@@ -122,7 +122,7 @@ def test_the_preview_shows_pictures_with_their_masks(own):
   sheet = cv2.imread(str(own.root / 'data' / 'mine' / 'preview.png'))[..., ::-1]
   cards = 7
   assert sheet.shape[1] == 3 * (484 + 16) + 16  # three columns
-  outlines = (np.abs(sheet.astype(int) - PREDICTION_COLOUR).max(-1) < 40).astype(np.uint8)
+  outlines = (np.abs(sheet.astype(int) - PREDICTION_COLOUR).max(-1) < 10).astype(np.uint8)
   spots = cv2.connectedComponents(cv2.dilate(outlines, np.ones((15, 15), np.uint8)))[0] - 1
   assert spots == cards - 1  # no outline without a target
 
@@ -133,7 +133,7 @@ def test_the_preview_samples_splits_evenly_whatever_their_size(own):
   original = builder.Preview.sheet
 
   def spy(preview):
-    plans.append({split: len(kept) for split, kept in preview._kept.items()})
+    plans.append({split: len(drawn.kept) for split, drawn in preview._drawn.items()})
     return original(preview)
 
   builder.Preview.sheet = spy
