@@ -29,6 +29,7 @@ from ditsam_jax.analysis.operations import operations
 from ditsam_jax.analysis.roofline import roofline
 from ditsam_jax.analysis.targets import Target
 from ditsam_jax.errors import UserError
+from ditsam_jax.lowering import without_source_lines
 from ditsam_jax.storage.files import read_json, write_json
 
 _PACKAGE = Path(__file__).parents[1]
@@ -109,7 +110,9 @@ class Store:
     """
     if (known := self.get(description, target)) is not None:
       return known
-    lowered, key = lower(), _key(description, target)
+    key = _key(description, target)
+    with without_source_lines():
+      lowered = lower()
     program = hashlib.sha256(lowered.as_text().encode()).hexdigest()
     entry = self._all.get(key, {})
     if entry.get('program') != program:

@@ -4,9 +4,8 @@ A program is a serialised `jax.export.Exported`; its first argument are the weig
 plain XLA, which runs on every platform.
 """
 
-import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +22,7 @@ from ditsam_jax.exporting.request import Request
 from ditsam_jax.exporting.source import read
 from ditsam_jax.geometry.letterbox import own_size_logits
 from ditsam_jax.inference.programs import Parts, parts_of
+from ditsam_jax.lowering import without_source_lines
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.execution import Execution
 from ditsam_jax.models.prompt_encoder import ABSENT
@@ -173,19 +173,8 @@ def serialised(program: Program, weights: Weights) -> bytes:
   def run(weights, *inputs):
     return program.function(_single(weights), *inputs)
 
-  with _without_source_lines():
+  with without_source_lines():
     return bytes(jax_export.export(jax.jit(run), platforms=PLATFORMS)(structs, *arguments).serialize())
-
-
-@contextlib.contextmanager
-def _without_source_lines() -> Iterator[None]:
-  """Keeps the paths of this machine's Python files out of programs."""
-  before = jax.config.jax_traceback_in_locations_limit  # pyright: ignore[reportAttributeAccessIssue]  # set at run time
-  jax.config.update('jax_traceback_in_locations_limit', 0)
-  try:
-    yield
-  finally:
-    jax.config.update('jax_traceback_in_locations_limit', before)
 
 
 def _single(weights: Weights) -> Weights:
