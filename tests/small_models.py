@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -105,7 +107,7 @@ def random_model(config: models.DitSamConfig, seed: int = 0) -> DitSam:
 
 
 def make_state(
-  model: DitSam, optimizer: optax.GradientTransformation, frozen: re.Pattern | None = None
+  model: DitSam, optimizer: optax.GradientTransformation, frozen: Mapping[str, re.Pattern] = MappingProxyType({})
 ) -> tuple[Structure, TrainState]:
   """Returns the structure and initial train state of a model; for `frozen` see `trained_of`."""
   structure = Structure(model)

@@ -16,7 +16,7 @@ from ditsam_jax.analysis.figures import Figures, Store, figures
 from ditsam_jax.analysis.planner import Settings
 from ditsam_jax.analysis.targets import AMPLE, Target
 from ditsam_jax.config import checks, lengths
-from ditsam_jax.config.freeze import freeze_pattern
+from ditsam_jax.config.freeze import freeze_patterns
 from ditsam_jax.config.run import ResolvedRunConfig
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
@@ -97,7 +97,7 @@ class Training:
   def gradient_bytes(self, settings: Settings) -> float:
     """Bytes per chip of the f32 sums of gradients that accumulation adds."""
     sizes = _parameter_sizes(checks.check(self._config).model)
-    trained = trained_of(set(sizes), freeze_pattern(settings.freeze))
+    trained = trained_of(set(sizes), freeze_patterns(settings.freeze))
     return 4 * sum(sizes[name] for name in trained) / self._fsdp
 
 

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from ditsam_jax import fields
 from ditsam_jax.config import start
-from ditsam_jax.config.freeze import freeze_pattern
+from ditsam_jax.config.freeze import freeze_patterns
 from ditsam_jax.config.run import RunConfig, reads_text
 from ditsam_jax.data import datasets
 from ditsam_jax.errors import UserError
@@ -58,7 +58,7 @@ def check(config: ConfigDict) -> RunConfig:
         f'data.scenes.{name}', number, "0 for task 'prompts': phrases name several shapes or none, and are not read"
       )
   run.data.augmentation.check(run.model.image_size)
-  freeze_pattern(run.freeze)
+  freeze_patterns(run.freeze)
   if run.data.add_words and not (run.init_from and reads_text(run.task)):
     _refuse('data.add_words', run.data.add_words, "'' unless config.init_from names a model that reads sentences")
   if reads_text(run.task):

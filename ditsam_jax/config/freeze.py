@@ -13,16 +13,14 @@ FREEZE_GROUPS = {
 }
 
 
-def freeze_pattern(freeze: str) -> re.Pattern | None:
-  """Compiles comma-separated FREEZE_GROUPS or regular expressions, which match the start of a parameter's path.
+def freeze_patterns(freeze: str) -> dict[str, re.Pattern]:
+  """Compiles comma-separated FREEZE_GROUPS or regular expressions, which match the start of a parameter's path; by name.
 
   Raises:
     UserError: an invalid regular expression.
   """
   names = [name.strip() for name in freeze.split(',') if name.strip()]
-  if not names:
-    return None
   try:
-    return re.compile('|'.join(f'(?:{FREEZE_GROUPS.get(name, name)})' for name in names))
+    return {name: re.compile(FREEZE_GROUPS.get(name, name)) for name in names}
   except re.error as error:
     raise UserError(f'config.freeze {freeze!r} is not a regular expression: {error}') from error

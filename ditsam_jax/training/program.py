@@ -16,7 +16,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from ditsam_jax.config.freeze import freeze_pattern
+from ditsam_jax.config.freeze import freeze_patterns
 from ditsam_jax.config.run import ResolvedRunConfig, reads_text
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
@@ -112,8 +112,8 @@ def build(config: ResolvedRunConfig, model: DitSamConfig, mesh: Mesh) -> Program
   """Builds the program of a resolved config on a mesh, whose devices need not be available.
 
   Raises:
-    UserError: the mesh does not divide the batch or the heads, `config.freeze` matches nothing, or `config.attention` is
-      unsupported on these devices.
+    UserError: the mesh does not divide the batch or the heads, a part of `config.freeze` matches nothing, or
+      `config.attention` is unsupported on these devices.
   """
   platform = mesh.devices.flat[0].platform
   attention = attention_for(config.attention, model, platform, jnp.dtype(config.dtype))
@@ -126,7 +126,7 @@ def build(config: ResolvedRunConfig, model: DitSamConfig, mesh: Mesh) -> Program
     name: jax.ShapeDtypeStruct(variable.shape, variable.dtype) for name, variable in weights_of(abstract).items()
   }
   optimizer, rate = make_optimizer(config.optimizer, config.total_steps)
-  trained = trained_of(structure.parameters, freeze_pattern(config.freeze))
+  trained = trained_of(structure.parameters, freeze_patterns(config.freeze))
   state = jax.eval_shape(functools.partial(fresh_state, trained=trained, optimizer=optimizer), weights)
   shardings = sharding.state_shardings(state, weights, mesh)
   step = make_train_step(

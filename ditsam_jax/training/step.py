@@ -2,7 +2,8 @@
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ from flax import nnx
 
 from ditsam_jax.config.freeze import FREEZE_GROUPS
 from ditsam_jax.errors import UserError
+from ditsam_jax.fields import shown
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.execution import Execution
 from ditsam_jax.models.image_encoder import BLOCKS
@@ -34,18 +36,21 @@ class TrainState(NamedTuple):
   skipped: jax.Array  # skipped updates, int32 [2]: in total, and consecutively up to now
 
 
-def trained_of(parameters: set[str], frozen: re.Pattern | None = None) -> set[str]:
-  """Returns the names of the trained parameters: all names that the pattern `frozen` does not match.
+def trained_of(parameters: set[str], frozen: Mapping[str, re.Pattern] = MappingProxyType({})) -> set[str]:
+  """Returns the names of the trained parameters: all names that none of the patterns in `frozen` matches.
 
   Raises:
-    UserError: the pattern matches no parameter.
+    UserError: a pattern matches no parameter.
   """
-  trained = {name for name in parameters if not (frozen and frozen.match(name))}
-  if frozen and trained == parameters:
-    raise UserError(
-      f'config.freeze matches no parameter; name one of {", ".join(FREEZE_GROUPS)}, or a regular '
-      f'expression over paths such as image_encoder.blocks.0.attn.qkv.kernel'
-    )
+  trained = parameters
+  for part, pattern in frozen.items():
+    matched = {name for name in parameters if pattern.match(name)}
+    if not matched:
+      raise UserError(
+        f'config.freeze: {shown(part)} matches no parameter; name one of {", ".join(FREEZE_GROUPS)}, or a regular '
+        f'expression over paths such as image_encoder.blocks.0.attn.qkv.kernel'
+      )
+    trained = trained - matched
   return trained
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ditsam_jax.config import recipe
-from ditsam_jax.config.freeze import freeze_pattern
+from ditsam_jax.config.freeze import freeze_patterns
 from ditsam_jax.models.weights import weights_of
 from ditsam_jax.training.optimizer import make_optimizer
 from ditsam_jax.training.step import averaged_model, make_train_step, text_forward
@@ -29,7 +29,7 @@ def structure_and_state(freeze=''):
   """The small model in train mode, with dropout, before its first update."""
   model = random_model(small_config())
   model.train()
-  return make_state(model, make_optimizer_and_rate()[0], freeze_pattern(freeze))
+  return make_state(model, make_optimizer_and_rate()[0], freeze_patterns(freeze))
 
 
 @functools.cache
