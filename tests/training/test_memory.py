@@ -134,6 +134,13 @@ def test_the_memory_of_all_changes_together_is_named_if_nothing_is_enough(priced
   )
 
 
+def test_no_part_of_a_batch_is_too_small_for_the_shares_of_first_prompts(priced, config, mesh):
+  """A quarter has no sentence, so 4 rows are the fewest."""
+  interactive = dataclasses.replace(config, task='interactive')
+  assert '; not enough: --config.accumulate=2 (72.0 MiB), ' in advice(interactive, mesh, 71)
+  assert '--config.data.batch_size=4 needs 22.0 MiB; ' in advice(interactive, mesh, 10)
+
+
 @pytest.mark.parametrize('message', ['RESOURCE_EXHAUSTED: Out of memory allocating 17 bytes.', 'CUDA: out of memory'])
 def test_running_out_of_memory_later_gives_the_same_advice(priced, program, config, message):
   with pytest.raises(UserError) as error, memory.explained(program, config):
