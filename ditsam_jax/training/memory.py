@@ -9,6 +9,7 @@ import dataclasses
 import math
 import os
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -86,14 +87,14 @@ def explained(program: Program, config: ResolvedRunConfig) -> Iterator[None]:
 
 def _does_not_fit(needed: float, available: int, config: ResolvedRunConfig, mesh: Mesh) -> str:
   if needed == math.inf:
-    problem = f'a training step needs more memory than each device has ({_size(available)})'
+    problem = f'a training step needs more memory than each device has{f" ({_size(available)})" if available else ""}'
   else:
     problem = (
       f'a training step needs {_size(needed)} of memory on each device, {_size(needed - available)} more than the '
       f'{_size(available)} there'
     )
   distributed.tell(f'{problem}; looking for changes that fit ...')
-  return f'{problem}; {_advice(needed, available, config, mesh)}'
+  return f'{problem}; {_advice(needed, available or sys.maxsize, config, mesh)}'  # unknown: what compiles fits
 
 
 def _ran_out(message: str, config: ResolvedRunConfig, mesh: Mesh) -> str:

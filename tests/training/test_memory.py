@@ -141,6 +141,19 @@ def test_no_part_of_a_batch_is_too_small_for_the_shares_of_first_prompts(priced,
   assert '--config.data.batch_size=4 needs 22.0 MiB; ' in advice(interactive, mesh, 10)
 
 
+def test_what_compiles_is_offered_if_the_memory_of_the_devices_is_unknown(priced, program, config, monkeypatch):
+  def compile_too_much(program):
+    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED')
+
+  monkeypatch.setattr(type(program), 'compiled', compile_too_much)
+  monkeypatch.setattr(memory, 'device_memory', lambda mesh: None)
+  with pytest.raises(UserError) as error:
+    memory.compiled(program, config)
+  assert str(error.value).startswith(
+    'a training step needs more memory than each device has; this would fit: --config.remat=block (64.0 MiB) or '
+  )
+
+
 @pytest.mark.parametrize('message', ['RESOURCE_EXHAUSTED: Out of memory allocating 17 bytes.', 'CUDA: out of memory'])
 def test_running_out_of_memory_later_gives_the_same_advice(priced, program, config, message):
   with pytest.raises(UserError) as error, memory.explained(program, config):
