@@ -190,14 +190,9 @@ def _train(given: ConfigDict, workdir: AnyPath, claimed: Workdir, stop: StopSign
         if step % config.log_every == 0:
           log.scalars(step, {name: float(value) for name, value in metrics.items()})
   trained = time.time()
-  if stop.asked and checkpoints.latest_step != step:
-    raise UserError(
-      f'stopped at step {step} of {config.total_steps}, which is not saved (see above); rerun the command to resume '
-      f'from step {checkpoints.latest_step or 0}'
-    )
   # On preemption there is no time to write the model; and with several hosts, only one knows of a Ctrl-C.
   if stop.number == signal.SIGTERM or stop.asked and jax.process_count() > 1:
-    return _stopped(step, config)
+    return _stopped(step, config, checkpoints.latest_step)
   model = program.averaged_model(state)
   unsaved = None
   if distributed.is_first():
@@ -207,9 +202,7 @@ def _train(given: ConfigDict, workdir: AnyPath, claimed: Workdir, stop: StopSign
     except UserError as error:  # raised later: the checkpoint is saved, and the metrics are still to be computed
       unsaved = error
   if stop.asked:
-    if unsaved:
-      raise unsaved
-    return _stopped(step, config)
+    return _stopped(step, config, checkpoints.latest_step, unsaved)
 
   # --------------------------------------------------------------------------------------------------------- results
   summary: dict[str, Any] = {
@@ -224,7 +217,7 @@ def _train(given: ConfigDict, workdir: AnyPath, claimed: Workdir, stop: StopSign
   if evaluation:
     results, gallery = evaluation(model, config.final_split, None)
     if results is None:
-      return _stopped(step, config)
+      return _stopped(step, config, checkpoints.latest_step, unsaved)
     summary |= {'split': config.final_split, **results.to_json()}
   summary['seconds'] = {'training': round(trained - started, 1), 'evaluation': round(time.time() - trained, 1)}
   if not distributed.is_first():
@@ -245,7 +238,15 @@ def _train(given: ConfigDict, workdir: AnyPath, claimed: Workdir, stop: StopSign
   return summary
 
 
-def _stopped(step: int, config: ResolvedRunConfig) -> None:
+def _stopped(step: int, config: ResolvedRunConfig, saved: int | None, unsaved: UserError | None = None) -> None:
+  """Reports a stop. Raises UserError if the last step is not saved, or `unsaved`, why the model could not be written."""
+  if saved != step:
+    raise UserError(
+      f'stopped at step {step} of {config.total_steps}, which is not saved (see above); rerun the command to resume '
+      f'from step {saved or 0}'
+    )
+  if unsaved:
+    raise unsaved
   distributed.tell(f'stopped at step {step} of {config.total_steps}, all saved; rerun the command to resume')
 
 

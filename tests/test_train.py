@@ -16,7 +16,7 @@ import pytest
 from ditsam_jax import train
 from ditsam_jax.errors import UserError
 from ditsam_jax.evaluation.evaluator import evaluate_split
-from ditsam_jax.storage import saved_model
+from ditsam_jax.storage import manifest, saved_model
 from ditsam_jax.storage.description import fresh_parts, read_config, read_description
 from ditsam_jax.storage.places import resolve
 from ditsam_jax.train import main
@@ -128,6 +128,24 @@ def test_metrics_are_written_if_the_disk_is_too_full_for_the_model(data_dir, tmp
   errors = capfd.readouterr().err
   assert errors.count('warning: the checkpoint of step') == 2 and 'Traceback' not in errors
   assert not [path for path in (tmp_path / 'run').iterdir() if 'writing' in path.name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  'what, error', [('checkpoint', 'stopped at step 6 of 6, which is not saved'), ('model', 'full')]
+)
+def test_a_stop_during_the_last_evaluation_says_what_is_not_saved(data_dir, tmp_path, monkeypatch, what, error):
+  def evaluate(*args, **settings):
+    signal.raise_signal(signal.SIGTERM)
+    return evaluate_split(*args, **settings)
+
+  def fail(*args, **settings):
+    raise UserError('full') if what == 'model' else OSError('full')
+
+  monkeypatch.setattr(train, 'evaluate_split', evaluate)
+  monkeypatch.setattr(*{'model': (saved_model, 'save'), 'checkpoint': (manifest, 'write')}[what], fail)
+  with pytest.raises(UserError, match=error):
+    run(data_dir, tmp_path / 'run', '--config.final_split=val')
 
 
 SIXTY = ['--config.total_steps=60', '--config.final_split=val']
