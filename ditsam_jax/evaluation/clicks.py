@@ -7,7 +7,7 @@ sentence, starting from nothing; their first mask is the best of three, because 
 """
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import cv2
@@ -27,7 +27,8 @@ from ditsam_jax.inference.segmenter import Segmenter
 from ditsam_jax.parallel.distributed import gathered
 from ditsam_jax.terminal import progress as bar_of
 
-_AT_ONCE = 64  # samples corrected together
+_AT_ONCE = 64  # samples corrected together; fewer if their images are large
+_MOST_PIXELS = 2**28  # of the masks of samples corrected together; about 7 bytes each
 
 Offer = Callable[[Sample, np.ndarray, list[Prediction], list[float]], Any]
 
@@ -70,12 +71,12 @@ def evaluate_clicks(
   with bar_of(len(mine), f'clicking on {source.split}', 'samples', shown=host == 0, leave=False) as bar:
     for start in range(0, len(mine), _AT_ONCE):
       some = mine[start : start + _AT_ONCE]
-      together = list(_read(segmenter, source, some))
-      by_sentence = _corrected(segmenter, together, clicks, with_text=True)
-      by_clicks = _corrected(segmenter, together, clicks, with_text=False)
-      for pair, spoken, silent in zip(together, by_sentence, by_clicks):
-        scores.append(ClickScore(pair.sample, spoken.overlaps, silent.overlaps))
-        offer(pair.sample, pair.truth, spoken.predictions, [i / max(u, 1) for i, u in spoken.overlaps])
+      for together in _together(_read(segmenter, source, some), clicks):
+        by_sentence = _corrected(segmenter, together, clicks, with_text=True)
+        by_clicks = _corrected(segmenter, together, clicks, with_text=False)
+        for pair, spoken, silent in zip(together, by_sentence, by_clicks):
+          scores.append(ClickScore(pair.sample, spoken.overlaps, silent.overlaps))
+          offer(pair.sample, pair.truth, spoken.predictions, [i / max(u, 1) for i, u in spoken.overlaps])
       bar.update(len(some))
   found = gathered(scores)
   if not found:
@@ -124,6 +125,20 @@ def _read(segmenter: Segmenter, source: ReferringSource, pairs: list[tuple[int, 
           truth.size,
         )
         yield _Pair(sample, framed, truth)
+
+
+def _together(pairs: Iterable[_Pair], clicks: int) -> Iterator[list[_Pair]]:
+  """Groups pairs to be corrected together, so that their masks have at most _MOST_PIXELS, or one pair alone."""
+  some, pixels = [], 0
+  for pair in pairs:
+    more = 2 * (1 + clicks) * pair.truth.size  # with and without the sentence
+    if some and pixels + more > _MOST_PIXELS:
+      yield some
+      some, pixels = [], 0
+    some.append(pair)
+    pixels += more
+  if some:
+    yield some
 
 
 class _Course:

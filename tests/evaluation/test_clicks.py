@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from ditsam_jax.data import datasets
+from ditsam_jax.evaluation import clicks
 from ditsam_jax.evaluation.click_pictures import ClickGallery
 from ditsam_jax.evaluation.click_results import ClickResults, ClickScore
 from ditsam_jax.evaluation.clicks import deepest_error, evaluate_clicks
@@ -72,6 +73,23 @@ def test_figures_by_hand():
   assert figures['clicks']['NoC'] == {'0.8': 2.0, '0.9': 2.0} and figures['clicks']['missed'] == {'0.8': 50, '0.9': 100}
   assert results.figures('order')['sentence']['mIoU'] == pytest.approx([50, 80, 90])
   assert 'all: clicks alone' in results.table() and results.to_csv().count('\n') == 3
+
+
+@pytest.mark.slow
+def test_large_images_are_corrected_a_few_at_a_time_with_the_same_results(tmp_path, monkeypatch):
+  segmenter = Segmenter('shapes')
+  source = datasets.open_split('shapes', tmp_path, 'test', scenes=SCENES)
+  corrected, together = clicks._corrected, []
+
+  def counted(segmenter, pairs, clicks, *, with_text):
+    together.append(len(pairs))
+    return corrected(segmenter, pairs, clicks, with_text=with_text)
+
+  monkeypatch.setattr(clicks, '_corrected', counted)
+  whole = evaluate_clicks(segmenter, source, 1, limit=3)
+  monkeypatch.setattr(clicks, '_MOST_PIXELS', 2 * 2 * 2 * 64 * 64)
+  parts = evaluate_clicks(segmenter, source, 1, limit=3)
+  assert together == [3, 3, 2, 2, 1, 1] and parts.to_csv() == whole.to_csv()
 
 
 @pytest.mark.slow
