@@ -28,6 +28,9 @@ def main() -> None:
   config, description = read_config(options.other), read_description(options.other)
   if read_config(options.model) != config:
     sys.exit('error: the two models have different configs; only equal ones can be averaged')
+  pieces, vocabulary = (list(read_vocabulary(vocabulary_file(name))) for name in (options.model, options.other))
+  if pieces != vocabulary:
+    sys.exit('error: the two models have different vocabularies; only equal ones can be averaged')
   weights, others = (saved_model.read_weights(name) for name in (options.model, options.other))
   mean = {
     name: (1 - options.share) * np.asarray(weights[name], np.float32) + options.share * np.asarray(other, np.float32)
@@ -37,9 +40,11 @@ def main() -> None:
     options.folder,
     config,
     mean,
-    vocabulary=read_vocabulary(vocabulary_file(options.other)),
+    vocabulary=vocabulary,
     data=description['data'],
-    notes=description.get('notes'),
+    notes=description['notes'],
+    fresh=description['fresh'],
+    assumed=description['assumed'],
   )
 
 

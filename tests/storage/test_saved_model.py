@@ -4,7 +4,10 @@ import json
 import os
 import random
 import shutil
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +26,7 @@ from ditsam_jax.storage.vocabulary import read_vocabulary
 from ditsam_jax.tokenization import _bert_tokenizer
 from tests.small_models import random_model, small_config
 
+ROOT = Path(__file__).parents[2]
 VOCABULARY = '[PAD]\n[UNK]\n[CLS]\n[SEP]\nred\n'
 DATA = {'dataset': 'shapes', 'scenes': {'train': 3}}
 
@@ -71,6 +75,23 @@ def test_a_loaded_model_is_in_eval_mode(saved):
   encoder = saved_model.load(saved).text_encoder
   arguments = jnp.ones((1, 6), int), jnp.ones((1, 6), int)
   np.testing.assert_array_equal(encoder(*arguments), encoder(*arguments))
+
+
+@pytest.mark.slow
+def test_an_average_keeps_what_is_untrained_and_needs_one_vocabulary(model, tmp_path):
+  def average(other):
+    command = [sys.executable, str(ROOT / 'benchmarks' / 'averaged.py'), tmp_path / 'first', other, tmp_path / 'mean']
+    return subprocess.run(command, capture_output=True, text=True)
+
+  for name, words in (('first', VOCABULARY), ('second', VOCABULARY), ('third', VOCABULARY.replace('red', 'blue'))):
+    (tmp_path / 'words.txt').write_text(words)
+    about = dict(vocabulary=tmp_path / 'words.txt', data=DATA, fresh=['text_proj'], assumed=['image_encoder.heads'])
+    saved_model.save(tmp_path / name, model, **about)
+  assert 'different vocabularies' in average(tmp_path / 'third').stderr and not (tmp_path / 'mean').exists()
+  assert average(tmp_path / 'second').returncode == 0
+  assert read_description(tmp_path / 'mean') == read_description(tmp_path / 'second') | {
+    'files': read_description(tmp_path / 'mean')['files']
+  }
 
 
 @pytest.mark.slow
