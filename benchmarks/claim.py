@@ -76,7 +76,7 @@ def main() -> int:
   parser.add_argument('train_flags', nargs='*', help='for every run, after --: -- --config.data.batch_size=8')
   options = parser.parse_args()
   jobs = all_jobs()
-  waiting = [job for job in jobs if not (options.output / job.name / 'pairs.json').is_file()]
+  waiting = [job for job in jobs if not is_done(job, options)]
   for number, job in enumerate(waiting[: options.jobs]):
     print(f'{len(jobs) - len(waiting) + number + 1} of {len(jobs)}: {job.name}', flush=True)
     run(job, options)
@@ -85,11 +85,25 @@ def main() -> int:
   return 0
 
 
+def steps_of(job: Job, options: argparse.Namespace) -> int:
+  return {'tune': options.steps // 4, 'main': options.steps, 'long': LONG * options.steps}[job.stage]
+
+
+def is_done(job: Job, options: argparse.Namespace) -> bool:
+  file = options.output / job.name / 'pairs.json'
+  if not file.is_file():
+    return False
+  steps, expected = json.loads(file.read_text())['steps'], steps_of(job, options)
+  if steps != expected:
+    sys.exit(f'error: {file} is of {steps} updates, not {expected}; choose another --output, or the same --steps')
+  return True
+
+
 def run(job: Job, options: argparse.Namespace) -> None:
   """Trains, resuming if there is something to resume; then evaluates minimal pairs."""
   folder = options.output / job.name
   rate = job.rate or best_rate(job, options.output)
-  steps = {'tune': options.steps // 4, 'main': options.steps, 'long': LONG * options.steps}[job.stage]
+  steps = steps_of(job, options)
   command = [
     *(sys.executable, '-m', 'ditsam_jax.train', f'--config={job.config}:shapes', f'--workdir={folder}'),
     *(f'--config.seed={job.seed}', f'--config.total_steps={steps}', f'--config.optimizer.learning_rate={rate:g}'),
@@ -145,9 +159,7 @@ def overlap(mask: np.ndarray, target: np.ndarray) -> float:
 
 def report(options: argparse.Namespace, jobs: list[Job]) -> None:
   """Writes tables and curves of the finished jobs."""
-  done = {
-    job: result(options.output / job.name) for job in jobs if (options.output / job.name / 'pairs.json').is_file()
-  }
+  done = {job: result(options.output / job.name) for job in jobs if is_done(job, options)}
   rows, pairs, longer = [], [], []
   for config, about in MODELS.items():
     for frozen in (True, False):
