@@ -69,7 +69,7 @@ def all_jobs() -> list[Job]:
 
 def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-  parser.add_argument('--output', type=Path, default=Path('runs/claim'))
+  parser.add_argument('--output', type=lambda path: Path(path).absolute(), default='runs/claim')
   parser.add_argument('--steps', type=int, default=1000, help='the budget of a run')
   parser.add_argument('--jobs', type=int, help='run this many more and stop')
   parser.add_argument('--scenes', type=int, default=500, help='of the test split, for minimal pairs')

@@ -1,4 +1,4 @@
-"""benchmarks/claim.py compares runs of one budget only."""
+"""benchmarks/claim.py compares runs of one budget only, from any folder."""
 
 import argparse
 import json
@@ -18,3 +18,12 @@ def test_runs_of_another_budget_are_refused(tmp_path):
   options.steps = 100
   with pytest.raises(SystemExit, match='is of 250 updates, not 25; choose another --output'):
     claim.is_done(job, options)
+
+
+def test_runs_which_start_elsewhere_write_where_results_are_read(tmp_path, monkeypatch):
+  written = []
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(claim.sys, 'argv', ['claim.py', '--output=here', '--jobs=1'])
+  monkeypatch.setattr(claim, 'run', lambda job, options: written.append(options.output))
+  assert claim.main() == 0
+  assert written == [tmp_path / 'here'] and (tmp_path / 'here' / 'claim.md').is_file()
