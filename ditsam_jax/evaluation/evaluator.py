@@ -6,9 +6,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from ditsam_jax import fields
 from ditsam_jax.data.batches import Batch
 from ditsam_jax.data.evaluation_batches import EvaluationSample, evaluation_batches
 from ditsam_jax.data.referring import ReferringSource
+from ditsam_jax.errors import UserError
 from ditsam_jax.evaluation.forward import Forward
 from ditsam_jax.evaluation.metrics import mask_iou
 from ditsam_jax.evaluation.oracles import chances
@@ -52,7 +54,7 @@ def evaluate_split(
     progress: show a progress bar on stderr, on the first host.
 
   Raises:
-    UserError: there is nothing to evaluate.
+    UserError: there is nothing to evaluate, or the model gives NaN.
   """
   host, hosts = jax.process_index(), jax.process_count()
   batches = evaluation_batches(
@@ -114,8 +116,17 @@ def scores(
   """Yields the scores of `forward` on the batches of `evaluation_batches`.
 
   `threshold` applies to the sigmoid. `advance` is called with the number of samples completed since the last call.
+
+  Raises:
+    UserError: logits are NaN, which would count as an empty mask.
   """
   for batch, infos, logits in _pipelined(forward, batches):
+    for info, highest in zip(infos, logits.max((1, 2))):
+      if np.isnan(highest):
+        raise UserError(
+          f'the model gives NaN for {fields.shown(info.expression)} on image {info.image_id}, expected numbers; '
+          f'its weights have diverged: use an earlier model, or train it with a lower learning rate'
+        )
     valid = np.flatnonzero(batch['valid'])
     predictions = logits > logit(threshold)
     overlaps = _overlaps(logits, predictions, batch['mask'], infos, threshold, protocols)

@@ -10,6 +10,7 @@ import pytest
 
 from ditsam_jax.data import datasets
 from ditsam_jax.data.evaluation_batches import EvaluationSample
+from ditsam_jax.errors import UserError
 from ditsam_jax.evaluation.evaluator import evaluate_split, pictures_of, scores
 from ditsam_jax.evaluation.pictures import Gallery
 from ditsam_jax.evaluation.protocols import PROTOCOLS
@@ -120,6 +121,15 @@ def test_padding_rows_do_not_count():
   assert results.iou('release').tolist() == pytest.approx([0.5, 0.2, 0.2, 0.2])
   assert done == [3, 1]
   assert len(gallery.sections()[0][1]) == 4
+
+
+def test_nan_is_refused_instead_of_scored_as_nothing():
+  """No comparison with NaN is true, so it would be an empty mask, which is right where there is no target."""
+  logits, infos = squares([''] * 2, [10, 4])
+  logits[1, 3, 3] = np.nan
+  infos[1] = info_of(np.zeros((10, 10), bool), Letterbox(0, 0, 10, 10))
+  with pytest.raises(UserError, match="the model gives NaN for 'the red box' on image 1, expected numbers"):
+    evaluate(first_channel, [batch_of(logits, infos)], threshold=0.5)
 
 
 def test_samples_of_any_size_share_a_batch():
