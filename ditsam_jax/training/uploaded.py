@@ -1,5 +1,6 @@
 """Logs in a bucket, whose objects cannot grow: records are kept in memory, and written as a whole from time to time."""
 
+import contextlib
 import threading
 from collections.abc import Callable
 
@@ -23,19 +24,17 @@ class Uploaded:
   def __init__(self, path: BucketPath, *, parts: bool = False):
     self._path, self._content, self._parts = path, bytearray(), parts
     self._first, self._part = b'', 1
+    self._change: Callable[[bytes], bytes] | None = None  # of an object that has not been read yet
     self._dirty, self._failure = False, None
     self._changing, self._uploading = threading.Lock(), threading.Lock()
     self._closed = threading.Event()
     threading.Thread(target=self._upload_at_times, daemon=True).start()
 
   def replace_by(self, change: Callable[[bytes], bytes]) -> None:
-    """Replaces the content, if there is an object, by what `change` returns for it. Raises OSError."""
-    try:
-      before = bucket.read(self._path)
-    except FileNotFoundError:
-      return
-    with self._changing:
-      self._content, self._dirty = bytearray(change(before)), True
+    """Starts with what `change` returns for the object, if there is one. Tried again at uploads if it raises OSError."""
+    self._change = change
+    with self._uploading:
+      self._read()
 
   def add(self, record: bytes) -> None:
     """Adds a record. Raises OSError if the last upload failed; the record is added nevertheless."""
@@ -50,6 +49,7 @@ class Uploaded:
   def flush(self) -> None:
     """Uploads all records. Raises OSError."""
     with self._uploading:
+      self._read()
       with self._changing:
         content, dirty, self._dirty = bytes(self._content), self._dirty, False
       if not dirty:
@@ -69,6 +69,16 @@ class Uploaded:
     """Uploads all records, and ends the background uploads. Raises OSError."""
     self._closed.set()
     self.flush()
+
+  def _read(self) -> None:
+    """Reads the object that is to be changed, which an upload would replace."""
+    if self._change is None:
+      return
+    with contextlib.suppress(FileNotFoundError):
+      before = self._change(bucket.read(self._path))
+      with self._changing:
+        self._content[:0], self._dirty = before, True
+    self._change = None
 
   def _upload_at_times(self) -> None:
     while not self._closed.wait(_SECONDS):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
@@ -147,3 +148,21 @@ def test_failed_uploads_lose_no_records(monkeypatch):
   assert len(store) > 2 and all(content.startswith(b'<00>') for content in store.values())
   records = [int(number) for content in store.values() for number in re.findall(rb'<(\d\d)>', content)]
   assert sorted({*records}) == list(range(24)) and len(records) == 24 + len(store) - 1
+
+
+def test_a_log_that_could_not_be_read_is_continued_all_the_same(monkeypatch):
+  objects, answers = {'log': b'1\n2\n3\n'}, iter([OSError(5, 'the bucket cannot be reached')])
+
+  def read(path):
+    for error in answers:
+      raise error
+    return objects[path.name]
+
+  monkeypatch.setattr(uploaded.bucket, 'read', read)
+  monkeypatch.setattr(uploaded.bucket, 'write', lambda path, content: objects.update({path.name: content}))
+  log = uploaded.Uploaded(BucketPath('gs://bucket/log'))
+  with pytest.raises(OSError, match='cannot be reached'):
+    log.replace_by(lambda content: content[:4])
+  log.add(b'3b\n')
+  log.close()
+  assert objects == {'log': b'1\n2\n3b\n'}
