@@ -149,7 +149,7 @@ class Workdir:
       return
     for name in ('model', 'best'):
       folders.recover(self.path / name, saved_model.CONTENTS)
-    for path in self.path.iterdir():
+    for path in [*self.path.iterdir(), *self.path.glob('validation/.*')]:
       if _UNFINISHED.fullmatch(path.name):
         if path.is_dir():
           shutil.rmtree(path)

@@ -100,10 +100,14 @@ def test_only_temporary_files_of_killed_processes_are_removed(tmp_path):
   (tmp_path / '.best.writing-17' / 'weights').mkdir(parents=True)
   (tmp_path / 'best').mkdir()
   (tmp_path / f'.best.retired-{"0a" * 16}').mkdir()
-  for name in (f'.writing-{"0a" * 16}', '.notes', 'notes.17'):
-    (tmp_path / name).write_text('')
+  (tmp_path / 'validation').mkdir()
+  for name in ('', 'validation/'):
+    for file in (f'.writing-{"0a" * 16}', '.notes', 'notes.17'):
+      (tmp_path / name / file).write_text('')
   claim(tmp_path)
-  assert {path.name for path in tmp_path.iterdir()} == {'best', '.notes', 'notes.17', '.lock', 'config.json'}
+  kept = {'.notes', 'notes.17'}
+  assert {path.name for path in tmp_path.iterdir()} == {'best', 'validation', *kept, '.lock', 'config.json'}
+  assert {path.name for path in (tmp_path / 'validation').iterdir()} == kept
 
 
 def test_a_model_that_a_killed_process_was_replacing_is_kept(tmp_path):
