@@ -1,12 +1,14 @@
 """Clients that misbehave get a clean answer in time and do not affect others."""
 
 import contextlib
+import gc
 import json
 import random
 import resource
 import socket
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -220,6 +222,21 @@ def test_images_never_exceed_the_memory_limit(strict):
     client.upload(picture(100, 150))
     assert store.bytes <= STRICT.kept_bytes
   assert store.evicted > 0 and sum(image.bytes for image in store._images.values()) == store.bytes
+
+
+def test_the_memory_of_a_removed_image_is_freed(strict):
+  client = strict.client()
+  for prompts in ([], [PROMPT]):
+    image = client.upload(picture())
+    kept = weakref.ref(strict.service.store._images[image.rpartition('/')[2]].framed)
+    for prompt in prompts:
+      assert client.post(f'{image}/prompts', prompt).status == 200
+    assert client.request('DELETE', image).status == 204
+    deadline = time.monotonic() + 5
+    while kept() is not None and time.monotonic() < deadline:  # until it has been encoded, for the first
+      time.sleep(0.05)
+      gc.collect()
+    assert kept() is None
 
 
 def test_the_prompt_of_a_disconnected_client_is_dropped(segmenter):
