@@ -239,6 +239,19 @@ def test_the_memory_of_a_removed_image_is_freed(strict):
     assert kept() is None
 
 
+@pytest.mark.parametrize('path', ['prompts', 'everything'])
+def test_an_image_is_not_kept_for_a_body_that_has_not_arrived(strict, path):
+  client, body = strict.client(), json.dumps({'text': 'the red circle'}).encode()
+  image = client.upload(picture())
+  with socket.create_connection(('127.0.0.1', strict.port)) as connection:
+    head = f'POST {image}/{path} HTTP/1.1\r\nHost: localhost\r\nCookie: {client.cookie}\r\nContent-Length: {len(body)}\r\n\r\n'
+    connection.sendall(head.encode() + body[:5])
+    time.sleep(0.1)  # until the head has been read
+    assert client.request('DELETE', image).status == 204
+    connection.sendall(body[5:])
+    assert connection.recv(1000).startswith(b'HTTP/1.1 404')
+
+
 def test_the_prompt_of_a_disconnected_client_is_dropped(segmenter):
   held = Held(segmenter)
   with running(held) as service:
