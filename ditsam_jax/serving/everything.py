@@ -60,8 +60,9 @@ class Everything:
       if self._waiting >= self._most:
         raise Refused(503, f'{self._most} images are already waiting for everything', 10)
       self._waiting += 1
-    future = self._worker.submit(self._masks, self._generator, framed, text)
-    future.add_done_callback(self._done)
+    generator, images = self._generator, [framed]
+    future = self._worker.submit(lambda: self._masks(generator, images[0], text))
+    future.add_done_callback(lambda _: self._done(images))
     return future
 
   def close(self) -> None:
@@ -79,6 +80,7 @@ class Everything:
       )
     return {'masks': masks, 'width': width, 'height': height}
 
-  def _done(self, _) -> None:
+  def _done(self, images: list[Framed]) -> None:
+    images.clear()  # the worker's queue keeps cancelled calls until their turn
     with self._lock:
       self._waiting -= 1

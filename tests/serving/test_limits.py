@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ditsam_jax.inference.framing import frame
+from ditsam_jax.serving.everything import Everything
 from ditsam_jax.serving.limits import Limits
 from tests.fuzz import images as fuzz_images
 from tests.fuzz import mutations
@@ -301,6 +303,20 @@ def test_images_waiting_for_everything_and_their_time_are_limited(segmenter):
     answer = client.post(f'{image}/everything', {})
     assert answer.status == 503 and '1 images' in answer.json['error']
     go.set()
+
+
+def test_an_image_that_no_longer_waits_for_everything_is_freed(segmenter):
+  everything, go = Everything(segmenter, Limits()), threading.Event()
+  everything._masks = lambda *_: go.wait(60)
+  first, second = (frame(picture(), segmenter.config) for _ in range(2))
+  everything.submit(first, None)
+  kept = weakref.ref(second)
+  assert everything.submit(second, None).cancel()
+  del second
+  gc.collect()
+  assert kept() is None
+  go.set()
+  everything.close()
 
 
 def test_a_token_is_required(segmenter):
