@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import math
 import os
 
 import numpy as np
@@ -19,6 +20,7 @@ from ditsam_jax.jobs.file_names import is_result
 from ditsam_jax.jobs.outputs import OutputLost
 from ditsam_jax.models.config import tiny
 from ditsam_jax.storage import saved_model
+from ditsam_jax.storage.files import parse_json
 from tests.small_models import random_model
 
 
@@ -102,6 +104,21 @@ def test_run_lengths_instead_of_a_folder(tmp_path, images):
   records = json.loads((tmp_path / 'out' / 'a.everything.json').read_text())
   assert [record['area'] for record in records] == [300, 150]
   assert decode_rle(records[1]['segmentation'])[:10, :15].all()
+
+
+@pytest.mark.parametrize('flags', [[], ['--convert-to-rle']])
+def test_files_with_an_empty_mask_are_json(tmp_path, images, monkeypatch, flags):
+  def stream(generator, requests):
+    for image, _ in requests:
+      empty = {'segmentation': encode_rle(np.zeros(image.shape[:2], bool)), 'area': 0, 'stability_score': math.nan}
+      yield [record_of(np.ones(image.shape[:2], bool)), record_of(np.ones(image.shape[:2], bool)) | empty]
+
+  monkeypatch.setattr(QuadrantGenerator, 'stream', stream)
+  assert run(images / 'a.png', tmp_path / 'out', f'--json={tmp_path / "r"}', *flags) == 0
+  found = [parse_json((tmp_path / 'r').read_bytes())['masks']]
+  found += [parse_json(file.read_bytes()) for file in (tmp_path / 'out').glob('*.json')]
+  assert len(found) == 1 + len(flags)
+  assert all([record['stability_score'] for record in records] == [0.97, None] for records in found)
 
 
 def test_run_lengths_of_images_with_equal_names(tmp_path, images):

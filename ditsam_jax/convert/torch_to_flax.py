@@ -58,6 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
     text_heads=options.text_heads,
   )
   source, config = model.source, model.config
+  if config.text_encoder is None and options.text_heads is not None:
+    raise UserError(f'--text-heads={options.text_heads}: a plain SAM takes no text; omit it')
   vocabulary = find_vocabulary(config, given_words, text_encoder or source.path, model.companion)
   weights, fresh_weights = fill(config, source)
   verified = torch_peer.compare(source.tensors, config, weights) if options.verify else ''

@@ -20,6 +20,7 @@ from ditsam_jax.models.config import DitSamConfig
 OPSET = 20
 DTYPES = {ir.DataType.FLOAT: 'float32', ir.DataType.INT64: 'int64'}
 _SMALL = 256  # elements; smaller weights stay f32
+_LARGEST_FILE = 1.8e9  # bytes of weights; the format allows 2 GB in a file
 
 Shape = list[int | str]  # axes of any size have names
 
@@ -121,9 +122,12 @@ def trace(program: Program) -> ir.Model:
 
 
 def save(model: ir.Model, path: Path) -> None:
-  """Writes a program; weights over 2 GB, which the format does not allow in one file, go to a file beside it."""
+  """Writes or replaces a program; weights over 2 GB, too many for one file of the format, go to a file beside it."""
+  data = path.with_name(f'{path.name}.data')
+  ir.external_data.load_to_model(model)  # perhaps from the file that is replaced
+  data.unlink(missing_ok=True)
   size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
-  ir.save(model, path, external_data=f'{path.name}.data' if size > 1.8e9 else None)
+  ir.save(model, path, external_data=data.name if size > _LARGEST_FILE else None)
 
 
 def halve(model: ir.Model) -> None:

@@ -1,9 +1,13 @@
 """int8 weights, by ONNX Runtime's dynamic quantisation."""
 
+import tempfile
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 from onnxruntime.quantization import QuantType, quantize_dynamic
+
+from ditsam_jax.exporting.onnx_programs import save
 
 # Convolutions stay f32: as ConvInteger they are slower on CPUs and hold few of the weights.
 _OPERATIONS = ['MatMul', 'Gemm']
@@ -17,15 +21,16 @@ def quantise(file: Path) -> None:
   Activations are quantised to uint8 when the program runs. uint8 weights give the same result on every CPU: products of
   uint8 and int8 saturate in the AVX2 instructions of ONNX Runtime.
   """
-  unfinished = file.with_name(f'{file.stem}.quantising.onnx')
   nodes = onnx.load(file, load_external_data=False).graph.node
-  quantize_dynamic(
-    file,
-    unfinished,
-    op_types_to_quantize=_OPERATIONS,
-    nodes_to_exclude=[node.name for node in nodes if any(name.endswith(EXACT) for name in node.input)],
-    per_channel=True,
-    weight_type=QuantType.QUInt8,
-    use_external_data_format=file.with_name(f'{file.name}.data').exists(),
-  )
-  unfinished.replace(file)
+  with tempfile.TemporaryDirectory(dir=file.parent) as folder:
+    quantised = Path(folder, file.name)
+    quantize_dynamic(
+      file,
+      quantised,
+      op_types_to_quantize=_OPERATIONS,
+      nodes_to_exclude=[node.name for node in nodes if any(name.endswith(EXACT) for name in node.input)],
+      per_channel=True,
+      weight_type=QuantType.QUInt8,
+      use_external_data_format=file.with_name(f'{file.name}.data').exists(),
+    )
+    save(ir.load(quantised), file)

@@ -86,4 +86,4 @@ def selections(iou: np.ndarray, case: Case, returned: int) -> list[list[int]]:
     return [list(range(returned))]
   if case.framed.config.text_encoder is not None or len(case.points) >= 3:
     return [[0]]
-  return [[i] for i in range(1, len(iou)) if iou[i] >= iou[1:].max() - _TIE]
+  return [[i] for i in range(1, len(iou)) if not iou[i] < iou[1:].max() - _TIE]  # all if scores are NaN

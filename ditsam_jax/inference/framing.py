@@ -5,7 +5,6 @@ with a text encoder centre the image, as in training and evaluation.
 """
 
 import dataclasses
-import functools
 
 import cv2
 import numpy as np
@@ -96,11 +95,10 @@ def _top_left(image: np.ndarray, config: DitSamConfig) -> tuple[np.ndarray, Lett
   return square, box
 
 
-@functools.lru_cache(maxsize=64)
 def _operator(low_res: int, side: int, aligned: bool, start: int, length: int, own: int) -> np.ndarray:
   """Returns a matrix f32 [own, low_res] that resizes an axis of low-resolution logits to the image's own size."""
   part = resize_matrix(low_res, side, 'linear', aligned)[start : start + length]
-  return part if own == length else resize_matrix(length, own, 'linear') @ part
+  return part if own == length else cv2.resize(part, (low_res, own), interpolation=cv2.INTER_LINEAR)
 
 
 def _upscaled(logits: np.ndarray, size: int, align_corners: bool) -> np.ndarray:

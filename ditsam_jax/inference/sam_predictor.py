@@ -291,6 +291,8 @@ def _one_box(box: Any) -> Any:
 
 def _count(name: str, value: Any) -> int:
   try:
+    if isinstance(value, str):  # its letters are no prompts
+      raise TypeError
     return len(value)
   except TypeError as error:
     raise UserError(f'{name} of type {type(value).__name__}: expected an array of B prompts') from error

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -57,17 +58,18 @@ class EverythingFiles(ResultFiles):
   def write(self, request: Request, found: Everything) -> Written:
     """Writes the files. Raises UserError, or OutputLost if later results would fail too."""
     notes, stem = self.notes(request), self.free_place(request)
+    records = [_as_json(record) for record in found.records]
     picture = None if stem is None else Path(f'{stem}{OVERLAY}')
     if stem is not None and picture is not None:
       with self.writing():
         file, write = (Path(f'{stem}.json'), _write_run_lengths) if self._convert_to_rle else (stem, _write_masks)
         try:
-          write(file, found.records)
+          write(file, records)
         except OSError as error:
           raise UserError(f'cannot write {printable(file)}: {error.strerror}; choose another output') from error
         pixels = draw_everything(found.image, found.records, in_words(request.prompt))
         write_png(picture, pixels, notes={NOTES: json.dumps(notes)})
-    row = {'image': request.name, 'id': request.id, 'prompt': described(request.prompt), 'masks': found.records}
+    row = {'image': request.name, 'id': request.id, 'prompt': described(request.prompt), 'masks': records}
     if request.prompt.text is not None:
       row |= {'unknown': list(found.unknown), 'cut': found.cut}
     if picture is not None:
@@ -75,6 +77,12 @@ class EverythingFiles(ResultFiles):
     line = json.dumps(row | notes) + '\n'
     summary = _summary(request, found.records, picture)
     return Written(request, line.encode(), summary, not found.records, found.unknown, found.cut)
+
+
+def _as_json(record: dict[str, Any]) -> dict[str, Any]:
+  """Replaces NaN, the stability of an empty mask, by None: JSON has no NaN."""
+  stability = record['stability_score']
+  return record | {'stability_score': stability if math.isfinite(stability) else None}
 
 
 def _write_run_lengths(file: Path, records: Records) -> None:

@@ -76,10 +76,14 @@ class Job:
 
   def requests(self) -> Iterator[Request]:
     """Yields the requests left to do, in order. Raises UserError if they have changed since they were checked."""
+    left = self.left
     for request in self._source.chosen(self.todo):
       if request.key() != int(self._keys[request.number]):
         raise UserError(f'{request}: changed while this command ran; rerun the command')
+      left -= 1
       yield request
+    if left:
+      raise UserError('the prompts file became shorter while this command ran; rerun the command')
 
   def share(self, host: int, hosts: int) -> None:
     """Restricts the job to this host's share: every n-th image, keeping consecutive requests for an image together."""

@@ -71,14 +71,14 @@ class JsonLines:
       place = f'{printable(file)} line {number:,}'
       try:
         row = json.loads(line)
-        key, made_by = int(row['key'], 16), row['made_by']
-      except (ValueError, KeyError, TypeError, RecursionError) as error:
+        made_by = row['made_by']
+        keys.append(int(row['key'], 16))
+      except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         rest = line.rstrip(b'\0')
         if not line.endswith(b'\n') and _BEGINNING.startswith(rest[: len(_BEGINNING)]) and not _parses(line):
           return complete
         raise UserError(f'{place}: not a result of this command; {_ELSEWHERE}') from error
       self._check(place, row, made_by)
-      keys.append(key)
       if row.get('id') is not None:
         ids.append(digest(json.dumps(row['id'])))
       complete += len(line)

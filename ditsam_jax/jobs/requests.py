@@ -105,6 +105,8 @@ class PromptFile:
     """Yields the requests for which `todo` is true; None yields all. Raises UserError that names the line."""
     number = 0
     for place, line in self._lines():
+      if todo is not None and number == len(todo):
+        raise UserError(f'{place}: added while this command ran; rerun the command')
       if todo is None or todo[number]:
         yield self._request(place, line, number)
       number += 1

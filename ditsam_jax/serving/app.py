@@ -212,9 +212,8 @@ class Service:
 
   async def _prompts(self, request: Request) -> Response:
     self._check_ready()
-    kept = self._image(request)
     content = await requests.read_json(request, self.limits)
-    return await self._answer(request, kept, content)
+    return await self._answer(request, self._image(request), content)
 
   async def _segment(self, request: Request) -> Response:
     self._check_ready()
@@ -238,8 +237,8 @@ class Service:
 
   async def _everything(self, request: Request) -> Response:
     self._check_ready()
-    kept = self._image(request)
     text = requests.phrase(await requests.read_json(request, self.limits), self.segmenter, self.limits)
+    kept = self._image(request)  # after the body has arrived: until it is held, its memory does not count
     with self.store.hold(kept):
       future = asyncio.wrap_future(self.everything.submit(kept.framed, text))
       found = await self._until_gone(request, future, self.limits.everything_seconds)

@@ -122,22 +122,27 @@ class Batcher:
     return min(60, max(1, math.ceil(len(self._asked) * self._per_prompt)))
 
   def _run(self) -> None:
-    while True:
+    self._room.acquire()
+    while self._run_next():  # whose variables would keep the last images while it waits for others
       self._room.acquire()
-      work = self._next()
-      if work is None:
-        return
-      if isinstance(work, list):
-        self._start(work)
-        continue
-      try:
-        framed = work()
-        if framed is not None:
-          self._segmenter.engine.embedding(framed.square)
-      except Exception:  # reported to the next prompt for this image
-        pass
-      finally:
-        self._room.release()
+
+  def _run_next(self) -> bool:
+    """Starts a batch or encodes an image; returns False after closing."""
+    work = self._next()
+    if work is None:
+      return False
+    if isinstance(work, list):
+      self._start(work)
+      return True
+    try:
+      framed = work()
+      if framed is not None:
+        self._segmenter.engine.embedding(framed.square)
+    except Exception:  # reported to the next prompt for this image
+      pass
+    finally:
+      self._room.release()
+    return True
 
   def _next(self) -> 'list[_Asked] | weakref.ref[Framed] | None':
     """Returns a batch of one kind; without prompts, an image to encode; None after closing."""

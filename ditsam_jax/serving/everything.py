@@ -15,6 +15,8 @@ from ditsam_jax.inference.segmenter import Segmenter
 from ditsam_jax.serving.limits import Limits
 from ditsam_jax.serving.refusals import Refused
 
+_LONGEST = 2**16  # pixels of a side; memory and time grow with it
+
 
 class Everything:
   """Processes one image at a time alongside prompts; an image takes as long as a hundred prompts."""
@@ -45,16 +47,22 @@ class Everything:
   def submit(self, framed: Framed, text: str | None) -> concurrent.futures.Future[dict[str, Any]]:
     """Starts segmenting what a phrase refers to, or everything.
 
-    Raises Refused if too many images are waiting, or if the model was trained with sentences only.
+    Raises Refused if too many images are waiting, if a side is too long, or if the model was trained with sentences only.
     """
     if self._generator is None:
       raise Refused(400, self._refusal)
+    if max(framed.size) > _LONGEST:
+      height, width = framed.size
+      raise Refused(
+        400, f'an image of {width:,} x {height:,} pixels: expected sides of at most {_LONGEST:,} for everything'
+      )
     with self._lock:
       if self._waiting >= self._most:
         raise Refused(503, f'{self._most} images are already waiting for everything', 10)
       self._waiting += 1
-    future = self._worker.submit(self._masks, self._generator, framed, text)
-    future.add_done_callback(self._done)
+    generator, images = self._generator, [framed]
+    future = self._worker.submit(lambda: self._masks(generator, images[0], text))
+    future.add_done_callback(lambda _: self._done(images))
     return future
 
   def close(self) -> None:
@@ -72,6 +80,7 @@ class Everything:
       )
     return {'masks': masks, 'width': width, 'height': height}
 
-  def _done(self, _) -> None:
+  def _done(self, images: list[Framed]) -> None:
+    images.clear()  # the worker's queue keeps cancelled calls until their turn
     with self._lock:
       self._waiting -= 1

@@ -14,7 +14,7 @@ const view = new View($('view'));
 const steps = new Steps();
 
 let picture = null; // {file, name, bitmap, width, height, pixels}
-let answer = null; // {mask, rle, area, box, score, model, took} of a prompt
+let answer = null; // {mask, rle, area, box, score, model, prompt, took} of a prompt
 let asked = 0; // number of the latest request
 
 function fail(error) {
@@ -84,6 +84,7 @@ async function open(file, name, sentence = '') {
     return;
   }
   asked += 1;
+  $('busy').hidden = true;
   picture = { ...decoded, file, name, bitmap: shown(decoded.bitmap) };
   answer = null;
   opened(picture, name, sentence);
@@ -95,14 +96,14 @@ async function segment() {
   if (!picture) return;
   const number = (asked += 1);
   show();
+  $('busy').hidden = steps.empty;
   if (steps.empty) {
     answer = null;
     show();
     return;
   }
-  $('busy').hidden = false;
   if (isLoading()) say('Waiting for the models.');
-  const [prompt, about] = [steps.now, picture];
+  const [prompt, about, question] = [steps.now, picture, steps.asked()];
   try {
     const kind = prompt.text ? 'sentences' : 'clicks';
     const model = await models[kind];
@@ -113,7 +114,7 @@ async function segment() {
     const took = performance.now() - began;
     if (number !== asked) return;
     const rle = encoded(mask, about.width, about.height);
-    answer = { mask, rle, score, took, model: MODELS[kind], ...measured(mask, about.width) };
+    answer = { mask, rle, score, took, model: MODELS[kind], prompt: question, ...measured(mask, about.width) };
     show();
     say(described());
   } catch (error) {
@@ -169,8 +170,8 @@ $('save-overlay').addEventListener('click', async () => {
   save(await overlay(picture, masks, steps.now, view.opacity), `${stem(picture.name)}.overlay.png`);
 });
 $('save-json').addEventListener('click', () => {
-  const { rle, score, area, box, model } = answer;
+  const { rle, score, area, box, model, prompt } = answer;
   const { width, height, name } = picture;
-  const content = { image: name, width, height, model, prompt: steps.asked(), masks: [{ score, area, box, rle }] };
+  const content = { image: name, width, height, model, prompt, masks: [{ score, area, box, rle }] };
   save(new Blob([`${JSON.stringify(content, null, 1)}\n`], { type: 'application/json' }), `${stem(name)}.json`);
 });

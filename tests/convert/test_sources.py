@@ -170,6 +170,7 @@ def test_files_in_the_wrong_place(tmp_path):
   assert 'choose one with --fusion' in refusal(tmp_path, sam, f'--text-encoder={bert}', *heads)
   assert 'plain SAM' in refusal(tmp_path, sam, '--fusion=e2e', '--decoder-heads=4')
   assert 'takes no text' in refusal(tmp_path, sam, f'--vocab={GOLDEN / "README.md"}', '--decoder-heads=4')
+  assert '--text-heads=4: a plain SAM takes no text' in refusal(tmp_path, sam, '--text-heads=4', '--decoder-heads=4')
 
 
 def test_a_vocabulary_of_another_model(tmp_path):

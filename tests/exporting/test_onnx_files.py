@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import onnx
 import onnx_ir
+import onnxruntime
 import pytest
 import torch
 
@@ -86,6 +87,30 @@ def test_int8_keeps_coordinates_and_resizing_exact(dit_onnx, tmp_path):
   for case, stages in zip(asked, computed(dit_onnx.source, asked)):
     low_res = session(case)['low_res_masks'][0]
     assert np.corrcoef(low_res.ravel(), stages.low_res_masks[0].ravel())[0, 1] > 0.99, case.title
+
+
+def test_weights_beside_a_program_are_replaced_with_it(dit_onnx, tmp_path, monkeypatch):
+  file, data = tmp_path / 'decoder.onnx', tmp_path / 'decoder.onnx.data'
+  model = onnx_ir.load(dit_onnx.folder / file.name)
+  monkeypatch.setattr(onnx_programs, '_LARGEST_FILE', 0)
+  onnx_programs.save(model, file)
+  single = data.stat().st_size
+  quantise(file)
+  assert sorted(tmp_path.iterdir()) == [file, data] and data.stat().st_size < single
+  session = onnxruntime.InferenceSession(file)
+  monkeypatch.undo()
+  model = onnx_ir.load(file)
+  onnx_programs.halve(model)
+  onnx_programs.save(model, file)
+  assert list(tmp_path.iterdir()) == [file]
+  rng = np.random.default_rng(0)
+  sizes = {'prompts': 1, 'points': 2, 'tokens': 4}
+  inputs = {
+    each.name: rng.random([sizes.get(axis, axis) for axis in each.shape], np.float32) for each in session.get_inputs()
+  }
+  inputs['orig_im_size'] = np.array([30, 40], np.float32)
+  for one, other in zip(session.run(None, inputs), onnxruntime.InferenceSession(file).run(None, inputs)):
+    np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize('config', [DIT, SAM], ids=['dit', 'sam'])

@@ -6,6 +6,8 @@ import cv2
 import numpy as np
 import pytest
 
+from ditsam_jax.exporting.reference import Case, Stages
+from ditsam_jax.inference.framing import frame
 from tests.exporting.conftest import SAM, Exported
 from tests.meta_sam import meta_package, meta_sam
 
@@ -130,3 +132,13 @@ def test_many_prompts_share_an_image(sam_onnx):
   both = one | {name: np.concatenate([one[name], two[name]]) for name in ('point_coords', 'point_labels')}
   for alone, found in zip(zip(decoder.run(None, one), decoder.run(None, two)), decoder.run(None, both)):
     np.testing.assert_allclose(found, np.concatenate(alone), atol=1e-5)
+
+
+def test_a_model_that_computes_nan_differs():
+  differences = pytest.importorskip('ditsam_jax.exporting.onnx_runtime').differences
+  framed = frame(np.zeros((8, 9, 3), np.uint8), SAM)
+  case = Case('a point', framed, None, np.zeros((2, 2), np.float32), np.zeros(2, np.int32), None)
+  embedding, masks, iou = np.ones((2, 2, 3)), np.full((4, 8, 8), np.nan), np.full(4, np.nan)
+  found = {'low_res_masks': masks[:1], 'iou_predictions': iou[:1], 'masks': masks[:1]}
+  found['image_embeddings'] = embedding.transpose(2, 0, 1)
+  assert np.isnan(differences(found, Stages(None, embedding, masks, iou, masks), case)['masks'])

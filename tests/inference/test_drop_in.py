@@ -178,6 +178,7 @@ def test_a_batch_equals_single_prompts(sam, image):
     (dict(boxes=[[1, 2, 3, 4], [3, 2, 1, 4]]), 'x0 <= x1'),
     (dict(point_coords=np.ones((2, 1, 2))), 'points without labels'),
     (dict(text=['the red circle']), 'no text encoder'),
+    (dict(text='circle'), 'text of type str: expected an array of B prompts'),
   ],
 )
 def test_invalid_batches(sam, image, arguments, message):

@@ -1,5 +1,7 @@
 """Tiled resizing, measuring and suppression of masks, compared with plain NumPy and OpenCV."""
 
+import tracemalloc
+
 import cv2
 import numpy as np
 import pytest
@@ -45,6 +47,18 @@ def test_tiles_add_up_to_the_logits_at_the_own_size(config, size):
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     box = [int(array[i]) for array in (measures.left, measures.top, measures.right, measures.bottom)]
     assert box == [columns[0], rows[0], columns[-1], rows[-1]]
+
+
+def test_operators_are_not_kept():
+  framed = [frame(np.zeros((side, 2 * side, 3), np.uint8), SAM) for side in range(500, 520)]
+  framed[0].own_size_operators()
+  tracemalloc.start()
+  try:
+    for each in framed:
+      each.own_size_operators()
+    assert tracemalloc.get_traced_memory()[0] < 2**20
+  finally:
+    tracemalloc.stop()
 
 
 def judged(inner, outer, box, *, threshold=0.5, area=0, inside=0, crop=(0, 0, 100, 100), image=(0, 0, 100, 100)):

@@ -111,6 +111,19 @@ def test_a_file_changed_during_the_job_is_reported(tmp_path, config):
     next(requests)
 
 
+def test_lines_added_or_removed_during_the_job_are_reported(tmp_path, config):
+  path, line = tmp_path / 'p', '{"image": "a", "text": "%s"}\n'
+  path.write_text(line % 'b' + line % 'c')
+  job = Job(PromptFile(str(path), config), None)
+  for content, message in (
+    (line % 'b' + line % 'c' + line % 'd', 'line 3: added while this command ran'),
+    (line % 'b', 'became shorter while this command ran'),
+  ):
+    path.write_text(content)
+    with pytest.raises(UserError, match=message):
+      list(job.requests())
+
+
 def test_memory_per_request_is_a_few_bytes(tmp_path, config):
   path, count = tmp_path / 'p', 5_000
   with open(path, 'w') as file:

@@ -219,6 +219,27 @@ def test_every_control(page, segmenters):
   playwright.expect(page.locator('#choose')).to_be_focused()
 
 
+def test_a_prompt_that_waits_for_its_model(browser, site):
+  page = browser.new_context(accept_downloads=True).new_page()
+  page.route('**/sam_shapes_multimask/decoder.onnx', lambda route: None)  # never arrives
+  page.goto(site)
+  page.click('[data-sample*="shapes-2"]')
+  said(page, 'redicted IoU')
+  sentence = answered(page)[0]['prompt']
+  busy, middle = page.locator('#busy'), spot(page, 100, 200, 384, 384)
+  page.fill('#text', '')
+  page.mouse.click(*middle)
+  playwright.expect(busy).to_be_visible()
+  assert answered(page)[0]['prompt'] == sentence  # that of the mask
+  page.click('#clear')
+  playwright.expect(busy).to_be_hidden()
+  page.mouse.click(*middle)
+  playwright.expect(busy).to_be_visible()
+  choose(page, samples(1)[0].image)
+  playwright.expect(busy).to_be_hidden()
+  page.context.close()
+
+
 def test_it_works_without_network_once_it_is_loaded(browser, site):
   page = opened(browser, site, **SIZES['phone'])
   page.click('[data-sample*="shapes-2"]')

@@ -90,7 +90,8 @@ def test_files_of_other_programs_are_never_overwritten(tmp_path, image, capsys):
   before = mine.read_bytes()
   assert 'belongs to another image or prompt' in refused('--image', image, '--text=red', f'--output={tmp_path / "out"}')
   assert mine.read_bytes() == before
-  for content in (b'{"images": [', b'{"image": "a.png", "text": "b"}', b'a,b\n1,2\n', b'[1]\n{"image": "'):
+  large = b'{"image": "a.png", "key": "10000000000000000", "made_by": {}}'
+  for content in (b'{"images": [', b'{"image": "a.png", "text": "b"}', b'a,b\n1,2\n', b'[1]\n{"image": "', large):
     (tmp_path / 'r').write_bytes(content)
     line = refused('--image', image, '--text=red', '--no-pictures', f'--json={tmp_path / "r"}')
     assert 'not a result of this command' in line and (tmp_path / 'r').read_bytes() == content

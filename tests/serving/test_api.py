@@ -148,6 +148,9 @@ def test_bad_requests_for_everything_are_refused(client, image):
   ):
     answer = client.post(f'{image}/everything', body)
     assert answer.status == 400 and told in answer.json['error'], answer
+  strip = client.upload(np.zeros((1, 2**16 + 1, 3), np.uint8))  # ten million pixels of it would take 4 GB
+  answer = client.post(f'{strip}/everything', {})
+  assert answer.status == 400 and '65,537 x 1 pixels' in answer.json['error']
 
 
 def test_everything_is_refused_by_a_model_trained_with_sentences_only(segmenter, tmp_path):

@@ -1,17 +1,21 @@
 """Clients that misbehave get a clean answer in time and do not affect others."""
 
 import contextlib
+import gc
 import json
 import random
 import resource
 import socket
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ditsam_jax.inference.framing import frame
+from ditsam_jax.serving.everything import Everything
 from ditsam_jax.serving.limits import Limits
 from tests.fuzz import images as fuzz_images
 from tests.fuzz import mutations
@@ -222,6 +226,34 @@ def test_images_never_exceed_the_memory_limit(strict):
   assert store.evicted > 0 and sum(image.bytes for image in store._images.values()) == store.bytes
 
 
+def test_the_memory_of_a_removed_image_is_freed(strict):
+  client = strict.client()
+  for prompts in ([], [PROMPT]):
+    image = client.upload(picture())
+    kept = weakref.ref(strict.service.store._images[image.rpartition('/')[2]].framed)
+    for prompt in prompts:
+      assert client.post(f'{image}/prompts', prompt).status == 200
+    assert client.request('DELETE', image).status == 204
+    deadline = time.monotonic() + 5
+    while kept() is not None and time.monotonic() < deadline:  # until it has been encoded, for the first
+      time.sleep(0.05)
+      gc.collect()
+    assert kept() is None
+
+
+@pytest.mark.parametrize('path', ['prompts', 'everything'])
+def test_an_image_is_not_kept_for_a_body_that_has_not_arrived(strict, path):
+  client, body = strict.client(), json.dumps({'text': 'the red circle'}).encode()
+  image = client.upload(picture())
+  with socket.create_connection(('127.0.0.1', strict.port)) as connection:
+    head = f'POST {image}/{path} HTTP/1.1\r\nHost: localhost\r\nCookie: {client.cookie}\r\nContent-Length: {len(body)}\r\n\r\n'
+    connection.sendall(head.encode() + body[:5])
+    time.sleep(0.1)  # until the head has been read
+    assert client.request('DELETE', image).status == 204
+    connection.sendall(body[5:])
+    assert connection.recv(1000).startswith(b'HTTP/1.1 404')
+
+
 def test_the_prompt_of_a_disconnected_client_is_dropped(segmenter):
   held = Held(segmenter)
   with running(held) as service:
@@ -271,6 +303,20 @@ def test_images_waiting_for_everything_and_their_time_are_limited(segmenter):
     answer = client.post(f'{image}/everything', {})
     assert answer.status == 503 and '1 images' in answer.json['error']
     go.set()
+
+
+def test_an_image_that_no_longer_waits_for_everything_is_freed(segmenter):
+  everything, go = Everything(segmenter, Limits()), threading.Event()
+  everything._masks = lambda *_: go.wait(60)
+  first, second = (frame(picture(), segmenter.config) for _ in range(2))
+  everything.submit(first, None)
+  kept = weakref.ref(second)
+  assert everything.submit(second, None).cancel()
+  del second
+  gc.collect()
+  assert kept() is None
+  go.set()
+  everything.close()
 
 
 def test_a_token_is_required(segmenter):
