@@ -223,6 +223,33 @@ def test_points_lie_in_their_targets(source):
     assert batch['masks'][rows, targets, y, x].all()
 
 
+@pytest.mark.parametrize('number', [1, 129, 1000])
+def test_an_image_may_have_any_number_of_objects(number):
+  masks = np.random.default_rng(0).random((number, 30, 40)) < 0.5
+
+  class Record:
+    num_objects = number
+
+    def image(self):
+      return np.zeros((30, 40, 3), np.uint8)
+
+    def mask(self, index):
+      return masks[index]
+
+  class Source:
+    num_images = 1
+
+    def image(self, index):
+      return Record()
+
+  for mirrored in (0, 1):
+    augmentation = AugmentationConfig(scale_steps=1, jitter_probability=0, flip_probability=mirrored)
+    options = dict(INPUT, augmentation=augmentation, batch_size=1, seed=0, prompt=PromptConfig(point=1, box=0, none=0))
+    batch = next(pipeline.prompt_batches(Source(), **options, objects_per_image=number))
+    expected = {resize_mask(mask, SIZE)[:, :: -1 if mirrored else 1].tobytes() for mask in masks}
+    assert {mask[:48].tobytes() for mask in batch['masks'][0]} == expected
+
+
 def evaluate(source, tokenizer, batch_size=7, **options):
   return list(evaluation_batches(source, tokenizer, **INPUT, batch_size=batch_size, **options))
 
