@@ -333,13 +333,19 @@ def prepared_before(directory: AnyPath) -> Prepared:
 
 @contextlib.contextmanager
 def only_one(directory: Path) -> Iterator[None]:
-  """Excludes other processes preparing the same data set, and removes the leftovers of killed ones."""
+  """Excludes other processes preparing the same data set, and removes the leftovers of killed ones.
+
+  Raises:
+    UserError: another process is preparing the data set, or has just done so.
+  """
   descriptor = os.open(directory.parent, os.O_RDONLY)
   try:
     try:
       fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the system when the process ends
     except BlockingIOError as error:
       raise UserError(f'another process is preparing {directory}; wait for it to finish') from error
+    if (directory / shards.LAST).is_file():
+      raise UserError(f'another process has just prepared {printable(directory)}; run the command again to see it')
     for leftover in directory.parent.glob(f'incomplete.*_{directory.name}'):
       shutil.rmtree(leftover)
     yield
