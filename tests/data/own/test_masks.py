@@ -48,9 +48,10 @@ def on_transparency(mask):
     png(MASK.astype(np.uint8) * 255, 'RGB'),
     png(MASK.astype(np.uint8) * 255, 'LA'),
     png(with_palette(MASK)),
+    png(Image.fromarray(MASK.astype(np.uint8) * 255).convert('RGB').quantize(2)),  # white first
     png(on_transparency(MASK)),
   ],
-  ids=['255', '1', '7', '16 bit', '1 bit', 'RGB', 'LA', 'palette', 'transparent'],
+  ids=['255', '1', '7', '16 bit', '1 bit', 'RGB', 'LA', 'palette', 'quantised', 'transparent'],
 )
 def test_every_kind_of_png_is_decoded(data):
   np.testing.assert_array_equal(decoded(data, *MASK.shape), MASK)
