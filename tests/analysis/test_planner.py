@@ -101,6 +101,14 @@ def test_a_tpu_gets_smaller_micro_batches_if_they_are_faster():
   assert choice.accumulate == 1
 
 
+@pytest.mark.parametrize('state, largest', [(13.5, 2), (14.5, 1)])
+def test_a_tpu_that_fits_a_single_size_accumulates(state, largest):
+  machine = Machine(TPU, state, extra=0.1)
+  [choice] = choose(machine, TPU, [NONE], 8, lambda settings: 0.1 * GIB)
+  assert choice.largest == largest and choice.images_per_second > 0
+  assert 0 < 8 // max(choice.accumulate, 1) <= largest
+
+
 def test_settings_that_reach_the_batch_at_once_end_the_search():
   machine = Machine(GPU, 1)
   choices = choose(machine, GPU, [NONE, BLOCK], 8, lambda settings: 0.0)
