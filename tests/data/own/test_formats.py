@@ -163,7 +163,7 @@ def coco(own, **changes):
 def test_coco(own):
   for indent in (None, 2):
     file = own.root / 'instances.json'
-    file.write_text(json.dumps(coco(own), indent=indent))
+    file.write_text(json.dumps(coco(own), indent=indent), encoding='utf-8-sig' if indent else 'utf-8')
     assert formats.format_of(file) == 'coco'
   assert prepare.main(own.arguments(file)) == 0
   texts = [TEXTS[index][:1] if index in (3, 4) else TEXTS[index] for index in range(6)]
