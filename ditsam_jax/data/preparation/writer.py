@@ -197,7 +197,7 @@ def write(
   """
   tally = Tally()
   if not any(images.values()):
-    raise _refusal(found, say, f'{target.title}: no image has a usable object')
+    raise _refusal(found, say, f'{target.title}: no image has a usable object', may_skip=False)
   encoded = _encoded(images, _workers(images, processes), found, tally, skip_bad, observe)
   try:
     with contextlib.closing(encoded):
@@ -207,7 +207,7 @@ def write(
       else:
         _write(target, images, encoded, tally, found, metadata)
   except _Refused as refused:
-    raise _refusal(found, say, f'{target.title}: {refused}') from None
+    raise _refusal(found, say, f'{target.title}: {refused}', may_skip=not skip_bad) from None
   for line in found.report():
     say(f'skipped: {line}')
   return tally
@@ -302,13 +302,11 @@ def _encoded(
     raise _Refused(f'no usable image in {", ".join(empty)}')
 
 
-def _refusal(found: Problems, say: Callable[[str], None], reason: str) -> UserError:
+def _refusal(found: Problems, say: Callable[[str], None], reason: str, *, may_skip: bool) -> UserError:
   for line in found.report():
     say(line)
-  return UserError(
-    f'{reason} ({len(found):,} problem{"s" * (len(found) != 1)}); nothing was written. Fix them, or skip the affected '
-    f'data with --skip-bad'
-  )
+  advice = 'Fix them' + ', or skip the affected data with --skip-bad' * may_skip if found else 'Check --annotations'
+  return UserError(f'{reason} ({len(found):,} problem{"s" * (len(found) != 1)}); nothing was written. {advice}')
 
 
 def prepared_before(directory: AnyPath) -> Prepared:
