@@ -171,9 +171,9 @@ def test_a_restored_iterator_yields_the_same_batches(source, tokenizer, kind):
   assert_equal(first(resumed, 6), expected)
 
 
-def prompt_batches(source, prompt, *, count):
+def prompt_batches(source, prompt, *, count, augmentation=FLIPS):
   batches = pipeline.prompt_batches(
-    source, **INPUT, augmentation=FLIPS, batch_size=4, seed=1, prompt=prompt, objects_per_image=3
+    source, **INPUT, augmentation=augmentation, batch_size=4, seed=1, prompt=prompt, objects_per_image=3
   )
   return first(batches, count)
 
@@ -221,6 +221,15 @@ def test_points_lie_in_their_targets(source):
     x, y = np.moveaxis(batch['points'][:, :, 0].astype(int), -1, 0)
     rows, targets = np.indices(x.shape)
     assert batch['masks'][rows, targets, y, x].all()
+
+
+def test_clicks_beside_all_objects_lie_in_the_image(source):
+  prompt = PromptConfig(point=0, box=0, background=1, none=0)
+  for batch in prompt_batches(source, prompt, count=6, augmentation=EVERYTHING):
+    inside = (batch['image'] != 0).any(-1)
+    size = np.stack([inside.any(1).sum(1), inside.any(2).sum(1)], -1)  # width, height
+    assert (batch['points'][:, :, 0] < size[:, None]).all() and not batch['masks'].any()
+    assert batch['masks'].shape == (4, 3, 64, 64)
 
 
 @pytest.mark.parametrize('number', [1, 129, 1000])
