@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -260,6 +261,21 @@ def test_a_folder_per_split(own):
   assert formats.format_of(root) == 'folder'
   assert prepare.main(['--name=mine', f'--annotations={root}', f'--data-dir={own.root / "data"}', '--processes=0']) == 0
   check(own, exact=False)
+
+
+def test_the_data_set_may_be_written_into_the_folder_of_the_annotations(own, monkeypatch):
+  for index, split in enumerate(('train', 'val')):
+    (own.root / split).mkdir()
+    shutil.copy(own.photos / f'{index}.png', own.root / split / '0.png')
+    shutil.copy(own.root / 'masks' / f'{index}.png', own.root / split / '0.mask.png')
+    (own.root / split / '0.txt').write_text('a box')
+  monkeypatch.chdir(own.root)
+  shutil.rmtree('photos')
+  first, again = (builder.prepare('mine', '.', None, 'data', processes=0) for _ in range(2))
+  assert first.seconds and again.seconds is None and again.splits == first.splits
+  (own.root / 'val' / '0.txt').write_text('the box')
+  with pytest.raises(UserError, match='prepared from other annotations'):
+    builder.prepare('mine', '.', None, 'data', processes=0)
 
 
 def test_subfolders_for_images_masks_and_texts(own):
