@@ -301,6 +301,17 @@ def test_subfolders_for_images_masks_and_texts(own):
   assert any(line.startswith(f'1 {problems.MASK_FILE}: train/images/2.png: train/masks/2.png') for line in said)
 
 
+def test_images_in_folders_may_have_all_endings_that_prediction_reads(own):
+  folder = own.root / 'folders' / 'train'
+  for part in ('images', 'masks', 'texts'):
+    (folder / part).mkdir(parents=True)
+  for ending in ('jfif', 'PGM', 'jpg'):
+    (folder / 'images' / f'{ending}.{ending}').write_bytes(jpeg(own.pixels['0.png']))
+    (folder / 'texts' / f'{ending}.txt').write_text('box')
+  found, entries = read(folder.parent, 'folder', own)
+  assert not found and len(entries) == 3
+
+
 def test_a_file_per_split(own):
   folder = own.root / 'annotations'
   folder.mkdir()
