@@ -189,6 +189,17 @@ def test_processes_that_share_the_file_keep_each_others_figures(tmp_path):
   assert [Store(file).get({'model': name}, GPU) for name in 'ab'] == made
 
 
+def test_figures_that_another_process_has_renewed_are_kept(tmp_path, monkeypatch):
+  file = tmp_path / 'figures.json'
+  made = [Figures(number, {'l4': 0.5}, 60.0) for number in range(3)]
+  Store(file).find({'model': 'a'}, GPU, lambda: program('old'), lambda lowered: made[0])
+  before = Store(file)
+  monkeypatch.setattr(figures, '_source_hash', lambda: 'other code')
+  Store(file).find({'model': 'a'}, GPU, lambda: program('new'), lambda lowered: made[1])
+  before.find({'model': 'b'}, GPU, lambda: program('b'), lambda lowered: made[2])
+  assert [Store(file).get({'model': name}, GPU) for name in 'ab'] == made[1:]
+
+
 def test_the_command_and_the_hours():
   choice = Choice(Settings('bfloat16', 'none', ''), 12, 8, 100.0)
   found = fit.Fit(GPU, 64, 1, 9000, (choice,), choice)
