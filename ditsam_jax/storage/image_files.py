@@ -172,7 +172,7 @@ def _read(raw: io.RawIOBase | io.BytesIO, size: int, name: str, most_pixels: int
       return _to_rgb(image, name, close=True)
   except UnidentifiedImageError as error:
     raise UserError(f'{name}: not an image, or damaged; expected {", ".join(FORMATS)}') from error
-  except UserError:
+  except (UserError, MemoryError):
     raise
   except Exception as error:  # Pillow raises almost anything for damaged headers
     raise UserError(f'{name}: cannot be read ({_reason(error)})') from error
@@ -209,7 +209,7 @@ def _to_rgb(image: Image.Image, name: str, *, close: bool = False) -> np.ndarray
     if close:
       image.close()
     return _ORIENTATIONS.get(orientation, np.ascontiguousarray)(pixels)
-  except UserError:
+  except (UserError, MemoryError):
     raise
   except Exception as error:  # Pillow raises almost anything for damaged data
     raise UserError(f'{name}: damaged or truncated ({_reason(error)}); get a complete copy') from error

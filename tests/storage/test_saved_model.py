@@ -285,6 +285,15 @@ def test_missing_weights(copy):
   assert 'weights' in refusal(copy)
 
 
+def test_too_little_memory_is_not_taken_for_damage(copy, monkeypatch):
+  def fail(*arguments, **options):
+    raise MemoryError
+
+  monkeypatch.setattr('orbax.checkpoint.PyTreeCheckpointer.restore', fail)
+  with pytest.raises(MemoryError):
+    saved_model.read_weights(copy)
+
+
 def test_truncated_weights(copy):
   """All data files are cut in half, as in an incomplete copy."""
   for file in (copy / 'weights').rglob('*'):

@@ -74,7 +74,7 @@ def decoded(data: bytes, height: int, width: int) -> np.ndarray:
         raise MaskError(problems.MASK_FILE, 'too many pixels')
       picture.load()
       levels, indexed = _levels(picture), picture.mode == 'P'
-  except MaskError:
+  except (MaskError, MemoryError):
     raise
   except Exception as error:  # Pillow's decoders raise almost anything on damaged data
     reason = 'not a PNG' if not data.startswith(b'\x89PNG') else str(error).split('\n')[0]

@@ -90,6 +90,16 @@ def test_numbered_objects_in_a_palette_are_refused():
     decoded(png(labels), *MASK.shape)
 
 
+def test_too_little_memory_is_not_taken_for_damage(monkeypatch):
+  def fail(*arguments, **options):
+    raise MemoryError
+
+  data = png(MASK)
+  monkeypatch.setattr('PIL.Image.open', fail)
+  with pytest.raises(MemoryError):
+    decoded(data, *MASK.shape)
+
+
 @pytest.mark.parametrize('odd', ['missing', 'folder', 'device', 'text'])
 def test_unreadable_mask_files_are_problems(tmp_path, odd):
   file = tmp_path / 'mask.png'
