@@ -26,7 +26,7 @@ class PromptConfig:
 
   def __post_init__(self):
     shares = {kind: getattr(self, kind) for kind in KINDS}
-    if min(shares.values()) < 0 or abs(sum(shares.values()) - 1) > 1e-6:
+    if min(shares.values()) < 0 or not abs(sum(shares.values()) - 1) <= 1e-6:  # NaN too
       listing = ', '.join(f'{kind} {share:g}' for kind, share in shares.items())
       raise UserError(f'prompts: the shares are {listing}; expected shares of at least 0 that add up to 1')
 

@@ -86,7 +86,7 @@ def test_box_sides_move_by_at_most_a_tenth_and_stay_inside():
   np.testing.assert_allclose([boxes[:, 1, 1].min(), boxes[:, 1, 1].max()], [35, 43], atol=0.2)
 
 
-@pytest.mark.parametrize('shares', [dict(none=0.2), dict(point=-0.1, box=1.0)])
+@pytest.mark.parametrize('shares', [dict(none=0.2), dict(point=-0.1, box=1.0), dict(point=np.nan), dict(box=np.nan)])
 def test_invalid_shares_are_refused(shares):
   with pytest.raises(UserError, match='add up to 1'):
     PromptConfig(**shares)
