@@ -166,7 +166,7 @@ def _cache_compiled_programs() -> None:
   try:
     cache = cache_folder() / 'compiled'
     cache.mkdir(parents=True, exist_ok=True)
-  except (OSError, RuntimeError):  # no home folder, or not writable
+  except (OSError, UserError):  # no home folder, or not writable
     return
   jax.config.update('jax_compilation_cache_dir', str(cache))
   # The default of 1 s would exclude most programs of small models.

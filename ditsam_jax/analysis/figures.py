@@ -120,7 +120,7 @@ class Store:
     self._all[key] = entry | {'sources': _source_hash()}
     if self._file is not None:
       self._file.parent.mkdir(parents=True, exist_ok=True)
-      self._all = self._read() | self._all
+      self._all |= self._read() | {key: self._all[key]}
       write_json(self._file, self._all)
     return _figures_of(entry)
 

@@ -6,7 +6,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ditsam_jax.analysis import planner
-from ditsam_jax.analysis.figures import Store
+from ditsam_jax.analysis.figures import Figures, Store
 from ditsam_jax.analysis.planner import Choice, Settings
 from ditsam_jax.analysis.targets import Target
 from ditsam_jax.analysis.workloads import Training
@@ -57,10 +57,18 @@ def training(config: ConfigDict, overrides: list[str], target: Target, store: St
     )
   dtype = run.dtype if 'dtype' in given or not target.chip.bf16 else 'bfloat16'
   remats = automatic(target.platform) if run.remat == AUTO or 'remat' not in given else (run.remat,)
-  wanted = run.data.batch_size // work.shares
+  unit = work.unit
+  wanted = run.data.batch_size // work.shares // unit
+
+  def measure(settings: Settings, units: int, parts: int) -> Figures:
+    return work.measure(settings, units * unit, parts)
 
   def choose(candidates: list[Settings]) -> list[Choice]:
-    return planner.choose(work.measure, target, candidates, wanted, work.gradient_bytes)
+    found = planner.choose(measure, target, candidates, wanted, work.gradient_bytes)
+    return [
+      dataclasses.replace(choice, largest=choice.largest * unit, images_per_second=choice.images_per_second * unit)
+      for choice in found
+    ]
 
   choices = choose([Settings(dtype, remat, run.freeze) for remat in remats])
   if planner.fastest(choices) is None and 'freeze' not in given:

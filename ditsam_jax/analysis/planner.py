@@ -176,6 +176,9 @@ def choose(
       first = (2, wanted) if wanted > 2 and target.chip.silicon else (2, 4)
       largest, tried = points(measure, target, settings, first)
     line = Line.through(tried, target.chip.name)
+    seconds = tried[largest].seconds if largest in tried else None
+    if line is None and seconds and not sizes:  # a TPU's compiler refused all others without a figure: ask it below
+      line = Line((0.0, 0.0), (0.0, seconds[target.chip.name] / largest))
     if largest == 0 or line is None:
       found.append(Choice(settings, largest, 0, 0.0))
       continue

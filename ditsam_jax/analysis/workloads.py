@@ -16,8 +16,9 @@ from ditsam_jax.analysis.figures import Figures, Store, figures
 from ditsam_jax.analysis.planner import Settings
 from ditsam_jax.analysis.targets import AMPLE, Target
 from ditsam_jax.config import checks, lengths
+from ditsam_jax.config.first_prompts import FirstPromptConfig
 from ditsam_jax.config.freeze import freeze_patterns
-from ditsam_jax.config.run import ResolvedRunConfig
+from ditsam_jax.config.run import LossConfig, ResolvedRunConfig
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.execution import Execution
@@ -63,9 +64,12 @@ class Training:
   def __init__(self, config: ConfigDict, target: Target, store: Store, tell: Tell = _nothing):
     """`tell(text)` is called before and after each compilation that is necessary."""
     self._config, self._target, self._store, self._tell = config, target, store, tell
-    mesh = make_mesh(checks.check(config).mesh, [jax.devices('cpu')[0]] * target.count)
+    run = checks.check(config)
+    mesh = make_mesh(run.mesh, [jax.devices('cpu')[0]] * target.count)
     self._fsdp = mesh.shape['fsdp']
     self.shares = mesh.shape['data'] * self._fsdp  # of the batch
+    group = run.first_prompts.without_text[1] if run.task == 'interactive' else 1
+    self.unit = group // math.gcd(group, self.shares)  # images per device come in multiples of this
 
   def with_settings(self, settings: Settings, images: int, parts: int) -> ConfigDict:
     """The config of a step with `parts` micro-batches of `images` per device."""
@@ -178,6 +182,9 @@ def _description(config: ConfigDict) -> dict[str, Any]:
   """What determines the program of a train step."""
   plain = config.to_dict()
   fields = {name: plain[name] for name in _FIELDS}
+  # Only what differs: figures that are already kept stay known.
+  defaults = {'loss': LossConfig()} | ({'first_prompts': FirstPromptConfig()} if plain['task'] == 'interactive' else {})
+  fields |= {name: plain[name] for name, default in defaults.items() if plain[name] != dataclasses.asdict(default)}
   data = {name: plain['data'][name] for name in ('batch_size', 'objects_per_image')}
   return _plain(fields | {'data': data, 'optimizer': plain['optimizer']['name']})
 

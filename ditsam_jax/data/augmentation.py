@@ -82,7 +82,7 @@ def flip(
   """Randomly mirrors image, mask and text together."""
   if rng.random() >= config.flip_probability:
     return image, mask, text
-  return cv2.flip(image, 1), cv2.flip(mask, 1), swap_sides(text)
+  return cv2.flip(image, 1), mask[:, ::-1], swap_sides(text)  # OpenCV limits the number of masks
 
 
 def swap_sides(text: str) -> str:

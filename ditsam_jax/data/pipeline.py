@@ -113,8 +113,6 @@ class _PromptTransform(grain.transforms.RandomMap):
     image, masks = augment.random_scale(record.image(), masks, self.image_size, self.config, rng)
     image = augment.color_jitter(image, self.config, rng)
     image, masks, _ = augment.flip(image, masks, '', self.config, rng)
-    masks = masks.reshape(*image.shape[:2], -1)  # OpenCV drops the last axis of a single mask
-    masks = top_left(masks, self.image_size)
     masks = np.ascontiguousarray(np.moveaxis(masks, -1, 0))
     targets = [self._target(masks, index, rng) for index in self._objects(record.num_objects, rng)]
     return {'image': Unplaced(image, self.image_size, self.mean, self.std, centred=False), **stack(targets)}
@@ -125,7 +123,7 @@ class _PromptTransform(grain.transforms.RandomMap):
   def _target(self, masks: np.ndarray, index: int, rng: np.random.Generator) -> Batch:
     kind = prompts.draw_kind(self.prompt, rng)
     points, labels, mask = prompts.draw_target(kind, masks, index, self.prompt, rng)
-    return {'points': points, 'labels': labels, 'masks': mask}
+    return {'points': points, 'labels': labels, 'masks': top_left(mask, self.image_size)}
 
 
 class BatchStream(Iterator[Batch]):

@@ -26,7 +26,7 @@ class PromptConfig:
 
   def __post_init__(self):
     shares = {kind: getattr(self, kind) for kind in KINDS}
-    if min(shares.values()) < 0 or abs(sum(shares.values()) - 1) > 1e-6:
+    if min(shares.values()) < 0 or not abs(sum(shares.values()) - 1) <= 1e-6:  # NaN too
       listing = ', '.join(f'{kind} {share:g}' for kind, share in shares.items())
       raise UserError(f'prompts: the shares are {listing}; expected shares of at least 0 that add up to 1')
 
@@ -43,14 +43,14 @@ def draw_target(
   config: PromptConfig,
   rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Draws a prompt and its target: points float32 [POINTS, 2], labels int32 [POINTS], target uint8 [S, S].
+  """Draws a prompt and its target: points float32 [POINTS, 2], labels int32 [POINTS], target uint8 [h, w].
 
   Points are (x, y) in pixels, with pixel centres at whole-numbered coordinates (SAM adds the half itself). If no pixel
   can be clicked (an empty mask, or an image without background), the prompt is empty and the target unchanged.
 
   Args:
     kind: one of KINDS.
-    masks: 0/1 [n, S, S], the masks of all objects.
+    masks: 0/1 [n, h, w], the masks of all objects, without padding, which has no prompts.
     index: index of the target object of a click or box.
     config: gives the jitter of boxes.
     rng: source of randomness.
@@ -80,7 +80,7 @@ def _pixel(mask: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
 
 
 def _box(mask: np.ndarray, jitter: float, rng: np.random.Generator) -> np.ndarray:
-  """The bounding box [[left, top], [right, bottom]] of `mask`, with each side jittered within the square."""
+  """The bounding box [[left, top], [right, bottom]] of `mask`, with each side jittered within the image."""
   columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
   corners = np.array([[columns[0], rows[0]], [columns[-1], rows[-1]]], np.float32)
   lengths = corners[1] - corners[0] + 1

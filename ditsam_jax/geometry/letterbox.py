@@ -15,6 +15,8 @@ from ditsam_jax.errors import UserError
 
 Triple = tuple[float, float, float]
 
+_MOST_PLANES = 128  # that OpenCV 5 resizes at once
+
 
 class Letterbox(NamedTuple):
   """Position and size of the resized image in the square, in pixels."""
@@ -49,7 +51,11 @@ def resize_mask(mask: np.ndarray, long_side: int, *, unbiased: bool = False) -> 
   of it does.
   """
   if not unbiased or max(mask.shape[:2]) == long_side:
-    return _resize(mask.astype(np.uint8), long_side, cv2.INTER_NEAREST)
+    if mask.ndim == 2:
+      return _resize(mask.astype(np.uint8), long_side, cv2.INTER_NEAREST)
+    parts = np.split(mask.astype(np.uint8), range(_MOST_PLANES, mask.shape[2], _MOST_PLANES), -1)
+    parts = [_resize(part, long_side, cv2.INTER_NEAREST) for part in parts]
+    return np.concatenate([part.reshape(*part.shape[:2], -1) for part in parts], -1)
   method = cv2.INTER_AREA if long_side < max(mask.shape[:2]) else cv2.INTER_LINEAR
   planes = mask.astype(np.float32).reshape(*mask.shape[:2], -1)  # OpenCV resizes at most four by area at once
   covered = np.stack([_resize(planes[..., i], long_side, method) for i in range(planes.shape[2])], -1)

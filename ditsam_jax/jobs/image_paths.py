@@ -1,14 +1,11 @@
 """Expands files, folders and globs from the command line into a list of image files, compact even for millions."""
 
-import functools
 import glob
 import os
 from collections.abc import Iterator, Sequence
 
-from PIL import Image
-
 from ditsam_jax.errors import UserError
-from ditsam_jax.storage.image_files import FORMATS
+from ditsam_jax.storage.image_files import endings
 from ditsam_jax.terminal import printable
 
 _END = '\0'  # never part of a file name
@@ -72,9 +69,4 @@ def _of_folder(folder: str, is_result) -> tuple[str, str]:
 
 
 def _is_image(path: str) -> bool:
-  return not os.path.basename(path).startswith('.') and os.path.splitext(path)[1].lower() in _endings()
-
-
-@functools.cache
-def _endings() -> frozenset[str]:
-  return frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS)
+  return not os.path.basename(path).startswith('.') and os.path.splitext(path)[1].lower() in endings()

@@ -148,6 +148,8 @@ def _explained(folder: Path) -> Iterator[None]:
   try:
     with _quiet():
       yield
+  except MemoryError:
+    raise
   except Exception as error:
     raise UserError(f'{printable(folder)} is missing or damaged ({_reason(error)}); copy the model again') from error
 

@@ -37,7 +37,10 @@ def copied(folder: BucketPath) -> Path:
     objects = {name: entry for name, entry in bucket.entries(folder).items() if names is None or name in names}
     if objects.get(_NAME, bucket.Entry(0, '', '')).version != version:
       continue
-    place = copies.copy_with_progress(folder, objects)
+    try:
+      place = copies.copy_with_progress(folder, objects)
+    except FileNotFoundError:  # the old version has just been removed
+      continue
     _copied[folder] = version, place
     return place
   raise bucket.BucketError(5, 'is being replaced over and over; try again', str(folder))

@@ -42,7 +42,7 @@ def check(folder: Path, recorded: dict[str, Any]) -> None:
   """Raises UserError if a recorded file is missing, has changed, or is not a regular file."""
   for name, entry in sorted(recorded.items()):
     path = folder / name
-    if folder not in path.parents or '..' in path.parts:
+    if folder not in path.parents or '..' in Path(name).parts:
       raise UserError(f'{printable(name)} is recorded in {printable(folder)} and lies outside; copy the model again')
     try:
       found = difference(path, entry)

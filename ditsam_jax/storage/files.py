@@ -1,5 +1,6 @@
 """Atomic writes; reads bytes and JSON from regular files only. Paths are on a disk or in a bucket."""
 
+import codecs
 import collections
 import contextlib
 import errno
@@ -145,7 +146,8 @@ def read_json(
       keys, invalid Unicode, NaN, or numbers out of range.
   """
   try:
-    return parse_json(read_bytes(path, most_bytes=most_bytes), hook=hook, finite=finite)
+    data = read_bytes(path, most_bytes=most_bytes).removeprefix(codecs.BOM_UTF8)  # as Windows' programs write
+    return parse_json(data, hook=hook, finite=finite)
   except ValueError as error:
     raise UserError(f'{printable(os.fspath(path))} {error}; get a complete copy') from error
 

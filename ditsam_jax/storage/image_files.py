@@ -5,6 +5,7 @@ most 3 times the size of the result for most files, and 4 to 4.5 times for progr
 decoders for WebP, AVIF and JPEG 2000 keep copies: 8 to 9 times. The size of metadata is limited too.
 """
 
+import functools
 import io
 import os
 import threading
@@ -34,6 +35,12 @@ _TILE = 2**18  # pixels per tile
 
 # `warnings.catch_warnings` changes process-wide state, so only one thread at a time may use it.
 _header_lock = threading.Lock()
+
+
+@functools.cache
+def endings() -> frozenset[str]:
+  """Returns the endings of image files' names, in lower case: '.jpg', ..."""
+  return frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS)
 
 
 def read_image(source: str | os.PathLike | Image.Image | Any) -> np.ndarray:
@@ -165,7 +172,7 @@ def _read(raw: io.RawIOBase | io.BytesIO, size: int, name: str, most_pixels: int
       return _to_rgb(image, name, close=True)
   except UnidentifiedImageError as error:
     raise UserError(f'{name}: not an image, or damaged; expected {", ".join(FORMATS)}') from error
-  except UserError:
+  except (UserError, MemoryError):
     raise
   except Exception as error:  # Pillow raises almost anything for damaged headers
     raise UserError(f'{name}: cannot be read ({_reason(error)})') from error
@@ -202,7 +209,7 @@ def _to_rgb(image: Image.Image, name: str, *, close: bool = False) -> np.ndarray
     if close:
       image.close()
     return _ORIENTATIONS.get(orientation, np.ascontiguousarray)(pixels)
-  except UserError:
+  except (UserError, MemoryError):
     raise
   except Exception as error:  # Pillow raises almost anything for damaged data
     raise UserError(f'{name}: damaged or truncated ({_reason(error)}); get a complete copy') from error

@@ -74,5 +74,8 @@ def any_path(given: str | os.PathLike) -> AnyPath:
 
 
 def cache_folder() -> Path:
-  """Returns the folder of this library's caches. Raises RuntimeError if there is no home folder."""
-  return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'ditsam_jax'
+  """Returns the folder of this library's caches. Raises UserError if there is no home folder."""
+  try:
+    return Path(os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache') / 'ditsam_jax'
+  except RuntimeError as error:
+    raise UserError('this user has no home folder; set XDG_CACHE_HOME to a folder for caches') from error

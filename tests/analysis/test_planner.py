@@ -101,6 +101,14 @@ def test_a_tpu_gets_smaller_micro_batches_if_they_are_faster():
   assert choice.accumulate == 1
 
 
+@pytest.mark.parametrize('state, largest', [(13.5, 2), (14.5, 1)])
+def test_a_tpu_that_fits_a_single_size_accumulates(state, largest):
+  machine = Machine(TPU, state, extra=0.1)
+  [choice] = choose(machine, TPU, [NONE], 8, lambda settings: 0.1 * GIB)
+  assert choice.largest == largest and choice.images_per_second > 0
+  assert 0 < 8 // max(choice.accumulate, 1) <= largest
+
+
 def test_settings_that_reach_the_batch_at_once_end_the_search():
   machine = Machine(GPU, 1)
   choices = choose(machine, GPU, [NONE, BLOCK], 8, lambda settings: 0.0)
@@ -179,6 +187,17 @@ def test_processes_that_share_the_file_keep_each_others_figures(tmp_path):
   for name, store, one in zip('ab', stores, made):
     store.find({'model': name}, GPU, lambda: program('x'), lambda lowered, one=one: one)
   assert [Store(file).get({'model': name}, GPU) for name in 'ab'] == made
+
+
+def test_figures_that_another_process_has_renewed_are_kept(tmp_path, monkeypatch):
+  file = tmp_path / 'figures.json'
+  made = [Figures(number, {'l4': 0.5}, 60.0) for number in range(3)]
+  Store(file).find({'model': 'a'}, GPU, lambda: program('old'), lambda lowered: made[0])
+  before = Store(file)
+  monkeypatch.setattr(figures, '_source_hash', lambda: 'other code')
+  Store(file).find({'model': 'a'}, GPU, lambda: program('new'), lambda lowered: made[1])
+  before.find({'model': 'b'}, GPU, lambda: program('b'), lambda lowered: made[2])
+  assert [Store(file).get({'model': name}, GPU) for name in 'ab'] == made[1:]
 
 
 def test_the_command_and_the_hours():

@@ -4,11 +4,11 @@ import jax
 import pytest
 
 from ditsam_jax import compile_report
-from ditsam_jax.analysis import targets
+from ditsam_jax.analysis import targets, workloads
 from ditsam_jax.analysis.figures import Figures, Store
 from ditsam_jax.analysis.planner import Settings
 from ditsam_jax.analysis.workloads import Inference, Training
-from ditsam_jax.config import files
+from ditsam_jax.config import checks, files
 from tests.small_models import small_config
 
 TARGET = targets.parse_topology('v5e:1x1')
@@ -78,6 +78,27 @@ def test_the_command_finds_what_fits(monkeypatch, tmp_path, capsys):
     in printed
   )
   assert out.exists()
+
+
+def test_micro_batches_of_sentences_and_clicks_keep_their_shares(monkeypatch, tmp_path, capsys):
+  """A quarter of the samples has no sentence, so a micro-batch has a multiple of four."""
+
+  def measure(self, settings, images, parts):
+    checks.check(self.with_settings(settings, images, parts))
+    return Figures(int((2 + images) * 2**30), {'l4': 0.01 * images}, 60.0)
+
+  monkeypatch.setattr(Training, 'measure', measure)
+  options = ['--config.task=interactive', '--config.total_steps=900', f'--cache={tmp_path / "f"}']
+  compile_report.main(['--config=ldit', '--fit=l4:1', *options])
+  rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith('bfloat16')]
+  assert rows[0] == ['bfloat16', 'elementwise', '-', '16', '4', '100']
+
+
+@pytest.mark.parametrize('change', ['loss.dice=1.0', 'first_prompts.box_jitter=0.2'])
+def test_figures_of_other_losses_and_prompts_are_not_reused(change):
+  configs = [files.load('ldit', ['task=interactive', *more]) for more in ([], [change])]
+  plain, changed = (workloads._description(config) for config in configs)
+  assert plain != changed and 'loss' not in plain and 'first_prompts' not in plain
 
 
 def test_given_fields_stay_as_they_are(monkeypatch, tmp_path, capsys):

@@ -171,9 +171,9 @@ def test_a_restored_iterator_yields_the_same_batches(source, tokenizer, kind):
   assert_equal(first(resumed, 6), expected)
 
 
-def prompt_batches(source, prompt, *, count):
+def prompt_batches(source, prompt, *, count, augmentation=FLIPS):
   batches = pipeline.prompt_batches(
-    source, **INPUT, augmentation=FLIPS, batch_size=4, seed=1, prompt=prompt, objects_per_image=3
+    source, **INPUT, augmentation=augmentation, batch_size=4, seed=1, prompt=prompt, objects_per_image=3
   )
   return first(batches, count)
 
@@ -221,6 +221,42 @@ def test_points_lie_in_their_targets(source):
     x, y = np.moveaxis(batch['points'][:, :, 0].astype(int), -1, 0)
     rows, targets = np.indices(x.shape)
     assert batch['masks'][rows, targets, y, x].all()
+
+
+def test_clicks_beside_all_objects_lie_in_the_image(source):
+  prompt = PromptConfig(point=0, box=0, background=1, none=0)
+  for batch in prompt_batches(source, prompt, count=6, augmentation=EVERYTHING):
+    inside = (batch['image'] != 0).any(-1)
+    size = np.stack([inside.any(1).sum(1), inside.any(2).sum(1)], -1)  # width, height
+    assert (batch['points'][:, :, 0] < size[:, None]).all() and not batch['masks'].any()
+    assert batch['masks'].shape == (4, 3, 64, 64)
+
+
+@pytest.mark.parametrize('number', [1, 129, 1000])
+def test_an_image_may_have_any_number_of_objects(number):
+  masks = np.random.default_rng(0).random((number, 30, 40)) < 0.5
+
+  class Record:
+    num_objects = number
+
+    def image(self):
+      return np.zeros((30, 40, 3), np.uint8)
+
+    def mask(self, index):
+      return masks[index]
+
+  class Source:
+    num_images = 1
+
+    def image(self, index):
+      return Record()
+
+  for mirrored in (0, 1):
+    augmentation = AugmentationConfig(scale_steps=1, jitter_probability=0, flip_probability=mirrored)
+    options = dict(INPUT, augmentation=augmentation, batch_size=1, seed=0, prompt=PromptConfig(point=1, box=0, none=0))
+    batch = next(pipeline.prompt_batches(Source(), **options, objects_per_image=number))
+    expected = {resize_mask(mask, SIZE)[:, :: -1 if mirrored else 1].tobytes() for mask in masks}
+    assert {mask[:48].tobytes() for mask in batch['masks'][0]} == expected
 
 
 def evaluate(source, tokenizer, batch_size=7, **options):

@@ -81,12 +81,12 @@ def test_a_box_without_jitter_touches_the_outermost_pixels():
 def test_box_sides_move_by_at_most_a_tenth_and_stay_inside():
   rng = np.random.default_rng(0)
   boxes = np.array([draw('box', box_mask(0, 20, 39, 29), rng=rng)[0] for _ in range(500)])
-  assert boxes[:, 0, 1].min() == 0  # the top is the square's own
+  assert boxes[:, 0, 1].min() == 0  # the top is the image's own
   np.testing.assert_allclose([boxes[:, 0, 0].min(), boxes[:, 0, 0].max()], [19, 21], atol=0.05)
   np.testing.assert_allclose([boxes[:, 1, 1].min(), boxes[:, 1, 1].max()], [35, 43], atol=0.2)
 
 
-@pytest.mark.parametrize('shares', [dict(none=0.2), dict(point=-0.1, box=1.0)])
+@pytest.mark.parametrize('shares', [dict(none=0.2), dict(point=-0.1, box=1.0), dict(point=np.nan), dict(box=np.nan)])
 def test_invalid_shares_are_refused(shares):
   with pytest.raises(UserError, match='add up to 1'):
     PromptConfig(**shares)

@@ -89,6 +89,13 @@ def test_a_second_process_preparing_the_same_data_set_is_refused(downloads, tmp_
   run_prepare(downloads, tmp_path / 'data')
 
 
+def test_a_data_set_that_another_process_completes_meanwhile_is_not_reported_as_written(downloads, tmp_path):
+  arguments = 'refcoco', 'unc', downloads.folder, downloads.image_dir, tmp_path / 'data'
+  with pytest.raises(UserError, match='another process has just prepared'):
+    builder.prepare(*arguments, say=lambda text: builder.prepare(*arguments))
+  assert run_prepare(downloads, tmp_path / 'data').whole.images
+
+
 def test_a_foreign_folder_is_not_mistaken_for_the_data_set(downloads, tmp_path):
   directory = catalogue.folder(tmp_path / 'data', 'refcoco', 'unc')
   directory.mkdir(parents=True)

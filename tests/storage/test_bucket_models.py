@@ -117,6 +117,19 @@ def test_a_download_that_is_damaged_on_the_way_is_repeated(bucket, models, monke
   assert equal(saved_model.load(bucket / 'model'), models[0]) and damaged
 
 
+def test_a_model_that_is_replaced_while_it_is_copied_is_copied_anew(bucket, models, monkeypatch):
+  saved_model.save(bucket / 'model', models[0])
+  real, replaced = objects.download, []
+
+  def download(files, bar=None):
+    if not replaced:
+      replaced.append(saved_model.save(bucket / 'model', models[1]))
+    real(files, bar)
+
+  monkeypatch.setattr(copies.bucket, 'download', download)
+  assert equal(saved_model.load(bucket / 'model'), models[1]) and replaced
+
+
 @pytest.mark.slow
 def test_copies_used_longest_ago_make_room(bucket, models, monkeypatch, tmp_path):
   for name in 'abc':

@@ -208,6 +208,17 @@ def test_damaged_bytes_give_an_image_or_a_user_error(tmp_path, kind):
       pass
 
 
+@pytest.mark.parametrize('where', ['PIL.Image.open', 'PIL.Image.Image.load'])
+def test_too_little_memory_is_not_taken_for_damage(tmp_path, monkeypatch, where):
+  def fail(*arguments, **options):
+    raise MemoryError
+
+  path = saved(tmp_path, Image.new('RGB', (3, 2)))
+  monkeypatch.setattr(where, fail)
+  with pytest.raises(MemoryError):
+    read_image(path)
+
+
 def test_masks_and_images_survive_a_round_trip_through_png(tmp_path):
   mask = np.array([[True, False, True]])
   write_png(tmp_path / 'new' / 'folder' / 'mask.png', mask)

@@ -78,6 +78,15 @@ def test_caches_share_a_folder(tmp_path, monkeypatch):
   assert copies.are_here(BucketPath('gs://bucket'), {})
 
 
+def test_without_a_home_folder_a_place_for_caches_must_be_given(monkeypatch):
+  """As in containers that run under a user id of their own."""
+  for name in ('XDG_CACHE_HOME', 'HOME'):
+    monkeypatch.delenv(name, raising=False)
+  monkeypatch.setattr('os.getuid', lambda: 54321)
+  with pytest.raises(UserError, match='no home folder; set XDG_CACHE_HOME'):
+    paths.cache_folder()
+
+
 def test_nul_is_refused():
   with pytest.raises(UserError, match='NUL'):
     paths.local('a\0b')

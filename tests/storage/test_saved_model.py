@@ -19,7 +19,7 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.models import config as models
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.weights import weights_of
-from ditsam_jax.storage import saved_model
+from ditsam_jax.storage import checksums, saved_model
 from ditsam_jax.storage.description import data_config, fresh_parts, read_description, vocabulary_file, warn_if_fresh
 from ditsam_jax.storage.places import resolve
 from ditsam_jax.storage.vocabulary import read_vocabulary
@@ -199,6 +199,19 @@ def test_a_flipped_bit_in_the_weights_is_refused(copy):
   saved_model.read_weights(copy)
 
 
+def test_the_path_of_a_model_may_lead_upwards(copy, monkeypatch):
+  monkeypatch.chdir(copy / 'weights')
+  saved_model.read_weights('..')
+  monkeypatch.chdir(copy)
+  saved_model.read_weights(f'../{copy.name}')
+
+
+@pytest.mark.parametrize('name', ['weights/../../other', '/weights/other'])
+def test_checksums_of_files_outside_the_model_are_refused(copy, name):
+  with pytest.raises(UserError, match='lies outside'):
+    checksums.check(copy, {name: [0, '']})
+
+
 def test_models_without_checksums_load(copy):
   description = json.loads((copy / 'model.json').read_text())
   for name in ('files', 'fresh', 'assumed', 'vocabulary'):
@@ -291,6 +304,15 @@ def test_the_weights_of_another_model_are_refused(copy, field, value, expected):
 def test_missing_weights(copy):
   shutil.rmtree(copy / 'weights')
   assert 'weights' in refusal(copy)
+
+
+def test_too_little_memory_is_not_taken_for_damage(copy, monkeypatch):
+  def fail(*arguments, **options):
+    raise MemoryError
+
+  monkeypatch.setattr('orbax.checkpoint.PyTreeCheckpointer.restore', fail)
+  with pytest.raises(MemoryError):
+    saved_model.read_weights(copy)
 
 
 def test_truncated_weights(copy):

@@ -81,7 +81,7 @@ def prepare(
   if format == 'folder' and not all(os.path.samefile(folder, home) for folder in (images_dir, masks_dir)):
     raise UserError('--images and --masks do not apply to a folder per split, which holds both; leave them out')
   target = Target(name, '', f'data set {name!r}', data_dir, None)
-  made_of = _made_of(annotations, format, seed, skip_bad)
+  made_of = _made_of(annotations, format, seed, skip_bad, any_path(data_dir) / name)
   if not check_only and (target.directory / 'dataset_info.json').exists():
     return _prepared_before(target, made_of)
   tokenizer = Tokenizer(vocabulary_file(model), read_config(model).max_text_tokens)
@@ -143,11 +143,14 @@ def _finish(
     say(f'warning: {printable(error)}')
 
 
-def _made_of(annotations: Path, format: str, seed: int, skip_bad: bool) -> str:
-  """Returns a hash of the annotations and options; for folders, of file names, sizes and modification times."""
+def _made_of(annotations: Path, format: str, seed: int, skip_bad: bool, result: AnyPath) -> str:
+  """Returns a hash of the annotations and options; for folders, of file names, sizes and times, except those in `result`."""
   digest = hashlib.blake2b(f'{format} {seed} {skip_bad}'.encode(), digest_size=16)
   if annotations.is_dir():
+    made = os.path.abspath(result)
     for file in sorted(path for path in annotations.rglob('*') if path.is_file()):
+      if os.path.abspath(file).startswith(f'{made}{os.sep}'):
+        continue
       status = file.stat()
       identity = f'{file.relative_to(annotations)} {status.st_size} {status.st_mtime_ns}'
       digest.update(identity.encode('utf-8', 'surrogateescape'))

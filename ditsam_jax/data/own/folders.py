@@ -8,9 +8,9 @@ from ditsam_jax.data.own.entries import Context, Entry, Rejected
 from ditsam_jax.data.preparation import problems
 from ditsam_jax.errors import UserError
 from ditsam_jax.storage.files import read_bytes
+from ditsam_jax.storage.image_files import endings
 from ditsam_jax.terminal import printable
 
-_IMAGES = ('.jpg', '.jpeg', '.png', '.webp', '.gif', '.bmp', '.tif', '.tiff', '.ppm', '.jp2', '.avif')
 _PARTS = ('images', 'masks', 'texts')  # optional subfolders of a split
 _MOST_TEXT = 2**24  # bytes of a text file
 
@@ -42,7 +42,7 @@ def _entries(folder: Path, split: str | None, context: Context) -> Iterator[Entr
   images, masks, texts = (folder / part if (folder / part).is_dir() else folder for part in _PARTS)
   if texts == folder:
     texts = images
-  files = sorted(path.name for path in images.iterdir() if path.suffix.lower() in _IMAGES)
+  files = sorted(path.name for path in images.iterdir() if path.suffix.lower() in endings())
   stems = {os.path.splitext(file)[0] for file in files if not file.lower().endswith('.png')}
   for file in files:
     stem, ending = os.path.splitext(file)

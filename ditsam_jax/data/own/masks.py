@@ -74,7 +74,7 @@ def decoded(data: bytes, height: int, width: int) -> np.ndarray:
         raise MaskError(problems.MASK_FILE, 'too many pixels')
       picture.load()
       levels, indexed = _levels(picture), picture.mode == 'P'
-  except MaskError:
+  except (MaskError, MemoryError):
     raise
   except Exception as error:  # Pillow's decoders raise almost anything on damaged data
     reason = 'not a PNG' if not data.startswith(b'\x89PNG') else str(error).split('\n')[0]
@@ -95,8 +95,10 @@ def _levels(picture: Image.Image) -> np.ndarray:
   """Returns grey levels, palette indices or opacity, uint8 or uint16 [h, w]. Raises MaskError for colours."""
   if picture.mode == '1':
     return np.asarray(picture, np.uint8)
-  if picture.mode in ('L', 'P'):
+  if picture.mode == 'L':
     return np.asarray(picture)
+  if picture.mode == 'P':
+    return _indices(picture)
   if picture.mode.startswith('I'):
     return np.asarray(picture).astype(np.uint16)
   channels = np.asarray(picture.convert('RGBA'))
@@ -110,3 +112,11 @@ def _levels(picture: Image.Image) -> np.ndarray:
   if len(visible) > 1:
     raise MaskError(problems.MALFORMED_MASK, 'both grey levels and transparency; expected black and white')
   return alpha  # one colour on a transparent background
+
+
+def _indices(picture: Image.Image) -> np.ndarray:
+  """Returns palette indices, uint8 [h, w]; 0 and 1 if one of two colours is black, because programs order palettes freely."""
+  indices, palette = np.asarray(picture), np.reshape(picture.getpalette() or [], (-1, 3))
+  used = np.unique(indices)
+  black = [index for index in used if index < len(palette) and not palette[index].any()]
+  return (indices != black[0]).astype(np.uint8) if len(used) == 2 and len(black) == 1 else indices

@@ -55,6 +55,8 @@ def packed_bytes(packed: Packed) -> bytes:
     group, first = _row_group(packed.file, packed.row)
     value = _images(packed.file, packed.column, group)[packed.row - first].as_py()
     return value['bytes']
+  except MemoryError:  # pyarrow's is one too
+    raise
   except Exception as error:  # pyarrow raises many kinds on damaged data
     raise ImageError(problems.UNREADABLE, f'row {packed.row:,} ({printable(error, 100)})') from error
 
@@ -126,7 +128,7 @@ def _rows(file: Path, context: Context) -> Iterator[Entry]:
           yield _entry(row, place, file, number - 1, chosen, image)
         except Rejected as error:
           context.reject(place, error)
-  except (UserError, GeneratorExit):
+  except (UserError, MemoryError):
     raise
   except Exception as error:  # pyarrow raises many kinds on damaged data
     raise UserError(f'{printable(file)} is damaged at row {number:,} ({printable(error, 100)})') from error

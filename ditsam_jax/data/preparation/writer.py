@@ -197,7 +197,7 @@ def write(
   """
   tally = Tally()
   if not any(images.values()):
-    raise _refusal(found, say, f'{target.title}: no image has a usable object')
+    raise _refusal(found, say, f'{target.title}: no image has a usable object', may_skip=False)
   encoded = _encoded(images, _workers(images, processes), found, tally, skip_bad, observe)
   try:
     with contextlib.closing(encoded):
@@ -207,7 +207,7 @@ def write(
       else:
         _write(target, images, encoded, tally, found, metadata)
   except _Refused as refused:
-    raise _refusal(found, say, f'{target.title}: {refused}') from None
+    raise _refusal(found, say, f'{target.title}: {refused}', may_skip=not skip_bad) from None
   for line in found.report():
     say(f'skipped: {line}')
   return tally
@@ -302,13 +302,11 @@ def _encoded(
     raise _Refused(f'no usable image in {", ".join(empty)}')
 
 
-def _refusal(found: Problems, say: Callable[[str], None], reason: str) -> UserError:
+def _refusal(found: Problems, say: Callable[[str], None], reason: str, *, may_skip: bool) -> UserError:
   for line in found.report():
     say(line)
-  return UserError(
-    f'{reason} ({len(found):,} problem{"s" * (len(found) != 1)}); nothing was written. Fix them, or skip the affected '
-    f'data with --skip-bad'
-  )
+  advice = 'Fix them' + ', or skip the affected data with --skip-bad' * may_skip if found else 'Check --annotations'
+  return UserError(f'{reason} ({len(found):,} problem{"s" * (len(found) != 1)}); nothing was written. {advice}')
 
 
 def prepared_before(directory: AnyPath) -> Prepared:
@@ -333,13 +331,19 @@ def prepared_before(directory: AnyPath) -> Prepared:
 
 @contextlib.contextmanager
 def only_one(directory: Path) -> Iterator[None]:
-  """Excludes other processes preparing the same data set, and removes the leftovers of killed ones."""
+  """Excludes other processes preparing the same data set, and removes the leftovers of killed ones.
+
+  Raises:
+    UserError: another process is preparing the data set, or has just done so.
+  """
   descriptor = os.open(directory.parent, os.O_RDONLY)
   try:
     try:
       fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released by the system when the process ends
     except BlockingIOError as error:
       raise UserError(f'another process is preparing {directory}; wait for it to finish') from error
+    if (directory / shards.LAST).is_file():
+      raise UserError(f'another process has just prepared {printable(directory)}; run the command again to see it')
     for leftover in directory.parent.glob(f'incomplete.*_{directory.name}'):
       shutil.rmtree(leftover)
     yield

@@ -45,7 +45,7 @@ class CocoJpeg:
           raise ImageError(problems.OTHER_SIZE, what)
         picture.draft('L', (width // 8, height // 8))
         picture.load()
-    except ImageError:
+    except (ImageError, MemoryError):
       raise
     except Exception as error:  # Pillow's decoders raise almost anything on damaged data
       reason = 'no JPEG' if not data.startswith(b'\xff\xd8') else str(error).split('\n')[0]

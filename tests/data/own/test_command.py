@@ -171,6 +171,19 @@ def test_problems_leave_no_data_set_and_skip_bad_writes_the_rest(own):
   assert len(datasets.open_split('mine', own.root / 'data', 'train')) == 2
 
 
+def test_skip_bad_is_not_advised_where_it_does_not_help(own):
+  bad = {'image': 'nowhere.png', 'text': 'a', 'mask': None, 'split': 'val'}
+  some = [{'image': '0.png', 'text': 'a', 'mask': None, 'split': 'train'}, bad]
+  for lines, skip_bad, expected in (
+    (some, True, r'no usable image in val \(1 problem\); nothing was written. Fix them$'),
+    ([bad | {'text': ''}], False, r'no image has a usable object \(1 problem\); nothing was written. Fix them$'),
+    ([], False, r'no image has a usable object \(0 problems\); nothing was written. Check --annotations$'),
+  ):
+    with pytest.raises(UserError, match=expected):
+      file = own.write_lines(lines)
+      builder.prepare('mine', file, own.photos, own.root / 'data', format='jsonl', processes=0, skip_bad=skip_bad)
+
+
 def test_check_writes_no_data_set(own, capsys):
   assert prepare.main(own.arguments(own.write_lines(rows(own)), '--check')) == 0
   out = capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -163,7 +164,7 @@ def coco(own, **changes):
 def test_coco(own):
   for indent in (None, 2):
     file = own.root / 'instances.json'
-    file.write_text(json.dumps(coco(own), indent=indent))
+    file.write_text(json.dumps(coco(own), indent=indent), encoding='utf-8-sig' if indent else 'utf-8')
     assert formats.format_of(file) == 'coco'
   assert prepare.main(own.arguments(file)) == 0
   texts = [TEXTS[index][:1] if index in (3, 4) else TEXTS[index] for index in range(6)]
@@ -262,6 +263,21 @@ def test_a_folder_per_split(own):
   check(own, exact=False)
 
 
+def test_the_data_set_may_be_written_into_the_folder_of_the_annotations(own, monkeypatch):
+  for index, split in enumerate(('train', 'val')):
+    (own.root / split).mkdir()
+    shutil.copy(own.photos / f'{index}.png', own.root / split / '0.png')
+    shutil.copy(own.root / 'masks' / f'{index}.png', own.root / split / '0.mask.png')
+    (own.root / split / '0.txt').write_text('a box')
+  monkeypatch.chdir(own.root)
+  shutil.rmtree('photos')
+  first, again = (builder.prepare('mine', '.', None, 'data', processes=0) for _ in range(2))
+  assert first.seconds and again.seconds is None and again.splits == first.splits
+  (own.root / 'val' / '0.txt').write_text('the box')
+  with pytest.raises(UserError, match='prepared from other annotations'):
+    builder.prepare('mine', '.', None, 'data', processes=0)
+
+
 def test_subfolders_for_images_masks_and_texts(own):
   root = own.root / 'folders'
   for index in range(6):
@@ -283,6 +299,17 @@ def test_subfolders_for_images_masks_and_texts(own):
   with pytest.raises(UserError, match='2 problems'):
     builder.prepare('other', root, None, own.root / 'data', processes=0, say=said.append)
   assert any(line.startswith(f'1 {problems.MASK_FILE}: train/images/2.png: train/masks/2.png') for line in said)
+
+
+def test_images_in_folders_may_have_all_endings_that_prediction_reads(own):
+  folder = own.root / 'folders' / 'train'
+  for part in ('images', 'masks', 'texts'):
+    (folder / part).mkdir(parents=True)
+  for ending in ('jfif', 'PGM', 'jpg'):
+    (folder / 'images' / f'{ending}.{ending}').write_bytes(jpeg(own.pixels['0.png']))
+    (folder / 'texts' / f'{ending}.txt').write_text('box')
+  found, entries = read(folder.parent, 'folder', own)
+  assert not found and len(entries) == 3
 
 
 def test_a_file_per_split(own):

@@ -48,9 +48,10 @@ def on_transparency(mask):
     png(MASK.astype(np.uint8) * 255, 'RGB'),
     png(MASK.astype(np.uint8) * 255, 'LA'),
     png(with_palette(MASK)),
+    png(Image.fromarray(MASK.astype(np.uint8) * 255).convert('RGB').quantize(2)),  # white first
     png(on_transparency(MASK)),
   ],
-  ids=['255', '1', '7', '16 bit', '1 bit', 'RGB', 'LA', 'palette', 'transparent'],
+  ids=['255', '1', '7', '16 bit', '1 bit', 'RGB', 'LA', 'palette', 'quantised', 'transparent'],
 )
 def test_every_kind_of_png_is_decoded(data):
   np.testing.assert_array_equal(decoded(data, *MASK.shape), MASK)
@@ -87,6 +88,16 @@ def test_numbered_objects_in_a_palette_are_refused():
   labels = Image.fromarray((np.arange(1200).reshape(30, 40) % 3).astype(np.uint8) * 100).convert('P')
   with pytest.raises(MaskError, match='a file per object'):
     decoded(png(labels), *MASK.shape)
+
+
+def test_too_little_memory_is_not_taken_for_damage(monkeypatch):
+  def fail(*arguments, **options):
+    raise MemoryError
+
+  data = png(MASK)
+  monkeypatch.setattr('PIL.Image.open', fail)
+  with pytest.raises(MemoryError):
+    decoded(data, *MASK.shape)
 
 
 @pytest.mark.parametrize('odd', ['missing', 'folder', 'device', 'text'])
