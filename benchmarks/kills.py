@@ -91,11 +91,11 @@ def run(output: Path, kills: int, steps: int, seed: int = 0) -> dict[str, Any]:
 
 
 def start(output: Path, workdir: Path, steps: int, *more: str) -> subprocess.Popen:
-  """Starts the training as a process; compiled programs are cached in `output`, so only the first process compiles."""
+  """Starts the training as a process; compiled programs are cached, in `output` if nowhere else, so only the first process compiles."""
   environment = {
     **os.environ,
     'PYTHONPATH': str(ROOT),
-    'JAX_COMPILATION_CACHE_DIR': str(output / 'compiled'),
+    'JAX_COMPILATION_CACHE_DIR': os.environ.get('JAX_COMPILATION_CACHE_DIR', str(output / 'compiled')),
     'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
   }
   fields = {**FIELDS, 'data.data_dir': output / 'data', 'total_steps': steps}

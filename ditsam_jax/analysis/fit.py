@@ -16,7 +16,7 @@ from ditsam_jax.models.execution import AUTO, automatic
 from ditsam_jax.terminal import aligned, say
 
 # Parts that may stay as they are, in place of training everything, if nothing else fits.
-_FROZEN = ('text_encoder', 'image_encoder,text_encoder')
+_FROZEN = (('text_encoder',), ('image_encoder', 'text_encoder'))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,10 @@ def training(config: ConfigDict, overrides: list[str], target: Target, store: St
 
   choices = choose([Settings(dtype, remat, run.freeze) for remat in remats])
   if planner.fastest(choices) is None and 'freeze' not in given:
-    for frozen in _FROZEN:
+    for parts in _FROZEN:
+      frozen = ','.join(part for part in parts if part != 'text_encoder' or run.model.text_encoder is not None)
+      if not frozen:
+        continue
       choices += choose([Settings(dtype, remats[-1], frozen)])
       if planner.fastest(choices):
         break

@@ -107,3 +107,17 @@ def test_given_fields_stay_as_they_are(monkeypatch, tmp_path, capsys):
   compile_report.main(['--config=ldit', '--fit=l4:1', f'--cache={tmp_path / "f"}', *options])
   printed = capsys.readouterr().out
   assert 'Nothing fits' in printed and printed.count('does not fit') == 1 and 'float32  block  mask_decoder' in printed
+
+
+def test_only_parts_that_the_model_has_are_frozen(monkeypatch, tmp_path, capsys):
+  monkeypatch.setattr(Training, 'measure', lambda self, settings, images, parts: Figures(2**30 * 30, {'l4': 1.0}, 60.0))
+  for config, expected in (
+    ('sam_pretrain:shapes', ['-', 'image_encoder']),
+    ('ldit', ['-', 'text_encoder', 'image_encoder,text_encoder']),
+  ):
+    assert (
+      compile_report.main([f'--config={config}', '--fit=l4:1', '--config.remat=block', f'--cache={tmp_path / "f"}'])
+      == 0
+    )
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith('bfloat16')]
+    assert [row[2] for row in rows] == expected
