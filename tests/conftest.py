@@ -15,15 +15,20 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in a shell's background
   signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Modules with tests that take a minute or so; then come the others that start processes.
+LONGEST = ('test_train_hosts.py', 'test_kills.py', 'test_bucket_runs.py', 'test_train.py', 'test_fuzz.py')
+
+
 def pytest_configure(config):
   """Compiled programs go into pytest's own cache, which `pytest --cache-clear` empties."""
   os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(config.cache.mkdir('compiled')))
 
 
 def pytest_collection_modifyitems(items):
-  """Starts with the modules that start processes: their tests take longest, and should not be left for the end."""
+  """Starts with the modules whose tests take longest, which should not be left for the end."""
   first = {item.path for item in items if item.get_closest_marker('multiprocess')}
-  items.sort(key=lambda item: item.path not in first)
+  order = {name: place for place, name in enumerate(LONGEST)}
+  items.sort(key=lambda item: (order.get(item.path.name, len(LONGEST)), item.path not in first))
 
 
 @pytest.fixture(autouse=True)

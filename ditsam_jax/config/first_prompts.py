@@ -4,7 +4,7 @@ import dataclasses
 import fractions
 
 from ditsam_jax.errors import UserError
-from ditsam_jax.fields import SHARE, declared
+from ditsam_jax.fields import SHARE, Real, declared
 
 _KINDS = ('text', 'text_click', 'text_box', 'click', 'box')
 _LARGEST_GROUP = 16  # samples
@@ -19,12 +19,12 @@ class FirstPromptConfig:
   text_box: float = declared(0.125, SHARE, 'Share of sentences with a box')
   click: float = declared(0.125, SHARE, 'Share of clicks without a sentence')
   box: float = declared(0.125, SHARE, 'Share of boxes without a sentence')
-  box_jitter: float = declared(0.1, SHARE, "Each side of a box moves by up to this share of the box's length")
+  box_jitter: float = declared(0.1, Real(0, 0.5), "Each side of a box moves by up to this share of the box's length")
 
   def __post_init__(self):
     shares = {kind: getattr(self, kind) for kind in _KINDS}
     listing = ', '.join(f'{kind} {share:g}' for kind, share in shares.items())
-    if min(shares.values()) < 0 or abs(sum(shares.values()) - 1) > 1e-6:
+    if min(shares.values()) < 0 or not abs(sum(shares.values()) - 1) <= 1e-6:  # NaN too
       raise UserError(f'first_prompts: the shares are {listing}; expected shares of at least 0 that add up to 1')
     without, group = self.without_text
     if abs(without / group - self.click - self.box) > 1e-6:

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from ditsam_jax.errors import UserError
-from ditsam_jax.fields import SHARE, declared
+from ditsam_jax.fields import SHARE, Real, declared
 from ditsam_jax.models.prompt_encoder import ABSENT, BOTTOM_RIGHT, PADDING, POSITIVE, TOP_LEFT
 
 KINDS = ('point', 'box', 'background', 'none')
@@ -22,7 +22,7 @@ class PromptConfig:
     0.0, SHARE, 'Share of clicks beside all objects, with an empty target; needs images with all objects annotated'
   )
   none: float = declared(0.1, SHARE, 'Share of no prompt at all; the target is all objects together')
-  box_jitter: float = declared(0.1, SHARE, "Each side of a box moves by up to this share of the box's length")
+  box_jitter: float = declared(0.1, Real(0, 0.5), "Each side of a box moves by up to this share of the box's length")
 
   def __post_init__(self):
     shares = {kind: getattr(self, kind) for kind in KINDS}

@@ -20,12 +20,16 @@ def worst(cases: Iterable[dict[str, float]]) -> dict[str, float]:
   return found
 
 
-def checked(largest: dict[str, float], ours: str, theirs: str = 'JAX') -> str:
-  """Describes the largest differences of `ours` from `theirs`, by output. Raises UserError if one is beyond TOLERANCE."""
-  if not all(value <= TOLERANCE for value in largest.values()):  # also catches NaN
+def checked(largest: dict[str, float], ours: str, theirs: str = 'JAX', tolerance: float = TOLERANCE) -> str:
+  """Describes the largest differences of `ours` from `theirs`, by output.
+
+  Raises:
+    UserError: one is beyond `tolerance`, or NaN.
+  """
+  if not all(value <= tolerance for value in largest.values()):  # also catches NaN
     name = max(largest, key=lambda name: math.inf if math.isnan(largest[name]) else largest[name])
     raise UserError(
-      f'{name} of {ours} differs from {theirs} by {largest[name]:.1e} of its largest value, more than {TOLERANCE:.0e}; '
+      f'{name} of {ours} differs from {theirs} by {largest[name]:.1e} of its largest value, more than {tolerance:.0e}; '
       f'nothing was written; please report this with your model.json'
     )
   return f'largest differences of {ours} from {theirs}, relative to the largest value:\n{table(largest)}'

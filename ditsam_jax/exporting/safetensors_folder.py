@@ -10,6 +10,7 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.exporting.folders import check_target, written_folder
 from ditsam_jax.exporting.request import Request
 from ditsam_jax.models.config import DitSamConfig
+from ditsam_jax.models.weights import is_position
 from ditsam_jax.ops.resize import resize_grid, resize_rows
 from ditsam_jax.storage import arrays, saved_model
 from ditsam_jax.storage.description import read_config, read_description, vocabulary_file
@@ -74,10 +75,10 @@ def _at_own_size(config: DitSamConfig, weights: dict[str, np.ndarray]) -> dict[s
 
 
 def _typed(weights: dict[str, np.ndarray], request: Request) -> dict[str, np.ndarray]:
-  """Casts weights to the type of the request. Raises UserError if values overflow it."""
+  """Casts weights, except positional encodings, to the type of the request. Raises UserError if values overflow it."""
   dtype = jnp.dtype(request.dtype)
   with np.errstate(over='ignore'):
-    typed = {name: array.astype(dtype) for name, array in weights.items()}
+    typed = {name: array.astype(np.float32 if is_position(name) else dtype) for name, array in weights.items()}
   if problems := arrays.unusable(typed.items()):
     raise UserError(
       f"'{printable(request.checkpoint)}': weights stored as {dtype}: {listed(problems)}; choose another --dtype"

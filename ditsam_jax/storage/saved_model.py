@@ -25,7 +25,7 @@ from flax import nnx
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
-from ditsam_jax.models.weights import cast, dotted, dtype_named, is_weight, weights_of
+from ditsam_jax.models.weights import cast, cast_array, dotted, dtype_named, is_weight, weights_of
 from ditsam_jax.storage import arrays, bucket_models, checksums, safetensors_file
 from ditsam_jax.storage.bucket import AnyPath, BucketPath
 from ditsam_jax.storage.description import (
@@ -165,13 +165,14 @@ def save(
     notes: anything worth keeping (scores, steps), as plain containers.
     fresh: parts that were never trained, see `parts_of`.
     assumed: config fields that came from a known model instead of from the user or the source.
-    dtype: type of the stored weights; f16 halves the size.
+    dtype: type of the stored weights; f16 halves the size. Positional encodings stay as they are, see `weights.cast`.
 
   Raises:
     UserError: the folder cannot be written, or weights are NaN or infinite in the stored type.
   """
-  weights = {name: variable[...].astype(dtype) for name, variable in weights_of(model).items()}
-  _refuse(arrays.unusable(weights.items()), directory, f'weights stored as {jnp.dtype(dtype)}', 'choose another dtype')
+  dtype = jnp.dtype(dtype)
+  weights = {name: cast_array(name, variable[...], dtype) for name, variable in weights_of(model).items()}
+  _refuse(arrays.unusable(weights.items()), directory, f'weights stored as {dtype}', 'choose another dtype')
   pieces = None
   if vocabulary is not None:
     pieces = list(read_vocabulary(vocabulary))

@@ -75,7 +75,10 @@ const words = new Words({
 
 // Pictures
 
+let opening = 0; // counts pictures, so that the last one chosen stays, whichever is decoded last
+
 async function open(file, name, sentence = '') {
+  const number = (opening += 1);
   let decoded;
   try {
     decoded = await decode(file);
@@ -83,6 +86,7 @@ async function open(file, name, sentence = '') {
     say(`${name}: this browser cannot show it as a picture; save it as PNG or JPEG`, true);
     return;
   }
+  if (number !== opening) return;
   asked += 1;
   $('busy').hidden = true;
   picture = { ...decoded, file, name, bitmap: shown(decoded.bitmap) };

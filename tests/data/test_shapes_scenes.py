@@ -143,6 +143,7 @@ def test_scenes_scale_with_the_image_size():
     {'seed': -1},
     {'val': 0},
     {'expressions_per_object': 0},
+    {'phrases_per_scene': 93},  # beside 8 shapes
   ],
 )
 def test_impossible_settings_are_named(change):

@@ -1,6 +1,7 @@
 """Wrong options and folders are one clear line, before any work."""
 
 import importlib.util
+import sys
 
 import pytest
 
@@ -44,6 +45,13 @@ def test_a_folder_of_something_else_is_kept(name, tmp_path):
 def test_differences_beyond_the_tolerance_are_refused(value):
   with pytest.raises(UserError, match='masks of ONNX Runtime differs from JAX by .*; nothing was written'):
     checked(worst([{'masks': value, 'iou_predictions': 0.0}, {'iou_predictions': 1e-6, 'masks': 2e-6}]), 'ONNX Runtime')
+
+
+def test_quantised_programs_may_differ_but_not_give_nan():
+  any_number = dict(ours='ONNX Runtime as int8', tolerance=sys.float_info.max)
+  assert '5.0e-01' in checked({'masks': 0.5}, **any_number)
+  with pytest.raises(UserError, match='masks of ONNX Runtime as int8 differs'):
+    checked({'masks': float('nan')}, **any_number)
 
 
 def test_the_largest_difference_of_each_output():

@@ -97,11 +97,13 @@ def test_an_average_keeps_what_is_untrained_and_needs_one_vocabulary(model, tmp_
 @pytest.mark.slow
 def test_half_precision_rounds_and_loads_as_f32(model, tmp_path):
   small = saved_model.save(tmp_path / 'half', model, dtype=jnp.float16)
-  assert {str(array.dtype) for array in saved_model.read_weights(small).values()} == {'float16'}
+  exact = {name for name, array in saved_model.read_weights(small).items() if array.dtype == np.float32}
+  assert exact == {'prompt_encoder.pe_layer.gaussian_matrix'}  # the rest is f16
   loaded = weights_of(saved_model.load(small))
   for name, variable in weights_of(model).items():
     assert loaded[name].dtype == jnp.float32
-    np.testing.assert_array_equal(loaded[name][...], np.asarray(variable[...], np.float16), err_msg=name)
+    stored = np.asarray(variable[...], np.float32 if name in exact else np.float16)
+    np.testing.assert_array_equal(loaded[name][...], stored, err_msg=name)
 
 
 def test_a_workdir_resolves_to_its_model(saved, tmp_path):
@@ -343,7 +345,7 @@ def test_a_plain_sam_initialises_all_but_the_text_parts(tmp_path):
   saved_model.save(tmp_path / 'sam', sam, dtype=np.float16)
   expected = expected_weights(small_config())
   start = saved_model.read_start(tmp_path / 'sam', expected)
-  given = {name: np.asarray(variable[...], np.float16) for name, variable in weights_of(sam).items()}
+  given = saved_model.read_weights(tmp_path / 'sam')
   assert {name.split('.')[0] for name in set(expected) - set(start) if 'instruction' not in name} == {
     'text_encoder',
     'text_proj',

@@ -92,6 +92,7 @@ def test_a_click_on_a_prompt_without_points_brings_sams_padding():
   'shares, message',
   [
     (dict(text=0.9), 'the shares are text 0.9, text_click 0.125'),
+    (dict(text=float('nan')), 'the shares are text nan'),
     (dict(text=0.63, click=0.0, box=0.12), 'click and box are 0.12 of all samples; expected a fraction such as 1/4'),
   ],
 )

@@ -23,7 +23,7 @@ from ditsam_jax.data.records import damaged, quiet_tfds, record_features, writin
 from ditsam_jax.data.shapes.expressions import describe
 from ditsam_jax.data.shapes.phrases import MOST_TARGETS, Phrase, absent_phrases, phrases, tokens
 from ditsam_jax.data.shapes.rephrasing import LONGEST, rephrase
-from ditsam_jax.data.shapes.scenes import SPLITS, Scene, ScenesConfig, make_scene, scene_rng
+from ditsam_jax.data.shapes.scenes import MOST_OBJECTS, SPLITS, Scene, ScenesConfig, make_scene, scene_rng
 from ditsam_jax.data.workers import check_processes, map_ordered
 from ditsam_jax.errors import UserError
 from ditsam_jax.storage.bucket import AnyPath, BucketPath
@@ -31,7 +31,6 @@ from ditsam_jax.storage.paths import any_path
 from ditsam_jax.terminal import printable, progress
 
 _SPLIT_STRIDE = 1_000_000  # keeps the image ids of different splits apart
-_OBJECT_STRIDE = 100
 _SCENE_TRIES = 100
 # JPEG takes a third of PNG's size and decoding time here. Without chroma subsampling, edges stay sharp.
 _IMAGE_OPTIONS = (cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444)
@@ -123,7 +122,7 @@ def make_record(config: ScenesConfig, split: str, index: int) -> dict[str, Any]:
   image_id = SPLITS.index(split) * _SPLIT_STRIDE + index
   objects = [
     {
-      'object_id': image_id * _OBJECT_STRIDE + i,
+      'object_id': image_id * MOST_OBJECTS + i,
       'category': category,
       'mask': _encoded('.png', mask.view(np.uint8) * 255, _MASK_OPTIONS),
       'expressions': [text for text, _ in described],

@@ -34,6 +34,8 @@ _SCENE_TRIES = 200
 _RADII = Several(Real(0, 0.3, above=True, below=True), 2, 2)
 _SCENES = Whole(1, 999_999)  # keeps the ids of different splits apart
 
+MOST_OBJECTS = 100  # of a scene, phrases included
+
 _Coverage = tuple[tuple[slice, slice], np.ndarray]  # see _rasterise
 
 
@@ -97,6 +99,12 @@ class ScenesConfig:
       'large_radius',
       self.large_radius[0] >= 1.2 * self.small_radius[1],
       'a lower end at least 1.2 times the upper end of small_radius',
+    )
+    phrases = MOST_OBJECTS - self.max_shapes - self.absent_per_scene
+    check(
+      'phrases_per_scene',
+      self.phrases_per_scene <= phrases,
+      f'at most {phrases}: a scene has at most {MOST_OBJECTS} shapes and phrases',
     )
 
 
