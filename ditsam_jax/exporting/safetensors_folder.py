@@ -53,7 +53,7 @@ def _hugging_face(request: Request, config: DitSamConfig, weights: dict[str, np.
   from ditsam_jax.convert import hugging_face
   from ditsam_jax.convert.sources import release_tensors
 
-  tensors = release_tensors(_typed(_at_own_size(config, weights), request))
+  tensors = release_tensors(_typed(_at_own_size(config, weights), request, all_of_them=True))
   with written_folder(request.output, saved_model.SAFETENSORS) as folder:
     hugging_face.write_sam(folder, config, tensors)
     size = saved_model.size(folder)
@@ -74,11 +74,18 @@ def _at_own_size(config: DitSamConfig, weights: dict[str, np.ndarray]) -> dict[s
   return resized
 
 
-def _typed(weights: dict[str, np.ndarray], request: Request) -> dict[str, np.ndarray]:
-  """Casts weights, except positional encodings, to the type of the request. Raises UserError if values overflow it."""
+def _typed(weights: dict[str, np.ndarray], request: Request, *, all_of_them: bool = False) -> dict[str, np.ndarray]:
+  """Casts weights to the type of the request; positional encodings stay f32, except in SamModel's layout, which has one type.
+
+  Raises:
+    UserError: values overflow it.
+  """
   dtype = jnp.dtype(request.dtype)
   with np.errstate(over='ignore'):
-    typed = {name: array.astype(np.float32 if is_position(name) else dtype) for name, array in weights.items()}
+    typed = {
+      name: array.astype(np.float32 if is_position(name) and not all_of_them else dtype)
+      for name, array in weights.items()
+    }
   if problems := arrays.unusable(typed.items()):
     raise UserError(
       f"'{printable(request.checkpoint)}': weights stored as {dtype}: {listed(problems)}; choose another --dtype"
