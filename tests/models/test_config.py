@@ -28,6 +28,7 @@ def test_json_round_trip(config):
     ('text_encoder', dict(text_encoder=TextEncoderConfig(heads=5)), '5 heads.*768'),
     ('mask_decoder.width', dict(mask_decoder=MaskDecoderConfig(width=12, heads=2)), '12.*multiple of 8'),
     ('fusion', dict(text_encoder=None), 'no text encoder'),
+    ('fusion', dict(fusion='e2e_token', image_encoder=ImageEncoderConfig(depth=1)), 'e2e_token.*2 or more'),
     (
       'image_encoder.attention_scope',
       dict(image_encoder=ImageEncoderConfig(attention_scope='local')),
