@@ -117,6 +117,11 @@ def test_plain_sam_has_metas_windows_and_image_size():
   assert config.text_encoder is None and config.fusion == 'none'
 
 
+@pytest.mark.parametrize('preset', models.PRESETS.values())
+def test_presets_can_be_changed_in_any_field(preset):
+  assert preset(image_size=64, max_text_tokens=9) == dataclasses.replace(preset(), image_size=64, max_text_tokens=9)
+
+
 def test_configs_are_immutable():
   with pytest.raises(dataclasses.FrozenInstanceError):
     models.vit_b().image_size = 1024
