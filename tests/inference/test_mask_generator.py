@@ -313,6 +313,8 @@ def test_a_stream_with_phrases_returns_the_results_of_single_images(reader, tmp_
 def test_the_model_that_reads_phrases_needs_a_text_encoder(windowed):
   with pytest.raises(UserError, match="text_model 'sam_shapes': this model has no text encoder"):
     ditsam_jax.SamAutomaticMaskGenerator(windowed[0], text_model='sam_shapes')
+  with pytest.raises(UserError, match="text_model 'sam_shapes_multimask': this model has no text encoder"):
+    ditsam_jax.SamAutomaticMaskGenerator('sam_shapes_multimask', text_model='sam_shapes_multimask')
 
 
 def test_a_model_trained_with_sentences_only_does_not_find_objects(windowed, tmp_path):
