@@ -52,6 +52,8 @@ class Tokenizer:
 
   def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Returns token ids and 0/1 mask of `texts`, both int32 [n, max_tokens]; longer texts are truncated."""
+    if isinstance(texts, str):  # whose letters are no sentences
+      raise UserError(f'text {texts!r}: expected a list of sentences')
     rows = [self._row(text) for text in texts]
     if not rows:
       return np.zeros((0, self.max_tokens), np.int32), np.zeros((0, self.max_tokens), np.int32)

@@ -12,6 +12,7 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.geometry.letterbox import own_size_logits
 from ditsam_jax.inference.framing import Framed, frame
 from ditsam_jax.inference.programs import read
+from ditsam_jax.inference.prompts import check_text
 from ditsam_jax.inference.segmenter import Segmenter
 from ditsam_jax.models.text_attention import TextAttention, text_attention
 from ditsam_jax.models.weights import Structure, Weights
@@ -62,9 +63,9 @@ def attention_maps(segmenter: Segmenter, image: Any, sentence: str) -> Attention
     raise UserError("the model's fusion is 'none': its image encoder does not read the text; expected a DIT model")
   if segmenter.config.image_encoder.attention_scope != 'global':
     raise UserError("the model attends within windows; expected attention_scope 'global', as in DIT")
-  prompt = segmenter.prompt(sentence)
-  tokens = segmenter.sentence(prompt)
-  assert tokens is not None and segmenter.tokenizer is not None  # `prompt` refuses prompts and models without text
+  check_text(sentence)
+  tokens = segmenter.sentence(segmenter.prompt(sentence))
+  assert tokens is not None and segmenter.tokenizer is not None  # `prompt` refuses models without text
   framed = frame(read_image(image), segmenter.config)
   parts = segmenter.engine.parts
   assert parts.reader is not None  # models with a fusion have a text encoder

@@ -122,10 +122,10 @@ class SamAutomaticMaskGenerator:
     source = model.checkpoint if isinstance(model, Segmenter) else model
     if isinstance(source, str | os.PathLike):
       check_reads_points(source)
-    if text_model is model or isinstance(model, str | os.PathLike) and text_model == model:
-      text_model = None
-    self._segmenter = _segmenter(model, tokenizer if text_model is None else None, dtype)
-    self._text = self._segmenter if text_model is None else _segmenter(text_model, tokenizer, dtype)
+    reader = model if text_model is None else text_model
+    alone = reader is model or isinstance(model, str | os.PathLike) and reader == model
+    self._segmenter = _segmenter(model, tokenizer if alone else None, dtype)
+    self._text = self._segmenter if alone else _segmenter(reader, tokenizer, dtype)
     if text_model is not None and self._text.config.text_encoder is None:
       shown = f' {str(text_model)!r}' if isinstance(text_model, str | os.PathLike) else ''
       raise UserError(

@@ -67,9 +67,10 @@ class MaskSettings:
     return point_grids(self.points_per_side, self.crop_n_layers, self.crop_n_points_downscale_factor)
 
   def _own_grids(self) -> list[np.ndarray]:
+    assert self.point_grids is not None  # see __post_init__
     expected = 'a list of arrays [N, 2], (x, y) on 0..1, one for the image and one for each crop layer'
     try:
-      grids = [np.asarray(grid, np.float64) for grid in self.point_grids or ()]
+      grids = [np.asarray(grid, np.float64) for grid in self.point_grids]
     except (TypeError, ValueError) as error:
       raise UserError(f'point_grids: not arrays of numbers ({error}); expected {expected}') from error
     if len(grids) <= self.crop_n_layers:

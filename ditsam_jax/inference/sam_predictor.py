@@ -109,7 +109,7 @@ class SamPredictor:
       dtype: 'float32', 'bfloat16', or 'auto': bfloat16 on TPUs and GPUs, float32 on CPUs.
 
     Raises:
-      UserError: the model does not exist, or the type is unknown.
+      UserError: the model does not exist, the type is unknown, or the tokenizer does not belong to the model.
     """
     if not isinstance(sam_model, DitSam):
       sam_model, own = load_with_tokenizer(sam_model, dtype)

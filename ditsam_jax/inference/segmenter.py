@@ -17,10 +17,11 @@ from ditsam_jax.inference.framing import Framed, frame
 from ditsam_jax.inference.prompts import Prompt, check_text, checked, point_tokens
 from ditsam_jax.inference.reading import read_ahead
 from ditsam_jax.inference.results import Prediction
+from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.weights import dtype_named
 from ditsam_jax.storage import saved_model
-from ditsam_jax.storage.description import vocabulary_file, warn_if_fresh
+from ditsam_jax.storage.description import check_words, vocabulary_file, warn_if_fresh
 from ditsam_jax.storage.image_files import read_image
 from ditsam_jax.tokenization import Tokenizer
 
@@ -74,13 +75,19 @@ class Segmenter:
   def from_model(
     cls, model: DitSam, tokenizer: Tokenizer | None = None, *, batch_size: int = 8, dtype: str | None = 'auto'
   ) -> 'Segmenter':
-    """Wraps a model in memory, such as one just trained. Without a tokenizer it accepts no text."""
+    """Wraps a model in memory, such as one just trained. Without a tokenizer it accepts no text.
+
+    Raises:
+      UserError: as for a saved model, or the tokenizer does not belong to the model.
+    """
     _check_batch_size(batch_size)
     segmenter = cls.__new__(cls)
     segmenter._set_up(model, tokenizer, batch_size, dtype)
     return segmenter
 
   def _set_up(self, model: DitSam, tokenizer: Tokenizer | None, batch_size: int, dtype: str | None) -> None:
+    if tokenizer is not None and model.config.text_encoder is not None:
+      _check_tokenizer(tokenizer, model.config)
     self.config = model.config
     self.tokenizer = tokenizer
     self.batch_size = batch_size
@@ -328,3 +335,12 @@ def _next_batch(items: Iterator, size: int) -> tuple[list, Exception | None]:
 def _check_batch_size(batch_size: int) -> None:
   if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
     raise UserError(f'batch size {batch_size!r}: expected a whole number of at least 1')
+
+
+def _check_tokenizer(tokenizer: Tokenizer, config: DitSamConfig) -> None:
+  """Raises UserError if a tokenizer belongs to another model, whose sentences this one would misread."""
+  check_words(len(tokenizer.vocabulary), config, tokenizer.vocabulary_file)
+  if tokenizer.max_tokens != config.max_text_tokens:
+    raise UserError(
+      f'a tokenizer with max_tokens {tokenizer.max_tokens}: the model reads {config.max_text_tokens}; pass its own'
+    )

@@ -191,14 +191,14 @@ def sharp(**changes) -> DitSamConfig:
   """`tiny` with 96 x 96 images in 144 tokens, more words and longer sentences: sharper masks for twice the time."""
   config = tiny()
   assert config.text_encoder is not None
-  return dataclasses.replace(
+  config = dataclasses.replace(
     config,
     image_encoder=dataclasses.replace(config.image_encoder, patch_size=8, pretrain_grid=12),
     text_encoder=dataclasses.replace(config.text_encoder, vocab_size=256),
     image_size=96,
     max_text_tokens=16,
-    **changes,
   )
+  return dataclasses.replace(config, **changes)
 
 
 def sam(config: DitSamConfig) -> DitSamConfig:

@@ -10,6 +10,7 @@ from ditsam_jax.models import layers
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.execution import Execution
 from ditsam_jax.models.image_encoder import ImageEncoder
+from ditsam_jax.models.instruction import FUSIONS
 from ditsam_jax.models.mask_decoder import MaskDecoder
 from ditsam_jax.models.prompt_encoder import PromptEncoder
 from ditsam_jax.models.text_encoder import TextEncoder
@@ -174,3 +175,6 @@ class DitSam(nnx.Module):
     limit = self.config.text_encoder.max_positions if self.config.text_encoder is not None else 0
     if sizes.get('T', 0) > limit:
       raise ValueError(f'{sizes["T"]} tokens per sentence; the text encoder has {limit} positions')
+    fixed = self.config.max_text_tokens  # of fusions with learnt tokens, which a sentence of one token would broadcast
+    if sizes.get('T', fixed) != fixed and any(t.text_axis is not None for t in FUSIONS[self.config.fusion].tensors):
+      raise ValueError(f'{sizes["T"]} tokens per sentence; the fusion {self.config.fusion!r} has learnt {fixed}')

@@ -254,10 +254,10 @@ def stacked_weights(blocks: nnx.List, grid: tuple[int, int]) -> nnx.State:
 
 
 def _weights(block: Block, grid: tuple[int, int]) -> nnx.State:
-  """A block's weights, with relative-position tables resized to the grid so that all blocks have the same shapes."""
+  """A block's weights, with relative-position tables resized to the grid or window, so that all blocks' shapes agree."""
   _, weights = nnx.split(block)
   tables: Any = weights['attn']
-  for name, size in zip(('rel_pos_h', 'rel_pos_w'), grid):
+  for name, size in zip(('rel_pos_h', 'rel_pos_w'), (block.window,) * 2 if block.window else grid):
     table = tables[name]
     tables[name] = table.replace(resize_rows(table[...], 2 * size - 1))
   return weights

@@ -158,6 +158,12 @@ class EndToEndTokens(Instruction):
   formula = 'P y', 's + t(i-1)'
   tensors = (*_linear_tensors('probs'), Tensor('tokens', 'tokens', text_axis=1))
 
+  @classmethod
+  def check(cls, sizes):
+    super().check(sizes)
+    if sizes.depth < 2:
+      raise ValueError(f'model.fusion {cls.name!r} adds tokens between blocks; expected an image encoder of 2 or more')
+
   def __init__(self, sizes: Sizes, *, rngs: nnx.Rngs):
     self.probs = _zero_linear(sizes.width, rngs)
     shape = (sizes.depth - 1, sizes.text_tokens, sizes.width)

@@ -63,6 +63,11 @@ def test_agrees_with_the_plain_wordpiece_tokenizer(vocabulary_file):
   assert mask.tolist() == [row.attention_mask for row in expected]
 
 
+def test_a_string_is_no_list_of_sentences(vocabulary_file):
+  with pytest.raises(UserError, match="text 'red': expected a list of sentences"):
+    Tokenizer(vocabulary_file, 10)('red')
+
+
 def test_no_sentences_give_no_rows(vocabulary_file):
   ids, mask = Tokenizer(vocabulary_file, 8)([])
   assert ids.shape == mask.shape == (0, 8)

@@ -40,3 +40,10 @@ def test_a_map_is_resized_to_the_image_without_the_padding_of_the_square(maps):
 def test_models_whose_encoder_does_not_read_the_text_are_refused(tokenizer, changes, message):
   with pytest.raises(ditsam_jax.UserError, match=message):
     ditsam_jax.attention_maps(segmenter_of(tokenizer, **changes), np.zeros((8, 8, 3), np.uint8), WORDS[5])
+
+
+def test_a_prompt_is_no_sentence(tokenizer):
+  """Its points and its box would be ignored."""
+  prompt = ditsam_jax.Prompt(WORDS[5], points=[[1, 1]])
+  with pytest.raises(ditsam_jax.UserError, match='a text of type Prompt: expected words'):
+    ditsam_jax.attention_maps(segmenter_of(tokenizer), np.zeros((8, 8, 3), np.uint8), prompt)

@@ -237,6 +237,7 @@ def test_an_image_without_masks_returns_an_empty_list(windowed):
     (dict(points_per_side=None), 'points_per_side None with point_grids None: expected one of the two'),
     (dict(point_grids=[[[0.5, 0.5]]]), 'points_per_side 32 with point_grids given: expected one of the two'),
     (dict(points_per_side=None, point_grids=[[0.5, 0.5]]), r'an array of shape \(2,\)'),
+    (dict(points_per_side=None, point_grids=np.full((1, 4, 3), 0.5)), r'an array of shape \(4, 3\)'),
     (dict(points_per_side=None, point_grids=[[[0.5, 1.5]]]), r'a coordinate outside 0\.\.1'),
     (dict(points_per_side=None, point_grids=[[[0.5, 0.5]]], crop_n_layers=1), '1 point_grids with 1 crop layers'),
     (dict(points_per_side=0), 'points_per_side 0: expected a whole number from 1'),
@@ -312,6 +313,8 @@ def test_a_stream_with_phrases_returns_the_results_of_single_images(reader, tmp_
 def test_the_model_that_reads_phrases_needs_a_text_encoder(windowed):
   with pytest.raises(UserError, match="text_model 'sam_shapes': this model has no text encoder"):
     ditsam_jax.SamAutomaticMaskGenerator(windowed[0], text_model='sam_shapes')
+  with pytest.raises(UserError, match="text_model 'sam_shapes_multimask': this model has no text encoder"):
+    ditsam_jax.SamAutomaticMaskGenerator('sam_shapes_multimask', text_model='sam_shapes_multimask')
 
 
 def test_a_model_trained_with_sentences_only_does_not_find_objects(windowed, tmp_path):

@@ -279,6 +279,18 @@ def test_invalid_arguments_of_segmenter(tmp_path, tokenizer, traced_shapes):
     Segmenter.from_model(ColourModel(traced_shapes), tokenizer, dtype='float12')
 
 
+def test_a_tokenizer_of_another_model_is_refused(tokenizer, traced_shapes, tmp_path):
+  """Ids without an embedding would be read as the last word, and another number of tokens as other text."""
+  vocabulary = tmp_path / 'large.txt'
+  vocabulary.write_text('\n'.join([*WORDS, *(f'word{i}' for i in range(CONFIG.text_encoder.vocab_size))]) + '\n')
+  for other, message in (
+    (Tokenizer(vocabulary, CONFIG.max_text_tokens), 'large.txt has .* word pieces, the text encoder 128'),
+    (Tokenizer(tokenizer.vocabulary_file, 5), 'max_tokens 5: the model reads 6'),
+  ):
+    with pytest.raises(UserError, match=message):
+      Segmenter.from_model(ColourModel(traced_shapes), other)
+
+
 def test_text_needs_a_tokenizer_and_a_text_encoder(traced_shapes):
   image = np.zeros((4, 4, 3), np.uint8)
   with pytest.raises(UserError, match="'red': there is no tokenizer; pass one to from_model"):

@@ -28,6 +28,7 @@ def test_json_round_trip(config):
     ('text_encoder', dict(text_encoder=TextEncoderConfig(heads=5)), '5 heads.*768'),
     ('mask_decoder.width', dict(mask_decoder=MaskDecoderConfig(width=12, heads=2)), '12.*multiple of 8'),
     ('fusion', dict(text_encoder=None), 'no text encoder'),
+    ('fusion', dict(fusion='e2e_token', image_encoder=ImageEncoderConfig(depth=1)), 'e2e_token.*2 or more'),
     (
       'image_encoder.attention_scope',
       dict(image_encoder=ImageEncoderConfig(attention_scope='local')),
@@ -114,6 +115,11 @@ def test_plain_sam_has_metas_windows_and_image_size():
   config = models.sam(models.vit_l())
   assert (config.image_encoder.window(0), config.image_size, config.grid) == (14, 1024, 64)
   assert config.text_encoder is None and config.fusion == 'none'
+
+
+@pytest.mark.parametrize('preset', models.PRESETS.values())
+def test_presets_can_be_changed_in_any_field(preset):
+  assert preset(image_size=64, max_text_tokens=9) == dataclasses.replace(preset(), image_size=64, max_text_tokens=9)
 
 
 def test_configs_are_immutable():

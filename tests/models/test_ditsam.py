@@ -154,6 +154,14 @@ def test_inconsistent_prompts_are_named(model, batch, wrong, expected):
     model(**{**batch, **wrong})
 
 
+@pytest.mark.parametrize('fusion', ['e2e_token', 'token_layer_wise'])
+def test_learnt_tokens_are_not_broadcast_over_shorter_sentences(batch, fusion):
+  model = random_model(small_config(fusion=fusion))
+  one = {**batch, 'token_ids': batch['token_ids'][:, :1], 'token_mask': batch['token_mask'][:, :1]}
+  with pytest.raises(ValueError, match=f"1 tokens per sentence; the fusion '{fusion}' has learnt 6"):
+    model(**one)
+
+
 def test_text_without_a_text_encoder_is_refused(batch):
   model = random_model(small_config(fusion='none'))
   plain = random_model(dataclasses.replace(model.config, text_encoder=None))

@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from ditsam_jax.models.config import DitSamConfig, ImageEncoderConfig
+from ditsam_jax.models.execution import Execution
 from ditsam_jax.models.image_encoder import Block
 from ditsam_jax.models.weights import weights_of
 from tests.small_models import random_batch, random_model, small_config
@@ -59,6 +60,17 @@ def test_one_window_over_the_whole_grid_equals_global_attention(fusion):
     model.eval()
     outputs.append(model(*inputs).logits)
   np.testing.assert_allclose(*outputs, atol=2e-5)
+
+
+def test_scanned_windows_are_the_same():
+  """The tables of windows of 3 are those of their windows, not of the grid of 4."""
+  encoder = dataclasses.replace(ENCODER, depth=2, pretrain_window=3)
+  model = random_model(small_config(image_encoder=encoder), seed=4)
+  model.eval()
+  batch = random_batch(1)
+  text = model.text_encoder(batch['token_ids'], batch['token_mask'])
+  looped, scanned = (model.image_encoder(batch['image'], text, execution=Execution(scan=on)) for on in (False, True))
+  np.testing.assert_allclose(looped, scanned, atol=2e-5)
 
 
 def test_global_blocks_stay_global():
