@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ditsam_jax import options
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -53,6 +55,16 @@ def test_a_bug_has_a_traceback_and_so_has_any_error_if_asked():
   assert (
     status == 2 and 'Traceback' in errors and errors.endswith('error: /nowhere/at/all: No such file or directory\n')
   )
+
+
+def test_a_value_that_starts_with_a_dash_must_be_joined(capsys):
+  """argparse takes `--box -5,0,90,80` for two options."""
+  parser = options.Parser()
+  parser.add_argument('--box')
+  with pytest.raises(SystemExit, match='2'):
+    parser.parse_args(['--box', '-5,0,90,80'])
+  assert '--box: expected one argument (join a value that starts with a dash: --option=' in capsys.readouterr().err
+  assert parser.parse_args(['--box=-5,0,90,80']).box == '-5,0,90,80'
 
 
 NOISE = "warnings.warn('old'); logging.getLogger('absl').error('damaged entry')\nprint('result')"
