@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ditsam_jax import options
+from ditsam_jax import __main__, options
 
 ROOT = Path(__file__).parents[1]
 
@@ -94,6 +94,33 @@ def test_a_closed_pipe_ends_the_command_silently():
   process.stdout.readline()
   process.stdout.close()
   assert process.wait(timeout=60) == 141 and process.stderr.read() == b''
+
+
+def test_all_commands_under_one_name(capsys, monkeypatch):
+  def status(*arguments):
+    monkeypatch.setattr(sys, 'argv', ['ditsam-jax', *arguments])
+    with pytest.raises(SystemExit) as ended:
+      __main__.main()
+    return ended.value.code, *capsys.readouterr()
+
+  for arguments in ([], ['--help'], ['-h']):
+    code, output, errors = status(*arguments)
+    assert (code, errors) == (0, '') and all(f'  {name} ' in output for name in __main__.COMMANDS)
+  code, output, errors = status('predcit', '--image=x.png')
+  assert (code, output) == (2, '') and errors.startswith(
+    "error: command 'predcit' is unknown; expected one of predict,"
+  )
+  assert len(errors.splitlines()) == 1
+
+
+def test_a_closed_pipe_ends_the_list_of_commands_silently():
+  reading, writing = os.pipe()
+  os.close(reading)
+  with open(writing, 'w') as pipe:
+    done = subprocess.run(
+      [sys.executable, '-m', 'ditsam_jax'], cwd=ROOT, stdout=pipe, stderr=subprocess.PIPE, check=False
+    )
+  assert done.returncode == 141 and done.stderr == b''
 
 
 @pytest.mark.multiprocess
