@@ -11,7 +11,7 @@ COMMANDS = {
   'train': 'train a model',
   'serve': 'serve a page to try a model on, and an HTTP API',
   'evaluate': 'evaluate a model on a data set',
-  'prepare': 'prepare a data set from the official downloads',
+  'prepare': 'prepare your own images or RefCOCO for training and evaluation',
   'export': 'export a model to another runtime, or copy it in a smaller type',
   'torch_to_flax': 'convert PyTorch weights to a model',
   'flax_to_torch': 'convert a model to PyTorch weights',
@@ -28,14 +28,15 @@ def main() -> None:
     # Imported before `run`, which sets up the compilation cache only if JAX has been imported.
     command = importlib.import_module(f'{package}.{name}')
     command_line.run(lambda: command.main(sys.argv[2:]))
-  print('usage: ditsam-jax COMMAND ...   (ditsam-jax COMMAND --help)', *_lines(), sep='\n')
   if name not in ('', '__help', '_h'):
     command_line.fail(f'command {sys.argv[1]!r} is unknown; expected one of {", ".join(COMMANDS)}')
+  command_line.run(_list)
 
 
-def _lines() -> list[str]:
+def _list() -> None:
   width = max(map(len, COMMANDS))
-  return [f'  {name:{width}}  {meaning}' for name, meaning in COMMANDS.items()]
+  lines = [f'  {name:{width}}  {meaning}' for name, meaning in COMMANDS.items()]
+  print('usage: ditsam-jax COMMAND ...   (ditsam-jax COMMAND --help)', *lines, sep='\n')
 
 
 if __name__ == '__main__':

@@ -12,6 +12,7 @@ the largest batch per device and the fastest settings for the config's batch, an
 """
 
 import argparse
+import os
 import re
 import sys
 import time
@@ -36,7 +37,7 @@ from ditsam_jax.options import Parser
 from ditsam_jax.storage.files import write_json
 from ditsam_jax.storage.image_files import write_png
 from ditsam_jax.storage.paths import cache_folder, local_path
-from ditsam_jax.terminal import say
+from ditsam_jax.terminal import printable, say
 from ditsam_jax.training.program import Program
 
 
@@ -73,14 +74,15 @@ def main(arguments: list[str] | None = None) -> int:
   )
   overrides, rest = changes.split_arguments(arguments)
   options = parser.parse_args(rest)
-  if options.fit and (options.compare or options.picture):
+  if options.fit is not None and (options.compare or options.picture):
     raise UserError('--fit finds settings by itself; leave --compare and --picture out, or give --topology')
-  if options.cache and not options.fit:
+  if options.cache and options.fit is None:
     raise UserError('--cache belongs to --fit; leave it out, or give --fit in place of --topology')
   jax.config.update('jax_platforms', 'cpu')  # compilers need no accelerator; do not look for one
-  if options.fit:
+  if options.fit is not None:
     return _fit(options, overrides)
   cases = {text or options.topology: _case(options, overrides, text) for text in options.compare or ['']}
+  _check_outputs(options)
 
   reports = {}
   for name, (target, config) in cases.items():
@@ -91,7 +93,6 @@ def main(arguments: list[str] | None = None) -> int:
   print(table(config_name, reports))
   for file, write in ((options.json, _write_json), (options.picture, _write_picture)):
     if file:
-      file.absolute().parent.mkdir(parents=True, exist_ok=True)
       write(file, config_name, reports)
       print('written:', file)
   return 0
@@ -108,14 +109,32 @@ def report(config: ConfigDict, target: Target) -> Report:
     return analyse(built.lower(), target, _step(run, built), time.monotonic)
 
 
+def _check_outputs(options: argparse.Namespace) -> None:
+  """Creates the folders of the files. Raises UserError if one cannot be written, before minutes of compiling."""
+  if options.json and options.picture and options.json.resolve() == options.picture.resolve():
+    raise UserError(f'--json and --picture are both {printable(options.json)}; name two files')
+  for option, file in (('--json', options.json), ('--picture', options.picture)):
+    if not file:
+      continue
+    try:
+      file.absolute().parent.mkdir(parents=True, exist_ok=True)
+      if file.exists() and not file.is_file():
+        raise UserError(f'{option}={printable(file)}: a folder or a device; name a file')
+      if not os.access(file.absolute().parent, os.W_OK):
+        raise UserError(f'{option}={printable(file)}: its folder cannot be written to; name another file')
+    except (OSError, ValueError) as error:  # ValueError: an invalid file name
+      reason = getattr(error, 'strerror', None) or error
+      raise UserError(f'{option}={printable(file)}: cannot be written ({reason}); name another file') from error
+
+
 def _fit(options: argparse.Namespace, overrides: list[str]) -> int:
   target = targets.parse_topology(options.fit)
   config = files.load(options.config, overrides)
+  _check_outputs(options)
   cache = options.cache or cache_folder() / 'figures.json'
   found = fit.training(config, overrides, target, Store(cache))
   print(fit.described(found, options.config, overrides))
   if options.json:
-    options.json.absolute().parent.mkdir(parents=True, exist_ok=True)
     write_json(options.json, fit.to_json(found))
     print('written:', options.json)
   return 0

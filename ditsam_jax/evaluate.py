@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
   distributed.initialise(options)
   vocabulary = vocabulary_file(options.checkpoint)
   trained_on = data_config(options.checkpoint)
-  dataset = options.dataset or trained_on.get('dataset', datasets.SHAPES.name)
+  dataset = trained_on.get('dataset', datasets.SHAPES.name) if options.dataset is None else options.dataset
   sources = _open(dataset, options, trained_on)
   output = _Output(options)
   model = saved_model.load(options.checkpoint)

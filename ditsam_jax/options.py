@@ -16,6 +16,8 @@ class Parser(argparse.ArgumentParser):
     super().__init__(allow_abbrev=False, **settings)
 
   def error(self, message: str) -> NoReturn:
+    if message.endswith('expected one argument'):
+      message += ' (join a value that starts with a dash: --option=-1,2)'
     fail(f'{message}; --help lists the options')
 
 

@@ -9,6 +9,7 @@ The page is at http://127.0.0.1:8000/, the API documentation at /docs. Requires 
 import argparse
 import dataclasses
 import os
+import re
 import secrets
 from typing import NamedTuple
 
@@ -31,6 +32,7 @@ from ditsam_jax.terminal import printable, say
 # Fields of MaskSettings; crops refuse small images, which clients could not avoid.
 _MASKS = ('points_per_side', 'pred_iou_thresh', 'stability_score_thresh', 'box_nms_thresh', 'min_mask_region_area')
 _SHORTEST_TOKEN = 16
+_HOST_NAME = re.compile(r'[A-Za-z0-9._-]+|[0-9A-Fa-f]*:[0-9A-Fa-f]*:[0-9A-Fa-f:.]*')  # or an IPv6 address
 _MIB = 2**20
 
 
@@ -159,6 +161,12 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
   if not 0 <= options.port <= 65535:
     raise UserError(f'--port={options.port}: expected 0 to 65535')
   check_batch_size(options)
+  for name in options.allow_host:
+    if not _HOST_NAME.fullmatch(name):
+      raise UserError(
+        f"--allow-host='{printable(name)}': expected a host's name without scheme, port or path, such as "
+        'masks.example.com'
+      )
   options.allow_host = [name.lower() for name in options.allow_host]
   return options
 

@@ -63,9 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     epilog='--config.any.field=value changes a field of the config',
   )
   parser.add_argument('--config', required=True, metavar='NAME[:DATA]', help=files.HELP)
-  parser.add_argument(
-    '--workdir', default='', type=anywhere, help='output folder, may be gs://... (default: runs/<config>-<data>)'
-  )
+  parser.add_argument('--workdir', type=anywhere, help='output folder, may be gs://... (default: runs/<config>-<data>)')
   distributed.add_flags(parser)
   overrides, rest = changes.split_arguments(arguments)
   options = parser.parse_args(rest)

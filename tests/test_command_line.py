@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ditsam_jax import __main__, options
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -55,6 +57,16 @@ def test_a_bug_has_a_traceback_and_so_has_any_error_if_asked():
   )
 
 
+def test_a_value_that_starts_with_a_dash_must_be_joined(capsys):
+  """argparse takes `--box -5,0,90,80` for two options."""
+  parser = options.Parser()
+  parser.add_argument('--box')
+  with pytest.raises(SystemExit, match='2'):
+    parser.parse_args(['--box', '-5,0,90,80'])
+  assert '--box: expected one argument (join a value that starts with a dash: --option=' in capsys.readouterr().err
+  assert parser.parse_args(['--box=-5,0,90,80']).box == '-5,0,90,80'
+
+
 NOISE = "warnings.warn('old'); logging.getLogger('absl').error('damaged entry')\nprint('result')"
 
 
@@ -82,6 +94,33 @@ def test_a_closed_pipe_ends_the_command_silently():
   process.stdout.readline()
   process.stdout.close()
   assert process.wait(timeout=60) == 141 and process.stderr.read() == b''
+
+
+def test_all_commands_under_one_name(capsys, monkeypatch):
+  def status(*arguments):
+    monkeypatch.setattr(sys, 'argv', ['ditsam-jax', *arguments])
+    with pytest.raises(SystemExit) as ended:
+      __main__.main()
+    return ended.value.code, *capsys.readouterr()
+
+  for arguments in ([], ['--help'], ['-h']):
+    code, output, errors = status(*arguments)
+    assert (code, errors) == (0, '') and all(f'  {name} ' in output for name in __main__.COMMANDS)
+  code, output, errors = status('predcit', '--image=x.png')
+  assert (code, output) == (2, '') and errors.startswith(
+    "error: command 'predcit' is unknown; expected one of predict,"
+  )
+  assert len(errors.splitlines()) == 1
+
+
+def test_a_closed_pipe_ends_the_list_of_commands_silently():
+  reading, writing = os.pipe()
+  os.close(reading)
+  with open(writing, 'w') as pipe:
+    done = subprocess.run(
+      [sys.executable, '-m', 'ditsam_jax'], cwd=ROOT, stdout=pipe, stderr=subprocess.PIPE, check=False
+    )
+  assert done.returncode == 141 and done.stderr == b''
 
 
 @pytest.mark.multiprocess

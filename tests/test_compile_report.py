@@ -74,6 +74,7 @@ def test_the_training_step_in_table_json_and_picture(tmp_path):
     (['--topology=a100-80:128x64'], 'up to 4,096 in all'),
     (['--topology=h100:8', '--config.data.batch_size=4'], 'multiple of 8'),
     (['--fit=h100:3'], 'a multiple of 3, the devices of h100:3'),
+    (['--fit='], "topology '' is unknown"),
     (['--fit=h100:1', '--compare=dtype=float32'], '--fit finds settings by itself'),
     (['--topology=h100:1', '--cache=figures.json'], '--cache belongs to --fit'),
     (['--topology=v5e:2x2', '--compare=mesh.fdsp=4'], "did you mean 'fsdp'"),
@@ -85,6 +86,23 @@ def test_refusals(monkeypatch, arguments, expected):
   monkeypatch.setattr(targets, 'devices_of', lambda target, memory=None: target.count * jax.devices()[:1])
   with pytest.raises(UserError, match=expected):
     compile_report.main(['--config=configs/ldit.py:shapes', *arguments])
+
+
+@pytest.mark.parametrize(
+  'options, expected',
+  [
+    (['--fit=h100:1', '--json={0}'], '--json=.*: a folder or a device'),
+    (['--topology=h100:8', '--json={0}'], '--json=.*: a folder or a device'),
+    (['--topology=h100:8', '--picture={0}/file/x.png'], '--picture=.*: cannot be written .*; name another'),
+    (['--topology=h100:8', '--json={0}/x', '--picture={0}/x'], 'are both .*; name two files'),
+  ],
+)
+def test_outputs_that_cannot_be_written_are_refused_before_compiling(monkeypatch, tmp_path, options, expected):
+  (tmp_path / 'file').touch()
+  monkeypatch.setattr(compile_report, 'report', lambda *_: pytest.fail('it was compiled'))
+  monkeypatch.setattr(compile_report.fit, 'training', lambda *_: pytest.fail('it was compiled'))
+  with pytest.raises(UserError, match=expected):
+    compile_report.main(['--config=ldit:shapes', *(option.format(tmp_path) for option in options)])
 
 
 def test_compare_gives_the_columns_and_an_empty_one_is_the_config_as_given(monkeypatch):

@@ -116,6 +116,7 @@ def test_a_shipped_models_results_go_to_runs(run, data_dir, tmp_path, monkeypatc
     (['--save-pictures=101'], ['--save-pictures=101', '0 to 100']),
     (['--hosts=2'], ['--coordinator', '--host']),
     (['--coordinator=here:1', '--hosts=2', '--host=2'], ['--host=2', 'from 0 to --hosts - 1']),
+    (['--dataset='], ["data set ''", 'shapes', 'refcoco']),
     (['--dataset=coco'], ['coco', 'shapes', 'refcoco']),
     (['--dataset=refcoco'], ['refcoco', 'testA']),
     (['--dataset=refcoco', '--split=testA'], ['refcoco', 'python -m ditsam_jax.prepare']),

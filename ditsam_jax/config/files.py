@@ -34,7 +34,7 @@ def load(argument: str, overrides: list[str]) -> ConfigDict:
   Raises:
     UserError: the name or file does not exist, the file fails, or fields are unknown or invalid.
   """
-  name, choice = _split(paths.local(argument))
+  name, choice = _split(argument and paths.local(argument))
   if _is_file_name(name):
     config = _from_file(name, choice)
     try:

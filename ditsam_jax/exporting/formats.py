@@ -2,10 +2,14 @@
 
 import importlib
 import importlib.util
+import os
 from typing import NamedTuple
 
 from ditsam_jax.errors import UserError
 from ditsam_jax.exporting.request import Request
+from ditsam_jax.storage import places
+from ditsam_jax.storage.paths import local
+from ditsam_jax.terminal import printable
 
 
 class Format(NamedTuple):
@@ -63,8 +67,8 @@ def export(name: str, request: Request) -> str:
   """Exports a model to the format `name`; returns a report for the terminal.
 
   Raises:
-    UserError: the format does not support an option, a package is missing, the model cannot be read, or the folder cannot
-      be written.
+    UserError: the format does not support an option, a package is missing, the model cannot be read, or the folder is
+      the model's own or cannot be written.
   """
   chosen = FORMATS[name]
   for option, value, supported in (
@@ -81,5 +85,9 @@ def export(name: str, request: Request) -> str:
     raise UserError(
       f"--format={name} needs {', '.join(missing)}; install the extra '{chosen.extra}': "
       f"pip install 'ditsam_jax[{chosen.extra}]'"
+    )
+  if os.path.realpath(places.resolve(request.checkpoint)) == os.path.realpath(local(request.output)):
+    raise UserError(
+      f'--output={printable(request.output)} is the model itself, which would be replaced; choose another'
     )
   return importlib.import_module(f'ditsam_jax.exporting.{chosen.module}').export(request)

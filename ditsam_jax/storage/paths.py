@@ -2,6 +2,7 @@
 creating a folder named `gs:`. `~` becomes the home folder, because shells leave it in `--output=~/x`.
 """
 
+import argparse
 import os
 import re
 from pathlib import Path
@@ -46,8 +47,19 @@ def problem_anywhere(given: str) -> str | None:
   return None
 
 
+class EmptyPath(UserError, argparse.ArgumentTypeError):
+  """An empty path; argparse puts the option's name before its message."""
+
+
+def _check_given(given: str) -> None:
+  """Raises EmptyPath for '', often a variable that the shell does not know: `Path` makes it the current folder."""
+  if not given:
+    raise EmptyPath("the path is empty; give one, such as './x', or omit the option")
+
+
 def local(given: str) -> str:
   """Returns a local path, with `~` expanded; the `type` of path options. Raises UserError if it is none."""
+  _check_given(given)
   if reason := problem(given):
     raise UserError(f'{given!r}: {reason}')
   return os.path.expanduser(given)
@@ -60,6 +72,7 @@ def local_path(given: str) -> Path:
 
 def anywhere(given: str) -> str:
   """Returns a local path, with `~` expanded, or one in a bucket; a `type` of options. Raises UserError if it is neither."""
+  _check_given(given)
   if reason := problem_anywhere(given):
     raise UserError(f"'{printable(given)}': {reason}")
   return os.path.expanduser(given)

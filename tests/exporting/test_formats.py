@@ -9,6 +9,7 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.export import main
 from ditsam_jax.exporting.formats import FORMATS
 from ditsam_jax.exporting.report import checked, worst
+from ditsam_jax.storage import saved_model
 
 
 @pytest.mark.parametrize(
@@ -39,6 +40,24 @@ def test_a_folder_of_something_else_is_kept(name, tmp_path):
   with pytest.raises(UserError, match='holds something else than an earlier export'):
     main(['--checkpoint=shapes', f'--output={tmp_path}', f'--format={name}'])
   assert [file.name for file in tmp_path.iterdir()] == ['thesis.txt']
+
+
+@pytest.mark.parametrize('name', ['flax', 'safetensors'])
+def test_a_model_is_not_replaced_by_its_export(name, tmp_path):
+  main(['--checkpoint=sam_shapes', f'--output={tmp_path}/run/model'])
+  before = saved_model.read_weights(tmp_path / 'run')
+  for checkpoint in ('run', 'run/model'):
+    with pytest.raises(UserError, match='is the model itself'):
+      main(
+        [
+          f'--checkpoint={tmp_path / checkpoint}',
+          f'--output={tmp_path}/run/../run/model',
+          f'--format={name}',
+          '--dtype=float16',
+        ]
+      )
+  after = saved_model.read_weights(tmp_path / 'run')
+  assert before.keys() == after.keys() and all(after[key].dtype == array.dtype for key, array in before.items())
 
 
 @pytest.mark.parametrize('value', [2e-4, float('nan')])

@@ -18,7 +18,7 @@ from tests.buckets import store  # noqa: F401  # a fixture
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize('given', ['', '.', 'runs/ldit', '/a:b/c', 'a:b', 'C:/models', 'a/~/x', 'runs/gs:/x', 'é/ü'])
+@pytest.mark.parametrize('given', ['.', 'runs/ldit', '/a:b/c', 'a:b', 'C:/models', 'a/~/x', 'runs/gs:/x', 'é/ü'])
 def test_local_paths_are_accepted(given):
   assert paths.local(given) == given and paths.local_path(given) == Path(given)
 
@@ -55,7 +55,7 @@ def test_urls_are_refused(given):
 
 
 def test_places_are_local_or_in_a_bucket():
-  for given in ('', 'runs/x', 'gs://bucket', 'gs://my.bucket-1/a b/c'):
+  for given in ('runs/x', 'gs://bucket', 'gs://my.bucket-1/a b/c'):
     assert paths.anywhere(given) == given
   assert paths.any_path('gs://bucket/a') == BucketPath('gs://bucket/a') and paths.any_path('a/b') == Path('a/b')
   for given in ('gs:/b/x', 'GS://bucket', 'gs://', 'gs://ab/x', 'gs://Bucket/x', 'gs://bucket/../x', 'gs://bucket/*'):
@@ -85,6 +85,34 @@ def test_without_a_home_folder_a_place_for_caches_must_be_given(monkeypatch):
   monkeypatch.setattr('os.getuid', lambda: 54321)
   with pytest.raises(UserError, match='no home folder; set XDG_CACHE_HOME'):
     paths.cache_folder()
+
+
+@pytest.mark.parametrize(
+  'main, arguments, option',
+  [
+    (predict.main, ['--image=x.png', '--text=a', '--json='], 'json'),
+    (predict.main, ['--image=x.png', '--text=a', '--output', ''], 'output'),
+    (everything.main, ['--image=x.png', '--text=a', '--text-checkpoint='], 'text-checkpoint'),
+    (evaluate.main, ['--checkpoint='], 'checkpoint'),
+    (evaluate.main, ['--checkpoint=shapes', '--data-dir='], 'data-dir'),
+    (prepare.main, ['--name=mine', '--annotations='], 'annotations'),
+    (export.main, ['--checkpoint=shapes', '--output=x', '--scores='], 'scores'),
+    (serve.main, ['--token-file='], 'token-file'),
+    (train.main, ['--config=ldit:shapes', '--workdir='], 'workdir'),
+  ],
+)
+def test_an_empty_path_is_not_the_current_folder(main, arguments, option, capsys):
+  """As from `--output=$OUT` without such a variable."""
+  with pytest.raises(SystemExit, match='2'):
+    main(arguments)
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith(f'error: argument --{option}: the path is empty; ')
+
+
+def test_an_empty_path_in_python_is_refused():
+  for use in (paths.local, paths.local_path, paths.anywhere, paths.any_path, Segmenter):
+    with pytest.raises(UserError, match='the path is empty'):
+      use('')
 
 
 def test_nul_is_refused():
