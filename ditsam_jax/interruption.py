@@ -168,10 +168,11 @@ def begin() -> None:
   unraisable, uncaught = sys.unraisablehook, sys.excepthook
 
   def on_unraisable(dropped):
-    if _watch and _watch.asked and dropped.exc_type and issubclass(dropped.exc_type, KeyboardInterrupt):
-      _watch.raise_again()
-    else:
+    if not (_watch and _watch.asked):
       unraisable(dropped)
+    elif dropped.exc_type and issubclass(dropped.exc_type, KeyboardInterrupt):
+      _watch.raise_again()
+    # else: the destructor of an object that the signal left half made, such as an event loop
 
   def on_uncaught(kind, *rest):
     if _watch and _watch.asked and issubclass(kind, KeyboardInterrupt):

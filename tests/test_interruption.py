@@ -158,6 +158,17 @@ def turned_into_another_error():
   except BaseException as error:
     raise ImportError('numpy is broken') from error
 
+class HalfMade:
+  def __init__(self):
+    os.kill(os.getpid(), signal.{signal})
+    time.sleep(60)
+    self.socket = 7
+  def __del__(self):
+    self.socket
+
+def in_a_constructor():
+  HalfMade()
+
 def in_c():
   os.kill(os.getpid(), signal.{signal}) if os.fork() else os._exit(0)
   hashlib.pbkdf2_hmac('sha256', b'', b'', 2**31 - 1)
@@ -187,6 +198,7 @@ command_line.run({what})
     ('swallowed_by_the_garbage_collector', 2),
     ('caught_by_a_library', 6),
     ('turned_into_another_error', 2),
+    ('in_a_constructor', 2),
     ('in_c', 6),
     ('with_the_wakeup_fd_taken_by_a_library', 2),
     ('cleaned_up', 2),
