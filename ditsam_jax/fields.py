@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
 
+from ditsam_jax.errors import UserError
+
 _LONGEST = 4096  # characters per text
 _SHOWN = 80  # characters of a value in a message
 LARGEST = 1e30  # limit of all numbers; far above sensible values, and below float32's maximum
@@ -216,6 +218,13 @@ class Group(Kind):
 
 SHARE = Real(0, 1)
 BELOW_ONE = Real(0, 1, below=True)
+
+
+def check_shares(name: str, shares: dict[str, float]) -> None:
+  """Raises UserError unless shares, of the group of fields `name`, are at least 0 and add up to 1."""
+  if min(shares.values()) < 0 or not abs(sum(shares.values()) - 1) <= 1e-6:  # NaN too
+    listing = ', '.join(f'{kind} {share:g}' for kind, share in shares.items())
+    raise UserError(f'{name}: the shares are {listing}; expected shares of at least 0 that add up to 1')
 
 
 def declared(default: Any, kind: Kind, meaning: str) -> Any:

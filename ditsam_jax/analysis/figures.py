@@ -27,7 +27,7 @@ from ditsam_jax.analysis.collectives import collectives
 from ditsam_jax.analysis.hlo import Module
 from ditsam_jax.analysis.operations import operations
 from ditsam_jax.analysis.roofline import roofline
-from ditsam_jax.analysis.targets import Target
+from ditsam_jax.analysis.targets import Target, lowering
 from ditsam_jax.errors import UserError
 from ditsam_jax.lowering import without_source_lines
 from ditsam_jax.storage.files import read_json, write_json
@@ -105,18 +105,19 @@ class Store:
     Args:
       description: what determines the program, apart from the source code.
       target: what it is compiled for.
-      lower: lowers the program, if its figures are not known for the present source code.
+      lower: lowers the program for the target, if its figures are not known for the present source code.
       make: compiles it, if its figures are not known.
     """
     if (known := self.get(description, target)) is not None:
       return known
     key = _key(description, target)
-    with without_source_lines():
-      lowered = lower()
-    program = hashlib.sha256(lowered.as_text().encode()).hexdigest()
     entry = self._all.get(key, {})
-    if entry.get('program') != program:
-      entry = dataclasses.asdict(make(lowered)) | {'target': _made_for(target), 'program': program}
+    with lowering(target):
+      with without_source_lines():
+        lowered = lower()
+      program = hashlib.sha256(lowered.as_text().encode()).hexdigest()
+      if entry.get('program') != program:
+        entry = dataclasses.asdict(make(lowered)) | {'target': _made_for(target), 'program': program}
     self._all[key] = entry | {'sources': _source_hash()}
     if self._file is not None:
       self._file.parent.mkdir(parents=True, exist_ok=True)

@@ -68,8 +68,9 @@ class Training:
     mesh = make_mesh(run.mesh, [jax.devices('cpu')[0]] * target.count)
     self._fsdp = mesh.shape['fsdp']
     self.shares = mesh.shape['data'] * self._fsdp  # of the batch
-    group = run.first_prompts.without_text[1] if run.task == 'interactive' else 1
-    self.unit = group // math.gcd(group, self.shares)  # images per device come in multiples of this
+    self.unit = run.sample_group // math.gcd(
+      run.sample_group, self.shares
+    )  # images per device come in multiples of this
 
   def with_settings(self, settings: Settings, images: int, parts: int) -> ConfigDict:
     """The config of a step with `parts` micro-batches of `images` per device."""
@@ -82,8 +83,6 @@ class Training:
 
   def measure(self, settings: Settings, images: int, parts: int) -> Figures:
     """See `planner.Measure`."""
-    if (known := self.known(settings, images, parts)) is not None:
-      return known
     config = self.with_settings(settings, images, parts)
 
     def compiled(lowered: jax.stages.Lowered) -> Figures:
@@ -93,10 +92,9 @@ class Training:
       self._tell(_outcome(found))
       return found
 
-    with targets.lowering(self._target):
-      return self._store.find(
-        _description(config), self._target, lambda: program(config, self._target, AMPLE)[1].lower(), compiled
-      )
+    return self._store.find(
+      _description(config), self._target, lambda: program(config, self._target, AMPLE)[1].lower(), compiled
+    )
 
   def gradient_bytes(self, settings: Settings) -> float:
     """Bytes per chip of the f32 sums of gradients that accumulation adds."""
@@ -118,8 +116,6 @@ class Inference:
   def measure(self, settings: Settings, images: int, parts: int = 1) -> Figures:
     """See `planner.Measure`; of the settings, only the type matters."""
     del parts
-    if (known := self.known(settings, images)) is not None:
-      return known
 
     def compiled(lowered: jax.stages.Lowered) -> Figures:
       self._tell(f'compiling: inference in {settings.dtype}, {images} images ...')
@@ -127,10 +123,9 @@ class Inference:
       self._tell(_outcome(found))
       return found
 
-    with targets.lowering(self._target):
-      return self._store.find(
-        self._describe(settings, images), self._target, lambda: self._lowered(settings, images), compiled
-      )
+    return self._store.find(
+      self._describe(settings, images), self._target, lambda: self._lowered(settings, images), compiled
+    )
 
   def _describe(self, settings: Settings, images: int) -> dict[str, Any]:
     model = dataclasses.asdict(self._model)

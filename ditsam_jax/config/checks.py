@@ -31,13 +31,12 @@ def check(config: ConfigDict) -> RunConfig:
   if reads_text(run.task) and run.model.text_encoder is None:
     whose = f' (init_from={run.init_from!r} takes no text)' if run.init_from else ''
     _refuse('model.text_encoder', f'None{whose}', f'a text encoder for task {run.task!r}')
-  _, group = run.first_prompts.without_text
-  if run.task == 'interactive' and run.data.batch_size % (group * run.accumulate):
+  if run.task == 'interactive' and run.data.batch_size % (run.sample_group * run.accumulate):
     every = 'micro-batch' if run.accumulate > 1 else 'batch'
     _refuse(
       'data.batch_size',
       run.data.batch_size,
-      f'a multiple of {group * run.accumulate}, so that every {every} has the same share of '
+      f'a multiple of {run.sample_group * run.accumulate}, so that every {every} has the same share of '
       f'samples with a sentence (first_prompts)',
     )
   if run.epochs is not None and run.total_steps is not None:

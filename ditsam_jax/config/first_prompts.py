@@ -4,7 +4,7 @@ import dataclasses
 import fractions
 
 from ditsam_jax.errors import UserError
-from ditsam_jax.fields import SHARE, Real, declared
+from ditsam_jax.fields import SHARE, Real, check_shares, declared
 
 _KINDS = ('text', 'text_click', 'text_box', 'click', 'box')
 _LARGEST_GROUP = 16  # samples
@@ -22,10 +22,7 @@ class FirstPromptConfig:
   box_jitter: float = declared(0.1, Real(0, 0.5), "Each side of a box moves by up to this share of the box's length")
 
   def __post_init__(self):
-    shares = {kind: getattr(self, kind) for kind in _KINDS}
-    listing = ', '.join(f'{kind} {share:g}' for kind, share in shares.items())
-    if min(shares.values()) < 0 or not abs(sum(shares.values()) - 1) <= 1e-6:  # NaN too
-      raise UserError(f'first_prompts: the shares are {listing}; expected shares of at least 0 that add up to 1')
+    check_shares('first_prompts', {kind: getattr(self, kind) for kind in _KINDS})
     without, group = self.without_text
     if abs(without / group - self.click - self.box) > 1e-6:
       raise UserError(

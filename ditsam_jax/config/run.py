@@ -208,6 +208,11 @@ class RunConfig:
     10, Whole(1, 1_000_000), 'Consecutive updates with a non-finite loss or gradient after which the run stops'
   )
 
+  @property
+  def sample_group(self) -> int:
+    """Samples of which a fixed number has no sentence: batches and micro-batches are multiples of it."""
+    return self.first_prompts.without_text[1] if self.task == 'interactive' else 1
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResolvedOptimizerConfig(OptimizerConfig):

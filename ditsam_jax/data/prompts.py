@@ -4,8 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from ditsam_jax.errors import UserError
-from ditsam_jax.fields import SHARE, Real, declared
+from ditsam_jax.fields import SHARE, Real, check_shares, declared
 from ditsam_jax.models.prompt_encoder import ABSENT, BOTTOM_RIGHT, PADDING, POSITIVE, TOP_LEFT
 
 KINDS = ('point', 'box', 'background', 'none')
@@ -25,10 +24,7 @@ class PromptConfig:
   box_jitter: float = declared(0.1, Real(0, 0.5), "Each side of a box moves by up to this share of the box's length")
 
   def __post_init__(self):
-    shares = {kind: getattr(self, kind) for kind in KINDS}
-    if min(shares.values()) < 0 or not abs(sum(shares.values()) - 1) <= 1e-6:  # NaN too
-      listing = ', '.join(f'{kind} {share:g}' for kind, share in shares.items())
-      raise UserError(f'prompts: the shares are {listing}; expected shares of at least 0 that add up to 1')
+    check_shares('prompts', {kind: getattr(self, kind) for kind in KINDS})
 
 
 def draw_kind(config: PromptConfig, rng: np.random.Generator) -> str:

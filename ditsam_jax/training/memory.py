@@ -221,9 +221,9 @@ def _divisors(config: ResolvedRunConfig, mesh: Mesh) -> list[int]:
   """Returns the numbers of equal parts into which the rows of a micro-batch can be split on each device."""
   micro_batch = config.data.batch_size // config.accumulate
   rows = micro_batch // (mesh.shape['data'] * mesh.shape['fsdp'])
-  # Each part must have the same share of samples with a sentence.
-  group = config.first_prompts.without_text[1] if config.task == 'interactive' else 1
-  return [parts for parts in range(1, rows + 1) if rows % parts == 0 and micro_batch // parts % group == 0]
+  return [
+    parts for parts in range(1, rows + 1) if rows % parts == 0 and micro_batch // parts % config.sample_group == 0
+  ]
 
 
 def _compiled_with(change: _Change, number: str, config: ResolvedRunConfig, mesh: Mesh) -> float:
