@@ -32,6 +32,18 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
+def signals_are_left_alone():
+  """Fails a test that leaves signal handlers, which would end the process in a later test."""
+
+  def handlers():
+    return [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+
+  before = handlers()
+  yield
+  assert handlers() == before
+
+
+@pytest.fixture(autouse=True)
 def compiled_as_for_users(request):
   """Optimises fully, as for users, in tests that compare with independent sources."""
   if request.node.get_closest_marker('verifies') is None:
