@@ -191,7 +191,7 @@ def main() -> int:
   try:
     failed = compile_all(cases, store)
   finally:  # also after Ctrl-C
-    write_page(options.page, store)
+    write_page(options.page, options.cache)
     print('written:', options.page)
   for job, reason in failed.items():
     print(f'not compiled: {describe(job)}: {reason}', file=sys.stderr)
@@ -265,20 +265,26 @@ more settings.
 """
 
 
-def write_page(page: Path, store: Store) -> None:
-  """Writes the tables of everything that is known."""
+def write_page(page: Path, cache: Path) -> None:
+  """Writes the tables of everything that is known, also by earlier source code."""
+  known, current = Store(cache, outdated=True), Store(cache)
   parts = [INTRODUCTION.format(version=jax.__version__)]
-  unknown = 0
+  unknown = outdated = 0
   for model in NAMES:
     for size in SIZES:
       rows = []
       for device in DEVICES:
-        infers, trains = inference_cells(model, size, device, store), training_cells(model, size, device, store)
-        unknown += (infers is None) + (trains is None)
-        if infers or trains:
+        cases = [Case(model, size, work, device) for work in WORK]
+        row = [cells(case, known) for case in cases]
+        unknown += row.count(None)
+        outdated += sum(
+          found is not None and cells(case, current) is None for case, found in zip(cases, row, strict=True)
+        )
+        if any(row):
           chips = parse_topology(device).count
           name = device if chips == 1 else f'{device} ({chips} chips)'
-          rows.append('| ' + ' | '.join([name, *(infers or ['...', '']), *(trains or ['...', '', '', ''])]) + ' |')
+          infers, trains = row[0] or ['...', ''], row[1] or ['...', '', '', '']
+          rows.append('| ' + ' | '.join([name, *infers, *trains]) + ' |')
       if rows:
         base = ' '.join([f'--config={CONFIGS[model]}', *(f'--config.{o}' for o in Case(model, size, '', '').overrides)])
         parts.append(
@@ -286,34 +292,31 @@ def write_page(page: Path, store: Store) -> None:
           '| device | inference: fits | images/s | training: fits | FLAGS | images/s | hours |\n'
           '| --- | --- | --- | --- | --- | --- | --- |\n' + '\n'.join(rows) + '\n'
         )
+  total = len(WORK) * len(NAMES) * len(SIZES) * len(DEVICES)
   if unknown:
-    total = len(WORK) * len(NAMES) * len(SIZES) * len(DEVICES)
     parts.append(f'{unknown} of {total} cells (...) are not computed yet: rerun the command to continue.\n')
+  if outdated:
+    parts.append(f'{outdated} cells are of an earlier version of the source code: rerun the command to confirm them.\n')
   write_text(page, '\n'.join(parts))
 
 
-def inference_cells(model: str, size: int, device: str, store: Store) -> list[str] | None:
-  """The largest batch and images/s; None if they are not known yet."""
+def cells(case: Case, store: Store) -> list[str] | None:
+  """What the table says of a case: the largest batch, for training the flags, images/s, for training the hours.
+
+  None if it is not known yet.
+  """
   try:
-    choice, _ = solved(Case(model, size, 'inference', device), store)
+    choice, steps = solved(case, store)
   except Missing:
     return None
+  trains = case.work == 'training'
   if choice is None:
-    return ['no', '']
-  return [_count(choice.largest), _rate(choice.images_per_second * parse_topology(device).count)]
-
-
-def training_cells(model: str, size: int, device: str, store: Store) -> list[str] | None:
-  """The largest batch, flags, images/s and hours; None if they are not known yet."""
-  try:
-    choice, steps = solved(Case(model, size, 'training', device), store)
-  except Missing:
-    return None
-  if choice is None:
-    return ['no', '', '', '']
-  rate = choice.images_per_second * parse_topology(device).count
+    return ['no', '', '', ''] if trains else ['no', '']
+  rate = choice.images_per_second * case.target.count
+  if not trains:
+    return [_count(choice.largest), _rate(rate)]
   flags = ' '.join(f'`{change}`' for change in fit.command_changes(choice, []) if change != '--config.dtype=float32')
-  hours = steps * config_of(model, size).data.batch_size / rate / 3600
+  hours = steps * config_of(case.model, case.size).data.batch_size / rate / 3600
   return [_count(choice.largest), flags, _rate(rate), f'{hours:.2g}' if hours < 100 else f'{hours:.0f}']
 
 

@@ -83,15 +83,23 @@ class Store:
   Processes may share the file: what others have added is kept.
   """
 
-  def __init__(self, file: Path | None):
-    """Reads the file if it exists. Raises UserError if it is not such a file."""
-    self._file = file
+  def __init__(self, file: Path | None, outdated: bool = False):
+    """Reads the file if it exists.
+
+    Args:
+      file: where figures are kept; None keeps them in memory.
+      outdated: `get` also returns figures of earlier source code, to show them.
+
+    Raises:
+      UserError: it is not such a file.
+    """
+    self._file, self._outdated = file, outdated
     self._all = self._read()
 
   def get(self, description: dict[str, Any], target: Target) -> Figures | None:
     """Returns the figures of a program, or None if they are not known for the present source code."""
-    entry = self._all.get(_key(description, target), {})
-    return _figures_of(entry) if entry.get('sources') == _source_hash() else None
+    entry = self._all.get(_key(description, target))
+    return _figures_of(entry) if entry and (self._outdated or entry.get('sources') == _source_hash()) else None
 
   def find(
     self,

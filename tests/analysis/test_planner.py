@@ -157,6 +157,7 @@ def test_after_a_change_of_the_source_code_only_programs_that_differ_are_compile
   find(program('a'))
   monkeypatch.setattr(figures, '_source_hash', lambda: 'other code')
   assert Store(file).get({'model': 'a'}, GPU) is None
+  assert Store(file, outdated=True).get({'model': 'a'}, GPU) == Figures(1, {'l4': 0.5}, 60.0)
   for lowered in (program(text), None):  # the second time, the sources are known
     assert find(lowered).bytes == compiled
   assert len(made) == compiled
