@@ -10,7 +10,7 @@ import pytest
 from tests.fuzz import mutations, outcomes, runner, worker
 
 SECONDS = float(os.environ.get('FUZZ_SECONDS', 120))
-CASES = int(os.environ.get('FUZZ_CASES', 300))
+CASES = int(os.environ.get('FUZZ_CASES', 200))
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope='module')
 def dit(tmp_path_factory) -> Exported:
   pytest.importorskip('flatbuffers')
-  return exported(tmp_path_factory.mktemp('dit'), DIT, 'stablehlo')
+  return exported(tmp_path_factory.mktemp('dit'), DIT, 'stablehlo', alone=True)
 
 
 def without_this_library(folder: Path) -> Path:
