@@ -1,5 +1,6 @@
 """Programs compile quickly, and each compiled program is kept: for other tests, for processes, and for the next run."""
 
+import gc
 import os
 import shutil
 import signal
@@ -13,6 +14,9 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in a shell's background job; subprocesses would inherit it
   signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+gc.set_threshold(50_000, 20, 20)  # tracing makes many objects and little garbage: collections took a sixth of the time
 
 
 # Modules with tests that take a minute or so; then come the others that start processes.
@@ -29,6 +33,12 @@ def pytest_collection_modifyitems(items):
   first = {item.path for item in items if item.get_closest_marker('multiprocess')}
   order = {name: place for place, name in enumerate(LONGEST)}
   items.sort(key=lambda item: (order.get(item.path.name, len(LONGEST)), item.path not in first))
+
+
+def pytest_collection_finish():
+  """Garbage collections skip the modules that are imported by now."""
+  gc.collect()
+  gc.freeze()
 
 
 @pytest.fixture(autouse=True)
