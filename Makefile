@@ -24,7 +24,7 @@ demo: $(VENV)/.installed
 	@echo
 	@echo 'pictures: runs/demo/predictions.png     numbers: runs/demo/metrics.json     model: runs/demo/model'
 	@echo 'next, after ". $(VENV)/bin/activate":'
-	@echo '  python -m ditsam_jax.predict --checkpoint=runs/demo --image=docs/scene.png --text="the large red circle"'
+	@echo '  python -m ditsam_jax.predict --checkpoint=runs/demo --image=docs/scene.png --text="the large red circle" --output=runs/demo/scene'
 	@echo '  python -m ditsam_jax.evaluate --checkpoint=shapes --split=test    # a shipped model, trained for longer'
 	@echo '  python -m ditsam_jax.train --config=configs/edit.py:shapes        # the same for E-DIT'
 
