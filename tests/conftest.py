@@ -10,7 +10,7 @@ import pytest
 # Set before JAX is imported. Most tests compare our programs with each other and spend their time compiling, so LLVM
 # need not optimise. Set it to 0 to run every test with the programs that users get.
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
-os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')  # compiling takes longer than reading
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.1')
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in a shell's background job; subprocesses would inherit it
   signal.signal(signal.SIGINT, signal.default_int_handler)
