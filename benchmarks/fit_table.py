@@ -191,7 +191,7 @@ def main() -> int:
   try:
     failed = compile_all(cases, store)
   finally:  # also after Ctrl-C
-    write_page(options.page, options.cache)
+    write_page(options.page, Store(options.cache, outdated=True), store)
     print('written:', options.page)
   for job, reason in failed.items():
     print(f'not compiled: {describe(job)}: {reason}', file=sys.stderr)
@@ -265,9 +265,8 @@ more settings.
 """
 
 
-def write_page(page: Path, cache: Path) -> None:
-  """Writes the tables of everything that is known, also by earlier source code."""
-  known, current = Store(cache, outdated=True), Store(cache)
+def write_page(page: Path, known: Store, current: Store) -> None:
+  """Writes the tables of everything that is known; `known` has figures of earlier source code too, `current` has not."""
   parts = [INTRODUCTION.format(version=jax.__version__)]
   unknown = outdated = 0
   for model in NAMES:

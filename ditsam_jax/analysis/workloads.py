@@ -68,9 +68,8 @@ class Training:
     mesh = make_mesh(run.mesh, [jax.devices('cpu')[0]] * target.count)
     self._fsdp = mesh.shape['fsdp']
     self.shares = mesh.shape['data'] * self._fsdp  # of the batch
-    self.unit = run.sample_group // math.gcd(
-      run.sample_group, self.shares
-    )  # images per device come in multiples of this
+    # Images per device come in multiples of this.
+    self.unit = run.sample_group // math.gcd(run.sample_group, self.shares)
 
   def with_settings(self, settings: Settings, images: int, parts: int) -> ConfigDict:
     """The config of a step with `parts` micro-batches of `images` per device."""
