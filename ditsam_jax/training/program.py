@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, Sharding
 
 from ditsam_jax.config.freeze import freeze_patterns
 from ditsam_jax.config.run import ResolvedRunConfig, reads_text
@@ -78,7 +78,7 @@ class Program:
   def initial_state(
     self, init_from: str = '', grown: Mapping[str, Callable[[np.ndarray], np.ndarray]] = MappingProxyType({})
   ) -> tuple[TrainState, list[str]]:
-    """Creates the state before the first update; each array is created or read directly in its sharding.
+    """Creates the state before the first update; each array is read directly in its sharding.
 
     Args:
       init_from: a saved model to initialise weights from; the weights it lacks are initialised randomly.
@@ -93,10 +93,8 @@ class Program:
     expected = self.state.params | self.state.frozen
     weights = saved_model.read_start(init_from, expected, grown) if init_from else {}
     fresh = {name: array.sharding for name, array in expected.items() if name not in weights}
-    if fresh:  # in one program, so that unused weights are never drawn
-      weights |= jax.jit(
-        functools.partial(_fresh_weights, self._model, self._seed, tuple(fresh)), out_shardings=fresh
-      )()
+    if fresh:
+      weights |= _fresh_weights(self._model, self._seed, fresh)
     make = functools.partial(fresh_state, trained=set(self.state.params), optimizer=self._optimizer)
     out_shardings = jax.tree.map(lambda leaf: leaf.sharding, self.state)
     return jax.jit(make, out_shardings=out_shardings, donate_argnums=0)(weights), list(fresh)
@@ -205,6 +203,10 @@ def _identity(weights: Any) -> Any:
   return weights
 
 
-def _fresh_weights(model: DitSamConfig, seed: int, names: tuple[str, ...]) -> Weights:
-  weights = weights_of(DitSam(model, rngs=nnx.Rngs(seed)))
-  return {name: weights[name][...] for name in names}
+def _fresh_weights(model: DitSamConfig, seed: int, places: Mapping[str, Sharding]) -> Weights:
+  """Draws weights outside a program: compiling one that draws them all takes longer than the training step's."""
+  drawn = weights_of(DitSam(model, rngs=nnx.Rngs(seed)))
+  return {
+    name: jax.make_array_from_callback(drawn[name].shape, place, np.asarray(drawn[name][...]).__getitem__)
+    for name, place in places.items()
+  }
