@@ -26,6 +26,19 @@ LONGEST = ('test_train_hosts.py', 'test_kills.py', 'test_bucket_runs.py', 'test_
 def pytest_configure(config):
   """Compiled programs go into pytest's own cache, which `pytest --cache-clear` empties."""
   os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(config.cache.mkdir('compiled')))
+  config.pluginmanager.register(NamesFailures(config))
+
+
+class NamesFailures:
+  """Names each test as it fails: a run that is stopped before its summary would only show an F."""
+
+  def __init__(self, config):
+    self._config = config
+
+  def pytest_runtest_logreport(self, report):
+    reporter = self._config.pluginmanager.get_plugin('terminalreporter')
+    if report.failed and reporter is not None:  # worker processes have none
+      reporter.write_line(f'\nfailed after {report.duration:.0f} s: {report.nodeid}')
 
 
 def pytest_collection_modifyitems(items):

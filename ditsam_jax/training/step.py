@@ -177,7 +177,7 @@ def update_if_finite(
   finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)  # the norm is finite only if all elements are
   frozen, state = state.frozen, state._replace(frozen={})
   state = jax.lax.cond(finite, update, lambda state, grads: state, state, grads)
-  skipped = jnp.where(finite, state.skipped * jnp.asarray([1, 0]), state.skipped + 1)
+  skipped = jnp.where(finite, state.skipped * jnp.asarray([1, 0], jnp.int32), state.skipped + 1)
   return state._replace(step=state.step + 1, skipped=skipped, frozen=frozen)
 
 
