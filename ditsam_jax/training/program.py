@@ -78,7 +78,9 @@ class Program:
   def initial_state(
     self, init_from: str = '', grown: Mapping[str, Callable[[np.ndarray], np.ndarray]] = MappingProxyType({})
   ) -> tuple[TrainState, list[str]]:
-    """Creates the state before the first update; each array is read directly in its sharding.
+    """Creates the state before the first update.
+
+    Arrays of `init_from` are read directly in their shardings; each host draws the others whole, on one of its devices.
 
     Args:
       init_from: a saved model to initialise weights from; the weights it lacks are initialised randomly.
