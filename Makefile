@@ -65,7 +65,8 @@ $(VENV)/bin/python:
 	  { echo 'error: $(PYTHON) is missing or older than 3.11; use a newer one: make PYTHON=python3.12' >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	  echo 'error: $(PYTHON) cannot create environments; install its venv module (Debian, Ubuntu: python3-venv)' >&2; exit 1; }
-	$(VENV)/bin/python -m pip install --quiet --upgrade pip  # Python 3.11's spends minutes on the packages of the tests
+	# Python 3.11's pip spends minutes on the packages of the tests; from 26.1 on pip prints warnings of setuptools.
+	@$(VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25,<26.1'
 
 $(VENV)/.installed: requirements.txt pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet -r requirements.txt
