@@ -60,13 +60,13 @@ notebooks: $(VENV)/.installed-notebooks
 fuzz: $(VENV)/.installed-test
 	JAX_PLATFORMS=cpu $(VENV)/bin/python -m tests.fuzz --seconds=$(FUZZ_SECONDS) --seed=$(FUZZ_SEED)
 
+# Python 3.11's pip spends minutes on the packages of the tests; from 26.3 on pip prints warnings of setuptools.
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
 	  { echo 'error: $(PYTHON) is missing or older than 3.11; use a newer one: make PYTHON=python3.12' >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 	  echo 'error: $(PYTHON) cannot create environments; install its venv module (Debian, Ubuntu: python3-venv)' >&2; exit 1; }
-	# Python 3.11's pip spends minutes on the packages of the tests; from 26.1 on pip prints warnings of setuptools.
-	@$(VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25,<26.1'
+	@$(VENV)/bin/python -m pip install --quiet --upgrade 'pip>=25,<26.3'
 
 $(VENV)/.installed: requirements.txt pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --quiet -r requirements.txt
