@@ -83,7 +83,7 @@ def small_config(**changes) -> models.DitSamConfig:
   """Returns the config of an L-DIT for 64 x 64 images and 6 to 8 tokens, which compiles in seconds."""
   config = models.DitSamConfig(
     models.ImageEncoderConfig(width=24, depth=2, heads=2, global_blocks=(0, 1), pretrain_grid=4),
-    models.MaskDecoderConfig(width=16, depth=1, heads=2, mlp_width=16, iou_hidden=16),
+    models.MaskDecoderConfig(width=16, heads=2, mlp_width=16, iou_hidden=16),
     models.TextEncoderConfig(vocab_size=20, width=24, depth=1, heads=2, mlp_width=16, max_positions=8),
     image_size=64,
     max_text_tokens=6,

@@ -156,7 +156,7 @@ def whole(data_dir, tmp_path_factory):
   """An undisturbed run of 60 steps."""
   workdir = tmp_path_factory.mktemp('undisturbed') / 'whole'
   process = started(data_dir, workdir)
-  _, errors = process.communicate(timeout=600)
+  _, errors = process.communicate(timeout=240)
   assert process.returncode == 0, errors
   return workdir
 
@@ -178,11 +178,11 @@ def stopped(data_dir, workdir, number):
   log = workdir / 'train_log.jsonl'
   before = log.read_text() if log.exists() else ''
   process = started(data_dir, workdir)
-  deadline = time.time() + 300
+  deadline = time.time() + 120
   while not (log.exists() and log.read_text() > before) and time.time() < deadline:
     time.sleep(0.02)
   process.send_signal(number)
-  _, errors = process.communicate(timeout=300)
+  _, errors = process.communicate(timeout=120)
   return process.returncode, errors, max(int(path.name) for path in (workdir / 'checkpoints').iterdir())
 
 
@@ -198,7 +198,7 @@ def test_a_run_stopped_twice_resumes_to_the_same_bits(data_dir, whole, tmp_path)
   assert status == 0 and 'rerun the command to resume' in errors, errors
   assert f'stopped at step {second} of 60' in errors and first < second < 60
   process = started(data_dir, workdir)
-  _, errors = process.communicate(timeout=600)
+  _, errors = process.communicate(timeout=240)
   assert process.returncode == 0, errors
   assert outcome(workdir) == outcome(whole)
 

@@ -30,7 +30,7 @@ def arguments(data_dir, workdir):
   ]
 
 
-def wait_for(path, seconds=600):
+def wait_for(path, seconds=240):
   deadline = time.time() + seconds
   while not path.exists():
     assert time.time() < deadline, f'{path} was never written'
@@ -90,7 +90,7 @@ def test_preempting_one_host_stops_all_cleanly(data_dir, tmp_path):
   with hosts(2, 'ditsam_jax.train', *arguments(data_dir, workdir), '--config.total_steps=2000') as both:
     wait_for(workdir / 'checkpoints' / '4')
     both[1].send_signal(signal.SIGTERM)
-    outputs = [host.communicate(timeout=300) for host in both]
+    outputs = [host.communicate(timeout=120) for host in both]
   assert [host.returncode for host in both] == [0, 0], outputs
   assert 'all saved; rerun the command to resume' in outputs[0][1]
   stopped_at = int(outputs[0][1].split('stopped at step ')[1].split()[0])

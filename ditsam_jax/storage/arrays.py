@@ -49,7 +49,7 @@ def read(
   wanted = set(places if places is not None else stored if names is None else names)
   if folder.is_file():
     found = safetensors_file.read(folder, wanted)
-    return found if places is None else {name: _placed(array, places[name]) for name, array in found.items()}
+    return found if places is None else {name: placed(array, places[name]) for name, array in found.items()}
   import orbax.checkpoint as ocp
 
   def where(name: str) -> ocp.RestoreArgs:
@@ -65,8 +65,8 @@ def read(
   return {name: array for name, array in restored.items() if name in wanted}
 
 
-def _placed(array: np.ndarray, place: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
-  """Returns an array with the type and sharding of `place`."""
+def placed(array: np.ndarray, place: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
+  """Returns an array of any shape with the type and sharding of `place`."""
   array = array.astype(place.dtype)
   return jax.make_array_from_callback(array.shape, place.sharding, array.__getitem__)
 

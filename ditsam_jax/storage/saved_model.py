@@ -257,8 +257,7 @@ def read_start(
   if grown:
     stored = arrays.read(folder, names=set(grown))
     for name, grow in grown.items():
-      whole = np.asarray(grow(stored[name].astype(found[name].dtype)), found[name].dtype)
-      weights[name] = jax.make_array_from_callback(whole.shape, found[name].sharding, whole.__getitem__)
+      weights[name] = arrays.placed(np.asarray(grow(stored[name].astype(found[name].dtype))), found[name])
   _refuse(arrays.unusable(weights.items()), name_or_dir, 'unusable weights')
   return weights
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh, Sharding
+from jax.sharding import Mesh
 
 from ditsam_jax.config.freeze import freeze_patterns
 from ditsam_jax.config.run import ResolvedRunConfig, reads_text
@@ -25,7 +25,7 @@ from ditsam_jax.models.execution import AUTO, Execution, automatic
 from ditsam_jax.models.weights import Structure, Weights, weights_of
 from ditsam_jax.ops.attention.choice import fastest, why_not
 from ditsam_jax.parallel import sharding
-from ditsam_jax.storage import saved_model
+from ditsam_jax.storage import arrays, saved_model
 from ditsam_jax.training.interactive import interactive_forward
 from ditsam_jax.training.optimizer import make_optimizer
 from ditsam_jax.training.prompt_rounds import prompt_forward
@@ -94,7 +94,7 @@ class Program:
     """
     expected = self.state.params | self.state.frozen
     weights = saved_model.read_start(init_from, expected, grown) if init_from else {}
-    fresh = {name: array.sharding for name, array in expected.items() if name not in weights}
+    fresh = {name: array for name, array in expected.items() if name not in weights}
     if fresh:
       weights |= _fresh_weights(self._model, self._seed, fresh)
     make = functools.partial(fresh_state, trained=set(self.state.params), optimizer=self._optimizer)
@@ -205,10 +205,7 @@ def _identity(weights: Any) -> Any:
   return weights
 
 
-def _fresh_weights(model: DitSamConfig, seed: int, places: Mapping[str, Sharding]) -> Weights:
-  """Draws weights outside a program: compiling one that draws them all takes longer than the training step's."""
+def _fresh_weights(model: DitSamConfig, seed: int, places: Weights) -> Weights:
+  """Draws weights outside a program, which would take longer to compile than the training step."""
   drawn = weights_of(DitSam(model, rngs=nnx.Rngs(seed)))
-  return {
-    name: jax.make_array_from_callback(drawn[name].shape, place, np.asarray(drawn[name][...]).__getitem__)
-    for name, place in places.items()
-  }
+  return {name: arrays.placed(np.asarray(drawn[name][...]), place) for name, place in places.items()}

@@ -17,7 +17,9 @@ from tests.small_models import SAM as LARGER_SAM
 from tests.small_models import random_model, small_config
 
 WORDS = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', 'the', 'red', 'circle', 'large', 'left', 'of', 'small', 'blue', 'star']
-DIT = small_config(mask_threshold=0.35)
+DIT = small_config(
+  mask_decoder=models.MaskDecoderConfig(width=16, depth=1, heads=2, mlp_width=16, iou_hidden=16), mask_threshold=0.35
+)
 
 # One block with windows and one without: tracing takes seconds per block.
 SAM = dataclasses.replace(

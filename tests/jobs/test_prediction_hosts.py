@@ -31,7 +31,7 @@ def test_two_hosts_match_one_and_any_number_of_hosts_can_resume(images, tmp_path
   arguments = [f'--image={images}', '--box=8,2,42,38', '--checkpoint=sam_shapes', '--batch-size=2', '--no-pictures']
   shared = [*arguments, f'--json={tmp_path / "r.jsonl"}']
   with hosts(2, 'ditsam_jax.predict', *shared) as processes:
-    outputs = [process.communicate(timeout=600) for process in processes]
+    outputs = [process.communicate(timeout=300) for process in processes]
   statuses = [process.returncode for process in processes]
   assert sorted(statuses) == [0, 2], outputs  # one of them had the damaged image
   assert 'not an image' in outputs[statuses.index(2)][1]

@@ -63,7 +63,7 @@ def test_two_hosts_with_two_devices_write_the_same_as_one_with_one(place, tmp_pa
   ) as both:
     alone = tmp_path / 'alone'
     main(arguments(place, alone, '--batch-size=5'))
-    outputs = [host.communicate(timeout=600) for host in both]
+    outputs = [host.communicate(timeout=300) for host in both]
   assert [host.returncode for host in both] == [0, 0], outputs
   (first, _), (second, _) = outputs
   assert 'mIoU' in first and 'mIoU' not in second and not (tmp_path / 'host1').exists()

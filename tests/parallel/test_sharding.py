@@ -69,6 +69,7 @@ sharded = small_program((1, 8, 1), scan=True, remat='elementwise')
 print(json.dumps({
   'moved': gathered_or_summed(sharded.lower().compile().as_text()),
   'alone': losses(start, small_program((1, 1, 1), one)),
+  'data': losses(start, small_program((8, 1, 1))),
   'fsdp': losses(start, sharded),
   'all': losses(start, small_program((2, 2, 2))),
   'alone, no dropout': losses(start, small_program((1, 1, 1), one, dropout=0.0)),
@@ -82,7 +83,7 @@ def test_meshes_rematerialisation_scan_and_accumulation_do_not_change_losses(tmp
   start = saved_model.save(tmp_path / 'start', random_model(small_config()))
   found = json.loads(run_on_devices(ON_EIGHT % str(start), 8))
   assert len(set(found['alone'])) == 10 and found['alone'] != found['alone, no dropout']
-  for name in ('fsdp', 'all'):
+  for name in ('data', 'fsdp', 'all'):
     np.testing.assert_allclose(found[name], found['alone'], atol=1e-5, err_msg=name)
   # The text encoder's kernels (24 x 16) are gathered; its vocabulary of 20 words, 24 channels each, is not moved.
   assert 'f32[24,16]' in found['moved'] and 'f32[20,24]' not in found['moved'], found['moved']

@@ -82,7 +82,7 @@ def test_file_size_limits_are_reported_like_a_full_disk(tmp_path, capfd, small_f
 def test_all_hosts_learn_that_one_could_not_write(tmp_path):
   """Without the barrier in save_barrier.py, the other host would wait for 20 minutes."""
   with hosts(2, 'tests.training.failing_host', str(tmp_path / 'run'), '1') as both:
-    outputs = [host.communicate(timeout=600) for host in both]
+    outputs = [host.communicate(timeout=240) for host in both]
   assert [host.returncode for host in both] == [0, 0], outputs
   for printed, _ in outputs:
     assert [line.split()[::2] for line in printed.splitlines() if line[0].isdecimal()] == [

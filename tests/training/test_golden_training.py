@@ -72,7 +72,7 @@ def relative_error(logits, golden) -> float:
   against='the DIT release',
   within='losses 5e-4; masks 1e-2 relative',
 )
-@pytest.mark.parametrize('name, attention', [('ldit', 'auto'), ('edit', 'pallas_tpu')])
+@pytest.mark.parametrize('name, attention', [('ldit', 'auto'), ('edit', 'auto'), ('edit', 'pallas_tpu')])
 def test_training_follows_the_release(name, attention):
   with on_cpu(attention):
     golden, ours = train(name, jnp.float32, attention)
