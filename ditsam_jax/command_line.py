@@ -1,5 +1,6 @@
 """Shared by all commands: errors in the input and signals give one line and an exit status."""
 
+import gc
 import logging
 import os
 import sys
@@ -61,6 +62,7 @@ def run(main: Callable[[], int | None]) -> NoReturn:
   Bugs exit with 1 and a traceback; DITSAM_TRACEBACK=1 shows the traceback of any error.
   """
   begin()
+  _collect_less_garbage()
   _cache_compiled_programs()
   _configure_streams()
   if not _shows_all():
@@ -151,6 +153,15 @@ def _configure_streams() -> None:
   for stream in (sys.stdout, sys.stderr):
     if reconfigure := getattr(stream, 'reconfigure', None):
       reconfigure(errors='backslashreplace', line_buffering=True)
+
+
+def _collect_less_garbage() -> None:
+  """Collects garbage less often and skips what imports made: tracing makes many objects and little garbage.
+
+  Collections took a twelfth of the CPU time of a short training run.
+  """
+  gc.freeze()
+  gc.set_threshold(max(5_000, gc.get_threshold()[0]))
 
 
 def _cache_compiled_programs() -> None:
