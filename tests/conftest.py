@@ -11,7 +11,7 @@ import pytest
 # Set before JAX is imported. Most tests compare our programs with each other and spend their time compiling, so LLVM
 # need not optimise. Set it to 0 to run every test with the programs that users get.
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
-os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')  # thousands of small programs take long too
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')  # small programs add up
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # in a shell's background job; subprocesses would inherit it
   signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -27,7 +27,7 @@ LONGEST = ('test_train_hosts.py', 'test_kills.py', 'test_bucket_runs.py', 'test_
 def pytest_configure(config):
   """Compiled programs go into pytest's own cache, which `pytest --cache-clear` empties."""
   cache = os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(config.cache.mkdir('compiled')))
-  if jax := sys.modules.get('jax'):  # by a folder's conftest.py, if pytest was given tests in that folder
+  if jax := sys.modules.get('jax'):  # imported by the conftest.py of a folder that pytest was given: too early for the variable
     jax.config.update('jax_compilation_cache_dir', cache)
   config.pluginmanager.register(NamesFailures(config))
 
