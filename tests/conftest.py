@@ -27,7 +27,8 @@ LONGEST = ('test_train_hosts.py', 'test_kills.py', 'test_bucket_runs.py', 'test_
 def pytest_configure(config):
   """Compiled programs go into pytest's own cache, which `pytest --cache-clear` empties."""
   cache = os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(config.cache.mkdir('compiled')))
-  if jax := sys.modules.get('jax'):  # imported by the conftest.py of a folder that pytest was given: too early for the variable
+  # If pytest was given a folder whose conftest.py imports JAX, JAX has already read the environment.
+  if jax := sys.modules.get('jax'):
     jax.config.update('jax_compilation_cache_dir', cache)
   config.pluginmanager.register(NamesFailures(config))
 
