@@ -34,6 +34,7 @@ def hosts(count: int, module: str, *arguments: str, devices: int = 1) -> Iterato
       [
         sys.executable,
         '-m',
+        'tests.host',
         module,
         *(argument.replace('{host}', str(host)) for argument in arguments),
         f'--coordinator=127.0.0.1:{port}',

@@ -148,7 +148,7 @@ def test_a_stop_during_the_last_evaluation_says_what_is_not_saved(data_dir, tmp_
     run(data_dir, tmp_path / 'run', '--config.final_split=val')
 
 
-SIXTY = ['--config.total_steps=60', '--config.final_split=val']
+SIXTY = ['--config.total_steps=60', '--config.checkpoint_every=20', '--config.final_split=val']
 
 
 @pytest.fixture(scope='module')
