@@ -68,8 +68,7 @@ class RunLog:
     values = {f'{group}/{name}': value for name, value in values.items()}
     finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
     self._write(self._lines.add, json.dumps({'step': step, **finite}).encode() + b'\n')
-    for name, value in values.items():
-      self._write(self._events.add, events.scalar(step, name, value))
+    self._write(self._events.add, b''.join(events.scalar(step, name, value) for name, value in values.items()))
     for name, label in (('train/loss', 'loss'), ('val/mIoU', 'val mIoU')):
       if name in values:
         self._shown[label] = f'{values[name]:.4g}'
