@@ -137,7 +137,8 @@ def predicted(
   while following:
     size = following.pop(0)
     tried[size] = measure(settings, size, 1)
-    if not tried[size].fits(target) and not target.chip.silicon:  # a larger program for a TPU has no figures of time
+    # If one image does not fit, no more do; and what is too large for a TPU has no figures of time.
+    if not tried[size].fits(target) and (size == sizes[0] or not target.chip.silicon):
       break
     if not following and not grown(sorted(tried)[-2]) and 2 * size <= MOST:
       following = [2 * size]

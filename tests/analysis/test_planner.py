@@ -57,7 +57,7 @@ def test_a_prediction_from_large_batches_needs_no_confirmation(target, remat, st
     assert largest == 8 < expected
   else:
     assert largest == expected
-  assert len(machine.compiled) <= 6
+  assert len(machine.compiled) <= (6 if largest else 1)
 
 
 def test_a_prediction_that_was_wrong_is_corrected():
