@@ -72,8 +72,8 @@ def signals_are_left_alone():
 
 @pytest.fixture(autouse=True)
 def compiled_as_for_users(request):
-  """Optimises fully, as for users, in tests that compare with independent sources."""
-  if request.node.get_closest_marker('verifies') is None:
+  """Optimises fully, as for users, in tests that compare with independent sources or compute for long."""
+  if not any(map(request.node.get_closest_marker, ('verifies', 'optimised'))):
     yield
     return
   import jax

@@ -24,6 +24,8 @@ from ditsam_jax.storage.description import vocabulary_file
 from ditsam_jax.storage.places import resolve
 from ditsam_jax.tokenization import Tokenizer
 
+pytestmark = pytest.mark.optimised
+
 # For 128 x 128 pixels: Meta's defaults ask for edges that such a model does not draw.
 EVERYTHING = dict(pred_iou_thresh=0.75, stability_score_thresh=0.85, min_mask_region_area=30)
 
