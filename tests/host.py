@@ -30,13 +30,11 @@ def hash_options(key, options, **_) -> None:
 
 def read(name, key, options, backend, devices, *more):
   """Reads a compiled program; if it runs on several hosts, waits until the first host has written it."""
-  deadline = time.monotonic() + PATIENCE
-  while True:
-    found = read_cached(name, key, options, backend, devices, *more)
-    waits = jax.process_index() > 0 and len({device.process_index for device in devices}) > 1
-    if found[0] is not None or not waits or time.monotonic() > deadline:
-      return found
+  waits = jax.process_index() > 0 and len({device.process_index for device in devices}) > 1
+  deadline = time.monotonic() + PATIENCE * waits
+  while (found := read_cached(name, key, options, backend, devices, *more))[0] is None and time.monotonic() < deadline:
     time.sleep(0.1)
+  return found
 
 
 if __name__ == '__main__':
