@@ -21,7 +21,6 @@ os.environ['JAX_PLATFORMS'] = 'cpu'
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from ditsam_jax.analysis import targets
 from ditsam_jax.analysis.hlo import Module
@@ -29,7 +28,7 @@ from ditsam_jax.analysis.operations import heaviest, moved, operations
 from ditsam_jax.analysis.roofline import roofline
 from ditsam_jax.config import checks, files
 from ditsam_jax.models.config import DitSamConfig
-from ditsam_jax.models.ditsam import DitSam
+from ditsam_jax.models.ditsam import abstract_model
 from ditsam_jax.models.execution import REMAT, Execution
 from ditsam_jax.models.image_encoder import BLOCKS
 from ditsam_jax.models.layers import attention_flops, linear_flops
@@ -67,7 +66,7 @@ def report(model: DitSamConfig, target: targets.Target, remat: str, images: int)
   """Compiles for one device; returns the figures, and the operations that move most."""
   device = targets.devices_of(target, targets.AMPLE)[0]
   place = jax.sharding.SingleDeviceSharding(device)
-  abstract = nnx.eval_shape(lambda: DitSam(model, rngs=nnx.Rngs(0)))
+  abstract = abstract_model(model)
   saved_model.fill_streams(abstract)
   structure = Structure(abstract)
   encoder, grid = model.image_encoder, (model.grid, model.grid)

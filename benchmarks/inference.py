@@ -35,7 +35,6 @@ sys.path[0] = str(ROOT)
 import jax
 import numpy as np
 import torch
-from flax import nnx
 from PIL import Image
 
 import ditsam_jax
@@ -46,7 +45,7 @@ from ditsam_jax.data import datasets
 from ditsam_jax.inference.engine import Row
 from ditsam_jax.inference.framing import frame, resized_as_meta
 from ditsam_jax.models.config import PRESETS, DitSamConfig, sam
-from ditsam_jax.models.ditsam import DitSam
+from ditsam_jax.models.ditsam import DitSam, abstract_model
 from ditsam_jax.models.weights import weights_of
 from ditsam_jax.storage import saved_model
 
@@ -276,7 +275,7 @@ def seconds(run: Callable) -> float:
 def converted(peer: Peer, config: DitSamConfig) -> DitSam:
   """Returns our model with the weights of a PyTorch peer."""
   tensors = peer.state_dict()
-  shapes = weights_of(nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0))))
+  shapes = weights_of(abstract_model(config))
   entries = {path: names.entry(path) for path in shapes}
   weights = {path: entry.load([tensors[name].numpy() for name in entry.names]) for path, entry in entries.items()}
   return saved_model.build(config, weights, 'the benchmark')

@@ -24,7 +24,7 @@ from flax import nnx
 from ditsam_jax.config import lengths, recipe
 from ditsam_jax.models import image_encoder
 from ditsam_jax.models.config import DitSamConfig, vit_b
-from ditsam_jax.models.ditsam import DitSam
+from ditsam_jax.models.ditsam import DitSam, abstract_model
 from ditsam_jax.models.execution import REMAT, Execution
 from ditsam_jax.models.weights import Structure, dotted, weights_of
 from ditsam_jax.storage import saved_model
@@ -55,7 +55,7 @@ def main() -> None:
 def measure(options: argparse.Namespace, variant: str, remat: str) -> dict[str, float]:
   """Compiles one variant; returns the sizes of its state and temporaries, GB."""
   config = configured(options)
-  model = nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))
+  model = abstract_model(config)
   saved_model.fill_streams(model)
   model.train()
   structure = Structure(model)

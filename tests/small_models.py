@@ -15,7 +15,7 @@ from flax import nnx
 
 from ditsam_jax.convert import names
 from ditsam_jax.models import config as models
-from ditsam_jax.models.ditsam import DitSam
+from ditsam_jax.models.ditsam import DitSam, abstract_model
 from ditsam_jax.models.weights import Structure, weights_of
 from ditsam_jax.training.step import TrainState, fresh_state, trained_of
 
@@ -94,7 +94,7 @@ def small_config(**changes) -> models.DitSamConfig:
 def random_model(config: models.DitSamConfig, seed: int = 0) -> DitSam:
   """Creates a model with random weights everywhere (zeros or ones could hide mistakes), without compiling initialisers."""
   rng = np.random.default_rng(seed)
-  model = nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))
+  model = abstract_model(config)
   for path, variable in weights_of(model).items():
     shape = variable.shape
     scale = 0.3 if len(shape) == 1 else 1.0 if path.endswith(('_token', '_tokens')) else np.prod(shape[:-1]) ** -0.5

@@ -8,7 +8,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from ml_collections import ConfigDict
 
 from ditsam_jax.analysis import targets
@@ -20,7 +19,7 @@ from ditsam_jax.config.first_prompts import FirstPromptConfig
 from ditsam_jax.config.freeze import freeze_patterns
 from ditsam_jax.config.run import LossConfig, ResolvedRunConfig
 from ditsam_jax.models.config import DitSamConfig
-from ditsam_jax.models.ditsam import DitSam
+from ditsam_jax.models.ditsam import DitSam, abstract_model
 from ditsam_jax.models.execution import Execution
 from ditsam_jax.models.weights import Structure, is_position, weights_of
 from ditsam_jax.parallel.sharding import make_mesh
@@ -167,7 +166,7 @@ def _parameter_sizes(config: DitSamConfig) -> dict[str, int]:
 
 def _abstract(config: DitSamConfig) -> DitSam:
   """A model with shapes in place of weights."""
-  model = nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))
+  model = abstract_model(config)
   saved_model.fill_streams(model)
   return model
 

@@ -9,7 +9,7 @@ from flax import nnx
 from ditsam_jax.convert import names, sources
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
-from ditsam_jax.models.ditsam import DitSam
+from ditsam_jax.models.ditsam import DitSam, abstract_model
 from ditsam_jax.models.weights import weights_of
 from ditsam_jax.storage import arrays
 from ditsam_jax.terminal import printable, say
@@ -25,7 +25,7 @@ def fill(config: DitSamConfig, source: sources.Source) -> tuple[dict[str, np.nda
     UserError: tensors are unknown, missing, unused or of a wrong shape, or contain NaN, infinities or numbers too large
       for f32. All problems are listed on stderr first.
   """
-  model = nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))
+  model = abstract_model(config)
   weights, fresh, problems = {}, [], list(source.problems.values())
   used: set[str] = set()
   may_be_fresh = source.format != 'release' and config.text_encoder is not None

@@ -1,5 +1,6 @@
 """The complete model: text-prompted SAM."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -178,3 +179,17 @@ class DitSam(nnx.Module):
     fixed = self.config.max_text_tokens  # of fusions with learnt tokens, which a sentence of one token would broadcast
     if sizes.get('T', fixed) != fixed and any(t.text_axis is not None for t in FUSIONS[self.config.fusion].tensors):
       raise ValueError(f'{sizes["T"]} tokens per sentence; the fusion {self.config.fusion!r} has learnt {fixed}')
+
+
+def abstract_model(config: DitSamConfig) -> DitSam:
+  """Returns a model with shapes in place of weights and random streams; the caller may change it.
+
+  Tracing the initialisers takes 0.2 to 0.5 s, so it is done once for a config.
+  """
+  return nnx.merge(*_traced(config, jax.dtypes.canonicalize_dtype(float)), copy=True)
+
+
+@functools.lru_cache(maxsize=64)
+def _traced(config: DitSamConfig, real: jnp.dtype) -> tuple:
+  del real  # some weights have JAX's default type, which depends on the setting jax_enable_x64
+  return nnx.split(nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0))))

@@ -24,7 +24,7 @@ from flax import nnx
 
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
-from ditsam_jax.models.ditsam import DitSam
+from ditsam_jax.models.ditsam import DitSam, abstract_model
 from ditsam_jax.models.weights import cast, cast_array, dotted, dtype_named, is_weight, weights_of
 from ditsam_jax.storage import arrays, bucket_models, checksums, safetensors_file
 from ditsam_jax.storage.bucket import AnyPath, BucketPath
@@ -88,7 +88,7 @@ def check_weights(config: DitSamConfig, weights: dict[str, Any], name: str) -> D
   Raises:
     UserError: weights are missing, unknown, unusable or of another shape.
   """
-  model = nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))
+  model = abstract_model(config)
   _refuse(arrays.differences(weights, weights_of(model)), name, 'weights do not fit model.json')
   _refuse(arrays.unusable(weights.items()), name, 'unusable weights')
   return model
@@ -111,7 +111,7 @@ def read_weights(name_or_dir: str | os.PathLike) -> dict[str, np.ndarray]:
     UserError: the weights are missing, damaged, or do not fit the config; shapes are checked before values are read.
   """
   folder, config = _verified(name_or_dir, 'weights'), read_config(name_or_dir)
-  model = nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))
+  model = abstract_model(config)
   stored = arrays.shapes_and_types(folder)
   problems = arrays.differences(stored, weights_of(model)) or [
     f'{name} is {array.dtype}, expected floating-point numbers'

@@ -20,7 +20,7 @@ from ditsam_jax.config.freeze import freeze_patterns
 from ditsam_jax.config.run import ResolvedRunConfig, reads_text
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
-from ditsam_jax.models.ditsam import DitSam
+from ditsam_jax.models.ditsam import DitSam, abstract_model
 from ditsam_jax.models.execution import AUTO, Execution, automatic
 from ditsam_jax.models.weights import Structure, Weights, weights_of
 from ditsam_jax.ops.attention.choice import fastest, why_not
@@ -118,7 +118,7 @@ def build(config: ResolvedRunConfig, model: DitSamConfig, mesh: Mesh) -> Program
   platform = mesh.devices.flat[0].platform
   attention = attention_for(config.attention, model, platform, jnp.dtype(config.dtype))
   sharding.check_divides(mesh, model.heads, config.data.batch_size, config.accumulate)
-  abstract = nnx.eval_shape(lambda: DitSam(model, rngs=nnx.Rngs(0)))
+  abstract = abstract_model(model)
   saved_model.fill_streams(abstract)
   abstract.train()
   structure = Structure(abstract)

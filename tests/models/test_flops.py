@@ -6,14 +6,14 @@ import pytest
 from flax import nnx
 
 from ditsam_jax.models import config as models
-from ditsam_jax.models.ditsam import DitSam
+from ditsam_jax.models.ditsam import abstract_model
 from ditsam_jax.models.execution import Execution
 from ditsam_jax.models.flops import forward_flops, training_flops
 
 
 def counted_by_xla(config, prompts):
   """XLA's FLOPs of the lowered forward pass of one image, with the reference attention."""
-  model = nnx.eval_shape(lambda: DitSam(config, rngs=nnx.Rngs(0)))
+  model = abstract_model(config)
   model.eval()
   graph, weights = nnx.split(model)
   shapes = {name: jax.ShapeDtypeStruct((1, *shape), dtype) for name, (shape, dtype) in prompts.items()}
