@@ -106,6 +106,12 @@ def random_model(config: models.DitSamConfig, seed: int = 0) -> DitSam:
   return model
 
 
+@nnx.jit
+def call(module: nnx.Module, *inputs, **options):
+  """Calls a module in one program: compiling operation by operation takes seconds."""
+  return module(*inputs, **options)
+
+
 def make_state(
   model: DitSam, optimizer: optax.GradientTransformation, frozen: Mapping[str, re.Pattern] = MappingProxyType({})
 ) -> tuple[Structure, TrainState]:

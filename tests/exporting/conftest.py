@@ -1,6 +1,8 @@
 """Small models as saved folders, and one export of each kind for all tests."""
 
 import dataclasses
+import fcntl
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,15 +60,27 @@ def exported(root: Path, config: models.DitSamConfig, kind: str, alone: bool = F
   return Exported(model, folder, report, read(Request(str(model), '')))
 
 
+def exported_once(factory: pytest.TempPathFactory, name: str, config: models.DitSamConfig, alone: bool) -> Exported:
+  """An export to ONNX, which takes half a minute, by the first test process that needs it."""
+  pytest.importorskip('onnxscript')
+  own = factory.getbasetemp()
+  root = (own.parent if 'PYTEST_XDIST_WORKER' in os.environ else own) / name
+  root.mkdir(exist_ok=True)
+  model, folder, report = root / 'model', root / 'onnx', root / 'report.txt'
+  with open(root / 'lock', 'w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    if not report.exists():
+      report.write_text(exported(root, config, 'onnx', alone).report)
+  return Exported(model, folder, report.read_text(), read(Request(str(model), '')))
+
+
 @pytest.fixture(scope='session')
 def dit_onnx(tmp_path_factory) -> Exported:
   """A small L-DIT in ONNX."""
-  pytest.importorskip('onnxscript')
-  return exported(tmp_path_factory.mktemp('dit'), DIT, 'onnx')
+  return exported_once(tmp_path_factory, 'dit', DIT, alone=False)
 
 
 @pytest.fixture(scope='session')
 def sam_onnx(tmp_path_factory) -> Exported:
   """A small plain SAM in ONNX."""
-  pytest.importorskip('onnxscript')
-  return exported(tmp_path_factory.mktemp('sam'), SAM, 'onnx', alone=True)
+  return exported_once(tmp_path_factory, 'sam', SAM, alone=True)

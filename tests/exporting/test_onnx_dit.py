@@ -2,13 +2,13 @@
 
 import json
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ditsam_jax.exporting.onnx_runtime import Session
 from ditsam_jax.inference.segmenter import Segmenter
 from tests.exporting.conftest import DIT
+from tests.small_models import call
 
 pytestmark = pytest.mark.slow
 SIDE = DIT.image_size
@@ -50,7 +50,7 @@ def test_a_batch_of_sentences(dit_onnx, session):
   ids, mask = rng.integers(4, 13, (3, 6)), np.array([[1] * 6, [1] * 4 + [0] * 2, [1] * 3 + [0] * 3])
   (text,) = session.run('text_encoder', token_ids=ids * mask, token_mask=mask)
   masks, iou, low_res = run(session, images, text, *no_points(3))
-  expected = dit_onnx.source.model()(jnp.asarray(images), jnp.asarray(ids * mask), jnp.asarray(mask))
+  expected = call(dit_onnx.source.model(), images, ids * mask, mask)
   close(masks[:, 0], expected.logits)
   close(iou[:, 0], expected.iou)
   close(low_res[:, 0], expected.low_res_logits)
@@ -63,8 +63,7 @@ def test_points_without_a_sentence(dit_onnx, session):
   points, labels = rng.uniform(0, SIDE, (2, 3, 2)), np.tile([1, 0, -1], (2, 1))
   points[:, 2] = 0
   masks, _, _ = run(session, images, text, points, labels)
-  model = dit_onnx.source.model()
-  expected = model(jnp.asarray(images), points=jnp.asarray(points[:, :2]), point_labels=jnp.asarray(labels[:, :2]))
+  expected = call(dit_onnx.source.model(), images, points=points[:, :2], point_labels=labels[:, :2])
   close(masks[:, 0], expected.logits)
 
 

@@ -18,7 +18,7 @@ from ditsam_jax.inference.programs import parts_of
 from ditsam_jax.inference.segmenter import Segmenter
 from ditsam_jax.models.prompt_encoder import ABSENT
 from tests.exporting.conftest import DIT, SAM, Exported, exported
-from tests.small_models import GOLDEN, random_model, small_config
+from tests.small_models import GOLDEN, call, random_model, small_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -101,9 +101,9 @@ def test_any_number_of_prompts_and_points(dit):
   embedding = loaded.run('image_encoder_without_text', images)
   squares, _, _ = loaded.run('decoder_without_text', embedding, *given, masks, np.array([True, True, False]))
   model = dit.source.model()
-  expected = model(jnp.asarray(images), points=points, point_labels=labels, masks=masks).logits[:2]
+  expected = call(model, images, points=points, point_labels=labels, masks=masks).logits[:2]
   np.testing.assert_allclose(squares[:2, 0], expected, atol=1e-4 * float(np.abs(expected).max()))
-  alone = model(jnp.asarray(images), points=points, point_labels=labels).logits[2]
+  alone = call(model, images, points=points, point_labels=labels).logits[2]
   np.testing.assert_allclose(squares[2, 0], alone, atol=1e-4 * float(np.abs(alone).max()))
 
 

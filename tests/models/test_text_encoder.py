@@ -7,7 +7,7 @@ from flax import nnx
 
 from ditsam_jax.models.config import TextEncoderConfig
 from ditsam_jax.models.text_encoder import TextEncoder
-from tests.small_models import golden_arrays, load_release
+from tests.small_models import call, golden_arrays, load_release
 
 CONFIG = TextEncoderConfig(vocab_size=30, width=24, depth=2, heads=3, mlp_width=40, max_positions=16)
 
@@ -31,7 +31,7 @@ def encoder(bert):
 @pytest.mark.slow
 @pytest.mark.verifies('The text encoder on padded sentences', against="transformers' BertModel", within='2e-5')
 def test_states_of_padded_sentences(encoder, bert):
-  states = encoder(bert['token_ids'], bert['token_mask'])
+  states = call(encoder, bert['token_ids'], bert['token_mask'])
   np.testing.assert_allclose(states, bert['states'], atol=2e-5)
 
 
@@ -43,7 +43,7 @@ def test_gradient_of_the_word_table(encoder, bert):
   def loss(encoder):
     return (encoder(bert['token_ids'], bert['token_mask']) * bert['probe']).sum()
 
-  gradient = nnx.grad(loss)(encoder).embeddings.word_embeddings.embedding[...]
+  gradient = nnx.jit(nnx.grad(loss))(encoder).embeddings.word_embeddings.embedding[...]
   np.testing.assert_allclose(gradient, bert['word_gradient'], atol=1e-3)
 
 
@@ -51,7 +51,7 @@ def test_gradient_of_the_word_table(encoder, bert):
 def test_padding_does_not_affect_other_states(encoder, bert):
   ids, mask = bert['token_ids'][1:2], bert['token_mask'][1:2]
   length = int(mask.sum())
-  padded, short = encoder(ids, mask), encoder(ids[:, :length], mask[:, :length])
+  padded, short = call(encoder, ids, mask), call(encoder, ids[:, :length], mask[:, :length])
   np.testing.assert_allclose(padded[:, :length], short, atol=1e-5)
 
 
@@ -59,10 +59,10 @@ def test_padding_does_not_affect_other_states(encoder, bert):
 def test_dropout_is_active_in_train_mode_and_determined_by_its_key(encoder, bert):
   encoder = nnx.clone(encoder)
   ids, mask = bert['token_ids'], bert['token_mask']
-  plain = encoder(ids, mask)
+  plain = call(encoder, ids, mask)
   encoder.train()
-  one, same, other = (encoder(ids, mask, rngs=nnx.Rngs(dropout=jax.random.key(seed))) for seed in (0, 0, 1))
+  one, same, other = (call(encoder, ids, mask, rngs=nnx.Rngs(dropout=jax.random.key(seed))) for seed in (0, 0, 1))
   np.testing.assert_array_equal(one, same)
   assert np.abs(one - other).max() > 0.1
   encoder.eval()
-  np.testing.assert_array_equal(encoder(ids, mask), plain)
+  np.testing.assert_array_equal(call(encoder, ids, mask), plain)

@@ -11,7 +11,7 @@ from ditsam_jax.models.config import DitSamConfig, ImageEncoderConfig
 from ditsam_jax.models.execution import Execution
 from ditsam_jax.models.image_encoder import Block
 from ditsam_jax.models.weights import weights_of
-from tests.small_models import random_batch, random_model, small_config
+from tests.small_models import call, random_batch, random_model, small_config
 
 GRID, SIDE, SLOTS, WIDTH = (3, 5), 2, 4, 24  # windows of 2 need padding in both directions
 ENCODER = ImageEncoderConfig(
@@ -31,20 +31,22 @@ def block():
 @pytest.mark.slow
 def test_windows_attend_to_themselves_and_all_slots_and_slots_are_averaged(block):
   x = np.random.default_rng(1).normal(size=(2, SLOTS + 15, WIDTH)).astype(np.float32)
-  normed = np.asarray(block.norm1(jnp.asarray(x)))
+  normed = np.asarray(call(block.norm1, x))
+  attend = nnx.jit(lambda module, window: module(window, (SIDE, SIDE)))
   image = np.zeros((2, 4, 6, WIDTH), np.float32)
   image[:, :3, :5] = normed[:, SLOTS:].reshape(2, 3, 5, WIDTH)
   attended, slots = np.zeros_like(image), []
   for row in range(0, 4, SIDE):
     for column in range(0, 6, SIDE):
       window = image[:, row : row + SIDE, column : column + SIDE].reshape(2, SIDE * SIDE, WIDTH)
-      out = block.attn(jnp.concatenate([normed[:, :SLOTS], window], axis=1), (SIDE, SIDE))
+      out = attend(block.attn, np.concatenate([normed[:, :SLOTS], window], axis=1))
       slots.append(out[:, :SLOTS])
       attended[:, row : row + SIDE, column : column + SIDE] = out[:, SLOTS:].reshape(2, SIDE, SIDE, WIDTH)
   attended = np.concatenate([np.mean(slots, axis=0), attended[:, :3, :5].reshape(2, 15, WIDTH)], axis=1)
   expected = jnp.asarray(x + attended)
-  expected = expected + block.mlp(block.norm2(expected))
-  np.testing.assert_allclose(block(jnp.asarray(x), GRID), expected, atol=2e-5)
+  expected = expected + call(block.mlp, call(block.norm2, expected))
+  found = nnx.jit(lambda module, x: module(x, GRID))(block, x)
+  np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
 @pytest.mark.slow
@@ -58,7 +60,7 @@ def test_one_window_over_the_whole_grid_equals_global_attention(fusion):
   for settings in (encoder, windowed):
     model = random_model(small_config(image_encoder=settings, fusion=fusion), seed=3)
     model.eval()
-    outputs.append(model(*inputs).logits)
+    outputs.append(call(model, *inputs).logits)
   np.testing.assert_allclose(*outputs, atol=2e-5)
 
 
@@ -68,8 +70,13 @@ def test_scanned_windows_are_the_same():
   model = random_model(small_config(image_encoder=encoder), seed=4)
   model.eval()
   batch = random_batch(1)
-  text = model.text_encoder(batch['token_ids'], batch['token_mask'])
-  looped, scanned = (model.image_encoder(batch['image'], text, execution=Execution(scan=on)) for on in (False, True))
+  text = call(model.text_encoder, batch['token_ids'], batch['token_mask'])
+  looped, scanned = (
+    nnx.jit(lambda encoder, *inputs: encoder(*inputs, execution=Execution(scan=on)))(
+      model.image_encoder, batch['image'], text
+    )
+    for on in (False, True)
+  )
   np.testing.assert_allclose(looped, scanned, atol=2e-5)
 
 
