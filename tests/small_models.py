@@ -1,6 +1,7 @@
 """Small models for tests, with random weights or with the release's weights from tests/golden."""
 
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Mapping
@@ -106,7 +107,7 @@ def random_model(config: models.DitSamConfig, seed: int = 0) -> DitSam:
   return model
 
 
-@nnx.jit
+@functools.partial(nnx.jit, static_argnames=('grid', 'execution', 'multimask'))
 def call(module: nnx.Module, *inputs, **options):
   """Calls a module in one program: compiling operation by operation takes seconds."""
   return module(*inputs, **options)

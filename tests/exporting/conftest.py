@@ -52,12 +52,15 @@ def saved(folder: Path, config: models.DitSamConfig, seed: int = 0) -> Path:
 
 def exported(root: Path, config: models.DitSamConfig, kind: str, alone: bool = False) -> Exported:
   """Saves a model and exports it; `alone` with the packages of the extra alone, in another process."""
-  model, folder = saved(root / 'model', config), root / kind
-  if alone:
-    report = run_alone(kind, 'export', f'--checkpoint={model}', f'--format={kind}', f'--output={folder}')
-  else:
-    report = export(kind, Request(str(model), str(folder)))
-  return Exported(model, folder, report, read(Request(str(model), '')))
+  model, folder, report = root / 'model', root / kind, root / 'report.txt'
+  if not report.exists():  # otherwise another test process has made it
+    saved(model, config)
+    if alone:
+      said = run_alone(kind, 'export', f'--checkpoint={model}', f'--format={kind}', f'--output={folder}')
+    else:
+      said = export(kind, Request(str(model), str(folder)))
+    report.write_text(said)
+  return Exported(model, folder, report.read_text(), read(Request(str(model), '')))
 
 
 def exported_once(factory: pytest.TempPathFactory, name: str, config: models.DitSamConfig, alone: bool) -> Exported:
@@ -66,12 +69,9 @@ def exported_once(factory: pytest.TempPathFactory, name: str, config: models.Dit
   own = factory.getbasetemp()
   root = (own.parent if 'PYTEST_XDIST_WORKER' in os.environ else own) / name
   root.mkdir(exist_ok=True)
-  model, folder, report = root / 'model', root / 'onnx', root / 'report.txt'
   with open(root / 'lock', 'w') as lock:
     fcntl.flock(lock, fcntl.LOCK_EX)
-    if not report.exists():
-      report.write_text(exported(root, config, 'onnx', alone).report)
-  return Exported(model, folder, report.read_text(), read(Request(str(model), '')))
+    return exported(root, config, 'onnx', alone)
 
 
 @pytest.fixture(scope='session')

@@ -1,7 +1,6 @@
 """The complete model: parameter counts, output shapes, prompts in combination, and refused inputs."""
 
 import dataclasses
-import functools
 
 import jax
 import numpy as np
@@ -11,7 +10,7 @@ from flax import nnx
 from ditsam_jax.models import config as models
 from ditsam_jax.models.ditsam import abstract_model
 from ditsam_jax.models.weights import weights_of
-from tests.small_models import random_model, small_config
+from tests.small_models import call, random_model, small_config
 
 SIDE, TOKENS = 64, 6
 
@@ -31,11 +30,6 @@ def batch():
     token_ids=rng.integers(1, 20, (2, TOKENS)),
     token_mask=np.asarray([[1] * 6, [1] * 4 + [0] * 2]),
   )
-
-
-@functools.partial(nnx.jit, static_argnames='multimask')
-def forward(model, arguments, multimask=False):
-  return model(**arguments, multimask=multimask)
 
 
 PROMPTS = dict(points=np.asarray([[[10.0, 20.0]], [[30.0, 40.0]]], np.float32), point_labels=np.asarray([[1], [0]]))
@@ -64,16 +58,16 @@ def test_l_dit_adds_one_projection_per_block_bert_and_the_prompt_projection():
 
 @pytest.mark.slow
 def test_outputs_have_the_documented_shapes(model, batch):
-  out = forward(model, batch)
+  out = call(model, **batch)
   assert out.logits.shape == (2, SIDE, SIDE) and out.low_res_logits.shape == (2, SIDE // 4, SIDE // 4)
   assert out.iou.shape == (2,) and out.image_embedding.shape == (2, 4, 4, 16) and out.text_features.shape == (2, 6, 24)
-  several = forward(model, batch, multimask=True)
+  several = call(model, **batch, multimask=True)
   assert several.logits.shape == (2, 3, SIDE, SIDE) and several.iou.shape == (2, 3)
 
 
 @pytest.mark.slow
 def test_images_need_not_be_square(model, batch):
-  out = forward(model, {**batch, 'images': batch['images'][:, :32]})
+  out = call(model, **{**batch, 'images': batch['images'][:, :32]})
   assert out.logits.shape == (2, 32, SIDE) and np.isfinite(out.logits).all()
 
 
@@ -82,8 +76,8 @@ def test_images_need_not_be_square(model, batch):
   'visual', [PROMPTS, {'boxes': BOXES}, {'masks': MASKS}, {**PROMPTS, 'boxes': BOXES, 'masks': MASKS}]
 )
 def test_visual_prompts_work_with_and_without_text(model, batch, visual):
-  both, text = forward(model, {**batch, **visual}), forward(model, batch)
-  alone = forward(model, {'images': batch['images'], **visual})
+  both, text = call(model, **batch, **visual), call(model, **batch)
+  alone = call(model, batch['images'], **visual)
   for one, other in ((both, text), (both, alone), (text, alone)):
     assert np.abs(one.low_res_logits - other.low_res_logits).max() > 1e-3
   assert alone.text_features is None
@@ -92,7 +86,7 @@ def test_visual_prompts_work_with_and_without_text(model, batch, visual):
 @pytest.mark.slow
 def test_sparse_prompts_are_points_then_boxes_then_text(model, batch):
   """Compared with decoder inputs assembled by hand."""
-  out = forward(model, {**batch, **PROMPTS, 'boxes': BOXES})
+  out = call(model, **batch, **PROMPTS, boxes=BOXES)
 
   @nnx.jit
   def by_hand(model):
@@ -111,7 +105,7 @@ def test_sparse_prompts_are_points_then_boxes_then_text(model, batch):
 @pytest.mark.slow
 def test_samples_of_a_batch_do_not_mix(model, batch):
   arguments = {**batch, **PROMPTS}
-  out, alone = forward(model, arguments), forward(model, {name: x[1:] for name, x in arguments.items()})
+  out, alone = call(model, **arguments), call(model, **{name: x[1:] for name, x in arguments.items()})
   np.testing.assert_allclose(alone.logits[0], out.logits[1], atol=1e-4)
 
 

@@ -4,11 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from ditsam_jax.models.execution import Execution
 from tests.ops.attention_cases import on_cpu
-from tests.small_models import golden_arrays, golden_model
+from tests.small_models import call, golden_arrays, golden_model
 
 SIDES = {
   'ldit': (64, 128),
@@ -53,8 +52,7 @@ def test_all_outputs_equal_the_releases(name, side, attention):
   execution = Execution(attention=attention)
   images = jnp.moveaxis(golden['image'], 1, -1)
   with on_cpu(attention):
-    run = nnx.jit(lambda model, *batch: model(*batch, execution=execution))
-    out = run(model, images, golden['token_ids'], golden['token_mask'])
+    out = call(model, images, golden['token_ids'], golden['token_mask'], execution=execution)
   for key, value in {
     'text_features': out.text_features,
     'image_embedding': release_order(out.image_embedding),

@@ -13,7 +13,7 @@ from flax import nnx
 from ditsam_jax.models.config import DitSamConfig, ImageEncoderConfig, MaskDecoderConfig, TextEncoderConfig
 from ditsam_jax.models.instruction import FUSIONS, Instruction, make_instruction
 from ditsam_jax.models.weights import weights_of
-from tests.small_models import random_model
+from tests.small_models import call, random_model
 
 WIDTH, TEXT_WIDTH, DEPTH, TOKENS, GRID = 16, 24, 3, 5, 3
 WITH_SLOTS = [name for name, fusion in FUSIONS.items() if fusion.has_slots]
@@ -106,7 +106,7 @@ def test_the_slots_follow_the_rules(fusion):
   for i in range(DEPTH):
     slots, expected = block(encoder.blocks[i], rule(i, text, slots), expected)
   expected = encoder.neck(expected.reshape(2, GRID, GRID, WIDTH))
-  np.testing.assert_allclose(nnx.jit(lambda encoder, *x: encoder(*x))(encoder, images, text), expected, atol=1e-4)
+  np.testing.assert_allclose(call(encoder, images, text), expected, atol=1e-4)
 
 
 def without_blocks(encoder, images):

@@ -8,7 +8,7 @@ from flax import nnx
 
 from ditsam_jax.models.config import DitSamConfig, ImageEncoderConfig, MaskDecoderConfig
 from ditsam_jax.models.weights import weights_of
-from tests.small_models import golden_arrays, load_release, random_model
+from tests.small_models import call, golden_arrays, load_release, random_model
 
 IMAGE = 80  # a grid of 5 x 5; windows of 3 need padding
 CONFIG = DitSamConfig(
@@ -56,7 +56,7 @@ def prompts(sam, case):
   "Plain SAM: the windowed encoder's image embedding", against="Meta's segment_anything", within='2e-5'
 )
 def test_windowed_image_embedding(model, sam):
-  embedding = nnx.jit(lambda model, images: model.image_encoder(images))(model, np.moveaxis(sam['image'], 1, -1))
+  embedding = call(model.image_encoder, np.moveaxis(sam['image'], 1, -1))
   np.testing.assert_allclose(np.moveaxis(embedding, -1, 1), sam['embedding'], atol=2e-5)
 
 
@@ -112,9 +112,8 @@ def as_type(model, dtype):
 
 
 def check_masks_and_predicted_iou(model, sam, case, multimask, within):
-  forward = nnx.jit(lambda model, images, given: model(images, **given, multimask=multimask))
   images = jnp.asarray(np.moveaxis(sam['image'], 1, -1), model.image_encoder.pos_embed.dtype)
-  out = forward(model, images, prompts(sam, case))
+  out = call(model, images, **prompts(sam, case), multimask=multimask)
   kind = 'multi' if multimask else 'single'
   logits, iou = sam[f'{case}/{kind}/logits'], sam[f'{case}/{kind}/iou']
   if not multimask:

@@ -1,14 +1,13 @@
 """Attention between text slots and image tokens, against loops in NumPy over the blocks' inputs."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 from ditsam_jax.models.text_attention import text_attention
 from tests.models.test_instruction import DEPTH, GRID, TOKENS, WIDTH, small_config
-from tests.small_models import SAM, random_model
+from tests.small_models import SAM, call, random_model
 
 HEADS = 2
 
@@ -71,7 +70,7 @@ def test_weights_of_every_block_match_the_definition(fusion):
       to_text = expected[:, TOKENS:, :TOKENS].reshape(HEADS, GRID, GRID, TOKENS)
       np.testing.assert_allclose(found.from_text[b, i], from_text, atol=2e-6)
       np.testing.assert_allclose(found.to_text[b, i], to_text, atol=2e-6)
-    sequence = np.asarray(nnx.jit(lambda block, x: block(x, (GRID, GRID)))(block, jnp.asarray(sequence)))
+    sequence = np.asarray(call(block, sequence, grid=(GRID, GRID)))
     slots, x = sequence[:, :TOKENS], sequence[:, TOKENS:]
 
 

@@ -32,21 +32,19 @@ def block():
 def test_windows_attend_to_themselves_and_all_slots_and_slots_are_averaged(block):
   x = np.random.default_rng(1).normal(size=(2, SLOTS + 15, WIDTH)).astype(np.float32)
   normed = np.asarray(call(block.norm1, x))
-  attend = nnx.jit(lambda module, window: module(window, (SIDE, SIDE)))
   image = np.zeros((2, 4, 6, WIDTH), np.float32)
   image[:, :3, :5] = normed[:, SLOTS:].reshape(2, 3, 5, WIDTH)
   attended, slots = np.zeros_like(image), []
   for row in range(0, 4, SIDE):
     for column in range(0, 6, SIDE):
       window = image[:, row : row + SIDE, column : column + SIDE].reshape(2, SIDE * SIDE, WIDTH)
-      out = attend(block.attn, np.concatenate([normed[:, :SLOTS], window], axis=1))
+      out = call(block.attn, np.concatenate([normed[:, :SLOTS], window], axis=1), grid=(SIDE, SIDE))
       slots.append(out[:, :SLOTS])
       attended[:, row : row + SIDE, column : column + SIDE] = out[:, SLOTS:].reshape(2, SIDE, SIDE, WIDTH)
   attended = np.concatenate([np.mean(slots, axis=0), attended[:, :3, :5].reshape(2, 15, WIDTH)], axis=1)
   expected = jnp.asarray(x + attended)
   expected = expected + call(block.mlp, call(block.norm2, expected))
-  found = nnx.jit(lambda module, x: module(x, GRID))(block, x)
-  np.testing.assert_allclose(found, expected, atol=2e-5)
+  np.testing.assert_allclose(call(block, x, grid=GRID), expected, atol=2e-5)
 
 
 @pytest.mark.slow
@@ -72,10 +70,7 @@ def test_scanned_windows_are_the_same():
   batch = random_batch(1)
   text = call(model.text_encoder, batch['token_ids'], batch['token_mask'])
   looped, scanned = (
-    nnx.jit(lambda encoder, *inputs: encoder(*inputs, execution=Execution(scan=on)))(
-      model.image_encoder, batch['image'], text
-    )
-    for on in (False, True)
+    call(model.image_encoder, batch['image'], text, execution=Execution(scan=on)) for on in (False, True)
   )
   np.testing.assert_allclose(looped, scanned, atol=2e-5)
 
