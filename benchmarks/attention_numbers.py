@@ -1,9 +1,9 @@
-"""Checks the numbers of our GPU kernel at every preset's shape: JAX_PLATFORMS=cpu python benchmarks/attention_numbers.py
+"""Checks our GPU kernel's numbers at every preset's shape: JAX_PLATFORMS=cpu python benchmarks/attention_numbers.py
 
-Interprets the kernel on the CPU, forward and backward, for one image and one head (programs of other heads and images do the
-same), and compares output and gradients with the definition in float64. Prints one JSON line per shape and type with the
-largest error of each array, relative to the array's largest value. Exits with status 1 if one exceeds the bound of the
-test suite. Takes about 10 seconds per line on an idle CPU.
+Interprets the kernel on the CPU, forward and backward, for one image and one head (programs of other heads and images
+do the same), and compares output and gradients with the definition in float64. Prints one JSON line per shape and type
+with the largest error of each array, relative to the array's largest value. Exits with status 1 if one exceeds the
+bound of the test suite. Takes about 10 seconds per line on an idle CPU.
 """
 
 import argparse

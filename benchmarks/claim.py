@@ -1,13 +1,13 @@
 """Where the sentence enters, with error bars: python benchmarks/claim.py --output=runs/claim
 
-Trains on shapes, from the same SAM and for the same number of updates: L-DIT, E-DIT, and the text baseline with 2, 4 and 6
-decoder layers, each with SAM's image encoder frozen and trained. The learning rate of each is the best of three on the
-validation split after a quarter of the budget; then three seeds run. L-DIT and the baseline also run for four times the
-budget, with one seed. A job is a run of ditsam_jax.train; rerun the command to resume, or use --jobs=N to run N more and
-stop. The tables go to claim.md, numbers to claim.json, curves to claim.png (needs the extra 'figures').
+Trains on shapes, from the same SAM and for the same number of updates: L-DIT, E-DIT, and the text baseline with 2, 4
+and 6 decoder layers, each with SAM's image encoder frozen and trained. The learning rate of each is the best of three
+on the validation split after a quarter of the budget; then three seeds run. L-DIT and the baseline also run for four
+times the budget, with one seed. A job is a run of ditsam_jax.train; rerun the command to resume, or use --jobs=N to run
+N more and stop. The tables go to claim.md, numbers to claim.json, curves to claim.png (needs the extra 'figures').
 
-Minimal pairs are two expressions about one scene that differ in one word, 'left' against 'right': the table says how often
-the mask fits its own target better than the other one's. Guessing is right 50 % of the time.
+Minimal pairs are two expressions about one scene that differ in one word, 'left' against 'right': the table says how
+often the mask fits its own target better than the other one's. Guessing is right 50 % of the time.
 """
 
 import argparse

@@ -1,10 +1,10 @@
 """Compiles attention for TPUs and GPUs without having them: python benchmarks/compile_attention.py
 
-Needs libtpu (the extra 'tpu'), or JAX's CUDA plugin ('cuda12', 'cuda13') for GPUs. Prints one JSON line per chip, shape,
-implementation and pass: temporary memory, bytes accessed (XLA's count on TPUs; on GPUs, where there is none, that of
-compile reports), the size of its largest array per head and query (a quarter of the tokens or more would be logits), and
-whether it contains an array [.., N, N]. The compiler also rejects kernels that do not fit a TPU. Exits with status 1 if a
-kernel does not compile or contains such an array.
+Needs libtpu (the extra 'tpu'), or JAX's CUDA plugin ('cuda12', 'cuda13') for GPUs. Prints one JSON line per chip,
+shape, implementation and pass: temporary memory, bytes accessed (XLA's count on TPUs; on GPUs, where there is none,
+that of compile reports), the size of its largest array per head and query (a quarter of the tokens or more would be
+logits), and whether it contains an array [.., N, N]. The compiler also rejects kernels that do not fit a TPU. Exits
+with status 1 if a kernel does not compile or contains such an array.
 
 GPUs: python benchmarks/compile_attention.py --chips a100-80 h100 --dtypes bfloat16
 """

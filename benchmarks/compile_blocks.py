@@ -1,8 +1,8 @@
-"""Compiles the image encoder's blocks alone, forward and backward, without the device: python benchmarks/compile_blocks.py
+"""Compiles the image encoder's blocks, forward and backward, without the device: python benchmarks/compile_blocks.py
 
-One device, bf16, blocks scanned: what a training step spends most on, in a fraction of its compile time. Prints one JSON line
-per chip and `remat`: temporary memory, bytes moved, FLOPs, and the estimate of compile reports. Model FLOPs are three times
-those of the blocks' products.
+One device, bf16, blocks scanned: what a training step spends most on, in a fraction of its compile time. Prints one
+JSON line per chip and `remat`: temporary memory, bytes moved, FLOPs, and the estimate of compile reports. Model FLOPs
+are three times those of the blocks' products.
 
   python benchmarks/compile_blocks.py --config ldit --chips v5e v6e h100 --remat elementwise none --images 8
 """

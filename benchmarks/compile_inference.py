@@ -1,9 +1,9 @@
 """Compiles inference for a GPU without having one: JAX_PLATFORMS=cpu python benchmarks/compile_inference.py
 
 Needs JAX's CUDA plugin (the extra 'cuda12' or 'cuda13'). The programs are those that prediction and evaluation share
-(inference/programs.py), in bfloat16, which dtype 'auto' means on GPUs. Prints one JSON line per model, program and number
-of rows: seconds of compilation, temporary memory, the number of calls to cuDNN's fused attention, and whether the program
-contains an array of queries by keys.
+(inference/programs.py), in bfloat16, which dtype 'auto' means on GPUs. Prints one JSON line per model, program and
+number of rows: seconds of compilation, temporary memory, the number of calls to cuDNN's fused attention, and whether
+the program contains an array of queries by keys.
 Exits with status 1 if an encoder has fewer than one call per block, or contains such an array.
 """
 
@@ -110,7 +110,7 @@ def report(lowered, config: DitSamConfig, target: Target) -> dict:
 
 
 def has_square(text: str, config: DitSamConfig) -> bool:
-  """Whether a program contains an array whose last two axes have the encoder's sequence length, with or without text."""
+  """Whether a program has an array whose last two axes have the encoder's sequence length, with or without text."""
   image, slots = config.grid**2, config.max_text_tokens if config.text_encoder else 0
   lengths = {image, image + slots, image + slots + (image + slots) % 2}
   found = re.findall(r'\[(?:\d+,)*(\d+),(\d+)\]', text)

@@ -1,4 +1,4 @@
-"""Measures the time saved by sharing image embeddings in the text baseline: python benchmarks/evaluation.py --limit=2000
+"""Measures the time that shared image embeddings save the text baseline: python benchmarks/evaluation.py --limit=2000
 
 Evaluates the text baseline with random weights on shapes, with and without sharing, and L-DIT, which cannot share, in
 turns. `--photographs=40` uses 4 images of 640 x 480 in RefCOCO's formats instead, with about 7 expressions each. Prints

@@ -1,14 +1,14 @@
 """Automatic mask generation beside Meta's own generator: python benchmarks/everything.py --turns=1
 
 Both have the same random weights, compute in f32 and find everything in one photograph, from the pixels to the records,
-each in a process of its own, one after the other. The thresholds keep a quarter of the masks by predicted IoU and half of
-those by stability, about what a trained SAM's do. Prints one JSON line: seconds of both (median, and all of them), how
-many times faster ditsam_jax is, the most memory of both in GB (weights and libraries included), and how many masks both
-found and agree on (IoU of at least 0.99, scores within 1e-4).
+each in a process of its own, one after the other. The thresholds keep a quarter of the masks by predicted IoU and half
+of those by stability, about what a trained SAM's do. Prints one JSON line: seconds of both (median, and all of them),
+how many times faster ditsam_jax is, the most memory of both in GB (weights and libraries included), and how many masks
+both found and agree on (IoU of at least 0.99, scores within 1e-4).
 
 Masks of random weights are as wide as the image, so crops drop nearly all of them, and suppression leaves few. With
---mask-share=0.0001, the threshold of masks, in both, is the logit that one pixel in 10,000 exceeds: spots, of which crops
-and suppression keep some.
+--mask-share=0.0001, the threshold of masks, in both, is the logit that one pixel in 10,000 exceeds: spots, of which
+crops and suppression keep some.
 
 Smaller, to try it: --size=tiny --points-per-side=8
 """

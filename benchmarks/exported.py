@@ -1,4 +1,4 @@
-"""mIoU of ONNX exports beside JAX: python benchmarks/exported.py --checkpoint=shapes --exports onnx/f32 onnx/int8 --limit=2000
+"""mIoU of ONNX and JAX: python benchmarks/exported.py --checkpoint=shapes --exports onnx/f32 onnx/int8 --limit=2000
 
 Scores sentences of the shapes data's test split, evenly spread, with the release's protocol. Prints a JSON line for JAX
 and one for every export, with the share of pixels whose decision differs from JAX's, the size of its programs, and the

@@ -3,9 +3,9 @@
 Loads photograph-like images (640 x 480, JPEGs of 145 kB, RefCOCO's formats, prepared in a temporary folder) at 512 with
 the release's augmentation. Prints JSON lines: whether both loaders yield equal samples for equal random choices; CPU
 milliseconds of each step of the pipeline; what decoding at half size would save and change; and throughput of one core
-and with workers on all cores. Throughput of one core is in samples per CPU second, with OpenCV and PyTorch on one thread,
-which other load changes little. Loaders take turns; figures are medians with minimum and maximum. Rows of PyTorch are
-omitted if it is not installed.
+and with workers on all cores. Throughput of one core is in samples per CPU second, with OpenCV and PyTorch on one
+thread, which other load changes little. Loaders take turns; figures are medians with minimum and maximum. Rows of
+PyTorch are omitted if it is not installed.
 """
 
 import argparse

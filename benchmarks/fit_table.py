@@ -1,10 +1,10 @@
 """Computes docs/which_accelerator.md, what each accelerator can do: JAX_PLATFORMS=cpu python benchmarks/fit_table.py
 
-Needs the TPU compiler for TPUs (the extra 'tpu') and JAX's CUDA plugin for GPUs ('cuda12' or 'cuda13'), but no accelerator.
-For ViT-B, L and H at 512 and 1024, inference and training, on one device of each kind, it compiles programs with three batch
-sizes and derives the largest batch and the time of a step from them. Devices of one architecture share programs. Figures are
-kept in benchmarks/fit_table.json, so the command can be stopped and rerun at any time; smaller models come first, and the
-page is written with what is known. --jobs lists what is left without compiling.
+Needs the TPU compiler for TPUs (the extra 'tpu') and JAX's CUDA plugin for GPUs ('cuda12' or 'cuda13'), but no
+accelerator. For ViT-B, L and H at 512 and 1024, inference and training, on one device of each kind, it compiles
+programs with three batch sizes and derives the largest batch and the time of a step from them. Devices of one
+architecture share programs. Figures are kept in benchmarks/fit_table.json, so the command can be stopped and rerun at
+any time; smaller models come first, and the page is written with what is known. --jobs only lists what is left.
 
 A part: python benchmarks/fit_table.py --models vit_b --sizes 512 --devices l4:1 rtx4090:1 --work inference
 """
@@ -44,8 +44,8 @@ NAMES = {'vit_b': 'ViT-B', 'vit_l': 'ViT-L', 'vit_h': 'ViT-H'}
 # ViT-L is the config of ViT-H with another encoder.
 CONFIGS = {'vit_b': 'ldit', 'vit_l': 'ldit_vith', 'vit_h': 'ldit_vith'}
 PAGE = ROOT / 'docs' / 'which_accelerator.md'
-# Seconds per program, for estimates of the time left until some are measured. Blocks are scanned, so the size of the model
-# matters little.
+# Seconds per program, for estimates of the time left until some are measured. Blocks are scanned, so the size of the
+# model matters little.
 GUESS = {'inference': 40.0, 'training': 90.0}
 
 
@@ -262,11 +262,11 @@ forward pass of a batch of up to 8 images with a sentence each.
 On GPUs nine tenths of the memory are used (`XLA_PYTHON_CLIENT_MEM_FRACTION=0.9`); scratch memory of cuDNN and what XLA's autotuning
 chooses are unknown without the card, so leave a margin. `python -m ditsam_jax.compile_report --fit=DEVICE` confirms a row, and finds
 more settings.
-"""
+"""  # noqa: E501
 
 
 def write_page(page: Path, known: Store, current: Store) -> None:
-  """Writes the tables of everything that is known; `known` has figures of earlier source code too, `current` has not."""
+  """Writes tables of all that is known; `known` has figures of earlier source code too, `current` has not."""
   parts = [INTRODUCTION.format(version=jax.__version__)]
   unknown = outdated = 0
   for model in NAMES:

@@ -1,4 +1,4 @@
-"""Compares prediction with Meta's segment_anything and the same model in PyTorch: python benchmarks/inference.py --turns=3
+"""Compares prediction with Meta's segment_anything and our model in PyTorch: python benchmarks/inference.py --turns=3
 
 Both sides use the same random weights, compute in f32 and take turns in one process. Prints one JSON line per case:
 seconds of both (median; minimum and maximum as `spread`), the speed-up of ditsam_jax, and the largest difference of the

@@ -1,4 +1,4 @@
-"""Kills a training run repeatedly and compares its result with an undisturbed run: python benchmarks/kills.py --kills=20
+"""Kills a training run repeatedly and compares it with an undisturbed run: python benchmarks/kills.py --kills=20
 
 A tiny model is trained once undisturbed, and once by processes that receive SIGKILL at random moments (during start-up,
 between steps, while a checkpoint is being written) and are restarted with the same command. Both must end with the same
@@ -91,7 +91,7 @@ def run(output: Path, kills: int, steps: int, seed: int = 0) -> dict[str, Any]:
 
 
 def start(output: Path, workdir: Path, steps: int, *more: str) -> subprocess.Popen:
-  """Starts the training as a process; compiled programs are cached, in `output` if nowhere else, so only the first process compiles."""
+  """Starts training as a process; compiled programs are cached, in `output` by default, so only the first compiles."""
   environment = {
     **os.environ,
     'PYTHONPATH': str(ROOT),

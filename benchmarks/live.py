@@ -2,9 +2,9 @@
 
     make live && python benchmarks/live.py
 
-Serves build/live on this machine. Every round has a new browser profile, so nothing is cached. It opens the page and chooses a scene,
-whose sentence is asked as soon as the models are there. Then it asks twelve other sentences (each encodes the image again), and clicks
-in twelve places (the first encodes the image). Times end with the mask on the screen.
+Serves build/live on this machine. Every round has a new browser profile, so nothing is cached. It opens the page and
+chooses a scene, whose sentence is asked as soon as the models are there. Then it asks twelve other sentences (each
+encodes the image again), and clicks in twelve places (the first encodes the image). Times end with the mask on screen.
 """
 
 import argparse
@@ -77,7 +77,8 @@ def main() -> None:
   server.shutdown()
   for name, found in times.items():
     print(
-      f'{name:34} median {statistics.median(found):6.0f} ms, {min(found):.0f} to {max(found):.0f} ms, {len(found)} times'
+      f'{name:34} median {statistics.median(found):6.0f} ms, '
+      f'{min(found):.0f} to {max(found):.0f} ms, {len(found)} times'
     )
 
 

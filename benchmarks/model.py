@@ -4,8 +4,8 @@ Three sides take turns in separate processes: `ditsam_jax`; `pytorch`, the same 
 `segment_anything`, Meta's encoder at this size (global attention, no text) with its mask decoder, which is less work. A
 train step consists of forward and backward pass, clipping, Adam and the moving average, as in the release. Prints one
 JSON line per side and pass: seconds (median; minimum and maximum as `spread`), images per second, peak memory of the
-process (of the device on GPUs), model FLOPs relative to `--peak-tflops` (MFU), and for ditsam_jax the speed-up over each
-peer, the largest difference of the logits to PyTorch's relative to the largest value, and that of the losses.
+process (of the device on GPUs), model FLOPs relative to `--peak-tflops` (MFU), and for ditsam_jax the speed-up over
+each peer, the largest difference of the logits to PyTorch's relative to the largest value, and that of the losses.
 
 On a GPU (PyTorch: bf16 autocast, fused attention, torch.compile):
   python benchmarks/model.py --batch-size=64 --dtype=bfloat16 --steps=20 --peak-tflops=989

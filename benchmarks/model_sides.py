@@ -170,7 +170,7 @@ def _fused_attention(attention, x, grid):
 
 
 def _MetaSam(config: DitSamConfig):
-  """Returns segment_anything's encoder at this size, with all blocks global, and its decoder with a sentence's tokens."""
+  """Returns segment_anything's encoder of this size, all blocks global, and its decoder with a sentence's tokens."""
   import torch
   from torch.nn import functional
 

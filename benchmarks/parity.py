@@ -68,7 +68,7 @@ def measure(config: DitSamConfig, folder: Path) -> dict:
 
 
 def random_peer(config: DitSamConfig) -> Peer:
-  """Returns a PyTorch model with PyTorch's initialisation, and noise in the position embeddings, which start at zero."""
+  """Returns a PyTorch model, initialised by PyTorch, with noise in the position embeddings, which start at zero."""
   torch.manual_seed(0)
   peer = Peer(config).eval()
   with torch.no_grad():

@@ -1,8 +1,8 @@
 """Measures how well a model segments everything on shapes: python benchmarks/shapes_everything.py --scenes=40
 
-Segments everything in scenes of the test split with the generator's default thresholds. Prints one JSON line: the share of
-shapes that a mask covers with an IoU of at least X (`recall`), the share of masks that cover a shape so, each shape once
-(`precision`), masks and seconds a scene, and the areas of missed shapes.
+Segments everything in scenes of the test split with the generator's default thresholds. Prints one JSON line: the share
+of shapes that a mask covers with an IoU of at least X (`recall`), the share of masks that cover a shape so, each shape
+once (`precision`), masks and seconds a scene, and the areas of missed shapes.
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """Makes the start of the shipped `shapes` from its predecessor: python benchmarks/shipped_start.py OLD_MODEL NEW_FOLDER
 
-The predecessor (in this repository's history up to 0.1.0: ditsam_jax/pretrained/shapes) reads 128 x 128 pixels in patches
-of 16. Its patch kernel is resized to 8 pixels as in FlexiViT (arXiv 2212.08013), positions are interpolated to the new
-grid, and words that the vocabulary gained start from the word they stand for. Without any training, the result reaches
-62 % mIoU on 500 test expressions.
+The predecessor (in this repository's history up to 0.1.0: ditsam_jax/pretrained/shapes) reads 128 x 128 pixels in
+patches of 16. Its patch kernel is resized to 8 pixels as in FlexiViT (arXiv 2212.08013), positions are interpolated to
+the new grid, and words that the vocabulary gained start from the word they stand for. Without any training, the result
+reaches 62 % mIoU on 500 test expressions.
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Estimates the benefit of storing scanned blocks stacked: python benchmarks/stacked_blocks.py --width=384 --batch-size=2
+"""Estimates the benefit of storing blocks stacked: python benchmarks/stacked_blocks.py --width=384 --batch-size=2
 
 A train state stores each block's weights separately, so a step with `scan` stacks them first. This compiles, but does
 not run, the same step for a state that stores them stacked, which the library does not offer. Prints one JSON line per

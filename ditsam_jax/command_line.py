@@ -35,8 +35,8 @@ _QUIET = {  # silences messages of libraries that users cannot act on
 def begin() -> None:
   """Makes Ctrl-C and SIGTERM end this process with one line, and silences libraries.
 
-  `python -m ditsam_jax.COMMAND` calls it before importing anything else (ditsam_jax/__init__.py); scripts that are run by
-  path must call it first.
+  `python -m ditsam_jax.COMMAND` calls it before importing anything else (ditsam_jax/__init__.py); scripts that are run
+  by path must call it first.
   """
   interruption.begin()
   gc.set_threshold(max(5_000, gc.get_threshold()[0]))  # imports and tracing make many objects and little garbage
@@ -58,9 +58,9 @@ def _print_error(message: str) -> None:
 
 
 def run(main: Callable[[], int | None]) -> NoReturn:
-  """Calls `main` and exits with its status. Errors that users can fix exit with 2, signals with 130 or 143, after one line.
+  """Calls `main` and exits with its status. Errors that users can fix exit with 2, signals with 130 or 143.
 
-  Bugs exit with 1 and a traceback; DITSAM_TRACEBACK=1 shows the traceback of any error.
+  Both print one line first. Bugs exit with 1 and a traceback; DITSAM_TRACEBACK=1 shows the traceback of any error.
   """
   begin()
   gc.freeze()  # collections skip what imports made

@@ -1,4 +1,4 @@
-"""Compiles a training step for TPUs or GPUs without having them, and reports its requirements: python -m ditsam_jax.compile_report --topology=v5e:4x4 ...
+"""Compiles a training step for TPUs or GPUs without having them, and reports its requirements:
 
   python -m ditsam_jax.compile_report --config=ldit --topology=h100:8 --config.dtype=bfloat16
   python -m ditsam_jax.compile_report --config=ldit --topology=v5e:4x4 --compare=mesh.fsdp=16,mesh.data=1 \\

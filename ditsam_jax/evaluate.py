@@ -4,9 +4,9 @@
   python -m ditsam_jax.evaluate --checkpoint=runs/ldit --dataset=refcoco --splits=val,testA,testB
 
 Prints tables and writes metrics.json, samples.csv (IoU and pixel counts of all samples) and predictions.png; with
---save-pictures=N also ranked.png, the N worst, median and best samples. --clicks=N then corrects each mask with N clicks
-and writes clicks.csv and clicks.png. Several hosts share the work if each gets --coordinator, --hosts and --host; the
-results are the same.
+--save-pictures=N also ranked.png, the N worst, median and best samples. --clicks=N then corrects each mask with N
+clicks and writes clicks.csv and clicks.png. Several hosts share the work if each gets --coordinator, --hosts and
+--host; the results are the same.
 """
 
 import argparse

@@ -5,7 +5,7 @@
   python -m ditsam_jax.everything --image scene.png --text='the red circles' --text-checkpoint=shapes
 
 For each image, writes a picture of all masks, and the masks in the format of Meta's amg.py: a folder of PNG files with
-metadata.csv, or one file of run lengths with --convert-to-rle. Rerun the command to resume; finished images are skipped.
+metadata.csv, or one file of run lengths with --convert-to-rle. Rerun to resume; finished images are skipped.
 """
 
 import argparse

@@ -265,7 +265,7 @@ def walk(cls: type, path: str = '') -> Iterator[tuple[str, Field]]:
 
 
 def find(cls: type, path: str, trail: str) -> Field:
-  """Returns the field at a dotted path. Raises ValueError with similar names; `trail` is the name of `cls` in messages."""
+  """Returns the field at a dotted path. Raises ValueError with similar names; `trail` names `cls` in messages."""
   *parents, name = path.split('.')
   within: type | None = cls
   for parent in parents:

@@ -17,8 +17,8 @@ def say(text: str) -> None:
 def printable(name: object, longest: int = _LONGEST) -> str:
   """Escapes a name from a file, a path or an argument for printing.
 
-  Escapes line breaks, control characters, bidirectional overrides and undecodable bytes, so a name cannot forge a line of
-  output. Removes the middle of names longer than `longest`.
+  Escapes line breaks, control characters, bidirectional overrides and undecodable bytes, so a name cannot forge a line
+  of output. Removes the middle of names longer than `longest`.
   """
   text = str(name)
   if len(text) > longest:

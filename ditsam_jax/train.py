@@ -1,7 +1,7 @@
 """Trains a model: python -m ditsam_jax.train --config=configs/ldit.py:shapes --workdir=runs/ldit
 
-Rerun the command to resume, bit-exactly. Ctrl-C and SIGTERM save a checkpoint first. At the end, the workdir contains the
-model (`model/`), the best one on the validation split (`best/`), `metrics.json` and `predictions.png`. `tensorboard
+Rerun the command to resume, bit-exactly. Ctrl-C and SIGTERM save a checkpoint first. At the end, the workdir contains
+the model (`model/`), the best one on the validation split (`best/`), `metrics.json` and `predictions.png`. `tensorboard
 --logdir=WORKDIR` shows the curves.
 """
 
@@ -79,7 +79,7 @@ def train(config: ConfigDict, workdir: AnyPath) -> dict[str, Any] | None:
 
   Raises:
     UserError: the config is invalid, data is missing, the workdir is in use or contains another run, no checkpoint is
-      intact, too many consecutive updates had a non-finite loss or gradient, or a save failed and the config says to stop.
+      intact, too many updates in a row had a non-finite loss or gradient, or a save failed and the config says to stop.
     KeyboardInterrupt: after Ctrl-C, with everything saved.
   """
   with StopSignal() as stop, Workdir(workdir) as claimed, Watch():
@@ -237,7 +237,7 @@ def _train(given: ConfigDict, workdir: AnyPath, claimed: Workdir, stop: StopSign
 
 
 def _stopped(step: int, config: ResolvedRunConfig, saved: int | None, unsaved: UserError | None = None) -> None:
-  """Reports a stop. Raises UserError if the last step is not saved, or `unsaved`, why the model could not be written."""
+  """Reports a stop. Raises UserError if the last step is not saved, or `unsaved`, why the model was not written."""
   if saved != step:
     raise UserError(
       f'stopped at step {step} of {config.total_steps}, which is not saved (see above); rerun the command to resume '

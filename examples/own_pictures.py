@@ -2,9 +2,9 @@
 
   python examples/own_pictures.py --output=own
 
-Writes own/photos/*.jpg, own/masks/*.png and own/mine.jsonl with one line per object, using all three kinds of masks that
-`ditsam_jax.prepare` reads: PNG files, polygons and run lengths. Backgrounds are photographs from scikit-image (`pip
-install scikit-image`); training and validation use different ones.
+Writes own/photos/*.jpg, own/masks/*.png and own/mine.jsonl with one line per object, using all three kinds of masks
+that `ditsam_jax.prepare` reads: PNG files, polygons and run lengths. Backgrounds are photographs from scikit-image
+(`pip install scikit-image`); training and validation use different ones.
 """
 
 import argparse

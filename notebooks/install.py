@@ -48,7 +48,8 @@ def install(*extras: str, keep: Iterable[str] = ()) -> None:
   project = tomllib.loads((CLONE / 'pyproject.toml').read_text())['project']
   if not Requirement(f'python{project["requires-python"]}').specifier.contains(platform.python_version()):
     raise RuntimeError(
-      f'this is Python {platform.python_version()}; ditsam_jax needs {project["requires-python"]}: choose another runtime'
+      f'this is Python {platform.python_version()}; ditsam_jax needs {project["requires-python"]}: '
+      f'choose another runtime'
     )
   accelerator, about = runtime()
   wanted = requirements(project, [*extras, *filter(None, [accelerator])])
@@ -71,7 +72,7 @@ def install(*extras: str, keep: Iterable[str] = ()) -> None:
 
 
 def runtime(root: Path = Path('/')) -> tuple[str, str]:
-  """The extra of this runtime's accelerator ('tpu', 'cuda12', 'cuda13' or '') and a description. Does not import JAX."""
+  """The extra of this runtime's accelerator ('tpu', 'cuda12', 'cuda13', '') and a description. Does not import JAX."""
   devices = (root / 'sys/bus/pci/devices').glob('*')
   tpus = sum(_read(one / 'vendor') == _GOOGLE and _read(one / 'device') in _TPUS for one in devices)
   if tpus:

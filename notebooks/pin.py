@@ -1,7 +1,7 @@
 """Pins notebooks and badges to the repository's address and the release's tag: python notebooks/pin.py [--check]
 
-Both are read from pyproject.toml: `Repository` of [project.urls], and the version. With --check nothing is written, and the
-exit status is 1 if a file names another address or tag.
+Both are read from pyproject.toml: `Repository` of [project.urls], and the version. With --check nothing is written, and
+the exit status is 1 if a file names another address or tag.
 """
 
 import re

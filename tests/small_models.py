@@ -93,7 +93,7 @@ def small_config(**changes) -> models.DitSamConfig:
 
 
 def random_model(config: models.DitSamConfig, seed: int = 0) -> DitSam:
-  """Creates a model with random weights everywhere (zeros or ones could hide mistakes), without compiling initialisers."""
+  """Creates a model with random weights only (zeros or ones could hide mistakes), without compiling initialisers."""
   rng = np.random.default_rng(seed)
   model = abstract_model(config)
   for path, variable in weights_of(model).items():

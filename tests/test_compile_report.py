@@ -179,7 +179,7 @@ kinds = {}
 for c in collectives(module):
   kinds[c.kind] = kinds.get(c.kind, 0) + c.bytes
 print(json.dumps([kinds, sum(o.flops * o.times for o in operations(module)), module.endless]))
-"""
+"""  # noqa: E501
 
 
 @pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason="libtpu is not installed (the extra 'tpu')")

@@ -1,4 +1,4 @@
-"""Commands run with the packages of their extra alone; the models that tests/exporting compares are exported that way too."""
+"""Commands run with the packages of their extra alone, exports included: tests/exporting compares those."""
 
 import pytest
 

@@ -149,7 +149,10 @@ def test_a_signal_stops_the_service_after_current_requests(model):
     client = Client(port)
     image = client.upload(picture())
     body = b'{"points": [[3, 4]]}'
-    head = f'POST {image}/prompts HTTP/1.1\r\nHost: localhost\r\nCookie: {client.cookie}\r\nContent-Length: {len(body)}\r\n\r\n'
+    head = (
+      f'POST {image}/prompts HTTP/1.1\r\nHost: localhost\r\nCookie: {client.cookie}\r\n'
+      f'Content-Length: {len(body)}\r\n\r\n'
+    )
     with socket.create_connection(('127.0.0.1', port)) as connection, socket.create_connection(('127.0.0.1', port)):
       connection.sendall(head.encode() + body[:5])
       time.sleep(0.3)

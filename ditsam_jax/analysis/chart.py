@@ -10,7 +10,7 @@ _COLOURS = ('#2f6f9f', '#e0a030', '#7a9a4a')
 
 
 def bar_chart(heading: str, reports: dict[str, Report]) -> Image.Image:
-  """Draws stacked bars: memory by content, with the chip's capacity marked, and the estimated step time by bottleneck."""
+  """Draws stacked bars: memory by content, with the chip's capacity, and the estimated step time by bottleneck."""
   gib = 2**30
   memory = {
     name: []

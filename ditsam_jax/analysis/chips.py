@@ -4,14 +4,15 @@ TPUs: the Cloud TPU documentation, pages "TPU v5e", "TPU v5p" and "TPU v6e" (clo
 Their tables of key specifications give the peak compute per chip (bf16), HBM capacity and bandwidth per chip, and
 bidirectional inter-chip interconnect (ICI) bandwidth per chip. The same pages list the slices.
 
-GPUs: NVIDIA's data sheets "A100 Tensor Core GPU" (SXM), "H100 Tensor Core GPU" (SXM), "DGX B200", "L4 Tensor Core GPU" and
-"T4 Tensor Core GPU", and the white paper "NVIDIA Ada GPU Architecture" (RTX 4090). Peaks are those without sparsity: where
-a sheet gives the sparse one, half of it. Link bandwidth is half of the bidirectional one of NVLink, or of PCI Express
-where there is no NVLink. Multiprocessors, caches and clocks are from the architectures' white papers, the limits of a
-multiprocessor from the table of technical specifications per compute capability in the CUDA C++ Programming Guide.
+GPUs: NVIDIA's data sheets "A100 Tensor Core GPU" (SXM), "H100 Tensor Core GPU" (SXM), "DGX B200", "L4 Tensor Core GPU"
+and "T4 Tensor Core GPU", and the white paper "NVIDIA Ada GPU Architecture" (RTX 4090). Peaks are those without
+sparsity: where a sheet gives the sparse one, half of it. Link bandwidth is half of the bidirectional one of NVLink, or
+of PCI Express where there is no NVLink. Multiprocessors, caches and clocks are from the architectures' white papers,
+the limits of a multiprocessor from the table of technical specifications per compute capability in the CUDA C++
+Programming Guide.
 
-Networks between GPU hosts are assumptions: in DGX systems, a network adapter per GPU (400 Gb/s with H100 and B200, 200 Gb/s
-with A100, as their data sheets say); for other GPUs, 100 Gb/s per host.
+Networks between GPU hosts are assumptions: in DGX systems, a network adapter per GPU (400 Gb/s with H100 and B200,
+200 Gb/s with A100, as their data sheets say); for other GPUs, 100 Gb/s per host.
 
 Rates use 1 GB = 1e9 bytes.
 """

@@ -1,8 +1,8 @@
 """The collectives in a program's optimised HLO, and the bytes they send.
 
 A collective is counted once per execution. A start/done pair is one collective, and loop bodies are multiplied by their
-trip counts. XLA repeats the parts of a TPU's asynchronous collective in several fusions; it is counted at its start. The
-TPU compiler emits some reduce-scatters as a fusion of an all-reduce and a slice; these are counted as reduce-scatters.
+trip counts. XLA repeats the parts of a TPU's asynchronous collective in several fusions; it is counted at its start.
+The TPU compiler emits some reduce-scatters as fusions of an all-reduce and a slice; they count as reduce-scatters.
 
 Bytes sent per chip assume bandwidth-optimal ring algorithms: (n - 1) / n of the full array for all-gather,
 reduce-scatter and all-to-all over n chips, twice that for all-reduce, and the full array for collective-permute.

@@ -1,4 +1,4 @@
-"""Parses XLA's text form of optimised HLO: instructions, and how often each computation runs per call of the program."""
+"""Parses XLA's text form of optimised HLO: instructions, and how often each computation runs per call."""
 
 import dataclasses
 import functools

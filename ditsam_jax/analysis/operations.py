@@ -1,10 +1,10 @@
 """FLOPs and memory traffic of each operation in a program's optimised HLO.
 
 FLOPs are those of matrix products and convolutions: two per multiply-add, excluding padding and the zeros of dilation.
-Bytes are reads and writes of the device's main memory: values in on-chip memory spaces are free, also those that a kernel
-reads and writes; a slice costs its own size, an in-place update the size of the update, and memory that is reserved
-without being written nothing. Loop bodies are multiplied by their trip counts, unlike in
-XLA's own cost analysis.
+Bytes are reads and writes of the device's main memory: values in on-chip memory spaces are free, also those that a
+kernel reads and writes; a slice costs its own size, an in-place update the size of the update, and memory that is
+reserved without being written nothing. Loop bodies are multiplied by their trip counts, unlike in XLA's
+own cost analysis.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
-"""Finds the settings with which a training step fits a chip: the largest batch, and the fastest way to the wanted batch.
+"""Finds settings with which a training step fits a chip: the largest batch, and the fastest way to the wanted batch.
 
-With many images per device, memory grows linearly with them; with few, other parts of a step (the optimiser's update) may
-need more than their activations. So two compilations predict the largest batch, and others confirm or correct it.
+With many images per device, memory grows linearly with them; with few, other parts of a step (the optimiser's update)
+may need more than their activations. So two compilations predict the largest batch, and others confirm or correct it.
 """
 
 import dataclasses

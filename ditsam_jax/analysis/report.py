@@ -193,7 +193,7 @@ def _excess(needed: int, chip: Chip) -> str:
 
 
 def largest(found: tuple[Collective, ...]) -> list[dict[str, Any]]:
-  """The twelve operations that send most, summed over layers: kind, JAX operation, executions, bytes, and an example."""
+  """The twelve operations that send most, summed over layers: kind, JAX operation, executions, bytes, example."""
   groups: dict[tuple, list[Collective]] = {}
   for collective in found:
     key = collective.kind, collective.chips, re.sub(r'\d+', '*', collective.op_name)

@@ -2,9 +2,10 @@
 
 Operations run one after another. Each takes the longer of its FLOPs at the chip's bf16 peak and its bytes at memory
 bandwidth. Asynchronous copies are free unless all memory traffic together takes longer than the operations; overlapped
-collectives are free unless all communication together does. Other collectives block the chip. Products of f32 arrays count
-at the chip's peak for them (TF32 on GPUs). A collective among GPUs of several hosts takes the network's bandwidth, in place
-of NVLink's. Vector units, latencies and the missing torus links of small slices are ignored, so a real step takes longer.
+collectives are free unless all communication together does. Other collectives block the chip. Products of f32 arrays
+count at the chip's peak for them (TF32 on GPUs). A collective among GPUs of several hosts takes the network's
+bandwidth, in place of NVLink's. Vector units, latencies and the missing torus links of small slices are ignored, so a
+real step takes longer.
 """
 
 import dataclasses

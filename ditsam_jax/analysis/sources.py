@@ -1,7 +1,7 @@
 """The lines of source code that instructions of optimised HLO come from.
 
-XLA's text form lists files, locations and stack frames at its top, and instructions name a frame. Older versions name the
-file and line themselves.
+XLA's text form lists files, locations and stack frames at its top, and instructions name a frame. Older versions name
+the file and line themselves.
 """
 
 import re
@@ -33,8 +33,8 @@ class Sources:
   def of(self, computation: Computation, instruction: Instruction) -> tuple[str, str]:
     """The JAX operation of an instruction and where it is, 'package/file.py:12 < package/caller.py:34'; '' if unknown.
 
-    Lines in installed libraries are left out. Copies, which the compiler adds, have neither: they get those of the value
-    that they copy.
+    Lines in installed libraries are left out. Copies, which the compiler adds, have neither: they get those of the
+    value that they copy.
     """
     for _ in range(_MOST_STEPS):
       line = self._line(instruction) or self._inside(instruction)

@@ -65,14 +65,17 @@ def _kind_of(operation: Operation) -> str:
 
 
 _NOTE = (
-  'Memory, FLOPs and collectives are those of the compiled program. Times are roofline estimates from published peaks;\n'
+  'Memory, FLOPs and collectives are those of the compiled program. '
+  'Times are roofline estimates from published peaks;\n'
   'nothing was run. Real steps take longer.'
 )
 
 
 _GPU_NOTE = (
-  'GPUs: JAX reserves 75 % of the memory by default; XLA_PYTHON_CLIENT_MEM_FRACTION=0.9 makes nine tenths usable. Unknown\n'
-  "without the card: scratch memory of cuDNN's convolutions and attention, and the products that XLA's autotuning chooses."
+  'GPUs: JAX reserves 75 % of the memory by default; XLA_PYTHON_CLIENT_MEM_FRACTION=0.9 makes nine tenths usable. '
+  'Unknown\n'
+  "without the card: scratch memory of cuDNN's convolutions and attention, "
+  "and the products that XLA's autotuning chooses."
 )
 
 

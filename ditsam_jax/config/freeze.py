@@ -14,7 +14,7 @@ FREEZE_GROUPS = {
 
 
 def freeze_patterns(freeze: str) -> dict[str, re.Pattern]:
-  """Compiles comma-separated FREEZE_GROUPS or regular expressions, which match the start of a parameter's path; by name.
+  """Compiles comma-separated FREEZE_GROUPS or regular expressions, matched at the start of parameters' paths; by name.
 
   Raises:
     UserError: an invalid regular expression.

@@ -1,4 +1,4 @@
-"""One recipe per kind of data, and a table of differences, whose rows are the names for `--config=` and configs/ files."""
+"""One recipe per kind of data, and a table of differences, whose rows name the `--config=` and configs/ files."""
 
 import dataclasses
 from collections.abc import Mapping

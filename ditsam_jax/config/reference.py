@@ -35,7 +35,7 @@ Unknown fields and invalid values are refused before anything runs. Lengths that
 data, after all overrides: `--config.data.batch_size=128` halves the updates and keeps the epochs. `--config.total_steps=60`
 replaces `epochs`, `--config.epochs=2` replaces `total_steps`, and the warm-up scales with them unless
 `optimizer.warmup_steps` is given.
-"""
+"""  # noqa: E501
 
 
 def page() -> str:

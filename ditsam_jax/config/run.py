@@ -135,14 +135,14 @@ class RunConfig:
   task: str = declared(
     'text',
     Choice(('text', 'prompts', 'interactive')),
-    "'text': one sentence per sample; 'prompts': points and boxes, to pre-train a SAM; 'interactive': sentences, points "
-    'and boxes together',
+    "'text': one sentence per sample; 'prompts': points and boxes, to pre-train a SAM; 'interactive': sentences, "
+    'points and boxes together',
   )
   rounds: int = declared(
     1,
     Whole(1, 64),
-    "Prompts of a target in one update, for tasks 'prompts' and 'interactive': after the first, each adds a click where "
-    'the last mask was wrong, and that mask; the last of three or more adds the mask only',
+    "Prompts of a target in one update, for tasks 'prompts' and 'interactive': after the first, each adds a click "
+    'where the last mask was wrong, and that mask; the last of three or more adds the mask only',
   )
   first_prompts: FirstPromptConfig = group(FirstPromptConfig(), "First prompts, for task 'interactive'")
   seed: int = declared(0, Whole(0, 2**31 - 1), 'Random seed of initial weights, data order and dropout')
@@ -177,8 +177,8 @@ class RunConfig:
   remat: str = declared(
     AUTO,
     Choice((AUTO, *REMAT)),
-    'What the backward pass recomputes in each block: nothing, elementwise work, also the products before attention and '
-    'GELU, or everything; auto is nothing on CPUs, and elsewhere the fastest of the others that fits',
+    'What the backward pass recomputes in each block: nothing, elementwise work, also the products before attention '
+    'and GELU, or everything; auto is nothing on CPUs, and elsewhere the fastest of the others that fits',
   )
   scan: bool = declared(
     True, Flag(), 'Compile one block and loop over it, if all blocks are alike: L-DIT and the text baseline'

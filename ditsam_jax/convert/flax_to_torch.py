@@ -72,7 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
   layout = "Meta's" if config.text_encoder is None else "the DIT release's"
   print(
     f'{printable(options.output)}: {len(tensors)} tensors in {layout} layout, '
-    f'{options.output.stat().st_size / 1e6:,.1f} MB; {printable(companions.place(options.output).name)} holds the settings'
+    f'{options.output.stat().st_size / 1e6:,.1f} MB; '
+    f'{printable(companions.place(options.output).name)} holds the settings'
   )
   if added:
     print(f'filled with zeros, because the release expects them but never uses them: {", ".join(added)}')

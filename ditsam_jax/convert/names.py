@@ -1,7 +1,7 @@
 """Maps our parameters to PyTorch tensors: names and layouts.
 
-All sources are first renamed to the DIT release's names (one entry each in FORMATS). TABLE then maps our dotted paths to
-those names, in both directions.
+All sources are first renamed to the DIT release's names (one entry each in FORMATS). TABLE then maps our dotted paths
+to those names, in both directions.
 """
 
 import re
@@ -45,8 +45,8 @@ def _fusion_rows() -> list[tuple[str, str, Layout]]:
   ]
 
 
-# Our dotted path (a regular expression) -> the release's name. The first match wins; kernels and scales without a row are
-# linear kernels and norm scales.
+# Our dotted path (a regular expression) -> the release's name. The first match wins; kernels and scales without a row
+# are linear kernels and norm scales.
 TABLE: tuple[tuple[str, str, Layout], ...] = (
   (r'image_encoder\.pos_embed', 'visual_encoder.pos_embed', BATCHED),
   (r'image_encoder\.patch_embed\.kernel', 'visual_encoder.patch_embed.proj.weight', CONV),

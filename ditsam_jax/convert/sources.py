@@ -1,4 +1,4 @@
-"""Reads PyTorch files of all formats in names.FORMATS as tensors by the release's names. Executes no code from files."""
+"""Reads PyTorch files of all formats in names.FORMATS as tensors by the release's names. Runs no code from files."""
 
 import pickle
 import warnings
@@ -50,7 +50,7 @@ def read(path: Path) -> Source:
   """Reads a file, or a Hugging Face folder.
 
   Raises:
-    UserError: the file is missing, truncated, empty, not a checkpoint of a known model, or a pickle that could run code.
+    UserError: the file is missing, truncated, empty, not a known model's checkpoint, or a pickle that could run code.
   """
   content = _read_folder(path) if path.is_dir() else _read_file(path)
   content, extra = _unwrapped(content, path)
@@ -160,7 +160,8 @@ def _read_folder(folder: Path) -> dict:
     twice = sorted(set(part) & set(content))
     if twice:
       raise UserError(
-        f'{printable(folder / shard)} holds {printable(twice[0])}, which another part holds too; download the folder again'
+        f'{printable(folder / shard)} holds {printable(twice[0])}, which another part holds too; '
+        f'download the folder again'
       )
     content |= part
   lost = sorted(set(where) - set(content))

@@ -81,7 +81,8 @@ class Peer(torch.nn.Module):
     super().__init__()
     if config.fusion not in SLOTS:
       raise UserError(
-        f'PyTorch has no formula of the fusion {config.fusion!r} to compare with; add it to SLOTS in convert/torch_peer.py'
+        f'PyTorch has no formula of the fusion {config.fusion!r} to compare with; '
+        f'add it to SLOTS in convert/torch_peer.py'
       )
     modeling = segment_anything_modeling()
     encoder, decoder, text = config.image_encoder, config.mask_decoder, config.text_encoder
@@ -239,7 +240,7 @@ SLOTS = {
 
 
 def _add_fusion(encoder: torch.nn.Module, config: DitSamConfig) -> None:
-  """Adds a fusion's parameters to SAM's encoder, with names and shapes from the table of names and small random values."""
+  """Adds a fusion's parameters to SAM's encoder, named and shaped by the table of names, with small random values."""
   instruction = nnx.eval_shape(lambda: make_instruction(config.fusion, config.fusion_sizes, rngs=nnx.Rngs(0)))
   for path, variable in weights_of(instruction).items() if instruction is not None else ():
     entry = names.entry(f'image_encoder.instruction.{path}')

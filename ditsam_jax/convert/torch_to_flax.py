@@ -1,8 +1,8 @@
 """Converts PyTorch weights: python convert/torch_to_flax.py --input=FILE_OR_DIR --output=DIR
 
-Accepts Meta's SAM, checkpoints of the DIT release, Hugging Face's SamModel, and any SAM with a BERT (--text-encoder), as a
-starting point for training with text. The architecture is inferred from tensor shapes; docs/convert.md lists the settings
-that shapes lack and their sources.
+Accepts Meta's SAM, checkpoints of the DIT release, Hugging Face's SamModel, and any SAM with a BERT (--text-encoder),
+as a starting point for training with text. The architecture is inferred from tensor shapes; docs/convert.md lists the
+settings that shapes lack and their sources.
 """
 
 import argparse
@@ -186,10 +186,10 @@ def describe(model: Model, fresh: list[str], vocabulary: list[str] | None, outpu
   encoder, decoder, text = config.image_encoder, config.mask_decoder, config.text_encoder
   blocks = ', '.join(map(str, encoder.global_blocks)) or 'none'
   lines = [
-    f'{names.FORMATS[source.format].title}: {sum(tensor.numel() for tensor in source.tensors.values()):,} parameters in '
-    f'{len(source.tensors)} tensors',
-    f'  image encoder  width {encoder.width}, depth {encoder.depth}, heads {encoder.heads}, patch {encoder.patch_size}; '
-    f'global blocks {blocks}; '
+    f'{names.FORMATS[source.format].title}: {sum(tensor.numel() for tensor in source.tensors.values()):,} parameters '
+    f'in {len(source.tensors)} tensors',
+    f'  image encoder  width {encoder.width}, depth {encoder.depth}, heads {encoder.heads}, patch '
+    f'{encoder.patch_size}; global blocks {blocks}; '
     + (f'windows of {encoder.pretrain_window}' if encoder.attention_scope == 'windowed' else 'no windows'),
     f'  mask decoder   width {decoder.width}, depth {decoder.depth}, heads {decoder.heads}',
   ]

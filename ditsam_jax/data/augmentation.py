@@ -35,8 +35,8 @@ class AugmentationConfig:
   unbiased_masks: bool = declared(
     False,
     Flag(),
-    'Resize masks by area, so that edges stay where they are in the image; False as the release, whose masks are up to half '
-    'a pixel lower and further right',
+    'Resize masks by area, so that edges stay where they are in the image; False as the release, whose masks are up to '
+    'half a pixel lower and further right',
   )
 
   def check(self, size: int) -> None:
@@ -90,8 +90,8 @@ def swap_sides(text: str) -> str:
   return _SIDE.sub(lambda side: 'right' if side.group().lower() == 'left' else 'left', text)
 
 
-# Bit-identical to Pillow's enhancers. Brightness and contrast depend only on a pixel's level, so Pillow applies them to the
-# 256 levels, and to the picture only if the next step needs its pixels. This takes three quarters of the time.
+# Bit-identical to Pillow's enhancers. Brightness and contrast depend only on a pixel's level, so Pillow applies them to
+# the 256 levels, and to the picture only if the next step needs its pixels. This takes three quarters of the time.
 _LEVELS = Image.frombytes('L', (256, 1), bytes(range(256)))
 
 

@@ -59,7 +59,7 @@ NAMES = tuple(DATA_SETS)
 
 
 def find(name: str, data_dir: str | os.PathLike) -> tuple[DataSet, Partition]:
-  """Returns the declaration and partition of 'refcocog', 'refcocog/google', or a user's data set prepared in `data_dir`.
+  """Returns the declaration and partition of 'refcocog', 'refcocog/google', or a user's data set in `data_dir`.
 
   Raises:
     UserError: the name is unknown, or `data_dir` is in a bucket that cannot be read.
@@ -160,6 +160,6 @@ def open_split(
 
 
 def size(dataset: str, data_dir: str | os.PathLike, split: str) -> Counts | None:
-  """Returns the size of a split: that of the prepared data, else the published one; None if unknown. Reads no samples."""
+  """Returns the size of a split: that of prepared data, else the published one; None if unknown. Reads no samples."""
   data_set, partition = find(dataset, data_dir)
   return data_set.reader.size(data_set, partition, data_dir, split)

@@ -36,8 +36,8 @@ def train_batches(
   """Returns endless batches of objects, each with a randomly drawn expression, reshuffled every epoch.
 
   A batch is {'image' float32 [B, S, S, 3], 'mask' uint8 [B, S, S], 'token_ids', 'token_mask' int32 [B, T]}.
-  `batch_size` counts all hosts; `rows`, int [n], are the rows that this host loads, by default all. The n-th batch depends
-  only on seed and batch size, not on hosts, `threads` or `processes`.
+  `batch_size` counts all hosts; `rows`, int [n], are the rows that this host loads, by default all. The n-th batch
+  depends only on seed and batch size, not on hosts, `threads` or `processes`.
 
   Raises:
     UserError: the augmentation does not fit the image size.

@@ -20,7 +20,7 @@ _REFUSED = re.compile(r'\b(?:open|write|close|fsync|ftruncate|mkdir|rename)\(\) 
 
 
 def record_features(encoding_format: str | None = 'png') -> tfds.features.FeaturesDict:
-  """Features of a record. `encoding_format` of the image is 'png', 'jpeg' or None (either); masks are PNG with 0 and 255.
+  """Features of a record. `encoding_format` of images is 'png', 'jpeg' or None (either); masks are PNG with 0 and 255.
 
   Images and masks must be given as file objects of encoded bytes, because TFDS encodes arrays with TensorFlow only.
   """
@@ -39,8 +39,8 @@ def record_features(encoding_format: str | None = 'png') -> tfds.features.Featur
       ),
     }
   )
-  # To write nested sequences, TFDS 4.9 looks up their TensorFlow dtype but uses it like a NumPy dtype. Supplying the NumPy
-  # dtype avoids the TensorFlow dependency.
+  # To write nested sequences, TFDS 4.9 looks up their TensorFlow dtype but uses it like a NumPy dtype. Supplying the
+  # NumPy dtype avoids the TensorFlow dependency.
   serialized_info = features.get_serialized_info
 
   def with_numpy_dtypes():

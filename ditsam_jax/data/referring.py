@@ -166,8 +166,8 @@ class ImageRecord:
 class ReferringSource:
   """The objects of a split that have expressions; `source[i]` is a ReferringSample.
 
-  `directory` is a folder written by TFDS, with features.json. With `in_memory`, records are read and pixels decoded once,
-  which takes 3 bytes per pixel, and one more for each object. This is for small images, where decoding dominates.
+  `directory` is a folder written by TFDS, with features.json. With `in_memory`, records are read and pixels decoded
+  once, which takes 3 bytes per pixel, and one more for each object. This is for small images, where decoding dominates.
 
   Raises:
     UserError: the folder is not a prepared data set, or lacks the split.

@@ -1,11 +1,10 @@
 """Prepared data sets in buckets: records from local copies of their shards, and uploads.
 
-ArrayRecord reads local files only. So shards are copied before the first record is read, if the folder of copies may hold
-all of them (storage/copies.py). A larger data set is read shard by shard: the next shard is prefetched, and evicted shards are
-downloaded again.
+ArrayRecord reads local files only. So shards are copied before the first record is read, if the folder of copies may
+hold all of them (storage/copies.py). A larger data set is read shard by shard: the next shard is prefetched, and
+evicted shards are downloaded again.
 
-`dataset_info.json` is uploaded last, after a manifest with the checksums of all other files. So a folder without it was never
-completed.
+`dataset_info.json` is uploaded last, after a manifest of the other files' checksums. A folder without it is incomplete.
 """
 
 import bisect

@@ -6,7 +6,7 @@ import numpy as np
 PREDICTION_COLOUR, TRUTH_COLOUR = (255, 45, 120), (0, 190, 150)
 _ON, _OFF, _BOX = (0, 200, 90), (235, 40, 40), (255, 220, 0)
 _LIGHT, _DARK = (255, 255, 255), (0, 0, 0)
-# Affine colour map [3, 4] of pixels outside the object: mixes colours with a grey of half their brightness, then darkens them.
+# Affine colour map [3, 4] of pixels outside the object: mixes colours with a grey half as bright, then darkens them.
 _DIMMING = 0.82 * np.hstack([0.6 * np.eye(3) + 0.4 * np.full((3, 3), 0.5 / 3), np.full((3, 1), 18)])
 
 
@@ -64,7 +64,8 @@ def draw_prompt(
   Args:
     pixels: uint8 [h, w, 3].
     points: (x, y) in pixels, [N, 2].
-    labels: 1 for points on the object, drawn as green discs with a plus; 0 for others, red squares with a minus; [N]. None: all are on it.
+    labels: 1 for points on the object, drawn as green discs with a plus; 0 for others, red squares with a minus; [N].
+      None: all are on it.
     box: left, top, right, bottom in pixels, [4].
   """
   height, width = pixels.shape[:2]

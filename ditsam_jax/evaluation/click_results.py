@@ -56,8 +56,8 @@ class ClickResults:
   def figures(self, kind: str | None = None) -> dict[str, Any]:
     """mIoU in percent after each number of clicks and NoC, for all samples or one kind of expression.
 
-    NoC, the number of clicks, is the mean over samples of the clicks until the IoU reaches a target, 0 for samples whose
-    sentence is enough; a sample that never reaches it counts with all clicks, and in 'missed', in percent.
+    NoC, the number of clicks, is the mean over samples of the clicks until the IoU reaches a target, 0 for samples
+    whose sentence is enough; a sample that never reaches it counts with all clicks, and in 'missed', in percent.
     """
     rows = np.array([kind is None or sample.kind == kind for sample in self.samples], bool)
     return {

@@ -1,9 +1,9 @@
 """Corrections by clicks: the masks of a sentence and of each further click where the last mask was wrong.
 
-Clicks are deterministic, as in the literature on interactive segmentation: each falls on the deepest point of the largest
-error, the pixel farthest from the error's edge, among pixels that were missed (a positive click) or wrongly included (a
-negative one). The mask before the click is part of the prompt. For comparison, the same clicks are made without the
-sentence, starting from nothing; their first mask is the best of three, because a single click may be ambiguous.
+Clicks are deterministic, as in the literature on interactive segmentation: each falls on the deepest point of the
+largest error, the pixel farthest from the error's edge, among pixels that were missed (a positive click) or wrongly
+included (a negative one). The mask before the click is part of the prompt. For comparison, the same clicks are made
+without the sentence, starting from nothing; their first mask is the best of three, as one click may be ambiguous.
 """
 
 import itertools

@@ -1,7 +1,7 @@
 """Runs evaluation batches through the engine; images are encoded once if possible.
 
-The engine's programs always get ROWS_AT_ONCE rows per device, so the batch size and the number of devices do not change a
-bit of the logits. Otherwise rounding would flip about one pixel in a million, those closest to the threshold.
+The engine's programs always get ROWS_AT_ONCE rows per device, so the batch size and the number of devices do not change
+a bit of the logits. Otherwise rounding would flip about one pixel in a million, those closest to the threshold.
 """
 
 from collections.abc import Callable
@@ -22,8 +22,8 @@ ROWS_AT_ONCE = 8
 def forward_of(model: DitSam, *, share_images: bool = True, dtype: str | None = None) -> Forward:
   """Returns a function from a batch to logits, f32 [B, S, S]; the model always runs in eval mode.
 
-  Rows are distributed over the devices of this host. Models of the same structure share compiled programs, so weights may
-  change between evaluations.
+  Rows are distributed over the devices of this host. Models of the same structure share compiled programs, so weights
+  may change between evaluations.
 
   Args:
     model: the model.

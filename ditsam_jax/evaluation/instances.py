@@ -32,9 +32,9 @@ class Answer:
 def instance_rates(answers: Sequence[Answer]) -> dict[str, float]:
   """Scores in percent.
 
-  AP, AP50 and AP75 are COCO's mask AP, with each phrase as an image of its own; masks found for phrases that name nothing
-  are false positives. `count` is the share of phrases for which as many masks are found as there are targets, `count_N` of
-  those with N targets. gIoU, cIoU, N-acc, T-acc and Pr@X are gRefCOCO's, of the union of the masks.
+  AP, AP50 and AP75 are COCO's mask AP, with each phrase as an image of its own; masks found for phrases that name
+  nothing are false positives. `count` is the share of phrases for which as many masks are found as there are targets,
+  `count_N` of those with N targets. gIoU, cIoU, N-acc, T-acc and Pr@X are gRefCOCO's, of the union of the masks.
   """
   right = np.array([len(answer.targets) == len(answer.found) for answer in answers])
   targets = np.array([len(answer.targets) for answer in answers])

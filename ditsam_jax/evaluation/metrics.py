@@ -30,10 +30,10 @@ def rates(intersection: np.ndarray, union: np.ndarray) -> dict[str, float]:
 def generalised_rates(intersection: np.ndarray, union: np.ndarray, target: np.ndarray) -> dict[str, float]:
   """gRefCOCO's metrics in percent, from int64 pixel counts [N]; `target` counts the truth's pixels, 0 without a target.
 
-  A prediction is "nothing" if its mask is empty. gIoU is the mean IoU of the samples; the IoU of a no-target sample is 1
-  if the prediction is nothing, else 0. cIoU is the sum of intersections divided by the sum of unions. N-acc is the share
-  of no-target samples predicted as nothing, T-acc the share of target samples predicted as something. Pr@X is the share
-  of target samples with an IoU of at least X. Metrics without samples are omitted.
+  A prediction is "nothing" if its mask is empty. gIoU is the mean IoU of the samples; the IoU of a no-target sample is
+  1 if the prediction is nothing, else 0. cIoU is the sum of intersections divided by the sum of unions. N-acc is the
+  share of no-target samples predicted as nothing, T-acc the share of target samples predicted as something. Pr@X is the
+  share of target samples with an IoU of at least X. Metrics without samples are omitted.
   """
   intersection, union, target = (np.asarray(counts, np.int64) for counts in (intersection, union, target))
   has_target, nothing = target > 0, intersection + union == target  # the prediction has I + U - target pixels

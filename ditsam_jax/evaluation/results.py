@@ -14,8 +14,8 @@ from ditsam_jax.evaluation.metrics import generalised_rates, mask_iou, rates
 from ditsam_jax.evaluation.oracles import ORACLES
 from ditsam_jax.terminal import aligned
 
-# Table columns and the metric whose interval follows each, if any. gIoU and cIoU are the mIoU and oIoU of samples that may
-# have no target.
+# Table columns and the metric whose interval follows each, if any. gIoU and cIoU are the mIoU and oIoU of samples that
+# may have no target.
 _COLUMNS = {
   'mIoU': 'mIoU',
   'oIoU': 'oIoU',

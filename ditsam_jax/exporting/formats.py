@@ -17,8 +17,8 @@ class Format(NamedTuple):
 
   Attributes:
     title: what it is for, in a few words.
-    module: its module in `ditsam_jax.exporting`, imported only when the format is chosen. The module's `export(request)`
-      writes the folder and returns a report for the terminal.
+    module: its module in `ditsam_jax.exporting`, imported only when the format is chosen. The module's
+      `export(request)` writes the folder and returns a report for the terminal.
     dtypes: types that weights can be stored in, the default first.
     quantise: supported values of --quantise.
     masks: supported values of --masks.

@@ -21,8 +21,8 @@ MEANINGS = {
   'point_labels': _LABELS,
   'mask_input': 'low_res_masks of an earlier prediction; zeros if there is none',
   'has_mask_input': '1 to use mask_input, 0 to ignore it',
-  'points': '(x, y) in pixels of the square, see "image"; points without a box end with one more point (0, 0) labelled -1, '
-  'and a box is its two corners; for a sentence alone, one point (0, 0) labelled -2',
+  'points': '(x, y) in pixels of the square, see "image"; points without a box end with one more point (0, 0) labelled '
+  '-1, and a box is its two corners; for a sentence alone, one point (0, 0) labelled -2',
   'labels': f'{_LABELS}; -2 no point at all, to fill up a batch',
   'mask': 'low_res_masks of an earlier prediction; zeros if there is none',
   'has_mask': 'whether to use mask',

@@ -16,14 +16,15 @@ from ditsam_jax.terminal import listed, printable
 FILE = 'README.md'
 # The Hub's identifiers, https://huggingface.co/docs/hub/repositories-licenses
 LICENSES = (
-  'apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m afl-3.0 '
-  'artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5 cc-by-3.0 '
-  'cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 '
+  'apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m '
+  'afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5 '
+  'cc-by-3.0 cc-by-4.0 cc-by-sa-3.0 cc-by-sa-4.0 cc-by-nc-2.0 cc-by-nc-3.0 cc-by-nc-4.0 cc-by-nd-4.0 cc-by-nc-nd-3.0 '
   'cc-by-nc-nd-4.0 cc-by-nc-sa-2.0 cc-by-nc-sa-3.0 cc-by-nc-sa-4.0 cdla-sharing-1.0 cdla-permissive-1.0 '
-  'cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 lgpl '
-  'lgpl-2.1 lgpl-3.0 isc h-research intel-research lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0 odc-by odbl openmdw-1.0 '
-  'openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr deepfloyd-if-license '
-  'fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 grok2-community gemma unknown other'
+  'cdla-permissive-2.0 wtfpl ecl-2.0 epl-1.0 epl-2.0 etalab-2.0 eupl-1.1 eupl-1.2 agpl-3.0 gfdl gpl gpl-2.0 gpl-3.0 '
+  'lgpl lgpl-2.1 lgpl-3.0 isc h-research intel-research lppl-1.3c ms-pl apple-ascl apple-amlr mpl-2.0 odc-by odbl '
+  'openmdw-1.0 openrail++ osl-3.0 postgresql ofl-1.1 ncsa unlicense zlib pddl lgpl-lr deepfloyd-if-license '
+  'fair-noncommercial-research-license llama2 llama3 llama3.1 llama3.2 llama3.3 llama4 grok2-community gemma '
+  'unknown other'
 ).split()
 _PROTOCOLS = ('release', 'standard')
 _METRICS = ('mIoU', 'oIoU', 'P@0.50', 'P@0.70', 'P@0.90', 'gIoU', 'cIoU', 'N-acc', 'T-acc')
@@ -76,8 +77,8 @@ def licence(identifier: str | None, name: str | None, link: str | None) -> Licen
     raise UserError('--model-card needs --license=ID, such as apache-2.0, or other with --license-name=NAME')
   if identifier not in LICENSES:
     raise UserError(
-      f"--license={printable(identifier)} is not one of the Hub's identifiers, such as apache-2.0, mit or cc-by-4.0; give "
-      f'one of them, or other with --license-name=NAME'
+      f"--license={printable(identifier)} is not one of the Hub's identifiers, such as apache-2.0, mit or cc-by-4.0; "
+      f'give one of them, or other with --license-name=NAME'
     )
   if (identifier == 'other') != (name is not None) or link and name is None:
     raise UserError('--license-name and --license-link belong to --license=other, which needs the name')
@@ -120,7 +121,7 @@ def _beside(folder: Path) -> Path | None:
 
 
 def read_scores(file: Path, dataset: str) -> list[Scores]:
-  """Reads the headline figures of a metrics.json; `dataset` if it does not name one. Raises UserError if it is damaged."""
+  """Reads the main figures of a metrics.json; `dataset` if it does not name one. Raises UserError if it is damaged."""
   content = read_json(file)
   found = []
   try:
@@ -134,8 +135,8 @@ def read_scores(file: Path, dataset: str) -> list[Scores]:
       found.append(Scores(str(given), str(name), protocol, int(figures['samples']), numbers, intervals))
   except (AttributeError, KeyError, TypeError, ValueError) as error:
     raise UserError(
-      f'{printable(file)} is not a metrics.json of ditsam_jax.evaluate or ditsam_jax.train; evaluate the model, and give '
-      f'the file it writes'
+      f'{printable(file)} is not a metrics.json of ditsam_jax.evaluate or ditsam_jax.train; evaluate the model, and '
+      f'give the file it writes'
     ) from error
   return found
 

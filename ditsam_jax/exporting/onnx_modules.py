@@ -26,7 +26,7 @@ class TextEncoder(torch.nn.Module):
 
 
 class ImageEncoder(torch.nn.Module):
-  """Images [B, 3, S, S], with text features [B, T, Ct] if the fusion uses them -> embeddings [B, C, h, w]. T may be 0."""
+  """Images [B, 3, S, S], text features [B, T, Ct] if the fusion uses them -> embeddings [B, C, h, w]. T may be 0."""
 
   def __init__(self, peer: Peer):
     super().__init__()
@@ -120,9 +120,8 @@ class Decoder(torch.nn.Module):
   def _select(self, masks: torch.Tensor, iou: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The returned masks: all, or one per prompt.
 
-    Plain SAM selects as Meta's `select_masks`: the single mask if there are three points or more, padding included, else
-    the best of the three for ambiguous prompts. Models with a text encoder always return the single mask, which they
-    train.
+    Plain SAM selects as Meta's `select_masks`: the single mask if there are three points or more, padding included,
+    else the best of three for ambiguous prompts. Models with a text encoder return the single mask, which they train.
     """
     if self.all_masks:
       return masks, iou
@@ -136,9 +135,9 @@ class Decoder(torch.nn.Module):
     return torch.einsum('nm,nmyx->nyx', chosen, masks)[:, None], (chosen * iou).sum(1, keepdim=True)
 
   def _resizing(self, size: torch.Tensor, axis: int) -> torch.Tensor:
-    """The matrix [own, 4h] that resizes an axis of low-resolution logits to the image, the padding of the square cut off.
+    """The matrix [own, 4h] that resizes an axis of low-resolution logits to the image, without the square's padding.
 
-    Bilinear interpolation with edges repeated, as `interpolate` and OpenCV do it: low resolution to square, square to image.
+    Bilinear interpolation with edges repeated, as `interpolate` and OpenCV do it: logits to square, square to image.
     """
     square = self.config.image_size
     start, length = _placement(self.config, size.double(), axis)
@@ -153,8 +152,8 @@ class Decoder(torch.nn.Module):
 def _placement(config: DitSamConfig, size: torch.Tensor, axis: int) -> tuple[torch.Tensor | int, torch.Tensor]:
   """Start and length of the image in the square, along an axis.
 
-  As in `geometry.letterbox` for models with a text encoder. Plain SAM's formula is Meta's `resize_longest_image_size`, in
-  f32 there, too; very long images keep one pixel, where Meta's program fails.
+  As in `geometry.letterbox` for models with a text encoder. Plain SAM's formula is Meta's `resize_longest_image_size`,
+  in f32 there, too; very long images keep one pixel, where Meta's program fails.
   """
   square = config.image_size
   if config.text_encoder is None:

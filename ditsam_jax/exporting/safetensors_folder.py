@@ -75,7 +75,7 @@ def _at_own_size(config: DitSamConfig, weights: dict[str, np.ndarray]) -> dict[s
 
 
 def _typed(weights: dict[str, np.ndarray], request: Request, *, all_of_them: bool = False) -> dict[str, np.ndarray]:
-  """Casts weights to the type of the request; positional encodings stay f32, except in SamModel's layout, which has one type.
+  """Casts weights to the request's type; positional encodings stay f32, except in SamModel's layout, with one type.
 
   Raises:
     UserError: values overflow it.

@@ -37,7 +37,7 @@ class Source(NamedTuple):
   description: dict
 
   def model(self) -> DitSam:
-    """The model with these weights, in f32 and eval mode, on the CPU: accelerators would round products to less than f32."""
+    """The model with these weights, in f32 and eval mode, on the CPU: accelerators round products to less than f32."""
     with jax.default_device(jax.local_devices(backend='cpu')[0]):
       return saved_model.build(self.config, self.weights, self.name)
 

@@ -46,9 +46,9 @@ def resize(image: np.ndarray, long_side: int) -> np.ndarray:
 def resize_mask(mask: np.ndarray, long_side: int, *, unbiased: bool = False) -> np.ndarray:
   """Resizes a mask, bool [h, w] or [h, w, n], to a long side of `long_side`: uint8 0/1.
 
-  The default is OpenCV's nearest neighbour, as in the DIT release: it takes the pixel at the top left, so a smaller mask is
-  up to half a pixel lower and further right than the image. With `unbiased`, a pixel belongs to the mask if at least half
-  of it does.
+  The default is OpenCV's nearest neighbour, as in the DIT release: it takes the pixel at the top left, so a smaller
+  mask is up to half a pixel lower and further right than the image. With `unbiased`, a pixel belongs to the mask if at
+  least half of it does.
   """
   if not unbiased or max(mask.shape[:2]) == long_side:
     if mask.ndim == 2:
@@ -68,7 +68,7 @@ def normalise(image: np.ndarray, mean: Triple, std: Triple) -> np.ndarray:
 
 
 def centre(array: np.ndarray, size: int) -> tuple[np.ndarray, Letterbox]:
-  """Centres an array [h, w, ...], with sides up to `size`, in a square of zeros; returns the square and the position."""
+  """Centres an array [h, w, ...], with sides up to `size`, in a square of zeros; returns the square and position."""
   height, width = array.shape[:2]
   box = _centred(height, width, size)
   if array.shape[:2] == (size, size):

@@ -66,7 +66,7 @@ def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
 
 
 def shares_inside(masks: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> np.ndarray:
-  """Returns which share of each mask lies in each other one, f64 [n, m]. Both are results of `encode_rle`, of one size."""
+  """Returns the share of each mask that lies in each other one, f64 [n, m]. Both are `encode_rle`'s, of one size."""
   if not masks or not others:
     return np.zeros((len(masks), len(others)))
   # For a crowd region, COCO divides the intersection by the area of the first mask.
@@ -75,7 +75,7 @@ def shares_inside(masks: Sequence[dict[str, Any]], others: Sequence[dict[str, An
 
 
 def without_small_regions(mask: np.ndarray, area: float) -> tuple[np.ndarray, bool]:
-  """Removes holes, then islands, of fewer than `area` pixels from `mask` bool [h, w]; returns it and whether it changed.
+  """Removes holes, then islands, smaller than `area` pixels from `mask` bool [h, w]; returns it and whether it changed.
 
   Pixels that touch at a corner are connected. If all islands are small, the largest is kept. OpenCV labels the regions,
   as in Meta's code.

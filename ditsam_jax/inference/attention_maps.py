@@ -57,7 +57,7 @@ def attention_maps(segmenter: Segmenter, image: Any, sentence: str) -> Attention
     sentence: the text prompt.
 
   Raises:
-    UserError: the image or the sentence is invalid, or the model's image encoder does not read the text or uses windows.
+    UserError: the image or sentence is invalid, or the model's image encoder does not read the text or uses windows.
   """
   if segmenter.config.fusion == 'none':
     raise UserError("the model's fusion is 'none': its image encoder does not read the text; expected a DIT model")

@@ -1,8 +1,8 @@
 """The inference engine: computes logits of rows, each an image and a prompt, on all devices of this host.
 
 Rows run in batches of a fixed size; the last batch is padded, so each program compiles once for a single row and once
-for a batch. Work that rows share is done once: each sentence is read once and each image encoded once (once per sentence
-if sentences enter the image encoder).
+for a batch. Work that rows share is done once: each sentence is read once and each image encoded once (once per
+sentence if sentences enter the image encoder).
 
 XLA's rounding depends on a program's shape, but not on the other rows of a batch. With the same `at_once`, and without
 `one_image`, a row's logits are bit-identical whatever rows accompany it and however many devices there are.
@@ -111,7 +111,7 @@ class Engine:
 
     Args:
       model: a model in train or eval mode; it always runs without dropout.
-      dtype: compute type, one of `weights.DTYPES`; None uses the type of the weights, as does 'auto' if that is not f32.
+      dtype: compute type, one of `weights.DTYPES`; None uses that of the weights, as does 'auto' if it is not f32.
 
     Raises:
       UserError: the type is unknown.

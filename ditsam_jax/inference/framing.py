@@ -1,7 +1,7 @@
 """Fits images of any size into the model's square, and maps points into it and logits back to the image.
 
-Plain SAM follows Meta's code: the long side is scaled to the square, with padding on the right and at the bottom. Models
-with a text encoder centre the image, as in training and evaluation.
+Plain SAM follows Meta's code: the long side is scaled to the square, with padding on the right and at the bottom.
+Models with a text encoder centre the image, as in training and evaluation.
 """
 
 import dataclasses

@@ -100,8 +100,8 @@ class SamAutomaticMaskGenerator:
       dtype: 'float32', 'bfloat16', or 'auto': bfloat16 on TPUs and GPUs, float32 on CPUs. Ignored with a Segmenter.
 
     Raises:
-      UserError: an argument is invalid, a model or dtype does not exist, `model` was trained with sentences only (as far
-        as its model.json tells), or `text_model` reads no text.
+      UserError: an argument is invalid, a model or dtype does not exist, `model` was trained with sentences only (as
+        far as its model.json tells), or `text_model` reads no text.
     """
     self.settings = MaskSettings(
       points_per_side=points_per_side,

@@ -36,8 +36,9 @@ class MaskSettings:
   def __post_init__(self):
     if (self.points_per_side is None) == (self.point_grids is None):
       raise UserError(
-        f'points_per_side {self.points_per_side} with point_grids {"given" if self.point_grids is not None else "None"}: '
-        f'expected one of the two; pass points_per_side=None with point_grids'
+        f'points_per_side {self.points_per_side} with point_grids '
+        f'{"given" if self.point_grids is not None else "None"}: expected one of the two; pass points_per_side=None '
+        'with point_grids'
       )
     if self.points_per_side is not None:
       self._whole('points_per_side', 1, MOST_POINTS_PER_SIDE)

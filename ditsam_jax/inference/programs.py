@@ -1,8 +1,8 @@
 """The three programs of inference: read sentences, encode images, decode prompts. Each compiles once per shape.
 
-They are functions of plain dictionaries of weights, so models of the same structure share compiled programs and dispatch
-is cheap. Embeddings and text features are separate arrays, one per row, so each can be cached and freed independently of
-the batch it was computed in.
+They are functions of plain dictionaries of weights, so models of the same structure share compiled programs and
+dispatch is cheap. Embeddings and text features are separate arrays, one per row, so each can be cached and freed
+independently of the batch it was computed in.
 """
 
 import functools

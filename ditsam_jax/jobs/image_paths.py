@@ -16,7 +16,7 @@ class ImagePaths:
 
   A folder stands for the image files directly in it, a glob for the image files it matches ('photos/**/*.jpg' includes
   subfolders). Both recognise image files by extension and skip those for which `is_result` is true. Single files are
-  always included. The names of a folder are stored in one string, which takes a hundred bytes less per name than a list.
+  always included. The names of a folder are stored in one string, which takes 100 bytes less per name than a list.
   """
 
   def __init__(self, named: Sequence[str], is_result=lambda path: False) -> None:

@@ -102,8 +102,8 @@ class DitSamConfig:
       )
     if self.grid > MOST_TOKENS_A_SIDE:
       raise ValueError(
-        f'model.image_size is {self.image_size}, {self.grid} patches of {encoder.patch_size} per side; expected at most '
-        f'{MOST_TOKENS_A_SIDE}'
+        f'model.image_size is {self.image_size}, {self.grid} patches of {encoder.patch_size} per side; expected at '
+        f'most {MOST_TOKENS_A_SIDE}'
       )
     for name, width, heads in (
       ('image_encoder', encoder.width, encoder.heads),

@@ -15,7 +15,7 @@ ATTENDED = 'attended'  # tokens between attention and MLP: 1
 
 
 def _keep(*names: str) -> Callable[..., bool]:
-  """A policy that keeps values by name, and what attention keeps for its own backward pass if ATTENTION is among them."""
+  """A policy that keeps values by name, and what attention keeps for its backward pass if ATTENTION is among them."""
   named = jax.checkpoint_policies.save_only_these_names(*names)
   return jax.checkpoint_policies.save_from_both_policies(named, is_kept) if ATTENTION in names else named
 
@@ -48,8 +48,8 @@ class Execution:
   remat: str = 'none'  # one of REMAT
   scan: bool = False  # if all blocks are alike, compile one block and scan over it
   attention: str = 'auto'  # one of ops.attention.IMPLEMENTATIONS
-  # For TPUs, whose memory is tiled, so that reshaping and transposing copy: products keep their three axes, and queries,
-  # keys and values come from a product each, in the layout of the attention kernel.
+  # For TPUs, whose memory is tiled, so that reshaping and transposing copy: products keep their three axes, and
+  # queries, keys and values come from a product each, in the layout of the attention kernel.
   tiled: bool = False
 
   def rematerialised(self, function: Callable) -> Callable:

@@ -48,7 +48,7 @@ class Attention(nnx.Module):
   def in_windows(
     self, slots: jax.Array, windows: jax.Array, side: int, execution: Execution = Execution()
   ) -> tuple[jax.Array, jax.Array]:
-    """Attention within windows. Each window is prefixed with all text slots; the slots' outputs are averaged over windows.
+    """Attention within windows. Each window is prefixed with all text slots, whose outputs are averaged over windows.
 
     Args:
       slots: [B, T, C], T may be 0.
@@ -254,7 +254,7 @@ def stacked_weights(blocks: nnx.List, grid: tuple[int, int]) -> nnx.State:
 
 
 def _weights(block: Block, grid: tuple[int, int]) -> nnx.State:
-  """A block's weights, with relative-position tables resized to the grid or window, so that all blocks' shapes agree."""
+  """A block's weights, with relative-position tables resized to the grid or window, so all blocks' shapes agree."""
   _, weights = nnx.split(block)
   tables: Any = weights['attn']
   for name, size in zip(('rel_pos_h', 'rel_pos_w'), (block.window,) * 2 if block.window else grid):

@@ -1,8 +1,8 @@
 """The fusions: the content of the text slots before block i (arXiv 2404.00650, section 3).
 
 A fusion is one class, listed in FUSIONS. It defines its slots, the DIT release's tensors for its parameters, its
-requirements on a model, and its FLOPs. The names that configs accept, the converter's table of names, the detection of a
-checkpoint's fusion and MFU are derived from the classes; tests compare the table in docs/fusions.md with them.
+requirements on a model, and its FLOPs. The names that configs accept, the converter's table of names, the detection of
+a checkpoint's fusion and MFU are derived from the classes; tests compare the table in docs/fusions.md with them.
 """
 
 from typing import ClassVar, NamedTuple
@@ -45,7 +45,7 @@ class Instruction(nnx.Module):
 
   name: ClassVar[str]  # in configs and on the command line
   title: ClassVar[str]  # for display
-  # Slots at block 0 and at block i > 0. y: text features, s: slots after block i-1, P, Q: projections, t: learnt tokens.
+  # Slots at block 0 and blocks i > 0. y: text features, s: slots after block i-1, P, Q: projections, t: learnt tokens.
   formula: ClassVar[tuple[str, str]]
   tensors: ClassVar[tuple[Tensor, ...]] = ()
   has_slots: ClassVar[bool] = True  # False: the image encoder does not see the text

@@ -1,7 +1,7 @@
 """Resizing with PyTorch's conventions, as products with small dense matrices.
 
-Interpolation is linear in its input, so resizing an axis is a product with a constant [new, old] matrix. Matrix products
-are fast on every accelerator, and their gradients match PyTorch's `torch.nn.functional.interpolate`.
+Interpolation is linear in its input, so resizing an axis is a product with a constant [new, old] matrix. Matrix
+products are fast on every accelerator, and their gradients match PyTorch's `torch.nn.functional.interpolate`.
 """
 
 import functools

@@ -1,7 +1,7 @@
 """Sharding constraints on activations, placed next to the computation; no-ops if no mesh is set.
 
-The mesh has three axes. `data` and `fsdp` shard the rows of a batch, `fsdp` also the weights, and `tensor` the attention
-heads and the hidden channels of MLPs.
+The mesh has three axes. `data` and `fsdp` shard the rows of a batch, `fsdp` also the weights, and `tensor` the
+attention heads and the hidden channels of MLPs.
 """
 
 import jax
@@ -12,7 +12,7 @@ BATCH = (DATA, FSDP)
 
 
 def shard(x: jax.Array, *axes: str | tuple[str, ...] | None) -> jax.Array:
-  """Constrains the sharding of x to mesh axes, one entry per dimension (None: unsharded); returns x if no mesh is set."""
+  """Constrains the sharding of x to mesh axes, one per dimension (None: unsharded); returns x if no mesh is set."""
   if not on_mesh():
     return x
   return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))

@@ -33,8 +33,8 @@ class MeshConfig:
 def make_mesh(config: MeshConfig, devices: list[Any] | np.ndarray | None = None) -> Mesh:
   """Creates the mesh of `config.mesh`: `data`, `fsdp` and `tensor`, one of which may be -1, for the remaining devices.
 
-  If both `data` and `fsdp` are -1, `fsdp` is the largest divisor of the remaining devices up to MOST_FSDP, and `data` the
-  rest: sharding weights over more devices adds communication and saves little memory.
+  If both `data` and `fsdp` are -1, `fsdp` is the largest divisor of the remaining devices up to MOST_FSDP, and `data`
+  the rest: sharding weights over more devices adds communication and saves little memory.
 
   Args:
     config: the config group.

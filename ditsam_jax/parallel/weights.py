@@ -28,7 +28,7 @@ LOOKED_UP = 'word_embeddings.embedding'
 
 
 def spec_at_rest(name: str, shape: tuple[int, ...], sizes: dict[str, int]) -> PartitionSpec:
-  """The sharding at rest of the weight `name` for mesh axes of `sizes`; without a rule, `fsdp` shards the largest axis."""
+  """The sharding at rest of the weight `name` on a mesh of `sizes`; without a rule, `fsdp` shards the largest axis."""
   for pattern, axes in RULES:
     if re.fullmatch(pattern, name):
       break

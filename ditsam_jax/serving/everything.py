@@ -47,7 +47,7 @@ class Everything:
   def submit(self, framed: Framed, text: str | None) -> concurrent.futures.Future[dict[str, Any]]:
     """Starts segmenting what a phrase refers to, or everything.
 
-    Raises Refused if too many images are waiting, if a side is too long, or if the model was trained with sentences only.
+    Raises Refused if too many images are waiting, a side is too long, or the model was trained with sentences only.
     """
     if self._generator is None:
       raise Refused(400, self._refusal)

@@ -1,7 +1,7 @@
 """Runs the service: listens, compiles, and shuts down gracefully.
 
-uvicorn runs in its own thread, so `interruption` handles signals: the first one stops the service after current requests,
-a second Ctrl-C ends it at once.
+uvicorn runs in its own thread, so `interruption` handles signals: the first one stops the service after current
+requests, a second Ctrl-C ends it at once.
 """
 
 import contextlib

@@ -40,7 +40,7 @@ def read(
   *,
   names: Collection[str] | None = None,
 ) -> dict[str, Any]:
-  """Reads all stored arrays, or `names`, into NumPy in their own types; or `places` with the types and shardings given there.
+  """Reads all stored arrays, or `names`, into NumPy in their own types; or `places`, in its types and shardings.
 
   Raises:
     UserError: arrays are missing or damaged.

@@ -3,8 +3,8 @@
 Object stores have no rename and no append. An object appears whole or not at all, and can be written on the condition
 that it does not exist, or has not changed. storage/numbered.py and storage/lease.py build on that.
 
-Requests that fail with 429 or 5xx, or are cut off, are repeated by gcsfs for about half a minute. Uploads are compared with
-the MD5 that the store computed.
+Requests that fail with 429 or 5xx, or are cut off, are repeated by gcsfs for about half a minute. Uploads are compared
+with the MD5 that the store computed.
 """
 
 import contextlib
@@ -115,7 +115,7 @@ def is_bucket(path: str | os.PathLike) -> bool:
 
 
 def check(path: BucketPath, *, writes: bool = False) -> None:
-  """Raises UserError unless the bucket exists and can be read and, with `writes`, written; a probe object is removed again."""
+  """Raises UserError unless the bucket exists, is readable and, with `writes`, writable; removes its probe object."""
   _filesystem()
   try:
     _listed(path, most=1)
@@ -134,7 +134,7 @@ def info(path: BucketPath) -> Entry | None:
 
 
 def age(path: BucketPath) -> float:
-  """Returns the seconds since an object was written, by the store's clock; infinity if there is none. Raises OSError."""
+  """Returns seconds since an object was written, by the store's clock; infinity if there is none. Raises OSError."""
   probe = path.with_name(f'{PROBE}{secrets.token_hex(8)}')
   write(probe, b'')
   try:
@@ -265,7 +265,7 @@ def _filesystem() -> Any:
     raise UserError(
       f"gs:// needs the extra '{EXTRA}', which is not installed: pip install 'ditsam_jax[{EXTRA}]'"
     ) from error
-  # gcsfs caches listings, and does not see what TensorStore or another host wrote. Orbax' instances, too, get this setting.
+  # gcsfs caches listings, and does not see what TensorStore or another host wrote. Orbax' instances get this, too.
   fsspec.config.conf.setdefault('gcs', {}).setdefault('use_listings_cache', False)
   return fsspec.filesystem('gcs', use_listings_cache=False)
 

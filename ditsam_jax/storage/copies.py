@@ -1,7 +1,7 @@
 """Local copies of objects in buckets, verified, in a folder of bounded size.
 
-The folder is ~/.cache/ditsam_jax/buckets or DITSAM_JAX_CACHE, and holds DITSAM_JAX_CACHE_GB, by default 50. The copies used
-longest ago make room for new ones. Processes share them, and each object is downloaded once.
+The folder is ~/.cache/ditsam_jax/buckets or DITSAM_JAX_CACHE, and holds DITSAM_JAX_CACHE_GB, by default 50. The copies
+used longest ago make room for new ones. Processes share them, and each object is downloaded once.
 """
 
 import base64
@@ -44,7 +44,7 @@ def most_bytes() -> int:
 
 
 def copy(folder: BucketPath, objects: Mapping[str, Entry], bar: Any = None) -> Path:
-  """Returns a local folder with some objects of a folder in a bucket, under their relative names; downloads what is missing.
+  """Returns a local folder with objects of a folder in a bucket, by relative name; downloads what is missing.
 
   Args:
     folder: the folder in the bucket.
@@ -167,7 +167,7 @@ def _is_complete(file: Path, entry: Entry) -> bool:
 
 
 def _make_room(root: Path, needed: int, folder: BucketPath, keep: Path | None = None) -> None:
-  """Removes the copies used longest ago, but not `keep`, until there is room. Raises UserError if that is not enough."""
+  """Removes copies used longest ago, but not `keep`, until there is room. Raises UserError if that is not enough."""
   most = most_bytes()
   if needed > most:
     raise UserError(
@@ -185,8 +185,8 @@ def _make_room(root: Path, needed: int, folder: BucketPath, keep: Path | None = 
       total -= size
   if shutil.disk_usage(root).free < needed:
     raise UserError(
-      f"'{printable(folder)}' takes {needed / 1e9:.2f} GB, which {root} has no space for; free some space, or set {FOLDER} "
-      f'to another folder'
+      f"'{printable(folder)}' takes {needed / 1e9:.2f} GB, which {root} has no space for; free some space, or set "
+      f'{FOLDER} to another folder'
     )
 
 

@@ -94,9 +94,9 @@ def check_reads_points(name_or_dir: str | os.PathLike) -> None:
   """Raises UserError if the model was trained with sentences only, as far as model.json tells."""
   if read_description(name_or_dir)['notes'].get('task') == 'text':
     raise UserError(
-      f"{printable(name_or_dir)} was trained with sentences only (task 'text'), so its masks of single points mean nothing; "
-      f'find objects with a model trained with points, such as sam_shapes_multimask or a SAM, and pass this one as '
-      f'text_model (--text-checkpoint) to read phrases'
+      f"{printable(name_or_dir)} was trained with sentences only (task 'text'), so its masks of single points mean "
+      f'nothing; find objects with a model trained with points, such as sam_shapes_multimask or a SAM, and pass this '
+      f'one as text_model (--text-checkpoint) to read phrases'
     )
 
 

@@ -142,8 +142,8 @@ def read_json(
       millions of numbers; the caller must then check.
 
   Raises:
-    UserError: see `open_regular`; also if the file is not UTF-8 or not JSON, is nested too deeply, or contains duplicate
-      keys, invalid Unicode, NaN, or numbers out of range.
+    UserError: see `open_regular`; also if the file is not UTF-8 or not JSON, is nested too deeply, or contains
+      duplicate keys, invalid Unicode, NaN, or numbers out of range.
   """
   try:
     data = read_bytes(path, most_bytes=most_bytes).removeprefix(codecs.BOM_UTF8)  # as Windows' programs write

@@ -1,16 +1,16 @@
 """Folders written whole, such as models and exports.
 
-A folder is written beside its place as `.NAME.writing-*`. Where there was one before, that is renamed to `.NAME.retired-*`
-just before the new one is renamed to NAME. So:
+A folder is written beside its place as `.NAME.writing-*`. Where there was one before, that is renamed to
+`.NAME.retired-*` just before the new one is renamed to NAME. So:
 
 - Under NAME is the old content or the new one, never a part or a mixture.
 - A process that is killed between the two renames leaves nothing under NAME. The old content is still whole in
   `.NAME.retired-*`; the next write to NAME, or `recover`, which looking up a model calls, renames it back.
 - A process that is killed earlier leaves `.NAME.writing-*`, which the next write to NAME removes.
 
-A writer locks both (flock) until it ends or is killed, so those of living processes are left alone, on other hosts too if
-the file system shares locks. Where there are no locks, leftovers stay. If two processes write to NAME at once, one of the
-results is there at the end, and the other process may fail.
+A writer locks both (flock) until it ends or is killed, so those of living processes are left alone, on other hosts too
+if the file system shares locks. Where there are no locks, leftovers stay. If two processes write to NAME at once, one
+of the results is there at the end, and the other process may fail.
 """
 
 import contextlib
@@ -121,7 +121,7 @@ def _merge(retired: Path, target: Path, parts: Collection[str] | None) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path, kind: int) -> Iterator[None]:
-  """Holds a lock on a folder, under whatever name. Raises OSError if another process excludes it, or there are no locks."""
+  """Holds a folder's lock, whatever its name. Raises OSError if another process excludes it, or there are no locks."""
   descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
   try:
     fcntl.flock(descriptor, kind)

@@ -88,7 +88,7 @@ def weights(given: str | os.PathLike, choices: Sequence[Sequence[str]], settings
   Args:
     given: an address.
     choices: names of weight files, with * for any characters; the first choice that a folder has is downloaded.
-    settings: names of files to download with them, from the folder or from a file's folder. FILE.json comes with FILE too.
+    settings: names of files to download with them, from the folder or a file's folder. FILE.json comes with FILE too.
 
   Raises:
     UserError: nothing is there, or it cannot be downloaded.
@@ -114,8 +114,8 @@ def download(where: Address, patterns: Sequence[str]) -> Path:
   """Downloads the matching files of a repository, unless they are cached; returns its local folder.
 
   Raises:
-    UserError: the repository or revision does not exist, access is refused, or the Hub cannot be reached and the files are
-      not cached.
+    UserError: the repository or revision does not exist, access is refused, or the Hub cannot be reached and the files
+      are not cached.
   """
   try:
     from huggingface_hub import constants, snapshot_download

@@ -1,8 +1,8 @@
 """Reads any image format as uint8 RGB [h, w, 3]; writes PNG and JPEG files atomically.
 
 Memory: Pillow's image takes 1 to 4 bytes per pixel and the result 3; the conversion works tile by tile. The peak is at
-most 3 times the size of the result for most files, and 4 to 4.5 times for progressive JPEG and single-strip TIFF. Pillow's
-decoders for WebP, AVIF and JPEG 2000 keep copies: 8 to 9 times. The size of metadata is limited too.
+most 3 times the size of the result for most files, and 4 to 4.5 times for progressive JPEG and single-strip TIFF.
+Pillow's decoders for WebP, AVIF and JPEG 2000 keep copies: 8 to 9 times. The size of metadata is limited too.
 """
 
 import functools

@@ -1,9 +1,9 @@
 """One user at a time for a folder in a bucket: an object that its holder renews.
 
-The system releases a lock on a disk when a process dies. A bucket has no such lock, so the holder renews the object, and
-another process may take over one that has not been renewed for `LEASE` seconds. Ages are differences of the store's own
-times, so clocks of hosts do not matter. All writes are conditional on the version seen before, so of two that take over,
-one succeeds, and a holder that was paused for longer than its lease notices.
+The system releases a lock on a disk when a process dies. A bucket has no such lock, so the holder renews the object,
+and another process may take over one that has not been renewed for `LEASE` seconds. Ages are differences of the store's
+own times, so clocks of hosts do not matter. All writes are conditional on the version seen before, so of two that take
+over, one succeeds, and a holder that was paused for longer than its lease notices.
 """
 
 import contextlib
@@ -57,7 +57,7 @@ class Lease:
       bucket.write(self._file, self._content(released=True), version=self._version)
 
   def check(self) -> None:
-    """Renews the lease before something that only its holder may do. Raises OSError if it is lost or cannot be renewed."""
+    """Renews the lease before something only its holder may do. Raises OSError if it is lost or cannot be renewed."""
     with self._writing:
       try:
         self._version = bucket.write(self._file, self._content(), version=self._version)
@@ -110,7 +110,7 @@ class Lease:
     return True
 
   def _renew(self) -> None:
-    """Runs in the background. Unreachable stores are tried again: nobody else can take over meanwhile without being seen."""
+    """Runs in the background. Retries unreachable stores: nobody else can take over meanwhile without being seen."""
     while not self._released.wait(self._seconds / _RENEWALS):
       with self._writing:
         if self._released.is_set():

@@ -16,7 +16,7 @@ NAME = 'manifest.json'
 
 
 def write(folder: Path) -> None:
-  """Writes the sizes and hashes of all files of `folder` to its manifest.json; syncs everything to disk. Raises OSError."""
+  """Writes the sizes and hashes of all files of `folder` to its manifest.json; syncs all to disk. Raises OSError."""
   for path in folder.rglob('*'):
     if path.is_file():
       with path.open('rb') as file:
@@ -29,7 +29,7 @@ def write(folder: Path) -> None:
 
 
 def problem_in_bucket(folder: BucketPath, found: Mapping[str, Entry], *, needed: str) -> str | None:
-  """Like `problem` for a folder in a bucket, with checksums that the store computes, so that nothing is read but the manifest.
+  """Like `problem` for a folder in a bucket, with the store's checksums, so that only the manifest is read.
 
   Args:
     folder: the folder.

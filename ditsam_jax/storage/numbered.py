@@ -3,8 +3,8 @@
   checkpoints/40.writing/         on a disk: becomes 40
   checkpoints/40.1f3a9c02/        in a bucket: counts as 40 once it has a manifest.json
 
-In a bucket, each attempt has a name of its own. So a process that was paused, and wakes up when another one has taken over,
-cannot mix its objects with the other's.
+In a bucket, each attempt has a name of its own. So a process that was paused, and wakes up when another one has taken
+over, cannot mix its objects with the other's.
 """
 
 import contextlib
@@ -45,7 +45,7 @@ class Numbered(Protocol):
     ...
 
   def intact(self, number: int, needed: str) -> tuple[int, str | None]:
-    """Verifies a complete folder, which must contain a file; returns the intact attempt and what is damaged, or None."""
+    """Verifies a complete folder, which must hold a file; returns the intact attempt and what is damaged, or None."""
     ...
 
   def place(self, number: int, attempt: int) -> AnyPath:

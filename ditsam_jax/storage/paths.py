@@ -71,7 +71,7 @@ def local_path(given: str) -> Path:
 
 
 def anywhere(given: str) -> str:
-  """Returns a local path, with `~` expanded, or one in a bucket; a `type` of options. Raises UserError if it is neither."""
+  """Returns a local path, with `~` expanded, or one in a bucket; a `type` of options. Raises UserError for others."""
   _check_given(given)
   if reason := problem_anywhere(given):
     raise UserError(f"'{printable(given)}': {reason}")

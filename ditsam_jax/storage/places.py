@@ -23,7 +23,7 @@ def is_shipped(name_or_dir: str | os.PathLike) -> bool:
 
 
 def model(given: str) -> str:
-  """Returns a text that may name a model, with `~` expanded: the `type` of --checkpoint. Raises UserError for others."""
+  """Returns text that may name a model, with `~` expanded: the `type` of --checkpoint. Raises UserError for others."""
   return hub.address(given) if hub.is_address(given) else anywhere(given)
 
 

@@ -100,7 +100,7 @@ def size(directory: str | os.PathLike) -> int:
 
 
 def stored_shapes(name_or_dir: str | os.PathLike) -> dict[str, jax.ShapeDtypeStruct]:
-  """Reads the shapes and types of all weights, by dotted path. Raises UserError if the weights are missing or damaged."""
+  """Reads the shapes and types of all weights, by dotted path. Raises UserError if they are missing or damaged."""
   return arrays.shapes_and_types(_place_of_weights(contents(name_or_dir)))
 
 
@@ -267,7 +267,7 @@ def check_start(
   expected: Mapping[str, jax.Array | jax.ShapeDtypeStruct],
   grown: Collection[str] = (),
 ) -> dict[str, jax.Array | jax.ShapeDtypeStruct]:
-  """Returns those of the expected weights that a saved model has; reads no values. Those in `grown` may have fewer rows.
+  """Returns the expected weights that a saved model has; reads no values. Those in `grown` may have fewer rows.
 
   Raises:
     UserError: the model is missing or damaged, a weight has another shape, or no name matches.

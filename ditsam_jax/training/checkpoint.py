@@ -5,8 +5,8 @@
   checkpoints/40/manifest.json  size and checksum of every other file
 
 A checkpoint is written under another name, the manifest last, and then gets its number, see storage/numbered.py. So a
-numbered folder without a matching manifest is damaged, and anything else was left by a killed process and is removed. Older
-checkpoints are deleted only afterwards. With several hosts, the first one does all this except for Orbax's part.
+numbered folder without a matching manifest is damaged, and anything else was left by a killed process and is removed.
+Older checkpoints are deleted only afterwards. With several hosts, the first one does all this except for Orbax's part.
 """
 
 import contextlib
@@ -72,7 +72,7 @@ class Progress:
 
 
 class Checkpoints:
-  """The checkpoints in `workdir`/checkpoints: the most recent ones and the best. Leaving the context waits for the last save.
+  """The checkpoints in `workdir`/checkpoints: the latest and the best. Leaving the context waits for the last save.
 
   Args:
     workdir: a folder used by this run only.
@@ -188,8 +188,8 @@ class Checkpoints:
       iterator: an iterator over the same data.
 
     Raises:
-      UserError: the checkpoint belongs to another config, or none can be read. Newer unreadable checkpoints are reported
-        on stderr and skipped.
+      UserError: the checkpoint belongs to another config, or none can be read. Newer unreadable checkpoints are
+        reported on stderr and skipped.
     """
     while True:
       folder = self._numbered.place(self._steps[-1], self._attempt)

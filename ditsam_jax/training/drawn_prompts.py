@@ -33,7 +33,7 @@ def first_prompts(
 
 
 def jittered_boxes(key: jax.Array, targets: jax.Array, jitter: float) -> tuple[jax.Array, jax.Array]:
-  """Draws a box around each target, bool [N, h, w]; each side moves by up to `jitter` of the box's length, in the image.
+  """Draws a box around each target, bool [N, h, w]; sides move by up to `jitter` of the box's length, in the image.
 
   Returns:
     Corners (x, y) f32 [N, 2, 2] and SAM's labels int32 [N, 2], which are ABSENT for targets without pixels.

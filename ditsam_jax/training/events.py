@@ -14,7 +14,7 @@ import numpy as np
 
 @contextlib.contextmanager
 def _without_torch() -> Iterator[None]:
-  """Makes `import torch` fail. tensorboardX imports it if installed, which takes 1.3 s, and only needs it for tensors."""
+  """Makes `import torch` fail. tensorboardX imports it if installed, taking 1.3 s, and only needs it for tensors."""
   if 'torch' in sys.modules:
     yield
     return

@@ -1,8 +1,8 @@
 """Training with sentences and clicks in one prompt: a first prompt, then rounds of corrections as in `prompt_rounds`.
 
 The first prompt is a sentence, a click, a box, or a sentence with either. Clicks and boxes are drawn from the target's
-mask on the device, so batches are the same as in training with text. Corrections start from the best of three masks for a
-prompt without a sentence, which may be ambiguous, and from the single mask for a sentence, as in prediction.
+mask on the device, so batches are the same as in training with text. Corrections start from the best of three masks for
+a prompt without a sentence, which may be ambiguous, and from the single mask for a sentence, as in prediction.
 """
 
 import jax
@@ -72,7 +72,7 @@ def interactive_forward(
 
 
 def _parts(array: jax.Array, without: int, group: int) -> list[jax.Array]:
-  """[B, ...] -> the rows with a sentence and those without, taken from every `group` rows, so each device's rows stay on it."""
+  """[B, ...] -> the rows with a sentence and those without, of every `group` rows, so rows stay on their device."""
   grouped = array.reshape(-1, group, *array.shape[1:])
   return [part.reshape(-1, *array.shape[1:]) for part in (grouped[:, without:], grouped[:, :without])]
 

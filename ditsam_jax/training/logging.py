@@ -88,8 +88,8 @@ class RunLog:
     except OSError as error:
       if not self._warned:
         self.say(
-          f'warning: the log of the run cannot be written ({error.strerror or error}); training continues, and lines are '
-          f'kept until there is room'
+          f'warning: the log of the run cannot be written ({error.strerror or error}); training continues, and lines '
+          f'are kept until there is room'
         )
       self._warned = True
 

@@ -33,8 +33,8 @@ _OUT_OF_MEMORY = re.compile(r'RESOURCE_EXHAUSTED|[Oo]ut of memory')
 def device_memory(mesh: Mesh) -> int | None:
   """Returns the memory per device of this host in bytes; None if unknown.
 
-  On GPUs and TPUs, this is the memory that JAX may allocate; on CPUs, the memory of the machine or container, divided by
-  the number of devices. The environment variable DITSAM_DEVICE_MEMORY ('16GiB') overrides it.
+  On GPUs and TPUs, this is the memory that JAX may allocate; on CPUs, the memory of the machine or container, divided
+  by the number of devices. The environment variable DITSAM_DEVICE_MEMORY ('16GiB') overrides it.
 
   Raises:
     UserError: the variable is not a size.
@@ -43,7 +43,7 @@ def device_memory(mesh: Mesh) -> int | None:
 
 
 def compiled(program: Program, config: ResolvedRunConfig) -> Program:
-  """Compiles the program's step; if `config.remat` leaves the choice, with the fastest that fits. All hosts must call it.
+  """Compiles the program's step; if `config.remat` is 'auto', with the fastest that fits. All hosts must call it.
 
   Raises:
     UserError: the step needs more memory than the devices have; the message names changes that fit.

@@ -1,9 +1,9 @@
 """SAM's training with visual prompts: a first prompt, then rounds of corrections (arXiv 2304.02643, appendix A).
 
-In the first round the prompt is one click or one box, which may be ambiguous: the model predicts three masks, and the one
-with the lowest loss is trained. Later rounds add a click where the last mask was wrong, and that mask as a prompt, and
-train the single mask. The last of three or more rounds adds the mask only. Unlike in SAM, the single mask is trained in
-the first round too, so it also works with one click.
+In the first round the prompt is one click or one box, which may be ambiguous: the model predicts three masks, and the
+one with the lowest loss is trained. Later rounds add a click where the last mask was wrong, and that mask as a prompt,
+and train the single mask. The last of three or more rounds adds the mask only. Unlike in SAM, the single mask is
+trained in the first round too, so it also works with one click.
 """
 
 from collections.abc import Callable
@@ -41,8 +41,8 @@ def prompt_forward(
     rounds: number of rounds; 1 for first prompts only.
 
   Returns:
-    The loss, and {'loss', 'batch_iou', 'multimask_iou', 'corrected_iou'}: the mean IoU of the first round's single mask,
-    of the mask with the highest predicted IoU among its three, and of the last round's mask.
+    The loss, and {'loss', 'batch_iou', 'multimask_iou', 'corrected_iou'}: the mean IoU of the first round's single
+    mask, of the mask with the highest predicted IoU among its three, and of the last round's mask.
   """
   count = batch['labels'].shape[1]
   size = batch['image'].shape[1], batch['image'].shape[2]

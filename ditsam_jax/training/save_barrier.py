@@ -1,7 +1,7 @@
 """Tells the hosts that save a checkpoint together within a minute if one of them failed.
 
-Orbax's hosts wait for each other after writing: without this, for 20 minutes if one has failed. Here, a failed host also
-joins the first barrier. Only successful hosts join the second, so a failure shows within 30 s.
+Orbax's hosts wait for each other after writing: without this, for 20 minutes if one has failed. Here, a failed host
+also joins the first barrier. Only successful hosts join the second, so a failure shows within 30 s.
 """
 
 from collections.abc import Callable
@@ -38,6 +38,6 @@ class SaveBarrier:
     self._all_know = False
 
   def give_up(self) -> None:
-    """Called after a failure in a save: joins the barrier at which the others wait; does nothing if they already know."""
+    """Called after a failure in a save: joins the barrier at which the others wait, unless they already know."""
     if not self._all_know:
       self._wait(key=f'{self._save}.{self._point}.ended', timeout_ms=_ENDED)

@@ -55,7 +55,7 @@ def trained_of(parameters: set[str], frozen: Mapping[str, re.Pattern] = MappingP
 
 
 def fresh_state(weights: Weights, trained: set[str], optimizer: optax.GradientTransformation) -> TrainState:
-  """Creates the state before the first update, as a pure function; the optimiser's state covers trained weights only."""
+  """Creates the state before the first update, as a pure function; optimiser state covers trained weights only."""
   params = {name: array for name, array in weights.items() if name in trained}
   rest = {name: array for name, array in weights.items() if name not in trained}
   return TrainState(

@@ -31,7 +31,7 @@ class Uploaded:
     threading.Thread(target=self._upload_at_times, daemon=True).start()
 
   def replace_by(self, change: Callable[[bytes], bytes]) -> None:
-    """Starts with what `change` returns for the object, if there is one. Tried again at uploads if it raises OSError."""
+    """Starts with what `change` returns for the object, if there is one. Retried at uploads if it raises OSError."""
     self._change = change
     with self._uploading:
       self._read()

@@ -125,8 +125,8 @@ def unknown_words(tokenizer: Tokenizer, source: ReferringSource) -> set[str]:
 def table_with(table: np.ndarray, words: Sequence[str], tokenizer: Tokenizer, rows: int, seed: int) -> np.ndarray:
   """Returns the embedding with rows for new words; other rows are bit-identical.
 
-  A new row is the mean of the pieces that the word was split into. If there are no meaningful pieces, it is drawn from a
-  normal distribution with the mean and standard deviation of each channel over the vocabulary.
+  A new row is the mean of the pieces that the word was split into. If there are no meaningful pieces, it is drawn from
+  a normal distribution with the mean and standard deviation of each channel over the vocabulary.
 
   Args:
     table: float [R, C], the start's embedding; rows beyond its vocabulary are unused.

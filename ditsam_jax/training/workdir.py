@@ -46,7 +46,7 @@ _UNFINISHED = re.compile(r'\.(model|best)\.writing-[0-9a-f]+|' + UNFINISHED)
 class Workdir:
   """A folder that can be claimed; the claim ends with the context, or with the process, even if it is killed.
 
-  In a bucket, the claim of a killed process ends with its lease, or at once where another process can see that it is dead.
+  In a bucket, the claim of a killed process ends with its lease, or at once if another process can see it is dead.
   """
 
   def __init__(self, path: AnyPath):

@@ -127,7 +127,7 @@ ENTRY %main (a: bf16[16,8], b: f32[32], c: f32[64,8]) -> (bf16[64,8], f32[16,8])
   %copied = f32[32]{0} collective-permute-done(%copies)
   ROOT %out = (bf16[64,8]{1,0}, f32[16,8]{1,0}) tuple(%ended, %shares)
 }
-"""
+"""  # noqa: E501
 
 
 def test_asynchronous_collectives_count_once_and_fused_reduce_scatters_are_recognised():

@@ -1,4 +1,4 @@
-"""Programs as the compiler for NVIDIA GPUs writes them: library calls, kernels, collectives within and between hosts."""
+"""Programs as the compiler for NVIDIA GPUs writes them: library calls, kernels, collectives in and between hosts."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def test_products_in_cublas(dtype, size):
   found = work(f"""
   %a = {dtype}[512,768]{{1,0}} parameter(0)
   %b = {dtype}[768,96]{{1,0}} parameter(1)
-  ROOT %c = ({dtype}[512,96]{{1,0}}, s8[4194304]{{0}}) custom-call(%a, %b), custom_call_target="__cublas$lt$matmul", metadata={{op_name="jit(step)/dot_general"}}, backend_config={{"gemm_backend_config":{{"beta":0,"dot_dimension_numbers":{{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}},"epilogue":"BIAS"}}}}""")
+  ROOT %c = ({dtype}[512,96]{{1,0}}, s8[4194304]{{0}}) custom-call(%a, %b), custom_call_target="__cublas$lt$matmul", metadata={{op_name="jit(step)/dot_general"}}, backend_config={{"gemm_backend_config":{{"beta":0,"dot_dimension_numbers":{{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}},"epilogue":"BIAS"}}}}""")  # noqa: E501
   assert found.flops == 2 * 512 * 96 * 768
   assert found.bytes == size * (512 * 768 + 768 * 96 + 512 * 96)
   assert found.f32 == (dtype == 'f32')
@@ -46,7 +46,7 @@ def test_convolutions_in_cudnn_cost_the_same_in_all_directions(name):
   found = work(f"""
   %a = {first} parameter(0)
   %b = {second} parameter(1)
-  ROOT %c = ({result}, u8[0]{{0}}) custom-call(%a, %b), window={{size=3x3 pad=1_1x1_1}}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$conv{name}" """)
+  ROOT %c = ({result}, u8[0]{{0}}) custom-call(%a, %b), window={{size=3x3 pad=1_1x1_1}}, dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$conv{name}" """)  # noqa: E501
   taps = sum(0 <= o + k - 1 < 9 for o in range(9) for k in range(3))  # per axis, without padding
   assert found.flops == 2 * 2 * 4 * 6 * taps**2
 
@@ -56,7 +56,7 @@ def test_attention_in_cudnn(backward, products):
   arrays = 6 if backward else 3
   parameters = '\n'.join(f'  %p{i} = bf16[8,76,3,48]{{3,2,1,0}} parameter({i})' for i in range(arrays))
   found = work(f"""{parameters}
-  ROOT %c = (bf16[8,3,76,48]{{3,1,2,0}}, u8[0]{{0}}) custom-call({', '.join(f'%p{i}' for i in range(arrays))}), custom_call_target="__cudnn$fmhaSoftmax{'Backward' * backward}", backend_config={{"cudnn_fmha_backend_config": {{"algorithm": {{"tuning_knobs": {{"17": "1"}}}}, "intermediate_tensor_shape": {{"element_type": "BF16", "dimensions": ["8", "3", "76", "76"], "layout": {{}}}}}}}}""")
+  ROOT %c = (bf16[8,3,76,48]{{3,1,2,0}}, u8[0]{{0}}) custom-call({', '.join(f'%p{i}' for i in range(arrays))}), custom_call_target="__cudnn$fmhaSoftmax{'Backward' * backward}", backend_config={{"cudnn_fmha_backend_config": {{"algorithm": {{"tuning_knobs": {{"17": "1"}}}}, "intermediate_tensor_shape": {{"element_type": "BF16", "dimensions": ["8", "3", "76", "76"], "layout": {{}}}}}}}}""")  # noqa: E501
   assert found.flops == products * 2 * 8 * 3 * 76 * 76 * 48
 
 
@@ -70,7 +70,7 @@ def test_our_triton_kernels(kernel, arrays, of_queries, of_channels):
   shapes = [wide, wide, wide, narrow, 'bf16[1,1,128,32]{3,2,1,0}', wide, 'f32[2,3,128]{2,1,0}', 'f32[2,3,128]{2,1,0}']
   parameters = '\n'.join(f'  %p{i} = {shapes[i]} parameter({i})' for i in range(arrays))
   found = work(f"""{parameters}
-  ROOT %c = ({wide}, f32[2,3,128]{{2,1,0}}) custom-call({', '.join(f'%p{i}' for i in range(arrays))}), custom_call_target="__gpu$xla.gpu.triton", metadata={{op_name="jit(step)/transpose(jvp(jit(compute)))/{kernel}/pallas_call"}}, backend_config={{ir = "ML\\EF\\"(", num_warps = 4 : i32}}""")
+  ROOT %c = ({wide}, f32[2,3,128]{{2,1,0}}) custom-call({', '.join(f'%p{i}' for i in range(arrays))}), custom_call_target="__gpu$xla.gpu.triton", metadata={{op_name="jit(step)/transpose(jvp(jit(compute)))/{kernel}/pallas_call"}}, backend_config={{ir = "ML\\EF\\"(", num_warps = 4 : i32}}""")  # noqa: E501
   assert found.flops == 2 * 2 * 3 * 128 * 128 * (64 * of_queries + 32 * of_channels)
 
 
@@ -80,7 +80,7 @@ TWO_HOSTS = """
   %gather-start = ((f32[8,4]{1,0}, bf16[8,4]{1,0}), (f32[32,4]{1,0}, bf16[32,4]{1,0})) all-gather-start(%a, %b), channel_id=1, replica_groups=mesh['axis_0'=4,'axis_1'=2], device_ids=([2,4]T(1,0)) {'axis_0'}, dimensions={0}, backend_config={"collective_backend_config":{"is_sync":true}}
   %gather-done = (f32[32,4]{1,0}, bf16[32,4]{1,0}) all-gather-done(%gather-start)
   %reduce-start = f32[8,4]{1,0} all-reduce-start(%a), channel_id=2, replica_groups=mesh['axis_0'=4,'axis_1'=2], device_ids=([2,4]T(1,0)) {'axis_1'}, to_apply=%add, backend_config={"collective_backend_config":{"is_sync":false}}
-  ROOT %reduce-done = f32[8,4]{1,0} all-reduce-done(%reduce-start)"""
+  ROOT %reduce-done = f32[8,4]{1,0} all-reduce-done(%reduce-start)"""  # noqa: E501
 
 
 def test_collectives_within_and_between_hosts():

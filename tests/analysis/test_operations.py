@@ -89,7 +89,7 @@ ENTRY %main (a: bf16[16,3,12,32], b: bf16[16,3,32,12]) -> f32[16,3,12,12] {
   %b = bf16[16,3,32,12]{3,2,1,0} parameter(1)
   ROOT %c = f32[16,3,12,12]{3,2,1,0} convolution(%a, %b), window={size=16x3 stride=15x2 lhs_dilate=16x3}, dim_labels=01bf_01io->01bf
 }
-"""
+"""  # noqa: E501
   (found,) = operations(Module(text))
   assert found.flops == 2 * 16 * 3 * 12 * 12 * 32
   assert found.bytes == 2 * 2 * 16 * 3 * 12 * 32 + 4 * 16 * 3 * 12 * 12
@@ -110,7 +110,7 @@ ENTRY %main (a: bf16[4,64]) -> bf16[4,64] {
   %a = bf16[4,64]{1,0} parameter(0)
   ROOT %k = bf16[4,64]{1,0} custom-call(%a), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"body":"TUzv","cost_estimate":{"flops":"31250644992","transcendentals":"69755904","bytes_accessed":"72963072"}}}
 }
-"""
+"""  # noqa: E501
   (found,) = operations(Module(text))
   assert (found.flops, found.bytes) == (31250644992, 72963072)
 
@@ -125,7 +125,7 @@ ENTRY %main (a: bf16[4,64]) -> bf16[4,64] {
   %k = (bf16[4,64]{1,0:S(1)}, bf16[4,64]{1,0}) custom-call(%a, %b), custom_call_target="tpu_custom_call", backend_config={"custom_call_config":{"cost_estimate":{"flops":"8","bytes_accessed":"5120"}}}
   ROOT %out = bf16[4,64]{1,0} get-tuple-element(%k), index=1
 }
-"""
+"""  # noqa: E501
   assert [o.bytes for o in operations(Module(text)) if o.name == 'k'] == [2560]
 
 

@@ -39,7 +39,7 @@ BODY = """ENTRY %main (a: bf16[64,64]) -> bf16[64,64] {
   %twice = bf16[64,64]{1,0} add(%old, %old), metadata={op_name="batch[\\'mask\\']" stack_frame_id=4}
   ROOT %bare = bf16[64,64]{1,0} negate(%old)
 }
-"""
+"""  # noqa: E501
 
 
 def test_lines_are_those_of_the_innermost_own_code():

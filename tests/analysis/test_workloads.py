@@ -74,8 +74,8 @@ def test_the_command_finds_what_fits(monkeypatch, tmp_path, capsys):
     ['bfloat16', 'block', '-', '36', '2'],
   ]
   assert (
-    '--config.total_steps=900 --config.dtype=bfloat16 --config.remat=elementwise --config.accumulate=4 --workdir=runs/fit'
-    in printed
+    '--config.total_steps=900 --config.dtype=bfloat16 --config.remat=elementwise --config.accumulate=4 '
+    '--workdir=runs/fit' in printed
   )
   assert out.exists()
 

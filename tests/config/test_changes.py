@@ -132,8 +132,8 @@ def test_scenes_are_for_shapes_only():
 
 def test_phrases_are_refused_where_no_sentence_is_read():
   assert refusal('data.scenes.phrases_per_scene=3', config='sam_pretrain') == (
-    "config.data.scenes.phrases_per_scene is 3; expected 0 for task 'prompts': phrases name several shapes or none, and "
-    'are not read'
+    "config.data.scenes.phrases_per_scene is 3; expected 0 for task 'prompts': phrases name several shapes or none, "
+    'and are not read'
   )
   assert 'absent_per_scene is 2; expected 0' in refusal('data.scenes.absent_per_scene=2', config='sam_pretrain')
   assert files.load('ldit:shapes', ['data.scenes.phrases_per_scene=3']).data.scenes.phrases_per_scene == 3

@@ -1,4 +1,4 @@
-"""flax_to_torch, then torch_to_flax without flags, restores config, masks and vocabulary; a foreign JSON is detected."""
+"""flax_to_torch, then torch_to_flax without flags, restores config, masks and vocabulary; foreign JSON is detected."""
 
 import dataclasses
 import json

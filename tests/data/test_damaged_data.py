@@ -96,7 +96,7 @@ def test_workers_end_when_the_preparing_process_is_killed(tmp_path):
   process.wait()
 
 
-# --------------------------------------------------------------------------------------------------------- prepared data
+# -------------------------------------------------------------------------------------------------------- prepared data
 
 SCENES = shapes.ScenesConfig(train=6, val=2, test=2, image_size=48)
 

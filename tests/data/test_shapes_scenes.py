@@ -55,7 +55,7 @@ def test_masks_have_the_area_of_their_shape_minus_occlusion():
   for scene in scenes():
     for shape, mask in zip(scene.shapes, scene.masks):
       visible.append(mask.sum() / full_area(shape))
-      # Pixels count if at least half covered, which moves an edge along the grid by up to half a pixel; drawing adds 0.1.
+      # Pixels count if at least half covered, which moves an edge on the grid by up to half a pixel; drawing adds 0.1.
       assert mask.sum() - full_area(shape) < 0.6 * outline_length(mask), shape
     unhidden.append(visible[-1])  # the last shape is in front
   assert min(visible) > 1 - CONFIG.max_occlusion - 0.03

@@ -59,7 +59,9 @@ def test_the_hub_reads_scores_data_and_licence(workdir, tmp_path):
 
 
 def test_a_model_with_text_shows_how_to_use_it(tmp_path):
-  card = exported('shapes', tmp_path / 'words', '--license=other', '--license-name=mine', '--license-link=https://example.com/l')  # fmt: skip
+  card = exported(
+    'shapes', tmp_path / 'words', '--license=other', '--license-name=mine', '--license-link=https://example.com/l'
+  )
   found = card.data
   assert (found.license, found.license_name, found.license_link) == ('other', 'mine', 'https://example.com/l')
   assert (found.language, found.pipeline_tag) == ('en', 'image-segmentation') and found.eval_results is None
@@ -72,11 +74,16 @@ def test_several_splits_and_other_files(workdir, tmp_path):
   splits = {split: METRICS | {'split': split, 'dataset': 'refcoco'} for split in ('testA', 'testB')}
   file.write_text(json.dumps({'checkpoint': 'x', 'dataset': 'refcoco', 'splits': splits}))
   card = exported(workdir, tmp_path / 'little', '--license=mit', f'--scores={file}')
-  assert {(r.dataset_name, r.dataset_split) for r in card.data.eval_results} == {('refcoco', 'testA'), ('refcoco', 'testB')}  # fmt: skip
+  assert {(r.dataset_name, r.dataset_split) for r in card.data.eval_results} == {
+    ('refcoco', 'testA'),
+    ('refcoco', 'testB'),
+  }
 
 
 def test_names_from_files_cannot_break_the_card(tmp_path):
-  saved_model.save(tmp_path / 'model', random_model(SAM), data={'dataset': 'a|b`c\n---\nlicense: mit'}, notes={'by': 'x\n# y'})  # fmt: skip
+  saved_model.save(
+    tmp_path / 'model', random_model(SAM), data={'dataset': 'a|b`c\n---\nlicense: mit'}, notes={'by': 'x\n# y'}
+  )
   card = exported(tmp_path / 'model', tmp_path / 'out', '--license=apache-2.0')
   assert card.data.license == 'apache-2.0'
   assert '\n# y' not in card.text and '\n---\nlicense' not in card.text.partition('## Config')[0]

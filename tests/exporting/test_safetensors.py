@@ -95,12 +95,20 @@ def test_a_model_with_text_loads_from_safetensors(tmp_path, dtype):
   )
   assert all(np.array_equal(array, expected[name].astype(array.dtype)) for name, array in stored.items())
   segmenter = ditsam_jax.Segmenter(folder)
-  assert segmenter.tokenizer(['the red circle'])[0].tolist() == ditsam_jax.Segmenter('shapes').tokenizer(['the red circle'])[0].tolist()  # fmt: skip
+  assert (
+    segmenter.tokenizer(['the red circle'])[0].tolist()
+    == ditsam_jax.Segmenter('shapes').tokenizer(['the red circle'])[0].tolist()
+  )
 
 
 def test_training_starts_from_safetensors(tmp_path):
   model = random_model(SAM)
-  saved_model.write(tmp_path / 'model', SAM, {name: np.asarray(array[...]) for name, array in weights_of(model).items()}, safetensors=True)  # fmt: skip
+  saved_model.write(
+    tmp_path / 'model',
+    SAM,
+    {name: np.asarray(array[...]) for name, array in weights_of(model).items()},
+    safetensors=True,
+  )
   one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   places = {
     name: jax.ShapeDtypeStruct(array.shape, np.float32, sharding=one) for name, array in weights_of(model).items()

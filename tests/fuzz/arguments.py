@@ -15,21 +15,47 @@ MOST_MEMORY = 2**30
 
 # Valid options, except for one that keeps the command from starting long work.
 _COMMANDS = {
-  'train': (train.main, {'--config': 'ldit:refcoco', '--workdir': 'run', '--config.data.data_dir': 'nowhere', '--config.init_from': 'sam_shapes'}),
-  'evaluate': (evaluate.main, {'--checkpoint': 'MODEL', '--dataset': 'refcoco', '--split': 'val', '--data-dir': 'nowhere', '--output': 'out', '--batch-size': '8', '--limit': '2', '--save-pictures': '1'}),
-  'predict': (predict.main, {'--checkpoint': 'MODEL', '--image': 'IMAGE', '--text': 'the red circle', '--output': 'out', '--json': 'out.jsonl', '--batch-size': '1', '--dtype': 'float32'}),
-  'predict a file': (predict.main, {'--checkpoint': 'MODEL', '--prompts': 'PROMPTS', '--images-dir': 'FOLDER', '--output': 'out', '--json': 'out.jsonl'}),
-  'everything': (everything.main, {'--checkpoint': 'MODEL', '--image': 'IMAGE', '--text': 'the red circle', '--text-checkpoint': 'MODEL', '--output': 'out', '--json': 'out.jsonl', '--dtype': 'float32', '--points-per-side': '2', '--crop-n-layers': '0', '--min-mask-region-area': '9'}),
-  'prepare': (prepare_command.main, {'--dataset': 'refcoco', '--annotations': 'FOLDER', '--images': 'FOLDER', '--data-dir': 'data', '--split-by': 'unc', '--processes': '0'}),
-  'prepare own': (prepare_command.main, {'--name': 'mine', '--annotations': 'ROWS', '--images': 'FOLDER', '--masks': 'FOLDER', '--data-dir': 'data', '--format': 'jsonl', '--seed': '3', '--model': 'MODEL', '--processes': '0'}),
+  'train': (train.main, {
+    '--config': 'ldit:refcoco', '--workdir': 'run', '--config.data.data_dir': 'nowhere',
+    '--config.init_from': 'sam_shapes',
+  }),
+  'evaluate': (evaluate.main, {
+    '--checkpoint': 'MODEL', '--dataset': 'refcoco', '--split': 'val', '--data-dir': 'nowhere', '--output': 'out',
+    '--batch-size': '8', '--limit': '2', '--save-pictures': '1',
+  }),
+  'predict': (predict.main, {
+    '--checkpoint': 'MODEL', '--image': 'IMAGE', '--text': 'the red circle', '--output': 'out', '--json': 'out.jsonl',
+    '--batch-size': '1', '--dtype': 'float32',
+  }),
+  'predict a file': (predict.main, {
+    '--checkpoint': 'MODEL', '--prompts': 'PROMPTS', '--images-dir': 'FOLDER', '--output': 'out', '--json': 'out.jsonl',
+  }),
+  'everything': (everything.main, {
+    '--checkpoint': 'MODEL', '--image': 'IMAGE', '--text': 'the red circle', '--text-checkpoint': 'MODEL',
+    '--output': 'out', '--json': 'out.jsonl', '--dtype': 'float32', '--points-per-side': '2', '--crop-n-layers': '0',
+    '--min-mask-region-area': '9',
+  }),
+  'prepare': (prepare_command.main, {
+    '--dataset': 'refcoco', '--annotations': 'FOLDER', '--images': 'FOLDER', '--data-dir': 'data', '--split-by': 'unc',
+    '--processes': '0',
+  }),
+  'prepare own': (prepare_command.main, {
+    '--name': 'mine', '--annotations': 'ROWS', '--images': 'FOLDER', '--masks': 'FOLDER', '--data-dir': 'data',
+    '--format': 'jsonl', '--seed': '3', '--model': 'MODEL', '--processes': '0',
+  }),
   'export': (export.main, {'--checkpoint': 'MODEL', '--output': 'out', '--dtype': 'float16'}),
-  'compile_report': (compile_report.main, {'--config': 'ldit:shapes', '--topology': 'nothing:1x1', '--json': 'out.json', '--picture': 'out.png'}),
-  'torch_to_flax': (torch_to_flax.main, {'--input': 'MODEL', '--output': 'out', '--vocab': 'VOCAB', '--text-encoder': 'MODEL', '--config': 'VOCAB', '--image-size': '64', '--decoder-heads': '4', '--text-heads': '3', '--fusion': 'layer_wise'}),
+  'compile_report': (compile_report.main, {
+    '--config': 'ldit:shapes', '--topology': 'nothing:1x1', '--json': 'out.json', '--picture': 'out.png',
+  }),
+  'torch_to_flax': (torch_to_flax.main, {
+    '--input': 'MODEL', '--output': 'out', '--vocab': 'VOCAB', '--text-encoder': 'MODEL', '--config': 'VOCAB',
+    '--image-size': '64', '--decoder-heads': '4', '--text-heads': '3', '--fusion': 'layer_wise',
+  }),
   'flax_to_torch': (flax_to_torch.main, {'--input': 'MODEL', '--output': 'out.pth'}),
 }  # fmt: skip
 _PATHS = (
-  '--workdir --config.data.data_dir --config.init_from --config --checkpoint --data-dir --output --image --json --prompts --images-dir '
-  '--annotations --images --masks --model --picture --input --vocab --text-encoder'
+  '--workdir --config.data.data_dir --config.init_from --config --checkpoint --data-dir --output --image --json '
+  '--prompts --images-dir --annotations --images --masks --model --picture --input --vocab --text-encoder'
 ).split()  # fmt: skip
 _OUTPUTS = {'run', 'out', 'out.jsonl', 'out.json', 'out.png', 'out.pth', 'out.pth.json', 'data', 'runs'}
 

@@ -18,16 +18,28 @@ from tests.fuzz.seeds import save_picture, save_text_model
 
 _ROOT = Path(__file__).parents[2]
 _TRAINING = [
-  '--config=ldit:shapes', '--workdir=out/run', '--config.total_steps=3', '--config.checkpoint_every=1', '--config.eval_every=0',
-  '--config.data.batch_size=2', '--config.data.data_dir=data', '--config.data.threads=1', '--config.eval_samples=4',
-  '--config.data.scenes.train=8', '--config.data.scenes.val=4', '--config.data.scenes.test=4',
+  '--config=ldit:shapes', '--workdir=out/run', '--config.total_steps=3', '--config.checkpoint_every=1',
+  '--config.eval_every=0', '--config.data.batch_size=2', '--config.data.data_dir=data', '--config.data.threads=1',
+  '--config.eval_samples=4', '--config.data.scenes.train=8', '--config.data.scenes.val=4',
+  '--config.data.scenes.test=4',
 ]  # fmt: skip
 _COMMANDS = {
-  'predict': ['-m', 'ditsam_jax.predict', '--checkpoint=model', '--image=a.png', '--text=the red circle', '--output=out', '--json=out.jsonl'],
-  'prepare': ['-m', 'ditsam_jax.prepare', '--dataset=refcoco', '--annotations=in/annotations', '--images=in/train2014', '--data-dir=out'],
-  'prepare own': ['-m', 'ditsam_jax.prepare', '--name=mine', '--annotations=own/mine.jsonl', '--images=own/photos', '--data-dir=out'],
+  'predict': [
+    '-m', 'ditsam_jax.predict', '--checkpoint=model', '--image=a.png', '--text=the red circle', '--output=out',
+    '--json=out.jsonl',
+  ],
+  'prepare': [
+    '-m', 'ditsam_jax.prepare', '--dataset=refcoco', '--annotations=in/annotations', '--images=in/train2014',
+    '--data-dir=out',
+  ],
+  'prepare own': [
+    '-m', 'ditsam_jax.prepare', '--name=mine', '--annotations=own/mine.jsonl', '--images=own/photos', '--data-dir=out',
+  ],
   'export': ['-m', 'ditsam_jax.export', '--checkpoint=model', '--output=out/model'],
-  'torch_to_flax': [str(_ROOT / 'convert/torch_to_flax.py'), '--input=a.pth', '--output=out/model', *torch_models.TEXT_FLAGS, '--fusion=layer_wise'],
+  'torch_to_flax': [
+    str(_ROOT / 'convert/torch_to_flax.py'), '--input=a.pth', '--output=out/model', *torch_models.TEXT_FLAGS,
+    '--fusion=layer_wise',
+  ],
   'flax_to_torch': [str(_ROOT / 'convert/flax_to_torch.py'), '--input=model', '--output=out/a.pth'],
   'train': ['-m', 'ditsam_jax.train', *_TRAINING],
 }  # fmt: skip

@@ -29,17 +29,21 @@ _FILES = {
   'bytes': 'x = "\udcff"\n',
   'zero': 'x = 1\0\n',
   'coding': '# coding: nonsense\n',
-  'field': 'from ditsam_jax.config import named\ndef get_config(d="shapes"):\n  c = named("ldit", d)\n  c.{field} = {value}\n  return c\n',
-  'new field': 'from ditsam_jax.config import named\ndef get_config(d="shapes"):\n  c = named("ldit", d)\n  with c.unlocked():\n    '
-  'c.{field}x = {value}\n  return c\n',
-  'any type': 'from ditsam_jax.config import named\ndef get_config(d="shapes"):\n  c = named("ldit", d)\n  with c.ignore_type():\n    '
-  'c.{field} = {value}\n  return c\n',
-  'removed': 'from ditsam_jax.config import named\ndef get_config(d="shapes"):\n  c = named("ldit", d)\n  with c.unlocked():\n    '
-  'del c.{field}\n  return c\n',
-  'itself': 'from ditsam_jax.config import named\ndef get_config(d="shapes"):\n  c = named("ldit", d)\n  with c.unlocked():\n    '
-  'c.a = c\n  return c\n',
+  'field': 'from ditsam_jax.config import named\ndef get_config(d="shapes"):\n  c = named("ldit", d)\n'
+  '  c.{field} = {value}\n  return c\n',
+  'new field': 'from ditsam_jax.config import named\ndef get_config(d="shapes"):\n  c = named("ldit", d)\n'
+  '  with c.unlocked():\n    c.{field}x = {value}\n  return c\n',
+  'any type': 'from ditsam_jax.config import named\ndef get_config(d="shapes"):\n  c = named("ldit", d)\n'
+  '  with c.ignore_type():\n    c.{field} = {value}\n  return c\n',
+  'removed': 'from ditsam_jax.config import named\ndef get_config(d="shapes"):\n  c = named("ldit", d)\n'
+  '  with c.unlocked():\n    del c.{field}\n  return c\n',
+  'itself': 'from ditsam_jax.config import named\ndef get_config(d="shapes"):\n  c = named("ldit", d)\n'
+  '  with c.unlocked():\n    c.a = c\n  return c\n',
 }  # fmt: skip
-_ERRORS = ['SystemExit(3)', 'KeyError("a")', 'ValueError("a\\nerror: forged")', 'MemoryError()', 'Exception', 'GeneratorExit()', 'BaseException("\\x1b[2J")', 'StopIteration', 'OSError(28, "full")']  # fmt: skip
+_ERRORS = [
+  'SystemExit(3)', 'KeyError("a")', 'ValueError("a\\nerror: forged")', 'MemoryError()', 'Exception', 'GeneratorExit()',
+  'BaseException("\\x1b[2J")', 'StopIteration', 'OSError(28, "full")',
+]  # fmt: skip
 
 
 def prepare(folder: Path) -> None:
@@ -120,5 +124,8 @@ def _change(chance: random.Random) -> str:
         [field, '=', '', f'{field}', f'{field}==1', f'.{field}=1', '__class__=1', 'model.__init__=1', 'items=1']
       )
     case _:
-      value = chance.choice(['[' * 5000, '(' * 500 + ')' * 500, '{' * 300 + '}' * 300, '-' * 10_000 + '1', '9' * 5000, '1' + '+1' * 20_000, '10**10**10', 'a' * 100_000])  # fmt: skip
+      value = chance.choice([
+        '[' * 5000, '(' * 500 + ')' * 500, '{' * 300 + '}' * 300, '-' * 10_000 + '1', '9' * 5000,
+        '1' + '+1' * 20_000, '10**10**10', 'a' * 100_000,
+      ])  # fmt: skip
   return f'{field}={value}'

@@ -23,14 +23,17 @@ def prepare(folder: Path) -> None:
   turned = Image.Exif()
   turned[0x112], turned[0x10E] = 6, 'x' * 50
   files = [
-    ('png', rgb, {'exif': turned}), ('png', rgba, {}), ('png', rgb.quantize(16), {'transparency': 1}), ('png', grey, {}),
-    ('jpeg', rgb, {'exif': turned}), ('jpeg', rgb, {'progressive': True}), ('jpeg', rgb.convert('CMYK'), {}),
-    ('webp', rgba, {'exif': turned}), ('webp', rgb, {'save_all': True, 'append_images': [rgba]}),
-    ('gif', rgb, {'save_all': True, 'append_images': [grey]}), ('bmp', rgb, {}), ('tiff', rgba, {}), ('tiff', rgb, {'compression': 'tiff_lzw'}),
-    ('tiff', rgb, {'compression': 'jpeg'}), ('tiff', rgb, {'compression': 'tiff_adobe_deflate', 'exif': turned}),
+    ('png', rgb, {'exif': turned}), ('png', rgba, {}), ('png', rgb.quantize(16), {'transparency': 1}),
+    ('png', grey, {}), ('jpeg', rgb, {'exif': turned}), ('jpeg', rgb, {'progressive': True}),
+    ('jpeg', rgb.convert('CMYK'), {}), ('webp', rgba, {'exif': turned}),
+    ('webp', rgb, {'save_all': True, 'append_images': [rgba]}),
+    ('gif', rgb, {'save_all': True, 'append_images': [grey]}), ('bmp', rgb, {}), ('tiff', rgba, {}),
+    ('tiff', rgb, {'compression': 'tiff_lzw'}), ('tiff', rgb, {'compression': 'jpeg'}),
+    ('tiff', rgb, {'compression': 'tiff_adobe_deflate', 'exif': turned}),
     ('tiff', Image.fromarray(pixels[..., 0] / np.float32(255)), {}), ('ppm', rgb, {}),
-    ('ppm', Image.fromarray(pixels[..., 0].astype(np.uint16) * 257), {}), ('ico', rgba, {'sizes': [(16, 16), (24, 24)]}),
-    ('ico', rgba, {'bitmap_format': 'bmp', 'sizes': [(16, 16)]}), ('jpeg2000', rgb, {}), ('jpeg2000', rgba, {}), ('avif', rgb, {'speed': 10}),
+    ('ppm', Image.fromarray(pixels[..., 0].astype(np.uint16) * 257), {}),
+    ('ico', rgba, {'sizes': [(16, 16), (24, 24)]}), ('ico', rgba, {'bitmap_format': 'bmp', 'sizes': [(16, 16)]}),
+    ('jpeg2000', rgb, {}), ('jpeg2000', rgba, {}), ('avif', rgb, {'speed': 10}),
   ]  # fmt: skip
   for number, (kind, image, options) in enumerate(files):
     stream = io.BytesIO()

@@ -13,29 +13,32 @@ CANARY = 'executed'  # a file of this name appears if part of an input was execu
 _EXPRESSION = f"__import__('os').system('touch {CANARY}')"
 
 TEXTS = [
-  '', ' ', '\n', '\0', 'a\0b', '\ud800', '\udcff', 'ok\nerror: forged', '\x1b[31mred\x1b[2J', '\u202eright to left', '\x9b2J',
-  '\u2028', 'x' * 100_000, '\u00e9' * 6000, 'e\u0301\u0301\u0301', '\U0001f469\u200d\U0001f4bb', '\u732b', '[UNK]', '[PAD] [SEP]',
-  '##s', 'None', 'nan', '1e999', '%s%n{0}', _EXPRESSION, f'$(touch {CANARY})', f'`touch {CANARY}`', '../../etc/passwd', '~nobody',
+  '', ' ', '\n', '\0', 'a\0b', '\ud800', '\udcff', 'ok\nerror: forged', '\x1b[31mred\x1b[2J', '\u202eright to left',
+  '\x9b2J', '\u2028', 'x' * 100_000, '\u00e9' * 6000, 'e\u0301\u0301\u0301', '\U0001f469\u200d\U0001f4bb', '\u732b',
+  '[UNK]', '[PAD] [SEP]', '##s', 'None', 'nan', '1e999', '%s%n{0}', _EXPRESSION, f'$(touch {CANARY})',
+  f'`touch {CANARY}`', '../../etc/passwd', '~nobody',
 ]  # fmt: skip
 NUMBERS = [
-  0, -1, 1, 2, 3, 7, 255, 2**31 - 1, 2**31, 2**32, 2**53 + 1, 2**63, 2**64, -(2**63), 10**40, 10**400, True, False, 0.5, -0.0, 1e-45, 3e38,
-  1e300, 5e-324, float('nan'), float('inf'), float('-inf'),
+  0, -1, 1, 2, 3, 7, 255, 2**31 - 1, 2**31, 2**32, 2**53 + 1, 2**63, 2**64, -(2**63), 10**40, 10**400, True, False, 0.5,
+  -0.0, 1e-45, 3e38, 1e300, 5e-324, float('nan'), float('inf'), float('-inf'),
 ]  # fmt: skip
 RUNS = [
-  {'size': [48, 64], 'counts': [2**62] * 4 + [48 * 64]}, {'size': [48, 64], 'counts': [3073]}, {'size': [48, 64], 'counts': 'o'},
-  {'size': [48, 64], 'counts': '0' * 50}, {'size': [2**40, 2**40], 'counts': [1]}, {'size': [48, 64], 'counts': [-1, 3073]},
-  {'size': None, 'counts': None}, {'size': [48, 64], 'counts': [1e999]}, {'counts': [3072]}, {'size': [48, 64], 'counts': [2**63, 2**63]},
+  {'size': [48, 64], 'counts': [2**62] * 4 + [48 * 64]}, {'size': [48, 64], 'counts': [3073]},
+  {'size': [48, 64], 'counts': 'o'}, {'size': [48, 64], 'counts': '0' * 50}, {'size': [2**40, 2**40], 'counts': [1]},
+  {'size': [48, 64], 'counts': [-1, 3073]}, {'size': None, 'counts': None}, {'size': [48, 64], 'counts': [1e999]},
+  {'counts': [3072]}, {'size': [48, 64], 'counts': [2**63, 2**63]},
 ]  # fmt: skip
 CONTAINERS = [
-  [], {}, [[]], [None], {'a': 1}, [1] * 5, [-1], [[1, 2, 3, 4, 5, 6]], [[float('nan')] * 6], [[1e300] * 6], [['a'] * 6], [[1] * 7], *RUNS
+  [], {}, [[]], [None], {'a': 1}, [1] * 5, [-1], [[1, 2, 3, 4, 5, 6]], [[float('nan')] * 6], [[1e300] * 6], [['a'] * 6],
+  [[1] * 7], *RUNS
 ]  # fmt: skip
 VALUES = [None, *NUMBERS, *TEXTS, *CONTAINERS]
 
 _WORDS = [b'\0\0\0\0', b'\xff\xff\xff\xff', b'\x7f\xff\xff\xff', b'\xff\xff\xff\x7f', b'\0\1\0\0', b'\x80\0\0\0']
 # Text in place of a value that a JSON encoder would not produce.
 _RAW = [
-  'NaN', 'Infinity', '1e999', '-1e999', '"\\ud800"', '9' * 5000, '[' * 100_000, '{"a":' * 100_000, '[' * 5000 + ']' * 5000, '{"a":1,"a":2}', '', ',',
-  'tru', "'a'", '"\x01"', '"', '// no', '\ufeff1',
+  'NaN', 'Infinity', '1e999', '-1e999', '"\\ud800"', '9' * 5000, '[' * 100_000, '{"a":' * 100_000,
+  '[' * 5000 + ']' * 5000, '{"a":1,"a":2}', '', ',', 'tru', "'a'", '"\x01"', '"', '// no', '\ufeff1',
 ]  # fmt: skip
 
 

@@ -18,8 +18,8 @@ from tests.fuzz.mutations import CANARY, URLS, VALUES, changed, damaged, damaged
 from tests.fuzz.outcomes import ACCEPTED, PARTLY, REFUSED, Violation, check_folder, command
 
 _PATHS = [
-  '../secret.png', '/etc/passwd', '/dev/zero', '/dev/stdin', '..', '.', 'photos/../../x', 'a\\b', 'C:\\a', '~/a', '~nobody/a', 'x' * 300,
-  'x/' * 3000, 'nowhere.png', *URLS,
+  '../secret.png', '/etc/passwd', '/dev/zero', '/dev/stdin', '..', '.', 'photos/../../x', 'a\\b', 'C:\\a', '~/a',
+  '~nobody/a', 'x' * 300, 'x/' * 3000, 'nowhere.png', *URLS,
 ]  # fmt: skip
 _VALUES = [*VALUES, *_PATHS, f'$(touch {CANARY})', {'size': [48, 64], 'counts': []}, [[0.1, 0.2, 0.3, 0.4, 0.5, 0.6]]]
 _SPLITS = ('train', 'train', 'train', 'val', 'val', 'test')

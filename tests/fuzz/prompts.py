@@ -35,7 +35,9 @@ _LABELS = st.one_of(
 )
 _BOX = st.one_of(
   st.none(),
-  st.lists(_FINITE, min_size=4, max_size=4).map(lambda v: [min(v[0], v[2]), min(v[1], v[3]), max(v[0], v[2]), max(v[1], v[3])]),
+  st.lists(_FINITE, min_size=4, max_size=4).map(
+    lambda v: [min(v[0], v[2]), min(v[1], v[3]), max(v[0], v[2]), max(v[1], v[3])]
+  ),
   st.lists(_NUMBER, min_size=3, max_size=5),
   st.sampled_from(VALUES),
 )  # fmt: skip

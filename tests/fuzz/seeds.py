@@ -11,8 +11,8 @@ from ditsam_jax.storage import saved_model
 from tests.small_models import random_model, small_config
 
 WORDS = [
-  '[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'the', 'red', 'blue', 'green', 'circle', 'square', 'large', 'small', 'left', 'right',
-  'of', '##s', 'on', 'a', 'dog',
+  '[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'the', 'red', 'blue', 'green', 'circle', 'square', 'large', 'small',
+  'left', 'right', 'of', '##s', 'on', 'a', 'dog',
 ]  # fmt: skip
 
 

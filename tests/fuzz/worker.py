@@ -18,7 +18,7 @@ _STARTS_PROGRAMS = ('os.system', 'os.exec', 'os.spawn', 'pty.spawn')
 
 
 def main() -> None:
-  """Runs the loop. Arguments: seed of the run, folder of seed files (shared by workers), folder for this worker's cases."""
+  """Runs the loop. Arguments: seed of the run, folder of seed files (shared by workers), folder of its own cases."""
   seed, seeds, work = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
   answers = os.fdopen(os.dup(1), 'w')
   printed = work.with_suffix('.printed')

@@ -34,7 +34,7 @@ masks = np.stack([record['segmentation'] for record in everything])
 scores = np.array([record['predicted_iou'] for record in everything])
 arrays = [np.append(result.low_res_logits, result.scores) for result in results]
 np.savez(sys.argv[3], *arrays, batch[2], masks, scores)
-"""
+"""  # noqa: E501
 
 
 @pytest.mark.multiprocess

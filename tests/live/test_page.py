@@ -149,7 +149,7 @@ def test_masks_equal_those_of_python(browser, site, segmenters):
         answers.push(answer);
       }
       return JSON.stringify(answers);
-    }""",
+    }""",  # noqa: E501
     [
       {'file': base64.b64encode(png(sample.image)).decode(), 'text': sample.text, 'point': list(sample.point)}
       for sample in asked

@@ -1,4 +1,4 @@
-"""Derived from the fusion classes: tensor names, detection of a checkpoint's fusion, and the table in docs/fusions.md."""
+"""Derived from the fusion classes: tensor names, detection of a checkpoint's fusion, the table in docs/fusions.md."""
 
 import collections
 import json

@@ -26,7 +26,8 @@ def release_order(x: jax.Array) -> jax.Array:
 
 @pytest.mark.slow
 @pytest.mark.verifies(
-  'Text features, image embedding, masks and predicted IoU of six models: L-DIT, E-DIT, their token and wide variants, the text baseline; with each attention',
+  'Text features, image embedding, masks and predicted IoU of six models: L-DIT, E-DIT, their token and wide '
+  'variants, the text baseline; with each attention',
   against='the DIT release',
   within='2e-5 relative',
 )

@@ -1,4 +1,4 @@
-"""Plain SAM agrees with Meta's segment-anything, windows and visual prompts included (tests/golden/make_fixtures.py)."""
+"""Plain SAM agrees with Meta's segment-anything, also in windows and visual prompts (tests/golden/make_fixtures.py)."""
 
 import jax
 import jax.numpy as jnp

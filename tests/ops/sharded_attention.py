@@ -1,4 +1,4 @@
-"""Run by test_attention_sharded.py on eight devices: prints errors against one device, and all-gathers, as JSON lines."""
+"""Run by test_attention_sharded.py on eight devices: prints errors against one device and all-gathers as JSON lines."""
 
 import json
 

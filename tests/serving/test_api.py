@@ -246,8 +246,9 @@ def test_bad_uploads_are_refused(client):
 
 def test_other_paths_are_refused(client):
   for path in (
-    '/../serve.py', '/%2e%2e/serve.py', '/samples/../../app.py', '//etc/passwd', '/page/index.html', '/index.html', '/main.js/',
-    '/samples', '/samples/', '/main.js%00.png', '/api', '/api/images/..%2f..%2f/prompts', '/static/main.js', '/\\..\\app.py',
+    '/../serve.py', '/%2e%2e/serve.py', '/samples/../../app.py', '//etc/passwd', '/page/index.html', '/index.html',
+    '/main.js/', '/samples', '/samples/', '/main.js%00.png', '/api', '/api/images/..%2f..%2f/prompts',
+    '/static/main.js', '/\\..\\app.py',
   ):  # fmt: skip
     answer = client.get(path)
     assert answer.status in (404, 405) and answer.json['error'], (path, answer)

@@ -168,8 +168,9 @@ def test_every_kind_of_prompt_is_compiled_before_the_service_is_ready(segmenter,
   pays = programs.compile_all(segmenter, 30, lambda *numbers: told.append(numbers), lambda: False)
   mask = np.zeros((16, 16))
   for prompt in (
-    Prompt('a'), Prompt(points=[[1, 2]]), Prompt('a', [[1, 2]] * 7, multimask=True), Prompt('a', [[1, 2]] * 30, box=[0, 0, 1, 1]),
-    Prompt(points=[[1, 2]] * 30, mask=mask), Prompt(mask=mask, multimask=True), Prompt('a', mask=mask), Prompt(points=[[1, 2]] * 12),
+    Prompt('a'), Prompt(points=[[1, 2]]), Prompt('a', [[1, 2]] * 7, multimask=True),
+    Prompt('a', [[1, 2]] * 30, box=[0, 0, 1, 1]), Prompt(points=[[1, 2]] * 30, mask=mask),
+    Prompt(mask=mask, multimask=True), Prompt('a', mask=mask), Prompt(points=[[1, 2]] * 12),
   ):  # fmt: skip
     assert (kind(prompt), 1) in ran
   batched = {kind for kind, size in ran if size == 4}

@@ -183,8 +183,9 @@ def test_pages_of_other_sites_are_refused(strict):
   image = client.upload(picture())
   here = f'http://localhost:{strict.port}'
   for headers in (
-    {'Origin': 'https://example.com'}, {'Origin': 'null'}, {'Sec-Fetch-Site': 'cross-site'}, {'Sec-Fetch-Site': 'same-site'},
-    {'Host': 'rebound.example.com'}, {'Host': ''}, {'Host': 'localhost.example.com'}, {'Origin': here, 'Host': 'localhost:1'},
+    {'Origin': 'https://example.com'}, {'Origin': 'null'}, {'Sec-Fetch-Site': 'cross-site'},
+    {'Sec-Fetch-Site': 'same-site'}, {'Host': 'rebound.example.com'}, {'Host': ''}, {'Host': 'localhost.example.com'},
+    {'Origin': here, 'Host': 'localhost:1'},
   ):  # fmt: skip
     assert client.request('POST', f'{image}/prompts', PROMPT, headers).status in (400, 403), headers
     client = strict.client() if headers.get('Host') == '' else client
@@ -246,7 +247,10 @@ def test_an_image_is_not_kept_for_a_body_that_has_not_arrived(strict, path):
   client, body = strict.client(), json.dumps({'text': 'the red circle'}).encode()
   image = client.upload(picture())
   with socket.create_connection(('127.0.0.1', strict.port)) as connection:
-    head = f'POST {image}/{path} HTTP/1.1\r\nHost: localhost\r\nCookie: {client.cookie}\r\nContent-Length: {len(body)}\r\n\r\n'
+    head = (
+      f'POST {image}/{path} HTTP/1.1\r\nHost: localhost\r\nCookie: {client.cookie}\r\n'
+      f'Content-Length: {len(body)}\r\n\r\n'
+    )
     connection.sendall(head.encode() + body[:5])
     time.sleep(0.1)  # until the head has been read
     assert client.request('DELETE', image).status == 204
@@ -260,7 +264,10 @@ def test_the_prompt_of_a_disconnected_client_is_dropped(segmenter):
     client, batcher = service.client(), service.service.batcher
     image = client.upload(picture())
     body = json.dumps(PROMPT).encode()
-    head = f'POST {image}/prompts HTTP/1.1\r\nHost: localhost\r\nCookie: {client.cookie}\r\nContent-Length: {len(body)}\r\n\r\n'
+    head = (
+      f'POST {image}/prompts HTTP/1.1\r\nHost: localhost\r\nCookie: {client.cookie}\r\n'
+      f'Content-Length: {len(body)}\r\n\r\n'
+    )
     deadline = time.monotonic() + 10
 
     def until(waiting):

@@ -231,7 +231,10 @@ def test_the_page_works_by_keyboard_alone(page):
     reached.add(
       page.evaluate('() => document.activeElement.id || document.activeElement.name || document.activeElement.tagName')
     )
-  assert {'text', 'ask', 'tool', 'undo', 'clear', 'multimask', 'refine', 'opacity', 'save-mask', 'save-overlay', 'save-json', 'view', 'another', 'SUMMARY'} <= reached  # fmt: skip
+  assert {
+    'text', 'ask', 'tool', 'undo', 'clear', 'multimask', 'refine', 'opacity', 'save-mask',
+    'save-overlay', 'save-json', 'view', 'another', 'SUMMARY',
+  } <= reached  # fmt: skip
 
 
 def test_unknown_words_are_underlined(page):
@@ -263,7 +266,7 @@ def test_pictures_can_be_pasted_and_dropped(page):
     const name = kind === 'paste' ? 'clipboardData' : 'dataTransfer';
     const event = new (kind === 'paste' ? ClipboardEvent : DragEvent)(kind, {bubbles: true, cancelable: true, [name]: data});
     document.body.dispatchEvent(event);
-  }"""
+  }"""  # noqa: E501
   for number, kind in enumerate(('paste', 'drop')):
     page.evaluate(make, [list(png(picture(40 + number, 56))), kind])
     playwright.expect(page.locator('#name')).to_have_text(f'given.png, 56 × {40 + number}')

@@ -1,4 +1,4 @@
-"""A server that speaks the Hub's protocol for files: revisions, trees, redirects of large files, and its error codes."""
+"""A server that speaks the Hub's protocol for files: revisions, trees, redirects of large files, error codes."""
 
 import contextlib
 import hashlib

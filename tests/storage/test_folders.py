@@ -1,4 +1,4 @@
-"""Folders are written whole; the next write recovers or removes what killed processes left, and nothing of living ones."""
+"""Folders are written whole; the next write recovers or removes what killed processes left, not what others use."""
 
 import os
 import signal

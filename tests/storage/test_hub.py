@@ -34,7 +34,9 @@ def server(tmp_path, monkeypatch):
   with running() as found:
     monkeypatch.setattr(constants, 'HF_HUB_CACHE', str(tmp_path / 'cache'))
     monkeypatch.setattr(constants, 'ENDPOINT', found.endpoint)
-    monkeypatch.setattr(constants, 'HUGGINGFACE_CO_URL_TEMPLATE', f'{found.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}')  # fmt: skip
+    monkeypatch.setattr(
+      constants, 'HUGGINGFACE_CO_URL_TEMPLATE', f'{found.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}'
+    )
     monkeypatch.setattr(hf_api.constants, 'ENDPOINT', found.endpoint)
     hub.model_folder.cache_clear()
     yield found

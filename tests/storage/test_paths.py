@@ -1,4 +1,4 @@
-"""Commands refuse URLs where they need local paths, before a folder `gs:` is created, and name a bucket that is missing."""
+"""Commands refuse URLs where they need local paths, before a folder `gs:` is created, and name missing buckets."""
 
 import subprocess
 import sys

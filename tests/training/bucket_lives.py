@@ -1,4 +1,4 @@
-"""A run without a model, which tests start and kills many times: the loop of train.py around checkpoints, log and claim."""
+"""A run without a model, which tests start and kill often: the loop of train.py around checkpoints, log and claim."""
 
 import os
 import sys

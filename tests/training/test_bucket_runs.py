@@ -1,4 +1,4 @@
-"""The promises of a workdir hold in a bucket: resuming is bit-exact after kills at any request, and damage is skipped."""
+"""The promises of a workdir hold in a bucket: resuming is bit-exact after a kill at any request; damage is skipped."""
 
 import json
 import multiprocessing

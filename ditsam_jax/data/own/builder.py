@@ -144,7 +144,7 @@ def _finish(
 
 
 def _made_of(annotations: Path, format: str, seed: int, skip_bad: bool, result: AnyPath) -> str:
-  """Returns a hash of the annotations and options; for folders, of file names, sizes and times, except those in `result`."""
+  """Returns a hash of the annotations and options; for folders, of names, sizes and times of files outside `result`."""
   digest = hashlib.blake2b(f'{format} {seed} {skip_bad}'.encode(), digest_size=16)
   if annotations.is_dir():
     made = os.path.abspath(result)

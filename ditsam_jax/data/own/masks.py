@@ -115,7 +115,7 @@ def _levels(picture: Image.Image) -> np.ndarray:
 
 
 def _indices(picture: Image.Image) -> np.ndarray:
-  """Returns palette indices, uint8 [h, w]; 0 and 1 if one of two colours is black, because programs order palettes freely."""
+  """Returns palette indices, uint8 [h, w]; 0 and 1 if one of two colours is black: programs order palettes freely."""
   indices, palette = np.asarray(picture), np.reshape(picture.getpalette() or [], (-1, 3))
   used = np.unique(indices)
   black = [index for index in used if index < len(palette) and not palette[index].any()]

@@ -78,8 +78,8 @@ class _PlainUnpickler(pickle._Unpickler):
 
   def persistent_load(self, pid: Any) -> Any:
     raise UserError(
-      f'{self._name} asks for the external object {reprlib.repr(pid)}; official refs contain only lists, dicts, strings '
-      f'and numbers, so download the file from its authors again'
+      f'{self._name} asks for the external object {reprlib.repr(pid)}; official refs contain only lists, dicts, '
+      f'strings and numbers, so download the file from its authors again'
     )
 
 

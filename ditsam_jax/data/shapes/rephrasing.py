@@ -1,7 +1,7 @@
 """Other words for the same thing: rephrases expressions and phrases about shapes as people may type them.
 
-'the second red circle from the left' becomes 'crimson disc number two from the left', or 'from the left, the second disc
-that is red'. Only training data is rephrased; the standard splits keep the grammar's words.
+'the second red circle from the left' becomes 'crimson disc number two from the left', or 'from the left, the second
+disc that is red'. Only training data is rephrased; the standard splits keep the grammar's words.
 """
 
 import re
@@ -203,7 +203,8 @@ def new_words() -> list[str]:
     *_EVERY_WISH,
     *_NEGATIONS,
     *_NUMBERS.values(),
-    'on the far at the very from counting number that are which in all to starting and coloured colour with no size an any anything another it',
+    'on the far at the very from counting number that are which in all to starting and '
+    'coloured colour with no size an any anything another it',
   ]
   grammar = {*SYNONYMS, *(word for key in SYNONYMS for word in key.split())}
   return sorted({word for text in texts for word in re.findall('[a-z]+', text)} - grammar)

@@ -23,8 +23,8 @@ COLOURS = {
 }
 KINDS = ('circle', 'square', 'triangle', 'star', 'cross')
 
-# Circumradius for a nominal radius of 1. These factors give all kinds of the same nominal radius similar areas, so 'small'
-# and 'large' match perceived size.
+# Circumradius for a nominal radius of 1. These factors give all kinds of the same nominal radius similar areas, so
+# 'small' and 'large' match perceived size.
 _EXTENT = {'circle': 1.0, 'square': 1.2, 'triangle': 1.35, 'star': 1.32, 'cross': 1.18}
 _SUPERSAMPLING = 4
 _RIM = 0.72  # brightness of a shape's rim

@@ -1,8 +1,8 @@
 """Attention with decomposed relative positions and a text prefix, the op of every encoder block.
 
 The sequence is [prefix text slots, image tokens in row-major order]. Relative positions (SAM, after MViTv2) add a row
-term and a column term, which depend on the unscaled query, to the image-to-image logits. `reference` defines the result,
-the other modules implement it, and `choice` selects one.
+term and a column term, which depend on the unscaled query, to the image-to-image logits. `reference` defines the
+result, the other modules implement it, and `choice` selects one.
 """
 
 import jax

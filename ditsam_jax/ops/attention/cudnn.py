@@ -35,7 +35,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array, keys
 
 
 def is_kept(primitive, *_, **__) -> bool:
-  """A rematerialisation policy: keeps the output and the logsumexp of cuDNN's forward pass, to which JAX gives no name."""
+  """A rematerialisation policy: keeps output and logsumexp of cuDNN's forward pass, to which JAX gives no name."""
   return primitive.name == 'dot_product_attention_fwd_wrapper'
 
 

@@ -1,12 +1,12 @@
 """Flash attention with extra channels for NVIDIA GPUs (Ampere, Hopper): forward and backward, without an [N, N] array.
 
 It covers shapes that cuDNN does not: before Hopper, cuDNN supports 128 channels per head, and a 64 x 64 grid alone adds
-128. There 'auto' selects it in place of `xla` where the logits are large: it needs a tenth of the memory (docs/benchmarks.md),
-but nobody has timed it on a GPU. It uses Pallas' Triton backend, which runs from Ampere on and is deprecated since JAX 0.11;
-its successor, Mosaic GPU, needs a Hopper, where cuDNN supports every shape here.
+128. There 'auto' selects it in place of `xla` where the logits are large: it needs a tenth of the memory
+(docs/benchmarks.md), but nobody has timed it on a GPU. It uses Pallas' Triton backend, which runs from Ampere on and is
+deprecated since JAX 0.11; its successor, Mosaic GPU, needs a Hopper, where cuDNN supports every shape here.
 
-A program computes one block of queries (in the backward pass also one of keys) in a loop over the other axis. Arrays are
-zero-padded to whole blocks, and channels to powers of two, as Triton requires.
+A program computes one block of queries (in the backward pass also one of keys) in a loop over the other axis. Arrays
+are zero-padded to whole blocks, and channels to powers of two, as Triton requires.
 """
 
 import functools
@@ -51,7 +51,7 @@ def why_not(dtype, width: int, length: int, channels: int) -> str | None:
 
 
 def is_preferred_to_xla(*shapes: tuple) -> bool:
-  """Whether 'auto' selects this where cuDNN does not support all of these shapes, each (dtype, width, length, channels).
+  """Whether 'auto' selects this where cuDNN does not support all these shapes, each (dtype, width, length, channels).
 
   It does from LARGE logits on, in 16 bits. f32 blocks would fill an A100's shared memory. The GPU must be known.
   """

@@ -9,12 +9,12 @@ Online softmax over blocks of keys (arXiv 2205.14135). Everything is transposed:
     registers, and a logsumexp of [1, N] takes four bytes per query instead of 512;
   - blocks of logits are never transposed, only blocks of keys and values.
 
-The queries' relative terms [N, rows + columns] multiply the keys' codes, so no bias is added elementwise. Up to 128 channels in
-all, as with D = 64 and 32 x 32 tokens, they are stacked below queries and keys inside the kernel: one product fills the systolic
-array, where two would half fill it twice. So are the gradients of queries and terms.
+The queries' relative terms [N, rows + columns] multiply the keys' codes, so no bias is added elementwise. Up to 128
+channels in all, as with D = 64 and 32 x 32 tokens, they are stacked below queries and keys inside the kernel: one
+product fills the systolic array, where two would half fill it twice. So are the gradients of queries and terms.
 
-One backward kernel computes all gradients from one recomputation of the weights. It accumulates the gradients of all keys
-and values of a head in VMEM (2 D N floats), which limits N.
+One backward kernel computes all gradients from one recomputation of the weights. It accumulates the gradients of all
+keys and values of a head in VMEM (2 D N floats), which limits N.
 """
 
 import functools
@@ -221,7 +221,7 @@ def _backward_kernel(
 
 
 def _masked_at_edge(add, at_edge, blocks: _Blocks):
-  """Runs `add(ragged)`, where `ragged` says whether the block may extend past the end; only such blocks pay for masking."""
+  """Runs `add(ragged)`, where `ragged` says whether the block may pass the end; only such blocks pay for masking."""
   ragged = blocks.length % blocks.size != 0
   if not ragged or blocks.count == 1:
     add(ragged)

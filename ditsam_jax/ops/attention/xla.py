@@ -1,10 +1,10 @@
 """Attention in plain XLA, with extra channels: used on CPUs, and wherever no kernel supports the input.
 
-A loop processes a few heads at a time, and chunks of queries if the sequence is long, so the logits of one iteration stay
-in the CPU's cache, where each pass over them is cheap. The backward pass recomputes the logits. On CPUs this is faster
-than storing them, because writing and reading [B, H, N, N] costs more than a product. docs/benchmarks.md has the figures
-and the slower alternatives: all heads at once, chunks of queries of all heads, single heads, transposed logits, an
-explicit bias, `jax.nn.softmax`. Small logits fit the cache and are stored.
+A loop processes a few heads at a time, and chunks of queries if the sequence is long, so the logits of one iteration
+stay in the CPU's cache, where each pass over them is cheap. The backward pass recomputes the logits. On CPUs this is
+faster than storing them, because writing and reading [B, H, N, N] costs more than a product. docs/benchmarks.md has the
+figures and the slower alternatives: all heads at once, chunks of queries of all heads, single heads, transposed logits,
+an explicit bias, `jax.nn.softmax`. Small logits fit the cache and are stored.
 """
 
 import functools
@@ -38,7 +38,7 @@ def attention(q: jax.Array, k: jax.Array, v: jax.Array, queries: jax.Array, keys
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _chunked(q, k, v, width) -> jax.Array:
-  """Attention in chunks of heads and queries. Only the first `width` channels of k get a gradient; codes are constant."""
+  """Attention in chunks of heads and queries. Only k's first `width` channels get a gradient; codes are constant."""
   del width
   return _forward(q, k, v)[0]
 
