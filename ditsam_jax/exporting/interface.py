@@ -1,4 +1,4 @@
-"""interface.json: what an exported model's programs take and return, and what happens before and after them."""
+"""interface.json: inputs and outputs of an exported model's programs, with pre- and post-processing."""
 
 from typing import Any
 

@@ -12,7 +12,7 @@ _TIE = 1e-4  # scores closer than this may be ordered differently
 
 
 class Session:
-  """The programs of an export, on the CPU. Prompts and results are those of one image."""
+  """Runs the programs of an export on the CPU, for prompts on one image."""
 
   def __init__(self, folder: Path, config: DitSamConfig):
     """Loads the programs of `folder`."""

@@ -1,4 +1,4 @@
-"""Real inputs, and what JAX computes from them: the measure of every export."""
+"""Test inputs and JAX's outputs for them, with which every export is compared."""
 
 import functools
 from typing import Any, NamedTuple

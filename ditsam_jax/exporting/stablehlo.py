@@ -1,7 +1,7 @@
-"""StableHLO: programs that need JAX only, for CPUs, NVIDIA GPUs and TPUs, with the weights beside them.
+"""StableHLO: programs for CPUs, NVIDIA GPUs and TPUs that need only JAX, with their weights in separate files.
 
-A program is a serialised `jax.export.Exported`; its first argument are the weights, read from an .npz file. Attention
-is plain XLA, which runs on every platform.
+A program is a serialised `jax.export.Exported`; its first argument is a dictionary of weights, read from an .npz file.
+Attention is plain XLA, which runs on every platform.
 """
 
 import functools

@@ -291,7 +291,7 @@ def _one_box(box: Any) -> Any:
 
 def _count(name: str, value: Any) -> int:
   try:
-    if isinstance(value, str):  # its letters are no prompts
+    if isinstance(value, str):  # its letters are not prompts
       raise TypeError
     return len(value)
   except TypeError as error:
