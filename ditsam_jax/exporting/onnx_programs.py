@@ -80,7 +80,7 @@ def programs(peer: Peer, *, all_masks: bool) -> list[Program]:
       Program('decoder.onnx', decoder, prompts, outputs),
     ]
   text = config.text_encoder.width
-  if config.fusion != 'none':
+  if config.encodes_text_with_image:
     images |= {'text_features': ['batch', 'tokens', text]}
   return [
     Program(

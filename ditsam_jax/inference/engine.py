@@ -156,7 +156,7 @@ class Engine:
   def _replica(self, device: Device) -> '_Replica':
     with self._lock:
       if device not in self._replicas:  # created lazily: unused devices hold no weights
-        self._replicas[device] = _Replica(self.parts, self.config.fusion != 'none', device)
+        self._replicas[device] = _Replica(self.parts, self.config.encodes_text_with_image, device)
       return self._replicas[device]
 
 
