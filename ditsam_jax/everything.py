@@ -101,7 +101,7 @@ def _prompts(options: argparse.Namespace) -> list[Prompt]:
     check_text(text)
     if config.text_encoder is None:
       name = printable(options.text_checkpoint or options.checkpoint)
-      raise UserError(f'--text={text!r}: {name} reads no text; name a model that does: --text-checkpoint=shapes')
+      raise UserError(f'--text={text!r}: {name} has no text encoder; use one that has: --text-checkpoint=shapes')
   return [checked(Prompt(text), config) for text in dict.fromkeys(options.text)]
 
 

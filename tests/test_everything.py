@@ -224,9 +224,9 @@ def test_results_are_not_segmented_as_images(tmp_path, images):
     (['--points-per-side=0'], 'points_per_side 0: expected a whole number from 1'),
     (
       ['--text=the cat'],
-      "--text='the cat': sam_shapes_multimask reads no text; name a model that does: --text-checkpoint",
+      "--text='the cat': sam_shapes_multimask has no text encoder; use one that has: --text-checkpoint",
     ),
-    (['--text=the cat', '--text-checkpoint=sam_shapes'], "--text='the cat': sam_shapes reads no text"),
+    (['--text=the cat', '--text-checkpoint=sam_shapes'], "--text='the cat': sam_shapes has no text encoder"),
     (['--text= ', '--text-checkpoint=shapes'], "text ' ': nothing to read"),
     (['--text-checkpoint=shapes'], '--text-checkpoint without --text: nothing to read'),
     (['--checkpoint=nowhere'], 'nowhere'),

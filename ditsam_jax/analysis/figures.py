@@ -1,7 +1,7 @@
 """Memory and estimated time of compiled programs, kept in a JSON file: a program is compiled once.
 
-Figures are found by what determines a program. After a change of the source code, the program is lowered again
-(seconds) but compiled again (minutes) only if it differs.
+Figures are cached under everything that determines a program. After a change of the source code, the program is lowered
+again (seconds) but compiled again (minutes) only if it differs.
 
 GPUs that share a compiled program (a100-40 and a100-80) share its figures. For them, programs are compiled for a card
 with ample memory: then the compiler never recomputes values to save memory, memory grows by the same amount with every

@@ -74,12 +74,12 @@ def operations(module: Module) -> list[Operation]:
   return found
 
 
-def heaviest(found: list[Operation], count: int = 10) -> list[list[Operation]]:
-  """The operations that move most bytes, those of one JAX operation and line together; most first."""
+def heaviest(found: list[Operation]) -> list[list[Operation]]:
+  """The ten operations that move most bytes, those of one JAX operation and line together; most first."""
   groups: dict[tuple[str, str, str], list[Operation]] = {}
   for operation in found:
     groups.setdefault((operation.kind, re.sub(r'\d+', '*', operation.op_name), operation.source), []).append(operation)
-  return sorted(groups.values(), key=lambda group: -moved(group))[:count]
+  return sorted(groups.values(), key=lambda group: -moved(group))[:10]
 
 
 def moved(found: Iterable[Operation]) -> int:

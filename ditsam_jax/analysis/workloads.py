@@ -1,4 +1,4 @@
-"""The programs whose fit is in question: a training step of a config, and the forward pass of its model."""
+"""The programs that the planner compiles: a training step of a config, and the forward pass of its model."""
 
 import dataclasses
 import functools
@@ -31,13 +31,6 @@ from ditsam_jax.training.step import trained_of
 _FIELDS = ('task', 'rounds', 'freeze', 'model', 'mesh', 'dtype', 'accumulate', 'remat', 'scan', 'attention')
 
 
-Tell = Callable[[str], None]
-
-
-def _nothing(text: str) -> None:
-  pass
-
-
 def program(config: ConfigDict, target: Target, memory: int | None = None) -> tuple[ResolvedRunConfig, Program]:
   """Builds the train step of a config on a target's devices. For `memory` and errors see `targets.devices_of`.
 
@@ -60,7 +53,7 @@ def changed(config: ConfigDict, changes: dict[str, Any]) -> ConfigDict:
 class Training:
   """Measures the train step of a config with other settings and batch sizes."""
 
-  def __init__(self, config: ConfigDict, target: Target, store: Store, tell: Tell = _nothing):
+  def __init__(self, config: ConfigDict, target: Target, store: Store, tell: Callable[[str], None] = lambda text: None):
     """`tell(text)` is called before and after each compilation that is necessary."""
     self._config, self._target, self._store, self._tell = config, target, store, tell
     run = checks.check(config)
@@ -104,8 +97,8 @@ class Training:
 class Inference:
   """Measures the forward pass of a model on one device: images and sentences to logits."""
 
-  def __init__(self, model: DitSamConfig, target: Target, store: Store, tell: Tell = _nothing):
-    self._model, self._target, self._store, self._tell = model, target, store, tell
+  def __init__(self, model: DitSamConfig, target: Target, store: Store):
+    self._model, self._target, self._store = model, target, store
 
   def known(self, settings: Settings, images: int, parts: int = 1) -> Figures | None:
     """Figures that need no compilation, or None."""
@@ -114,15 +107,11 @@ class Inference:
   def measure(self, settings: Settings, images: int, parts: int = 1) -> Figures:
     """See `planner.Measure`; of the settings, only the type matters."""
     del parts
-
-    def compiled(lowered: jax.stages.Lowered) -> Figures:
-      self._tell(f'compiling: inference in {settings.dtype}, {images} images ...')
-      found = figures(lowered, self._target)
-      self._tell(_outcome(found))
-      return found
-
     return self._store.find(
-      self._describe(settings, images), self._target, lambda: self._lowered(settings, images), compiled
+      self._describe(settings, images),
+      self._target,
+      lambda: self._lowered(settings, images),
+      lambda lowered: figures(lowered, self._target),
     )
 
   def _describe(self, settings: Settings, images: int) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def fill(config: DitSamConfig, source: sources.Source) -> tuple[dict[str, np.nda
   model = abstract_model(config)
   weights, fresh, problems = {}, [], list(source.problems.values())
   used: set[str] = set()
-  may_be_fresh = source.format != 'release' and config.text_encoder is not None
+  may_be_fresh = names.FORMATS[source.format].model != 'DIT' and config.text_encoder is not None
   for path, variable in weights_of(model).items():
     entry = names.entry(path)
     expected = [part.shape for part in entry.save(np.broadcast_to(np.float32(0), variable.shape))]
@@ -59,8 +59,8 @@ def fill(config: DitSamConfig, source: sources.Source) -> tuple[dict[str, np.nda
 
 
 def spelled(name: str, source: sources.Source) -> str:
-  """A tensor's name as spelled in its file; if it is not in the file, Meta's or the release's name."""
-  return printable(source.spelled.get(name, names.meta_name(name) if source.format == 'meta' else name))
+  """A tensor's name as spelled in its file; if it is not in the file, the format's spelling."""
+  return printable(source.spelled.get(name) or names.FORMATS[source.format].spell(name))
 
 
 def say_all(problems: list[str]) -> None:

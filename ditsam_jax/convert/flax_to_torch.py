@@ -101,7 +101,7 @@ def unused_tensors(config: DitSamConfig) -> dict[str, torch.Tensor]:
   assert config.text_encoder is not None  # all models of the release have one
   width = config.text_encoder.width
   shapes = {'lang_encoder.bert.pooler.dense.weight': (width, width), 'lang_encoder.bert.pooler.dense.bias': (width,)}
-  if config.fusion != 'none':
+  if config.encodes_text_with_image:
     shapes |= {
       'query_embeddings': (1, QUERIES, width),
       'self_attention.in_proj_weight': (3 * width, width),

@@ -6,7 +6,7 @@ to those names, in both directions.
 
 import re
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -148,19 +148,27 @@ HUGGING_FACE: Renames = (
 )
 
 
+def meta_name(release: str) -> str:
+  """Returns Meta's name of a tensor of the release."""
+  return release.replace('visual_encoder.', 'image_encoder.', 1)
+
+
 class Format(NamedTuple):
   """A checkpoint format. Renames are regular expressions and replacements; the first match wins."""
 
   title: str
+  model: Literal['DIT', 'SAM', 'BERT']
   marks: tuple[str, ...]  # prefixes of tensor names that occur only in this format
   renames: Renames
   leftovers: Renames = ()  # tensors that the original code never uses, renamed to the release's names; '' drops them
+  spell: Callable[[str], str] = str  # spells a release's name in messages
 
 
 # The supported formats. A new format is a new entry.
 FORMATS: dict[str, Format] = {
   'release': Format(
     'the DIT release',
+    'DIT',
     ('visual_encoder.',),
     RELEASE,
     (
@@ -168,10 +176,11 @@ FORMATS: dict[str, Format] = {
       (r'(lang_encoder\.bert\.(?:pooler\.dense\.(?:weight|bias)|embeddings\.position_ids))', r'\1'),
     ),
   ),
-  'meta': Format("Meta's SAM", ('image_encoder.',), META),
-  'hugging_face': Format("Hugging Face's SamModel", ('vision_encoder.',), HUGGING_FACE),
+  'meta': Format("Meta's SAM", 'SAM', ('image_encoder.',), META, spell=meta_name),
+  'hugging_face': Format("Hugging Face's SamModel", 'SAM', ('vision_encoder.',), HUGGING_FACE),
   'bert': Format(
     "Hugging Face's BertModel",
+    'BERT',
     ('embeddings.word_embeddings.', 'bert.embeddings.word_embeddings.'),
     BERT,
     (
@@ -194,11 +203,6 @@ def leftover(name: str, source: str) -> str | None:
 
 def _first_match(name: str, renames: Renames) -> str | None:
   return next((match.expand(target) for pattern, target in renames if (match := re.fullmatch(pattern, name))), None)
-
-
-def meta_name(release: str) -> str:
-  """Returns Meta's name of a tensor of the release."""
-  return release.replace('visual_encoder.', 'image_encoder.', 1)
 
 
 class Entry(NamedTuple):

@@ -81,8 +81,7 @@ class Peer(torch.nn.Module):
     super().__init__()
     if config.fusion not in SLOTS:
       raise UserError(
-        f'PyTorch has no formula of the fusion {config.fusion!r} to compare with; '
-        f'add it to SLOTS in convert/torch_peer.py'
+        f'the PyTorch peer does not implement the fusion {config.fusion!r}; add it to SLOTS in convert/torch_peer.py'
       )
     modeling = segment_anything_modeling()
     encoder, decoder, text = config.image_encoder, config.mask_decoder, config.text_encoder

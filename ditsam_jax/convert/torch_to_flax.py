@@ -110,7 +110,7 @@ def read(
       file.
   """
   source = sources.read(path)
-  if source.format == 'bert':
+  if names.FORMATS[source.format].model == 'BERT':
     raise UserError(f'{printable(path)} is only a BERT; give it as --text-encoder, and a SAM as --input')
   companion = companions.read(config_file) if config_file is not None else companions.find(path)
   if companion is not None and config_file is None:
@@ -150,8 +150,9 @@ def read(
 def _combined(source: 'sources.Source', text_encoder: Path) -> 'sources.Source':
   """Adds the tensors of a BERT to a SAM."""
   bert = sources.read(text_encoder)
-  if bert.format != 'bert':
-    raise UserError(f'--text-encoder={printable(text_encoder)} is not a BERT but {names.FORMATS[bert.format].title}')
+  kind = names.FORMATS[bert.format]
+  if kind.model != 'BERT':
+    raise UserError(f'--text-encoder={printable(text_encoder)} is not a BERT but {kind.title}')
   if any(name.startswith('lang_encoder.') for name in source.tensors):
     raise UserError(f'{printable(source.path)} already has a text encoder; omit --text-encoder')
   return source._replace(

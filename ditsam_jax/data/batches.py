@@ -1,4 +1,4 @@
-"""Rows, stacked to batches."""
+"""Stacks rows into batches."""
 
 from collections.abc import Mapping, Sequence
 

@@ -56,6 +56,7 @@ SHAPES = DataSet(
 
 DATA_SETS: dict[str, DataSet] = {data_set.name: data_set for data_set in (SHAPES, *catalogue.FAMILY.values())}
 NAMES = tuple(DATA_SETS)
+_FOLDERS = {'ref_coco', *map(catalogue.tfds_name, NAMES)}  # ref_coco: RefCOCO and its relatives, prepared by TFDS
 
 
 def find(name: str, data_dir: str | os.PathLike) -> tuple[DataSet, Partition]:
@@ -65,9 +66,9 @@ def find(name: str, data_dir: str | os.PathLike) -> tuple[DataSet, Partition]:
     UserError: the name is unknown, or `data_dir` is in a bucket that cannot be read.
   """
   _check_bucket(str(data_dir))
-  if name not in DATA_SETS and (prepared := own.find(name, data_dir)):
-    return prepared, prepared.partition()
-  if own.is_name(name) and name not in DATA_SETS:
+  if _is_own_name(name):
+    if prepared := own.find(name, data_dir):
+      return prepared, prepared.partition()
     there = own.prepared_names(data_dir)
     choices = [*DATA_SETS, *there]
     raise UserError(
@@ -86,8 +87,22 @@ def _check_bucket(data_dir: str) -> None:
 
 def check_name(name: str) -> None:
   """Raises UserError if this cannot be the name of a data set."""
-  if not own.is_name(name):
+  if not _is_own_name(name):
     named(name, DATA_SETS)
+
+
+def check_own_name(name: str) -> None:
+  """Raises UserError if a user's own data set cannot have this name."""
+  if name in _FOLDERS:
+    raise UserError(f'--name={name} is the name of another data set; choose a different name')
+  if not own.is_name(name):
+    raise UserError(
+      f'--name={printable(name)}: expected up to 61 lower-case letters, digits and underscores, starting with a letter'
+    )
+
+
+def _is_own_name(name: str) -> bool:
+  return own.is_name(name) and name not in _FOLDERS
 
 
 def is_small(name: str) -> bool:

@@ -1,6 +1,6 @@
 """Prepared data sets in buckets: records from local copies of their shards, and uploads.
 
-ArrayRecord reads local files only. So shards are copied before the first record is read, if the folder of copies may
+ArrayRecord reads local files only. So shards are copied before the first record is read, if the folder of copies can
 hold all of them (storage/copies.py). A larger data set is read shard by shard: the next shard is prefetched, and
 evicted shards are downloaded again.
 
@@ -38,7 +38,7 @@ def description(folder: BucketPath) -> Path:
 
 
 def check(folder: BucketPath) -> None:
-  """Raises UserError if a file is missing or has another checksum than the manifest says; reads no shard."""
+  """Raises UserError if a file is missing or its checksum is not the manifest's; reads no shard."""
   found = bucket.entries(folder)
   if manifest.NAME in found and (problem := manifest.problem_in_bucket(folder, found, needed='features.json')):
     raise UserError(damaged(folder, problem))

@@ -182,7 +182,7 @@ class _Course:
 
 def _corrected(segmenter: Segmenter, pairs: list[_Pair], clicks: int, *, with_text: bool) -> list[_Course]:
   # Each sentence gets a cache of its own if it enters the image encoder; otherwise an image is encoded once.
-  own = with_text and segmenter.config.fusion != 'none'
+  own = with_text and segmenter.config.encodes_text_with_image
   courses = [
     _Course(pair, _copy(pair.framed) if own else pair.framed, pair.sample.expression if with_text else None)
     for pair in pairs

@@ -27,11 +27,11 @@ def forward_of(model: DitSam, *, share_images: bool = True, dtype: str | None = 
 
   Args:
     model: the model.
-    share_images: if sentences do not enter the image encoder (fusion 'none'), encode the image of consecutive rows with
-      the same 'image_index' once. False encodes the image of each row, as all other fusions must.
+    share_images: if sentences do not enter the image encoder, encode the image of consecutive rows with the same
+      'image_index' once. False encodes the image of each row, as fusions with slots must.
     dtype: compute type, see `Engine`; None uses the type of the weights.
   """
-  return _Forward(Engine(model, dtype), share_images and model.config.fusion == 'none')
+  return _Forward(Engine(model, dtype), share_images and not model.config.encodes_text_with_image)
 
 
 class _Forward:

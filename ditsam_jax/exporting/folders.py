@@ -38,8 +38,6 @@ def check_target(output: str, marker: str) -> None:
     if not target.name or target.exists() and not target.is_dir():
       raise UserError(f'{printable(output)} is a file, expected a folder; choose another --output')
     if target.is_dir() and any(target.iterdir()) and not (target / marker).is_file():
-      raise UserError(
-        f'{printable(output)} holds something else than an earlier export (it has no {marker}); choose another --output'
-      )
+      raise UserError(f'{printable(output)} is not an earlier export (it has no {marker}); choose another --output')
   except OSError as error:
     raise UserError(f'{printable(output)}: {error.strerror or error}; choose another --output') from error

@@ -1,4 +1,4 @@
-"""interface.json: what an exported model's programs take and return, and what happens before and after them."""
+"""interface.json: inputs and outputs of an exported model's programs, with pre- and post-processing."""
 
 from typing import Any
 
@@ -53,7 +53,7 @@ def interface(source: Source, kind: str, programs: list[dict[str, Any]], **more:
       'vocabulary': VOCABULARY,
       'words': len(source.pieces or ()),
       'tokens': config.max_text_tokens,
-      'enters_the_image_encoder': config.fusion != 'none',
+      'enters_the_image_encoder': config.encodes_text_with_image,
     }
   return {
     'format': kind,

@@ -1,7 +1,7 @@
-"""ONNX: text encoder, image encoder and decoder as files for ONNX Runtime, checked beside JAX.
+"""ONNX: text encoder, image encoder and decoder as files for ONNX Runtime, compared with JAX.
 
-The programs are traced from the PyTorch peer, because no converter from JAX to ONNX installs beside the JAX versions
-that this library supports; docs/export.md has the details.
+The programs are traced from the PyTorch peer, because no converter from JAX to ONNX can be installed with the JAX
+versions that this library supports; see docs/export.md.
 """
 
 import sys

@@ -153,7 +153,7 @@ def _placement(config: DitSamConfig, size: torch.Tensor, axis: int) -> tuple[tor
   """Start and length of the image in the square, along an axis.
 
   As in `geometry.letterbox` for models with a text encoder. Plain SAM's formula is Meta's `resize_longest_image_size`,
-  in f32 there, too; very long images keep one pixel, where Meta's program fails.
+  in f32 there, too. Very long images keep at least one pixel; Meta's program fails on them.
   """
   square = config.image_size
   if config.text_encoder is None:

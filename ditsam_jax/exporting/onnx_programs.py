@@ -80,7 +80,7 @@ def programs(peer: Peer, *, all_masks: bool) -> list[Program]:
       Program('decoder.onnx', decoder, prompts, outputs),
     ]
   text = config.text_encoder.width
-  if config.fusion != 'none':
+  if config.encodes_text_with_image:
     images |= {'text_features': ['batch', 'tokens', text]}
   return [
     Program(
@@ -122,7 +122,7 @@ def trace(program: Program) -> ir.Model:
 
 
 def save(model: ir.Model, path: Path) -> None:
-  """Writes or replaces a program; weights over 2 GB, too many for one file of the format, go to a file beside it."""
+  """Writes or replaces a program. Weights over 2 GB, the format's limit, go to a separate file."""
   data = path.with_name(f'{path.name}.data')
   ir.external_data.load_to_model(model)  # perhaps from the file that is replaced
   data.unlink(missing_ok=True)
@@ -131,7 +131,7 @@ def save(model: ir.Model, path: Path) -> None:
 
 
 def halve(model: ir.Model) -> None:
-  """Stores weights as f16 where that loses nothing; ONNX Runtime casts them to f32 when it loads the program."""
+  """Stores weights as f16 where that is lossless; ONNX Runtime casts them to f32 when it loads the program."""
   graph = model.graph
   first = graph[0]
   for name, value in list(graph.initializers.items()):
@@ -155,7 +155,7 @@ def halve(model: ir.Model) -> None:
 
 
 def _strip(model: ir.Model) -> None:
-  """Removes what the exporter notes for debugging: source lines with this machine's paths, larger than the weights."""
+  """Removes the exporter's debugging metadata: source lines with this machine's paths, larger than the weights."""
   model.metadata_props.clear()
   model.graph.metadata_props.clear()
   for node in model.graph:

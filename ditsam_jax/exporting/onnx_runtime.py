@@ -12,7 +12,7 @@ _TIE = 1e-4  # scores closer than this may be ordered differently
 
 
 class Session:
-  """The programs of an export, on the CPU. Prompts and results are those of one image."""
+  """Runs the programs of an export on the CPU, for prompts on one image."""
 
   def __init__(self, folder: Path, config: DitSamConfig):
     """Loads the programs of `folder`."""
@@ -34,7 +34,7 @@ class Session:
 
   def encode(self, pixels: np.ndarray, text: np.ndarray | None) -> np.ndarray:
     """A square [S, S, 3] -> its embedding [1, C, h, w]."""
-    enters = {} if self.config.fusion == 'none' else {'text_features': text}
+    enters = {'text_features': text} if self.config.encodes_text_with_image else {}
     return self.run('image_encoder', images=pixels.transpose(2, 0, 1)[None], **enters)[0]
 
   def decode(self, embedding: np.ndarray, case: Case, text: np.ndarray | None) -> list[np.ndarray]:

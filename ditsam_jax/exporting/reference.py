@@ -1,4 +1,4 @@
-"""Real inputs, and what JAX computes from them: the measure of every export."""
+"""Test inputs and JAX's outputs for them, with which every export is compared."""
 
 import functools
 from typing import Any, NamedTuple
@@ -102,7 +102,7 @@ def _computed(parts: programs.Parts, case: Case) -> Stages:
   if case.tokens is not None and parts.reader is not None:
     ids, mask = (jnp.asarray(rows)[None] for rows in case.tokens)
     text = programs.read(*parts.reader, ids, mask)[0]
-  enters = text is not None and case.framed.config.fusion != 'none'
+  enters = text is not None and case.framed.config.encodes_text_with_image
   embedding = programs.encode(*parts.encoder, case.framed.square.pixels[None], [text] if enters else None)[0]
   low_res, iou = _decode(
     *parts.decoder,

@@ -1,4 +1,4 @@
-"""What a user asks of an export."""
+"""The request for an export."""
 
 from typing import NamedTuple
 

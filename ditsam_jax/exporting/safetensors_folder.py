@@ -62,7 +62,7 @@ def _hugging_face(request: Request, config: DitSamConfig, weights: dict[str, np.
 
 
 def _at_own_size(config: DitSamConfig, weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Resizes positions to the model's own grid, as its encoder does for every image; SamModel resizes none."""
+  """Resizes positions to the model's own grid, as its encoder does for every image; SamModel does not."""
   encoder, resized = config.image_encoder, dict(weights)
   sizes = {f'image_encoder.blocks.{i}.attn': encoder.window(i) or config.grid for i in range(encoder.depth)}
   for name, array in weights.items():

@@ -1,7 +1,7 @@
-"""StableHLO: programs that need JAX only, for CPUs, NVIDIA GPUs and TPUs, with the weights beside them.
+"""StableHLO: programs for CPUs, NVIDIA GPUs and TPUs that need only JAX, with their weights in separate files.
 
-A program is a serialised `jax.export.Exported`; its first argument are the weights, read from an .npz file. Attention
-is plain XLA, which runs on every platform.
+A program is a serialised `jax.export.Exported`; its first argument is a dictionary of weights, read from an .npz file.
+Attention is plain XLA, which runs on every platform.
 """
 
 import functools
@@ -146,7 +146,7 @@ def programs_of(parts: Parts, config: DitSamConfig) -> list[Program]:
   text: dict[str, Shape] = {'text_features': ['batch', tokens, config.text_encoder.width]}
   sentence: dict[str, Shape] = {'token_ids': ['batch', tokens], 'token_mask': ['batch', tokens]}
   encoders = [Program('image_encoder', 'image_encoder', encode, images, embeddings)]
-  if config.fusion != 'none':
+  if config.encodes_text_with_image:
     encoders = [
       Program('image_encoder', 'image_encoder', encode, images | text, embeddings),
       Program('image_encoder_without_text', 'image_encoder', encode, images, embeddings),
@@ -221,10 +221,10 @@ class Loaded:
     if case.tokens is not None:
       text = [self.run('text_encoder', *(rows[None] for rows in case.tokens))]
     alone = '' if text or self.config.text_encoder is None else '_without_text'
-    if self.config.fusion == 'none':
-      embedding = self.run('image_encoder', *images)
-    else:
+    if self.config.encodes_text_with_image:
       embedding = self.run(f'image_encoder{alone}', *images, *text)
+    else:
+      embedding = self.run('image_encoder', *images)
     given = points[None], labels[None], mask[None], np.array([case.mask is not None])
     squares, iou, low_res = self.run(f'decoder{alone}', embedding, *given, *text)
     found = {'text_features': text[0]} if text else {}

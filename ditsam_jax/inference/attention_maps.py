@@ -59,8 +59,9 @@ def attention_maps(segmenter: Segmenter, image: Any, sentence: str) -> Attention
   Raises:
     UserError: the image or sentence is invalid, or the model's image encoder does not read the text or uses windows.
   """
-  if segmenter.config.fusion == 'none':
-    raise UserError("the model's fusion is 'none': its image encoder does not read the text; expected a DIT model")
+  if not segmenter.config.encodes_text_with_image:
+    fusion = segmenter.config.fusion
+    raise UserError(f"the model's fusion is {fusion!r}: its image encoder does not read the text; expected a DIT model")
   if segmenter.config.image_encoder.attention_scope != 'global':
     raise UserError("the model attends within windows; expected attention_scope 'global', as in DIT")
   check_text(sentence)

@@ -143,9 +143,9 @@ class Engine:
       pieces += self._replica(device).run(rows, places, at_once, one_image, squares)
     return pieces
 
-  def embedding(self, square: Square, sentence: Sentence | None = None) -> jax.Array:
-    """Returns the embedding [h, w, C] of an image, from the cache if possible."""
-    return self._replica(self.devices[0]).embeddings([Row(square, sentence)], 1)[0]
+  def embedding(self, square: Square) -> jax.Array:
+    """Returns the embedding [h, w, C] of an image without a sentence, from the cache if possible."""
+    return self._replica(self.devices[0]).embeddings([Row(square)], 1)[0]
 
   def encode(self, squares: Sequence[Square], at_once: int, sentence: Sentence | None = None) -> None:
     """Starts to encode images that are not known yet, `at_once` in a program, on all devices; later rows find them."""
@@ -156,7 +156,7 @@ class Engine:
   def _replica(self, device: Device) -> '_Replica':
     with self._lock:
       if device not in self._replicas:  # created lazily: unused devices hold no weights
-        self._replicas[device] = _Replica(self.parts, self.config.fusion != 'none', device)
+        self._replicas[device] = _Replica(self.parts, self.config.encodes_text_with_image, device)
       return self._replicas[device]
 
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from ditsam_jax.geometry.letterbox import Letterbox, letterbox, normalise, own_size_logits
+from ditsam_jax.geometry.letterbox import Letterbox, letterbox, normalise, own_size_logits, top_left
 from ditsam_jax.inference.engine import Square
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.ops.resize import resize_matrix
@@ -88,11 +88,8 @@ def resize_as_meta(image: np.ndarray, long_side: int) -> np.ndarray:
 def _top_left(image: np.ndarray, config: DitSamConfig) -> tuple[np.ndarray, Letterbox]:
   """Meta's ResizeLongestSide and preprocess: returns f32 [S, S, 3] and the position of the image."""
   resized = resize_as_meta(image, config.image_size)
-  height, width = resized.shape[:2]
-  box = Letterbox(0, 0, height, width)
-  square = np.zeros((config.image_size, config.image_size, 3), np.float32)
-  square[box.window] = normalise(resized, config.pixel_mean, config.pixel_std)
-  return square, box
+  square = top_left(normalise(resized, config.pixel_mean, config.pixel_std), config.image_size)
+  return square, Letterbox(0, 0, *resized.shape[:2])
 
 
 def _operator(low_res: int, side: int, aligned: bool, start: int, length: int, own: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Masks of single points on the device: found, filtered by predicted IoU, stability and crop edges, and drawn."""
+"""Finds masks of single points on the device, filters them by predicted IoU, stability and crop edges, draws them."""
 
 import collections
 from collections.abc import Iterator, Sequence

@@ -101,7 +101,7 @@ class SamAutomaticMaskGenerator:
 
     Raises:
       UserError: an argument is invalid, a model or dtype does not exist, `model` was trained with sentences only (as
-        far as its model.json tells), or `text_model` reads no text.
+        far as its model.json says), or `text_model` has no text encoder.
     """
     self.settings = MaskSettings(
       points_per_side=points_per_side,
@@ -211,7 +211,7 @@ class SamAutomaticMaskGenerator:
     if text is not None and self._text.config.text_encoder is None:
       check_text(text)
       raise UserError(
-        f'text {text!r}: this model has no text encoder; name one that has, such as shapes, as text_model'
+        f'text {text!r}: this model has no text encoder; pass one that has, such as shapes, as text_model'
       )
     return self._text.prompt(Prompt(text), may_be_empty=True)
 

@@ -159,7 +159,7 @@ class SamPredictor:
     if image_format == 'BGR':
       image = _from_bgr(image)
     framed = frame(read_image(image), self.config)
-    if self.config.fusion == 'none':  # otherwise the first prompt decides whether a sentence is encoded with the image
+    if not self.config.encodes_text_with_image:  # otherwise the first prompt's sentence may be encoded with it
       self._segmenter.engine.embedding(framed.square)
     self._framed = framed
     self.original_size = framed.size
@@ -291,7 +291,7 @@ def _one_box(box: Any) -> Any:
 
 def _count(name: str, value: Any) -> int:
   try:
-    if isinstance(value, str):  # its letters are no prompts
+    if isinstance(value, str):  # its letters are not prompts
       raise TypeError
     return len(value)
   except TypeError as error:

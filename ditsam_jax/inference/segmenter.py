@@ -146,7 +146,7 @@ class Segmenter:
     If sentences enter the image encoder, each new sentence encodes the image again; the last few are cached.
     """
     view = View(self, self._framed(image))
-    if self.config.fusion == 'none':
+    if not self.config.encodes_text_with_image:
       self.engine.embedding(view.framed.square)
     return view
 

@@ -130,6 +130,11 @@ class DitSamConfig:
     return self.image_size // self.image_encoder.patch_size
 
   @property
+  def encodes_text_with_image(self) -> bool:
+    """Whether the image encoder reads the text; if not, all sentences share an image's embedding."""
+    return FUSIONS[self.fusion].has_slots
+
+  @property
   def fusion_sizes(self) -> Sizes:
     """The model sizes that the fusion needs."""
     encoder, text = self.image_encoder, self.text_encoder

@@ -43,7 +43,7 @@ def _image_encoder(config: DitSamConfig, text: int) -> int:
   encoder, tokens, grid = config.image_encoder, config.grid**2, config.grid
   width = encoder.width
   flops = linear_flops(tokens, 3 * encoder.patch_size**2, width)
-  slots = text if FUSIONS[config.fusion].has_slots else 0
+  slots = text if config.encodes_text_with_image else 0
   for block in range(encoder.depth):
     window = encoder.window(block)
     windows = (-(-grid // window)) ** 2 if window else 1

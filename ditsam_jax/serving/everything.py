@@ -58,7 +58,7 @@ class Everything:
       )
     with self._lock:
       if self._waiting >= self._most:
-        raise Refused(503, f'{self._most} images are already waiting for everything', 10)
+        raise Refused(503, f'{self._most} images are already waiting to be segmented', 10)
       self._waiting += 1
     generator, images = self._generator, [framed]
     future = self._worker.submit(lambda: self._masks(generator, images[0], text))

@@ -119,5 +119,5 @@ def bytes_of(framed: Framed) -> int:
 
 def embeddings_bytes(config: DitSamConfig) -> int:
   """Returns the bytes of all cached embeddings of an image, in f32."""
-  count = 1 if config.fusion == 'none' else 1 + EMBEDDINGS_KEPT
+  count = 1 + EMBEDDINGS_KEPT if config.encodes_text_with_image else 1
   return count * config.grid**2 * config.mask_decoder.width * 4

@@ -43,7 +43,7 @@ class BucketError(OSError):
 
 
 class Changed(Exception):
-  """An object is not as the condition of a write demands."""
+  """A conditional write failed: the object has changed."""
 
 
 class BucketPath(PurePosixPath):

@@ -110,7 +110,7 @@ class Lease:
     return True
 
   def _renew(self) -> None:
-    """Runs in the background. Retries unreachable stores: nobody else can take over meanwhile without being seen."""
+    """Runs in the background. Retries network errors; a takeover in the meantime is detected."""
     while not self._released.wait(self._seconds / _RENEWALS):
       with self._writing:
         if self._released.is_set():

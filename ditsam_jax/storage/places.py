@@ -45,7 +45,7 @@ def resolve(name_or_dir: str | os.PathLike) -> Path:
     path = any_path(given)
     for candidate in (path, path / 'model'):
       if isinstance(candidate, Path) and not os.path.lexists(candidate):
-        folders.recover(candidate)  # whoever replaced it may have been killed halfway
+        folders.recover(candidate)  # a replacement may have been killed halfway
       if (candidate / 'model.json').exists():
         return bucket_models.copied(candidate) if isinstance(candidate, BucketPath) else candidate
     exists, is_run = path.exists(), (path / 'checkpoints').is_dir()

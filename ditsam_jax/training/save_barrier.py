@@ -1,4 +1,4 @@
-"""Tells the hosts that save a checkpoint together within a minute if one of them failed.
+"""A barrier for joint checkpoints that reports a failed host within a minute.
 
 Orbax's hosts wait for each other after writing: without this, for 20 minutes if one has failed. Here, a failed host
 also joins the first barrier. Only successful hosts join the second, so a failure shows within 30 s.

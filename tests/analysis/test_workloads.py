@@ -1,4 +1,4 @@
-"""The programs whose fit is in question, compiled for a CPU that stands in for the chip."""
+"""The programs that the planner compiles, compiled for a CPU that stands in for the chip."""
 
 import jax
 import pytest

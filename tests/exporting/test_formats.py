@@ -37,7 +37,7 @@ def test_a_missing_package_names_its_extra(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize('name', ['onnx', 'stablehlo'])
 def test_a_folder_of_something_else_is_kept(name, tmp_path):
   (tmp_path / 'thesis.txt').write_text('kept')
-  with pytest.raises(UserError, match='holds something else than an earlier export'):
+  with pytest.raises(UserError, match='is not an earlier export'):
     main(['--checkpoint=shapes', f'--output={tmp_path}', f'--format={name}'])
   assert [file.name for file in tmp_path.iterdir()] == ['thesis.txt']
 

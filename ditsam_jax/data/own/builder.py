@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ditsam_jax.data import datasets
 from ditsam_jax.data.own import catalogue
 from ditsam_jax.data.own.entries import Context
 from ditsam_jax.data.own.formats import format_of, named, read
@@ -70,7 +71,7 @@ def prepare(
   """
   if processes is not None:
     check_processes(processes, '--processes')
-  catalogue.check_name(name)
+  datasets.check_own_name(name)
   check_place(data_dir)
   annotations = _existing('--annotations', annotations)
   home = annotations if annotations.is_dir() else annotations.parent

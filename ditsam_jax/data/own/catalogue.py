@@ -9,32 +9,18 @@ from ditsam_jax.data.referring import ReferringSource, check_split
 from ditsam_jax.errors import UserError
 from ditsam_jax.storage.files import read_json
 from ditsam_jax.storage.paths import any_path
-from ditsam_jax.terminal import printable
 
 _NAME = re.compile(r'[a-z][a-z0-9_]{0,60}')  # names that TFDS accepts
-_TAKEN = ('shapes', 'ref_coco', 'refcoco', 'refcoco_plus', 'refcocog', 'grefcoco')  # folders of other data sets
 OWN = 'own'  # key in metadata.json
 
 
 def is_name(name: str) -> bool:
-  """Returns whether a user's own data set may have this name."""
-  return bool(_NAME.fullmatch(name)) and name not in _TAKEN
-
-
-def check_name(name: str) -> None:
-  """Raises UserError if a user's own data set cannot have this name."""
-  if name in _TAKEN:
-    raise UserError(f'--name={name} is the name of another data set; choose a different name')
-  if not is_name(name):
-    raise UserError(
-      f'--name={printable(name)}: expected up to 61 lower-case letters, digits and underscores, starting with a letter'
-    )
+  """Returns whether TFDS accepts this name."""
+  return bool(_NAME.fullmatch(name))
 
 
 def find(name: str, data_dir: str | os.PathLike) -> DataSet | None:
-  """Returns the declaration of a user's prepared data set; None if the name is invalid or not prepared there."""
-  if not is_name(name):
-    return None
+  """Returns the declaration of a user's prepared data set; None if it is not prepared there."""
   folder = prepared_folder(data_dir, name)
   splits = counted(folder)
   if not splits or not (folder / 'dataset_info.json').exists():

@@ -1,4 +1,4 @@
-"""Users' images: decoded like prediction's; files are stored unchanged if OpenCV decodes the same pixels."""
+"""Users' images, decoded as in prediction; files are stored unchanged if OpenCV decodes the same pixels."""
 
 import dataclasses
 import hashlib

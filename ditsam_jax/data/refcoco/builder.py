@@ -64,8 +64,9 @@ def prepare(
     {ref.image_id for ref in refs},
     {one for ref in refs for one in ref.annotation_ids},
   )
-  splits = catalogue.FAMILY[dataset].partition(split_by).splits
-  images = plan(refs, instances, images_dir, splits, found, may_lack_target=dataset == 'grefcoco')
+  data_set = catalogue.FAMILY[dataset]
+  splits = data_set.partition(split_by).splits
+  images = plan(refs, instances, images_dir, splits, found, may_lack_target=data_set.generalised)
   del refs, instances
   tally = write(target, images, found, skip_bad=skip_bad, processes=processes, say=say)
   seconds = time.monotonic() - started

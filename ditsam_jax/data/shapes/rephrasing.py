@@ -1,4 +1,4 @@
-"""Other words for the same thing: rephrases expressions and phrases about shapes as people may type them.
+"""Rephrases expressions and phrases about shapes in words that people might type.
 
 'the second red circle from the left' becomes 'crimson disc number two from the left', or 'from the left, the second
 disc that is red'. Only training data is rephrased; the standard splits keep the grammar's words.

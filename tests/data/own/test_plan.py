@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from ditsam_jax.data.own import catalogue
+from ditsam_jax.data import datasets
 from ditsam_jax.data.own.entries import Context, Entry, Rejected
 from ditsam_jax.data.own.plan import below, plan
 from ditsam_jax.data.own.rows import LONGEST_LINE, read_json_lines
@@ -130,11 +130,12 @@ def test_repeated_ids_and_objects_beyond_the_limit_are_counted(context):
 
 
 @pytest.mark.parametrize(
-  'name', ['Mine', 'shapes', 'refcoco', 'a/b', '', '1a', 'ä', 'a b', 'x' * 62, '../a', 'ref_coco', 'a\n']
+  'name',
+  ['Mine', 'a/b', '', '1a', 'ä', 'a b', 'x' * 62, '../a', 'ref_coco', 'a\n', 'refcoco_plus', *datasets.NAMES],
 )
 def test_invalid_data_set_names_are_refused(name):
   with pytest.raises(UserError, match='--name=') as error:
-    catalogue.check_name(name)
+    datasets.check_own_name(name)
   assert str(error.value).isprintable()
 
 
