@@ -189,7 +189,7 @@ def _train(given: ConfigDict, workdir: AnyPath, claimed: Workdir, stop: StopSign
           log.scalars(step, {name: float(value) for name, value in metrics.items()})
   trained = time.time()
   # On preemption there is no time to write the model; and with several hosts, only one knows of a Ctrl-C.
-  if stop.number == signal.SIGTERM or stop.asked and jax.process_count() > 1:
+  if stop.number == signal.SIGTERM or stop.asked and not distributed.alone():
     return _stopped(step, config, checkpoints.latest_step)
   model = program.averaged_model(state)
   unsaved = None

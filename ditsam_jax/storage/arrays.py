@@ -15,6 +15,7 @@ import numpy as np
 from absl import logging
 
 from ditsam_jax.errors import UserError
+from ditsam_jax.parallel import distributed
 from ditsam_jax.storage import safetensors_file
 from ditsam_jax.terminal import printable
 
@@ -89,7 +90,8 @@ def write(folder: Path, arrays: dict[str, Any]) -> None:
   handler = ocp.PyTreeCheckpointHandler(type_handler_registry=in_place, use_ocdbt=few_files)
   try:
     # Only this host writes; without this option, Orbax would wait for the others.
-    alone = ocp.options.MultiprocessingOptions(primary_host=jax.process_index(), active_processes={jax.process_index()})
+    here, _ = distributed.place()
+    alone = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
     with _quiet(), ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
       checkpointer.save(folder, arrays)
   except Exception as error:  # TensorStore raises ValueError if the disk is full
