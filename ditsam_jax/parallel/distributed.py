@@ -1,4 +1,4 @@
-"""Connects several hosts into one run."""
+"""Connects several hosts into one run; what they tell each other."""
 
 import argparse
 import json

@@ -25,12 +25,12 @@ import orbax.checkpoint as ocp
 from ditsam_jax.data.pipeline import BatchStream
 from ditsam_jax.errors import UserError
 from ditsam_jax.parallel import distributed
+from ditsam_jax.parallel.save_barrier import SaveBarrier
 from ditsam_jax.storage import numbered
 from ditsam_jax.storage.bucket import AnyPath
 from ditsam_jax.storage.files import read_json
 from ditsam_jax.storage.numbered import Numbered
 from ditsam_jax.terminal import printable, say
-from ditsam_jax.training.save_barrier import SaveBarrier
 from ditsam_jax.training.step import TrainState
 from ditsam_jax.training.workdir import differences
 
