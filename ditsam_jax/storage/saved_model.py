@@ -77,7 +77,6 @@ def build(config: DitSamConfig, weights: dict[str, Any], name: str) -> DitSam:
       jnp.asarray(weight.astype(np.float32) if isinstance(weight, np.ndarray) else weight, jnp.float32)
     )
   nnx.update(model, state)
-  fill_streams(model)
   model.eval()
   return model
 
@@ -287,15 +286,6 @@ def check_start(
       f'{start} does not fit config.model: {listed(wrong, 4) or "no weight has the same name"}; make their sizes equal'
     )
   return found
-
-
-def fill_streams(model: DitSam) -> None:
-  """Gives an abstract model real random streams, which are used only in train mode."""
-  abstract = nnx.state(model, nnx.RngState)
-  for _, variable in nnx.to_flat_state(abstract):
-    is_key = jnp.issubdtype(variable.dtype, jax.dtypes.prng_key)
-    variable.set_value(jax.random.key(0) if is_key else jnp.zeros(variable.shape, variable.dtype))
-  nnx.update(model, abstract)
 
 
 def _refuse(problems: list[str], name: str | os.PathLike, what: str, advice: str = 'copy the model again') -> None:

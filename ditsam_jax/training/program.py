@@ -119,7 +119,6 @@ def build(config: ResolvedRunConfig, model: DitSamConfig, mesh: Mesh) -> Program
   attention = attention_for(config.attention, model, platform, jnp.dtype(config.dtype))
   sharding.check_divides(mesh, model.heads, config.data.batch_size, config.accumulate)
   abstract = abstract_model(model)
-  saved_model.fill_streams(abstract)
   abstract.train()
   structure = Structure(abstract)
   weights = {
