@@ -49,6 +49,7 @@ from ditsam_jax.training.fingerprint import weights_sha256
 from ditsam_jax.training.logging import RunLog, SilentLog
 from ditsam_jax.training.program import build
 from ditsam_jax.training.skipped import SkippedUpdates
+from ditsam_jax.training.start import check_start
 from ditsam_jax.training.step import TrainState
 from ditsam_jax.training.stop import Stopped, StopSignal
 from ditsam_jax.training.workdir import Workdir
@@ -106,7 +107,7 @@ def _train(given: ConfigDict, workdir: AnyPath, claimed: Workdir, stop: StopSign
   config = lengths.resolve(given, lambda: _samples(data(), checked.task))
   program = build(config, config.model, mesh)
   if starts:
-    saved_model.check_start(config.init_from, program.state.params | program.state.frozen)
+    check_start(config.init_from, program.state.params | program.state.frozen)
   source, added, grown = data(), None, {}
   if config.data.add_words and vocabulary:
     added = words.added(config, vocabulary, source, workdir / 'vocab.txt' if claimed.begun else None)
