@@ -33,7 +33,6 @@ from ditsam_jax.models.execution import REMAT, Execution
 from ditsam_jax.models.image_encoder import BLOCKS
 from ditsam_jax.models.layers import attention_flops, linear_flops
 from ditsam_jax.models.weights import Structure, weights_of
-from ditsam_jax.storage import saved_model
 from ditsam_jax.training.program import attention_for
 
 CHIPS = {'v5e': 'v5e:2x2', 'v5p': 'v5p:2x2x1', 'v6e': 'v6e:2x2'}
@@ -67,7 +66,6 @@ def report(model: DitSamConfig, target: targets.Target, remat: str, images: int)
   device = targets.devices_of(target, targets.AMPLE)[0]
   place = jax.sharding.SingleDeviceSharding(device)
   abstract = abstract_model(model)
-  saved_model.fill_streams(abstract)
   structure = Structure(abstract)
   encoder, grid = model.image_encoder, (model.grid, model.grid)
 

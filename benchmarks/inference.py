@@ -48,6 +48,7 @@ from ditsam_jax.models.config import PRESETS, DitSamConfig, sam
 from ditsam_jax.models.ditsam import DitSam, abstract_model
 from ditsam_jax.models.weights import weights_of
 from ditsam_jax.storage import saved_model
+from ditsam_jax.storage.building import build_model
 
 CASES = ('sam_encoder', 'sam_points', 'ldit_1', 'ldit_8', 'predict', 'cold_start')
 TOLERANCE = 1e-3  # if results differ more, timing them is pointless
@@ -278,7 +279,7 @@ def converted(peer: Peer, config: DitSamConfig) -> DitSam:
   shapes = weights_of(abstract_model(config))
   entries = {path: names.entry(path) for path in shapes}
   weights = {path: entry.load([tensors[name].numpy() for name in entry.names]) for path, entry in entries.items()}
-  return saved_model.build(config, weights, 'the benchmark')
+  return build_model(config, weights, 'the benchmark')
 
 
 def photograph(height: int, width: int, seed: int = 0) -> np.ndarray:

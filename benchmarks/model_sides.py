@@ -28,11 +28,12 @@ def _ditsam_jax(options: argparse.Namespace, config: DitSamConfig, batch: dict[s
   from ditsam_jax.models.weights import cast
   from ditsam_jax.parallel import sharding
   from ditsam_jax.storage import saved_model
+  from ditsam_jax.storage.building import build_model
   from ditsam_jax.training.program import build
 
   images, mask = batch.pop('images'), batch.pop('mask')
   inputs = [jnp.asarray(x) for x in (images, batch['token_ids'].astype(np.int32), batch['token_mask'].astype(np.int32))]
-  model = saved_model.build(config, saved_model.read_weights(options.folder / 'model'), 'benchmark')
+  model = build_model(config, saved_model.read_weights(options.folder / 'model'), 'benchmark')
   cast(model, jnp.dtype(options.dtype))
   forward = jitted_forward(model, Execution(attention=options.attention))
   np.save(options.folder / 'ditsam_jax.npy', forward(*inputs))

@@ -27,7 +27,6 @@ from ditsam_jax.models.config import DitSamConfig, vit_b
 from ditsam_jax.models.ditsam import DitSam, abstract_model
 from ditsam_jax.models.execution import REMAT, Execution
 from ditsam_jax.models.weights import Structure, dotted, weights_of
-from ditsam_jax.storage import saved_model
 from ditsam_jax.training.optimizer import make_optimizer
 from ditsam_jax.training.step import fresh_state, make_train_step, text_forward
 
@@ -56,7 +55,6 @@ def measure(options: argparse.Namespace, variant: str, remat: str) -> dict[str, 
   """Compiles one variant; returns the sizes of its state and temporaries, GB."""
   config = configured(options)
   model = abstract_model(config)
-  saved_model.fill_streams(model)
   model.train()
   structure = Structure(model)
   weights = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in weights_of(model).items()}

@@ -14,8 +14,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from ditsam_jax import command_line
 from ditsam_jax.data import datasets
 from ditsam_jax.data.referring import ReferringSource
@@ -94,7 +92,7 @@ def _evaluate(
     gallery=gallery,
   )
   about['seconds'] = round(time.time() - started, 1)
-  if jax.process_index():
+  if not distributed.is_first():
     return
   heading = '{checkpoint} on {dataset} {split}'.format(**about)
   print(heading, results.table(), results.breakdown_table(), sep='\n\n', end='\n\n', flush=True)
@@ -115,7 +113,7 @@ def _click(
   """Corrects the masks of a split with clicks; the first host writes the results."""
   gallery = ClickGallery()
   results = evaluate_clicks(segmenter, source, options.clicks, limit=options.limit, offer=gallery.offer)
-  if jax.process_index():
+  if not distributed.is_first():
     return
   print(results.table(), end='\n\n', flush=True)
   output.write_clicks(about['split'], results)
@@ -139,9 +137,8 @@ class _Output:
     self._folder = _folder(options)
     self._figures: dict[str, Any] = {}
     self._written: dict[AnyPath, None] = {}
-    if jax.process_index():
-      return
-    make_output_folder(self._folder)
+    if distributed.is_first():
+      make_output_folder(self._folder)
 
   def write(self, split: str, results: Results, about: dict[str, Any]) -> None:
     """Writes the metrics and samples of a split; metrics.json keeps those of earlier splits."""

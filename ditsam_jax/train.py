@@ -10,6 +10,7 @@ import functools
 import signal
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -47,8 +48,9 @@ from ditsam_jax.training import memory, words
 from ditsam_jax.training.checkpoint import Checkpoints, Progress
 from ditsam_jax.training.fingerprint import weights_sha256
 from ditsam_jax.training.logging import RunLog, SilentLog
-from ditsam_jax.training.program import build
+from ditsam_jax.training.program import Program, build
 from ditsam_jax.training.skipped import SkippedUpdates
+from ditsam_jax.training.start import check_start
 from ditsam_jax.training.step import TrainState
 from ditsam_jax.training.stop import Stopped, StopSignal
 from ditsam_jax.training.workdir import Workdir
@@ -106,7 +108,7 @@ def _train(given: ConfigDict, workdir: AnyPath, claimed: Workdir, stop: StopSign
   config = lengths.resolve(given, lambda: _samples(data(), checked.task))
   program = build(config, config.model, mesh)
   if starts:
-    saved_model.check_start(config.init_from, program.state.params | program.state.frozen)
+    check_start(config.init_from, program.state.params | program.state.frozen)
   source, added, grown = data(), None, {}
   if config.data.add_words and vocabulary:
     added = words.added(config, vocabulary, source, workdir / 'vocab.txt' if claimed.begun else None)
@@ -128,7 +130,7 @@ def _train(given: ConfigDict, workdir: AnyPath, claimed: Workdir, stop: StopSign
 
   # --------------------------------------------------------------------------------------------------------- loop
   evaluation = _Evaluation(config, tokenizer, stop) if tokenizer else None
-  progress, skipped = Progress(), SkippedUpdates(workdir, config.max_skipped)
+  skipped = SkippedUpdates(workdir, config.max_skipped)
   describe: dict[str, Any] = dict(vocabulary=vocabulary, data=_about_data(config))
   with (
     Checkpoints(workdir, config.keep_checkpoints, plain, config.on_save_failure, claimed.still_ours) as checkpoints,
@@ -137,12 +139,7 @@ def _train(given: ConfigDict, workdir: AnyPath, claimed: Workdir, stop: StopSign
     if checkpoints.latest_step != config.total_steps:
       program = memory.compiled(program, config)
     if checkpoints.latest_step is None:
-      state, fresh = program.initial_state(config.init_from, grown)
-      progress.fresh = _fresh_at_start(fresh, config.init_from)
-      if config.init_from:
-        if not progress.fresh:  # the start is fully trained: evaluate it before the first update
-          progress.evaluated = -1
-        distributed.tell(f'weights from {config.init_from!r}; fresh: {", ".join(progress.fresh) or "none"}')
+      state, progress = _first_state(program, config.init_from, grown)
     else:
       state, progress = checkpoints.restore(program.state, iterator)
       distributed.tell(f'resumed at step {int(state.step)} of {config.total_steps}')
@@ -189,7 +186,7 @@ def _train(given: ConfigDict, workdir: AnyPath, claimed: Workdir, stop: StopSign
           log.scalars(step, {name: float(value) for name, value in metrics.items()})
   trained = time.time()
   # On preemption there is no time to write the model; and with several hosts, only one knows of a Ctrl-C.
-  if stop.number == signal.SIGTERM or stop.asked and jax.process_count() > 1:
+  if stop.number == signal.SIGTERM or stop.asked and not distributed.alone():
     return _stopped(step, config, checkpoints.latest_step)
   model = program.averaged_model(state)
   unsaved = None
@@ -218,8 +215,33 @@ def _train(given: ConfigDict, workdir: AnyPath, claimed: Workdir, stop: StopSign
       return _stopped(step, config, checkpoints.latest_step, unsaved)
     summary |= {'split': config.final_split, **results.to_json()}
   summary['seconds'] = {'training': round(trained - started, 1), 'evaluation': round(time.time() - trained, 1)}
-  if not distributed.is_first():
-    return summary
+  if distributed.is_first():
+    _write_results(workdir, config, summary, results, gallery, unsaved)
+  return summary
+
+
+def _first_state(
+  program: Program, init_from: str, grown: dict[str, Callable[[np.ndarray], np.ndarray]]
+) -> tuple[TrainState, Progress]:
+  """Creates the state of a new run, see `Program.initial_state`."""
+  state, fresh = program.initial_state(init_from, grown)
+  progress = Progress(fresh=_fresh_at_start(fresh, init_from))
+  if init_from:
+    if not progress.fresh:  # the start is fully trained: evaluate it before the first update
+      progress.evaluated = -1
+    distributed.tell(f'weights from {init_from!r}; fresh: {", ".join(progress.fresh) or "none"}')
+  return state, progress
+
+
+def _write_results(
+  workdir: AnyPath,
+  config: RunConfig,
+  summary: dict[str, Any],
+  results: Results | None,
+  gallery: Gallery | None,
+  unsaved: UserError | None,
+) -> None:
+  """Prints and writes metrics and predictions. Raises UserError after the metrics if the model is `unsaved`."""
   if results is not None:
     print(results.table())
   write_json(workdir / 'metrics.json', summary)
@@ -233,7 +255,6 @@ def _train(given: ConfigDict, workdir: AnyPath, claimed: Workdir, stop: StopSign
     except UserError as error:
       distributed.tell(f'warning: {error}')
   print('written:', ', '.join(map(str, written)))
-  return summary
 
 
 def _stopped(step: int, config: ResolvedRunConfig, saved: int | None, unsaved: UserError | None = None) -> None:

@@ -19,11 +19,10 @@ from ditsam_jax.config.first_prompts import FirstPromptConfig
 from ditsam_jax.config.freeze import freeze_patterns
 from ditsam_jax.config.run import LossConfig, ResolvedRunConfig
 from ditsam_jax.models.config import DitSamConfig
-from ditsam_jax.models.ditsam import DitSam, abstract_model
+from ditsam_jax.models.ditsam import abstract_model
 from ditsam_jax.models.execution import Execution
 from ditsam_jax.models.weights import Structure, is_position, weights_of
 from ditsam_jax.parallel.sharding import make_mesh
-from ditsam_jax.storage import saved_model
 from ditsam_jax.training.program import Program, attention_for, build
 from ditsam_jax.training.step import trained_of
 
@@ -121,7 +120,7 @@ class Inference:
   def _lowered(self, settings: Settings, images: int) -> jax.stages.Lowered:
     device = targets.devices_of(self._target, AMPLE)[0]
     place, dtype = jax.sharding.SingleDeviceSharding(device), jnp.dtype(settings.dtype)
-    model = _abstract(self._model)
+    model = abstract_model(self._model)
     model.eval()
     structure = Structure(model)
     execution = Execution(scan=True, attention=attention_for('auto', self._model, device.platform, dtype))
@@ -148,16 +147,9 @@ def _outcome(found: Figures) -> str:
 
 @functools.cache
 def _parameter_sizes(config: DitSamConfig) -> dict[str, int]:
-  model = _abstract(config)
+  model = abstract_model(config)
   weights = weights_of(model)
   return {name: math.prod(weights[name].shape) for name in Structure(model).parameters}
-
-
-def _abstract(config: DitSamConfig) -> DitSam:
-  """A model with shapes in place of weights."""
-  model = abstract_model(config)
-  saved_model.fill_streams(model)
-  return model
 
 
 def _description(config: ConfigDict) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.options import Parser
 from ditsam_jax.storage import places, saved_model
+from ditsam_jax.storage.building import check_weights
 from ditsam_jax.storage.description import read_config, read_description, vocabulary_file
 from ditsam_jax.storage.files import written_whole
 from ditsam_jax.storage.paths import local_path
@@ -47,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
   description = read_description(options.input)
   origin = _origin(description)
   weights = saved_model.read_weights(options.input)
-  saved_model.check_weights(config, weights, options.input)
+  check_weights(config, weights, options.input)
   tensors = release_tensors(weights)
   kept = {name: from_numpy(array) for name, array in saved_model.read_leftovers(options.input).items()}
   if config.text_encoder is None:

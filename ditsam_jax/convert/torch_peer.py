@@ -24,7 +24,7 @@ from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.instruction import make_instruction
 from ditsam_jax.models.weights import weights_of
-from ditsam_jax.storage import saved_model
+from ditsam_jax.storage.building import build_model
 
 TOLERANCE = 1e-3  # larger differences are not rounding
 
@@ -313,7 +313,7 @@ def compare(tensors: dict[str, torch.Tensor], config: DitSamConfig, weights: dic
       f'--verify compares a plain SAM at its own size only, {config.image_encoder.pretrain_grid} tokens a '
       f'side; omit --image-size'
     )
-  model = saved_model.build(config, weights, 'the converted model')
+  model = build_model(config, weights, 'the converted model')
   peer = Peer(config).eval()
   tensors = release_tensors(weights) | tensors
   peer.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, strict=True)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import cv2
-import jax
 import numpy as np
 
 from ditsam_jax.data.evaluation_batches import pairs_of
@@ -24,7 +23,7 @@ from ditsam_jax.inference.framing import Framed, frame
 from ditsam_jax.inference.prompts import Prompt
 from ditsam_jax.inference.results import Prediction
 from ditsam_jax.inference.segmenter import Segmenter
-from ditsam_jax.parallel.distributed import gathered
+from ditsam_jax.parallel import distributed
 from ditsam_jax.terminal import progress as bar_of
 
 _AT_ONCE = 64  # samples corrected together; fewer if their images are large
@@ -64,7 +63,7 @@ def evaluate_clicks(
   Raises:
     UserError: no pair has a target.
   """
-  host, hosts = jax.process_index(), jax.process_count()
+  host, hosts = distributed.place()
   pairs = pairs_of(source, limit)
   mine = pairs[host * len(pairs) // hosts : (host + 1) * len(pairs) // hosts]
   scores = []
@@ -78,7 +77,7 @@ def evaluate_clicks(
           scores.append(ClickScore(pair.sample, spoken.overlaps, silent.overlaps))
           offer(pair.sample, pair.truth, spoken.predictions, [i / max(u, 1) for i, u in spoken.overlaps])
       bar.update(len(some))
-  found = gathered(scores)
+  found = distributed.gathered(scores)
   if not found:
     raise UserError(f'split {source.split!r} of {source.directory} has no expression with a target to click on')
   return ClickResults.of(found, clicks)

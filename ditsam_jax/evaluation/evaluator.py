@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from ditsam_jax import fields
@@ -19,7 +18,7 @@ from ditsam_jax.evaluation.protocols import PROTOCOLS
 from ditsam_jax.evaluation.results import Results, Sample, Score
 from ditsam_jax.geometry.letterbox import fills_square, logit
 from ditsam_jax.models.config import DitSamConfig
-from ditsam_jax.parallel.distributed import gathered
+from ditsam_jax.parallel import distributed
 from ditsam_jax.terminal import progress as bar_of
 from ditsam_jax.tokenization import Tokenizer
 
@@ -56,7 +55,7 @@ def evaluate_split(
   Raises:
     UserError: there is nothing to evaluate, or the model gives NaN.
   """
-  host, hosts = jax.process_index(), jax.process_count()
+  host, hosts = distributed.place()
   batches = evaluation_batches(
     source, tokenizer, **_input(model_config), batch_size=batch_size, limit=limit, shard=(host, hosts)
   )
@@ -64,7 +63,7 @@ def evaluate_split(
   total = -(-(total if limit is None else min(limit, total)) // hosts)
   with bar_of(total, f'evaluating {source.split}', 'samples', shown=progress and host == 0, leave=False) as bar:
     found = list(scores(forward, batches, model_config.mask_threshold, protocols, gallery, bar.update))
-  return Results.of(gathered(found), protocols, generalised=generalised)
+  return Results.of(distributed.gathered(found), protocols, generalised=generalised)
 
 
 def pictures_of(

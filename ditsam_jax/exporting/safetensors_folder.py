@@ -13,6 +13,7 @@ from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.weights import is_position
 from ditsam_jax.ops.resize import resize_grid, resize_rows
 from ditsam_jax.storage import arrays, saved_model
+from ditsam_jax.storage.building import check_weights
 from ditsam_jax.storage.description import read_config, read_description, vocabulary_file
 from ditsam_jax.storage.vocabulary import read_vocabulary
 from ditsam_jax.terminal import listed, printable
@@ -23,7 +24,7 @@ def export(request: Request) -> str:
   check_target(request.output, saved_model.SAFETENSORS)
   config = read_config(request.checkpoint)
   weights = saved_model.read_weights(request.checkpoint)
-  saved_model.check_weights(config, weights, request.checkpoint)
+  check_weights(config, weights, request.checkpoint)
   if config.text_encoder is not None:
     return _own(request, config, weights)
   return _hugging_face(request, config, weights)

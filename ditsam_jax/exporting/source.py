@@ -13,6 +13,7 @@ from ditsam_jax.models.ditsam import DitSam
 from ditsam_jax.models.weights import is_position
 from ditsam_jax.storage import saved_model
 from ditsam_jax.storage.arrays import unusable
+from ditsam_jax.storage.building import build_model, check_weights
 from ditsam_jax.storage.description import read_config, read_description, vocabulary_file
 from ditsam_jax.storage.vocabulary import read_vocabulary
 from ditsam_jax.terminal import listed, printable
@@ -39,7 +40,7 @@ class Source(NamedTuple):
   def model(self) -> DitSam:
     """The model with these weights, in f32 and eval mode, on the CPU: accelerators round products to less than f32."""
     with jax.default_device(jax.local_devices(backend='cpu')[0]):
-      return saved_model.build(self.config, self.weights, self.name)
+      return build_model(self.config, self.weights, self.name)
 
   def tokenizer(self) -> Tokenizer | None:
     """Its tokenizer, or None for a plain SAM."""
@@ -56,7 +57,7 @@ def read(request: Request) -> Source:
   config, description = read_config(name), read_description(name)
   pieces = None if config.text_encoder is None else list(read_vocabulary(vocabulary_file(name)))
   weights = {path: array.astype(np.float32) for path, array in saved_model.read_weights(name).items()}
-  saved_model.check_weights(config, weights, name)
+  check_weights(config, weights, name)
   with np.errstate(over='ignore'):  # checked below
     rounded = {
       path: array if is_position(path) else array.astype(dtype).astype(np.float32) for path, array in weights.items()

@@ -182,11 +182,18 @@ class DitSam(nnx.Module):
 
 
 def abstract_model(config: DitSamConfig) -> DitSam:
-  """Returns a model with shapes in place of weights and random streams; the caller may change it.
+  """Returns a model with shapes in place of weights; the caller may change it.
 
-  Tracing the initialisers takes 0.2 to 0.5 s, so it is done once for a config.
+  Its random streams are real: they are used in train mode, also with weights that come later. Tracing the initialisers
+  takes 0.2 to 0.5 s, so it is done once for a config.
   """
-  return nnx.merge(*_traced(config, jax.dtypes.canonicalize_dtype(float)), copy=True)
+  model = nnx.merge(*_traced(config, jax.dtypes.canonicalize_dtype(float)), copy=True)
+  streams = nnx.state(model, nnx.RngState)
+  for _, variable in nnx.to_flat_state(streams):
+    is_key = jnp.issubdtype(variable.dtype, jax.dtypes.prng_key)
+    variable.set_value(jax.random.key(0) if is_key else jnp.zeros(variable.shape, variable.dtype))
+  nnx.update(model, streams)
+  return model
 
 
 @functools.lru_cache(maxsize=64)

@@ -1,4 +1,4 @@
-"""Connects several hosts into one run."""
+"""Connects several hosts into one run; what they tell each other."""
 
 import argparse
 import json
@@ -62,6 +62,11 @@ def place() -> tuple[int, int]:
   return jax.process_index(), jax.process_count()
 
 
+def alone() -> bool:
+  """Whether this is the only host."""
+  return jax.process_count() == 1
+
+
 def wait_for_all(name: str) -> None:
   """A barrier: waits until all hosts have called it."""
   multihost_utils.sync_global_devices(name)
@@ -75,9 +80,20 @@ def tell(text: str) -> None:
 
 def on_any_host(condition: bool) -> bool:
   """Whether a condition holds on at least one host. All hosts must call it."""
-  return (
-    condition if jax.process_count() == 1 else bool(np.any(multihost_utils.process_allgather(np.asarray(condition))))
-  )
+  return condition if alone() else bool(np.any(multihost_utils.process_allgather(np.asarray(condition))))
+
+
+def from_first(array: np.ndarray) -> np.ndarray:
+  """Returns the first host's array on every host. All hosts must call it, with arrays of the same shape and type."""
+  return multihost_utils.broadcast_one_to_all(array)
+
+
+def preempted(sync_point: int) -> bool:
+  """Whether JAX has received SIGTERM on some host and has chosen this sync point for all hosts to learn of it.
+
+  All hosts must call it with the same numbers, and `initialise` must have been called with `preemptible`.
+  """
+  return not alone() and multihost_utils.reached_preemption_sync_point(sync_point)
 
 
 def first_alone_first(function: Callable[[], T], name: str) -> T:
@@ -95,7 +111,7 @@ def gathered(rows: list[Any]) -> list[Any]:
 
   All hosts must call it; the number of rows may differ. Integers of any size and floats are preserved exactly.
   """
-  if jax.process_count() == 1:
+  if alone():
     return rows
   encoded = np.frombuffer(json.dumps(rows).encode(), np.uint8)
   # All hosts must contribute arrays of the same size.
@@ -104,6 +120,13 @@ def gathered(rows: list[Any]) -> list[Any]:
   padded[: encoded.size] = encoded
   everything = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
   return [row for size, part in zip(sizes, everything) for row in json.loads(part[:size].tobytes())]
+
+
+def gathered_array(array: jax.Array | np.ndarray) -> np.ndarray:
+  """Returns all values of an array. If it is sharded over hosts, all hosts must call it."""
+  if isinstance(array, jax.Array) and not array.is_fully_addressable:
+    return multihost_utils.process_allgather(array, tiled=True)
+  return np.asarray(array)
 
 
 def _process_count() -> int:

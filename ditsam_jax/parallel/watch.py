@@ -10,10 +10,9 @@ import secrets
 import socket
 import threading
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
+from ditsam_jax.parallel import distributed
 from ditsam_jax.terminal import say
 
 _BYE = b'bye'
@@ -25,7 +24,7 @@ class Watch:
   """A context in which the death of any host ends this process with status 1. All hosts must enter it."""
 
   def __init__(self):
-    self._index, self._count = jax.process_index(), jax.process_count()
+    self._index, self._count = distributed.place()
     self._peers: dict[int, socket.socket] = {}
     self._leaving = False
 
@@ -52,7 +51,7 @@ class Watch:
     token = secrets.token_bytes(16)
     with socket.create_server(('', 0), backlog=self._count) as server:
       message = f'{socket.gethostname()} {server.getsockname()[1]}'.encode() + b'\n' + token.hex().encode()
-      message = multihost_utils.broadcast_one_to_all(np.frombuffer(message.ljust(512), np.uint8)).tobytes()
+      message = distributed.from_first(np.frombuffer(message.ljust(512), np.uint8)).tobytes()
       address, token = message.strip().split(b'\n')
       name, port = address.decode().split()
       if self._index:

@@ -15,8 +15,9 @@ import numpy as np
 from absl import logging
 
 from ditsam_jax.errors import UserError
+from ditsam_jax.parallel import distributed
 from ditsam_jax.storage import safetensors_file
-from ditsam_jax.terminal import printable
+from ditsam_jax.terminal import listed, printable
 
 LARGE = 2**28  # bytes of weights from which each array is written to its own file
 LARGEST = float(np.sqrt(np.finfo(np.float32).max))  # magnitude of a weight: products of two larger ones overflow f32
@@ -89,7 +90,8 @@ def write(folder: Path, arrays: dict[str, Any]) -> None:
   handler = ocp.PyTreeCheckpointHandler(type_handler_registry=in_place, use_ocdbt=few_files)
   try:
     # Only this host writes; without this option, Orbax would wait for the others.
-    alone = ocp.options.MultiprocessingOptions(primary_host=jax.process_index(), active_processes={jax.process_index()})
+    here, _ = distributed.place()
+    alone = ocp.options.MultiprocessingOptions(primary_host=here, active_processes={here})
     with _quiet(), ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
       checkpointer.save(folder, arrays)
   except Exception as error:  # TensorStore raises ValueError if the disk is full
@@ -140,6 +142,12 @@ def differences(found: Mapping[str, Any], expected: Mapping[str, Any]) -> list[s
     if name not in found or tuple(found[name].shape) != tuple(array.shape)
   ]
   return problems + [f'{printable(name)} is unknown' for name in found if name not in expected]
+
+
+def refuse(problems: list[str], name: str | os.PathLike, what: str, advice: str = 'copy the model again') -> None:
+  """Raises UserError with the first problems of the arrays of a model, if there are any."""
+  if problems:
+    raise UserError(f"'{printable(name)}': {what}: {listed(problems)}; {advice}")
 
 
 @contextlib.contextmanager

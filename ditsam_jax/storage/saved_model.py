@@ -12,22 +12,21 @@ A training workdir holds such a folder as `model/`; the workdir's path works too
 
 import json
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.ditsam import DitSam, abstract_model
-from ditsam_jax.models.weights import cast, cast_array, dotted, dtype_named, is_weight, weights_of
+from ditsam_jax.models.weights import cast, cast_array, dtype_named, weights_of
 from ditsam_jax.storage import arrays, bucket_models, checksums, safetensors_file
 from ditsam_jax.storage.bucket import AnyPath, BucketPath
+from ditsam_jax.storage.building import build_model
 from ditsam_jax.storage.description import (
   FORMAT,
   check_words,
@@ -39,7 +38,7 @@ from ditsam_jax.storage.files import read_json
 from ditsam_jax.storage.folders import temporary_folder, written_folder
 from ditsam_jax.storage.paths import any_path
 from ditsam_jax.storage.vocabulary import fingerprint, read_vocabulary
-from ditsam_jax.terminal import listed, printable
+from ditsam_jax.terminal import printable
 
 SAFETENSORS = 'model.safetensors'
 CONTENTS = ('model.json', 'vocab.txt', 'weights', SAFETENSORS, 'leftovers')
@@ -57,40 +56,8 @@ def load(name_or_dir: str | os.PathLike, *, dtype: str = 'float32') -> DitSam:
     UserError: the model is missing, damaged or not ours, or the type is unknown.
   """
   chosen = dtype_named(dtype, jax.default_backend())
-  model = build(read_config(name_or_dir), read_weights(name_or_dir), str(name_or_dir))
+  model = build_model(read_config(name_or_dir), read_weights(name_or_dir), str(name_or_dir))
   cast(model, chosen)
-  return model
-
-
-def build(config: DitSamConfig, weights: dict[str, Any], name: str) -> DitSam:
-  """Builds a model in eval mode, in f32, from weights by dotted path.
-
-  Raises:
-    UserError: weights are missing, unknown, unusable or of another shape; the message starts with `name`.
-  """
-  model = check_weights(config, weights, name)
-  state = nnx.state(model, is_weight)
-  for path, variable in nnx.to_flat_state(state):
-    weight = weights[dotted(path)]
-    # NumPy converts without compiling; JAX would compile a conversion for each shape.
-    variable.set_value(
-      jnp.asarray(weight.astype(np.float32) if isinstance(weight, np.ndarray) else weight, jnp.float32)
-    )
-  nnx.update(model, state)
-  fill_streams(model)
-  model.eval()
-  return model
-
-
-def check_weights(config: DitSamConfig, weights: dict[str, Any], name: str) -> DitSam:
-  """Checks weights, by dotted path, against a config; returns the abstract model.
-
-  Raises:
-    UserError: weights are missing, unknown, unusable or of another shape.
-  """
-  model = abstract_model(config)
-  _refuse(arrays.differences(weights, weights_of(model)), name, 'weights do not fit model.json')
-  _refuse(arrays.unusable(weights.items()), name, 'unusable weights')
   return model
 
 
@@ -110,7 +77,7 @@ def read_weights(name_or_dir: str | os.PathLike) -> dict[str, np.ndarray]:
   Raises:
     UserError: the weights are missing, damaged, or do not fit the config; shapes are checked before values are read.
   """
-  folder, config = _verified(name_or_dir, 'weights'), read_config(name_or_dir)
+  folder, config = verified(name_or_dir, 'weights'), read_config(name_or_dir)
   model = abstract_model(config)
   stored = arrays.shapes_and_types(folder)
   problems = arrays.differences(stored, weights_of(model)) or [
@@ -118,18 +85,18 @@ def read_weights(name_or_dir: str | os.PathLike) -> dict[str, np.ndarray]:
     for name, array in stored.items()
     if not jnp.issubdtype(array.dtype, jnp.floating)
   ]
-  _refuse(problems, name_or_dir, 'weights do not fit model.json')
+  arrays.refuse(problems, name_or_dir, 'weights do not fit model.json')
   return arrays.read(folder)
 
 
 def read_leftovers(name_or_dir: str | os.PathLike) -> dict[str, np.ndarray]:
   """Reads a converted model's leftovers, by the source's names; often empty."""
-  folder = _verified(name_or_dir, 'leftovers')
+  folder = verified(name_or_dir, 'leftovers')
   return arrays.read(folder) if folder.exists() else {}
 
 
-def _verified(name_or_dir: str | os.PathLike, part: str) -> Path:
-  """Returns the place of weights or leftovers after verifying checksums. Raises UserError if a file has changed."""
+def verified(name_or_dir: str | os.PathLike, part: str) -> Path:
+  """Returns the place of weights or leftovers (`part`) after checking checksums. Raises UserError if a file changed."""
   folder = contents(name_or_dir)
   place = _place_of_weights(folder) if part == 'weights' else folder / part
   files = read_description(name_or_dir)['files']
@@ -172,7 +139,7 @@ def save(
   """
   dtype = jnp.dtype(dtype)
   weights = {name: cast_array(name, variable[...], dtype) for name, variable in weights_of(model).items()}
-  _refuse(arrays.unusable(weights.items()), directory, f'weights stored as {dtype}', 'choose another dtype')
+  arrays.refuse(arrays.unusable(weights.items()), directory, f'weights stored as {dtype}', 'choose another dtype')
   pieces = None
   if vocabulary is not None:
     pieces = list(read_vocabulary(vocabulary))
@@ -234,73 +201,6 @@ def write(
       f'the model cannot be written to {printable(directory)}: {reason}; choose another place, or free some space'
     ) from error
   return directory
-
-
-def read_start(
-  name_or_dir: str | os.PathLike,
-  expected: Mapping[str, jax.Array | jax.ShapeDtypeStruct],
-  grown: Mapping[str, Callable[[np.ndarray], np.ndarray]] = MappingProxyType({}),
-) -> dict[str, jax.Array]:
-  """Reads those of the expected weights (by dotted path, with shardings) that a saved model has, onto their devices.
-
-  Args:
-    name_or_dir: as in `load`.
-    expected: what the run needs.
-    grown: for weights with more rows than the saved ones, a function from the saved array to the new one.
-
-  Raises:
-    UserError: see `check_start`; also if files are damaged or values unusable.
-  """
-  found = check_start(name_or_dir, expected, grown)
-  folder = _verified(name_or_dir, 'weights')
-  weights = arrays.read(folder, {name: array for name, array in found.items() if name not in grown})
-  if grown:
-    stored = arrays.read(folder, names=set(grown))
-    for name, grow in grown.items():
-      weights[name] = arrays.placed(np.asarray(grow(stored[name].astype(found[name].dtype))), found[name])
-  _refuse(arrays.unusable(weights.items()), name_or_dir, 'unusable weights')
-  return weights
-
-
-def check_start(
-  name_or_dir: str | os.PathLike,
-  expected: Mapping[str, jax.Array | jax.ShapeDtypeStruct],
-  grown: Collection[str] = (),
-) -> dict[str, jax.Array | jax.ShapeDtypeStruct]:
-  """Returns the expected weights that a saved model has; reads no values. Those in `grown` may have fewer rows.
-
-  Raises:
-    UserError: the model is missing or damaged, a weight has another shape, or no name matches.
-  """
-  read_config(name_or_dir)
-  stored = stored_shapes(name_or_dir)
-  start = f"init_from '{printable(name_or_dir)}'"
-
-  def fits(name: str) -> bool:
-    there, here = stored[name].shape, expected[name].shape
-    return there == here or name in grown and there[1:] == here[1:] and there[0] <= here[0]
-
-  found = {name: array for name, array in expected.items() if name in stored}
-  wrong = [f'{name} is {stored[name].shape} there and {found[name].shape} here' for name in found if not fits(name)]
-  if wrong or not found:
-    raise UserError(
-      f'{start} does not fit config.model: {listed(wrong, 4) or "no weight has the same name"}; make their sizes equal'
-    )
-  return found
-
-
-def fill_streams(model: DitSam) -> None:
-  """Gives an abstract model real random streams, which are used only in train mode."""
-  abstract = nnx.state(model, nnx.RngState)
-  for _, variable in nnx.to_flat_state(abstract):
-    is_key = jnp.issubdtype(variable.dtype, jax.dtypes.prng_key)
-    variable.set_value(jax.random.key(0) if is_key else jnp.zeros(variable.shape, variable.dtype))
-  nnx.update(model, abstract)
-
-
-def _refuse(problems: list[str], name: str | os.PathLike, what: str, advice: str = 'copy the model again') -> None:
-  if problems:
-    raise UserError(f"'{printable(name)}': {what}: {listed(problems)}; {advice}")
 
 
 def _check_target(directory: Path) -> None:

@@ -21,17 +21,16 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from ditsam_jax.data.pipeline import BatchStream
 from ditsam_jax.errors import UserError
 from ditsam_jax.parallel import distributed
+from ditsam_jax.parallel.save_barrier import SaveBarrier
 from ditsam_jax.storage import numbered
 from ditsam_jax.storage.bucket import AnyPath
 from ditsam_jax.storage.files import read_json
 from ditsam_jax.storage.numbered import Numbered
 from ditsam_jax.terminal import printable, say
-from ditsam_jax.training.save_barrier import SaveBarrier
 from ditsam_jax.training.step import TrainState
 from ditsam_jax.training.workdir import differences
 
@@ -149,7 +148,7 @@ class Checkpoints:
         (folder / _RUN).write_text(json.dumps(run, indent=1, default=_plain) + '\n')
     except OSError as error:
       self._failure, attempt = error, -1
-    attempt = int(multihost_utils.broadcast_one_to_all(np.int32(attempt)))  # or else the others would wait forever
+    attempt = int(distributed.from_first(np.asarray(attempt, np.int32)))  # or else the others would wait forever
     self._barrier.begin(f'save-{step}-{attempt}')
     if attempt >= 0:
       try:
@@ -167,7 +166,7 @@ class Checkpoints:
 
     With several hosts, failures are reported at the next save, when the hosts synchronise.
     """
-    if jax.process_count() == 1 and self._thread and not self._thread.is_alive():
+    if distributed.alone() and self._thread and not self._thread.is_alive():
       self.wait()
 
   def wait(self) -> None:
@@ -224,7 +223,7 @@ class Checkpoints:
   def _intact_steps(self, below: int | None = None) -> list[int]:
     """Steps up to the newest intact checkpoint, as determined by the first host for all."""
     found = _newest_intact(self._numbered, below) if distributed.is_first() else (_NONE, 0)
-    newest, self._attempt = map(int, multihost_utils.broadcast_one_to_all(np.asarray(found, np.int32)))
+    newest, self._attempt = map(int, distributed.from_first(np.asarray(found, np.int32)))
     if newest == _NONE_INTACT:
       raise UserError(
         f'no checkpoint in {self._folder} is intact, so this run cannot be resumed; choose another --workdir, '

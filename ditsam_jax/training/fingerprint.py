@@ -5,7 +5,8 @@ from collections.abc import Mapping
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+
+from ditsam_jax.parallel.distributed import gathered_array
 
 
 def weights_sha256(**parts: Mapping[str, jax.Array | np.ndarray]) -> str:
@@ -17,13 +18,7 @@ def weights_sha256(**parts: Mapping[str, jax.Array | np.ndarray]) -> str:
   arrays = {f'{part}/{name}': array for part, named in parts.items() for name, array in named.items()}
   digest = hashlib.sha256()
   for name in sorted(arrays):
-    array = _gathered(arrays[name])
+    array = gathered_array(arrays[name])
     digest.update(f'{name} {array.dtype.name} {list(array.shape)}\n'.encode())
     digest.update(array.tobytes())
   return digest.hexdigest()
-
-
-def _gathered(array: jax.Array | np.ndarray) -> np.ndarray:
-  if isinstance(array, jax.Array) and not array.is_fully_addressable:
-    return multihost_utils.process_allgather(array, tiled=True)
-  return np.asarray(array)

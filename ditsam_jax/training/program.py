@@ -25,10 +25,11 @@ from ditsam_jax.models.execution import AUTO, Execution, automatic
 from ditsam_jax.models.weights import Structure, Weights, weights_of
 from ditsam_jax.ops.attention.choice import fastest, why_not
 from ditsam_jax.parallel import sharding
-from ditsam_jax.storage import arrays, saved_model
+from ditsam_jax.storage import arrays
 from ditsam_jax.training.interactive import interactive_forward
 from ditsam_jax.training.optimizer import make_optimizer
 from ditsam_jax.training.prompt_rounds import prompt_forward
+from ditsam_jax.training.start import read_start
 from ditsam_jax.training.step import (
   Batch,
   TrainState,
@@ -84,7 +85,7 @@ class Program:
 
     Args:
       init_from: a saved model to initialise weights from; the weights it lacks are initialised randomly.
-      grown: for weights with more rows than the saved ones, see `saved_model.read_start`.
+      grown: for weights with more rows than the saved ones, see `read_start`.
 
     Returns:
       The state, and the names of the randomly initialised weights.
@@ -93,7 +94,7 @@ class Program:
       UserError: `init_from` cannot be read, or does not fit.
     """
     expected = self.state.params | self.state.frozen
-    weights = saved_model.read_start(init_from, expected, grown) if init_from else {}
+    weights = read_start(init_from, expected, grown) if init_from else {}
     fresh = {name: array for name, array in expected.items() if name not in weights}
     if fresh:
       weights |= _fresh_weights(self._model, self._seed, fresh)
@@ -119,7 +120,6 @@ def build(config: ResolvedRunConfig, model: DitSamConfig, mesh: Mesh) -> Program
   attention = attention_for(config.attention, model, platform, jnp.dtype(config.dtype))
   sharding.check_divides(mesh, model.heads, config.data.batch_size, config.accumulate)
   abstract = abstract_model(model)
-  saved_model.fill_streams(abstract)
   abstract.train()
   structure = Structure(abstract)
   weights = {

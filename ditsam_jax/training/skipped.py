@@ -51,7 +51,7 @@ class SkippedUpdates:
 
   def _save(self, step: _Step) -> str:
     """Saves the batch; returns a clause that says where, or why not."""
-    host = f'_host{jax.process_index()}' if jax.process_count() > 1 else ''
+    host = '' if distributed.alone() else f'_host{distributed.place()[0]}'
     path = self._workdir / f'skipped_batch_{step.number}{host}.npz'
     try:
       with written_whole(path) as unfinished, unfinished.open('wb') as file:

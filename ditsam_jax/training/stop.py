@@ -5,10 +5,8 @@ import os
 import signal
 from collections.abc import Callable
 
-import jax
-from jax.experimental import multihost_utils
-
 from ditsam_jax import interruption
+from ditsam_jax.parallel import distributed
 
 
 class Stopped(Exception):
@@ -35,7 +33,7 @@ class StopSignal:
 
   def __enter__(self) -> 'StopSignal':
     # With several hosts, JAX handles SIGTERM, so that all hosts agree on the step.
-    numbers = (signal.SIGINT, signal.SIGTERM)[: 1 if jax.process_count() > 1 else 2]
+    numbers = (signal.SIGINT, signal.SIGTERM)[: 2 if distributed.alone() else 1]
     self._handlers.enter_context(interruption.deferred(self._handle, numbers))
     return self
 
@@ -45,7 +43,7 @@ class StopSignal:
   def agreed(self) -> bool:
     """Whether to stop here. All hosts must call it equally often; the n-th call returns the same on all hosts."""
     self._sync_point += 1  # JAX chooses the sync point at which all hosts learn of a signal
-    if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(self._sync_point):
+    if distributed.preempted(self._sync_point):
       self.number = self._pending or signal.SIGTERM
     return self.asked
 
@@ -70,11 +68,11 @@ class StopSignal:
       return False
     if again:
       return True
-    if jax.process_count() > 1:
+    if distributed.alone():
+      self.number = number
+    else:
       self._pending = number
       os.kill(os.getpid(), signal.SIGTERM)
-    else:
-      self.number = number
     message = (
       'stopping after this step; press Ctrl-C again to stop at once and lose unsaved work'
       if number == signal.SIGINT

@@ -34,7 +34,7 @@ class Added:
   _before: Tokenizer
 
   def grown(self, state: TrainState, config: RunConfig) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-    """Returns the function with which `saved_model.read_start` extends the start's embedding, by parameter name.
+    """Returns the function with which `read_start` extends the start's embedding, by parameter name.
 
     Raises:
       UserError: the new rows would never be trained.

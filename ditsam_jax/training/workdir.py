@@ -7,8 +7,6 @@ import shutil
 import socket
 from typing import Any
 
-import jax
-
 from ditsam_jax.errors import UserError
 from ditsam_jax.parallel import distributed
 from ditsam_jax.storage import bucket, folders, numbered, paths, saved_model
@@ -104,7 +102,7 @@ class Workdir:
     """
     if changed := differences(distributed.gathered([config])[0], config):
       raise UserError(f'the hosts were started with different configs ({"; ".join(changed[:4])}); expected the same')
-    if jax.process_index():  # on some network file systems, a lock excludes other hosts
+    if not distributed.is_first():  # on some network file systems, a lock excludes other hosts
       return
     file = self.path / 'config.json'
     try:

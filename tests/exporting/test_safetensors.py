@@ -18,6 +18,7 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.inference.framing import frame
 from ditsam_jax.models.weights import is_position, weights_of
 from ditsam_jax.storage import saved_model
+from ditsam_jax.training.start import read_start
 from tests.small_models import SAM, random_model, small_config
 
 
@@ -113,7 +114,7 @@ def test_training_starts_from_safetensors(tmp_path):
   places = {
     name: jax.ShapeDtypeStruct(array.shape, np.float32, sharding=one) for name, array in weights_of(model).items()
   }
-  found = saved_model.read_start(tmp_path / 'model', places)
+  found = read_start(tmp_path / 'model', places)
   assert all(np.array_equal(array, weights_of(model)[name][...]) for name, array in found.items())
 
 

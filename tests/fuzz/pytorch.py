@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 
 from ditsam_jax.convert import flax_to_torch, torch_to_flax
 from ditsam_jax.storage import saved_model
+from ditsam_jax.storage.building import check_weights
 from ditsam_jax.storage.description import read_config
 from tests.convert import torch_models
 from tests.fuzz.mutations import CANARY, damaged, damaged_json, make_odd
@@ -101,7 +102,7 @@ def case(made: Path, work: Path, chance: random.Random, note) -> str:
       raise Violation('partial output', 'a model was written')
     return REFUSED
   weights = saved_model.read_weights(output)
-  saved_model.check_weights(read_config(output), weights, 'converted')
+  check_weights(read_config(output), weights, 'converted')
   check_numbers(**{name.replace('.', '_'): array for name, array in weights.items()})
   if change == 'bytes' and kind in _CHECKED:
     _check_same(weights, made, kind)

@@ -11,6 +11,7 @@ from ditsam_jax.data.datasets import scenes_config
 from ditsam_jax.data.shapes.builder import described_scene
 from ditsam_jax.errors import UserError
 from ditsam_jax.storage import saved_model
+from ditsam_jax.storage.building import build_model
 from ditsam_jax.storage.description import read_config
 from tests.meta_sam import meta_package, meta_sam
 
@@ -79,7 +80,7 @@ def meta():
 def sam():
   # The model was trained with aligned corners, which Meta's code does not support.
   config = dataclasses.replace(read_config('sam_shapes'), align_corners=False)
-  return saved_model.build(config, saved_model.read_weights('sam_shapes'), 'sam_shapes')
+  return build_model(config, saved_model.read_weights('sam_shapes'), 'sam_shapes')
 
 
 @pytest.fixture(scope='module')

@@ -19,6 +19,7 @@ from ditsam_jax.inference.phrase_instances import Named
 from ditsam_jax.models.config import ImageEncoderConfig, MaskDecoderConfig, sam, tiny
 from ditsam_jax.models.weights import weights_of
 from ditsam_jax.storage import saved_model
+from ditsam_jax.storage.building import build_model
 from ditsam_jax.storage.description import read_config
 from tests.meta_sam import meta_package, meta_sam
 from tests.small_models import random_model
@@ -66,7 +67,7 @@ def windowed(package):
 @pytest.fixture(scope='module')
 def shipped(package):
   config, weights = read_config('sam_shapes_multimask'), saved_model.read_weights('sam_shapes_multimask')
-  return saved_model.build(config, weights, 'sam_shapes_multimask'), meta_sam(package, config, weights)
+  return build_model(config, weights, 'sam_shapes_multimask'), meta_sam(package, config, weights)
 
 
 def image_of(width, height, number=0):

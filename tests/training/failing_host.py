@@ -14,8 +14,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from ditsam_jax.parallel import distributed
-from ditsam_jax.training import save_barrier
+from ditsam_jax.parallel import distributed, save_barrier
 from ditsam_jax.training.checkpoint import Checkpoints, Progress
 from ditsam_jax.training.step import TrainState
 from tests.training.checkpoints import numbers
