@@ -87,7 +87,7 @@ def lowered_programs(config: DitSamConfig, rows: int, device: jax.Device):
     features = (array((config.max_text_tokens, text.width)),) * rows
   side, grid = config.image_size, config.grid
   images = array((rows, side, side, 3), jnp.float32)
-  yield 'encode', programs.encode.lower(*encoder, images, None if config.fusion == 'none' else features)
+  yield 'encode', programs.encode.lower(*encoder, images, features if config.encodes_text_with_image else None)
   embeddings = (array((grid, grid, config.mask_decoder.width)),) * rows
   points = (array((rows, 8, 2), jnp.float32), array((rows, 8), jnp.int32)) if text is None else None
   yield (

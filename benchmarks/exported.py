@@ -72,7 +72,7 @@ def onnx_forward(session: Session, config: DitSamConfig) -> Forward:
     count, side = len(batch['image']), 4 * config.grid
     ids, mask = (batch[name].astype(np.int64) for name in ('token_ids', 'token_mask'))
     (text,) = session.run('text_encoder', token_ids=ids, token_mask=mask)
-    enters = {} if config.fusion == 'none' else {'text_features': text}
+    enters = {'text_features': text} if config.encodes_text_with_image else {}
     (embedding,) = session.run('image_encoder', images=batch['image'].transpose(0, 3, 1, 2), **enters)
     masks, _, _ = session.run(
       'decoder',

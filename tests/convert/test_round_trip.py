@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -150,3 +153,18 @@ def test_an_exported_sam_combines_with_a_bert_and_keeps_its_heads(tmp_path):
   assert config.pixel_mean == (0.25, 0.5, 0.75)
   assert fresh_parts(tmp_path / 'start') == ['image_encoder.instruction', 'text_proj']
   assert 'mask_threshold' in json.loads((tmp_path / 'start' / 'model.json').read_text())['assumed']
+
+
+@pytest.mark.multiprocess
+def test_the_converters_do_not_start_the_accelerator(tmp_path):
+  """JAX_PLATFORMS names an accelerator that does not exist, so starting it would fail."""
+  for script, given, written in (('flax_to_torch', 'shapes', 'shapes.pth'), ('torch_to_flax', 'shapes.pth', 'model')):
+    run = subprocess.run(
+      [sys.executable, '-m', f'ditsam_jax.convert.{script}', f'--input={given}', f'--output={written}'],
+      cwd=tmp_path,
+      env={**os.environ, 'JAX_PLATFORMS': 'absent'},
+      capture_output=True,
+      text=True,
+    )
+    assert run.returncode == 0, run.stderr
+  assert read_config(tmp_path / 'model') == read_config('shapes')
