@@ -122,7 +122,7 @@ def test_compare_gives_the_columns_and_an_empty_one_is_the_config_as_given(monke
 @pytest.mark.parametrize('topology, extra', [('v5e:4x4', 'tpu'), ('h100:8', 'cuda12')])
 def test_a_missing_compiler_is_reported_with_the_install_command(monkeypatch, topology, extra):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-  with pytest.raises(UserError, match=rf"pip install -e '\.\[{extra}\]'"):
+  with pytest.raises(UserError, match=rf"pip install 'ditsam_jax\[{extra}\]'"):
     compile_report.main(['--config=ldit:shapes', f'--topology={topology}'])
 
 

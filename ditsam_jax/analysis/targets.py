@@ -99,15 +99,15 @@ def devices_of(target: Target, memory: int | None = None) -> list[Any]:
 
   if target.chip.silicon is None:
     if importlib.util.find_spec('libtpu') is None:
-      raise UserError("the TPU compiler (libtpu) is not installed; run: pip install -e '.[tpu]'")
+      raise UserError("the TPU compiler (libtpu) is not installed; run: pip install 'ditsam_jax[tpu]'")
     for name, value in _NO_TPU.items():
       os.environ.setdefault(name, value)
     bounds = {'chips_per_host_bounds': (1, 1, 1)} if target.topology.endswith(':1x1') else {}
     return list(topologies.get_topology_desc(target.topology, platform='tpu', **bounds).devices)
   if not any(importlib.util.find_spec(f'jax_cuda{version}_plugin') for version in (12, 13)):
     raise UserError(
-      "the CUDA compiler (JAX's CUDA plugin) is not installed; run: pip install -e '.[cuda12]' (or '.[cuda13]'); "
-      'it needs no GPU'
+      "the CUDA compiler (JAX's CUDA plugin) is not installed; run: "
+      "pip install 'ditsam_jax[cuda12]' (or 'ditsam_jax[cuda13]'); it needs no GPU"
     )
   jax.devices()  # registers the CUDA plugin beside the CPU
   per_host = target.per_host or 1

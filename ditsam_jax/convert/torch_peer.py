@@ -33,7 +33,7 @@ def check_installed() -> None:
   """Raises UserError if the peer's package is missing."""
   if importlib.util.find_spec('segment_anything') is None:
     raise UserError(
-      "--verify compares with the package segment-anything, which is not installed: pip install --editable '.[convert]'"
+      "--verify compares with the package segment-anything, which is not installed: pip install 'ditsam_jax[convert]'"
     )
 
 
