@@ -142,7 +142,7 @@ def test_weights_that_overflow_are_refused_and_nothing_is_written(tmp_path):
 def test_another_folder_is_not_replaced(tmp_path):
   (tmp_path / 'hf').mkdir()
   (tmp_path / 'hf' / 'notes.txt').write_text('mine')
-  with pytest.raises(UserError, match='holds something else'):
+  with pytest.raises(UserError, match='is not an earlier export'):
     exported('sam_shapes', tmp_path / 'hf')
   exported('sam_shapes', tmp_path / 'new')
   exported('sam_shapes', tmp_path / 'new', '--dtype=float16')
