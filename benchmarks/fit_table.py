@@ -251,12 +251,12 @@ def clock(seconds: float) -> str:
 INTRODUCTION = """# Which accelerator?
 
 What one device can do with L-DIT, by compiling the real programs without it; see [Will it fit?](compile_report.md) for how memory and
-time are computed. **Times are roofline estimates**: upper limits of speed, which no run reaches. Compiled with jax {version} by
+time are computed. **Times are roofline estimates**: upper bounds on speed; real runs are slower. Compiled with jax {version} by
 
     JAX_PLATFORMS=cpu python benchmarks/fit_table.py
 
-`fits` is the largest number of images per device in one pass. Training recomputes the least with which it reaches the recipe's batch
-of 64, by accumulation if need be; the parameters are f32, the computation bf16 where the chip has it. `hours` are those of
+`fits` is the largest number of images per device in one pass. Training uses the least recomputation with which the recipe's batch
+of 64 fits, accumulated if needed; the parameters are f32, the computation bf16 where the chip has it. `hours` are those of
 the recipe's updates on RefCOCO (25 epochs for ViT-L and ViT-H, 40 for ViT-B) on this one device, without evaluation. Inference is the
 forward pass of a batch of up to 8 images with a sentence each.
 On GPUs nine tenths of the memory are used (`XLA_PYTHON_CLIENT_MEM_FRACTION=0.9`); scratch memory of cuDNN and what XLA's autotuning
