@@ -18,6 +18,7 @@ from ditsam_jax.convert import names
 from ditsam_jax.models import config as models
 from ditsam_jax.models.ditsam import DitSam, abstract_model
 from ditsam_jax.models.weights import Structure, weights_of
+from ditsam_jax.storage import saved_model
 from ditsam_jax.training.step import TrainState, fresh_state, trained_of
 
 GOLDEN = Path(__file__).parent / 'golden'
@@ -105,6 +106,16 @@ def random_model(config: models.DitSamConfig, seed: int = 0) -> DitSam:
     is_key = jnp.issubdtype(variable.dtype, jax.dtypes.prng_key)
     variable.set_value(jax.random.key(seed) if is_key else jnp.zeros(variable.shape, variable.dtype))
   return model
+
+
+def write_unusable(folder: Path, value: float) -> models.DitSamConfig:
+  """Writes a plain SAM with `value` in the bias of its patch embedding, and returns its config."""
+  model = random_model(small_config(fusion='none', text_encoder=None))
+  weights = {name: np.asarray(variable[...]) for name, variable in weights_of(model).items()}
+  weights['image_encoder.patch_embed.bias'] = weights['image_encoder.patch_embed.bias'].copy()
+  weights['image_encoder.patch_embed.bias'][2] = value
+  saved_model.write(folder, model.config, weights)
+  return model.config
 
 
 @functools.partial(nnx.jit, static_argnames=('grid', 'execution', 'multimask'))

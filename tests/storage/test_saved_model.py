@@ -20,7 +20,7 @@ from ditsam_jax.storage.description import data_config, fresh_parts, read_descri
 from ditsam_jax.storage.places import resolve
 from ditsam_jax.storage.vocabulary import read_vocabulary
 from ditsam_jax.tokenization import _bert_tokenizer
-from tests.small_models import random_model, small_config
+from tests.small_models import random_model, small_config, write_unusable
 
 ROOT = Path(__file__).parents[2]
 VOCABULARY = '[PAD]\n[UNK]\n[CLS]\n[SEP]\nred\n'
@@ -222,11 +222,7 @@ def test_models_without_checksums_load(copy):
 @pytest.mark.slow
 @pytest.mark.parametrize('value', [np.nan, -1e30])
 def test_unusable_weights_are_refused(tmp_path, value):
-  model = random_model(small_config(fusion='none', text_encoder=None))
-  weights = {name: np.asarray(variable[...]) for name, variable in weights_of(model).items()}
-  weights['image_encoder.patch_embed.bias'] = weights['image_encoder.patch_embed.bias'].copy()
-  weights['image_encoder.patch_embed.bias'][2] = value
-  saved_model.write(tmp_path / 'bad', model.config, weights)
+  write_unusable(tmp_path / 'bad', value)
   assert 'image_encoder.patch_embed.bias holds' in refusal(tmp_path / 'bad')
 
 

@@ -10,7 +10,7 @@ from ditsam_jax.models.ditsam import abstract_model
 from ditsam_jax.models.weights import weights_of
 from ditsam_jax.storage import saved_model
 from ditsam_jax.training.start import read_start
-from tests.small_models import random_model, small_config
+from tests.small_models import random_model, small_config, write_unusable
 
 
 def expected_weights(config):
@@ -57,9 +57,5 @@ def test_a_model_of_another_size_is_refused(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize('value', [np.nan, -1e30])
 def test_unusable_weights_are_refused(tmp_path, value):
-  model = random_model(small_config(fusion='none', text_encoder=None))
-  weights = {name: np.asarray(variable[...]) for name, variable in weights_of(model).items()}
-  weights['image_encoder.patch_embed.bias'] = weights['image_encoder.patch_embed.bias'].copy()
-  weights['image_encoder.patch_embed.bias'][2] = value
-  saved_model.write(tmp_path / 'bad', model.config, weights)
-  assert 'image_encoder.patch_embed.bias holds' in refusal(tmp_path / 'bad', model.config)
+  config = write_unusable(tmp_path / 'bad', value)
+  assert 'image_encoder.patch_embed.bias holds' in refusal(tmp_path / 'bad', config)
