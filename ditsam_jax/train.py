@@ -17,7 +17,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from PIL import Image
 
 from ditsam_jax import command_line
 from ditsam_jax.config import changes, checks, files, lengths
@@ -40,11 +39,9 @@ from ditsam_jax.parallel.watch import Watch
 from ditsam_jax.storage import saved_model
 from ditsam_jax.storage.bucket import AnyPath
 from ditsam_jax.storage.description import check_words, fresh_parts, parts_of
-from ditsam_jax.storage.files import write_json
-from ditsam_jax.storage.image_files import write_png
 from ditsam_jax.storage.paths import any_path, anywhere
 from ditsam_jax.tokenization import Tokenizer
-from ditsam_jax.training import memory, words
+from ditsam_jax.training import memory, outputs, words
 from ditsam_jax.training.checkpoint import Checkpoints, Progress
 from ditsam_jax.training.fingerprint import weights_sha256
 from ditsam_jax.training.logging import RunLog, SilentLog
@@ -157,11 +154,13 @@ def _train(given: ConfigDict, workdir: AnyPath, claimed: Workdir, stop: StopSign
           model = program.averaged_model(state)
           results, gallery = evaluation(model, 'val', config.eval_samples)
           if results:
-            log.scalars(step, _curves(results), 'val')
-            log.panel(step, np.asarray(_save_samples(workdir, step, results, gallery, config)))
+            log.scalars(step, outputs.curves(results), 'val')
+            log.panel(step, np.asarray(outputs.save_samples(workdir, step, results, gallery, config)))
             progress.evaluated = step
             if progress.improved(step, results.miou):
-              _save_best(workdir, config, model, progress, describe | {'fresh': _untrained(progress, state, step)})
+              outputs.save_best(
+                workdir, config, model, progress, describe | {'fresh': _untrained(progress, state, step)}
+              )
               worth_saving = True
           del model  # frees memory for the next steps
         ends = stop.agreed() or step == config.total_steps
@@ -216,7 +215,7 @@ def _train(given: ConfigDict, workdir: AnyPath, claimed: Workdir, stop: StopSign
     summary |= {'split': config.final_split, **results.to_json()}
   summary['seconds'] = {'training': round(trained - started, 1), 'evaluation': round(time.time() - trained, 1)}
   if distributed.is_first():
-    _write_results(workdir, config, summary, results, gallery, unsaved)
+    outputs.write_results(workdir, config, summary, results, gallery, unsaved)
   return summary
 
 
@@ -233,30 +232,6 @@ def _first_state(
   return state, progress
 
 
-def _write_results(
-  workdir: AnyPath,
-  config: RunConfig,
-  summary: dict[str, Any],
-  results: Results | None,
-  gallery: Gallery | None,
-  unsaved: UserError | None,
-) -> None:
-  """Prints and writes metrics and predictions. Raises UserError after the metrics if the model is `unsaved`."""
-  if results is not None:
-    print(results.table())
-  write_json(workdir / 'metrics.json', summary)
-  written = [workdir / 'metrics.json', workdir / 'model']
-  if unsaved:
-    raise UserError(f'{unsaved}; {written[0]} is written; rerun the command to write the model') from unsaved
-  if results is not None and gallery is not None:
-    try:  # last, so a failure does not prevent writing the metrics
-      write_png(workdir / 'predictions.png', gallery.panel(_headline(config, results)))
-      written.append(workdir / 'predictions.png')
-    except UserError as error:
-      distributed.tell(f'warning: {error}')
-  print('written:', ', '.join(map(str, written)))
-
-
 def _stopped(step: int, config: ResolvedRunConfig, saved: int | None, unsaved: UserError | None = None) -> None:
   """Reports a stop. Raises UserError if the last step is not saved, or `unsaved`, why the model was not written."""
   if saved != step:
@@ -267,32 +242,6 @@ def _stopped(step: int, config: ResolvedRunConfig, saved: int | None, unsaved: U
   if unsaved:
     raise unsaved
   distributed.tell(f'stopped at step {step} of {config.total_steps}, all saved; rerun the command to resume')
-
-
-def _save_best(
-  workdir: AnyPath, config: RunConfig, model: DitSam, progress: Progress, describe: dict[str, Any]
-) -> None:
-  """Saves the model with the highest validation score; handles failures by `config.on_save_failure`."""
-  if not distributed.is_first():
-    return
-  try:
-    notes = {'steps': progress.best_step, 'val_mIoU': progress.best_score, 'task': config.task}
-    saved_model.save(workdir / 'best', model, **describe, notes=notes)
-  except UserError as error:
-    if config.on_save_failure == 'stop':
-      raise
-    distributed.tell(f'warning: {error}; training continues')
-
-
-def _save_samples(workdir: AnyPath, step: int, results: Results, gallery: Gallery, config: RunConfig) -> Image.Image:
-  """Draws the same validation samples at every evaluation and writes the picture; only warns if that fails."""
-  picture = gallery.fixed_panel(f'{config.data.dataset} val, step {step}: mIoU {results.miou:.1f}')
-  if distributed.is_first():
-    try:
-      write_png(workdir / 'validation' / f'step_{step:06d}.png', picture)
-    except UserError as error:
-      distributed.tell(f'warning: {error}; training continues')
-  return picture
 
 
 class _Evaluation:
@@ -374,15 +323,6 @@ def _about_data(config: ResolvedRunConfig) -> dict[str, Any]:
   """The description of the data in a saved model: enough to recreate the samples, without paths."""
   data = config.to_json()['data']
   return {name: data[name] for name in ('dataset', 'scenes') if data[name] is not None}
-
-
-def _headline(config: RunConfig, results: Results) -> str:
-  return f'{config.data.dataset} {config.final_split}, {config.model.fusion}: mIoU {results.miou:.1f}'
-
-
-def _curves(results: Results) -> dict[str, float]:
-  """The curves of an evaluation in TensorBoard: mIoU, in total and by kind of expression."""
-  return {'mIoU': results.miou, **{f'mIoU_{kind}': results.metrics(kind=kind)['mIoU'] for kind in results.kinds}}
 
 
 def _devices(mesh: Mesh) -> str:
