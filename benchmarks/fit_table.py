@@ -260,8 +260,12 @@ of 64 fits, accumulated if needed; the parameters are f32, the computation bf16 
 the recipe's updates on RefCOCO (25 epochs for ViT-L and ViT-H, 40 for ViT-B) on this one device, without evaluation. Inference is the
 forward pass of a batch of up to 8 images with a sentence each.
 On GPUs nine tenths of the memory are used (`XLA_PYTHON_CLIENT_MEM_FRACTION=0.9`); scratch memory of cuDNN and what XLA's autotuning
-chooses are unknown without the card, so leave a margin. `python -m ditsam_jax.compile_report --fit=DEVICE` confirms a row, and finds
-more settings.
+chooses are unknown without the card, so leave a margin.
+
+Above each table is the command that trains. `python -m ditsam_jax.compile_report --fit=DEVICE` with its `--config` options
+searches more settings and compiles the ones that it proposes. One cell alone, training or inference, is computed by
+
+    JAX_PLATFORMS=cpu python benchmarks/fit_table.py --models vit_b --sizes 512 --devices l4:1 --work inference
 """  # noqa: E501
 
 

@@ -3,7 +3,7 @@
   python -m ditsam_jax.compile_report --config=ldit --topology=h100:8 --config.dtype=bfloat16
   python -m ditsam_jax.compile_report --config=ldit --topology=v5e:4x4 --compare=mesh.fsdp=16,mesh.data=1 \\
     --compare=mesh.fsdp=4,mesh.data=4 --compare=topology=h100:8x2,data.batch_size=512
-  python -m ditsam_jax.compile_report --config=ldit --fit=rtx4090:1
+  python -m ditsam_jax.compile_report --config=ldit --fit=rtx4090
 
 Compiles the real train step with the TPU compiler (extras `train` and `tpu`) or the CUDA one (`train` and `cuda12` or
 `cuda13`).
@@ -32,6 +32,7 @@ from ditsam_jax.analysis.workloads import program
 from ditsam_jax.config import changes, files
 from ditsam_jax.config.run import RunConfig
 from ditsam_jax.errors import UserError
+from ditsam_jax.fields import did_you_mean
 from ditsam_jax.models.flops import training_flops
 from ditsam_jax.options import Parser
 from ditsam_jax.storage.files import write_json
@@ -81,6 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
   jax.config.update('jax_platforms', 'cpu')  # compilers need no accelerator; do not look for one
   if options.fit is not None:
     return _fit(options, overrides)
+  if twice := [text for text in set(options.compare) if options.compare.count(text) > 1]:
+    raise UserError(f'--compare={twice[0]} is given twice; leave one out')
   cases = {text or options.topology: _case(options, overrides, text) for text in options.compare or ['']}
   _check_outputs(options)
 
@@ -111,9 +114,11 @@ def report(config: ConfigDict, target: Target) -> Report:
 
 def _check_outputs(options: argparse.Namespace) -> None:
   """Creates the folders of the files. Raises UserError if one cannot be written, before minutes of compiling."""
+  if options.picture and options.picture.suffix.lower() != '.png':
+    raise UserError(f'--picture={printable(options.picture)}: pictures are PNG files; name it FILE.png')
   if options.json and options.picture and options.json.resolve() == options.picture.resolve():
     raise UserError(f'--json and --picture are both {printable(options.json)}; name two files')
-  for option, file in (('--json', options.json), ('--picture', options.picture)):
+  for option, file in (('--json', options.json), ('--picture', options.picture), ('--cache', options.cache)):
     if not file:
       continue
     try:
@@ -130,9 +135,9 @@ def _check_outputs(options: argparse.Namespace) -> None:
 def _fit(options: argparse.Namespace, overrides: list[str]) -> int:
   target = targets.parse_topology(options.fit)
   config = files.load(options.config, overrides)
+  options.cache = options.cache or cache_folder() / 'figures.json'
   _check_outputs(options)
-  cache = options.cache or cache_folder() / 'figures.json'
-  found = fit.training(config, overrides, target, Store(cache))
+  found = fit.training(config, overrides, target, Store(options.cache))
   print(fit.described(found, options.config, overrides))
   if options.json:
     write_json(options.json, fit.to_json(found))
@@ -142,7 +147,15 @@ def _fit(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def _case(options: argparse.Namespace, overrides: list[str], text: str) -> tuple[Target, ConfigDict]:
   """Returns the target and the config of one column."""
-  given = (change.partition('=') for change in re.split(r',(?=[a-z_][\w.]*=)', text) if change)
+  given = [change.partition('=') for change in re.split(r',(?=[a-z_][\w.]*=)', text) if change]
+  for name, equals, _ in given:
+    if not equals:
+      raise UserError(
+        f'--compare={text}: expected FIELD=VALUE,..., such as mesh.fsdp=4,mesh.data=4 or topology=h100:8; '
+        '--compare= is the config as given'
+      )
+    if name != 'topology' and (hint := did_you_mean(name, ['topology'])):
+      raise UserError(f'--compare={text}: {name} is unknown; {hint.strip()}')
   different: dict[str, str] = {name: value for name, _, value in given}
   target = targets.parse_topology(different.pop('topology', options.topology))
   return target, files.load(options.config, overrides + [f'{name}={value}' for name, value in different.items()])

@@ -78,6 +78,10 @@ def test_the_training_step_in_table_json_and_picture(tmp_path):
     (['--fit=h100:1', '--compare=dtype=float32'], '--fit finds settings by itself'),
     (['--topology=h100:1', '--cache=figures.json'], '--cache belongs to --fit'),
     (['--topology=v5e:2x2', '--compare=mesh.fdsp=4'], "did you mean 'fsdp'"),
+    (['--topology=v5e:2x2', '--compare=topolgy=h100:8'], "topolgy is unknown; did you mean 'topology'"),
+    (['--topology=v5e:2x2', '--compare=mesh'], r'--compare=mesh: expected FIELD=VALUE,\.\.\.'),
+    (['--topology=v5e:2x2', '--compare=seed=1', '--compare=seed=1'], '--compare=seed=1 is given twice'),
+    (['--fit=h100', '--config.accumulate=4'], '--fit chooses the accumulation'),
     (['--topology=v5e:2x2', '--config.mesh.fsdp=3'], 'there are 4'),
     (['--topology=v5e:1x1', '--config.accumulate=4', '--config.data.batch_size=6'], 'multiple of 4'),
   ],
@@ -92,9 +96,11 @@ def test_refusals(monkeypatch, arguments, expected):
   'options, expected',
   [
     (['--fit=h100:1', '--json={0}'], '--json=.*: a folder or a device'),
+    (['--fit=h100:1', '--cache={0}/file/x'], '--cache=.*: cannot be written .*; name another'),
     (['--topology=h100:8', '--json={0}'], '--json=.*: a folder or a device'),
     (['--topology=h100:8', '--picture={0}/file/x.png'], '--picture=.*: cannot be written .*; name another'),
-    (['--topology=h100:8', '--json={0}/x', '--picture={0}/x'], 'are both .*; name two files'),
+    (['--topology=h100:8', '--json={0}/x.png', '--picture={0}/x.png'], 'are both .*; name two files'),
+    (['--topology=h100:8', '--picture={0}/x.jpg'], 'pictures are PNG files; name it FILE.png'),
   ],
 )
 def test_outputs_that_cannot_be_written_are_refused_before_compiling(monkeypatch, tmp_path, options, expected):

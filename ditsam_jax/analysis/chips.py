@@ -47,6 +47,7 @@ class Chip:
   hbm_bandwidth: float  # bytes/s
   ici_bandwidth: float  # bytes/s sent over all links: half of the published bidirectional bandwidth
   slices: tuple[str, ...] = ()  # topologies on offer; any number of GPUs
+  most_per_host: int = 8  # TPU chips of the largest slice that one host has
   f32_flops: float | None = None  # of products of f32 arrays at JAX's default precision, if slower: TF32 on GPUs
   adapter: float = 0  # bytes/s of the network per GPU; 0 where hosts share the links
   host_network: float = 0  # bytes/s of the network per host, shared by its GPUs
@@ -76,6 +77,7 @@ _TPUS = (
     2765e9,
     600e9,
     ('2x2x1', '2x2x2', '2x2x4', '2x4x4', '4x4x4', '4x4x8', '4x8x8', '8x8x8', '8x8x16', '8x16x16'),
+    most_per_host=4,
   ),
   Chip('v6e', 918e12, 32 << 30, 1638e9, 400e9, _SQUARE),
 )

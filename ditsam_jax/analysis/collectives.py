@@ -6,10 +6,14 @@ The TPU compiler emits some reduce-scatters as fusions of an all-reduce and a sl
 
 Bytes sent per chip assume bandwidth-optimal ring algorithms: (n - 1) / n of the full array for all-gather,
 reduce-scatter and all-to-all over n chips, twice that for all-reduce, and the full array for collective-permute.
+Where a group spans hosts, rings pass through all its chips of a host before they leave it, so g of them share what
+crosses the network; in an all-to-all each chip sends its pieces for other hosts, and a permuted array may all go there.
 """
 
 import dataclasses
 import re
+
+import numpy as np
 
 from ditsam_jax.analysis.hlo import ASYNC_START, Computation, Instruction, Module
 from ditsam_jax.analysis.replica_groups import groups
@@ -29,12 +33,17 @@ class Collective:
   overlapped: bool  # runs concurrently with other work
   op_name: str  # the JAX operation it comes from
   shapes: str  # of its operands, for display
-  between_hosts: bool = False  # a group has chips of several hosts
+  crossing: float = 0.0  # bytes of `sent` that go to other hosts
 
   @property
   def bytes(self) -> float:
     """Bytes sent per chip in one call of the program."""
     return self.sent * self.times
+
+  @property
+  def bytes_between_hosts(self) -> float:
+    """Those that go to other hosts."""
+    return self.crossing * self.times
 
 
 def collectives(module: Module, per_host: int | None = None) -> list[Collective]:
@@ -100,7 +109,6 @@ def _collective(
   size = sum(shape.bytes for shape in operands)
   members = groups(instruction.attributes, module.partitions)
   chips = module.partitions if kind == 'collective-permute' else members.shape[1]
-  hosts = members // per_host if per_host else members * 0
   share = (chips - 1) / chips
   sent = {
     'all-gather': size * (chips - 1),
@@ -118,8 +126,21 @@ def _collective(
     overlapped,
     op_name,
     ' '.join(f'{shape.dtype}[{",".join(map(str, shape.dims))}]' for shape in operands),
-    bool((hosts != hosts[:, :1]).any()),
+    sent * _crossing(kind, members // per_host) if per_host else 0.0,
   )
+
+
+def _crossing(kind: str, hosts: np.ndarray) -> float:
+  """The part of the bytes sent that goes to other hosts, from the host of each chip, int [groups, chips]."""
+  parts = [0.0]
+  for group in hosts:
+    count = np.unique(group, return_counts=True)[1]
+    if len(count) > 1:
+      least = int(count.min())  # chips on one host, which limit its share of the network
+      parts.append(
+        {'collective-permute': 1.0, 'all-to-all': (len(group) - least) / (len(group) - 1)}.get(kind, 1 / least)
+      )
+  return max(parts)
 
 
 def _kind(instruction: Instruction) -> str | None:

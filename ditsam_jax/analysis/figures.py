@@ -1,7 +1,7 @@
 """Memory and estimated time of compiled programs, kept in a JSON file: a program is compiled once.
 
 Figures are cached under everything that determines a program. After a change of the source code, the program is lowered
-again (seconds) but compiled again (minutes) only if it differs.
+again (seconds) but compiled again (minutes) only if it differs, or if the analysis does (METHOD).
 
 GPUs that share a compiled program (a100-40 and a100-80) share its figures. For them, programs are compiled for a card
 with ample memory: then the compiler never recomputes values to save memory, memory grows by the same amount with every
@@ -32,6 +32,8 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.lowering import without_source_lines
 from ditsam_jax.storage.files import read_json, write_json
 
+# The version of the analysis. To be raised when figures of an unchanged program change; a test notices.
+METHOD = 2
 _PACKAGE = Path(__file__).parents[1]
 # What programs are made of: after a change of these files, programs are compared.
 _SOURCES = (
@@ -99,7 +101,9 @@ class Store:
   def get(self, description: dict[str, Any], target: Target) -> Figures | None:
     """Returns the figures of a program, or None if they are not known for the present source code."""
     entry = self._all.get(_key(description, target))
-    return _figures_of(entry) if entry and (self._outdated or entry.get('sources') == _source_hash()) else None
+    if entry is None or not self._outdated and (not _covers(entry, target) or entry.get('sources') != _source_hash()):
+      return None
+    return _figures_of(entry)
 
   def find(
     self,
@@ -124,8 +128,9 @@ class Store:
       with without_source_lines():
         lowered = lower()
       program = hashlib.sha256(lowered.as_text().encode()).hexdigest()
-      if entry.get('program') != program:
-        entry = dataclasses.asdict(make(lowered)) | {'target': _made_for(target), 'program': program}
+      if entry.get('program') != program or not _covers(entry, target):
+        entry = dataclasses.asdict(make(lowered))
+        entry |= {'target': _made_for(target), 'program': program, 'method': METHOD}
     self._all[key] = entry | {'sources': _source_hash()}
     if self._file is not None:
       self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -144,6 +149,11 @@ class Store:
 
 def _figures_of(entry: dict[str, Any]) -> Figures:
   return Figures(entry['bytes'], entry['seconds'], entry['compile_seconds'])
+
+
+def _covers(entry: dict[str, Any], target: Target) -> bool:
+  """Whether an entry was made by the present analysis, for the target's chip among others."""
+  return entry.get('method') == METHOD and (entry['seconds'] is None or target.chip.name in entry['seconds'])
 
 
 def _is_entry(value: Any) -> bool:

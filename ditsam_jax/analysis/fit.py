@@ -1,6 +1,7 @@
 """`compile_report --fit`: which settings of a config fit a target, and the command to train with the fastest."""
 
 import dataclasses
+import shlex
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -13,8 +14,10 @@ from ditsam_jax.analysis.workloads import Training
 from ditsam_jax.config import checks, lengths
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.execution import AUTO, automatic
+from ditsam_jax.parallel.sharding import MOST_FSDP
 from ditsam_jax.terminal import aligned, say
 
+_HOST = 8  # GPUs that a host usually has at most
 # Parts that may stay as they are, in place of training everything, if nothing else fits.
 _FROZEN = (('text_encoder',), ('image_encoder', 'text_encoder'))
 
@@ -45,9 +48,11 @@ def training(config: ConfigDict, overrides: list[str], target: Target, store: St
   where the chip has units for it, and parts are frozen only if nothing else fits.
 
   Raises:
-    UserError: the compiler is missing, or the devices do not divide the batch.
+    UserError: the compiler is missing, the devices do not divide the batch, or `accumulate` is among the overrides.
   """
   given = {override.partition('=')[0] for override in overrides}
+  if 'accumulate' in given:
+    raise UserError('--fit chooses the accumulation; leave --config.accumulate out')
   run = lengths.resolve(config, lambda: lengths.samples_without_data(checks.check(config)))
   work = Training(config, target, store, say)
   if run.data.batch_size % work.shares:
@@ -96,12 +101,14 @@ def described(found: Fit, config: str, overrides: list[str]) -> str:
     rows.append((settings.dtype, settings.remat, settings.freeze or '-', str(choice.largest), parts, rate))
   lines += aligned(rows, left=len(rows[0]))
   if found.best is None:
-    lines += ['', f'Nothing fits. Use more devices (their memory adds up: --fit={_larger(target)}) or a smaller model.']
+    more = _larger(target)
+    devices = f'more devices (their memory adds up: --fit={more}) or ' if more else ''
+    lines += ['', f'Nothing fits. Use {devices}a smaller model.']
     return '\n'.join(lines)
   changes = command_changes(found.best, overrides)
-  lines += ['', 'python -m ditsam_jax.train --config=' + ' '.join([config, *changes, '--workdir=runs/fit'])]
-  if target.chip.silicon:
-    lines[-1] = 'XLA_PYTHON_CLIENT_MEM_FRACTION=0.9 ' + lines[-1]
+  lines += ['', _launcher(target) + shlex.join([f'--config={config}', *changes, '--workdir=runs/fit'])]
+  if target.hosts > 1:
+    lines += ['', 'The workdir must be in a folder that all hosts share, or in a bucket.']
   lines += [
     '',
     f'{found.steps:,} updates take about {found.hours:.3g} hours, by roofline estimates; real steps take longer.',
@@ -132,10 +139,23 @@ def to_json(found: Fit) -> dict[str, Any]:
   }
 
 
+def _launcher(target: Target) -> str:
+  """The command that starts training on a target's hosts, up to its options."""
+  command = 'python -m ditsam_jax.train '
+  if target.per_host is None:
+    return command + ('--hosts=pod ' if target.hosts > 1 else '')
+  nodes = f'--nodes={target.hosts} --ntasks-per-node={target.per_host} --gpus-per-node={target.per_host}'
+  return 'XLA_PYTHON_CLIENT_MEM_FRACTION=0.9 ' + (f'srun {nodes} ' if target.hosts > 1 else '') + command
+
+
 def _larger(target: Target) -> str:
-  """A topology with more devices."""
-  if target.per_host:
+  """A topology with more devices that share the weights by default; '' if there is none."""
+  if target.count >= MOST_FSDP:
+    return ''
+  if target.per_host is None:
+    slices = target.chip.slices
+    following = slices[slices.index(target.topology.partition(':')[2]) + 1 :]
+    return f'{target.chip.name}:{following[0]}' if following else ''
+  if target.hosts == 1 and 2 * target.count <= _HOST:
     return f'{target.chip.name}:{2 * target.count}'
-  more = [s for s in target.chip.slices if target.topology != f'{target.chip.name}:{s}']
-  place = target.chip.slices.index(target.topology.partition(':')[2])
-  return f'{target.chip.name}:{target.chip.slices[min(place + 1, len(target.chip.slices) - 1)]}' if more else ''
+  return f'{target.chip.name}:{target.per_host}x{2 * target.hosts}'

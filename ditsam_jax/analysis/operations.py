@@ -67,7 +67,9 @@ def operations(module: Module) -> list[Operation]:
       if flops or moved:
         f32 = flops > 0 and _multiplies_f32(module, computation, instruction)
         op_name, source = sources.of(computation, instruction)
-        result = max(instruction.shapes, key=lambda shape: shape.bytes)
+        # cuBLAS and cuDNN return their scratch memory as bytes.
+        results = [shape for shape in instruction.shapes if shape.dtype not in ('s8', 'u8')] or instruction.shapes
+        result = max(results, key=lambda shape: shape.bytes)
         shape = f'{result.dtype}[{",".join(map(str, result.dims))}]'
         overlapped = instruction.opcode.endswith('-start')
         found.append(Operation(flops, moved, times, overlapped, op_name, f32, instruction.name, shape, source))

@@ -94,7 +94,7 @@ def points(
     sizes: the first to try, ascending.
   """
   tried: dict[int, Figures] = {}
-  linear = True  # the last prediction was right
+  linear = bisected = True  # the last prediction was right; the last size but one halved the range
 
   for size in sizes:
     # The compiler for GPUs gives figures of what does not fit, too.
@@ -103,14 +103,15 @@ def points(
   while True:
     low, high = _bounds(tried, target)
     line = Line.through(tried, target.chip.name)
-    if line is not None:
-      guess = max(low, min(line.largest(room_of(target)), high - 1))
-    else:  # the compiler of TPUs may refuse a program without a figure
-      guess = high // 2 if low == 0 else min(2 * low, high - 1)
-    if guess == low and not linear and high > low + 1:
-      guess = low + 1
-    if guess == low:
-      return guess, tried
+    expected = line.largest(room_of(target)) if line else 0
+    if high - low <= max(1, _TOLERANCE * low) or line and linear and expected == low:
+      return low, tried
+    if line is None and low:  # the compiler of TPUs may refuse a program without a figure
+      guess = min(2 * low, high - 1)
+    elif low < expected < high and (linear or bisected):
+      guess, bisected = expected, False
+    else:  # memory need not grow linearly: the compiler may change a program's form at some size
+      guess, bisected = (low + high) // 2, True
     tried[guess] = found = measure(settings, guess, 1)
     if line is not None and found.bytes is not None:
       linear = abs(line.bytes[0] + line.bytes[1] * guess - found.bytes) < _TOLERANCE * found.bytes

@@ -74,8 +74,8 @@ class Report:
 
   @property
   def sent_between_hosts(self) -> float:
-    """Bytes of collectives among GPUs of several hosts, per GPU and step."""
-    return sum(collective.bytes for collective in self.collectives if collective.between_hosts)
+    """Bytes sent to GPUs of other hosts, per GPU and step."""
+    return sum(collective.bytes_between_hosts for collective in self.collectives)
 
   def by_kind(self) -> dict[str, tuple[int, float]]:
     """Collectives executed per step and bytes sent per chip, by kind."""

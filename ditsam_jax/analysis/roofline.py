@@ -3,9 +3,9 @@
 Operations run one after another. Each takes the longer of its FLOPs at the chip's bf16 peak and its bytes at memory
 bandwidth. Asynchronous copies are free unless all memory traffic together takes longer than the operations; overlapped
 collectives are free unless all communication together does. Other collectives block the chip. Products of f32 arrays
-count at the chip's peak for them (TF32 on GPUs). A collective among GPUs of several hosts takes the network's
-bandwidth, in place of NVLink's. Vector units, latencies and the missing torus links of small slices are ignored, so a
-real step takes longer.
+count at the chip's peak for them (TF32 on GPUs). A collective among GPUs of several hosts takes as long as the slower
+of its two ways: the network, for bytes that leave the host, and the links within hosts, for the others. Vector units,
+latencies and the missing torus links of small slices are ignored, so a real step takes longer.
 """
 
 import dataclasses
@@ -59,8 +59,8 @@ def roofline(
   hbm = max(hbm, moved(operations) / chip.hbm_bandwidth - compute)
 
   def seconds(collective: Collective) -> float:
-    rate = network if network and collective.between_hosts else chip.ici_bandwidth
-    return collective.bytes / rate
+    crossing = collective.bytes_between_hosts if network else 0.0
+    return max((collective.bytes - crossing) / chip.ici_bandwidth, crossing / (network or chip.ici_bandwidth))
 
   exposed = sum(seconds(c) for c in collectives if not c.overlapped)
   total = sum(map(seconds, collectives))

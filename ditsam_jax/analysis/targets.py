@@ -1,6 +1,6 @@
 """What a program is compiled for: TPU slices and GPU hosts, on a machine that has neither.
 
-A topology is 'v5e:4x4' (a TPU slice), 'h100:8' (eight GPUs in one host) or 'h100:8x4' (four such hosts).
+A topology is 'v5e:4x4' (a TPU slice), 'h100:8' (eight GPUs in one host; 'h100' is one) or 'h100:8x4' (four such hosts).
 """
 
 import contextlib
@@ -47,6 +47,12 @@ class Target:
     return 'cuda' if self.chip.silicon else 'tpu'
 
   @property
+  def hosts(self) -> int:
+    """Number of hosts."""
+    per_host = self.per_host or self.chip.most_per_host
+    return math.ceil(self.count / per_host)
+
+  @property
   def network_bandwidth(self) -> float | None:
     """Bytes/s between hosts per GPU; None for TPUs, whose links connect all chips."""
     return None if self.per_host is None else self.chip.network_bandwidth(self.per_host)
@@ -64,17 +70,21 @@ class Target:
 
 def parse_topology(topology: str) -> Target:
   """Parses a topology. Raises UserError, listing known ones."""
-  name, _, shape = topology.partition(':')
+  name, colon, shape = topology.partition(':')
   chip = CHIPS.get(name)
   if chip is None:
+    sizes = [known for known in CHIPS if known.startswith(f'{name}-')]
+    hint = f'did you mean {" or ".join(map(repr, sizes))}? ' if sizes else did_you_mean(name, CHIPS)
     raise UserError(
-      f'topology {topology!r} is unknown; {did_you_mean(name, CHIPS)}expected CHIP:SHAPE with a chip of '
+      f'topology {topology!r} is unknown; {hint}expected CHIP:SHAPE with a chip of '
       f'{", ".join(CHIPS)}, such as v5e:4x4 (a TPU slice), h100:8 (GPUs of one host) or h100:8x4 (four such hosts)'
     )
   if chip.silicon is None:
     if shape not in chip.slices:
       raise UserError(f'topology {topology!r} is unknown; slices of {name} are {", ".join(chip.slices)}')
     return Target(topology, chip, math.prod(map(int, shape.split('x'))))
+  if not colon:
+    topology, shape = f'{name}:1', '1'
   found = re.fullmatch(r'([1-9]\d{0,3})(?:x([1-9]\d{0,3}))?', shape)
   count = int(found[1]) * int(found[2] or 1) if found else 0
   if not found or count > MOST_GPUS:

@@ -43,8 +43,8 @@ def test_gathered_weights_and_gradients_between_two_hosts():
   assert sum(o.flops * o.times for o in operations(module)) == 2 * 2 * 1024 * 512 * 512  # forward, and the gradient
   found = collectives(module, target.per_host)
   (gather,) = [c for c in found if c.kind == 'all-gather']
-  assert (gather.chips, gather.between_hosts, gather.bytes) == (2, False, 512 * 512 * 2 / 2)
-  assert any(c.between_hosts for c in found if c.kind in ('all-reduce', 'reduce-scatter'))
+  assert (gather.chips, gather.crossing, gather.bytes) == (2, 0, 512 * 512 * 2 / 2)
+  assert any(c.crossing for c in found if c.kind in ('all-reduce', 'reduce-scatter'))
 
 
 @pytest.mark.parametrize('topology, call', [('a100-80:1', 'triton'), ('h100:1', '__cudnn$fmha')])

@@ -5,10 +5,12 @@ import pytest
 
 from ditsam_jax.analysis.chips import CHIPS
 from ditsam_jax.analysis.collectives import collectives
+from ditsam_jax.analysis.figures import METHOD
 from ditsam_jax.analysis.hlo import Module
 from ditsam_jax.analysis.operations import operations
 from ditsam_jax.analysis.replica_groups import groups
 from ditsam_jax.analysis.roofline import roofline
+from ditsam_jax.analysis.targets import parse_topology
 
 
 def module(instructions: str, partitions: int = 1) -> Module:
@@ -33,6 +35,7 @@ def test_products_in_cublas(dtype, size):
   assert found.flops == 2 * 512 * 96 * 768
   assert found.bytes == size * (512 * 768 + 768 * 96 + 512 * 96)
   assert found.f32 == (dtype == 'f32')
+  assert found.result == f'{dtype}[512,96]'
 
 
 @pytest.mark.parametrize('name', ['Forward', 'BackwardInput', 'BackwardFilter'])
@@ -86,13 +89,40 @@ TWO_HOSTS = """
 def test_collectives_within_and_between_hosts():
   """Eight GPUs in two hosts: weights are gathered within a host, gradients are reduced between them."""
   gather, reduce = collectives(module(TWO_HOSTS, partitions=8), per_host=4)
-  assert (gather.kind, gather.chips, gather.between_hosts, gather.overlapped) == ('all-gather', 4, False, False)
+  assert (gather.kind, gather.chips, gather.crossing, gather.overlapped) == ('all-gather', 4, 0, False)
   assert gather.sent == 3 * (8 * 4 * 4 + 8 * 4 * 2)
-  assert (reduce.kind, reduce.chips, reduce.between_hosts, reduce.overlapped) == ('all-reduce', 2, True, True)
+  assert (reduce.kind, reduce.chips, reduce.crossing, reduce.overlapped) == ('all-reduce', 2, reduce.sent, True)
   h100, network = CHIPS['h100'], 50e9
   assert roofline(h100, [], [gather], network).links == pytest.approx(gather.sent / 450e9)
   assert roofline(h100, [], [reduce], network).links == pytest.approx(reduce.sent / 50e9)
-  assert not any(c.between_hosts for c in collectives(module(TWO_HOSTS, partitions=8)))  # a TPU slice
+  assert not any(c.crossing for c in collectives(module(TWO_HOSTS, partitions=8)))  # a TPU slice
+
+
+@pytest.mark.parametrize(
+  'kind, members, sent, crossing',
+  [
+    # A ring through a host's eight GPUs, to the next host: eight GPUs share what leaves the host.
+    ('all-gather', 'replica_groups=[1,16]<=[16], dimensions={0}', 15 * 80, 15 * 80 / 8),
+    ('all-reduce', 'replica_groups=[1,16]<=[16], to_apply=%add', 2 * 75, 2 * 75 / 8),
+    ('all-gather', 'replica_groups=[4,4]<=[4,4]T(1,0), dimensions={0}', 3 * 80, 3 * 80 / 2),  # two of each host
+    ('all-gather', 'replica_groups=[2,8]<=[16], dimensions={0}', 7 * 80, 0),  # hosts apart
+    ('all-gather', 'replica_groups={{0,1,2,8},{9,10,11,3}}, dimensions={0}', 3 * 80, 3 * 80),  # one is alone
+    # Each GPU sends 5 bytes to every other one.
+    ('all-to-all', 'replica_groups=[1,16]<=[16], dimensions={0}', 75, 5 * 8),
+    ('collective-permute', 'source_target_pairs={{0,1},{1,0}}', 80, 0),
+    ('collective-permute', 'source_target_pairs={{7,8},{8,7}}', 80, 80),
+  ],
+)
+def test_the_part_of_a_collective_that_leaves_the_host(kind, members, sent, crossing):
+  """Sixteen GPUs in two hosts, each with 80 bytes."""
+  text = f'  %a = s8[80]{{0}} parameter(0)\n  ROOT %r = s8[80]{{0}} {kind}(%a), channel_id=1, {members}'
+  [found] = collectives(module(text, partitions=16), per_host=8)
+  assert (found.sent, found.crossing) == (pytest.approx(sent), pytest.approx(crossing))
+  h100, l4 = parse_topology('h100:8x2'), parse_topology('l4:8x2')
+  within = sent - crossing
+  for target, network in ((h100, 50e9), (l4, 12.5e9 / 8)):
+    time = max(within / target.chip.ici_bandwidth, crossing / network)
+    assert roofline(target.chip, [], [found], target.network_bandwidth).links == pytest.approx(time)
 
 
 def test_combined_collectives_write_all_their_results():
@@ -133,3 +163,39 @@ def test_f32_products_take_the_peak_of_tf32():
 
 def _only_flops(operation):
   return operation.__class__(operation.flops, 0, 1, False, '', operation.f32)
+
+
+STEP = (
+  TWO_HOSTS.replace('[8,4]', '[4096,768]').replace('[32,4]', '[16384,768]')
+  + """
+  %y = f32[768,3072]{1,0} parameter(2)
+  %z = bf16[768,3072]{1,0} parameter(3)
+  %bf16 = bf16[4096,3072]{1,0} dot(%b, %z), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %f32 = f32[768,768]{1,0} dot(%y, %y), lhs_contracting_dims={1}, rhs_contracting_dims={1}
+  %sum = f32[4096,768]{1,0} add(%a, %a)"""
+)
+# Its microseconds in version 2 of the analysis: compute, memory, links.
+MICROSECONDS = {
+  'v5e': (98.11, 164, 283.1),
+  'v5p': (50, 27.65, 94.37),
+  'v6e': (0, 131.1, 141.6),
+  'a100-40': (85.18, 52.89, 554),
+  'a100-80': (85.18, 20.12, 586.8),
+  'h100': (26.87, 37.22, 313.4),
+  'b200': (11.81, 15.03, 287.7),
+  'l4': (159.7, 555.9, 5080),
+  't4': (2833, 125.8, 4606),
+  'rtx4090': (160.9, 52.13, 5583),
+}
+
+
+def test_the_analysis_gets_a_new_version_when_its_figures_change():
+  """If this fails, figures of compiled programs have changed: raise figures.METHOD and record the new ones."""
+  assert METHOD == 2
+  found = module(STEP, partitions=8)
+  for name, chip in CHIPS.items():
+    network = chip.network_bandwidth(4) if chip.silicon else None
+    time = roofline(chip, operations(found), collectives(found, 4 if chip.silicon else None), network)
+    assert [1e6 * part for part in (time.compute, time.hbm, time.links)] == pytest.approx(
+      MICROSECONDS[name], rel=1e-3
+    ), name

@@ -1,6 +1,7 @@
 """The search for settings, with programs whose memory and time are known formulas."""
 
 import math
+import shlex
 from types import SimpleNamespace
 
 import pytest
@@ -67,6 +68,24 @@ def test_a_prediction_that_was_wrong_is_corrected():
   room = room_of(GPU) / GIB
   assert largest == max(n for n in range(100) if 2 + n + 0.03 * n**2 <= room)
   assert len(machine.compiled) <= 6
+
+
+@pytest.mark.parametrize('step', [65, 700, 3000, 3771, 4000])
+@pytest.mark.parametrize('above', [1.001, 10])
+def test_memory_that_jumps_at_some_size_costs_few_compilations(step, above):
+  """The program takes another form from `step` images on, and then does not fit."""
+
+  compiled = []
+
+  def measure(settings, images, parts):
+    compiled.append(images)
+    room = room_of(GPU)
+    needed = room * (0.2 + 0.1 * images / 4096) if images < step else room * (above + images / 4096)
+    return Figures(int(needed), {'l4': 0.001 * images}, 1.0)
+
+  largest, tried = points(measure, GPU, NONE, (2, 64))
+  assert largest in tried and step - 1 - 0.01 * step <= largest < step
+  assert len(compiled) <= 16
 
 
 @pytest.mark.parametrize('state', [2, 13.5, 14.5, 17])
@@ -138,7 +157,29 @@ def test_figures_are_compiled_once_and_kept_in_a_file(tmp_path):
   assert len(made) == 1
   store = Store(file)
   assert store.get({'model': 'b'}, GPU) is None and store.get({'model': 'a'}, TPU) is None
-  assert store.get({'model': 'a'}, parse_topology('rtx4090:1')) is not None  # shares the program
+
+
+def test_figures_of_another_analysis_or_without_the_chip_are_made_again(tmp_path, monkeypatch):
+  """Cards of one architecture share a program; figures of an earlier version of the analysis are for display only."""
+  file, made = tmp_path / 'figures.json', []
+  other = parse_topology('rtx4090:1')
+
+  def find(target, seconds):
+    def make(lowered):
+      made.append(target.chip.name)
+      return Figures(5, seconds, 60.0)
+
+    return Store(file).find({}, target, lambda: program('a'), make)
+
+  find(GPU, {'l4': 0.5})
+  assert Store(file).get({}, other) is None  # the card was added later
+  find(other, {'l4': 0.5, 'rtx4090': 0.25})
+  find(GPU, {})
+  assert made == ['l4', 'rtx4090'] and Store(file).get({}, GPU) is not None
+  monkeypatch.setattr(figures, 'METHOD', figures.METHOD + 1)
+  assert Store(file).get({}, GPU) is None and Store(file, outdated=True).get({}, GPU) is not None
+  find(GPU, {'l4': 0.75})
+  assert made[2:] == ['l4'] and Store(file).get({}, GPU).seconds == {'l4': 0.75}
 
 
 @pytest.mark.parametrize('text, compiled', [('a', 1), ('b', 2)])
@@ -210,5 +251,47 @@ def test_the_command_and_the_hours():
     '--config.dtype=bfloat16 --config.remat=none --config.accumulate=8 --workdir=runs/fit'
   ) in text
   assert found.hours == pytest.approx(9000 * 64 / 100 / 3600) and '1.6 hours' in text
-  nothing = fit.described(fit.Fit(GPU, 64, 1, 9000, (Choice(NONE, 0, 0, 0.0),), None), 'ldit', [])
-  assert 'Nothing fits' in nothing and '--fit=l4:2' in nothing and 'ditsam_jax.train' not in nothing
+
+
+@pytest.mark.parametrize(
+  'topology, command',
+  [
+    ('v5e:2x4', 'python -m ditsam_jax.train --config'),
+    ('v5e:4x4', 'python -m ditsam_jax.train --hosts=pod --config'),
+    (
+      'h100:8x4',
+      'XLA_PYTHON_CLIENT_MEM_FRACTION=0.9 srun --nodes=4 --ntasks-per-node=8 --gpus-per-node=8 '
+      'python -m ditsam_jax.train --config',
+    ),
+  ],
+)
+def test_the_command_starts_all_hosts(topology, command):
+  target = parse_topology(topology)
+  choice = Choice(Settings('bfloat16', 'none', ''), 12, 8, 100.0)
+  text = fit.described(fit.Fit(target, 64, 1, 9000, (choice,), choice), 'ldit', ["data.data_dir=it's mine"])
+  [line] = [line for line in text.splitlines() if 'ditsam_jax.train' in line]
+  assert line.startswith(command)
+  assert "--config.data.data_dir=it's mine" in shlex.split(line)
+  assert ('all hosts share' in text) == (target.hosts > 1)
+
+
+@pytest.mark.parametrize(
+  'topology, more',
+  [
+    ('l4:1', 'l4:2'),
+    ('h100:8', 'h100:8x2'),
+    ('h100:4x2', 'h100:4x4'),
+    ('h100:8x4', None),  # `fsdp` stops at 16 devices, so the memory of more does not add up
+    ('v5e:2x4', 'v5e:4x4'),
+    ('v5e:16x16', None),
+  ],
+)
+def test_if_nothing_fits_more_devices_are_named_as_long_as_they_help(topology, more):
+  found = fit.Fit(parse_topology(topology), 64, 1, 9000, (Choice(NONE, 0, 0, 0.0),), None)
+  text = fit.described(found, 'ldit', [])
+  assert text.endswith(
+    f'Nothing fits. Use more devices (their memory adds up: --fit={more}) or a smaller model.'
+    if more
+    else 'Nothing fits. Use a smaller model.'
+  )
+  assert 'ditsam_jax.train' not in text

@@ -15,6 +15,7 @@ from ditsam_jax.ops.attention import cudnn
     ('v5e:4x8', 'v5e', 32, None),
     ('v5p:2x2x4', 'v5p', 16, None),
     ('h100:8', 'h100', 8, 1),
+    ('t4', 't4', 1, 1),
     ('a100-80:8x4', 'a100-80', 32, 4),
   ],
 )
@@ -22,6 +23,14 @@ def test_topologies_are_parsed(topology, chip, count, hosts):
   target = parse_topology(topology)
   assert (target.chip.name, target.count) == (chip, count)
   assert (target.per_host and target.count // target.per_host) == hosts
+  assert topology in (target.topology, target.chip.name)
+
+
+@pytest.mark.parametrize(
+  'topology, hosts', [('v5e:2x4', 1), ('v6e:4x4', 2), ('v5p:2x2x1', 1), ('v5p:2x2x2', 2), ('l4:8', 1), ('l4:2x3', 3)]
+)
+def test_hosts_are_counted(topology, hosts):
+  assert parse_topology(topology).hosts == hosts
 
 
 @pytest.mark.parametrize(
@@ -30,7 +39,8 @@ def test_topologies_are_parsed(topology, chip, count, hosts):
     ('v5e:3x3', '2x2, 2x4, 4x4'),
     ('v9:4x4', 'v5e, v5p, v6e, a100-40'),
     ('v5p', '2x2x1'),
-    ('h100', 'h100:8x4'),
+    ('h100:', 'h100:8x4'),
+    ('a100:8', "did you mean 'a100-40' or 'a100-80'"),
     ('t4:1x1x1', 't4:8'),
   ],
 )
