@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -192,3 +193,48 @@ def test_a_paused_holder_notices_that_it_was_replaced(bucket, monkeypatch):
     while not lost and (deadline := deadline - 1):
       paused._released.wait(0.1)
     assert lost
+
+
+@pytest.mark.slow
+def test_a_renewal_without_an_answer_is_repeated_before_the_lease_ends(bucket, store, monkeypatch, capsys):
+  monkeypatch.setattr(lease, '_ANSWER', 0.5)
+  monkeypatch.setattr(lease, '_PAUSE', 0.1)
+  with Lease(bucket / 'lock', 'workdir x', seconds=6):
+    version = objects.read_version(bucket / 'lock')[1]
+    store.faults = [Fault('hang', writes, times=1), Fault('swallowed', writes, times=1)]
+    wait_until(lambda: all(fault.seen for fault in store.faults))
+    wait_until(lambda: objects.read_version(bucket / 'lock')[1] != version)
+    elsewhere(monkeypatch)
+    with pytest.raises(UserError, match='workdir x is in use by process'):
+      Lease(bucket / 'lock', 'workdir x').__enter__()
+  assert 'warning' not in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_lease_that_cannot_be_renewed_is_reported_before_it_ends(bucket, store, monkeypatch):
+  monkeypatch.setattr(lease, '_ANSWER', 0.5)
+  monkeypatch.setattr(lease, '_PAUSE', 0.1)
+  lost, said = [], []
+  monkeypatch.setattr(lease, 'say', said.append)
+  with Lease(bucket / 'lock', 'workdir x', seconds=4, lost=lambda: lost.append(1)) as held:
+    store.faults = [Fault('hang', writes)]
+    started = time.monotonic()
+    with pytest.raises(OSError, match='workdir x: the claim cannot be renewed .the store did not answer in time'):
+      held.check()
+    assert time.monotonic() - started < 4
+    wait_until(lambda: said)
+    assert said[0].startswith('warning: workdir x: the claim could not be renewed for')
+    store.faults = []
+    held.check()
+    assert not lost
+
+
+def writes(method, path):
+  return method == 'POST'
+
+
+def wait_until(condition, seconds=20):
+  deadline = time.monotonic() + seconds
+  while not condition():
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
