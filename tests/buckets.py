@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from ditsam_jax.storage import bucket as objects
 from ditsam_jax.storage.bucket import BucketPath
 
 Matches = Callable[[str, str], bool]  # of method and path with query
@@ -31,6 +32,8 @@ class Fault:
     '503', '401', ...: refused with this status, before anything happens.
     'cut': the connection ends in the middle of the request's body; nothing is stored.
     'lost': the request is carried out, and the connection ends before its answer.
+    'hang': nothing happens, and no answer ever comes.
+    'swallowed': the request is carried out, and no answer ever comes.
     'slow': the request is held up for `seconds` first.
     'before', 'after': `call` is called before or after the request is carried out.
   """
@@ -126,6 +129,9 @@ class _Proxy(http.server.BaseHTTPRequestHandler):
       self.connection.close()
       return
     body = self._body(length)
+    if kind == 'hang':
+      self._never_answer()
+      return
     if fault and kind == 'before':
       fault.call()
     if fault and kind == 'slow':
@@ -148,6 +154,9 @@ class _Proxy(http.server.BaseHTTPRequestHandler):
       connection.close()
     if fault and kind == 'after':
       fault.call()
+    if kind == 'swallowed':
+      self._never_answer()
+      return
     if kind == 'lost':
       self.close_connection = True
       self.connection.close()
@@ -170,6 +179,10 @@ class _Proxy(http.server.BaseHTTPRequestHandler):
       self.rfile.readline()
     self.rfile.readline()
     return b''.join(parts)
+
+  def _never_answer(self) -> None:
+    self.rfile.read(1)  # returns when the client gives up
+    self.close_connection = True
 
   def _answer(self, status: int, headers: list[tuple[str, str]], content: bytes) -> None:
     self.send_response(status)
@@ -199,6 +212,19 @@ def store(monkeypatch, tmp_path):
   _started[0].faults = []
   yield _started[0]
   _started[0].faults = []
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+  """Requests are sent again after half a second without an answer, instead of a minute."""
+  import fsspec.config
+
+  monkeypatch.setattr(objects, '_IDLE', 0.5, raising=False)
+  monkeypatch.setenv('TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS', '60')  # whole seconds
+  monkeypatch.delitem(fsspec.config.conf, 'gcs', raising=False)
+  objects._filesystem.cache_clear()
+  yield
+  objects._filesystem.cache_clear()
 
 
 @pytest.fixture

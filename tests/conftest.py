@@ -21,7 +21,14 @@ gc.set_threshold(50_000, 20, 20)  # tracing makes many objects and little garbag
 
 
 # Modules with tests that take a minute or so; then come the others that start processes.
-LONGEST = ('test_train_hosts.py', 'test_kills.py', 'test_bucket_runs.py', 'test_train.py', 'test_fuzz.py')
+LONGEST = (
+  'test_train_hosts.py',
+  'test_kills.py',
+  'test_bucket_runs.py',
+  'test_bucket_commands.py',
+  'test_train.py',
+  'test_fuzz.py',
+)
 
 
 def pytest_configure(config):

@@ -3,8 +3,8 @@
 Object stores have no rename and no append. An object appears whole or not at all, and can be written on the condition
 that it does not exist, or has not changed. storage/numbered.py and storage/lease.py build on that.
 
-Requests that fail with 429 or 5xx, or are cut off, are repeated by gcsfs for about half a minute. Uploads are compared
-with the MD5 that the store computed.
+Requests that fail with 429 or 5xx, are cut off, or get no answer for a minute, are repeated by gcsfs up to five times,
+after pauses of half a minute in all. Uploads are compared with the MD5 that the store computed.
 """
 
 import contextlib
@@ -28,6 +28,7 @@ EXTRA = 'gcs'
 PROBE = '.probe-'  # names of objects that are removed again at once
 _AT_ONCE = 8  # transfers in parallel
 _TRIES = 3  # of an upload as a whole, beside gcsfs' own
+_IDLE = 60  # seconds until a request is sent again if no answer comes, or no more of one
 
 
 class Entry(NamedTuple):
@@ -155,24 +156,25 @@ def read(path: BucketPath) -> bytes:
   return read_version(path)[0]
 
 
-def read_version(path: BucketPath) -> tuple[bytes, str]:
-  """Returns an object's content and version. Raises OSError, FileNotFoundError if there is none."""
+def read_version(path: BucketPath, seconds: float | None = None) -> tuple[bytes, str]:
+  """Returns an object's content and version, within `seconds`. Raises OSError, FileNotFoundError if there is none."""
   with _explained(path):
-    headers, content = _filesystem().call('GET', 'b/{}/o/{}', path.bucket, _key(path), alt='media')
+    headers, content = _filesystem().call('GET', 'b/{}/o/{}', path.bucket, _key(path), alt='media', timeout=seconds)
   return content, headers.get('x-goog-generation', '')
 
 
-def write(path: BucketPath, data: bytes, *, version: str | None = None) -> str:
+def write(path: BucketPath, data: bytes, *, version: str | None = None, seconds: float | None = None) -> str:
   """Writes an object as a whole and returns its version.
 
   Args:
     path: the object.
     data: its content.
     version: None writes unconditionally; '' only if there is no such object, and a version only if it still has that.
+    seconds: limit for all tries of a request; None waits for gcsfs to give up.
 
   Raises:
     Changed: the condition does not hold.
-    OSError: writing failed; the old object is kept.
+    OSError: writing failed; the old object is kept, unless only the answer was lost.
   """
   boundary = secrets.token_hex(16)
   described = json.dumps({'name': _key(path)}).encode()
@@ -192,13 +194,14 @@ def write(path: BucketPath, data: bytes, *, version: str | None = None) -> str:
         headers={'Content-Type': f'multipart/related; boundary="{boundary}"'},
         data=body + b'--%b--' % boundary.encode(),
         json_out=True,
+        timeout=seconds,
         **condition,
       )
       return str(written['generation'])
     except FileExistsError:  # HTTP 412
       # Perhaps by our own request, repeated after its answer was lost.
       with contextlib.suppress(FileNotFoundError):
-        there, its_version = read_version(path)
+        there, its_version = read_version(path, seconds)
         if there == data:
           return its_version
       raise Changed(str(path)) from None
@@ -258,15 +261,22 @@ def remove_tree(folder: BucketPath) -> None:
 def _filesystem() -> Any:
   # Otherwise gcsfs asks another API for the bucket's type, which emulators lack and few roles may use.
   os.environ.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
+  # TensorStore would wait for two minutes; gcsfs, see below, forever.
+  os.environ.setdefault('TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS', str(_IDLE))
   try:
+    import aiohttp
     import fsspec.config
     import gcsfs  # noqa: F401
   except ImportError as error:
     raise UserError(
       f"gs:// needs the extra '{EXTRA}', which is not installed: pip install 'ditsam_jax[{EXTRA}]'"
     ) from error
-  # gcsfs caches listings, and does not see what TensorStore or another host wrote. Orbax' instances get this, too.
-  fsspec.config.conf.setdefault('gcs', {}).setdefault('use_listings_cache', False)
+  # Orbax' instances get these defaults, too.
+  defaults = fsspec.config.conf.setdefault('gcs', {})
+  # gcsfs caches listings, and does not see what TensorStore or another host wrote.
+  defaults.setdefault('use_listings_cache', False)
+  # Whole transfers have no limit, because large ones take long.
+  defaults.setdefault('requests_timeout', aiohttp.ClientTimeout(sock_connect=_IDLE, sock_read=_IDLE))
   return fsspec.filesystem('gcs', use_listings_cache=False)
 
 
@@ -356,4 +366,6 @@ def _reason(error: Exception, bucket: str) -> str:
     )
   if str(code) == '400' and 'bucket name' in text.lower():
     return f'{printable(bucket)!r} is not a valid bucket name'
+  if isinstance(error, TimeoutError):
+    return 'the store did not answer in time'
   return printable(f'{type(error).__name__}: {text}' if text else type(error).__name__, 200)

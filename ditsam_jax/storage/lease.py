@@ -24,6 +24,8 @@ from ditsam_jax.terminal import printable, say
 
 LEASE = 60.0  # seconds without renewal after which a holder counts as dead
 _RENEWALS = 4  # per lease
+_ANSWER = 10.0  # seconds for a renewal, which is tried again while the lease lasts
+_PAUSE = 1.0  # seconds between tries
 
 
 class Lease:
@@ -41,7 +43,10 @@ class Lease:
     self._file, self._what, self._seconds = file, what, seconds
     self._lost = lost or self._end_process
     self._me = f'process {os.getpid()} on {socket.gethostname()}'
+    self._token = secrets.token_hex(8)
     self._version = ''
+    self._renewed = time.monotonic()
+    self._warned = False
     self._writing = threading.Lock()
     self._released = threading.Event()
 
@@ -54,15 +59,23 @@ class Lease:
   def __exit__(self, *exception):
     self._released.set()
     with self._writing, contextlib.suppress(OSError, bucket.Changed):
-      bucket.write(self._file, self._content(released=True), version=self._version)
+      self._write(released=True)
 
   def check(self) -> None:
-    """Renews the lease before something only its holder may do. Raises OSError if it is lost or cannot be renewed."""
+    """Renews the lease before something only its holder may do.
+
+    Raises OSError if it is lost, or cannot be renewed before another process may take over.
+    """
     with self._writing:
-      try:
-        self._version = bucket.write(self._file, self._content(), version=self._version)
-      except bucket.Changed:
-        raise OSError(None, f'{self._what} was taken over by {self._holder()}') from None
+      while True:
+        try:
+          return self._write()
+        except bucket.Changed:
+          raise OSError(None, f'{self._what} was taken over by {self._holder()}') from None
+        except OSError as error:
+          if time.monotonic() + _PAUSE + _ANSWER > self._renewed + self._seconds:
+            raise OSError(None, f'{self._what}: the claim cannot be renewed ({error.strerror})') from error
+        time.sleep(_PAUSE)
 
   def _claim(self) -> None:
     waited = False
@@ -74,7 +87,9 @@ class Lease:
           raise UserError(
             f'{self._what} is in use by {self._named(holder)}; wait for it, end it, or choose another place'
           )
+        started = time.monotonic()
         self._version = bucket.write(self._file, self._content(), version=version)
+        self._renewed = started
       except bucket.Changed:  # by its holder, or by another process that claims it too
         continue
       if version and not holder.get('released'):
@@ -82,10 +97,25 @@ class Lease:
         say(f'{self._what}: taking over from {self._named(holder)}, which {reason}')
       return
 
-  def _look(self) -> tuple[str, dict[str, Any]]:
+  def _write(self, *, released: bool = False) -> None:
+    """Renews or releases the lease. Raises OSError after some seconds, Changed if another process has taken over."""
+    content = self._content(released=released)
+    while True:
+      started = time.monotonic()  # from when the store may count, at the earliest
+      try:
+        self._version = bucket.write(self._file, content, version=self._version, seconds=_ANSWER)
+        self._renewed, self._warned = started, False
+        return
+      except bucket.Changed:
+        version, holder = self._look(_ANSWER)
+        if holder.get('token') != self._token:
+          raise
+        self._version = version  # our own earlier renewal, whose answer never came
+
+  def _look(self, seconds: float | None = None) -> tuple[str, dict[str, Any]]:
     """Version and content of the lock; '' if there is none."""
     try:
-      content, version = bucket.read_version(self._file)
+      content, version = bucket.read_version(self._file, seconds)
     except FileNotFoundError:
       return '', {}
     try:
@@ -111,30 +141,43 @@ class Lease:
 
   def _renew(self) -> None:
     """Runs in the background. Retries network errors; a takeover in the meantime is detected."""
-    while not self._released.wait(self._seconds / _RENEWALS):
+    pause = self._seconds / _RENEWALS
+    while not self._released.wait(pause):
       with self._writing:
         if self._released.is_set():
           return
         try:
-          self._version = bucket.write(self._file, self._content(), version=self._version)
-        except OSError:
-          continue
+          self._write()
+          pause = self._seconds / _RENEWALS
+        except OSError as error:
+          self._warn(error)
+          pause = min(_PAUSE, self._seconds / _RENEWALS)
         except bucket.Changed:
           break
     if not self._released.is_set():
       self._lost()
+
+  def _warn(self, error: OSError) -> None:
+    """Reports once, before the lease expires, that it cannot be renewed."""
+    since = time.monotonic() - self._renewed
+    if since > self._seconds / 2 and not self._warned:
+      self._warned = True
+      say(
+        f'warning: {self._what}: the claim could not be renewed for {since:.0f} s ({error.strerror}); after '
+        f'{self._seconds:.0f} s another process may take over'
+      )
 
   def _end_process(self) -> None:
     say(f'error: {self._what} was taken over by {self._holder()}; this process ends')
     os._exit(1)  # other threads may be writing
 
   def _content(self, *, released: bool = False) -> bytes:
-    owner = {'owner': self._me, 'seconds': self._seconds, 'released': released, 'renewal': secrets.token_hex(8)}
-    return json.dumps(owner | _identity()).encode()
+    owner = {'owner': self._me, 'seconds': self._seconds, 'released': released, 'token': self._token}
+    return json.dumps(owner | {'renewal': secrets.token_hex(8)} | _identity()).encode()
 
   def _holder(self) -> str:
     with contextlib.suppress(OSError):
-      return self._named(self._look()[1])
+      return self._named(self._look(_ANSWER)[1])
     return 'another process'
 
   def _named(self, holder: dict[str, Any]) -> str:

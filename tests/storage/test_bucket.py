@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import threading
 
 import pytest
 
@@ -9,7 +10,7 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.storage import bucket as objects
 from ditsam_jax.storage.bucket import BucketPath
 from ditsam_jax.storage.paths import any_path
-from tests.buckets import Fault, bucket, store  # noqa: F401
+from tests.buckets import Fault, bucket, impatient, store  # noqa: F401
 
 # Fixtures of tests.buckets are used by name.
 # ruff: noqa: F811
@@ -58,8 +59,8 @@ def test_a_conditional_write_whose_answer_is_lost_has_succeeded(bucket, store):
   assert objects.read_version(bucket / 'lock') == (b'mine', version) and store.faults[0].seen == 1
 
 
-@pytest.mark.parametrize('kind', ['503', 'cut', 'lost', 'slow'])
-def test_large_and_small_uploads_survive_faults(bucket, store, tmp_path, kind):
+@pytest.mark.parametrize('kind', ['503', 'cut', 'lost', 'slow', 'hang', 'swallowed'])
+def test_large_and_small_uploads_survive_faults(bucket, store, tmp_path, impatient, kind):
   content = {
     'small': os.urandom(1000),
     'large': os.urandom(6_000_000),
@@ -71,6 +72,43 @@ def test_large_and_small_uploads_survive_faults(bucket, store, tmp_path, kind):
   assert store.faults[0].seen == 2
   store.faults = []
   assert {name: (bucket / name).read_bytes() for name in objects.entries(bucket)} == content
+
+
+def test_requests_that_are_never_answered_are_sent_again(bucket, store, tmp_path, impatient, monkeypatch):
+  monkeypatch.setattr('gcsfs.retry.asyncio.sleep', _no_sleep)
+  objects.write(bucket / 'old', b'old')
+  (tmp_path / 'file').write_bytes(b'new')
+  for request in (
+    lambda: objects.read(bucket / 'old'),
+    lambda: objects.write(bucket / 'new', b'new', version=''),
+    lambda: objects.upload({bucket / 'uploaded': tmp_path / 'file'}),
+    lambda: objects.download({bucket / 'old': tmp_path / 'downloaded'}),
+  ):
+    store.faults = [Fault('hang', times=1)]
+    _in_time(request)
+    assert store.faults[0].seen == 1
+  store.faults = []
+  assert list(objects.entries(bucket)) == ['new', 'old', 'uploaded']
+  assert (tmp_path / 'downloaded').read_bytes() == b'old'
+
+
+def test_file_systems_of_other_libraries_do_not_wait_forever_either(store):
+  """They have limits for silence, not for transfers as a whole."""
+  import fsspec
+
+  limits = [
+    files.requests_timeout for files in (objects._filesystem(), fsspec.filesystem('gs', finalize_on_close=True))
+  ]
+  assert limits[0] == limits[1] and limits[0].sock_read == limits[0].sock_connect <= 60 and limits[0].total is None
+
+
+def _in_time(request, seconds=20):
+  """Calls a function in a thread, so that a test fails instead of waiting forever."""
+  done = []
+  thread = threading.Thread(target=lambda: done.append(request()), daemon=True)
+  thread.start()
+  thread.join(seconds)
+  assert done
 
 
 def test_an_upload_that_is_cut_off_for_good_leaves_nothing(bucket, store, tmp_path, monkeypatch):

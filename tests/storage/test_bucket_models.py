@@ -53,6 +53,14 @@ def test_a_copied_folder_is_a_model_too(bucket, models, tmp_path):
   assert equal(saved_model.load(tmp_path), models[0])
 
 
+def test_a_folder_copied_into_a_bucket_is_a_model_too(bucket, models, tmp_path):
+  """Its files are not in a version's folder, but beside model.json, which lists them."""
+  saved_model.save(tmp_path / 'start', models[0])
+  files = [path for path in (tmp_path / 'start').rglob('*') if path.is_file()]
+  objects.upload({bucket / 'models' / path.relative_to(tmp_path).as_posix(): path for path in files})
+  assert equal(saved_model.load(bucket / 'models/start'), models[0])
+
+
 def test_a_model_is_prepared_in_a_folder_that_nobody_else_can_create(bucket, models, tmp_path, monkeypatch):
   monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
   (tmp_path / f'.model.writing-{os.getpid()}').mkdir()

@@ -19,7 +19,7 @@ from ditsam_jax.training.checkpoint import Checkpoints, Progress
 from ditsam_jax.training.step import TrainState
 from tests.training.checkpoints import numbers
 
-save_barrier._SUCCEEDED = 3000  # ms, instead of half a minute
+SECONDS = 3  # until a failure shows, instead of half a minute
 
 
 def state(step):
@@ -40,6 +40,7 @@ def main():
   distributed.add_flags(parser)
   options = parser.parse_args()
   distributed.initialise(options)
+  save_barrier._SUCCEEDED = 1000 * SECONDS
   signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
   before = resource.getrlimit(resource.RLIMIT_FSIZE)
   with Checkpoints(options.workdir, 5, {}) as checkpoints:

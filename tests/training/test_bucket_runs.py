@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import signal
+import time
 
 import numpy as np
 import pytest
@@ -38,39 +39,52 @@ def objects_of(workdir, step):
   }
 
 
+FAULTS = ('503', 'lost', 'cut', 'slow', 'hang')
+
+
+def arrays(method, path):
+  """Uploads by TensorStore; gcsfs uses other types."""
+  return method == 'POST' and 'uploadType=media' in path
+
+
 @pytest.mark.multiprocess
 def test_ten_kills_at_any_request_change_nothing(bucket, store, tmp_path):
-  """Each process is killed before or after the store carries out one of its requests; some requests also fail."""
+  """Each process is killed before or after the store carries out one of its requests; others fail, also of uploads."""
   undisturbed = live(str(tmp_path / 'undisturbed'))
   workdir, errors = bucket / 'run', tmp_path / 'errors.txt'
   # A process that has imported everything is forked for each life, which saves seconds.
   processes = multiprocessing.get_context('forkserver')
   processes.set_forkserver_preload(['tests.training.bucket_lives'])
   chance = random.Random(5)
-  resumed_at = []
+  environment = store.environment | {'TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS': '2'}
+  resumed_at, failed = [], []
   for number in range(10):
     resumed_at.append(max(complete(workdir), default=0))
-    process = processes.Process(target=live, args=(str(workdir), store.environment, str(errors)))
+    process = processes.Process(target=live, args=(str(workdir), environment, str(errors)))
 
     def end():
       os.kill(process.pid, signal.SIGKILL)
 
-    # The first 20 or so requests claim the workdir; a checkpoint takes 80 to 100.
-    kill_at = store.requests + chance.randrange(30, 230)
-    late = lambda method, path, kill_at=kill_at: store.requests >= kill_at
+    # The first 20 or so requests claim the workdir, and others restore a checkpoint; saving one takes 80 to 100.
+    others_fail = number % 2
+    life = chance.randrange(130 if others_fail else 30, 230)  # in requests
+    start, fail_after = store.requests, chance.randrange(30, life)
+    late = lambda method, path: store.requests >= start + life
+    later = lambda method, path: store.requests >= start + fail_after
     store.faults = [Fault(chance.choice(['before', 'after']), late, times=1, call=end)]
-    if number % 3 == 1:
-      refused_at = store.requests + chance.randrange(20)
-      store.faults.append(Fault('503', lambda *_, at=refused_at: store.requests >= at, times=1))
-      store.faults.append(Fault('lost', lambda method, path, at=refused_at: store.requests > at, times=1))
+    if others_fail:
+      failed.append(Fault(FAULTS[number // 2], arrays, times=1, seconds=0.5))
+      failed.append(Fault(FAULTS[number // 2 - 2], later, times=1, seconds=0.5))
+      store.faults += failed[-2:]
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL, errors.read_text() if errors.exists() else number
   store.faults = []
-  process = processes.Process(target=live, args=(str(workdir), store.environment, str(errors)))
+  process = processes.Process(target=live, args=(str(workdir), environment, str(errors)))
   process.start()
   process.join()
   assert process.exitcode == 0, errors.read_text()
+  assert [fault.seen for fault in failed] == [1] * len(failed)
   assert resumed_at == sorted(resumed_at) and len(set(resumed_at)) > 3, resumed_at
   with open_(workdir, config=CONFIG) as checkpoints:
     state, _ = checkpoints.restore(small_state(0), numbers())
@@ -192,3 +206,48 @@ def test_a_paused_holder_notices_that_it_was_replaced(bucket, monkeypatch):
     while not lost and (deadline := deadline - 1):
       paused._released.wait(0.1)
     assert lost
+
+
+@pytest.mark.slow
+def test_a_renewal_without_an_answer_is_repeated_before_the_lease_ends(bucket, store, monkeypatch, capsys):
+  monkeypatch.setattr(lease, '_ANSWER', 0.5)
+  monkeypatch.setattr(lease, '_PAUSE', 0.1)
+  with Lease(bucket / 'lock', 'workdir x', seconds=6):
+    version = objects.read_version(bucket / 'lock')[1]
+    store.faults = [Fault('hang', writes, times=1), Fault('swallowed', writes, times=1)]
+    wait_until(lambda: all(fault.seen for fault in store.faults))
+    wait_until(lambda: objects.read_version(bucket / 'lock')[1] != version)
+    elsewhere(monkeypatch)
+    with pytest.raises(UserError, match='workdir x is in use by process'):
+      Lease(bucket / 'lock', 'workdir x').__enter__()
+  assert 'warning' not in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_lease_that_cannot_be_renewed_is_reported_before_it_ends(bucket, store, monkeypatch):
+  monkeypatch.setattr(lease, '_ANSWER', 0.5)
+  monkeypatch.setattr(lease, '_PAUSE', 0.1)
+  lost, said = [], []
+  monkeypatch.setattr(lease, 'say', said.append)
+  with Lease(bucket / 'lock', 'workdir x', seconds=4, lost=lambda: lost.append(1)) as held:
+    store.faults = [Fault('hang', writes)]
+    started = time.monotonic()
+    with pytest.raises(OSError, match='workdir x: the claim cannot be renewed .the store did not answer in time'):
+      held.check()
+    assert time.monotonic() - started < 4
+    wait_until(lambda: said)
+    assert said[0].startswith('warning: workdir x: the claim could not be renewed for')
+    store.faults = []
+    held.check()
+    assert not lost
+
+
+def writes(method, path):
+  return method == 'POST'
+
+
+def wait_until(condition, seconds=20):
+  deadline = time.monotonic() + seconds
+  while not condition():
+    assert time.monotonic() < deadline
+    time.sleep(0.05)
