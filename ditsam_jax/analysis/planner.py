@@ -126,7 +126,8 @@ def predicted(
     measure: compiles a step.
     target: the chips.
     settings: of the step.
-    sizes: one image, and two more, ascending; doubled until memory has begun to grow at the last but one.
+    sizes: one image, and two more, ascending; doubled until memory has begun to grow at the last but one, or halved
+      until it fits a TPU.
   """
   tried: dict[int, Figures] = {}
 
@@ -138,14 +139,16 @@ def predicted(
   while following:
     size = following.pop(0)
     tried[size] = measure(settings, size, 1)
-    # If one image does not fit, no more do; and what is too large for a TPU has no figures of time.
-    if not tried[size].fits(target) and (size == sizes[0] or not target.chip.silicon):
-      break
-    if not following and not grown(sorted(tried)[-2]) and 2 * size <= MOST:
+    low, high = _bounds(tried, target)
+    if low == 0:  # if one image does not fit, no more do
+      return 0, tried
+    if not target.chip.silicon and high <= MOST:  # what is too large for a TPU has no figures of time
+      following = [] if grown(low) or high == low + 1 else [(low + high) // 2]
+    elif not following and not grown(sorted(tried)[-2]) and 2 * size <= MOST:
       following = [2 * size]
   low, high = _bounds(tried, target)
   line = Line.through({size: found for size, found in tried.items() if grown(size)}, target.chip.name)
-  if low == 0 or line is None:
+  if line is None:
     return low, tried
   return max(low, min(line.largest(room_of(target)), high - 1)), tried
 

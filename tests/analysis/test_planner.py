@@ -61,6 +61,14 @@ def test_a_prediction_from_large_batches_needs_no_confirmation(target, remat, st
   assert len(machine.compiled) <= (6 if largest else 1)
 
 
+def test_a_tpu_that_refuses_the_second_size_is_asked_for_smaller_ones():
+  """One image needs the memory of another part of the step, and 16 do not fit: without figures of 8, none of 12."""
+  machine = Machine(TPU, 3, floor=13)
+  largest, tried = predicted(machine, TPU, NONE, (1, 16, 32))
+  assert largest == math.floor(room_of(TPU) / GIB - 3) == 12 and sorted(tried) == [1, 8, 12, 16]
+  assert len(machine.compiled) == 4
+
+
 def test_a_prediction_that_was_wrong_is_corrected():
   """Memory grows faster than linearly: the line through small sizes promises too much."""
   machine = Machine(GPU, 2, curve=0.03)
