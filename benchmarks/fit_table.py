@@ -12,6 +12,7 @@ A part: python benchmarks/fit_table.py --models vit_b --sizes 512 --devices l4:1
 import argparse
 import dataclasses
 import functools
+import shlex
 import sys
 import time
 from collections.abc import Iterator
@@ -296,7 +297,9 @@ def write_page(page: Path, known: Store, current: Store) -> None:
           infers, trains = row[0] or ['...', ''], row[1] or ['...', '', '', '']
           rows.append('| ' + ' | '.join([name, *infers, *trains]) + ' |')
       if rows:
-        base = ' '.join([f'--config={CONFIGS[model]}', *(f'--config.{o}' for o in Case(model, size, '', '').overrides)])
+        base = shlex.join(
+          [f'--config={CONFIGS[model]}', *(f'--config.{o}' for o in Case(model, size, '', '').overrides)]
+        )
         parts.append(
           f'## {NAMES[model]} at {size}\n\n    python -m ditsam_jax.train {base} --workdir=runs/one FLAGS\n\n'
           '| device | inference: fits | images/s | training: fits | FLAGS | images/s | hours |\n'
