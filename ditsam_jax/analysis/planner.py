@@ -14,6 +14,7 @@ from ditsam_jax.analysis.targets import Target
 MOST = 4096  # images per device
 # Fractions of a TPU's memory that its compiler leaves to programs; the compiler has the last word.
 _TPU_SHARE = 0.975
+_ROUNDING = 1e-9
 _TOLERANCE = 0.01  # of memory, between prediction and compiled program; of time, between equally fast ones
 
 
@@ -180,7 +181,9 @@ def choose(
     else:
       first = (2, wanted) if wanted > 2 and target.chip.silicon else (2, 4)
       largest, tried = points(measure, target, settings, first)
-    line = Line.through(tried, target.chip.name)
+    # Programs that do not fit may have another form than those that do, and so another memory and time per image.
+    fitting = {size: figures for size, figures in tried.items() if figures.fits(target)}
+    line = Line.through(fitting if not sizes and len(fitting) > 1 else tried, target.chip.name)
     seconds = tried[largest].seconds if largest in tried else None
     if line is None and seconds and not sizes:  # a TPU's compiler refused all others without a figure: ask it below
       line = Line((0.0, 0.0), (0.0, seconds[target.chip.name] / largest))
@@ -191,7 +194,9 @@ def choose(
     if not sizes and parts > 1:
       parts = _confirmed(measure, target, settings, wanted, parts)
     images = wanted // parts if parts else largest
-    choice = Choice(settings, largest, parts, images / line.step_seconds(images))
+    known = tried[images].seconds if not sizes and parts <= 1 and images in tried else None
+    taken = known[target.chip.name] if known else line.step_seconds(images)
+    choice = Choice(settings, largest, parts, images / taken)
     found.append(
       _quicker(measure, target, choice, wanted) if not sizes and parts and not target.chip.silicon else choice
     )
@@ -227,8 +232,10 @@ def _quicker(measure: Measure, target: Target, choice: Choice, wanted: int) -> C
 
 
 def fastest(choices: Iterable[Choice]) -> Choice | None:
-  """The choice with the highest estimated throughput among those that reach the wanted batch."""
-  return max((choice for choice in choices if choice.accumulate), key=lambda c: c.images_per_second, default=None)
+  """The choice of highest estimated throughput that reaches the wanted batch; the first of equal ones."""
+  reach = [choice for choice in choices if choice.accumulate]
+  best = max((choice.images_per_second for choice in reach), default=0.0)
+  return next((choice for choice in reach if choice.images_per_second >= (1 - _ROUNDING) * best), None)
 
 
 def _parts(wanted: int, largest: int, line: Line, room: float) -> int:

@@ -89,11 +89,14 @@ def test_memory_that_jumps_at_some_size_costs_few_compilations(step, above):
     compiled.append(images)
     room = room_of(GPU)
     needed = room * (0.2 + 0.1 * images / 4096) if images < step else room * (above + images / 4096)
-    return Figures(int(needed), {'l4': 0.001 * images}, 1.0)
+    return Figures(int(needed), {'l4': 0.001 * images if images < step else 0.005 * (images - step + 1)}, 1.0)
 
   largest, tried = points(measure, GPU, NONE, (2, 64))
   assert largest in tried and step - 1 - 0.01 * step <= largest < step
   assert len(compiled) <= 16
+  for wanted in (32, 8192):  # at once, and accumulated: the time per image is that of programs that fit
+    [choice] = choose(measure, GPU, [NONE], wanted, lambda settings: 0.0)
+    assert 0 < wanted // choice.accumulate < step and choice.images_per_second == pytest.approx(1000)
 
 
 @pytest.mark.parametrize('state', [2, 13.5, 14.5, 17])
