@@ -56,6 +56,8 @@ class _Watch:
     self.ends_process, self._numbers = ends_process, numbers
     self._raising: int | None = None  # the signal whose exception the main thread will raise
     self._late: set[int] = set()  # signals handled by the thread, for which the main thread's handler is still to run
+    # Held from receiving signals to deciding: otherwise both threads may decide about one, as if it were two.
+    self._deciding = threading.RLock()
     self._printed = False
     self._before = {}
     self._pipe = os.pipe()
@@ -96,13 +98,14 @@ class _Watch:
 
   def _handle(self, number, frame) -> None:
     """The handler; Python runs it in the main thread between bytecodes, perhaps once for several signals."""
-    received = self._received() or b''
-    if not received and number not in self._late:  # another library has consumed the wake-up
-      received = [number]
-    self._late.discard(number)
-    if self._raising is None:
-      for each in received:
-        self._decide(each)
+    with self._deciding:
+      received = self._received() or b''
+      if not received and number not in self._late:  # another library has consumed the wake-up
+        received = [number]
+      self._late.discard(number)
+      if self._raising is None:
+        for each in received:
+          self._decide(each)
     if self._raising is not None:
       number, self._raising = self._raising, None
       raise KeyboardInterrupt if number == signal.SIGINT else Terminated
@@ -112,13 +115,14 @@ class _Watch:
     while True:
       select.select([self._pipe[0]], [], [])
       time.sleep(_ATTENTIVE)
-      received = self._received()
-      if received is None:
-        os.close(self._pipe[0])
-        return
-      for number in received:
-        self._late.add(number)
-        self._decide(number)
+      with self._deciding:
+        received = self._received()
+        if received is None:
+          os.close(self._pipe[0])
+          return
+        for number in received:
+          self._late.add(number)
+          self._decide(number)
 
   def _received(self) -> bytes | None:
     """Returns the signals since the last call, in order; None if the pipe is closed."""

@@ -235,6 +235,34 @@ command_line.run(work)
   assert (process.returncode, errors) == (130, 'interrupted\n') and time.monotonic() - began < 5
 
 
+def test_a_signal_that_both_threads_see_counts_once():
+  """The main thread returns from C while the other thread, which it kept waiting, is taking the signal over."""
+  program = """
+import hashlib, os, signal, threading, time
+from ditsam_jax import command_line
+real = os.read
+def read(*arguments):
+  data = real(*arguments)
+  if threading.current_thread() is not threading.main_thread():
+    time.sleep(2)  # between receiving the signal and handling it
+  return data
+os.read = read
+def work():
+  started = time.monotonic()
+  hashlib.pbkdf2_hmac('sha256', b'', b'', 50_000)
+  second = 50_000 / (time.monotonic() - started)  # iterations
+  try:
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    hashlib.pbkdf2_hmac('sha256', b'', b'', int(1.2 * second))
+  finally:
+    time.sleep(2.5)
+    print('cleaned up', flush=True)
+command_line.run(work)
+"""
+  output, errors = start('-c', program).communicate(timeout=60)
+  assert (output, errors) == ('cleaned up\n', 'interrupted\n')
+
+
 @pytest.mark.parametrize('number', ENDS)
 def test_a_signal_while_python_shuts_down_leaves_the_status(number):
   program = """
