@@ -3,8 +3,9 @@
 Trains on shapes, from the same SAM and for the same number of updates: L-DIT, E-DIT, and the text baseline with 2, 4
 and 6 decoder layers, each with SAM's image encoder frozen and trained. The learning rate of each is the best of three
 on the validation split after a quarter of the budget; then three seeds run. L-DIT and the baseline also run for four
-times the budget, with one seed. A job is a run of ditsam_jax.train; rerun the command to resume, or use --jobs=N to run
-N more and stop. The tables go to claim.md, numbers to claim.json, curves to claim.png (needs the extra 'figures').
+times the budget, with one seed. A job is a run of ditsam_jax.train; rerun the command to resume, use --jobs=N to run
+N more and stop, or --only=frozen for a part. The tables go to claim.md, numbers to claim.json, curves to claim.png
+(needs the extra 'figures').
 
 Minimal pairs are two expressions about one scene that differ in one word, 'left' against 'right': the table says how
 often the mask fits its own target better than the other one's. Guessing is right 50 % of the time.
@@ -41,6 +42,7 @@ RATES = (1.5e-3, 3e-3, 6e-3)
 SEEDS = (0, 1, 2)
 LONGER = ('ldit', 'sam_text')
 LONG = 4  # times the budget
+PARTS = ('frozen', 'trained')
 
 
 class Job(NamedTuple):
@@ -57,6 +59,10 @@ class Job(NamedTuple):
     parts = [self.stage, self.config, 'frozen' if self.frozen else 'trained', f'seed{self.seed}']
     return '-'.join(parts + ([f'{self.rate:g}'] if self.stage == 'tune' else []))
 
+  @property
+  def part(self) -> str:
+    return PARTS[0] if self.frozen else PARTS[1]
+
 
 def all_jobs() -> list[Job]:
   pairs = [(config, frozen) for config in MODELS for frozen in (True, False)]
@@ -72,13 +78,15 @@ def main() -> int:
   parser.add_argument('--output', type=lambda path: Path(path).absolute(), default='runs/claim')
   parser.add_argument('--steps', type=int, default=1000, help='the budget of a run')
   parser.add_argument('--jobs', type=int, help='run this many more and stop')
+  parser.add_argument('--only', choices=PARTS, help='run this part alone; the tables show all that is finished')
   parser.add_argument('--scenes', type=int, default=500, help='of the test split, for minimal pairs')
   parser.add_argument('train_flags', nargs='*', help='for every run, after --: -- --config.data.batch_size=8')
   options = parser.parse_args()
   jobs = all_jobs()
-  waiting = [job for job in jobs if not is_done(job, options)]
-  for number, job in enumerate(waiting[: options.jobs]):
-    print(f'{len(jobs) - len(waiting) + number + 1} of {len(jobs)}: {job.name}', flush=True)
+  chosen = [job for job in jobs if options.only in (None, job.part)]
+  waiting = [job for job in chosen if not is_done(job, options)]
+  for number, job in enumerate(waiting[: options.jobs], len(chosen) - len(waiting) + 1):
+    print(f'{number} of {len(chosen)}: {job.name}', flush=True)
     run(job, options)
     report(options, jobs)
   report(options, jobs)
