@@ -29,6 +29,7 @@ def _ditsam_jax(options: argparse.Namespace, config: DitSamConfig, batch: dict[s
   from ditsam_jax.parallel import sharding
   from ditsam_jax.storage import saved_model
   from ditsam_jax.storage.building import build_model
+  from ditsam_jax.training import memory
   from ditsam_jax.training.program import build
 
   images, mask = batch.pop('images'), batch.pop('mask')
@@ -50,6 +51,8 @@ def _ditsam_jax(options: argparse.Namespace, config: DitSamConfig, batch: dict[s
   rows = program.assemble(
     {'image': images, 'mask': mask, 'token_ids': np.asarray(inputs[1]), 'token_mask': np.asarray(inputs[2])}
   )
+  program, _ = program.compiled()
+  memory.return_freed()  # as ditsam_jax.train does
   losses = []
 
   def step():

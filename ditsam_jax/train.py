@@ -145,6 +145,7 @@ def _train(given: ConfigDict, workdir: AnyPath, claimed: Workdir, stop: StopSign
       f'in {source.num_images} images; {_devices(mesh)}'
     )
     step = int(state.step)
+    memory.return_freed()
     stop.steps_begin()
     with _log(workdir, step, progress, config) as log:
       while True:

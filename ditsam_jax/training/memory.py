@@ -5,6 +5,7 @@ pipeline and Python need additional memory.
 """
 
 import contextlib
+import ctypes
 import dataclasses
 import math
 import os
@@ -72,6 +73,15 @@ def compiled(program: Program, config: ResolvedRunConfig) -> Program:
       )
       return program
   raise UserError(_does_not_fit(needed, available, dataclasses.replace(config, remat=choices[-1]), program.mesh))
+
+
+def return_freed() -> None:
+  """Returns memory that starting and compiling have freed to the system: glibc keeps it, for ViT-B on a CPU 0.8 GB.
+
+  Does nothing with other C libraries.
+  """
+  with contextlib.suppress(AttributeError, OSError, TypeError):
+    ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextlib.contextmanager

@@ -1,7 +1,10 @@
 """A step that does not fit is refused before it runs, with changes that fit according to the compiler."""
 
+import ctypes
 import dataclasses
 import re
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -198,3 +201,26 @@ def test_cpus_share_the_memory_of_the_machine_or_container(mesh, monkeypatch, tm
     monkeypatch.setattr(memory, '_CGROUPS', (str(tmp_path / 'memory.max'), str(tmp_path / 'absent')))
     here = memory.device_memory(mesh) * jax.local_device_count()
     assert abs(here - found) < 99 if found else here >= whole
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), 'malloc_trim'), reason='only glibc keeps freed memory')
+def test_freed_memory_returns_to_the_system():
+  """Many small blocks below one that stays: glibc would not return them by itself."""
+  code = """
+import resource, sys
+from ditsam_jax.training import memory
+
+def resident():
+  with open('/proc/self/statm') as file:
+    return int(file.read().split()[1]) * resource.getpagesize()
+
+before = resident()
+blocks = [bytes([1]) * 60_000 for _ in range(3000)]
+blocks = blocks[-1:]
+kept = resident() - before
+memory.return_freed()
+print(kept, resident() - before)
+"""
+  done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+  kept, rest = map(int, done.stdout.split())
+  assert kept > 150e6 and rest < 20e6
