@@ -1,10 +1,13 @@
 """Command-line option parsing, and options that several commands have."""
 
 import argparse
+import re
+import sys
 from typing import Any, NoReturn, Protocol
 
 from ditsam_jax.command_line import fail
 from ditsam_jax.errors import UserError
+from ditsam_jax.fields import did_you_mean, shown
 from ditsam_jax.storage import places
 from ditsam_jax.storage.paths import local
 
@@ -14,11 +17,26 @@ class Parser(argparse.ArgumentParser):
 
   def __init__(self, **settings):
     super().__init__(allow_abbrev=False, **settings)
+    self._given: list[str] = []
+
+  def parse_known_args(self, args=None, namespace=None):
+    self._given = list(sys.argv[1:] if args is None else args)
+    return super().parse_known_args(args, namespace)
 
   def error(self, message: str) -> NoReturn:
     if message.endswith('expected one argument'):
       message += ' (join a value that starts with a dash: --option=-1,2)'
+    # A misspelt option is the cause if argparse misses a required one.
+    elif re.search('unrecognized|required', message) and (misspelt := self._misspelt()):
+      fail(f'{misspelt}--help lists the options')
     fail(f'{message}; --help lists the options')
+
+  def _misspelt(self) -> str:
+    """The first unknown option that is similar to a known one, with a suggestion; '' if there is none."""
+    known = set(re.findall('--[a-z][a-z-]*', self.format_usage())) | {'--help'}
+    names = [word.partition('=')[0] for word in self._given if word.startswith('--')]
+    hints = ((name, did_you_mean(name, known)) for name in names if name not in known)
+    return next((f'unknown option {shown(name)}: {hint}' for name, hint in hints if hint), '')
 
 
 class Adds(Protocol):

@@ -67,6 +67,30 @@ def test_a_value_that_starts_with_a_dash_must_be_joined(capsys):
   assert parser.parse_args(['--box=-5,0,90,80']).box == '-5,0,90,80'
 
 
+@pytest.mark.parametrize(
+  'words, message',
+  [
+    (
+      ['--chekpoint=shapes'],
+      "error: unknown option '--chekpoint': did you mean '--checkpoint'? --help lists the options",
+    ),
+    (
+      ['--checkpoint=a', '--lmit', '3'],
+      "error: unknown option '--lmit': did you mean '--limit'? --help lists the options",
+    ),
+    (['--checkpoint=a', '--zzz'], 'error: unrecognized arguments: --zzz; --help lists the options'),
+    (['--limit=3'], 'error: the following arguments are required: --checkpoint; --help lists the options'),
+  ],
+)
+def test_a_similar_option_is_suggested_also_for_a_required_one(words, message, capsys):
+  parser = options.Parser()
+  parser.add_argument('--checkpoint', required=True)
+  parser.add_argument('--limit', type=int)
+  with pytest.raises(SystemExit, match='2'):
+    parser.parse_args(words)
+  assert capsys.readouterr().err == f'{message}\n'
+
+
 NOISE = "warnings.warn('old'); logging.getLogger('absl').error('damaged entry')\nprint('result')"
 
 
