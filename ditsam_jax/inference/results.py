@@ -23,7 +23,7 @@ class Prediction:
     masks: bool [M, h, w].
     scores: f32 [M], the predicted IoU of each mask; trained towards 0..1, but not clipped.
     logits: f32 [M, h, w]; pixels above the model's threshold belong to the mask.
-    low_res_logits: f32 [M, S/4, S/4] in the model's square of side S; each can be used as a mask prompt.
+    low_res_logits: f32 [M, 4g, 4g] in the model's square, for g x g patches; each can be used as a mask prompt.
     cut: the end of the sentence that exceeds the model's token limit; usually ''.
     unknown: words of the sentence that are missing from the vocabulary.
   """
