@@ -1,11 +1,13 @@
 """Where the sentence enters, with error bars: python benchmarks/claim.py --output=runs/claim
 
 Trains on shapes, from the same SAM and for the same number of updates: L-DIT, E-DIT, and the text baseline with 2, 4
-and 6 decoder layers, each with SAM's image encoder frozen and trained. The learning rate of each is the best of three
-on the validation split after a quarter of the budget; then three seeds run. L-DIT and the baseline also run for four
-times the budget, with one seed. A job is a run of ditsam_jax.train; rerun the command to resume, use --jobs=N to run
-N more and stop, or --only=frozen for a part. The tables go to claim.md, numbers to claim.json, curves to claim.png
-(needs the extra 'figures').
+and 6 decoder layers, each with SAM's image encoder frozen and trained. Three seeds each, at a learning rate tuned for
+each in the same way: three rates for a quarter of the budget, and of those within a point of mIoU of the best, the one
+that is best after the whole budget; both on the validation split. L-DIT and the baseline also run for four times the
+budget, with one seed.
+
+A job is a run of ditsam_jax.train; rerun the command to resume, use --jobs=N to run N more and stop, or --only=frozen
+for a part. The tables go to claim.md, numbers to claim.json, curves to claim.png (needs the extra 'figures').
 
 Minimal pairs are two expressions about one scene that differ in one word, 'left' against 'right': the table says how
 often the mask fits its own target better than the other one's. Guessing is right 50 % of the time.
@@ -17,6 +19,7 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,38 +42,69 @@ MODELS = {  # config -> name in the tables
   'sam_text_add_4': 'text baseline, 6 decoder layers',
 }
 RATES = (1.5e-3, 3e-3, 6e-3)
+CLOSE = 1.0  # mIoU after a quarter of the budget; rates that differ by less are compared after the whole budget
 SEEDS = (0, 1, 2)
 LONGER = ('ldit', 'sam_text')
 LONG = 4  # times the budget
 PARTS = ('frozen', 'trained')
 
 
-class Job(NamedTuple):
-  """One training run. `rate` is None where tuning decides it."""
+class Pair(NamedTuple):
+  """What is compared."""
 
-  stage: str  # 'tune', 'main' or 'long'
   config: str
   frozen: bool
+
+
+PAIRS = [Pair(config, frozen) for config in MODELS for frozen in (True, False)]
+
+
+class Job(NamedTuple):
+  """One training run."""
+
+  stage: str  # 'tune', 'main' or 'long'
+  pair: Pair
   seed: int
-  rate: float | None
+  rate: float
 
   @property
   def name(self) -> str:
-    parts = [self.stage, self.config, 'frozen' if self.frozen else 'trained', f'seed{self.seed}']
-    return '-'.join(parts + ([f'{self.rate:g}'] if self.stage == 'tune' else []))
-
-  @property
-  def part(self) -> str:
-    return PARTS[0] if self.frozen else PARTS[1]
+    return f'{self.stage}-{self.pair.config}-{PARTS[not self.pair.frozen]}-seed{self.seed}-{self.rate:g}'
 
 
-def all_jobs() -> list[Job]:
-  pairs = [(config, frozen) for config in MODELS for frozen in (True, False)]
-  return [
-    *(Job('tune', *pair, 100, rate) for pair in pairs for rate in RATES),
-    *(Job('main', *pair, seed, None) for seed in SEEDS for pair in pairs),
-    *(Job('long', config, False, 0, None) for config in LONGER),
-  ]
+def planned(output: Path, pairs: list[Pair]) -> Iterator[Job]:
+  """All jobs in their order. Rates are chosen on the way, so each job must be done before the next is asked for."""
+  for pair in pairs:
+    for rate in RATES:
+      yield Job('tune', pair, 100, rate)
+  for seed in SEEDS:
+    for pair in pairs:
+      for rate in candidates(output, pair) if seed == SEEDS[0] else [chosen_rate(output, pair)]:
+        yield Job('main', pair, seed, rate)
+  for config in LONGER:
+    if (pair := Pair(config, False)) in pairs:
+      yield Job('long', pair, SEEDS[0], chosen_rate(output, pair))
+
+
+def candidates(output: Path, pair: Pair) -> list[float]:
+  """The rates that are among the best after a quarter of the budget."""
+  scores = {rate: metrics(output / Job('tune', pair, 100, rate).name)['release']['mIoU'] for rate in RATES}
+  return [rate for rate in RATES if scores[rate] >= max(scores.values()) - CLOSE]
+
+
+def chosen_rate(output: Path, pair: Pair) -> float:
+  """The best of the candidates on the validation split after the whole budget.
+
+  Raises:
+    FileNotFoundError: one of them is not finished.
+  """
+
+  def score(rate):
+    folder = output / Job('main', pair, SEEDS[0], rate).name
+    metrics(folder)  # written at the end
+    return validation(folder)[-1][1]
+
+  return max(candidates(output, pair), key=score)
 
 
 def main() -> int:
@@ -82,14 +116,18 @@ def main() -> int:
   parser.add_argument('--scenes', type=int, default=500, help='of the test split, for minimal pairs')
   parser.add_argument('train_flags', nargs='*', help='for every run, after --: -- --config.data.batch_size=8')
   options = parser.parse_args()
-  jobs = all_jobs()
-  chosen = [job for job in jobs if options.only in (None, job.part)]
-  waiting = [job for job in chosen if not is_done(job, options)]
-  for number, job in enumerate(waiting[: options.jobs], len(chosen) - len(waiting) + 1):
-    print(f'{number} of {len(chosen)}: {job.name}', flush=True)
+  pairs = [pair for pair in PAIRS if options.only in (None, PARTS[not pair.frozen])]
+  left = options.jobs
+  for job in planned(options.output, pairs):
+    if is_done(job, options):
+      continue
+    if left == 0:
+      break
+    left = left and left - 1
+    print(job.name, flush=True)
     run(job, options)
-    report(options, jobs)
-  report(options, jobs)
+    report(options)
+  report(options)
   return 0
 
 
@@ -110,27 +148,27 @@ def is_done(job: Job, options: argparse.Namespace) -> bool:
 def run(job: Job, options: argparse.Namespace) -> None:
   """Trains, resuming if there is something to resume; then evaluates minimal pairs."""
   folder = options.output / job.name
-  rate = job.rate or best_rate(job, options.output)
   steps = steps_of(job, options)
   command = [
-    *(sys.executable, '-m', 'ditsam_jax.train', f'--config={job.config}:shapes', f'--workdir={folder}'),
-    *(f'--config.seed={job.seed}', f'--config.total_steps={steps}', f'--config.optimizer.learning_rate={rate:g}'),
-    *(['--config.freeze=image_encoder'] if job.frozen else []),
-    *(['--config.final_split=val'] if job.stage == 'tune' else []),
+    *(sys.executable, '-m', 'ditsam_jax.train', f'--config={job.pair.config}:shapes', f'--workdir={folder}'),
+    *(f'--config.seed={job.seed}', f'--config.total_steps={steps}', f'--config.optimizer.learning_rate={job.rate:g}'),
+    *(['--config.freeze=image_encoder'] if job.pair.frozen else []),
+    *(['--config.final_split=val'] if job.stage == 'tune' else [f'--config.eval_every={options.steps // 4}']),
     *options.train_flags,
   ]
   subprocess.run(command, check=True, cwd=ROOT)
   scores = {} if job.stage == 'tune' else pairs_right(folder / 'model', options.scenes)
-  write_json(folder / 'pairs.json', {'learning_rate': rate, 'steps': steps, 'right': scores})
-
-
-def best_rate(job: Job, output: Path) -> float:
-  tuned = {rate: metrics(output / job._replace(stage='tune', seed=100, rate=rate).name) for rate in RATES}
-  return max(tuned, key=lambda rate: tuned[rate]['release']['mIoU'])
+  write_json(folder / 'pairs.json', {'learning_rate': job.rate, 'steps': steps, 'right': scores})
 
 
 def metrics(folder: Path) -> dict[str, Any]:
   return json.loads((folder / 'metrics.json').read_text())
+
+
+def validation(folder: Path) -> list[tuple[int, float]]:
+  """(step, mIoU on the validation split in percent) during training."""
+  log = [json.loads(line) for line in (folder / 'train_log.jsonl').read_text().splitlines()]
+  return [(entry['step'], entry['val/mIoU']) for entry in log if 'val/mIoU' in entry]
 
 
 def pairs_right(model: Path, count: int) -> dict[str, float]:
@@ -165,28 +203,39 @@ def overlap(mask: np.ndarray, target: np.ndarray) -> float:
 # ------------------------------------------------------------------------------------------------------------- report
 
 
-def report(options: argparse.Namespace, jobs: list[Job]) -> None:
+def report(options: argparse.Namespace) -> None:
   """Writes tables and curves of the finished jobs."""
+  jobs = [
+    Job(stage, pair, seed, rate)
+    for stage, seeds in (('tune', (100,)), ('main', SEEDS), ('long', SEEDS[:1]))
+    for pair in PAIRS
+    for seed in seeds
+    for rate in RATES
+  ]
   done = {job: result(options.output / job.name) for job in jobs if is_done(job, options)}
-  rows, pairs, longer = [], [], []
-  for config, about in MODELS.items():
-    for frozen in (True, False):
-      name = f'{about}, {"SAM frozen" if frozen else "all trained"}'
-      runs = [found for job, found in done.items() if job[:3] == ('main', config, frozen)]
-      if runs:
-        kinds = [spread([found['kinds'][kind] for found in runs]) for kind in EXPRESSION_KINDS]
-        seconds = statistics.median(found['seconds_a_step'] for found in runs)
-        cells = [len(runs), f'{runs[0]["learning_rate"]:g}', f'{runs[0]["parameters"] / 1e6:.2f} M', f'{seconds:.2f}']
-        rows.append([name, *cells, spread([found['mIoU'] for found in runs]), *kinds])
-        pairs.append([name, *(spread([found['right'][kind] for found in runs]) for kind in PAIR_KINDS)])
+  rows, pairs, longer, used = [], [], [], []
+  for pair in PAIRS:
+    try:
+      rate = chosen_rate(options.output, pair)
+    except FileNotFoundError:
+      continue
+    name = f'{MODELS[pair.config]}, {"SAM frozen" if pair.frozen else "all trained"}'
+    used += [job for job in done if job.stage == 'main' and job.pair == pair and job.rate == rate]
+    runs = [done[job] for job in used if job.pair == pair]
+    kinds = [spread([found['kinds'][kind] for found in runs]) for kind in EXPRESSION_KINDS]
+    seconds = statistics.median(found['seconds_a_step'] for found in runs)
+    cells = [len(runs), f'{rate:g}', f'{runs[0]["parameters"] / 1e6:.2f} M', f'{seconds:.2f}']
+    rows.append([name, *cells, spread([found['mIoU'] for found in runs]), *kinds])
+    pairs.append([name, *(spread([found['right'][kind] for found in runs]) for kind in PAIR_KINDS)])
   for job, found in done.items():
     if job.stage == 'long':
+      used.append(job)
       kinds = [f'{found["kinds"][kind]:.1f}' for kind in EXPRESSION_KINDS]
-      longer.append([MODELS[job.config], found['steps'], f'{found["mIoU"]:.1f}', *kinds])
+      longer.append([MODELS[job.pair.config], found['steps'], f'{found["mIoU"]:.1f}', *kinds])
   kinds = [*EXPRESSION_KINDS]
   text = '\n\n'.join(
     [
-      f'{len(done)} of {len(jobs)} runs; mIoU on the test split in percent, mean and standard deviation over seeds',
+      f'{len(done)} runs; mIoU on the test split in percent, mean and standard deviation over seeds',
       table(['', 'seeds', 'learning rate', 'parameters trained', 'seconds a step', 'mIoU', *kinds], rows),
       'Minimal pairs: how often the right one of two shapes is found, in percent',
       table(['', *PAIR_KINDS], pairs),
@@ -197,7 +246,7 @@ def report(options: argparse.Namespace, jobs: list[Job]) -> None:
   options.output.mkdir(parents=True, exist_ok=True)
   write_text(options.output / 'claim.md', text + '\n')
   write_json(options.output / 'claim.json', {job.name: found for job, found in done.items()})
-  curves(options.output, [job for job in done if job.stage != 'tune'])
+  curves(options.output, used)
 
 
 def result(folder: Path) -> dict[str, Any]:
@@ -230,13 +279,12 @@ def curves(output: Path, jobs: list[Job]) -> None:
     return
   figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), sharey=True)
   for job in jobs:
-    log = [json.loads(line) for line in (output / job.name / 'train_log.jsonl').read_text().splitlines()]
-    points = [(entry['step'], entry['val/mIoU']) for entry in log if 'val/mIoU' in entry]
-    place = axes[0 if job.frozen else 1]
-    style = {'color': f'C{list(MODELS).index(job.config)}', 'linestyle': '--' if job.stage == 'long' else '-'}
+    points = validation(output / job.name)
+    place = axes[0 if job.pair.frozen else 1]
+    style = {'color': f'C{list(MODELS).index(job.pair.config)}', 'linestyle': '--' if job.stage == 'long' else '-'}
     if points:
       first = job.seed == 0 and job.stage == 'main'
-      place.plot(*zip(*points), label=MODELS[job.config] if first else None, **style)
+      place.plot(*zip(*points), label=MODELS[job.pair.config] if first else None, **style)
   for place, title in zip(axes, ("SAM's image encoder frozen", 'everything trained (dashed: four times the budget)')):
     place.set(title=title, xlabel='updates')
     place.grid(alpha=0.3)
