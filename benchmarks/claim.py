@@ -272,25 +272,30 @@ def table(head: list[str], rows: list[list[Any]]) -> str:
 
 
 def curves(output: Path, jobs: list[Job]) -> None:
-  """Draws mIoU on the validation split during training."""
+  """Draws mIoU on the validation split during training, a panel for each of PARTS that has jobs."""
   try:
     from matplotlib import pyplot
   except ImportError:
     return
-  figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), sharey=True)
-  for job in jobs:
-    points = validation(output / job.name)
-    place = axes[0 if job.pair.frozen else 1]
-    style = {'color': f'C{list(MODELS).index(job.pair.config)}', 'linestyle': '--' if job.stage == 'long' else '-'}
-    if points:
-      first = job.seed == 0 and job.stage == 'main'
-      place.plot(*zip(*points), label=MODELS[job.pair.config] if first else None, **style)
-  for place, title in zip(axes, ("SAM's image encoder frozen", 'everything trained (dashed: four times the budget)')):
-    place.set(title=title, xlabel='updates')
+  panels = [frozen for frozen in (True, False) if any(job.pair.frozen == frozen for job in jobs)]
+  if not panels:
+    return
+  titles = {True: "SAM's image encoder frozen", False: 'everything trained (dashed: four times the budget)'}
+  figure, axes = pyplot.subplots(1, len(panels), figsize=(6 * len(panels), 4.5), sharey=True, squeeze=False)
+  for frozen, place in zip(panels, axes[0]):
+    labels = set()
+    for job in jobs:
+      if job.pair.frozen != frozen:
+        continue
+      name = MODELS[job.pair.config]
+      style = {'color': f'C{list(MODELS).index(job.pair.config)}', 'linestyle': '--' if job.stage == 'long' else '-'}
+      points = validation(output / job.name)
+      place.plot(*zip(*points), label=None if name in labels else name, marker='.', **style)
+      labels.add(name)
+    place.set(title=titles[frozen], xlabel='updates')
     place.grid(alpha=0.3)
-  axes[0].set_ylabel('mIoU on the validation split, %')
-  if axes[1].get_legend_handles_labels()[0]:
-    axes[1].legend()
+    place.legend(fontsize='small')
+  axes[0, 0].set_ylabel('mIoU on the validation split, %')
   figure.tight_layout()
   figure.savefig(output / '.claim.png', dpi=150, format='png')
   (output / '.claim.png').replace(output / 'claim.png')
