@@ -15,6 +15,7 @@ often the mask fits its own target better than the other one's. Guessing is righ
 
 import argparse
 import functools
+import itertools
 import json
 import statistics
 import subprocess
@@ -47,6 +48,7 @@ SEEDS = (0, 1, 2)
 LONGER = ('ldit', 'sam_text')
 LONG = 4  # times the budget
 PARTS = ('frozen', 'trained')
+RESULT = 'pairs.json'  # a job's last file
 
 
 class Pair(NamedTuple):
@@ -54,6 +56,11 @@ class Pair(NamedTuple):
 
   config: str
   frozen: bool
+
+  @property
+  def part(self) -> str:
+    """One of PARTS."""
+    return PARTS[not self.frozen]
 
 
 PAIRS = [Pair(config, frozen) for config in MODELS for frozen in (True, False)]
@@ -69,7 +76,7 @@ class Job(NamedTuple):
 
   @property
   def name(self) -> str:
-    return f'{self.stage}-{self.pair.config}-{PARTS[not self.pair.frozen]}-seed{self.seed}-{self.rate:g}'
+    return f'{self.stage}-{self.pair.config}-{self.pair.part}-seed{self.seed}-{self.rate:g}'
 
 
 def planned(output: Path, pairs: list[Pair]) -> Iterator[Job]:
@@ -101,7 +108,7 @@ def chosen_rate(output: Path, pair: Pair) -> float:
 
   def score(rate):
     folder = output / Job('main', pair, SEEDS[0], rate).name
-    metrics(folder)  # written at the end
+    (folder / RESULT).stat()  # written last
     return validation(folder)[-1][1]
 
   return max(candidates(output, pair), key=score)
@@ -116,14 +123,9 @@ def main() -> int:
   parser.add_argument('--scenes', type=int, default=500, help='of the test split, for minimal pairs')
   parser.add_argument('train_flags', nargs='*', help='for every run, after --: -- --config.data.batch_size=8')
   options = parser.parse_args()
-  pairs = [pair for pair in PAIRS if options.only in (None, PARTS[not pair.frozen])]
-  left = options.jobs
-  for job in planned(options.output, pairs):
-    if is_done(job, options):
-      continue
-    if left == 0:
-      break
-    left = left and left - 1
+  pairs = [pair for pair in PAIRS if options.only in (None, pair.part)]
+  waiting = (job for job in planned(options.output, pairs) if not is_done(job, options))
+  for job in itertools.islice(waiting, options.jobs):
     print(job.name, flush=True)
     run(job, options)
     report(options)
@@ -136,7 +138,7 @@ def steps_of(job: Job, options: argparse.Namespace) -> int:
 
 
 def is_done(job: Job, options: argparse.Namespace) -> bool:
-  file = options.output / job.name / 'pairs.json'
+  file = options.output / job.name / RESULT
   if not file.is_file():
     return False
   steps, expected = json.loads(file.read_text())['steps'], steps_of(job, options)
@@ -158,7 +160,7 @@ def run(job: Job, options: argparse.Namespace) -> None:
   ]
   subprocess.run(command, check=True, cwd=ROOT)
   scores = {} if job.stage == 'tune' else pairs_right(folder / 'model', options.scenes)
-  write_json(folder / 'pairs.json', {'learning_rate': job.rate, 'steps': steps, 'right': scores})
+  write_json(folder / RESULT, {'learning_rate': job.rate, 'steps': steps, 'right': scores})
 
 
 def metrics(folder: Path) -> dict[str, Any]:
@@ -220,8 +222,9 @@ def report(options: argparse.Namespace) -> None:
     except FileNotFoundError:
       continue
     name = f'{MODELS[pair.config]}, {"SAM frozen" if pair.frozen else "all trained"}'
-    used += [job for job in done if job.stage == 'main' and job.pair == pair and job.rate == rate]
-    runs = [done[job] for job in used if job.pair == pair]
+    mine = [job for job in done if (job.stage, job.pair, job.rate) == ('main', pair, rate)]
+    used += mine
+    runs = [done[job] for job in mine]
     kinds = [spread([found['kinds'][kind] for found in runs]) for kind in EXPRESSION_KINDS]
     seconds = statistics.median(found['seconds_a_step'] for found in runs)
     cells = [len(runs), f'{rate:g}', f'{runs[0]["parameters"] / 1e6:.2f} M', f'{seconds:.2f}']
@@ -250,7 +253,7 @@ def report(options: argparse.Namespace) -> None:
 
 
 def result(folder: Path) -> dict[str, Any]:
-  scores, extra = metrics(folder), json.loads((folder / 'pairs.json').read_text())
+  scores, extra = metrics(folder), json.loads((folder / RESULT).read_text())
   kinds = {kind: scores['kinds'][kind]['release']['mIoU'] for kind in scores['kinds']}
   return {
     'mIoU': scores['release']['mIoU'],

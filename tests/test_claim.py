@@ -42,7 +42,27 @@ def test_close_rates_are_compared_after_the_whole_budget(tmp_path):
     log = [{'step': 250, 'val/mIoU': 99.0}, {'step': 990}, {'step': 1000, 'val/mIoU': score}]
     (folder / 'train_log.jsonl').write_text(''.join(f'{json.dumps(line)}\n' for line in log))
     (folder / 'metrics.json').write_text(json.dumps({'release': {'mIoU': score}}))
+    (folder / 'pairs.json').write_text('{}')
   assert started == [
     *(('tune', 100, rate) for rate in (1.5e-3, 3e-3, 6e-3)),
     *(('main', 0, 1.5e-3), ('main', 0, 3e-3), ('main', 1, 3e-3), ('main', 2, 3e-3)),
   ]
+
+
+def test_a_part_runs_alone_and_unfinished_jobs_are_not_reported(tmp_path, monkeypatch):
+  started = []
+
+  def interrupted(job, options):  # trained, but its minimal pairs are missing
+    started.append(job.name)
+    (tmp_path / job.name).mkdir()
+    (tmp_path / job.name / 'metrics.json').write_text(json.dumps({'release': {'mIoU': 50.0}}))
+
+  monkeypatch.setattr(claim.sys, 'argv', ['claim.py', f'--output={tmp_path}', '--only=trained', '--jobs=2'])
+  monkeypatch.setattr(claim, 'run', interrupted)
+  assert claim.main() == 0
+  assert started == ['tune-ldit-trained-seed100-0.0015', 'tune-ldit-trained-seed100-0.003']
+  for rate in claim.RATES:  # also of the runs that decide about the rate
+    interrupted(claim.Job('main', claim.PAIRS[1], 0, rate), None)
+  interrupted(claim.Job('tune', claim.PAIRS[1], 100, 6e-3), None)
+  claim.report(argparse.Namespace(output=tmp_path, steps=1000))
+  assert (tmp_path / 'claim.md').read_text().startswith('0 runs')
