@@ -56,6 +56,7 @@ def test_a_part_runs_alone_and_unfinished_jobs_are_not_reported(tmp_path, monkey
     started.append(job.name)
     (tmp_path / job.name).mkdir()
     (tmp_path / job.name / 'metrics.json').write_text(json.dumps({'release': {'mIoU': 50.0}}))
+    (tmp_path / job.name / 'train_log.jsonl').write_text(json.dumps({'step': 1000, 'val/mIoU': 50.0}))
 
   monkeypatch.setattr(claim.sys, 'argv', ['claim.py', f'--output={tmp_path}', '--only=trained', '--jobs=2'])
   monkeypatch.setattr(claim, 'run', interrupted)
