@@ -1,11 +1,12 @@
-"""Makes the start of the shipped `shapes` from its predecessor: python benchmarks/shipped_start.py OLD_MODEL NEW_FOLDER
+"""Makes a start for the shipped `shapes` from a predecessor: python benchmarks/shipped_start.py OLD_MODEL NEW_FOLDER
 
-The predecessor (in this repository's history up to 0.1.0: ditsam_jax/pretrained/shapes) reads 128 x 128 pixels in
-patches of 16. Its patch kernel is resized to 8 pixels as in FlexiViT (arXiv 2212.08013), positions are interpolated to
-the new grid, and words that the vocabulary gained start from the word they stand for. Without any training, the result
-reaches 62 % mIoU on 500 test expressions.
+The new model reads patches of 8 pixels. Positions are interpolated to its grid, and words that the vocabulary gained
+start from the word they stand for. The patch kernel of the first predecessor (in this repository's history up to 0.1.0:
+ditsam_jax/pretrained/shapes), which has 16 pixels, is resized to 8 as in FlexiViT (arXiv 2212.08013).
 """
 
+import argparse
+import dataclasses
 import sys
 from pathlib import Path
 
@@ -28,12 +29,19 @@ WORDS = 'text_encoder.embeddings.word_embeddings.embedding'
 
 
 def main() -> None:
-  old, new = sys.argv[1:]
-  config = sharp(fusion='layer_wise')
-  weights = {name: np.asarray(array, np.float32) for name, array in saved_model.read_weights(old).items()}
+  parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+  parser.add_argument('old', help='the predecessor')
+  parser.add_argument('new', help='folder of the start')
+  parser.add_argument('--image-size', type=int, default=96, help='pixels, a multiple of 8 (default: 96)')
+  options = parser.parse_args()
+  config = sharp(fusion='layer_wise', image_size=options.image_size)
+  patch = config.image_encoder.patch_size
+  encoder = dataclasses.replace(config.image_encoder, pretrain_grid=options.image_size // patch)
+  config = dataclasses.replace(config, image_encoder=encoder)
+  weights = {name: np.asarray(array, np.float32) for name, array in saved_model.read_weights(options.old).items()}
   kernel = weights['image_encoder.patch_embed.kernel']
   # <new kernel, small patch> = <old kernel, the patch enlarged bilinearly>
-  enlarge = resized(np.eye(config.image_encoder.patch_size), len(kernel), 0)
+  enlarge = resized(np.eye(patch), len(kernel), 0)
   weights['image_encoder.patch_embed.kernel'] = np.einsum('ai,bj,abcd->ijcd', enlarge, enlarge, kernel)
   grid = config.image_encoder.pretrain_grid
   place = weights['image_encoder.pos_embed']
@@ -41,10 +49,12 @@ def main() -> None:
   for name in weights:
     if 'rel_pos' in name:
       weights[name] = resized(weights[name], 2 * grid - 1, 0)
-  weights[WORDS] = extended(weights[WORDS], Path(old, 'vocab.txt').read_text().split('\n')[:-1], config)
+  weights[WORDS] = extended(weights[WORDS], Path(options.old, 'vocab.txt').read_text().split('\n')[:-1], config)
   expected = {name: variable.shape for name, variable in weights_of(DitSam(config, rngs=nnx.Rngs(0))).items()}
   assert {name: array.shape for name, array in weights.items()} == expected
-  saved_model.write(new, config, weights, vocabulary=vocabulary(rephrased=True), data=read_description(old)['data'])
+  saved_model.write(
+    options.new, config, weights, vocabulary=vocabulary(rephrased=True), data=read_description(options.old)['data']
+  )
 
 
 def resized(x: np.ndarray, count: int, axis: int) -> np.ndarray:
