@@ -43,10 +43,9 @@ def test_shapes_segments_described_objects(tmp_path):
   model = saved_model.load('shapes')
   tokenizer = Tokenizer(vocabulary_file('shapes'), model.config.max_text_tokens)
   results = evaluate_split(forward_of(model), source, tokenizer, model.config, progress=False)
-  # At the pictures' own size: the release's protocol moves masks by half a pixel at 96 pixels.
-  assert results.metrics('standard')['mIoU'] >= 85
+  assert results.metrics('standard')['mIoU'] >= 88
   assert set(results.kinds) == {'attribute', 'relation', 'order', 'comparison', 'negation'}
-  assert min(results.metrics('standard', kind=kind)['mIoU'] for kind in results.kinds) >= 70
+  assert min(results.metrics('standard', kind=kind)['mIoU'] for kind in results.kinds) >= 75
 
 
 def overlap(mask, target):
@@ -65,7 +64,7 @@ def test_shapes_understands_other_words():
   for words in ('grammar', 'paraphrase'):
     found = segmenter.many((scene.image, row[words]) for (scene, _), row in zip(targets, rows))
     scores[words] = np.mean([overlap(each.mask, scene.masks[i]) for each, (scene, i) in zip(found, targets)])
-  assert scores['grammar'] >= 0.84 and scores['paraphrase'] >= 0.7, scores
+  assert scores['grammar'] >= 0.89 and scores['paraphrase'] >= 0.75, scores
 
 
 @pytest.mark.slow
@@ -82,8 +81,8 @@ def test_shapes_finds_all_of_several_and_nothing_where_nothing_is():
       several.append(overlap(each.mask, target))
     else:
       nothing.append(not each.mask.any())
-  assert len(nothing) > 40 and np.mean(nothing) >= 0.62
-  assert np.mean([*nothing, *several]) >= 0.75  # gRefCOCO's gIoU
+  assert len(nothing) > 40 and np.mean(nothing) >= 0.67
+  assert np.mean([*nothing, *several]) >= 0.8  # gRefCOCO's gIoU
 
 
 @pytest.mark.slow

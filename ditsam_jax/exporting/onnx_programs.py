@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
+import onnxscript.optimizer
 import torch
 
 from ditsam_jax.convert.sources import release_tensors
@@ -20,6 +21,7 @@ from ditsam_jax.models.config import DitSamConfig
 OPSET = 20
 DTYPES = {ir.DataType.FLOAT: 'float32', ir.DataType.INT64: 'int64'}
 _SMALL = 256  # elements; smaller weights stay f32
+_LARGEST_FOLDED = 4096  # elements; larger constants, such as position tables spread over rows, are computed when loaded
 _LARGEST_FILE = 1.8e9  # bytes of weights; the format allows 2 GB in a file
 
 Shape = list[int | str]  # axes of any size have names
@@ -112,9 +114,11 @@ def trace(program: Program) -> ir.Model:
       dynamic_shapes=tuple(dynamic),
       opset_version=OPSET,
       dynamo=True,
+      optimize=False,
     )
   assert traced is not None  # no file was given
   model = traced.model
+  onnxscript.optimizer.optimize_ir(model, output_size_limit=_LARGEST_FOLDED)
   for value, shape in zip(model.graph.outputs, program.outputs.values()):
     value.shape = ir.Shape(shape)  # 'height' instead of torch's 'u0'
   _strip(model)
