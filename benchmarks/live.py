@@ -9,13 +9,18 @@ encodes the image again), and clicks in twelve places (the first encodes the ima
 
 import argparse
 import functools
-import shutil
 import statistics
+import sys
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)
+
 from playwright.sync_api import sync_playwright
+
+from benchmarks import chromium
 
 SENTENCES = [
   f'the {colour} {kind}' for colour in ('red', 'green', 'blue', 'purple') for kind in ('cross', 'square', 'star')
@@ -60,11 +65,10 @@ def main() -> None:
   options = parser.parse_args()
   server = ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(_Handler, directory=str(options.folder)))
   threading.Thread(target=server.serve_forever, daemon=True).start()
-  chromium = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
   times: dict[str, list[float]] = {'first mask, from opening the page': [], 'next sentences': [], 'next clicks': []}
   first, sentences, clicks = times.values()
   with sync_playwright() as playwright:
-    browser = playwright.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
+    browser = chromium.launched(playwright) or sys.exit('error: there is no Chromium; .ci/install_browser installs it')
     print('Chromium', browser.version)
     for _ in range(options.rounds):
       page = browser.new_context(bypass_csp=True).new_page()  # playwright evaluates strings

@@ -34,16 +34,14 @@ def main() -> None:
   parser.add_argument('new', help='folder of the start')
   parser.add_argument('--image-size', type=int, default=96, help='pixels, a multiple of 8 (default: 96)')
   options = parser.parse_args()
-  config = sharp(fusion='layer_wise', image_size=options.image_size)
-  patch = config.image_encoder.patch_size
-  encoder = dataclasses.replace(config.image_encoder, pretrain_grid=options.image_size // patch)
-  config = dataclasses.replace(config, image_encoder=encoder)
+  patch, grid = sharp().image_encoder.patch_size, options.image_size // sharp().image_encoder.patch_size
+  encoder = dataclasses.replace(sharp().image_encoder, pretrain_grid=grid)
+  config = sharp(fusion='layer_wise', image_size=options.image_size, image_encoder=encoder)
   weights = {name: np.asarray(array, np.float32) for name, array in saved_model.read_weights(options.old).items()}
   kernel = weights['image_encoder.patch_embed.kernel']
   # <new kernel, small patch> = <old kernel, the patch enlarged bilinearly>
   enlarge = resized(np.eye(patch), len(kernel), 0)
   weights['image_encoder.patch_embed.kernel'] = np.einsum('ai,bj,abcd->ijcd', enlarge, enlarge, kernel)
-  grid = config.image_encoder.pretrain_grid
   place = weights['image_encoder.pos_embed']
   weights['image_encoder.pos_embed'] = resized(resized(place, grid, 0), grid, 1)
   for name in weights:

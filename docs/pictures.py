@@ -8,17 +8,20 @@ import argparse
 import contextlib
 import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
+sys.path[0] = str(ROOT)
+
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-DOCS = Path(__file__).resolve().parent
-ROOT = DOCS.parent
+from benchmarks import chromium
+
 BUILD = ROOT / 'build' / 'pictures'
 EVALUATIONS = {
   'predictions.png': ('--protocol=standard',),
@@ -27,12 +30,7 @@ EVALUATIONS = {
 DESKTOP = {'viewport': {'width': 1280, 'height': 900}}
 WIDTH = 1280  # pixels
 READY = re.compile(r'(?:ready: |\()(http://[\d.]+:\d+/)')  # as ditsam_jax.serve and http.server say it
-PHONE = {
-  'viewport': {'width': 390, 'height': 844},
-  'has_touch': True,
-  'is_mobile': True,
-  'color_scheme': 'dark',
-}
+PHONE = {'viewport': {'width': 390, 'height': 844}, 'has_touch': True, 'is_mobile': True, 'color_scheme': 'dark'}
 
 
 def main() -> None:
@@ -44,8 +42,7 @@ def main() -> None:
     shrink(folder / name, DOCS / name)
   subprocess.run([sys.executable, DOCS / 'live' / 'build.py', f'--output={BUILD / "live"}'], check=True)
   with sync_playwright() as playwright:
-    chromium = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
-    browser = playwright.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
+    browser = chromium.launched(playwright) or sys.exit('error: there is no Chromium; .ci/install_browser installs it')
     server = [sys.executable, '-m', 'http.server', '--bind=127.0.0.1', f'--directory={BUILD / "live"}', '0']
     with served(server) as url:
       take(browser, url, 'live.png', DESKTOP)
@@ -70,7 +67,8 @@ def served(command: list[str]) -> Iterator[str]:
   with subprocess.Popen(command, cwd=ROOT, env=unbuffered, text=True, **both) as process:
     assert process.stdout is not None
     try:
-      yield next(match[1] for line in process.stdout if (match := READY.search(line)))
+      url = next((match[1] for line in process.stdout if (match := READY.search(line))), None)
+      yield url or sys.exit(f'error: {" ".join(command)} ended with {process.wait()}')
     finally:
       process.terminate()
 

@@ -2,11 +2,12 @@
 
 import gc
 import os
-import shutil
 import signal
 import sys
 
 import pytest
+
+from benchmarks import chromium
 
 # Set before JAX is imported. Most tests compare our programs with each other and spend their time compiling, so LLVM
 # need not optimise. Set it to 0 to run every test with the programs that users get.
@@ -95,11 +96,8 @@ def compiled_as_for_users(request):
 def browser():
   """Chromium. There is one definition, and one browser at a time: playwright runs one event loop in a thread."""
   playwright = pytest.importorskip('playwright.sync_api', reason="needs the extra 'test'")
-  chromium = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-  if chromium is None:
-    pytest.skip('there is no Chromium; .ci/install_browser installs it')
   playwright.expect.set_options(timeout=60_000)  # programs are compiled on first use
   with playwright.sync_playwright() as found:
-    running = found.chromium.launch(executable_path=chromium, args=['--no-sandbox'])
+    running = chromium.launched(found) or pytest.skip('there is no Chromium; .ci/install_browser installs it')
     yield running
     running.close()
