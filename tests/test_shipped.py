@@ -1,12 +1,11 @@
 """The shipped models are as accurate as the README says, on part of the test split."""
 
-import csv
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from benchmarks import paraphrases
 from ditsam_jax.data.datasets import open_split, scenes_config
 from ditsam_jax.data.shapes import phrases
 from ditsam_jax.data.shapes.builder import described_scene
@@ -55,15 +54,8 @@ def overlap(mask, target):
 @pytest.mark.slow
 def test_shapes_understands_other_words():
   """300 paraphrases written by hand, in words and orders that the training data does not have."""
-  with Path(__file__).with_name('data').joinpath('shapes_paraphrases.tsv').open(encoding='utf-8') as file:
-    rows = list(csv.DictReader(file, delimiter='\t'))
   assert vocabulary_file('shapes').read_text().split('\n')[:-1] == vocabulary(rephrased=True)
-  scenes = {int(row['scene']): described_scene(scenes_config({}), 'test', int(row['scene']))[0] for row in rows}
-  targets = [(scenes[int(row['scene'])], int(row['object'])) for row in rows]
-  segmenter, scores = Segmenter('shapes'), {}
-  for words in ('grammar', 'paraphrase'):
-    found = segmenter.many((scene.image, row[words]) for (scene, _), row in zip(targets, rows))
-    scores[words] = np.mean([overlap(each.mask, scene.masks[i]) for each, (scene, i) in zip(found, targets)])
+  scores = {words: np.mean(np.concatenate([*kinds.values()])) for words, kinds in paraphrases.ious('shapes').items()}
   assert scores['grammar'] >= 0.89 and scores['paraphrase'] >= 0.75, scores
 
 

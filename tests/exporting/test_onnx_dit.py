@@ -1,10 +1,14 @@
 """An L-DIT in ONNX computes what JAX computes, in every combination of prompts."""
 
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from ditsam_jax.data.datasets import scenes_config
+from ditsam_jax.data.shapes.builder import described_scene
 from ditsam_jax.exporting.onnx_runtime import Session
 from ditsam_jax.inference.segmenter import Segmenter
 from tests.exporting.conftest import DIT
@@ -12,6 +16,7 @@ from tests.small_models import call
 
 pytestmark = pytest.mark.slow
 SIDE = DIT.image_size
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope='module')
@@ -80,3 +85,20 @@ def test_a_photo_of_any_shape_gives_the_segmenters_mask(dit_onnx, session):
   close(masks[0], expected.logits)
   described = json.loads((dit_onnx.folder / 'interface.json').read_text())
   np.testing.assert_array_equal(masks[0, 0] > described['mask_logit'], expected.mask)
+
+
+@pytest.mark.optimised
+def test_the_lines_in_the_docs_give_the_segmenters_mask(tmp_path, monkeypatch):
+  """With the live page's export of the shipped model, at float16, for which their sizes are written."""
+  (tmp_path / 'onnx').mkdir()
+  (tmp_path / 'onnx/shapes').symlink_to(ROOT / 'docs/live/models/shapes')
+  monkeypatch.chdir(tmp_path)
+  segmenter = Segmenter('shapes')
+  image = described_scene(scenes_config({}), 'test', 0)[0].image
+  row = segmenter.row(segmenter.look(image).framed, segmenter.prompt('the largest shape'))
+  ids, mask = (np.asarray(each, np.int64)[None] for each in (row.sentence.token_ids, row.sentence.token_mask))
+  known = dict(ids=ids, token_mask=mask, pixels=row.square.pixels.transpose(2, 0, 1)[None], height=128, width=128)
+  lines = re.findall(r'<!-- run by a test -->\n```python\n(.*?)```', (ROOT / 'docs/export.md').read_text(), re.DOTALL)
+  exec(next(each for each in lines if 'onnxruntime' in each), known)
+  expected = segmenter(image, 'the largest shape').mask
+  assert expected.sum() > 100 and np.mean((known['masks'][0, 0] > 0) != expected) < 1e-3
