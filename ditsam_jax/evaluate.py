@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
   trained_on = data_config(options.checkpoint)
   dataset = trained_on.get('dataset', datasets.SHAPES.name) if options.dataset is None else options.dataset
   sources = _open(dataset, options, trained_on)
-  output = _Output(options)
+  output = _Output(options, dataset if dataset != trained_on.get('dataset') else '')
   model = saved_model.load(options.checkpoint)
   warn_if_fresh(options.checkpoint)
   tokenizer = Tokenizer(vocabulary, model.config.max_text_tokens)
@@ -131,10 +131,15 @@ def _open(dataset: str, options: argparse.Namespace, trained_on: dict[str, Any])
 class _Output:
   """The output folder: one metrics.json, and further files per split."""
 
-  def __init__(self, options: argparse.Namespace):
-    """Creates the folder before the evaluation, which may take hours. Raises UserError if it cannot be written to."""
+  def __init__(self, options: argparse.Namespace, another: str):
+    """Creates the folder before the evaluation, which may take hours. Raises UserError if it cannot be written to.
+
+    Args:
+      options: the command's.
+      another: name of the data set, '' if it is the one that the model was trained on.
+    """
     self._several = len(options.splits) > 1
-    self._folder = _folder(options)
+    self._folder = _folder(options, another)
     self._figures: dict[str, Any] = {}
     self._written: dict[AnyPath, None] = {}
     if distributed.is_first():
@@ -184,14 +189,16 @@ class _Output:
     return f'{name}-{split}.{ending}' if self._several else f'{name}.{ending}'
 
 
-def _folder(options: argparse.Namespace) -> AnyPath:
+def _folder(options: argparse.Namespace, another: str) -> AnyPath:
+  """Different data sets, splits and limits get different folders, so none replaces the results of another."""
   if options.output:
     return any_path(options.output)
-  splits = '-'.join(options.splits)
+  limit = [f'limit-{options.limit}'] if options.limit else []
+  what = '-'.join([*([another.replace('/', '-')] if another else []), *options.splits, *limit])
   if hub.is_address(options.checkpoint) or places.is_shipped(options.checkpoint):
     name = options.checkpoint.removeprefix(hub.SCHEME).strip('/').replace('/', '-')
-    return Path('runs') / f'evaluation-{name}-{splits}'
-  return any_path(options.checkpoint) / f'evaluation-{splits}'
+    return Path('runs') / f'evaluation-{name}-{what}'
+  return any_path(options.checkpoint) / f'evaluation-{what}'
 
 
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -256,7 +263,8 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     '--output',
     type=anywhere,
     metavar='DIR',
-    help="default: evaluation-SPLITS in the checkpoint's folder, runs/evaluation-NAME-SPLITS for a shipped model",
+    help="default: evaluation-SPLITS in the checkpoint's folder, runs/evaluation-NAME-SPLITS for a shipped model; "
+    'with the name of a data set that the model was not trained on, and with the limit',
   )
   distributed.add_flags(parser)
   options = parser.parse_args(arguments)

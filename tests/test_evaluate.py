@@ -1,5 +1,6 @@
 """The evaluate command: its output files agree with each other, and bad input is refused in one line."""
 
+import argparse
 import csv
 import dataclasses
 import json
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ditsam_jax import evaluate
 from ditsam_jax.data import datasets
 from ditsam_jax.errors import UserError
 from ditsam_jax.evaluate import main
@@ -82,7 +84,7 @@ def test_limit_output_split_and_dtype(run, data_dir, tmp_path):
 @pytest.mark.slow
 def test_several_splits_share_a_folder_and_metrics_file(run, data_dir, capsys):
   assert evaluated(run, data_dir, '--limit=4', '--splits=val,test,val', '--protocol=standard', '--save-pictures=1') == 0
-  output = run / 'evaluation-val-test'
+  output = run / 'evaluation-val-test-limit-4'
   each = ('predictions-{}.png', 'ranked-{}.png', 'samples-{}.csv')
   assert sorted(os.listdir(output)) == sorted(
     ['metrics.json', *(name.format(split) for name in each for split in ('val', 'test'))]
@@ -103,7 +105,15 @@ def test_a_shipped_models_results_go_to_runs(run, data_dir, tmp_path, monkeypatc
   monkeypatch.setattr(places, 'SHIPPED', tmp_path / 'shipped')
   monkeypatch.chdir(tmp_path)
   assert evaluated('little', data_dir, '--limit=3') == 0
-  assert (tmp_path / 'runs' / 'evaluation-little-test' / 'metrics.json').is_file()
+  assert (tmp_path / 'runs' / 'evaluation-little-test-limit-3' / 'metrics.json').is_file()
+
+
+def test_results_of_other_data_sets_and_limits_go_to_other_folders(tmp_path):
+  common, folders = dict(checkpoint=str(tmp_path), splits=['val'], output=None), set()
+  for another, limit in [('', None), ('refcoco+', None), ('refcocog/google', None), ('', 10)]:
+    folders.add(str(evaluate._folder(argparse.Namespace(**common, limit=limit), another)))
+  names = ['val', 'refcoco+-val', 'refcocog-google-val', 'val-limit-10']
+  assert folders == {f'{tmp_path}/evaluation-{name}' for name in names}
 
 
 @pytest.mark.parametrize(

@@ -216,6 +216,12 @@ def test_results_are_not_segmented_as_images(tmp_path, images):
   assert not QuadrantGenerator.made
 
 
+def test_numbered_photos_beside_a_table_of_their_own_are_images(tmp_path):
+  for name in ('0001.png', 'metadata.csv'):
+    (tmp_path / name).touch()
+  assert not is_result(str(tmp_path / '0001.png'), tmp_path)
+
+
 @pytest.mark.parametrize(
   'arguments, message',
   [

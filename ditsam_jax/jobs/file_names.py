@@ -87,9 +87,9 @@ def is_result(path: str, folder: Path) -> bool:
 
 
 def _is_numbered_mask(path: str) -> bool:
-  """Returns whether a file is one of the numbered masks of an image."""
+  """Returns whether a file is one of the numbered masks of an image, which lie beside the image's overlay."""
   parent, name = os.path.split(path)
-  return _NUMBERED.fullmatch(name) is not None and os.path.exists(os.path.join(parent, METADATA))
+  return _NUMBERED.fullmatch(name) is not None and all(map(os.path.exists, (f'{parent}/{METADATA}', parent + OVERLAY)))
 
 
 class _Image(NamedTuple):

@@ -10,6 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import threading
@@ -25,6 +26,7 @@ from ditsam_jax.storage.paths import cache_folder
 from ditsam_jax.terminal import printable, progress
 
 FOLDER, SIZE = 'DITSAM_JAX_CACHE', 'DITSAM_JAX_CACHE_GB'  # environment variables
+_COPY = re.compile(r'[0-9a-f]{40}|\.[0-9a-f]{40}\.[0-9a-f]{16}')  # names of copies, and of unfinished ones
 _SIZE = 50.0  # GB
 _SPARE = 2**28  # bytes left free on the disk
 _TRIES = 3
@@ -174,7 +176,8 @@ def _make_room(root: Path, needed: int, folder: BucketPath, keep: Path | None = 
       f"'{printable(folder)}' takes {needed / 1e9:.2f} GB, and the local copies may take {most / 1e9:g} GB in all; "
       f'set {SIZE} to more'
     )
-  copies = sorted((used, size, place) for place in root.iterdir() if place.is_dir() for used, size in [_state(place)])
+  places = [place for place in root.iterdir() if _COPY.fullmatch(place.name) and place.is_dir()]  # not the user's own
+  copies = sorted((*_state(place), place) for place in places)
   total = sum(size for _, size, _ in copies)
   for used, size, place in copies:
     downloading = place.name.startswith('.') and time.time() - used < _STALE

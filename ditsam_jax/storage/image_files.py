@@ -238,6 +238,10 @@ def _converted(image: Image.Image, name: str) -> np.ndarray:
     low, high = _range(tiles())
     if low < 0 or high > 65535:
       raise UserError(f'{name}: grey values {low}..{high}, expected 8 or 16 bits a pixel')
+    if image.mode == 'I' and 0 < high < 256:
+      raise UserError(
+        f'{name}: grey values {low}..{high} in 32 bits may mean 8 bits or 16; save it with as many as it has'
+      )
     return _from_tiles(lambda: (tile.astype(np.uint16) for tile in tiles()), np.dtype(np.uint16), out, name)
   for (y, x), box in zip(_tiles(*out.shape[:2]), boxes):
     tile = image.crop(box)

@@ -145,9 +145,12 @@ def test_copies_used_longest_ago_make_room(bucket, models, monkeypatch, tmp_path
   size = sum(entry.size for entry in objects.entries(bucket / 'a').values())
   monkeypatch.setattr(copies, 'most_bytes', lambda: int(size * 2.5))
   held = [places.resolve(bucket / name) for name in 'ab']
-  os.utime(held[1], (1000, 1000))
+  own = held[0].parent / 'photos'
+  own.mkdir()
+  for used, place in ((1, own), (1000, held[1])):
+    os.utime(place, (used, used))
   third = places.resolve(bucket / 'c')
-  assert [place.is_dir() for place in (*held, third)] == [True, False, True]
+  assert [place.is_dir() for place in (own, *held, third)] == [True, True, False, True]
   monkeypatch.setattr(copies, 'most_bytes', lambda: size // 2)
   with pytest.raises(UserError, match='set DITSAM_JAX_CACHE_GB to more'):
     places.resolve(bucket / 'b')

@@ -54,6 +54,12 @@ def test_white_is_white_in_every_mode(mode, value):
   assert read_image(Image.new(mode, (2, 1), value)).tolist() == [[WHITE, WHITE]]
 
 
+def test_32_bits_with_8_bits_of_values_are_ambiguous():
+  with pytest.raises(UserError, match=r'grey values 0..200 in 32 bits may mean 8 bits or 16'):
+    read_image(Image.fromarray(np.array([[0, 200]], np.int32)))
+  assert not read_image(Image.new('I', (2, 1))).any()
+
+
 def test_transparency_is_composited_over_white(tmp_path):
   image = Image.new('RGBA', (3, 1))
   image.putdata([(0, 0, 0, 0), (255, 0, 0, 51), (255, 0, 0, 255)])

@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from ditsam_jax.data import datasets
 from ditsam_jax.data.own import catalogue
@@ -82,7 +83,8 @@ def prepare(
   if format == 'folder' and not all(os.path.samefile(folder, home) for folder in (images_dir, masks_dir)):
     raise UserError('--images and --masks do not apply to a folder per split, which holds both; leave them out')
   target = Target(name, '', f'data set {name!r}', data_dir, None)
-  made_of = _made_of(annotations, format, seed, skip_bad, any_path(data_dir) / name)
+  folders = [os.path.relpath(folder, home) for folder in (images_dir, masks_dir)]
+  made_of = _made_of(annotations, [format, seed, skip_bad, *folders], any_path(data_dir) / name)
   if not check_only and (target.directory / 'dataset_info.json').exists():
     return _prepared_before(target, made_of)
   tokenizer = Tokenizer(vocabulary_file(model), read_config(model).max_text_tokens)
@@ -144,9 +146,9 @@ def _finish(
     say(f'warning: {printable(error)}')
 
 
-def _made_of(annotations: Path, format: str, seed: int, skip_bad: bool, result: AnyPath) -> str:
+def _made_of(annotations: Path, options: list[Any], result: AnyPath) -> str:
   """Returns a hash of the annotations and options; for folders, of names, sizes and times of files outside `result`."""
-  digest = hashlib.blake2b(f'{format} {seed} {skip_bad}'.encode(), digest_size=16)
+  digest = hashlib.blake2b(repr(options).encode('utf-8', 'surrogateescape'), digest_size=16)
   if annotations.is_dir():
     made = os.path.abspath(result)
     for file in sorted(path for path in annotations.rglob('*') if path.is_file()):

@@ -203,6 +203,14 @@ def test_preparing_again_changes_nothing_and_other_annotations_are_refused(own, 
   assert prepare.main(own.arguments(file, '--check')) == 0  # writes no data set
 
 
+def test_other_masks_for_the_same_annotations_are_refused(own):
+  file = own.write_lines(rows(own))
+  assert prepare.main(own.arguments(file)) == 0
+  (own.root / 'better').mkdir()
+  with pytest.raises(UserError, match='with other options.*delete that folder'):
+    prepare.main(own.arguments(file, f'--masks={own.root / "better"}'))
+
+
 @pytest.mark.multiprocess
 def test_records_do_not_depend_on_worker_processes_or_shards(own, monkeypatch):
   file = own.write_lines(rows(own))
