@@ -108,7 +108,8 @@ def test_a_shipped_models_results_go_to_runs(run, data_dir, tmp_path, monkeypatc
   assert (tmp_path / 'runs' / 'evaluation-little-test-limit-3' / 'metrics.json').is_file()
 
 
-def test_results_of_other_data_sets_and_limits_go_to_other_folders(tmp_path):
+def test_results_of_other_data_sets_and_limits_go_to_other_folders(tmp_path, monkeypatch):
+  monkeypatch.setattr(places, 'is_shipped', lambda name: False)
   common, folders = dict(checkpoint=str(tmp_path), splits=['val'], output=None), set()
   for another, limit in [('', None), ('refcoco+', None), ('refcocog/google', None), ('', 10)]:
     folders.add(str(evaluate._folder(argparse.Namespace(**common, limit=limit), another)))

@@ -60,7 +60,7 @@ class Training:
     self._fsdp = mesh.shape['fsdp']
     self.shares = mesh.shape['data'] * self._fsdp  # of the batch
     # Images per device come in multiples of this.
-    self.unit = run.sample_group // math.gcd(run.sample_group, self.shares)
+    self.unit = run.sample_group
 
   def with_settings(self, settings: Settings, images: int, parts: int) -> ConfigDict:
     """The config of a step with `parts` micro-batches of `images` per device."""

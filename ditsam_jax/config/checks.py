@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from ditsam_jax import fields
 from ditsam_jax.config import start
+from ditsam_jax.config.first_prompts import FirstPromptConfig
 from ditsam_jax.config.freeze import freeze_patterns
 from ditsam_jax.config.run import RunConfig, reads_text
 from ditsam_jax.data import datasets
@@ -31,6 +32,16 @@ def check(config: ConfigDict) -> RunConfig:
   if reads_text(run.task) and run.model.text_encoder is None:
     whose = f' (init_from={run.init_from!r} takes no text)' if run.init_from else ''
     _refuse('model.text_encoder', f'None{whose}', f'a text encoder for task {run.task!r}')
+  if run.task == 'text' and run.rounds > 1:
+    _refuse('rounds', run.rounds, "1 for task 'text', which has no clicks; config.task=interactive trains with them")
+  if run.task != 'interactive' and run.first_prompts != FirstPromptConfig():
+    _refuse('first_prompts', '{...}', f"its default for task {run.task!r}; only task 'interactive' reads it")
+  if run.task == 'prompts' and data.generalised:
+    _refuse(
+      'data.dataset',
+      run.data.dataset,
+      "data in which every mask is one object, for task 'prompts'; here some are empty",
+    )
   if run.task == 'interactive' and run.data.batch_size % (run.sample_group * run.accumulate):
     every = 'micro-batch' if run.accumulate > 1 else 'batch'
     _refuse(
@@ -46,6 +57,9 @@ def check(config: ConfigDict) -> RunConfig:
   if run.epochs is None and run.total_steps is None:
     _refuse('total_steps', None, 'a whole number, unless config.epochs is set')
   check_warmup(run.optimizer.warmup_steps, run.total_steps)
+  for name in ('warmup_start', 'min_learning_rate'):
+    if (rate := getattr(run.optimizer, name)) > run.optimizer.learning_rate:
+      _refuse(f'optimizer.{name}', rate, f'at most the peak, optimizer.learning_rate ({run.optimizer.learning_rate:g})')
   if not any((run.loss.bce, run.loss.dice, run.loss.iou)):
     raise UserError('config.loss.bce, dice and iou are all 0; expected one of them above 0')
   if run.data.scenes is not None and not data.small:

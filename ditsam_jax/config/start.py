@@ -74,7 +74,8 @@ def check_changes(model: Mapping[str, Any], init_from: str, *, whole: bool) -> N
       continue  # a part missing from one model, or a group whose fields are compared separately
     raise UserError(
       f'config.model.{path} is {fields.shown(_brief(value))}; config.init_from={init_from!r} does not fit '
-      f'config.model: it has {fields.shown(_brief(started))}, which cannot change; leave out --config.model.{path}'
+      f'config.model: it has {fields.shown(_brief(started))}, which cannot change; leave out '
+      f'--config.model.{path}, or pass --config.model=None to take its model as it is'
     )
 
 

@@ -168,21 +168,30 @@ class ReferringSource:
 
   `directory` is a folder written by TFDS, with features.json. With `in_memory`, records are read and pixels decoded
   once, which takes 3 bytes per pixel, and one more for each object. This is for small images, where decoding dominates.
+  `index` is that of an equal source, which saves reading all records.
 
   Raises:
     UserError: the folder is not a prepared data set, or lacks the split.
   """
 
-  def __init__(self, directory: str | os.PathLike, split: str, *, in_memory: bool = False):
+  def __init__(
+    self,
+    directory: str | os.PathLike,
+    split: str,
+    *,
+    in_memory: bool = False,
+    index: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
+  ):
     self.directory, self.split, self.in_memory = str(directory), split, in_memory
     self._records: Any = _open(self.directory, split)  # bytes, or ImageRecords if in memory
     if in_memory:
       self._records = [self._record(index, keep=True) for index in range(len(self._records))]
-    self._image_of, self._object_of, self.expression_counts = self._index()
+    self._image_of, self._object_of, self.expression_counts = self._index() if index is None else index
 
   def __reduce__(self):
-    # Worker processes read the files themselves; records are not pickled.
-    return _reopen, (self.directory, self.split, self.in_memory)
+    # Worker processes read records themselves, but not all of them for the index.
+    index = self._image_of, self._object_of, self.expression_counts
+    return _reopen, (self.directory, self.split, self.in_memory, index)
 
   def __len__(self) -> int:
     return len(self._image_of)
@@ -227,7 +236,7 @@ class ReferringSource:
 
 
 def check_split(directory: str | os.PathLike, split: str) -> None:
-  """Raises UserError unless a folder is a prepared data set with this split; reads no records."""
+  """Raises UserError unless a folder is a prepared data set with this split, and all its files; reads no records."""
   _builder(str(directory), split)
 
 
@@ -250,16 +259,16 @@ def _builder(directory: str, split: str) -> Any:
   if split not in builder.info.splits:
     splits = listed(sorted(builder.info.splits))
     raise UserError(f'{directory} has no split {split!r}; choose one of {splits}')
+  if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD and not isinstance(path, BucketPath):
+    check_shards(directory, {split: builder.info.splits[split]})
   return builder
 
 
 def _open(directory: str, split: str):
   builder, path = _builder(directory, split), any_path(directory)
-  if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
-    if isinstance(path, BucketPath):
-      info = builder.info.splits[split]
-      return shards.ShardedRecords(path, sorted(info.filenames), info.shard_lengths)
-    check_shards(directory, {split: builder.info.splits[split]})
+  if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD and isinstance(path, BucketPath):
+    info = builder.info.splits[split]
+    return shards.ShardedRecords(path, sorted(info.filenames), info.shard_lengths)
   try:
     return builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
   except NotImplementedError as error:  # TFDS' default format can only be read sequentially
@@ -271,7 +280,7 @@ def _open(directory: str, split: str):
     raise UserError(damaged(directory, printable(error, 150))) from error
 
 
-def _reopen(directory: str, split: str, in_memory: bool) -> ReferringSource:
+def _reopen(directory: str, split: str, in_memory: bool, index: tuple[np.ndarray, ...]) -> ReferringSource:
   if multiprocessing.parent_process():  # workers share the cores; by default, OpenCV would use all in each
     cv2.setNumThreads(1)
-  return ReferringSource(directory, split, in_memory=in_memory)
+  return ReferringSource(directory, split, in_memory=in_memory, index=index)

@@ -62,7 +62,8 @@ def evaluate_split(
   total = int(sum(source.expression_counts))
   total = -(-(total if limit is None else min(limit, total)) // hosts)
   with bar_of(total, f'evaluating {source.split}', 'samples', shown=progress and host == 0, leave=False) as bar:
-    found = list(scores(forward, batches, model_config.mask_threshold, protocols, gallery, bar.update))
+    guessed = source.split != 'train'  # which has sentences that the oracles do not parse
+    found = list(scores(forward, batches, model_config.mask_threshold, protocols, gallery, bar.update, guessed))
   return Results.of(distributed.gathered(found), protocols, generalised=generalised)
 
 
@@ -111,10 +112,12 @@ def scores(
   protocols: Sequence[str],
   gallery: Gallery | None = None,
   advance: Callable[[int], Any] = lambda count: None,
+  guess: bool = True,
 ) -> Iterator[Score]:
   """Yields the scores of `forward` on the batches of `evaluation_batches`.
 
   `threshold` applies to the sigmoid. `advance` is called with the number of samples completed since the last call.
+  With `guess`, expressions of shapes also get the scores of guessing.
 
   Raises:
     UserError: logits are NaN, which would count as an empty mask.
@@ -142,7 +145,7 @@ def scores(
         info.mask.size,
       )
       # Only expressions of shapes have a kind, and only they can be parsed by the oracles.
-      guessed = chances(info.expression, info.image_categories, info.object_index) if info.kind else None
+      guessed = chances(info.expression, info.image_categories, info.object_index) if guess and info.kind else None
       yield Score(sample, overlaps[row].tolist(), guessed)
       if gallery:
         gallery.offer(batch['image'][row], info, predictions[row], batch['mask'][row], float(ious[row]))

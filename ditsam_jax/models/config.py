@@ -85,7 +85,7 @@ class DitSamConfig:
   pixel_std: tuple[float, float, float] = declared(
     IMAGENET_STD, Several(Real(0.001, 10), 3, 3), 'Red, green and blue are then divided by this'
   )
-  max_text_tokens: int = declared(20, Whole(1, 8192), 'Tokens kept per sentence')
+  max_text_tokens: int = declared(20, Whole(3, 8192), 'Tokens kept per sentence, including [CLS] and [SEP]')
   mask_threshold: float = declared(
     0.35, Real(0, 1, above=True, below=True), 'Probability above which a pixel belongs to the mask'
   )

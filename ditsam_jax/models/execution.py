@@ -52,8 +52,11 @@ class Execution:
   # queries, keys and values come from a product each, in the layout of the attention kernel.
   tiled: bool = False
 
-  def rematerialised(self, function: Callable) -> Callable:
-    """Wraps a block's function in the rematerialisation policy of `remat`."""
+  def rematerialised(self, function: Callable, *, scanned: bool = False) -> Callable:
+    """Wraps a block's function in the rematerialisation policy of `remat`.
+
+    Outside of a scan (`scanned`), XLA would merge the recomputation with the first computation, and keep everything.
+    """
     if self.remat == 'none':
       return function
-    return jax.checkpoint(function, policy=REMAT[self.remat], prevent_cse=not self.scan)
+    return jax.checkpoint(function, policy=REMAT[self.remat], prevent_cse=not scanned)

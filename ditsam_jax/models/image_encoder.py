@@ -234,7 +234,7 @@ class ImageEncoder(nnx.Module):
       weights, slots = layer
       return _run_block(nnx.merge(graph, weights), 0, grid, execution, slots, x)[1], None
 
-    return jax.lax.scan(execution.rematerialised(body), x, (weights, slots))[0]
+    return jax.lax.scan(execution.rematerialised(body, scanned=True), x, (weights, slots))[0]
 
 
 def _run_block(

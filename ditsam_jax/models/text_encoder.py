@@ -91,7 +91,7 @@ class TextEncoder(nnx.Module):
       rngs: a 'dropout' stream for this call, in train mode; None uses the module's own.
 
     Returns:
-      f32 [B, T, C].
+      [B, T, C], in the type of the weights.
     """
     x = self.embeddings(token_ids, rngs)
     bias = jnp.where(token_mask[:, None, None, :] > 0, 0.0, jnp.finfo(x.dtype).min).astype(x.dtype)

@@ -68,13 +68,17 @@ def make_mesh(config: MeshConfig, devices: list[Any] | np.ndarray | None = None)
   return Mesh(devices.reshape(sizes), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def check_divides(mesh: Mesh, heads: dict[str, int], batch_size: int, accumulate: int = 1) -> None:
-  """Raises UserError, with suggestions, if the mesh does not divide the batch or the heads of an encoder."""
-  unit = mesh.shape[DATA] * mesh.shape[FSDP] * accumulate
+def check_divides(mesh: Mesh, heads: dict[str, int], batch_size: int, accumulate: int = 1, group: int = 1) -> None:
+  """Raises UserError, with suggestions, if the mesh does not divide the batch or the heads of an encoder.
+
+  `group` rows must be on one device: those of which a fixed number has no sentence.
+  """
+  unit = mesh.shape[DATA] * mesh.shape[FSDP] * accumulate * group
   if batch_size % unit:
     below, above = batch_size // unit * unit, -(-batch_size // unit) * unit
     parts = f'data {mesh.shape[DATA]} x fsdp {mesh.shape[FSDP]}'
     parts += f' x accumulate {accumulate}' if accumulate > 1 else ''
+    parts += f' x {group}, for the shares of config.first_prompts' if group > 1 else ''
     raise UserError(
       f'config.data.batch_size is {batch_size}; expected a multiple of {unit} ({parts}), such as '
       f'{" or ".join(str(size) for size in (below, above) if size)}'

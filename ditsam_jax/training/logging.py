@@ -43,8 +43,8 @@ class RunLog:
     )
     self._write(self._lines.replace_by, lambda content: _kept(content, first_step, evaluated))
     self._write(self._events.add, events.start())
-    if first_step:
-      self._write(self._events.add, events.restart(first_step + 1))
+    # A run that was killed before its first checkpoint has left events, too.
+    self._write(self._events.add, events.restart(first_step + 1 if first_step else 0))
 
   def __enter__(self) -> 'RunLog':
     return self

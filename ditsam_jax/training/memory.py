@@ -171,7 +171,7 @@ def _changes(config: ResolvedRunConfig, divisible: bool) -> list[Callable[[int],
     changes.append(lambda parts: _Change((('accumulate', config.accumulate * parts),)))
   if config.dtype == 'float32':
     changes.append(lambda parts: _Change((('dtype', 'bfloat16'),)))
-  if 'image_encoder' not in config.freeze:
+  if _with_frozen_images(config) != config.freeze:
     changes.append(lambda parts: _Change((('freeze', _with_frozen_images(config)),)))
   if divisible:
     changes.append(lambda parts: _Change((('data.batch_size', config.data.batch_size // parts),)))
@@ -189,7 +189,8 @@ def _together(config: ResolvedRunConfig, mesh: Mesh) -> list[_Change]:
 
 
 def _with_frozen_images(config: ResolvedRunConfig) -> str:
-  return ','.join(filter(None, (config.freeze, 'image_encoder')))
+  names = [name.strip() for name in config.freeze.split(',') if name.strip()]
+  return config.freeze if 'image_encoder' in names else ','.join([*names, 'image_encoder'])
 
 
 def _try(
@@ -231,9 +232,7 @@ def _divisors(config: ResolvedRunConfig, mesh: Mesh) -> list[int]:
   """Returns the numbers of equal parts into which the rows of a micro-batch can be split on each device."""
   micro_batch = config.data.batch_size // config.accumulate
   rows = micro_batch // (mesh.shape['data'] * mesh.shape['fsdp'])
-  return [
-    parts for parts in range(1, rows + 1) if rows % parts == 0 and micro_batch // parts % config.sample_group == 0
-  ]
+  return [parts for parts in range(1, rows + 1) if rows % (parts * config.sample_group) == 0]
 
 
 def _compiled_with(change: _Change, number: str, config: ResolvedRunConfig, mesh: Mesh) -> float:

@@ -118,7 +118,7 @@ def build(config: ResolvedRunConfig, model: DitSamConfig, mesh: Mesh) -> Program
   """
   platform = mesh.devices.flat[0].platform
   attention = attention_for(config.attention, model, platform, jnp.dtype(config.dtype))
-  sharding.check_divides(mesh, model.heads, config.data.batch_size, config.accumulate)
+  sharding.check_divides(mesh, model.heads, config.data.batch_size, config.accumulate, config.sample_group)
   abstract = abstract_model(model)
   abstract.train()
   structure = Structure(abstract)

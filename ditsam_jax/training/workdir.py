@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import socket
+from collections.abc import Collection
 from typing import Any
 
 from ditsam_jax.errors import UserError
@@ -15,12 +16,16 @@ from ditsam_jax.storage.files import UNFINISHED, read_json, write_json
 from ditsam_jax.storage.lease import Lease
 from ditsam_jax.terminal import printable, say
 
-# Fields that may change on resume: locations, speed, retention and logging.
-FREE = (
+# Fields that may differ between the hosts of a run.
+OF_A_HOST = (
   'config.data.data_dir',
   'config.data.threads',
   'config.data.processes',
   'config.data.in_memory',
+)
+# Fields that may change on resume: locations, speed, retention and logging.
+FREE = (
+  *OF_A_HOST,
   'config.log_every',
   'config.checkpoint_every',
   'config.keep_checkpoints',
@@ -100,7 +105,7 @@ class Workdir:
     Raises:
       UserError: another process uses the folder, it contains a run with another config, or it cannot be written.
     """
-    if changed := differences(distributed.gathered([config])[0], config):
+    if changed := differences(distributed.gathered([config])[0], config, free=OF_A_HOST):
       raise UserError(f'the hosts were started with different configs ({"; ".join(changed[:4])}); expected the same')
     if not distributed.is_first():  # on some network file systems, a lock excludes other hosts
       return
@@ -155,14 +160,14 @@ class Workdir:
           path.unlink()
 
 
-def differences(old: Any, new: Any, trail: str = 'config') -> list[str]:
-  """Describes the fields that differ between two configs (plain containers), except for FREE ones."""
-  if trail in FREE or trail in FORMER:
+def differences(old: Any, new: Any, trail: str = 'config', *, free: Collection[str] = FREE) -> list[str]:
+  """Describes the fields that differ between two configs (plain containers), except for those in `free`."""
+  if trail in free or trail in FORMER:
     return []
   if isinstance(old, dict) and isinstance(new, dict):
     return [
       line
       for name in sorted(set(old) | set(new))
-      for line in differences(old.get(name), new.get(name), f'{trail}.{name}')
+      for line in differences(old.get(name), new.get(name), f'{trail}.{name}', free=free)
     ]
   return [] if old == new else [f'{trail} was {old!r}, is {new!r}']

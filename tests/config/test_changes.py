@@ -111,6 +111,14 @@ def test_optional_groups_can_be_set_to_none():
     ('mesh.fsdp=0', ['config.mesh.fsdp is 0', 'or -1']),
     ('loss.bce=0', ['config.loss.bce, dice and iou are all 0']),
     ('epochs=0', ['config.epochs is 0']),
+    ('rounds=4', ['config.rounds is 4; expected 1', 'config.task=interactive']),
+    ('first_prompts.text=0.5', ["config.first_prompts is {...}; expected its default for task 'text'"]),
+    (
+      'optimizer.learning_rate=5e-7',
+      ['config.optimizer.min_learning_rate is 1e-06; expected at most the peak', '5e-07'],
+    ),
+    ('optimizer.warmup_start=1', ['config.optimizer.warmup_start is 1', 'at most the peak']),
+    ('model.max_text_tokens=2', ['config.model.max_text_tokens is 2']),
     ('epochs=None', ['config.total_steps is None']),
   ],
 )

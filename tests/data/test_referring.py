@@ -1,12 +1,13 @@
 """Records are read back exactly as they were stored, and errors name the folder."""
 
 import pickle
+import shutil
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from ditsam_jax.data.referring import ImageRecord, ReferringSource
+from ditsam_jax.data.referring import ImageRecord, ReferringSource, check_split
 from ditsam_jax.errors import UserError
 
 
@@ -27,6 +28,15 @@ def test_every_object_with_an_expression_is_read_as_stored(tiny, in_memory):
       assert sample.object_index == index
       assert sample.category == one.category
       assert sample.image_categories == tuple(other.category for other in image.objects)
+
+
+def test_missing_files_are_found_without_reading_records(tiny, tmp_path):
+  folder = tmp_path / 'tiny'
+  shutil.copytree(tiny.directory, folder)
+  next(folder.glob('*-val.array_record*')).unlink()
+  check_split(folder, 'train')
+  with pytest.raises(UserError, match='is damaged: .*val.* is missing'):
+    check_split(folder, 'val')
 
 
 def test_images_include_objects_without_expressions(tiny):

@@ -110,6 +110,8 @@ def test_chance_is_averaged_over_samples_and_only_reported_for_shapes():
   assert figures['kinds']['attribute']['chance'] == pytest.approx({'random object': 25, 'colours only': 50})
   without = evaluate(first_channel, [batch_of(*squares(['', ''], [1, 2]))], threshold=0.5)
   assert 'chance' not in without.to_json() and without.kinds == []
+  unparsed = evaluate(first_channel, [batch_of(logits, infos)], threshold=0.5, guess=False)
+  assert 'chance' not in unparsed.to_json() and unparsed.kinds == results.kinds
   assert len(without.table().splitlines()) == 3
 
 

@@ -14,6 +14,7 @@ from ditsam_jax.models.config import ImageEncoderConfig
 from ditsam_jax.models.execution import REMAT, Execution
 from ditsam_jax.models.image_encoder import Block
 from ditsam_jax.ops.attention import xla
+from tests.small_models import random_model, small_config
 
 TOKENS, WIDTH, GRID = 22, 32, (4, 4)  # with 6 text slots
 PROBE = np.random.default_rng(1).normal(size=(3, TOKENS, WIDTH)).astype(np.float32)
@@ -51,6 +52,22 @@ def test_losses_and_gradients_are_the_same(remat, tiled):
   execution = Execution(remat, attention='xla', tiled=tiled)
   found = jax.jit(jax.value_and_grad(loss_of(graph, execution), argnums=(0, 1)))(weights, x)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6 * np.abs(b).max() + 1e-9), found, plain)
+
+
+def test_blocks_that_cannot_be_scanned_are_recomputed_all_the_same():
+  """E-DIT's slots travel from block to block."""
+  config = small_config(fusion='e2e')
+  graph, weights = nnx.split(random_model(config).image_encoder)
+  images, text = (jnp.zeros(shape) for shape in ((2, *[config.image_size] * 2, 3), (2, 5, config.text_encoder.width)))
+
+  def flops(execution):
+    def loss(weights):
+      return nnx.merge(graph, weights)(images, text, execution=execution).sum()
+
+    return jax.jit(jax.grad(loss)).lower(weights).compile().cost_analysis()['flops']
+
+  plain, unrolled, asked = (flops(Execution(*each)) for each in (('none', True), ('block', False), ('block', True)))
+  assert asked == unrolled > 1.1 * plain
 
 
 @pytest.mark.parametrize('tiled', [False, True])

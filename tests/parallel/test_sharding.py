@@ -151,6 +151,8 @@ def test_indivisible_sizes_are_refused_with_suggestions():
     sharding.check_divides(abstract_mesh(2, 4, 1), models.vit_b().heads, 20)
   with pytest.raises(UserError, match='batch_size is 8; expected a multiple of 16 .*accumulate 2.*such as 16'):
     sharding.check_divides(abstract_mesh(2, 4, 1), models.vit_b().heads, 8, accumulate=2)
+  with pytest.raises(UserError, match='batch_size is 16; expected a multiple of 32 .*fsdp 8 x 4, for the shares'):
+    sharding.check_divides(abstract_mesh(1, 8, 1), models.vit_b().heads, 16, group=4)
   with pytest.raises(
     UserError, match='mesh.tensor is 8, and the numbers of heads are 16 .*12 .*expected one of 1, 2, 4'
   ):

@@ -89,6 +89,13 @@ def test_tensorboard_gets_scalars_images_and_the_resume_step(tmp_path):
   assert picture.step == 6 and shown.tag == 'validation' and (shown.image.height, shown.image.width) == (2, 3)
 
 
+def test_a_run_that_starts_again_discards_the_events_of_its_first_try(tmp_path):
+  for loss in (1, 2):
+    with RunLog(tmp_path, first_step=0, evaluated=0, total_steps=9) as run_log:
+      run_log.scalars(3, {'loss': loss})
+  assert [event.step for event in events(tmp_path) if event.session_log.status == event.session_log.START] == [0, 0]
+
+
 def test_a_full_disk_neither_stops_the_run_nor_loses_lines(tmp_path, monkeypatch, capfd):
   log(tmp_path / 'whole', range(1, 8))
   sizes = iter([10**6] * 3 + [45] * 6 + [10**6] * 99)  # maximum file size for each write

@@ -13,7 +13,7 @@ from ditsam_jax.config import files, lengths
 from ditsam_jax.config.run import RunConfig
 from ditsam_jax.errors import UserError
 from ditsam_jax.fields import find
-from ditsam_jax.training.workdir import FREE, Workdir, differences
+from ditsam_jax.training.workdir import FREE, OF_A_HOST, Workdir, differences
 
 CONFIG = {'seed': 0, 'total_steps': 10, 'log_every': 5, 'data': {'threads': 1, 'batch_size': 4}}
 
@@ -83,6 +83,13 @@ def test_a_run_of_an_earlier_version_can_be_resumed():
   del before['epochs'], before['optimizer']['warmup_share']
   assert differences(before, now) == []
   assert differences(before, now | {'total_steps': 60}) == ['config.total_steps was 1000, is 60']
+
+
+def test_hosts_must_agree_on_what_a_resumed_run_may_change():
+  other = CONFIG | {'log_every': 7, 'data': {'threads': 9, 'batch_size': 4}}
+  assert differences(CONFIG, other) == []
+  assert differences(CONFIG, other, free=OF_A_HOST) == ['config.log_every was 5, is 7']
+  assert set(OF_A_HOST) < set(FREE)
 
 
 def test_free_fields_exist():
