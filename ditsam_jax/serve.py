@@ -54,6 +54,7 @@ _BOUNDS = (
   _Bound('--keep-mib', 'kept_bytes', _MIB, 1, 2**20, 'memory for uploaded images; the least recently used are evicted'),
   _Bound('--keep-minutes', 'kept_seconds', 60, 0.01, 7 * 24 * 60, 'time that an unused image is stored'),
   _Bound('--timeout', 'seconds', 1, 0.1, 3600, 'seconds to answer a request'),
+  _Bound('--everything-timeout', 'everything_seconds', 1, 0.1, 86400, 'the same for everything in an image'),
   _Bound('--batch-wait-ms', 'batch_wait', 1e-3, 0, 1000, 'milliseconds that a prompt waits for others to form a batch'),
   _Bound('--max-points', 'points', 1, 1, MOST_POINTS, 'points per prompt; more mean more programs to compile', int),
   _Bound('--max-queue', 'queue', 1, 1, 100_000, 'maximum number of waiting prompts', int),

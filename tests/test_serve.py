@@ -65,6 +65,7 @@ def started(monkeypatch):
     (['--max-queue=0'], '--max-queue=0'),
     (['--max-points=1001'], '--max-points=1001'),
     (['--timeout=0'], '--timeout=0'),
+    (['--everything-timeout=0'], '--everything-timeout=0'),
     (['--batch-wait-ms=-1'], '--batch-wait-ms=-1'),
   ],
 )
@@ -114,10 +115,12 @@ def test_options_set_limits(model, started):
       '--max-upload-mib=0.5',
       '--keep-mib=64',
       '--max-queue=7',
+      '--everything-timeout=600',
     ]
   )
   limits = started['limits']
   assert (limits.pixels, limits.upload_bytes, limits.kept_bytes) == (10**6, 2**19, 2**26)
+  assert (limits.seconds, limits.everything_seconds) == (Limits().seconds, 600)
   assert (limits.queue, limits.per_client, limits.prompts) == (7, 7, 7)
 
 

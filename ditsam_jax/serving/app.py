@@ -4,6 +4,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import secrets
@@ -239,9 +240,9 @@ class Service:
     self._check_ready()
     text = requests.phrase(await requests.read_json(request, self.limits), self.segmenter, self.limits)
     kept = self._image(request)  # after the body has arrived: until it is held, its memory does not count
-    with self.store.hold(kept):
-      future = asyncio.wrap_future(self.everything.submit(kept.framed, text))
-      found = await self._until_gone(request, future, self.limits.everything_seconds)
+    future = self.everything.submit(kept.framed, text)
+    self._hold(kept, [future])
+    found = await self._until_gone(request, asyncio.wrap_future(future), self.limits.everything_seconds)
     return _json(found | {'model': self.name})
 
   async def _answer(self, request: Request, kept: Kept, content: Any) -> Response:
@@ -259,11 +260,11 @@ class Service:
       which = prediction.best if candidate is None else min(candidate, len(prediction.masks) - 1)
       return answers.as_png(prediction.masks[which]), float(prediction.scores[which])
 
-    with self.store.hold(kept):
-      futures = self.batcher.submit(
-        request.cookies.get(SESSION) or _address(request), kept.framed, [each.prompt for each in asked], answer
-      )
-      found = await self._until_gone(request, _all(futures), self.limits.seconds)
+    futures = self.batcher.submit(
+      request.cookies.get(SESSION) or _address(request), kept.framed, [each.prompt for each in asked], answer
+    )
+    self._hold(kept, futures)
+    found = await self._until_gone(request, _all(futures), self.limits.seconds)
     seconds = time.perf_counter() - began
     if as_png:
       png, score = found[0]
@@ -271,6 +272,14 @@ class Service:
     height, width = kept.framed.size
     common = {'width': width, 'height': height, 'model': self.name, 'seconds': round(seconds, 6)}
     return _json([one | common for one in found] if isinstance(content, list) else found[0] | common)
+
+  def _hold(self, kept: Kept, futures: list[concurrent.futures.Future]) -> None:
+    """Holds an image until the futures are done, even if nobody waits for them: what runs cannot be cancelled."""
+    loop = asyncio.get_running_loop()
+    for future in futures:
+      held = contextlib.ExitStack()
+      held.enter_context(self.store.hold(kept))
+      future.add_done_callback(functools.partial(_release, loop, held))
 
   async def _framed(self, request: Request, file: io.BufferedReader) -> Framed:
     def read() -> Framed:
@@ -289,7 +298,7 @@ class Service:
         return task.result()
       if gone.done():
         raise ClientDisconnect
-      raise Refused(503, f'no answer within {seconds:g} seconds', 5)
+      raise Refused(504, f'no answer within {seconds:g} seconds')
     finally:
       gone.cancel()
       task.cancel()
@@ -312,6 +321,11 @@ class Service:
       yield
     finally:
       self._uploads -= 1
+
+
+def _release(loop: asyncio.AbstractEventLoop, held: contextlib.ExitStack, _: concurrent.futures.Future) -> None:
+  with contextlib.suppress(RuntimeError):  # the loop has ended, and with it the store
+    loop.call_soon_threadsafe(held.close)
 
 
 async def _all(futures: list[concurrent.futures.Future]) -> list[Any]:

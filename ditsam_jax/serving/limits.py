@@ -7,6 +7,8 @@ import dataclasses
 class Limits:
   """Limits of the service. Requests beyond them are refused with 4xx, or with 429 or 503 if retrying may help.
 
+  An answer that takes too long is given up with 504; retrying would compute the same again.
+
   Attributes:
     upload_bytes: size of an image file.
     pixels: pixels of an image, checked before decoding.

@@ -45,7 +45,7 @@ def document(name: str, limits: Limits) -> dict[str, Any]:
           f'{limits.kept_seconds:g} seconds without use, or when other images need the memory.'
         ),
         'requestBody': {'required': True, 'content': {'image/*': image_file, 'multipart/form-data': {'schema': form}}},
-        'responses': {'201': _answer('The image is stored.', _ref('Image')), **_refusals(400, 401, 408, 413, 503)},
+        'responses': {'201': _answer('The image is stored.', _ref('Image')), **_refusals(400, 401, 408, 413, 503, 504)},
       }
     },
     '/api/images/{id}': {
@@ -61,7 +61,7 @@ def document(name: str, limits: Limits) -> dict[str, Any]:
         'description': f'One prompt, or a list of up to {limits.prompts}, which returns a list.',
         'parameters': [image_id, candidate],
         'requestBody': {'required': True, 'content': {'application/json': {'schema': prompts}}},
-        'responses': {'200': answer, **_refusals(400, 401, 404, 408, 413, 429, 503)},
+        'responses': {'200': answer, **_refusals(400, 401, 404, 408, 413, 429, 503, 504)},
       }
     },
     '/api/images/{id}/everything': {
@@ -70,7 +70,7 @@ def document(name: str, limits: Limits) -> dict[str, Any]:
         'description': 'Takes as long as a hundred prompts; only a few images may wait at a time.',
         'parameters': [image_id],
         'requestBody': {'required': True, 'content': {'application/json': {'schema': _ref('Phrase')}}},
-        'responses': {'200': _answer('All masks.', _ref('Everything')), **_refusals(400, 401, 404, 408, 413, 503)},
+        'responses': {'200': _answer('All masks.', _ref('Everything')), **_refusals(400, 401, 404, 408, 413, 503, 504)},
       }
     },
     '/api/segment': {
@@ -78,7 +78,7 @@ def document(name: str, limits: Limits) -> dict[str, Any]:
         'summary': 'Segment an image without storing it',
         'parameters': [candidate],
         'requestBody': {'required': True, 'content': {'multipart/form-data': {'schema': one_shot}}},
-        'responses': {'200': answer, **_refusals(400, 401, 408, 413, 415, 429, 503)},
+        'responses': {'200': answer, **_refusals(400, 401, 408, 413, 415, 429, 503, 504)},
       }
     },
     '/api/words': {
@@ -256,6 +256,7 @@ _MEANINGS = {
   415: 'Not a form.',
   429: 'Too many of your prompts are waiting; see Retry-After.',
   503: 'Busy, stopping or not ready; see Retry-After.',
+  504: 'It took too long.',
 }
 
 

@@ -198,6 +198,27 @@ def test_a_box_and_a_right_click(page, size):
     assert answer.value.request.post_data_json['labels'] == [0]
 
 
+def test_undo_sends_the_mask_that_was_sent_before(page):
+  choose(page)
+  page.check('#refine')
+  asked = []
+  for action in (
+    lambda: page.mouse.click(*spot(page, 20, 10)),
+    lambda: page.mouse.click(*spot(page, 30, 20)),
+    lambda: page.mouse.click(*spot(page, 40, 30)),
+    lambda: page.click('#undo'),
+    lambda: page.click('#undo'),
+    lambda: page.mouse.click(*spot(page, 30, 20)),
+  ):
+    with page.expect_response('**/prompts') as answer:
+      action()
+    said(page, 'predicted IoU')
+    asked.append((answer.value.request.post_data_json, answer.value.json()['masks'][0]['low_res']))
+  (first, found), (second, refined), (third, _), *undone, again = asked
+  assert 'mask' not in first and (second['mask'], third['mask']) == (found, refined)
+  assert undone == [asked[1], asked[0]] and again == asked[1]
+
+
 def test_the_page_works_by_keyboard_alone(page):
   page.locator('#choose').focus()
   for _ in range(2):

@@ -27,15 +27,15 @@ _KNOWN = (*TEXTS, 'id', 'image_id', 'category_id', 'segmentation', 'split', 'bbo
 
 
 def read(context: Context) -> Iterator[Entry]:
-  """Yields an entry per annotation. Raises UserError if the file is not COCO JSON."""
+  """Yields an entry per annotation. Raises UserError if the file is not COCO JSON or an id is ambiguous."""
   # An invalid number makes its polygon malformed, not the file.
   content = read_json(context.annotations, most_bytes=_MOST_BYTES, hook=_compacted, finite=False)
   name = printable(context.annotations)
   if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in ('images', 'annotations')):
     raise UserError(f"{name} is not in COCO format; expected an object with lists 'images' and 'annotations'")
   categories = content.get('categories')
-  images = _by_id(content['images'])
-  classes = _by_id(categories if isinstance(categories, list) else [])
+  images = _by_id(f'{name}: images', content['images'], ('file_name', 'split', 'height', 'width'))
+  classes = _by_id(f'{name}: categories', categories if isinstance(categories, list) else [], ('name',))
   for number, annotation in enumerate(content['annotations']):
     place = f'annotation {number:,}'
     try:
@@ -54,8 +54,21 @@ def _compacted(item: dict[str, Any]) -> dict[str, Any]:
   return item | {'segmentation': compact(item['segmentation'])} if item.get('segmentation') else item
 
 
-def _by_id(items: list[Any]) -> dict[int | str, dict[str, Any]]:
-  return {item['id']: item for item in items if isinstance(item, dict) and isinstance(item.get('id'), int | str)}
+def _by_id(where: str, items: list[Any], fields: tuple[str, ...]) -> dict[int | str, dict[str, Any]]:
+  """Returns the items by id. Raises UserError if two items with the same id differ in one of `fields`."""
+  found: dict[int | str, dict[str, Any]] = {}
+  for item in items:
+    if not isinstance(item, dict) or not isinstance(item.get('id'), int | str):
+      continue
+    first = found.setdefault(item['id'], item)
+    for field in fields if first is not item else ():
+      one, other = first.get(field), item.get(field)
+      if not isinstance(one, list | dict) and one != other:  # which are refused per entry
+        raise UserError(
+          f'{where}: id {shown(item["id"])} twice, with {field} {shown(one)} and {shown(other)}; remove one of them or '
+          f'give it another id'
+        )
+  return found
 
 
 def _entry(annotation: dict[str, Any], place: str, images: dict, classes: dict) -> Entry:

@@ -25,7 +25,7 @@ _QUICK = (cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_
 class Picture:
   """An image file of any format, or an image inside a Parquet file.
 
-  EXIF orientation is applied, as in viewers, unless the annotated size is that of the stored, unrotated pixels.
+  EXIF orientation is applied, as in viewers, unless the annotated size fits only a JPEG's stored, unrotated pixels.
   """
 
   place: str | Packed
@@ -37,7 +37,7 @@ class Picture:
     data = self._bytes()
     name = printable(self.name)
     try:
-      pixels, plain = _decoded(data, name, self.size)
+      pixels, plain, unsure = _decoded(data, name, self.size)
     except UserError as error:
       raise ImageError(problems.UNREADABLE, str(error)) from error
     height, width = pixels.shape[:2]
@@ -48,7 +48,7 @@ class Picture:
     digest.update(np.ascontiguousarray(pixels).data)
     if not (plain and _opencv_agrees(data, pixels)):
       data = cv2.imencode('.png', cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), _QUICK)[1].tobytes()
-    return ReadImage(data, height, width, digest.digest())
+    return ReadImage(data, height, width, digest.digest(), unsure)
 
   def _bytes(self) -> bytes:
     if isinstance(self.place, Packed):
@@ -63,24 +63,30 @@ class Picture:
       raise ImageError(kind, what) from error
 
 
-def _decoded(data: bytes, name: str, size: tuple[int, int] | None) -> tuple[np.ndarray, bool]:
-  """Returns the pixels, uint8 [h, w, 3], and whether the file may be stored unchanged if OpenCV agrees."""
-  keep_stored = turned = False
-  plain = False
+def _decoded(data: bytes, name: str, size: tuple[int, int] | None) -> tuple[np.ndarray, bool, bool]:
+  """Returns the pixels, uint8 [h, w, 3], and two flags.
+
+  They are whether the file may be stored unchanged if OpenCV agrees, and whether `size` fits the image rotated as well
+  as unrotated.
+  """
+  plain, stored = False, None  # height and width of the pixels in the file, if EXIF turns them
   try:
     with warnings.catch_warnings(action='ignore'), Image.open(io.BytesIO(data), formats=('JPEG', 'PNG')) as picture:
-      if data.startswith(_JPEG):  # for PNG, reading EXIF would decode the file; `_opencv_agrees` compares pixels
-        turned = picture.getexif().get(0x0112, 1) in range(2, 9)
-        keep_stored = turned and size == (picture.height, picture.width)
-      plain = picture.mode in ('RGB', 'L') and (keep_stored or not turned)
+      # For PNG, reading EXIF would decode the file; `_opencv_agrees` compares pixels.
+      if data.startswith(_JPEG) and picture.getexif().get(0x0112, 1) in range(2, 9):
+        stored = picture.height, picture.width
+      plain = picture.mode in ('RGB', 'L')
   except Exception:  # another format, or damaged, which `read_encoded` reports
     pass
   pixels = read_encoded(data, name)
-  if keep_stored:
-    pixels = _opencv(data)
-    if pixels is None:
-      raise UserError(f'{name}: cannot be read (by OpenCV)')
-  return pixels, plain
+  if stored is None:
+    return pixels, plain, False
+  if size != stored or size == pixels.shape[:2]:
+    return pixels, False, size == stored
+  pixels = _opencv(data)
+  if pixels is None:
+    raise UserError(f'{name}: cannot be read (by OpenCV)')
+  return pixels, plain, False
 
 
 def _opencv_agrees(data: bytes, pixels: np.ndarray) -> bool:

@@ -47,6 +47,8 @@ class Report:
     self._smallest = min(self._smallest if self._images else size, size, key=math.prod)
     self._largest = max(self._largest, size, key=math.prod)
     self._images += 1
+    if encoded.orientation_unsure:
+      self._note('turned', self._called(objects[0]))
     for one, area in zip(objects, encoded.areas):
       self._shares.append(area / math.prod(size))
       if not one.masks:
@@ -105,6 +107,7 @@ class Report:
   def _warnings(self) -> Iterable[str]:
     yield from self._leaks()
     for kind, title in (
+      ('turned', 'images with EXIF orientation whose annotated size fits them rotated and unrotated; rotated here'),
       ('empty', 'empty masks, treated as no target (null)'),
       ('full', 'masks that cover the whole image'),
       ('alike', f'pairs of nearly equal masks (IoU {NEARLY_EQUAL} or more) with different sentences'),

@@ -34,6 +34,7 @@ class ReadImage(NamedTuple):
   height: int
   width: int
   digest: bytes = b''  # of the pixels, if images are compared
+  orientation_unsure: bool = False  # whether the annotated size fits it rotated by EXIF, as it is here, and unrotated
 
 
 class Source(Protocol):
@@ -91,6 +92,7 @@ class EncodedImage:
   areas: tuple[int, ...] = ()  # of the masks, in pixels
   alike: tuple[tuple[int, int], ...] = ()  # pairs of objects with nearly equal masks and different sentences
   digest: bytes = b''
+  orientation_unsure: bool = False
 
 
 def encode(planned: PlannedImage) -> EncodedImage:
@@ -117,6 +119,7 @@ def encode(planned: PlannedImage) -> EncodedImage:
     tuple(int(np.count_nonzero(mask)) for mask in masks),
     _alike([one for one, _ in objects], masks),
     read.digest,
+    read.orientation_unsure,
   )
 
 

@@ -21,7 +21,7 @@ const rounded = (numbers) => numbers.map(Math.round).join(', ');
 
 // Connects the controls to the parts of a page; returns `opened(picture, name, text)`, which prepares it for a new picture.
 // `open(file, name, text)`: shows a picture;   `load(url)`: a sample's response;   `forget()`: drops picture and answer;
-// `shows()`: whether there is a picture;   `segment()`: asks for the current prompt;   `show()`: draws the state;
+// `shows()`: whether there is a picture;   `segment(undone)`: asks for the current prompt;   `show()`: draws the state;
 // `fail(error)`: tells it;   `mostPoints()`: how many points a prompt may have.
 export function control({ view, steps, words, open, load, forget, shows, segment, show, fail, mostPoints = () => Infinity }) {
   function submit() {
@@ -54,7 +54,7 @@ export function control({ view, steps, words, open, load, forget, shows, segment
     $('text').value = steps.now.text;
     words.check();
     say('Undone.');
-    segment();
+    segment(true);
   }
 
   listen({ choose: $('choose'), input: $('file'), stage: $('stage'), open });

@@ -135,15 +135,15 @@ async function ask(path, content, accept = 'application/json') {
   }
 }
 
-function question() {
+// With Refine, sends the shown mask; after undo, what was sent before.
+function question(undone) {
+  if (!undone) steps.refine(($('refine').checked && answer?.masks?.[chosen]?.low_res) || null);
   const prompt = steps.asked();
-  const known = answer?.masks?.[chosen]?.low_res;
-  if ($('refine').checked && known) prompt.mask = known;
   if ($('multimask').checked) prompt.multimask = true;
   return prompt;
 }
 
-async function segment() {
+async function segment(undone = false) {
   if (!picture) return;
   if (steps.empty) {
     stop();
@@ -151,13 +151,13 @@ async function segment() {
     show();
     return;
   }
-  const prompt = question();
+  const prompt = question(undone);
   const began = performance.now();
   show();
   try {
     const found = await ask('prompts', { ...prompt, low_res: true });
     const { mask, ...told } = prompt;
-    answer = { ...found, prompt: mask ? { ...told, mask: 'from the previous answer' } : told, sent: prompt, took: performance.now() - began };
+    answer = { ...found, prompt: mask ? { ...told, mask: 'from an earlier answer' } : told, sent: prompt, took: performance.now() - began };
     chosen = answer.best;
     show();
     say(described());
@@ -272,7 +272,7 @@ const { opened } = control({
   mostPoints: () => model?.limits.points ?? 62,
 });
 $('everything').addEventListener('click', everything);
-$('multimask').addEventListener('change', segment);
+$('multimask').addEventListener('change', () => segment());
 $('refine').addEventListener('change', () => say($('refine').checked ? 'The next prompt refines the shown mask.' : ''));
 
 $('save-mask').addEventListener('click', async () => {

@@ -1,6 +1,6 @@
 // The prompt and its undo history.
 
-const EMPTY = Object.freeze({ text: '', points: [], box: null });
+const EMPTY = Object.freeze({ text: '', points: [], box: null, mask: null });
 
 export class Steps {
   constructor() {
@@ -25,6 +25,11 @@ export class Steps {
     this.change({ points: [...this.now.points, { x, y, label }], text });
   }
 
+  // Sets the mask that is sent with the current prompt, also after undo.
+  refine(mask) {
+    this.now = Object.freeze({ ...this.now, mask });
+  }
+
   undo() {
     if (this.before.length) this.now = this.before.pop();
   }
@@ -40,7 +45,7 @@ export class Steps {
 
   // In the API's format.
   asked() {
-    const { text, points, box } = this.now;
+    const { text, points, box, mask } = this.now;
     const prompt = {};
     if (text) prompt.text = text;
     if (points.length) {
@@ -48,6 +53,7 @@ export class Steps {
       prompt.labels = points.map(({ label }) => label);
     }
     if (box) prompt.box = box;
+    if (mask) prompt.mask = mask;
     return prompt;
   }
 }

@@ -190,6 +190,7 @@ def change(content, path, value):
     (('annotations', 0, 'sentences'), [{'sent': 7}], problems.BAD_ENTRY),
     (('annotations', 0), 7, problems.BAD_ENTRY),
     (('images', 0, 'height'), 'high', problems.IMAGE_SIZE),
+    (('images', 0, 'height'), float('nan'), problems.IMAGE_SIZE),
     (('images', 0, 'file_name'), None, problems.BAD_ENTRY),
   ],
 )
@@ -199,6 +200,27 @@ def test_bad_annotations_are_counted(own, path, value, kind):
   file.write_text(json.dumps(content))
   found, entries = read(file, 'coco', own)
   assert found.counts == {kind: 1} and len(entries) == 5
+
+
+@pytest.mark.parametrize(
+  'key, index, changed, message',
+  [
+    ('images', 2, {'file_name': '5.png'}, 'images: id 52 twice, with file_name "2.png" and "5.png"'),
+    ('images', 2, {'split': None}, 'images: id 52 twice, with split "train" and null'),
+    ('categories', 0, {'name': 'mug'}, 'categories: id 3 twice, with name "box" and "mug"'),
+  ],
+)
+def test_an_id_for_two_images_or_categories_of_coco_is_refused(own, key, index, changed, message):
+  content, file = coco(own), own.root / 'instances.json'
+  content[key].append(content[key][index] | {'license': 4})  # nothing that is read
+  file.write_text(json.dumps(content))
+  found, entries = read(file, 'coco', own)
+  assert not found and len(entries) == 6
+  content[key][-1] |= changed
+  file.write_text(json.dumps(content))
+  with pytest.raises(UserError) as error:
+    read(file, 'coco', own)
+  assert str(error.value) == f'{file}: {message}; remove one of them or give it another id'
 
 
 def test_an_image_whose_size_differs_from_coco(own):

@@ -77,11 +77,23 @@ def test_exif_orientation_is_applied_unless_the_annotated_size_is_unrotated(tmp_
   file = saved(tmp_path, RGB, 'a.jpg', format=kind, exif=turned(orientation), quality=95, **more)
   found = read(file)
   np.testing.assert_array_equal(stored_pixels(found.data), read_image(file))
+  assert not found.orientation_unsure
   if orientation > 4:
     assert (found.height, found.width) == (60, 40)
     unrotated = read(file, (40, 60))  # as in COCO's annotations
-    assert unrotated.data == file.read_bytes() and unrotated.height == 40
-    assert read(file, (60, 40)).height == 60
+    assert unrotated.data == file.read_bytes() and unrotated.height == 40 and not unrotated.orientation_unsure
+    rotated = read(file, (60, 40))
+    assert rotated.height == 60 and not rotated.orientation_unsure
+
+
+@pytest.mark.parametrize('orientation', range(2, 9))
+def test_an_image_is_rotated_if_the_annotated_size_fits_both_ways(tmp_path, orientation):
+  pixels = RGB if orientation < 5 else RGB[:, :40]
+  file = saved(tmp_path, pixels, 'a.jpg', exif=turned(orientation), quality=95)
+  found = read(file, pixels.shape[:2])
+  np.testing.assert_array_equal(stored_pixels(found.data), read_image(file))
+  assert found.orientation_unsure
+  assert not read(saved(tmp_path, pixels, 'b.jpg', exif=turned(1)), pixels.shape[:2]).orientation_unsure
 
 
 def test_exif_orientation_of_png_is_applied(tmp_path):

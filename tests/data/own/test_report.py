@@ -1,5 +1,7 @@
 """The report and the preview describe the data and point out likely mistakes."""
 
+import json
+
 import cv2
 import numpy as np
 import pytest
@@ -100,6 +102,22 @@ def test_masks_that_look_like_mistakes(own):
   assert one(lines, 'warning: pairs of nearly equal masks').endswith(': 1 (line 1 (0.png) and line 2)')
   ambiguous = one(lines, 'warning: sentences used for different masks of one image: 2 (')
   assert "'the box 3' in line 6 (3.png) and line 7" in ambiguous
+
+
+def test_images_whose_size_does_not_show_their_orientation_are_counted(own):
+  tags = Image.Exif()
+  tags[0x0112] = 3  # upside down
+  for index in (0, 1):
+    Image.fromarray(own.pixels[f'{index}.png']).save(own.photos / f'{index}.jpg', exif=tags)
+  sizes = [own.masks[f'{index}.png'].shape for index in (0, 1)]
+  images = [{'id': i, 'file_name': f'{i}.jpg', 'height': h, 'width': w} for i, (h, w) in enumerate(sizes)]
+  del images[1]['width']  # no size: masks must match the rotated image
+  masks = [polygon(own.masks[f'{index}.png']) for index in (0, 1)]
+  annotations = [{'image_id': i, 'segmentation': mask, 'caption': 'a box'} for i, mask in enumerate(masks)]
+  file, shown = own.root / 'instances.json', []
+  file.write_text(json.dumps({'images': images, 'annotations': annotations}))
+  builder.prepare('mine', file, own.photos, own.root / 'data', processes=0, check_only=True, show=shown.append)
+  assert one(shown, 'warning: images with EXIF').endswith('; rotated here: 1 (annotation 0 (0.jpg))')
 
 
 def test_missing_splits_are_named(own):
