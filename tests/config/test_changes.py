@@ -112,7 +112,7 @@ def test_optional_groups_can_be_set_to_none():
     ('loss.bce=0', ['config.loss.bce, dice and iou are all 0']),
     ('epochs=0', ['config.epochs is 0']),
     ('rounds=4', ['config.rounds is 4; expected 1', 'config.task=interactive']),
-    ('first_prompts.text=0.5', ["config.first_prompts is {...}; expected its default for task 'text'"]),
+    ('first_prompts.box_jitter=0.3', ["config.first_prompts is {...}; expected its default for task 'text'"]),
     (
       'optimizer.learning_rate=5e-7',
       ['config.optimizer.min_learning_rate is 1e-06; expected at most the peak', '5e-07'],

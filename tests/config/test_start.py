@@ -77,7 +77,7 @@ def test_other_changes_are_refused_with_the_flag(change, value, there):
   message = refusal('shapes', f'model.{change}')
   assert message == (
     f"{flag} is {value}; config.init_from='shapes' does not fit config.model: it has {there}, which cannot change; "
-    f'leave out --{flag}'
+    f'leave out --{flag}, or pass --config.model=None to take its model as it is'
   )
 
 
