@@ -1,5 +1,6 @@
 """Interrupted and repeated commands: they resume their own results and never overwrite others."""
 
+import json
 import os
 
 import numpy as np
@@ -7,6 +8,10 @@ import pytest
 from PIL import Image
 
 from ditsam_jax import predict
+from ditsam_jax.inference.prompts import Prompt
+from ditsam_jax.jobs.outputs import NOTES
+from ditsam_jax.jobs.requests import Request
+from ditsam_jax.storage.image_files import write_png
 from tests.predict.command import BrightSegmenter, prompt_file, refused, rows_of, saved
 
 
@@ -97,6 +102,24 @@ def test_files_of_other_programs_are_never_overwritten(tmp_path, image, capsys):
     assert 'not a result of this command' in line and (tmp_path / 'r').read_bytes() == content
   prompts = prompt_file(tmp_path / 'p', {'image': image, 'text': 'red'})
   assert 'this is the prompts file' in refused(prompts, '--no-pictures', f'--json={tmp_path / "p"}')
+
+
+def test_overlays_of_another_command_or_program_are_never_overwritten(tmp_path, image, capsys):
+  overlay = tmp_path / 'out' / 'scene.red.overlay.png'
+  arguments = ['--image', image, '--text=red', f'--output={tmp_path / "out"}']
+  key = f'{Request(image, image, Prompt("red"), None, 0, "").key():016x}'
+  everything = {'key': key, 'made_by': {'model': '0', 'dtype': 'float32', 'points_per_side': 32}}
+  for notes, expected in ((None, 'belongs to another'), (everything, 'was made with model 0')):
+    write_png(overlay, np.zeros((4, 4), bool), notes=notes and {NOTES: json.dumps(notes)})
+    before = overlay.read_bytes()
+    assert expected in refused(*arguments)
+    assert overlay.read_bytes() == before
+  overlay.unlink()
+  assert predict.main(arguments) == 0
+  (tmp_path / 'out' / 'scene.red.mask.png').unlink()  # as if killed before it was written
+  assert predict.main(arguments) == 0
+  saved(overlay)  # without notes, as earlier versions wrote it
+  assert predict.main(arguments) == 0 and len(BrightSegmenter.made) == 2
 
 
 def test_two_processes_cannot_write_the_same_file(tmp_path, image):
