@@ -173,6 +173,14 @@ def test_a_stopped_job_resumes(tmp_path, images, monkeypatch, capsys):
   assert run(images, tmp_path / 'out') == 0 and len(QuadrantGenerator.made) == 2
 
 
+def test_json_lines_without_their_pictures_are_refused(tmp_path, images):
+  lines = f'--json={tmp_path / "r.jsonl"}'
+  run(images, tmp_path / 'out', lines)
+  assert run(images, tmp_path / 'out', lines) == 0 and len(QuadrantGenerator.made) == 1
+  with pytest.raises(UserError, match='r.jsonl has the result of .*a.png: .*, but its picture is not in .*new; '):
+    run(images, tmp_path / 'new', lines)
+
+
 def test_progress_names_the_command(tmp_path, images, monkeypatch, capsys):
   monkeypatch.setattr(terminal._Lines, 'INTERVAL', -1)
   assert run(images, tmp_path / 'out') == 0

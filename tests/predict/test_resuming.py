@@ -88,6 +88,26 @@ def test_results_of_different_settings_are_not_mixed(tmp_path, image, capsys):
   assert 'line 1: id 1 is already in ' in refused(other, '--no-pictures', results)
 
 
+def test_results_count_as_done_only_with_their_pictures(tmp_path, image):
+  (tmp_path / 'a').mkdir()
+  arguments = ['--image', image, '--text=red', f'--json={tmp_path / "r"}']
+  out, mask = f'--output={tmp_path / "out"}', tmp_path / 'out' / 'scene.red.mask.png'
+  assert predict.main([*arguments, out]) == 0
+  before = (tmp_path / 'r').read_bytes()
+  twin = saved(tmp_path / 'a' / 'scene.png')  # results get other names, but the old ones stay
+  assert predict.main([*arguments, '--image', twin, out]) == 0
+  assert len(rows_of(tmp_path / 'r')) == 2
+  (tmp_path / 'r').write_bytes(before)
+  BrightSegmenter.made.clear()
+  lost = f"r has the result of {image}: 'red', but its picture is not in {tmp_path}"
+  assert f'{lost}/new; give the --output that has it' in refused(*arguments, f'--output={tmp_path / "new"}')
+  mask.unlink()
+  assert f'{lost}/out; ' in refused(*arguments, out)
+  assert predict.main([*arguments, '--no-pictures']) == 0 and (tmp_path / 'r').read_bytes() == before
+  others = ['--image', twin, '--text=red', f'--json={tmp_path / "r"}', f'--output={tmp_path / "new"}']
+  assert predict.main(others) == 0 and (tmp_path / 'new' / 'scene.red.mask.png').exists()
+
+
 def test_files_of_other_programs_are_never_overwritten(tmp_path, image, capsys):
   (tmp_path / 'out').mkdir()
   mine = tmp_path / 'out' / 'scene.red.mask.png'
