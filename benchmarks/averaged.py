@@ -42,7 +42,7 @@ def main() -> None:
     mean,
     vocabulary=vocabulary,
     data=description['data'],
-    notes=description['notes'],
+    notes={name: note for name, note in description['notes'].items() if name != 'dtype'},  # the average is f32
     fresh=description['fresh'],
     assumed=description['assumed'],
   )

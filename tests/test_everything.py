@@ -173,6 +173,14 @@ def test_a_stopped_job_resumes(tmp_path, images, monkeypatch, capsys):
   assert run(images, tmp_path / 'out') == 0 and len(QuadrantGenerator.made) == 2
 
 
+def test_json_lines_without_their_pictures_are_refused(tmp_path, images):
+  lines = f'--json={tmp_path / "r.jsonl"}'
+  run(images, tmp_path / 'out', lines)
+  assert run(images, tmp_path / 'out', lines) == 0 and len(QuadrantGenerator.made) == 1
+  with pytest.raises(UserError, match='r.jsonl has the result of .*a.png: .*, but its picture is not in .*new; '):
+    run(images, tmp_path / 'new', lines)
+
+
 def test_progress_names_the_command(tmp_path, images, monkeypatch, capsys):
   monkeypatch.setattr(terminal._Lines, 'INTERVAL', -1)
   assert run(images, tmp_path / 'out') == 0
@@ -197,12 +205,45 @@ def test_results_of_other_settings_are_refused(tmp_path, images):
     run(images, tmp_path / 'new', f'--json={tmp_path / "r.jsonl"}', '--convert-to-rle')
 
 
-def test_a_foreign_folder_is_not_replaced(tmp_path, images, capsys):
-  (tmp_path / 'out' / 'a.everything').mkdir(parents=True)
-  (tmp_path / 'out' / 'a.everything' / 'letter.txt').write_text('dear')
+@pytest.mark.parametrize(
+  ('name', 'files'),
+  [
+    ('a.everything', {'letter.txt': 'dear'}),
+    ('a.everything', {'metadata.csv': None, '0.png': 'mine', 'letter.txt': 'dear'}),
+    ('a.everything', {'metadata.csv': 'file_name,label\n0.png,cat\n', '0.png': 'mine'}),
+    ('a.everything.unfinished', {'0.png': 'mine', 'letter.txt': 'dear'}),
+  ],
+)
+def test_a_foreign_folder_is_not_replaced(tmp_path, images, capsys, name, files):
+  columns = ','.join(everything_files._COLUMNS) + '\n'
+  files = {file: text or columns for file, text in files.items()}
+  (tmp_path / 'out' / name).mkdir(parents=True)
+  for file, text in files.items():
+    (tmp_path / 'out' / name / file).write_text(text)
   assert run(images, tmp_path / 'out') == 2
-  assert 'a.everything exists, but holds no metadata.csv; choose another --output' in capsys.readouterr().err
-  assert (tmp_path / 'out' / 'a.everything' / 'letter.txt').read_text() == 'dear'
+  assert f'{name} exists, but is no folder of masks' in capsys.readouterr().err
+  assert {file.name: file.read_text() for file in (tmp_path / 'out' / name).iterdir()} == files
+  assert (tmp_path / 'out' / 'b.everything.overlay.png').exists()
+
+
+def test_masks_of_a_killed_process_are_replaced(tmp_path, images):
+  run(images, tmp_path / 'out')
+  for name in ('0.png', f'.writing-{"0" * 32}'):
+    (tmp_path / 'out' / 'a.everything.unfinished').mkdir(exist_ok=True)
+    (tmp_path / 'out' / 'a.everything.unfinished' / name).touch()
+  (tmp_path / 'out' / 'a.everything.overlay.png').unlink()
+  assert run(images, tmp_path / 'out') == 0
+  assert not (tmp_path / 'out' / 'a.everything.unfinished').exists()
+
+
+def test_a_foreign_json_file_is_not_replaced(tmp_path, images, capsys):
+  run(images / 'b.png', tmp_path / 'out', '--convert-to-rle')
+  (tmp_path / 'out' / 'b.everything.overlay.png').unlink()  # as if killed before it was written
+  foreign = json.dumps([{'segmentation': [], 'label': 'cat'}])
+  (tmp_path / 'out' / 'a.everything.json').write_text(foreign)
+  assert run(images, tmp_path / 'out', '--convert-to-rle') == 2
+  assert 'a.everything.json exists, but holds no masks; choose another --output' in capsys.readouterr().err
+  assert (tmp_path / 'out' / 'a.everything.json').read_text() == foreign
   assert (tmp_path / 'out' / 'b.everything.overlay.png').exists()
 
 

@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING, Any
 from ditsam_jax.convert import names
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
+from ditsam_jax.storage import safetensors_file
 from ditsam_jax.storage.files import read_json
 from ditsam_jax.terminal import printable
 
 if TYPE_CHECKING:
   import torch
+
+WEIGHTS = 'model.safetensors'
+FILES = ('config.json', WEIGHTS, 'preprocessor_config.json')
+_MARK = 'ditsam_jax'  # in the metadata of WEIGHTS, so that a model that is trained further and saved again has none
 
 # Settings that must have a certain value to match our model: part ('' for the top level), field, value.
 _SAM = (
@@ -88,12 +93,15 @@ def _heads(weights: Path, config: dict[str, Any], part: str) -> int | None:
 def write_sam(folder: Path, config: DitSamConfig, tensors: 'dict[str, torch.Tensor]') -> None:
   """Writes config.json, model.safetensors and preprocessor_config.json of a plain SAM, as transformers saves them.
 
+  `is_export` recognises the folder.
+
   Args:
     folder: an existing folder.
     config: the model's config.
     tensors: by the release's names, with positions of the model's own grid.
   """
   import torch
+  from safetensors.torch import save_file
   from transformers.models.sam.modeling_sam import SamModel  # pyright reads the package's index for 10 s
 
   with torch.device('meta'):
@@ -101,7 +109,17 @@ def write_sam(folder: Path, config: DitSamConfig, tensors: 'dict[str, torch.Tens
   content = {name: tensors[str(names.renamed(name, 'hugging_face'))] for name in model.state_dict()}
   model.load_state_dict(content, strict=True, assign=True)
   model.save_pretrained(folder)
+  stored = safetensors_file.shapes_and_types(folder / WEIGHTS)  # tied weights are stored once
+  save_file({name: content[name].contiguous() for name in stored}, folder / WEIGHTS, {'format': 'pt', _MARK: 'export'})
   (folder / 'preprocessor_config.json').write_text(json.dumps(_preprocessing(config), indent=2) + '\n')
+
+
+def is_export(folder: Path) -> bool:
+  """Whether `write_sam` wrote the weights in a folder."""
+  try:
+    return _MARK in safetensors_file.metadata(folder / WEIGHTS)
+  except UserError:
+    return False
 
 
 def _sam_config(config: DitSamConfig) -> Any:

@@ -70,6 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
   about = model.companion.about if model.companion else {}
   fresh = parts_of(fresh_weights)
   notes = about.get('notes', {}) | {'source': {'format': source.format, 'prefix': source.prefix, **source.extra}}
+  notes.pop('dtype', None)  # of the weights of an export, which these are not
   saved_model.write(
     options.output,
     config,

@@ -1,13 +1,16 @@
 """interface.json: inputs and outputs of an exported model's programs, with pre- and post-processing."""
 
+from pathlib import Path
 from typing import Any
 
+from ditsam_jax.exporting.folders import fields
 from ditsam_jax.exporting.source import Source
 from ditsam_jax.geometry.letterbox import logit
 
 FILE = 'interface.json'
 VOCABULARY = 'vocab.txt'
 VERSION = 1
+PROGRAMS = 'text_encoder', 'image_encoder', 'decoder'
 
 _LABELS = '-1 padding, 0 off the object, 1 on the object, 2 and 3 the top left and bottom right corner of a box'
 MEANINGS = {
@@ -76,6 +79,12 @@ def interface(source: Source, kind: str, programs: list[dict[str, Any]], **more:
     'programs': programs,
     'untrained': list(source.description['fresh']),
   } | more
+
+
+def is_export(kind: str, folder: Path) -> bool:
+  """Whether a folder is an export in the format `kind`."""
+  described = fields(folder / FILE)
+  return described.get('format') == kind and 'programs' in described
 
 
 def array(name: str, dtype: str, shape: list[int | str]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ The programs are traced from the PyTorch peer, because no converter from JAX to 
 versions that this library supports; see docs/export.md.
 """
 
+import functools
 import sys
 from pathlib import Path
 
@@ -20,15 +21,22 @@ from ditsam_jax.storage.description import warn_if_fresh
 from ditsam_jax.storage.files import write_json
 from ditsam_jax.terminal import progress
 
+PARTS = (
+  interface.FILE,
+  interface.VOCABULARY,
+  *(f'{name}{ending}' for name in interface.PROGRAMS for ending in ('.onnx', '.onnx.data')),
+)
+
 
 def export(request: Request) -> str:
   """Writes the files and compares them with JAX; for arguments, result and errors see `formats.export`."""
-  check_target(request.output, interface.FILE)
+  is_export = functools.partial(interface.is_export, 'onnx')
+  check_target(request.output, is_export)
   source = read(request)
   warn_if_fresh(request.checkpoint)
   programs = onnx_programs.programs(onnx_programs.peer_of(source), all_masks=request.masks == 'all')
   with (
-    written_folder(request.output, interface.FILE) as folder,
+    written_folder(request.output, is_export, PARTS) as folder,
     progress(len(programs) + 1, 'exporting', 'program') as bar,
   ):
     files = [folder / program.file for program in programs]

@@ -6,8 +6,9 @@ A folder of a model with text has model.json and vocab.txt beside model.safetens
 import jax.numpy as jnp
 import numpy as np
 
+from ditsam_jax.convert import hugging_face
 from ditsam_jax.errors import UserError
-from ditsam_jax.exporting.folders import check_target, written_folder
+from ditsam_jax.exporting.folders import check_target, is_model, written_folder
 from ditsam_jax.exporting.request import Request
 from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.models.weights import is_position
@@ -21,8 +22,8 @@ from ditsam_jax.terminal import listed, printable
 
 def export(request: Request) -> str:
   """Writes safetensors; for arguments, result and errors see `formats.export`."""
-  check_target(request.output, saved_model.SAFETENSORS)
   config = read_config(request.checkpoint)
+  check_target(request.output, hugging_face.is_export if config.text_encoder is None else is_model)
   weights = saved_model.read_weights(request.checkpoint)
   check_weights(config, weights, request.checkpoint)
   if config.text_encoder is not None:
@@ -51,11 +52,10 @@ def _own(request: Request, config: DitSamConfig, weights: dict[str, np.ndarray])
 
 
 def _hugging_face(request: Request, config: DitSamConfig, weights: dict[str, np.ndarray]) -> str:
-  from ditsam_jax.convert import hugging_face
   from ditsam_jax.convert.sources import release_tensors
 
   tensors = release_tensors(_typed(_at_own_size(config, weights), request, all_of_them=True))
-  with written_folder(request.output, saved_model.SAFETENSORS) as folder:
+  with written_folder(request.output, hugging_face.is_export, hugging_face.FILES) as folder:
     hugging_face.write_sam(folder, config, tensors)
     size = saved_model.size(folder)
   assumed = '; masks are upsampled without aligned corners there' if config.align_corners else ''

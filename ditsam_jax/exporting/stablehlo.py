@@ -34,6 +34,11 @@ from ditsam_jax.terminal import progress
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 SUFFIX = '.jaxexport'
 EXECUTION = Execution(attention='xla')
+PARTS = (
+  interface.FILE,
+  interface.VOCABULARY,
+  *(f'{name}{ending}' for name in interface.PROGRAMS for ending in (SUFFIX, f'_without_text{SUFFIX}', '.npz')),
+)
 
 Shape = list[int | str]  # axes of any size have names
 Weights = dict[str, Any]
@@ -72,13 +77,14 @@ def dtype_of(name: str) -> str:
 
 def export(request: Request) -> str:
   """Writes the folder and compares it with the model; for arguments, result and errors see `formats.export`."""
-  check_target(request.output, interface.FILE)
+  is_export = functools.partial(interface.is_export, 'stablehlo')
+  check_target(request.output, is_export)
   source = read(request)
   warn_if_fresh(request.checkpoint)
   parts = parts_of(source.model())
   programs = programs_of(parts, source.config)
   with (
-    written_folder(request.output, interface.FILE) as folder,
+    written_folder(request.output, is_export, PARTS) as folder,
     progress(len(programs) + 1, 'exporting', 'program') as bar,
   ):
     for name, weights in weights_of(parts).items():

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +19,7 @@ from ditsam_jax.inference.prompts import in_words
 from ditsam_jax.jobs.file_names import METADATA, OVERLAY
 from ditsam_jax.jobs.outputs import NOTES, ResultFiles, Written
 from ditsam_jax.jobs.requests import Request, described
-from ditsam_jax.storage.files import write_json
+from ditsam_jax.storage.files import UNFINISHED, read_json, write_json
 from ditsam_jax.storage.image_files import write_png
 from ditsam_jax.terminal import printable
 
@@ -28,6 +29,9 @@ _COLUMNS = (
   'id,area,bbox_x0,bbox_y0,bbox_w,bbox_h,point_input_x,point_input_y,predicted_iou,stability_score,'
   'crop_box_x0,crop_box_y0,crop_box_w,crop_box_h'
 ).split(',')
+_KEYS = {'segmentation', 'area', 'bbox', 'predicted_iou', 'point_coords', 'stability_score', 'crop_box'}  # of a record
+_MASKS = re.compile(rf'{re.escape(METADATA)}|\d+\.png|{UNFINISHED}')
+_LARGEST = 2**31  # bytes of a file of run lengths
 
 
 class Everything(NamedTuple):
@@ -86,6 +90,8 @@ def _as_json(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write_run_lengths(file: Path, records: Records) -> None:
+  if os.path.lexists(file) and not _are_run_lengths(file):
+    raise UserError(f'{printable(file)} exists, but holds no masks; choose another --output, or move it away')
   file.parent.mkdir(parents=True, exist_ok=True)
   write_json(file, records)
 
@@ -93,8 +99,12 @@ def _write_run_lengths(file: Path, records: Records) -> None:
 def _write_masks(folder: Path, records: Records) -> None:
   """Writes a folder of masks with metadata atomically, in the format of Meta's amg.py."""
   unfinished = Path(f'{folder}.unfinished')
-  if folder.exists() and not (folder / METADATA).is_file():
-    raise UserError(f'{printable(folder)} exists, but holds no {METADATA}; choose another --output, or move it away')
+  for place in (folder, unfinished):
+    if place.is_dir() and not _are_masks(place, whole=place == folder):
+      raise UserError(
+        f'{printable(place)} exists, but is no folder of masks ({METADATA} and numbered PNG files only); '
+        f'choose another --output, or move it away'
+      )
   shutil.rmtree(unfinished, ignore_errors=True)
   unfinished.mkdir(parents=True)
   for number, record in enumerate(records):
@@ -107,6 +117,28 @@ def _write_masks(folder: Path, records: Records) -> None:
       table.writerow([*row, record['predicted_iou'], record['stability_score'], *record['crop_box']])
   shutil.rmtree(folder, ignore_errors=True)
   os.replace(unfinished, folder)
+
+
+def _are_run_lengths(file: Path) -> bool:
+  """Whether a file holds records as this command writes them."""
+  try:
+    content = read_json(file, most_bytes=_LARGEST, finite=False)
+  except UserError:
+    return False
+  return isinstance(content, list) and all(isinstance(record, dict) and record.keys() == _KEYS for record in content)
+
+
+def _are_masks(folder: Path, *, whole: bool) -> bool:
+  """Whether a folder holds nothing but masks and their metadata, which may be missing unless it is `whole`."""
+  if not all(_MASKS.fullmatch(name) for name in os.listdir(folder)):
+    return False
+  if not whole:
+    return True
+  try:
+    with open(folder / METADATA, encoding='utf-8', errors='replace') as file:
+      return next(csv.reader(file), None) == _COLUMNS
+  except (FileNotFoundError, csv.Error):
+    return False
 
 
 def _summary(request: Request, records: Records, picture: Path | None) -> str:

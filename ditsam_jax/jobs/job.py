@@ -13,6 +13,7 @@ from ditsam_jax.jobs.json_lines import JsonLines
 from ditsam_jax.jobs.outputs import ResultFiles
 from ditsam_jax.jobs.requests import Request, digest
 from ditsam_jax.parallel import distributed
+from ditsam_jax.terminal import printable
 
 
 class Source(Protocol):
@@ -91,7 +92,11 @@ class Job:
     self.todo &= turns % hosts == host
 
   def skip_done(self, lines: JsonLines) -> None:
-    """Skips requests in a file of results. Raises UserError if an id there belongs to another request."""
+    """Skips requests in a file of results.
+
+    Raises:
+      UserError: an id there belongs to another request, or pictures of results there are missing.
+    """
     done = np.isin(self._keys, lines.keys)
     changed = self._owners[np.isin(self._ids, lines.ids) & ~done[self._owners]]
     if len(changed):
@@ -99,6 +104,11 @@ class Job:
       raise UserError(
         f'{request.place}: id {json.dumps(request.id)} is already in {lines.path} with another image or prompt; choose '
         f'another --json'
+      )
+    if (lost := np.isin(self._keys, lines.lost)).any():
+      raise UserError(
+        f'{lines.path} has the result of {self._at(int(lost.argmax()))}, but its picture is not in '
+        f'{printable(lines.pictures)}; give the --output that has it, or --no-pictures, or choose another --json'
       )
     self.todo &= ~done
 

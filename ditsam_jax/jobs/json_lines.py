@@ -24,9 +24,11 @@ class JsonLines:
   Attributes:
     keys: u64 [N], sorted: `Request.key` of all completed requests, including those in visible files of other hosts.
     ids: u64 [M], sorted: digests of their ids.
+    lost: u64 [L]: those of `keys` whose pictures are not in `pictures`.
+    pictures: folder of the results' pictures; None for none.
   """
 
-  def __init__(self, path: Path, made_by: dict[str, Any], pictures: bool, host: int = 0, hosts: int = 1) -> None:
+  def __init__(self, path: Path, made_by: dict[str, Any], pictures: Path | None, host: int = 0, hosts: int = 1) -> None:
     """Opens the file; with several hosts, each has its own, 'results.host0of4.jsonl'.
 
     Raises:
@@ -34,19 +36,20 @@ class JsonLines:
         another model or with other options.
     """
     self.path = path if hosts == 1 else path.with_name(f'{path.stem}.host{host}of{hosts}{path.suffix}')
-    self._made_by, self._pictures = made_by, pictures
+    self._made_by, self.pictures, self._alone = made_by, pictures, hosts == 1
     self._stream = _opened(self.path)
-    keys, ids = array('Q'), array('Q')
+    keys, ids, lost = array('Q'), array('Q'), array('Q')
     try:
       for file in [path, *_of_hosts(path)]:
         if file != self.path and file.exists():
           with open(file, 'rb') as stream:
-            self._read(file, stream, keys, ids)
-      self._truncate(self._read(self.path, self._stream, keys, ids))
+            self._read(file, stream, keys, ids, lost)
+      self._truncate(self._read(self.path, self._stream, keys, ids, lost))
     except BaseException:
       self._stream.close()
       raise
     self.keys, self.ids = np.unique(np.array(keys, np.uint64)), np.unique(np.array(ids, np.uint64))
+    self.lost = np.array(lost, np.uint64)
 
   def __enter__(self) -> 'JsonLines':
     return self
@@ -64,7 +67,7 @@ class JsonLines:
         f'{printable(self.path)}: cannot be written ({error.strerror}); results are kept; rerun the command to resume'
       ) from error
 
-  def _read(self, file: Path, stream, keys: array, ids: array) -> int:
+  def _read(self, file: Path, stream, keys: array, ids: array, lost: array) -> int:
     """Collects completed requests; returns the number of bytes in complete lines."""
     complete = 0
     for number, line in enumerate(stream, 1):
@@ -79,6 +82,8 @@ class JsonLines:
           return complete
         raise UserError(f'{place}: not a result of this command; {_ELSEWHERE}') from error
       self._check(place, row, made_by)
+      if not self._is_pictured(row.get('mask', row.get('overlay')), file):
+        lost.append(keys[-1])
       if row.get('id') is not None:
         ids.append(digest(json.dumps(row['id'])))
       complete += len(line)
@@ -88,8 +93,16 @@ class JsonLines:
     if made_by != self._made_by:
       difference = differing(made_by, self._made_by)
       raise UserError(f'{place}: made with {difference}; {_ELSEWHERE}')
-    if self._pictures and 'mask' not in row and 'overlay' not in row:
+    if self.pictures is not None and 'mask' not in row and 'overlay' not in row:
       raise UserError(f'{place}: made without pictures; give --no-pictures, or {_ELSEWHERE}')
+
+  def _is_pictured(self, picture: Any, file: Path) -> bool:
+    """Returns whether the picture of a result in `file` is in the folder, or not wanted."""
+    if self.pictures is None:
+      return True
+    is_here = isinstance(picture, str) and Path(os.path.abspath(picture)).is_relative_to(os.path.abspath(self.pictures))
+    is_of_another_host = file != self.path and not self._alone  # which may have its own disk
+    return is_here and (is_of_another_host or os.path.exists(picture))
 
   def _truncate(self, complete: int) -> None:
     """Removes an incomplete last line, or adds a missing line break."""

@@ -64,13 +64,7 @@ class ResultFiles:
     if self._file_of is None:
       return False
     stem = self._file_of(request)
-    notes = self._check_free(stem, f'{request.key():016x}')
-    if notes is None:
-      return False
-    if notes['made_by'] != self._made_by:
-      difference = differing(notes['made_by'], self._made_by)
-      raise UserError(f'{printable(stem)}{self.last} was made with {difference}; choose another --output')
-    return all(os.path.exists(f'{stem}{ending}') for ending in self.others)
+    return self._check_free(stem, request) and all(os.path.exists(f'{stem}{ending}') for ending in self.others)
 
   def notes(self, request: Request) -> dict[str, Any]:
     """Returns the identification of a result, stored in its files and in its JSON line."""
@@ -81,20 +75,26 @@ class ResultFiles:
     if self._file_of is None:
       return None
     stem = self._file_of(request)
-    self._check_free(stem, f'{request.key():016x}')
+    self._check_free(stem, request)
     return stem
 
-  def _check_free(self, stem: Path, key: str) -> dict[str, Any] | None:
-    """Returns the notes of this request's file, None if there is none. Raises UserError if another file is there."""
-    file = Path(f'{stem}{self.last}')
+  def _check_free(self, stem: Path, request: Request) -> bool:
+    """Returns whether the file written last is there. Raises UserError if it is not this request's."""
+    return self._check_file(Path(f'{stem}{self.last}'), request)
+
+  def _check_file(self, file: Path, request: Request) -> bool:
+    """Returns whether a file is there. Raises UserError if its notes are not this request's."""
     if not os.path.lexists(file):
-      return None
+      return False
     notes = _notes(file)
-    if notes is None or notes['key'] != key:
+    if notes is None or notes['key'] != f'{request.key():016x}':
       raise UserError(
         f'{printable(file)} exists, but belongs to another image or prompt; choose another --output, or move it away'
       )
-    return notes
+    if notes['made_by'] != self._made_by:
+      difference = differing(notes['made_by'], self._made_by)
+      raise UserError(f'{printable(file)} was made with {difference}; choose another --output')
+    return True
 
   @contextlib.contextmanager
   def writing(self) -> Iterator[None]:
@@ -118,8 +118,9 @@ class Output(ResultFiles):
     mask_file = None if stem is None else Path(f'{stem}{MASK}')
     if mask_file is not None:
       with self.writing():
-        write_photo_png(f'{stem}{OVERLAY}', np.asarray(prediction.overlay()))
-        write_png(mask_file, prediction.mask, notes={NOTES: json.dumps(notes)})
+        texts = {NOTES: json.dumps(notes)}
+        write_photo_png(f'{stem}{OVERLAY}', np.asarray(prediction.overlay()), notes=texts)
+        write_png(mask_file, prediction.mask, notes=texts)
     line = json.dumps(_row(request, prediction, mask_file) | notes) + '\n'
     return Written(
       request,
@@ -129,6 +130,13 @@ class Output(ResultFiles):
       tuple(prediction.unknown),
       prediction.cut,
     )
+
+  def _check_free(self, stem: Path, request: Request) -> bool:
+    """Checks both files; without notes, as earlier versions wrote it, an overlay belongs to its mask."""
+    written, overlay = super()._check_free(stem, request), Path(f'{stem}{OVERLAY}')
+    if overlay.is_file() and not (written and _notes(overlay) is None):
+      self._check_file(overlay, request)
+    return written
 
 
 def made_by(checkpoint: str, dtype: str, **how: Any) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def run_share(
   with Watch(), contextlib.ExitStack() as opened:
     lines = None
     if json:
-      lines = opened.enter_context(JsonLines(Path(json), how, folder is not None, host, hosts))
+      lines = opened.enter_context(JsonLines(Path(json), how, None if folder is None else Path(folder), host, hosts))
       job.skip_done(lines)
     if folder is not None:
       make_output_folder(Path(folder))

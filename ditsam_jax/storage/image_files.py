@@ -31,6 +31,7 @@ _MOST_METADATA = 2**26  # bytes of text, profiles, tags and thumbnails that a de
 _MOST_JPEG_METADATA = 2**24  # lower, because Pillow concatenates pieces in quadratic time
 _MOST_READS = 20_000  # read calls for a header, for the same reason (GIF comments)
 _MOST_BYTES_A_PIXEL = 16
+_PNG_HEADER = 33  # bytes: the signature, and the chunk IHDR
 _TILE = 2**18  # pixels per tile
 
 # `warnings.catch_warnings` changes process-wide state, so only one thread at a time may use it.
@@ -85,7 +86,7 @@ def write_png(path: str | os.PathLike, image: np.ndarray | Image.Image, *, notes
   _write(path, lambda unfinished: image.save(unfinished, format='PNG', compress_level=4, pnginfo=texts))
 
 
-def write_photo_png(path: str | os.PathLike, pixels: np.ndarray) -> None:
+def write_photo_png(path: str | os.PathLike, pixels: np.ndarray, *, notes: dict[str, str] | None = None) -> None:
   """Like `write_png` for uint8 [h, w, 3], in a third of the time. For photos, file sizes are the same.
 
   Raises:
@@ -94,8 +95,16 @@ def write_photo_png(path: str | os.PathLike, pixels: np.ndarray) -> None:
   import cv2  # imported late: reading images does not need it
 
   quick = [cv2.IMWRITE_PNG_COMPRESSION, 1, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_RLE]
-  encoded = cv2.imencode('.png', cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), quick)[1]
-  _write(path, lambda unfinished: unfinished.write_bytes(encoded.tobytes()))
+  encoded = cv2.imencode('.png', cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), quick)[1].data
+
+  def write(unfinished: Path) -> None:
+    with open(unfinished, 'wb') as file:
+      file.write(encoded[:_PNG_HEADER])
+      for name, text in (notes or {}).items():  # OpenCV writes none
+        PngImagePlugin.putchunk(file, b'tEXt', f'{name}\0{text}'.encode('latin-1'))
+      file.write(encoded[_PNG_HEADER:])
+
+  _write(path, write)
 
 
 def _write(target: str | os.PathLike, write: Callable[[Path], Any]) -> None:

@@ -29,6 +29,12 @@ def shapes_and_types(path: Path) -> dict[str, jax.ShapeDtypeStruct]:
     }
 
 
+def metadata(path: Path) -> dict[str, str]:
+  """Reads the metadata. Raises UserError if the file is damaged."""
+  with _opened(path) as file:
+    return file.metadata() or {}
+
+
 def read(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
   """Reads arrays by name, in their own types. Raises UserError if the file is damaged."""
   with _opened(path) as file:

@@ -1,15 +1,21 @@
 """Wrong options and folders are one clear line, before any work."""
 
+import functools
 import importlib.util
+import json
+import shutil
 import sys
 
 import pytest
 
 from ditsam_jax.errors import UserError
 from ditsam_jax.export import main
+from ditsam_jax.exporting import interface
+from ditsam_jax.exporting.folders import check_target, written_folder
 from ditsam_jax.exporting.formats import FORMATS
 from ditsam_jax.exporting.report import checked, worst
 from ditsam_jax.storage import saved_model
+from tests.small_models import SAM, random_model
 
 
 @pytest.mark.parametrize(
@@ -58,6 +64,38 @@ def test_a_model_is_not_replaced_by_its_export(name, tmp_path):
       )
   after = saved_model.read_weights(tmp_path / 'run')
   assert before.keys() == after.keys() and all(after[key].dtype == array.dtype for key, array in before.items())
+
+
+@pytest.mark.parametrize(('checkpoint', 'name'), [('sam_shapes', 'flax'), ('shapes', 'safetensors')])
+def test_a_model_that_is_no_export_is_kept(checkpoint, name, tmp_path):
+  export = ['--checkpoint=' + checkpoint, f'--format={name}', '--dtype=float16', f'--output={tmp_path}/mine']
+  saved_model.save(tmp_path / 'mine', random_model(SAM), notes={'steps': 7, 'task': 'prompts'})  # as training does
+  before = (tmp_path / 'mine' / 'model.json').read_bytes()
+  with pytest.raises(UserError, match='mine is not an earlier export of this format; choose another --output'):
+    main(export)
+  assert (tmp_path / 'mine' / 'model.json').read_bytes() == before
+  shutil.rmtree(tmp_path / 'mine')
+  main(export)
+  (tmp_path / 'mine' / 'my_results.csv').write_text('kept')
+  main(export)
+  assert (tmp_path / 'mine' / 'my_results.csv').read_text() == 'kept'
+
+
+@pytest.mark.parametrize('name', ['onnx', 'stablehlo'])
+def test_other_files_in_an_earlier_export_are_kept(name, tmp_path):
+  parts = pytest.importorskip(f'ditsam_jax.exporting.{FORMATS[name].module}').PARTS
+  is_export = functools.partial(interface.is_export, name)
+  (tmp_path / 'text_encoder.onnx').touch()
+  (tmp_path / 'text_encoder.jaxexport').touch()
+  (tmp_path / 'my_results.csv').write_text('kept')
+  (tmp_path / 'interface.json').write_text('{"format": "another", "programs": []}')
+  with pytest.raises(UserError, match='is not an earlier export'):
+    check_target(str(tmp_path), is_export)
+  (tmp_path / 'interface.json').write_text(json.dumps({'format': name, 'programs': []}))
+  with written_folder(str(tmp_path), is_export, parts) as folder:
+    (folder / 'interface.json').write_text('new')
+  other = {'onnx': 'text_encoder.jaxexport', 'stablehlo': 'text_encoder.onnx'}[name]
+  assert {file.name for file in tmp_path.iterdir()} == {'interface.json', 'my_results.csv', other}
 
 
 @pytest.mark.parametrize('value', [2e-4, float('nan')])

@@ -145,5 +145,11 @@ def test_another_folder_is_not_replaced(tmp_path):
   with pytest.raises(UserError, match='is not an earlier export'):
     exported('sam_shapes', tmp_path / 'hf')
   exported('sam_shapes', tmp_path / 'new')
+  (tmp_path / 'new' / 'my_results.csv').write_text('mine')
   exported('sam_shapes', tmp_path / 'new', '--dtype=float16')
   assert json.loads((tmp_path / 'new' / 'config.json').read_text())['dtype'] == 'float16'
+  assert (tmp_path / 'new' / 'my_results.csv').read_text() == 'mine'
+  model = transformers.SamModel.from_pretrained(tmp_path / 'new')
+  model.save_pretrained(tmp_path / 'new')  # as after training it
+  with pytest.raises(UserError, match='is not an earlier export'):
+    exported('sam_shapes', tmp_path / 'new')

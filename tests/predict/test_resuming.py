@@ -1,5 +1,6 @@
 """Interrupted and repeated commands: they resume their own results and never overwrite others."""
 
+import json
 import os
 
 import numpy as np
@@ -7,6 +8,10 @@ import pytest
 from PIL import Image
 
 from ditsam_jax import predict
+from ditsam_jax.inference.prompts import Prompt
+from ditsam_jax.jobs.outputs import NOTES
+from ditsam_jax.jobs.requests import Request
+from ditsam_jax.storage.image_files import write_png
 from tests.predict.command import BrightSegmenter, prompt_file, refused, rows_of, saved
 
 
@@ -83,6 +88,26 @@ def test_results_of_different_settings_are_not_mixed(tmp_path, image, capsys):
   assert 'line 1: id 1 is already in ' in refused(other, '--no-pictures', results)
 
 
+def test_results_count_as_done_only_with_their_pictures(tmp_path, image):
+  (tmp_path / 'a').mkdir()
+  arguments = ['--image', image, '--text=red', f'--json={tmp_path / "r"}']
+  out, mask = f'--output={tmp_path / "out"}', tmp_path / 'out' / 'scene.red.mask.png'
+  assert predict.main([*arguments, out]) == 0
+  before = (tmp_path / 'r').read_bytes()
+  twin = saved(tmp_path / 'a' / 'scene.png')  # results get other names, but the old ones stay
+  assert predict.main([*arguments, '--image', twin, out]) == 0
+  assert len(rows_of(tmp_path / 'r')) == 2
+  (tmp_path / 'r').write_bytes(before)
+  BrightSegmenter.made.clear()
+  lost = f"r has the result of {image}: 'red', but its picture is not in {tmp_path}"
+  assert f'{lost}/new; give the --output that has it' in refused(*arguments, f'--output={tmp_path / "new"}')
+  mask.unlink()
+  assert f'{lost}/out; ' in refused(*arguments, out)
+  assert predict.main([*arguments, '--no-pictures']) == 0 and (tmp_path / 'r').read_bytes() == before
+  others = ['--image', twin, '--text=red', f'--json={tmp_path / "r"}', f'--output={tmp_path / "new"}']
+  assert predict.main(others) == 0 and (tmp_path / 'new' / 'scene.red.mask.png').exists()
+
+
 def test_files_of_other_programs_are_never_overwritten(tmp_path, image, capsys):
   (tmp_path / 'out').mkdir()
   mine = tmp_path / 'out' / 'scene.red.mask.png'
@@ -97,6 +122,24 @@ def test_files_of_other_programs_are_never_overwritten(tmp_path, image, capsys):
     assert 'not a result of this command' in line and (tmp_path / 'r').read_bytes() == content
   prompts = prompt_file(tmp_path / 'p', {'image': image, 'text': 'red'})
   assert 'this is the prompts file' in refused(prompts, '--no-pictures', f'--json={tmp_path / "p"}')
+
+
+def test_overlays_of_another_command_or_program_are_never_overwritten(tmp_path, image, capsys):
+  overlay = tmp_path / 'out' / 'scene.red.overlay.png'
+  arguments = ['--image', image, '--text=red', f'--output={tmp_path / "out"}']
+  key = f'{Request(image, image, Prompt("red"), None, 0, "").key():016x}'
+  everything = {'key': key, 'made_by': {'model': '0', 'dtype': 'float32', 'points_per_side': 32}}
+  for notes, expected in ((None, 'belongs to another'), (everything, 'was made with model 0')):
+    write_png(overlay, np.zeros((4, 4), bool), notes=notes and {NOTES: json.dumps(notes)})
+    before = overlay.read_bytes()
+    assert expected in refused(*arguments)
+    assert overlay.read_bytes() == before
+  overlay.unlink()
+  assert predict.main(arguments) == 0
+  (tmp_path / 'out' / 'scene.red.mask.png').unlink()  # as if killed before it was written
+  assert predict.main(arguments) == 0
+  saved(overlay)  # without notes, as earlier versions wrote it
+  assert predict.main(arguments) == 0 and len(BrightSegmenter.made) == 2
 
 
 def test_two_processes_cannot_write_the_same_file(tmp_path, image):

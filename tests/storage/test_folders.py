@@ -110,7 +110,7 @@ def save(target):
 
 
 def export(target):
-  with exports.written_folder(str(target), 'part') as folder:
+  with exports.written_folder(str(target), lambda folder: (folder / 'part').is_file(), ('part',)) as folder:
     (folder / 'part').write_text('new')
 
 

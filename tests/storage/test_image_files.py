@@ -272,3 +272,7 @@ def test_a_png_keeps_its_notes(tmp_path):
   write_png(tmp_path / 'a.png', np.zeros((2, 2), bool), notes={'what': 'a mask'})
   with Image.open(tmp_path / 'a.png') as image:
     assert image.info['what'] == 'a mask'
+  pixels = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+  write_photo_png(tmp_path / 'b.png', pixels, notes={'what': 'a photo', 'key': '1'})
+  with Image.open(tmp_path / 'b.png') as image:
+    assert image.info == {'what': 'a photo', 'key': '1'} and np.array_equal(np.asarray(image), pixels)
