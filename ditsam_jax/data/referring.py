@@ -168,30 +168,21 @@ class ReferringSource:
 
   `directory` is a folder written by TFDS, with features.json. With `in_memory`, records are read and pixels decoded
   once, which takes 3 bytes per pixel, and one more for each object. This is for small images, where decoding dominates.
-  `index` is that of an equal source, which saves reading all records.
 
   Raises:
     UserError: the folder is not a prepared data set, or lacks the split.
   """
 
-  def __init__(
-    self,
-    directory: str | os.PathLike,
-    split: str,
-    *,
-    in_memory: bool = False,
-    index: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None,
-  ):
+  def __init__(self, directory: str | os.PathLike, split: str, *, in_memory: bool = False):
     self.directory, self.split, self.in_memory = str(directory), split, in_memory
     self._records: Any = _open(self.directory, split)  # bytes, or ImageRecords if in memory
     if in_memory:
       self._records = [self._record(index, keep=True) for index in range(len(self._records))]
-    self._image_of, self._object_of, self.expression_counts = self._index() if index is None else index
+    self._image_of, self._object_of, self.expression_counts = self._index()
 
   def __reduce__(self):
-    # Worker processes read records themselves, but not all of them for the index.
-    index = self._image_of, self._object_of, self.expression_counts
-    return _reopen, (self.directory, self.split, self.in_memory, index)
+    # Worker processes read the files themselves; records are not pickled.
+    return _reopen, (self.directory, self.split, self.in_memory)
 
   def __len__(self) -> int:
     return len(self._image_of)
@@ -280,7 +271,7 @@ def _open(directory: str, split: str):
     raise UserError(damaged(directory, printable(error, 150))) from error
 
 
-def _reopen(directory: str, split: str, in_memory: bool, index: tuple[np.ndarray, ...]) -> ReferringSource:
+def _reopen(directory: str, split: str, in_memory: bool) -> ReferringSource:
   if multiprocessing.parent_process():  # workers share the cores; by default, OpenCV would use all in each
     cv2.setNumThreads(1)
-  return ReferringSource(directory, split, in_memory=in_memory, index=index)
+  return ReferringSource(directory, split, in_memory=in_memory)
