@@ -138,6 +138,12 @@ def test_scenes_are_for_shapes_only():
   assert 'scenes: min_shapes is 9' in refusal('data.scenes.min_shapes=9', config='ldit:shapes')
 
 
+def test_clicks_need_data_in_which_every_mask_is_an_object():
+  assert 'dataset is grefcoco; expected data in which every mask is one object' in refusal(
+    'task=prompts', 'init_from=', config='ldit:grefcoco'
+  )
+
+
 def test_phrases_are_refused_where_no_sentence_is_read():
   assert refusal('data.scenes.phrases_per_scene=3', config='sam_pretrain') == (
     "config.data.scenes.phrases_per_scene is 3; expected 0 for task 'prompts': phrases name several shapes or none, "
