@@ -5,7 +5,9 @@ the largest difference to PyTorch relative to the largest value.
 """
 
 import argparse
+import concurrent.futures
 import json
+import multiprocessing
 import resource
 import subprocess
 import sys
@@ -36,12 +38,9 @@ def main() -> None:
 def measure(config: DitSamConfig, folder: Path) -> dict:
   """Converts and compares one model; returns the figures to print."""
   file, output = folder / 'model.pth', folder / 'model'
-  peer = random_peer(config)
-  tensors = peer.state_dict()
-  if config.text_encoder is None:
-    tensors = {name.replace('visual_encoder.', 'image_encoder.'): tensor for name, tensor in tensors.items()}
-  torch.save(tensors, file)
-  del peer, tensors  # otherwise their memory would count as the child's peak after fork
+  # In a process of its own: a child's peak memory includes that of its parent.
+  with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context('spawn')) as process:
+    process.submit(write_random, config, file).result()
   flags = ['--fusion=layer_wise'] if config.fusion == 'layer_wise' else []
   script = Path(__file__).resolve().parents[1] / 'convert' / 'torch_to_flax.py'
   started = time.time()
@@ -65,6 +64,14 @@ def measure(config: DitSamConfig, folder: Path) -> dict:
       name: float(f'{value:.1e}') for name, value in relative_differences(ours, run_peer(peer, inputs)).items()
     },
   }
+
+
+def write_random(config: DitSamConfig, file: Path) -> None:
+  """Writes a random model, a plain SAM with Meta's names."""
+  tensors = random_peer(config).state_dict()
+  if config.text_encoder is None:
+    tensors = {name.replace('visual_encoder.', 'image_encoder.'): tensor for name, tensor in tensors.items()}
+  torch.save(tensors, file)
 
 
 def random_peer(config: DitSamConfig) -> Peer:

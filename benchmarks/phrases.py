@@ -60,6 +60,7 @@ def main() -> None:
       asked.append((phrase, [masks[i] for i in phrase.targets]))
       images.append(scene.image)
   texts = [phrase.text for phrase, _ in asked]
+  list(generator.stream([(images[0], texts[0])]))  # compiles
   started = time.perf_counter()
   found = list(generator.stream(zip(images, texts)))
   seconds = time.perf_counter() - started

@@ -36,6 +36,7 @@ def main() -> None:
   settings = {name: value for name, value in vars(options).items() if name not in ('checkpoint', 'scenes')}
   generator = ditsam_jax.SamAutomaticMaskGenerator(options.checkpoint, **settings)
   scenes = [described_scene(scenes_config({}), 'test', index)[0] for index in range(options.scenes)]
+  list(generator.stream([(scenes[0].image, None)]))  # compiles
   started = time.perf_counter()
   ious = [
     overlaps(scene.masks, [record['segmentation'] for record in records])

@@ -14,4 +14,4 @@ command_line.begin()
 from ditsam_jax.convert.flax_to_torch import main
 
 if __name__ == '__main__':
-  command_line.run(main)
+  command_line.run(main, on_cpu=True)

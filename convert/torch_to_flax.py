@@ -14,4 +14,4 @@ command_line.begin()
 from ditsam_jax.convert.torch_to_flax import main
 
 if __name__ == '__main__':
-  command_line.run(main)
+  command_line.run(main, on_cpu=True)

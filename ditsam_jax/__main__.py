@@ -18,6 +18,8 @@ COMMANDS = {
   'compile_report': 'compile a training step for TPUs or GPUs without having them; find what fits',
 }
 
+ON_CPU = {'torch_to_flax', 'flax_to_torch', 'compile_report'}
+
 
 def main() -> None:
   """Runs the command named by the first argument, and exits with its status."""
@@ -27,7 +29,7 @@ def main() -> None:
     package = 'ditsam_jax.convert' if name in ('torch_to_flax', 'flax_to_torch') else 'ditsam_jax'
     # Imported before `run`, which sets up the compilation cache only if JAX has been imported.
     command = importlib.import_module(f'{package}.{name}')
-    command_line.run(lambda: command.main(sys.argv[2:]))
+    command_line.run(lambda: command.main(sys.argv[2:]), on_cpu=name in ON_CPU)
   if name not in ('', '__help', '_h'):
     command_line.fail(f'command {sys.argv[1]!r} is unknown; expected one of {", ".join(COMMANDS)}')
   command_line.run(_list)

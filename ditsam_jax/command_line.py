@@ -57,13 +57,18 @@ def _print_error(message: str) -> None:
   print(f'error: {printable(" ".join(message.split()), longest=LONGEST)}', file=sys.stderr)
 
 
-def run(main: Callable[[], int | None]) -> NoReturn:
+def run(main: Callable[[], int | None], *, on_cpu: bool = False) -> NoReturn:
   """Calls `main` and exits with its status. Errors that users can fix exit with 2, signals with 130 or 143.
 
   Both print one line first. Bugs exit with 1 and a traceback; DITSAM_TRACEBACK=1 shows the traceback of any error.
+  With `on_cpu`, JAX leaves accelerators alone, which a training run may be using.
   """
   begin()
   gc.freeze()  # collections skip what imports made
+  if on_cpu:
+    import jax
+
+    jax.config.update('jax_platforms', 'cpu')
   _cache_compiled_programs()
   _configure_streams()
   if not _shows_all():

@@ -18,7 +18,6 @@ import sys
 import time
 from pathlib import Path
 
-import jax
 from ml_collections import ConfigDict
 
 from ditsam_jax import command_line
@@ -79,7 +78,6 @@ def main(arguments: list[str] | None = None) -> int:
     raise UserError('--fit finds settings by itself; leave --compare and --picture out, or give --topology')
   if options.cache and options.fit is None:
     raise UserError('--cache belongs to --fit; leave it out, or give --fit in place of --topology')
-  jax.config.update('jax_platforms', 'cpu')  # compilers need no accelerator; do not look for one
   if options.fit is not None:
     return _fit(options, overrides)
   if twice := [text for text in set(options.compare) if options.compare.count(text) > 1]:
@@ -187,4 +185,4 @@ def _write_picture(file: Path, config_name: str, reports: dict[str, Report]) -> 
 
 
 if __name__ == '__main__':
-  command_line.run(main)
+  command_line.run(main, on_cpu=True)

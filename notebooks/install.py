@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import time
-import tomllib
 import warnings
 from collections.abc import Iterable
 from importlib import metadata
@@ -45,12 +44,13 @@ def install(*extras: str, keep: Iterable[str] = ()) -> None:
     RuntimeError: Python is too old, or pip failed.
   """
   warnings.filterwarnings('ignore', message='IProgress not found')  # of tqdm: bars are drawn as text then
-  project = tomllib.loads((CLONE / 'pyproject.toml').read_text())['project']
-  if not Requirement(f'python{project["requires-python"]}').specifier.contains(platform.python_version()):
-    raise RuntimeError(
-      f'this is Python {platform.python_version()}; ditsam_jax needs {project["requires-python"]}: '
-      f'choose another runtime'
-    )
+  text = (CLONE / 'pyproject.toml').read_text()
+  needed = re.search(r'^requires-python *= *["\'](.*)["\']', text, re.MULTILINE)[1]  # no TOML before Python 3.11
+  if not Requirement(f'python{needed}').specifier.contains(platform.python_version()):
+    raise RuntimeError(f'this is Python {platform.python_version()}; ditsam_jax needs {needed}: choose another runtime')
+  import tomllib
+
+  project = tomllib.loads(text)['project']
   accelerator, about = runtime()
   wanted = requirements(project, [*extras, *filter(None, [accelerator])])
   kept = {name for name in map(canonicalize_name, keep) if _version(name)}

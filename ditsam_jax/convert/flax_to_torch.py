@@ -8,7 +8,6 @@ tensors lack (heads, fusion, sizes, thresholds, vocabulary), so torch_to_flax.py
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import torch
 
 from ditsam_jax import command_line
@@ -44,7 +43,6 @@ def main(arguments: list[str] | None = None) -> int:
     '--output', required=True, type=local_path, help='the .pth file to write; an existing one is replaced'
   )
   options = parser.parse_args(arguments)
-  jax.config.update('jax_platforms', 'cpu')  # a training run may be using the accelerator
   config = read_config(options.input)
   check_output(options.output, resolve(options.input))
   description = read_description(options.input)
@@ -153,4 +151,4 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 if __name__ == '__main__':
-  command_line.run(main)
+  command_line.run(main, on_cpu=True)

@@ -11,8 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
-
 from ditsam_jax import command_line
 from ditsam_jax.convert import companion as companions
 from ditsam_jax.convert import hugging_face, names, sources
@@ -42,7 +40,6 @@ class Model(NamedTuple):
 def main(arguments: list[str] | None = None) -> int:
   """Runs the command."""
   options = _parse(arguments)
-  jax.config.update('jax_platforms', 'cpu')  # a training run may be using the accelerator
   if options.verify:
     from ditsam_jax.convert import torch_peer
 
@@ -260,4 +257,4 @@ def _positive(text: str) -> int:
 
 
 if __name__ == '__main__':
-  command_line.run(main)
+  command_line.run(main, on_cpu=True)

@@ -6,6 +6,7 @@ downloads in the version of package-lock.json. Any file server can serve the res
 """
 
 import argparse
+import fcntl
 import shutil
 import subprocess
 import sys
@@ -59,6 +60,14 @@ def _copy(source: Path, target: Path) -> None:
 
 def _runtime() -> Path:
   """Downloads ONNX Runtime Web unless it is there in the right version; returns its folder."""
+  PACKAGES.parent.mkdir(parents=True, exist_ok=True)
+  with open(f'{PACKAGES}.lock', 'w') as file:
+    fcntl.flock(file, fcntl.LOCK_EX)  # one process downloads, others wait
+    _download()
+  return PACKAGES / 'node_modules' / 'onnxruntime-web' / 'dist'
+
+
+def _download() -> None:
   lock, finished = PACKAGES / 'package-lock.json', PACKAGES / 'node_modules' / '.package-lock.json'
   if not finished.is_file() or lock.read_bytes() != (HERE / lock.name).read_bytes():
     npm = shutil.which('npm')
@@ -72,7 +81,6 @@ def _runtime() -> Path:
     if done.returncode:
       reason = next((line for line in done.stderr.splitlines() if line.strip()), 'no reason given')
       raise Unavailable(f'npm cannot download ONNX Runtime Web ({reason}); see the command in {PACKAGES}: npm ci')
-  return PACKAGES / 'node_modules' / 'onnxruntime-web' / 'dist'
 
 
 def export_models() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -215,6 +216,23 @@ def test_the_script_runs_from_any_folder_without_installation(tmp_path):
     'error: tensor names and shapes fit the fusions layer_wise and e2e equally; choose one with --fusion'
   )
   assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.multiprocess
+@pytest.mark.parametrize('name, platforms', [('main', 'None'), ('run', 'cpu')])
+def test_only_the_command_keeps_jax_off_accelerators(name, platforms):
+  """A notebook that converts and then trains in the same process must still find its TPU."""
+  call = {
+    'main': 'main(["--input=none.pth", "--output=none"])',
+    'run': 'command_line.run(lambda: main(["--input=none.pth", "--output=none"]), on_cpu=True)',
+  }[name]
+  program = (
+    'import jax\nfrom ditsam_jax import command_line\nfrom ditsam_jax.convert.torch_to_flax import main\n'
+    f'try: {call}\nexcept BaseException: print(jax.config.jax_platforms)'
+  )
+  environment = {name: value for name, value in os.environ.items() if name != 'JAX_PLATFORMS'}
+  run = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, env=environment)
+  assert run.stdout == f'{platforms}\n', run.stderr
 
 
 def test_inferred_settings_are_stored_in_the_models_config(tmp_path):
