@@ -134,14 +134,21 @@ def command_changes(choice: Choice, config: ConfigDict, overrides: list[str]) ->
 
 
 def to_json(found: Fit) -> dict[str, Any]:
-  """What fits, as JSON-serialisable containers."""
+  """What fits, as JSON-serialisable containers. The largest batch and the images per second are per device."""
+
+  def per_device(choice: Choice) -> dict[str, Any]:
+    values = dataclasses.asdict(choice)
+    rate = values.pop('images_per_second')
+    return values | {'images_per_second_per_device': rate}
+
   return {
     'topology': found.target.topology,
     'batch_size': found.batch_size,
+    'devices': found.devices,
     'updates': found.steps,
     'hours': found.hours,
-    'choices': [dataclasses.asdict(choice) for choice in found.choices],
-    'best': found.best and dataclasses.asdict(found.best),
+    'choices': [per_device(choice) for choice in found.choices],
+    'best': found.best and per_device(found.best),
   }
 
 

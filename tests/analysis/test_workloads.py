@@ -1,5 +1,7 @@
 """The programs that the planner compiles, compiled for a CPU that stands in for the chip."""
 
+import json
+
 import jax
 import pytest
 
@@ -77,7 +79,9 @@ def test_the_command_finds_what_fits(monkeypatch, tmp_path, capsys):
     '--config.total_steps=900 --config.dtype=bfloat16 --config.remat=elementwise --config.accumulate=4 '
     '--workdir=runs/fit' in printed
   )
-  assert out.exists()
+  kept = json.loads(out.read_text())
+  assert kept['best'] in kept['choices'] and (kept['devices'], kept['best']['accumulate']) == (1, 4)
+  assert kept['best']['images_per_second_per_device'] == pytest.approx(100)
 
 
 @pytest.mark.parametrize(
