@@ -328,8 +328,9 @@ def cells(case: Case, store: Store) -> list[str] | None:
   rate = choice.images_per_second * case.target.count
   if not trains:
     return [_count(choice.largest), _rate(rate)]
-  flags = ' '.join(f'`{change}`' for change in fit.command_changes(choice, []) if change != '--config.dtype=float32')
-  hours = steps * config_of(case.model, case.size).data.batch_size / rate / 3600
+  config = config_of(case.model, case.size)
+  flags = ' '.join(f'`{change}`' for change in fit.command_changes(choice, config, []))
+  hours = steps * config.data.batch_size / rate / 3600
   return [_count(choice.largest), flags, _rate(rate), f'{hours:.2g}' if hours < 100 else f'{hours:.0f}']
 
 

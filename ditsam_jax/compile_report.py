@@ -136,7 +136,7 @@ def _fit(options: argparse.Namespace, overrides: list[str]) -> int:
   options.cache = options.cache or cache_folder() / 'figures.json'
   _check_outputs(options)
   found = fit.training(config, overrides, target, Store(options.cache))
-  print(fit.described(found, options.config, overrides))
+  print(fit.described(found, options.config, config, overrides))
   if options.json:
     write_json(options.json, fit.to_json(found))
     print('written:', options.json)

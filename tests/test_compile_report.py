@@ -59,7 +59,7 @@ def test_the_training_step_in_table_json_and_picture(tmp_path):
   assert report['collectives']['all-reduce']['times'] > 0  # gradients, over data
   assert report['bytes_sent'] > report['ideal_bytes_sent']  # gradients are f32 here
   assert report['flops'] == pytest.approx(report['model_flops'] / 8, rel=0.3)
-  line = next(line for line in printed.splitlines() if line.startswith('estimate: samples/s'))
+  line = next(line for line in printed.splitlines() if line.startswith('estimate: samples/s, all chips'))
   assert line.split()[-1] == f'{report["estimate"]["samples_per_second"]:.0f}'
   assert Image.open(picture).width == 1200
 

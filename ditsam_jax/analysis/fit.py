@@ -12,13 +12,14 @@ from ditsam_jax.analysis.planner import Choice, Settings
 from ditsam_jax.analysis.targets import Target
 from ditsam_jax.analysis.workloads import Training
 from ditsam_jax.config import checks, lengths
+from ditsam_jax.config.freeze import freeze_patterns
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.execution import AUTO, automatic
 from ditsam_jax.parallel.sharding import MOST_FSDP
 from ditsam_jax.terminal import aligned, say
 
 _HOST = 8  # GPUs that a host usually has at most
-# Parts that may stay as they are, in place of training everything, if nothing else fits.
+# Parts that may stay as they are, beside those that the config freezes, if nothing else fits.
 _FROZEN = (('text_encoder',), ('image_encoder', 'text_encoder'))
 
 
@@ -32,6 +33,7 @@ class Fit:
   steps: int  # updates of the whole training
   choices: tuple[Choice, ...]
   best: Choice | None
+  froze_more: bool = False  # than the config does, because nothing else fits
 
   @property
   def hours(self) -> float | None:
@@ -45,7 +47,7 @@ def training(config: ConfigDict, overrides: list[str], target: Target, store: St
   """Finds settings for the train step of a config; compiles, with a line on stderr for each program.
 
   Types, rematerialisation and frozen parts that are among `overrides` stay as they are. Without, the type is bfloat16
-  where the chip has units for it, and parts are frozen only if nothing else fits.
+  where the chip has units for it, and more parts are frozen only if nothing else fits.
 
   Raises:
     UserError: the compiler is missing, the devices do not divide the batch, or `accumulate` is among the overrides.
@@ -76,23 +78,27 @@ def training(config: ConfigDict, overrides: list[str], target: Target, store: St
     ]
 
   choices = choose([Settings(dtype, remat, run.freeze) for remat in remats])
-  if planner.fastest(choices) is None and 'freeze' not in given:
+  froze_more = planner.fastest(choices) is None and 'freeze' not in given
+  if froze_more:
+    own = list(freeze_patterns(run.freeze))
+    absent = ['text_encoder'] if run.model.text_encoder is None else []
     for parts in _FROZEN:
-      frozen = ','.join(part for part in parts if part != 'text_encoder' or run.model.text_encoder is not None)
-      if not frozen:
+      more = [part for part in parts if part not in own + absent]
+      settings = Settings(dtype, remats[-1], ','.join(own + more))
+      if not more or not work.gradient_bytes(settings):  # the same again, or nothing left to train
         continue
-      choices += choose([Settings(dtype, remats[-1], frozen)])
+      choices += choose([settings])
       if planner.fastest(choices):
         break
   best = planner.fastest(choices)
-  return Fit(target, run.data.batch_size, work.shares, run.total_steps, tuple(choices), best)
+  return Fit(target, run.data.batch_size, work.shares, run.total_steps, tuple(choices), best, froze_more)
 
 
-def described(found: Fit, config: str, overrides: list[str]) -> str:
-  """Formats what fits as a table, with the command."""
+def described(found: Fit, name: str, config: ConfigDict, overrides: list[str]) -> str:
+  """Formats what fits as a table, with the command. `config` is the one of this name with the overrides."""
   target, lines = found.target, []
   gib = target.chip.usable_bytes / 2**30
-  lines.append(f'{config} on {target.topology}: {found.batch_size} samples per update, {gib:.3g} GiB usable per device')
+  lines.append(f'{name} on {target.topology}: {found.batch_size} samples per update, {gib:.3g} GiB usable per device')
   rows = [('dtype', 'remat', 'frozen', 'largest batch per device', 'accumulate', 'estimated images/s')]
   for choice in found.choices:
     settings = choice.settings
@@ -105,37 +111,44 @@ def described(found: Fit, config: str, overrides: list[str]) -> str:
     devices = f'more devices (their memory adds up: --fit={more}) or ' if more else ''
     lines += ['', f'Nothing fits. Use {devices}a smaller model.']
     return '\n'.join(lines)
-  changes = command_changes(found.best, overrides)
-  lines += ['', _launcher(target) + shlex.join([f'--config={config}', *changes, '--workdir=runs/fit'])]
+  changes = command_changes(found.best, config, overrides)
+  lines += ['', _launcher(target) + shlex.join([f'--config={name}', *changes, '--workdir=runs/fit'])]
   if target.hosts > 1:
     lines += ['', 'The workdir must be in a folder that all hosts share, or in a bucket.']
   lines += [
     '',
     f'{found.steps:,} updates take about {found.hours:.3g} hours, by roofline estimates; real steps take longer.',
   ]
-  if found.best.settings.freeze and not any(override.startswith('freeze=') for override in overrides):
-    lines.append(f'Training everything does not fit; this leaves {found.best.settings.freeze} as it is.')
+  if found.froze_more:
+    lines.append(f'Training more does not fit; this leaves {found.best.settings.freeze} as it is.')
   return '\n'.join(lines)
 
 
-def command_changes(choice: Choice, overrides: list[str]) -> list[str]:
-  """The changes of a config to train with a choice, as options."""
+def command_changes(choice: Choice, config: ConfigDict, overrides: list[str]) -> list[str]:
+  """The changes of a config to train with a choice, as options. `config` has the overrides."""
   chosen: dict[str, Any] = dataclasses.asdict(choice.settings) | {'accumulate': choice.accumulate}
-  defaults = {'freeze': '', 'accumulate': 1}
+  given = {override.partition('=')[0] for override in overrides}
   kept = [override for override in overrides if override.partition('=')[0] not in chosen]
-  found = [f'{name}={value}' for name, value in chosen.items() if defaults.get(name) != value]
+  found = [f'{name}={value}' for name, value in chosen.items() if name in given or config[name] != value]
   return [f'--config.{change}' for change in kept + found]
 
 
 def to_json(found: Fit) -> dict[str, Any]:
-  """What fits, as JSON-serialisable containers."""
+  """What fits, as JSON-serialisable containers. The largest batch and the images per second are per device."""
+
+  def per_device(choice: Choice) -> dict[str, Any]:
+    values = dataclasses.asdict(choice)
+    rate = values.pop('images_per_second')
+    return values | {'images_per_second_per_device': rate}
+
   return {
     'topology': found.target.topology,
     'batch_size': found.batch_size,
+    'devices': found.devices,
     'updates': found.steps,
     'hours': found.hours,
-    'choices': [dataclasses.asdict(choice) for choice in found.choices],
-    'best': found.best and dataclasses.asdict(found.best),
+    'choices': [per_device(choice) for choice in found.choices],
+    'best': found.best and per_device(found.best),
   }
 
 

@@ -40,7 +40,7 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """One compiled training step, per chip.
+  """One compiled training step. Counts are per chip, unless they say otherwise.
 
   If it does not fit, `too_large` says by how much. The compiler of TPUs then gives no program, and the rest is empty.
   """
@@ -98,7 +98,11 @@ class Report:
     return self.step.model_flops / self.chips / self.time.step / self.chip.flops
 
   def to_json(self) -> dict[str, Any]:
-    """The report as JSON-serialisable containers; bytes, FLOPs and seconds are per chip and step."""
+    """The report as JSON-serialisable containers.
+
+    Bytes, FLOPs and seconds are per chip and step; `batch_size`, `model_flops` and `samples_per_second` are of all
+    chips together.
+    """
     out: dict[str, Any] = {
       'topology': self.target.topology,
       'chip': self.chip.name,

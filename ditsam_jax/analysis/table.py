@@ -130,7 +130,7 @@ _ROWS = [
   ('sent: between hosts', _fitting(lambda r: _amount(r.sent_between_hosts) if r.sent_between_hosts else '')),
   ('sent: total, relative to the FSDP minimum', _fitting(_against_ideal)),
   ('estimate: step time', _fitting(lambda r: f'{1e3 * r.time.step:.1f} ms')),
-  ('estimate: samples/s', _fitting(lambda r: f'{r.samples_per_second:.0f}')),
+  ('estimate: samples/s, all chips', _fitting(lambda r: f'{r.samples_per_second:.0f}')),
   ('estimate: MFU', _fitting(lambda r: f'{100 * r.mfu:.0f} %')),
   ('estimate: bound by', _fitting(_share)),
 ]

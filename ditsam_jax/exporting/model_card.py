@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.config import DitSamConfig
+from ditsam_jax.storage.bucket import AnyPath, BucketPath, is_bucket
 from ditsam_jax.storage.description import read_config, read_description
 from ditsam_jax.storage.files import read_json, write_text
-from ditsam_jax.storage.paths import local_path
+from ditsam_jax.storage.paths import any_path, local_path
 from ditsam_jax.storage.places import resolve
 from ditsam_jax.terminal import listed, printable
 
@@ -96,7 +97,7 @@ def read(checkpoint: str, output: str, layout: str, licence: Licence, metrics: s
     metrics: metrics.json of `ditsam_jax.evaluate` or `ditsam_jax.train`; None for the one in the model's workdir.
 
   Raises:
-    UserError: huggingface_hub is missing, or a file cannot be read.
+    UserError: huggingface_hub is missing, a file cannot be read, or `metrics` has no scores.
   """
   try:
     import huggingface_hub  # noqa: F401  # writes the metadata
@@ -107,20 +108,32 @@ def read(checkpoint: str, output: str, layout: str, licence: Licence, metrics: s
   from ditsam_jax.storage.saved_model import stored_shapes
 
   description = read_description(checkpoint)
-  file = Path(metrics) if metrics else _beside(resolve(checkpoint))
+  file = Path(metrics) if metrics else _beside(checkpoint)
   scores = read_scores(file, str(description['data'].get('dataset', ''))) if file else []
+  if metrics and not scores:
+    raise _no_scores(metrics)
   parameters = sum(math.prod(array.shape) for array in stored_shapes(checkpoint).values())
   title = local_path(output).absolute().name
   return Card(title, layout, read_config(checkpoint), description, parameters, licence, scores)
 
 
-def _beside(folder: Path) -> Path | None:
-  """metrics.json of the run that wrote a model."""
+def _beside(checkpoint: str) -> AnyPath | None:
+  """metrics.json of the run that wrote a model; in a bucket, because the local copy is of the model alone."""
+  folder = any_path(checkpoint) if is_bucket(checkpoint) else resolve(checkpoint)
+  if isinstance(folder, BucketPath) and not (folder / 'model.json').is_file():
+    folder /= 'model'
   file = folder.parent / 'metrics.json'
   return file if folder.name == 'model' and file.is_file() else None
 
 
-def read_scores(file: Path, dataset: str) -> list[Scores]:
+def _no_scores(file: AnyPath | str) -> UserError:
+  return UserError(
+    f'{printable(file)} is not a metrics.json of ditsam_jax.evaluate or ditsam_jax.train; evaluate the model, and '
+    f'give the file it writes'
+  )
+
+
+def read_scores(file: AnyPath, dataset: str) -> list[Scores]:
   """Reads the main figures of a metrics.json; `dataset` if it does not name one. Raises UserError if it is damaged."""
   content = read_json(file)
   found = []
@@ -134,10 +147,7 @@ def read_scores(file: Path, dataset: str) -> list[Scores]:
       given = figures.get('dataset', content.get('dataset', dataset))
       found.append(Scores(str(given), str(name), protocol, int(figures['samples']), numbers, intervals))
   except (AttributeError, KeyError, TypeError, ValueError) as error:
-    raise UserError(
-      f'{printable(file)} is not a metrics.json of ditsam_jax.evaluate or ditsam_jax.train; evaluate the model, and '
-      f'give the file it writes'
-    ) from error
+    raise _no_scores(file) from error
   return found
 
 

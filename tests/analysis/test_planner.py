@@ -10,6 +10,7 @@ from ditsam_jax.analysis import figures, fit
 from ditsam_jax.analysis.figures import Figures, Store
 from ditsam_jax.analysis.planner import Choice, Settings, choose, fastest, points, predicted, room_of
 from ditsam_jax.analysis.targets import parse_topology
+from ditsam_jax.config import files
 from ditsam_jax.errors import UserError
 
 GPU, TPU = parse_topology('l4:1'), parse_topology('v5e:1x1')
@@ -253,15 +254,50 @@ def test_figures_that_another_process_has_renewed_are_kept(tmp_path, monkeypatch
   assert [Store(file).get({'model': name}, GPU) for name in 'ab'] == made[1:]
 
 
+def described(found, name, overrides):
+  return fit.described(found, name, files.load(name, overrides), overrides)
+
+
 def test_the_command_and_the_hours():
   choice = Choice(Settings('bfloat16', 'none', ''), 12, 8, 100.0)
   found = fit.Fit(GPU, 64, 1, 9000, (choice,), choice)
-  text = fit.described(found, 'ldit', ['seed=3', 'dtype=float32'])
+  text = described(found, 'ldit', ['seed=3', 'dtype=float32'])
   assert (
     'XLA_PYTHON_CLIENT_MEM_FRACTION=0.9 python -m ditsam_jax.train --config=ldit --config.seed=3 '
     '--config.dtype=bfloat16 --config.remat=none --config.accumulate=8 --workdir=runs/fit'
   ) in text
   assert found.hours == pytest.approx(9000 * 64 / 100 / 3600) and '1.6 hours' in text
+
+
+OWN = """
+from ditsam_jax.config import recipe
+def get_config():
+  config = recipe('shapes')
+  config.freeze, config.accumulate, config.dtype, config.remat = 'mask_decoder', 4, 'bfloat16', 'none'
+  return config
+"""
+
+
+@pytest.mark.parametrize(
+  'overrides, freeze, accumulate, expected',
+  [
+    ([], 'mask_decoder', 4, []),  # as in the file
+    ([], 'mask_decoder', 1, ['accumulate=1']),
+    (['freeze='], '', 4, ['freeze=']),
+    (['freeze=mask_decoder', 'seed=3'], 'mask_decoder', 4, ['seed=3', 'freeze=mask_decoder']),
+    ([], 'mask_decoder,text_encoder', 4, ['freeze=mask_decoder,text_encoder']),
+  ],
+)
+def test_the_command_trains_what_was_planned_whatever_the_config_says(
+  tmp_path, overrides, freeze, accumulate, expected
+):
+  (tmp_path / 'own.py').write_text(OWN)
+  choice = Choice(Settings('bfloat16', 'none', freeze), 64, accumulate, 10.0)
+  found = fit.command_changes(choice, files.load(str(tmp_path / 'own.py'), overrides), overrides)
+  assert found == [f'--config.{change}' for change in expected]
+  changes = [change.removeprefix('--config.') for change in found]
+  trained = files.load(str(tmp_path / 'own.py'), changes)
+  assert (trained.freeze, trained.accumulate) == (freeze, accumulate)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +315,7 @@ def test_the_command_and_the_hours():
 def test_the_command_starts_all_hosts(topology, command):
   target = parse_topology(topology)
   choice = Choice(Settings('bfloat16', 'none', ''), 12, 8, 100.0)
-  text = fit.described(fit.Fit(target, 64, 1, 9000, (choice,), choice), 'ldit', ["data.data_dir=it's mine"])
+  text = described(fit.Fit(target, 64, 1, 9000, (choice,), choice), 'ldit', ["data.data_dir=it's mine"])
   [line] = [line for line in text.splitlines() if 'ditsam_jax.train' in line]
   assert line.startswith(command)
   assert "--config.data.data_dir=it's mine" in shlex.split(line)
@@ -299,7 +335,7 @@ def test_the_command_starts_all_hosts(topology, command):
 )
 def test_if_nothing_fits_more_devices_are_named_as_long_as_they_help(topology, more):
   found = fit.Fit(parse_topology(topology), 64, 1, 9000, (Choice(NONE, 0, 0, 0.0),), None)
-  text = fit.described(found, 'ldit', [])
+  text = described(found, 'ldit', [])
   assert text.endswith(
     f'Nothing fits. Use more devices (their memory adds up: --fit={more}) or a smaller model.'
     if more

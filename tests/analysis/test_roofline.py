@@ -75,6 +75,7 @@ def test_the_table_has_one_column_per_report_and_labels_estimates():
   row = {line[:32].strip(): line for line in lines}
   assert '13.00 of 16 GiB' in row['memory: total'] and row['memory: total'].endswith('does not fit')
   assert 'mesh.fsdp=1,mesh.data=4: does not fit. Used 20.5G of 15.75G hbm.' in lines
+  assert row['estimate: samples/s, all chips'].split()[-1] == '1280'  # 32 samples in 25 ms, on four chips
   assert '50 %' in row['estimate: MFU'] and 'compute 80 %, memory 20 %' in row['estimate: bound by']
   assert 'nothing was run' in ' '.join(lines)
 

@@ -1,10 +1,12 @@
 """The programs that the planner compiles, compiled for a CPU that stands in for the chip."""
 
+import json
+
 import jax
 import pytest
 
 from ditsam_jax import compile_report
-from ditsam_jax.analysis import targets, workloads
+from ditsam_jax.analysis import fit, targets, workloads
 from ditsam_jax.analysis.figures import Figures, Store
 from ditsam_jax.analysis.planner import Settings
 from ditsam_jax.analysis.workloads import Inference, Training
@@ -77,7 +79,58 @@ def test_the_command_finds_what_fits(monkeypatch, tmp_path, capsys):
     '--config.total_steps=900 --config.dtype=bfloat16 --config.remat=elementwise --config.accumulate=4 '
     '--workdir=runs/fit' in printed
   )
-  assert out.exists()
+  kept = json.loads(out.read_text())
+  assert kept['best'] in kept['choices'] and (kept['devices'], kept['best']['accumulate']) == (1, 4)
+  assert kept['best']['images_per_second_per_device'] == pytest.approx(100)
+
+
+@pytest.mark.parametrize(
+  'config, own, needs, tried',
+  [
+    ('ldit', [], 'image_encoder,text_encoder', ['-', 'text_encoder', 'image_encoder,text_encoder']),
+    ('ldit_frozen_text', [], 'text_encoder', ['text_encoder']),  # as the config says: nothing to explain
+    ('ldit_frozen_text', [], 'text_encoder,image_encoder', ['text_encoder', 'text_encoder,image_encoder']),
+    ('ldit', ['freeze=text_encoder'], 'text_encoder', ['text_encoder']),
+    ('ldit', ['freeze=text_encoder'], 'image_encoder,text_encoder', ['text_encoder']),  # nothing fits
+  ],
+)
+def test_more_is_frozen_than_the_config_says_only_if_nothing_else_fits(
+  monkeypatch, tmp_path, capsys, config, own, needs, tried
+):
+  """Programs fit only with `needs` frozen."""
+
+  def measure(self, settings, images, parts):
+    return Figures(int((1 if settings.freeze == needs else 30) * 2**30), {'l4': 0.01 * images}, 60.0)
+
+  monkeypatch.setattr(Training, 'measure', measure)
+  options = [f'--config.{change}' for change in ['remat=block', 'total_steps=900', *own]]
+  compile_report.main([f'--config={config}', '--fit=l4:1', *options, f'--cache={tmp_path / "f"}'])
+  printed = capsys.readouterr().out
+  assert [line.split()[2] for line in printed.splitlines() if line.startswith('bfloat16')] == tried
+  reason = f'does not fit; this leaves {needs} as it is.'
+  assert (reason in printed) == (len(tried) > 1) and ('Nothing fits' in printed) == (needs not in tried)
+
+
+def test_what_a_config_freezes_stays_frozen_where_more_must_be(monkeypatch):
+  """Of a plain SAM with a frozen decoder and prompt encoder, nothing would be left to train."""
+  tried = []
+
+  def measure(self, settings, images, parts):
+    tried.append(settings.freeze)
+    return Figures(30 * 2**30, {'l4': 0.01 * images}, 60.0)
+
+  monkeypatch.setattr(Training, 'measure', measure)
+  target = targets.parse_topology('l4:1')
+  for name, freeze in (('ldit', 'mask_decoder'), ('sam_pretrain:shapes', 'mask_decoder,prompt_encoder')):
+    config = files.load(name, ['total_steps=900'])
+    config.freeze = freeze
+    assert fit.training(config, [], target, Store(None)).best is None
+  assert list(dict.fromkeys(tried)) == [
+    'mask_decoder',
+    'mask_decoder,text_encoder',
+    'mask_decoder,image_encoder,text_encoder',
+    'mask_decoder,prompt_encoder',
+  ]
 
 
 def test_micro_batches_of_sentences_and_clicks_keep_their_shares(monkeypatch, tmp_path, capsys):

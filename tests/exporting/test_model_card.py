@@ -9,7 +9,12 @@ from ditsam_jax.errors import UserError
 from ditsam_jax.exporting import model_card
 from ditsam_jax.models.weights import weights_of
 from ditsam_jax.storage import saved_model
+from ditsam_jax.storage.bucket import upload
+from tests.buckets import bucket, store  # noqa: F401
 from tests.small_models import SAM, random_model
+
+# Fixtures of tests.buckets are used by name.
+# ruff: noqa: F811
 
 hub = pytest.importorskip('huggingface_hub', reason="needs the extra 'hub'")
 
@@ -104,6 +109,28 @@ def test_wrong_options_are_refused_before_the_export(workdir, tmp_path, flags, t
   with pytest.raises(UserError, match=told):
     export.main([f'--checkpoint={workdir}', f'--output={tmp_path / "out"}', *flags])
   assert not (tmp_path / 'out').exists()
+
+
+def test_a_file_without_scores_is_refused_before_the_export(workdir, tmp_path):
+  file = tmp_path / 'other.json'
+  file.write_text('{"hello": 1}')
+  flags = ['--model-card', '--license=mit', f'--scores={file}']
+  with pytest.raises(UserError, match='other.json is not a metrics.json of ditsam_jax.evaluate'):
+    export.main([f'--checkpoint={workdir}', f'--output={tmp_path / "out"}', *flags])
+  assert not (tmp_path / 'out').exists()
+
+
+def test_a_run_without_evaluation_has_no_scores(tmp_path):
+  saved_model.save(tmp_path / 'model', random_model(SAM))
+  (tmp_path / 'metrics.json').write_text('{"steps": 7}')
+  assert '## Scores\n\nNot recorded.' in exported(tmp_path, tmp_path / 'out', '--license=mit').text
+
+
+@pytest.mark.parametrize('given', ['run', 'run/model'])
+def test_scores_of_a_run_in_a_bucket(bucket, workdir, given):
+  upload({bucket / 'run' / path.relative_to(workdir).as_posix(): path for path in workdir.rglob('*') if path.is_file()})
+  card = model_card.read(str(bucket / given), 'out', 'flax', model_card.Licence('mit'))
+  assert [(scores.dataset, scores.samples) for scores in card.scores] == [('mine', 1234)]
 
 
 @pytest.mark.parametrize('content', ['[]', '{"split": "val", "release": {"mIoU": "high"}}', '{"splits": 3}'])
