@@ -21,7 +21,7 @@ from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.options import Parser
 from ditsam_jax.storage import places, saved_model
 from ditsam_jax.storage.building import check_weights
-from ditsam_jax.storage.description import read_config, read_description, vocabulary_file
+from ditsam_jax.storage.description import contents, read_config, read_description, vocabulary_file
 from ditsam_jax.storage.files import written_whole
 from ditsam_jax.storage.paths import local_path
 from ditsam_jax.storage.places import resolve
@@ -93,7 +93,7 @@ def _origin(description: dict) -> dict:
 
 def _vocabulary(name_or_dir: str) -> list[str] | None:
   """Returns the model's word pieces; None if it takes no text, or was converted without a vocabulary."""
-  folder = resolve(name_or_dir)
+  folder = contents(name_or_dir)
   if not any((folder / name).exists() for name in FILES):
     return None
   return list(read_vocabulary(vocabulary_file(name_or_dir)))
