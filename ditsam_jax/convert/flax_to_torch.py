@@ -121,7 +121,7 @@ def check_output(path: Path, model: Path) -> None:
   try:
     if not path.name or path.exists() and not path.is_file():
       raise UserError(f'cannot write {name}: it is not a file; choose another output')
-    if model.resolve() in path.resolve().parents:
+    if any(place.resolve().is_relative_to(model.resolve()) for place in (path, path.parent)):
       raise UserError(f"cannot write {name}: it lies inside the model's own folder; choose another output")
     if beside.exists() and not companions.is_one(beside):
       raise UserError(
@@ -133,10 +133,11 @@ def check_output(path: Path, model: Path) -> None:
 
 def write(path: Path, content: dict, beside: str) -> None:
   """Writes the .pth file and its companion atomically. Raises UserError if they cannot be written."""
-  path = path.resolve()  # keeps a symbolic link and replaces its target
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(companions.place(path)) as unfinished_text, written_whole(path) as unfinished:
+    target = path.resolve()  # keeps a symbolic link and replaces its target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(companions.place(path)) as unfinished_text, written_whole(target) as unfinished:
       unfinished_text.write_text(beside, encoding='utf-8')
       with unfinished.open('wb') as file:
         torch.save(content, file)

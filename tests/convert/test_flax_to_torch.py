@@ -125,3 +125,17 @@ def test_the_vocabulary_of_a_model_in_a_versions_folder_is_kept(tmp_path):
   assert flax_to_torch.main([f'--input={tmp_path / "model"}', f'--output={tmp_path / "x.pth"}']) == 0
   words = (SHIPPED / 'shapes' / 'vocab.txt').read_text(encoding='utf-8').splitlines()
   assert companion.read(tmp_path / 'x.pth.json').vocabulary == words
+
+
+def test_the_settings_lie_beside_a_link_and_not_beside_its_target(tmp_path, capsys):
+  saved_model.save(tmp_path / 'model', random_model(torch_models.SAM))
+  (tmp_path / 'disk').mkdir()
+  (tmp_path / 'disk' / 'x.pth.json').write_text('something else')
+  (tmp_path / 'x.pth').symlink_to(tmp_path / 'disk' / 'x.pth')
+  assert flax_to_torch.main([f'--input={tmp_path / "model"}', f'--output={tmp_path / "x.pth"}']) == 0
+  assert (tmp_path / 'x.pth').is_symlink() and torch.load(tmp_path / 'disk' / 'x.pth', weights_only=True)
+  assert (tmp_path / 'disk' / 'x.pth.json').read_text() == 'something else'
+  assert companion.find(tmp_path / 'x.pth') and 'x.pth.json holds the settings' in capsys.readouterr().out
+  (tmp_path / 'model' / 'y.pth').symlink_to(tmp_path / 'disk' / 'y.pth')
+  with pytest.raises(UserError, match="inside the model's own folder"):
+    flax_to_torch.main([f'--input={tmp_path / "model"}', f'--output={tmp_path / "model" / "y.pth"}'])
