@@ -59,8 +59,8 @@ def read_architecture(
     text_heads: heads of BERT; None uses those of a known model.
 
   Raises:
-    UserError: a tensor that determines the architecture is missing or has an invalid shape, or shapes and arguments are
-      inconsistent.
+    KeyError: a tensor that determines the architecture is missing; its name, or that of a layer, in the release.
+    UserError: one has an invalid shape, or shapes and arguments are inconsistent.
   """
   try:
     encoder, pretrained_size = _image_encoder(shapes)
@@ -82,10 +82,6 @@ def read_architecture(
       unstated += ['max_text_tokens'] if 'max_text_tokens' not in settings else []
       unstated += ['image_size'] if image_size is None else []
     return Architecture(config, assumed | {name: getattr(config, name) for name in unstated})
-  except KeyError as error:
-    raise UserError(
-      f'{error.args[0]} is missing, so the architecture cannot be inferred; the file is incomplete'
-    ) from error
   except ValueError as error:
     raise UserError(f"{error} (the tensors' shapes and the flags do not make a model)") from error
 

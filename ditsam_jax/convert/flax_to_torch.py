@@ -20,7 +20,7 @@ from ditsam_jax.models.config import DitSamConfig
 from ditsam_jax.options import Parser
 from ditsam_jax.storage import places, saved_model
 from ditsam_jax.storage.building import check_weights
-from ditsam_jax.storage.description import read_config, read_description, vocabulary_file
+from ditsam_jax.storage.description import contents, read_config, read_description, vocabulary_file
 from ditsam_jax.storage.files import written_whole
 from ditsam_jax.storage.paths import local_path
 from ditsam_jax.storage.places import resolve
@@ -91,7 +91,7 @@ def _origin(description: dict) -> dict:
 
 def _vocabulary(name_or_dir: str) -> list[str] | None:
   """Returns the model's word pieces; None if it takes no text, or was converted without a vocabulary."""
-  folder = resolve(name_or_dir)
+  folder = contents(name_or_dir)
   if not any((folder / name).exists() for name in FILES):
     return None
   return list(read_vocabulary(vocabulary_file(name_or_dir)))
@@ -119,7 +119,7 @@ def check_output(path: Path, model: Path) -> None:
   try:
     if not path.name or path.exists() and not path.is_file():
       raise UserError(f'cannot write {name}: it is not a file; choose another output')
-    if model.resolve() in path.resolve().parents:
+    if any(place.resolve().is_relative_to(model.resolve()) for place in (path, path.parent)):
       raise UserError(f"cannot write {name}: it lies inside the model's own folder; choose another output")
     if beside.exists() and not companions.is_one(beside):
       raise UserError(
@@ -131,10 +131,11 @@ def check_output(path: Path, model: Path) -> None:
 
 def write(path: Path, content: dict, beside: str) -> None:
   """Writes the .pth file and its companion atomically. Raises UserError if they cannot be written."""
-  path = path.resolve()  # keeps a symbolic link and replaces its target
   try:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_whole(companions.place(path)) as unfinished_text, written_whole(path) as unfinished:
+    target = path.resolve()  # keeps a symbolic link and replaces its target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(companions.place(path)) as unfinished_text, written_whole(target) as unfinished:
       unfinished_text.write_text(beside, encoding='utf-8')
       with unfinished.open('wb') as file:
         torch.save(content, file)

@@ -103,6 +103,7 @@ TABLE: tuple[tuple[str, str, Layout], ...] = (
 
 # Renames from another format to the release's names; the first match wins.
 Renames = tuple[tuple[str, str], ...]
+_GROUP = re.compile(r'\((?:[^()]|\(\?:[^()]*\))*\)')  # one in a pattern of HUGGING_FACE
 
 META: Renames = ((r'image_encoder\.(.*)', r'visual_encoder.\1'), (r'((?:prompt_encoder|mask_decoder)\..*)', r'\1'))
 RELEASE: Renames = ((r'((?:visual_encoder|prompt_encoder|mask_decoder|lang_encoder|text_proj)\..*)', r'\1'),)
@@ -115,6 +116,8 @@ BERT: Renames = (
 )
 
 _HF_ENCODER, _HF_MASKS, _HF_DECODER = r'vision_encoder\.', r'prompt_encoder\.mask_embed\.', r'mask_decoder\.'
+_HF_MLP = _HF_DECODER + r'(.*mlps\.\d+|iou_prediction_head)\.'
+_GAUSSIAN = 'prompt_encoder.pe_layer.positional_encoding_gaussian_matrix'
 HUGGING_FACE: Renames = (
   (_HF_ENCODER + r'patch_embed\.projection\.(.*)', r'visual_encoder.patch_embed.proj.\1'),
   (_HF_ENCODER + r'layers\.(\d+)\.layer_norm(\d)\.(.*)', r'visual_encoder.blocks.\1.norm\2.\3'),
@@ -125,10 +128,8 @@ HUGGING_FACE: Renames = (
   (_HF_ENCODER + r'neck\.layer_norm2\.(.*)', r'visual_encoder.neck.3.\1'),
   (_HF_ENCODER + r'(pos_embed)', r'visual_encoder.\1'),
   # The same buffer under two names; a file may contain only one of them.
-  (
-    r'(?:shared_image_embedding|prompt_encoder\.shared_embedding)\.positional_embedding',
-    'prompt_encoder.pe_layer.positional_encoding_gaussian_matrix',
-  ),
+  (r'shared_image_embedding\.positional_embedding', _GAUSSIAN),
+  (r'prompt_encoder\.shared_embedding\.positional_embedding', _GAUSSIAN),
   (_HF_MASKS + r'conv1\.(.*)', r'prompt_encoder.mask_downscaling.0.\1'),
   (_HF_MASKS + r'layer_norm1\.(.*)', r'prompt_encoder.mask_downscaling.1.\1'),
   (_HF_MASKS + r'conv2\.(.*)', r'prompt_encoder.mask_downscaling.3.\1'),
@@ -141,9 +142,9 @@ HUGGING_FACE: Renames = (
   (_HF_DECODER + r'upscale_conv1\.(.*)', r'mask_decoder.output_upscaling.0.\1'),
   (_HF_DECODER + r'upscale_layer_norm\.(.*)', r'mask_decoder.output_upscaling.1.\1'),
   (_HF_DECODER + r'upscale_conv2\.(.*)', r'mask_decoder.output_upscaling.3.\1'),
-  (_HF_DECODER + r'(.*)\.proj_in\.(.*)', r'mask_decoder.\1.layers.0.\2'),
-  (_HF_DECODER + r'(.*mlps\.\d+|iou_prediction_head)\.layers\.0\.(.*)', r'mask_decoder.\1.layers.1.\2'),
-  (_HF_DECODER + r'(.*)\.proj_out\.(.*)', r'mask_decoder.\1.layers.2.\2'),
+  (_HF_MLP + r'proj_in\.(.*)', r'mask_decoder.\1.layers.0.\2'),
+  (_HF_MLP + r'layers\.0\.(.*)', r'mask_decoder.\1.layers.1.\2'),
+  (_HF_MLP + r'proj_out\.(.*)', r'mask_decoder.\1.layers.2.\2'),
   (r'(mask_decoder\..*)', r'\1'),
 )
 
@@ -151,6 +152,17 @@ HUGGING_FACE: Renames = (
 def meta_name(release: str) -> str:
   """Returns Meta's name of a tensor of the release."""
   return release.replace('visual_encoder.', 'image_encoder.', 1)
+
+
+def hugging_face_name(release: str) -> str:
+  """Returns Hugging Face's name of a tensor of the release, by the first rule backwards that gives it."""
+  for pattern, name in HUGGING_FACE:
+    groups = _GROUP.findall(pattern)
+    backwards = re.sub(r'\\(\d)', lambda number: groups[int(number[1]) - 1], name.replace('.', r'\.'))
+    if match := re.fullmatch(backwards, release):
+      parts = iter(match.groups())
+      return _GROUP.sub(lambda _: next(parts), pattern).replace(r'\.', '.')
+  return release
 
 
 class Format(NamedTuple):
@@ -177,7 +189,7 @@ FORMATS: dict[str, Format] = {
     ),
   ),
   'meta': Format("Meta's SAM", 'SAM', ('image_encoder.',), META, spell=meta_name),
-  'hugging_face': Format("Hugging Face's SamModel", 'SAM', ('vision_encoder.',), HUGGING_FACE),
+  'hugging_face': Format("Hugging Face's SamModel", 'SAM', ('vision_encoder.',), HUGGING_FACE, spell=hugging_face_name),
   'bert': Format(
     "Hugging Face's BertModel",
     'BERT',
@@ -187,6 +199,7 @@ FORMATS: dict[str, Format] = {
       (r'(?:bert\.)?(pooler\.dense\.(?:weight|bias))', r'lang_encoder.bert.\1'),
       (r'(?:bert\.)?embeddings\.position_ids|cls\..*', ''),
     ),
+    spell=lambda release: release.removeprefix('lang_encoder.bert.'),
   ),
 }
 

@@ -15,7 +15,7 @@ from ditsam_jax import command_line
 from ditsam_jax.convert import companion as companions
 from ditsam_jax.convert import hugging_face, names, sources
 from ditsam_jax.convert.architecture import read_architecture
-from ditsam_jax.convert.fill import FRESH, fill, say_all
+from ditsam_jax.convert.fill import FRESH, fill, say_all, spelled
 from ditsam_jax.convert.places import local_weights, place
 from ditsam_jax.convert.words import find_vocabulary
 from ditsam_jax.errors import UserError
@@ -138,9 +138,17 @@ def read(
   shapes = {name: tuple(tensor.shape) for name, tensor in source.tensors.items()}
   try:
     config, assumed = read_architecture(shapes, new_fusion=text_encoder is not None, **flags)
-  except UserError:
+  except (UserError, KeyError) as error:
     say_all(list(source.problems.values()))  # which may be the cause
-    raise
+    if isinstance(error, UserError):
+      raise
+    name, file = error.args[0], path
+    if text_encoder is not None and name.startswith('lang_encoder.'):
+      source, file = source._replace(format='bert'), text_encoder
+    raise UserError(
+      f'{printable(file)}: {spelled(name, source)} is missing, so the architecture cannot be inferred; '
+      f'if the file is complete, its model is not supported'
+    ) from error
   if companion is not None:
     pixels = {name: getattr(companion.config, name) for name in ('pixel_mean', 'pixel_std')}
     config = dataclasses.replace(config, **pixels)

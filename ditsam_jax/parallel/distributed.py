@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -11,13 +12,14 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from ditsam_jax.errors import UserError
-from ditsam_jax.terminal import say
+from ditsam_jax.terminal import printable, say
 
 T = TypeVar('T')
 
 HEARTBEAT = 50  # seconds without a heartbeat after which JAX considers a host dead; watch.py is usually faster
 # Environment variables with the number of processes; JAX reads the rest (coordinator, process index).
 _COUNTS = ('SLURM_STEP_NUM_TASKS', 'OMPI_COMM_WORLD_SIZE')
+_ADDRESS = re.compile(r'(\[[^\[\]\s]+\]|[^\[\]:/\s]+):([0-9]{1,5})')  # an IPv6 address is in brackets
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +51,10 @@ def initialise(options: argparse.Namespace, *, preemptible: bool = False) -> Non
         f'--coordinator={options.coordinator} --hosts={options.hosts} --host={options.host}: expected all '
         f'three, with --host from 0 to --hosts - 1, or none of them, or --hosts=pod alone'
       )
+    address = _ADDRESS.fullmatch(options.coordinator)
+    if address is None or not 0 < int(address[2]) < 2**16:
+      given = printable(options.coordinator)
+      raise UserError(f'--coordinator={given}: expected HOST:PORT, such as node1:1234')
     _join(coordinator_address=options.coordinator, num_processes=int(options.hosts), process_id=options.host)
 
 

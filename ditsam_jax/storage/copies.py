@@ -15,7 +15,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +54,10 @@ def copy(folder: BucketPath, objects: Mapping[str, Entry], bar: Any = None) -> P
     bar: a progress bar that advances by bytes.
 
   Raises:
-    UserError: the objects do not fit into the folder of copies or on the disk.
+    UserError: the objects do not fit into the folder of copies or on the disk, or the name of one is no path below it.
     OSError: they cannot be downloaded, or the copies cannot be written.
   """
+  _check_names(folder, objects)
   root = _root()
   place = root / _key(folder, objects)
   if not _used(place):
@@ -108,6 +109,16 @@ class BytesBar:
 def _root() -> Path:
   given = os.environ.get(FOLDER, '')
   return Path(given) if given else cache_folder() / 'buckets'
+
+
+def _check_names(folder: BucketPath, names: Iterable[str]) -> None:
+  """Raises UserError for names that object stores allow, but that are outside or no file in a folder on a disk."""
+  for name in names:
+    if any(part in ('', '.', '..') for part in name.split('/')):
+      raise UserError(
+        f"'{printable(folder)}' holds an object named {printable(name)}, expected a path without empty, '.' or '..' "
+        f'parts; rename or remove the object'
+      )
 
 
 def _key(folder: BucketPath, objects: Mapping[str, Entry]) -> str:

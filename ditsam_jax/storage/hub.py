@@ -54,7 +54,7 @@ def parse(given: str | os.PathLike) -> Address:
     text = text.replace('hf:/', SCHEME, 1)
   match = _ADDRESS.fullmatch(text)
   parts = match['path'].split('/') if match and match['path'] else []
-  if match is None or any(part in ('', '.', '..') for part in parts):
+  if match is None or any(part in ('', '.', '..') for part in parts) or re.search(r'--|\.\.', match['repository']):
     raise UserError(f"'{printable(given)}' is not an address on the Hub: {EXPECTED}")
   return Address(text, match['repository'], match['revision'], '/'.join(parts))
 
@@ -156,6 +156,8 @@ def _explain(where: Address, error: Exception) -> NoReturn:
   from huggingface_hub import errors
 
   name, repository = f"'{printable(where.text)}'", printable(where.repository)
+  answers = [one for one in (error, error.__cause__) if isinstance(one, errors.HfHubHTTPError)]
+  refusal = next((one for one in answers if one.response.status_code in (401, 403)), None)
   match error:
     case errors.GatedRepoError():
       reason = (
@@ -168,6 +170,11 @@ def _explain(where: Address, error: Exception) -> NoReturn:
       )
     case errors.RevisionNotFoundError():
       reason = f'{repository} has no branch, tag or commit {printable(where.revision)}; correct it'
+    case _ if refusal is not None:
+      reason = (
+        f'the Hub refuses the token or the access ({refusal.response.status_code}, '
+        f'{_line(refusal.server_message or refusal)}); renew HF_TOKEN, or run `hf auth login`'
+      )
     case errors.LocalEntryNotFoundError():  # with its subclass for files that are cached in part
       cause = error.__cause__
       if cause is None or isinstance(cause, errors.OfflineModeIsEnabled):
@@ -182,5 +189,9 @@ def _explain(where: Address, error: Exception) -> NoReturn:
   raise UserError(f'{name}: {reason}') from error
 
 
-def _line(error: BaseException) -> str:
-  return printable((str(error).strip().splitlines() or [type(error).__name__])[0])
+def _line(error: BaseException | str) -> str:
+  """The first line of an error, without the token, which a server may repeat."""
+  from huggingface_hub import get_token
+
+  line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+  return printable(line.replace(get_token() or '\n', '...'))

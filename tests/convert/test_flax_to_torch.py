@@ -1,13 +1,17 @@
 """torch -> flax -> torch is bit-exact, and models trained here are written in a layout that PyTorch's code loads."""
 
+import json
+import shutil
+
 import pytest
 
 torch = pytest.importorskip('torch')
 
-from ditsam_jax.convert import flax_to_torch, torch_to_flax
+from ditsam_jax.convert import companion, flax_to_torch, torch_to_flax
 from ditsam_jax.errors import UserError
 from ditsam_jax.models.weights import weights_of
 from ditsam_jax.storage import saved_model
+from ditsam_jax.storage.places import SHIPPED
 from tests.convert import torch_models
 from tests.small_models import GOLDEN, random_model
 
@@ -110,3 +114,28 @@ def test_a_model_with_another_models_weights_is_refused(tmp_path):
   saved_model.write(tmp_path / 'model', model.config, weights)
   with pytest.raises(UserError, match='pos_embed is missing, foo.bar is unknown'):
     flax_to_torch.main([f'--input={tmp_path / "model"}', f'--output={tmp_path / "x.pth"}'])
+
+
+def test_the_vocabulary_of_a_model_in_a_versions_folder_is_kept(tmp_path):
+  """Copies of models in buckets have vocab.txt and weights in the folder that model.json names."""
+  shutil.copytree(SHIPPED / 'shapes', tmp_path / 'model' / 'v-00000001')
+  (tmp_path / 'model' / 'v-00000001' / 'model.json').rename(tmp_path / 'model' / 'model.json')
+  content = json.loads((tmp_path / 'model' / 'model.json').read_text()) | {'folder': 'v-00000001'}
+  (tmp_path / 'model' / 'model.json').write_text(json.dumps(content))
+  assert flax_to_torch.main([f'--input={tmp_path / "model"}', f'--output={tmp_path / "x.pth"}']) == 0
+  words = (SHIPPED / 'shapes' / 'vocab.txt').read_text(encoding='utf-8').splitlines()
+  assert companion.read(tmp_path / 'x.pth.json').vocabulary == words
+
+
+def test_the_settings_lie_beside_a_link_and_not_beside_its_target(tmp_path, capsys):
+  saved_model.save(tmp_path / 'model', random_model(torch_models.SAM))
+  (tmp_path / 'disk').mkdir()
+  (tmp_path / 'disk' / 'x.pth.json').write_text('something else')
+  (tmp_path / 'x.pth').symlink_to(tmp_path / 'disk' / 'x.pth')
+  assert flax_to_torch.main([f'--input={tmp_path / "model"}', f'--output={tmp_path / "x.pth"}']) == 0
+  assert (tmp_path / 'x.pth').is_symlink() and torch.load(tmp_path / 'disk' / 'x.pth', weights_only=True)
+  assert (tmp_path / 'disk' / 'x.pth.json').read_text() == 'something else'
+  assert companion.find(tmp_path / 'x.pth') and 'x.pth.json holds the settings' in capsys.readouterr().out
+  (tmp_path / 'model' / 'y.pth').symlink_to(tmp_path / 'disk' / 'y.pth')
+  with pytest.raises(UserError, match="inside the model's own folder"):
+    flax_to_torch.main([f'--input={tmp_path / "model"}', f'--output={tmp_path / "model" / "y.pth"}'])

@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip('torch')
 
-from ditsam_jax.convert import torch_peer, torch_to_flax
+from ditsam_jax.convert import names, torch_peer, torch_to_flax
 from ditsam_jax.errors import UserError
 from ditsam_jax.storage.description import read_config
 from tests.convert import torch_models
@@ -146,6 +146,33 @@ def test_a_missing_layer(tmp_path, ldit):
   ldit['state_dict'] = {name: tensor for name, tensor in ldit['state_dict'].items() if '.blocks.1.' not in name}
   torch.save(ldit, tmp_path / 'gap.pth')
   assert 'visual_encoder.blocks.1 is missing' in refusal(tmp_path, tmp_path / 'gap.pth')
+
+
+def test_a_missing_tensor_is_spelled_as_in_its_file(tmp_path):
+  ending = 'is missing, so the architecture cannot be inferred; if the file is complete, its model is not supported'
+  meta = torch_models.save_meta(torch_models.random_peer(torch_models.SAM), tmp_path / 'sam.pth')
+  other = {name.replace('.blocks.', '.layers.').replace('.proj.', '.seq.'): meta[name] for name in meta}  # MobileSAM's
+  file = tmp_path / 'mobile.pt'
+  torch.save(other, file)
+  assert refusal(tmp_path, file) == f'{file}: image_encoder.patch_embed.proj.weight {ending}'
+  theirs = torch_models.hugging_face_sam().state_dict()
+  del theirs['vision_encoder.layers.0.mlp.lin1.weight']
+  torch.save(theirs, tmp_path / 'theirs.bin')
+  message = refusal(tmp_path, tmp_path / 'theirs.bin')
+  assert message == f'{tmp_path / "theirs.bin"}: vision_encoder.layers.0.mlp.lin1.weight {ending}'
+  bert = {'embeddings.word_embeddings.weight': torch.zeros(30, 24)}
+  torch.save(bert, tmp_path / 'bert.bin')
+  message = refusal(
+    tmp_path, tmp_path / 'sam.pth', '--decoder-heads=4', '--fusion=e2e', f'--text-encoder={tmp_path / "bert.bin"}'
+  )
+  assert message == f'{tmp_path / "bert.bin"}: encoder.layer.0 {ending}'
+
+
+def test_hugging_faces_names_are_found_from_the_releases():
+  theirs = torch_models.hugging_face_sam().state_dict()
+  del theirs['prompt_encoder.shared_embedding.positional_embedding']  # also under another name
+  for name in theirs:
+    assert names.hugging_face_name(str(names.renamed(name, 'hugging_face'))) == name
 
 
 def test_settings_that_shapes_lack_require_flags(tmp_path):

@@ -72,3 +72,16 @@ def test_a_failed_connection_gives_one_line(joined, monkeypatch):
   monkeypatch.setattr(jax.distributed, 'initialize', never)
   with pytest.raises(UserError, match=r'could not connect \(DEADLINE_EXCEEDED: nobody came\); start the same command'):
     initialise('--coordinator=first:1', '--hosts=2', '--host=0')
+
+
+@pytest.mark.parametrize('given', ['node1', 'node1:', ':1234', 'node1:http', 'node1:70000', '::1:1234', 'tcp://a:1'])
+def test_a_coordinator_without_a_port_is_refused(joined, given):
+  with pytest.raises(UserError, match=f'--coordinator={given}: expected HOST:PORT, such as node1:1234'):
+    initialise(f'--coordinator={given}', '--hosts=2', '--host=0')
+  assert not joined
+
+
+@pytest.mark.parametrize('given', ['node-1.example.org:1234', '10.0.0.1:1', '[::1]:65535', '[fe80::1%eth0]:1234'])
+def test_coordinators_are_names_or_addresses(joined, given):
+  initialise(f'--coordinator={given}', '--hosts=2', '--host=0')
+  assert joined[0]['coordinator_address'] == given

@@ -22,6 +22,7 @@ class Hub:
     self.asked: list[tuple[str, str]] = []  # method and path of every request
     self.port = 0
     self.broken = False  # answers every request with 500
+    self.refusal: tuple[int, str] | None = None  # answers every request with this status and message
 
   @property
   def endpoint(self) -> str:
@@ -71,6 +72,9 @@ class _Handler(BaseHTTPRequestHandler):
     hub = self.hub
     if hub.broken:
       return 500, {}, b'{}'
+    if hub.refusal:
+      status, message = hub.refusal
+      return status, {'X-Error-Message': message}, b'{}'
     match path.strip('/').split('/'):
       case ['cdn', digest]:
         content = next(c for files in hub.files.values() for c in files.values() if _sha256(c) == digest)

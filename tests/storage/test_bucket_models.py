@@ -183,3 +183,15 @@ def test_a_hostile_folder_is_refused(tmp_path, models, folder):
   (saved / 'model.json').write_text(json.dumps(content))
   with pytest.raises(UserError, match='folder is '):
     saved_model.load(saved)
+
+
+@pytest.mark.parametrize(
+  'name', ['../../outside', 'weights/../../outside', '/outside', 'weights//a', './a', 'weights/']
+)
+def test_objects_are_not_copied_to_places_outside(tmp_path, monkeypatch, name):
+  monkeypatch.setenv('DITSAM_JAX_CACHE', str(tmp_path / 'copies'))
+  monkeypatch.setattr(copies.bucket, 'download', lambda files, bar: pytest.fail('something is downloaded'))
+  names = {name: objects.Entry(1, 'crc32c:', '1') for name in ('model.json', name)}
+  with pytest.raises(UserError, match="gs://bucket/model' holds an object named .*rename or remove the object"):
+    copies.copy(objects.BucketPath('gs://bucket/model'), names)
+  assert list(tmp_path.iterdir()) == []

@@ -131,6 +131,18 @@ def test_errors_are_one_line_and_say_what_to_do(server, folder, tmp_path, monkey
   assert 'HF_HUB_OFFLINE is set, and the files are not in the cache' in refused('hf://me/new')
 
 
+@pytest.mark.parametrize(
+  'status, message', [(401, 'Invalid credentials in Authorization header'), (403, 'hf_secret may not read this')]
+)
+def test_a_refused_token_is_told_from_a_missing_network(server, folder, monkeypatch, status, message):
+  monkeypatch.setenv('HF_TOKEN', 'hf_secret')
+  server.push('me/sam', folder)
+  server.refusal = status, message
+  told = refused('hf://me/sam')
+  assert f'the Hub refuses the token or the access ({status}, {message.replace("hf_secret", "...")}); renew HF' in told
+  assert 'hf_secret' not in told
+
+
 @pytest.mark.slow
 def test_an_interrupted_download_is_not_a_model(server, folder, monkeypatch):
   from huggingface_hub import constants
@@ -147,7 +159,17 @@ def test_an_interrupted_download_is_not_a_model(server, folder, monkeypatch):
 
 @pytest.mark.parametrize(
   'address',
-  ['hf://sam', 'hf:///sam', 'hf://me/../sam', 'hf://me/sam/../other', 'hf://me/sam@', 'hf://me/sam@a b', 'hf://-/x'],
+  [
+    'hf://sam',
+    'hf:///sam',
+    'hf://me/../sam',
+    'hf://me/sam/../other',
+    'hf://me/sam@',
+    'hf://me/sam@a b',
+    'hf://-/x',
+    'hf://me/a--b',
+    'hf://me/a..b',
+  ],
 )
 def test_addresses_are_checked_before_anything_is_asked(server, address):
   for check in (model, resolve):
