@@ -240,6 +240,20 @@ def test_a_prompt_that_waits_for_its_model(browser, site):
   page.context.close()
 
 
+def test_pressing_segment_is_announced_at_once(browser, site):
+  page = opened(browser, site)
+  page.click('[data-sample*="shapes-2"]')
+  said(page, 'redicted IoU')
+  told = """() => {
+    document.querySelector('#ask').click();
+    return document.querySelector('#status').textContent;
+  }"""
+  assert page.evaluate(told) == 'Segmenting.'
+  said(page, 'redicted IoU')
+  page.context.close()
+  assert page.wrong == []
+
+
 def test_it_works_without_network_once_it_is_loaded(browser, site):
   page = opened(browser, site, **SIZES['phone'])
   page.click('[data-sample*="shapes-2"]')

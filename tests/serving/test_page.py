@@ -258,6 +258,19 @@ def test_the_page_works_by_keyboard_alone(page):
   } <= reached  # fmt: skip
 
 
+def test_pressing_segment_is_announced_at_once(page):
+  told = """() => {
+    document.querySelector('#ask').click();
+    return document.querySelector('#status').textContent;
+  }"""
+  choose(page)
+  ask(page)
+  assert page.evaluate(told) == 'Segmenting.'
+  said(page, 'predicted IoU')
+  page.fill('#text', '')
+  assert page.evaluate(told) == 'Cleared.'
+
+
 def test_unknown_words_are_underlined(page):
   page.fill('#text', 'the zebra on qzx the')
   playwright.expect(page.locator('#mirror u')).to_have_text(['zebra', 'qzx'])

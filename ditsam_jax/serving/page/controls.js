@@ -30,6 +30,7 @@ export function control({ view, steps, words, open, load, forget, shows, segment
     else if (text || steps.now.text) {
       if (text !== steps.now.text) steps.change({ text });
       words.check();
+      say(steps.empty ? 'Cleared.' : 'Segmenting.');
       segment();
     }
   }
