@@ -9,6 +9,7 @@ from PIL import Image
 
 from ditsam_jax.geometry.masks import decode_rle
 from ditsam_jax.inference.mask_generator import SamAutomaticMaskGenerator
+from ditsam_jax.serving.limits import Limits
 from tests.fuzz.seeds import picture
 from tests.serving.running import png, running
 
@@ -335,6 +336,36 @@ def test_an_expired_picture_is_uploaded_again(page, live):
   for image in list(store._images.values()):
     store.drop(image)
   ask(page, 'the blue square')
+
+
+def test_a_picture_whose_upload_failed_is_uploaded_again(page):
+  page.expected = 'Failed to load resource'
+  page.route('**/api/images', lambda route: route.abort(), times=1)
+  page.locator('#file').set_input_files({'name': 'scene.png', 'mimeType': 'image/png', 'buffer': png(picture())})
+  said(page, 'the service cannot be reached')
+  ask(page)
+
+
+def test_a_picture_waits_until_the_service_is_ready(browser, segmenter):
+  with running(segmenter, Limits(seconds=300)) as service:
+    state = service.service.state
+    state.ready, state.compiled, state.programs = False, 3, 10
+    page = opened(browser, service.port)
+    said(page, 'compiling programs: 3 of 10 done')
+    page.locator('#file').set_input_files({'name': 'notes.png', 'mimeType': 'image/png', 'buffer': b'no picture'})
+    said(page, 'cannot show it as a picture')
+    state.compiled = 4
+    for _ in range(2):
+      page.wait_for_event('response', lambda response: response.url.endswith('/readyz'))
+    said(page, 'cannot show it as a picture')
+    page.locator('#file').set_input_files({'name': 'scene.png', 'mimeType': 'image/png', 'buffer': png(picture())})
+    said(page, 'compiling programs: 4 of 10 done')
+    state.ready = True
+    said(page, 'Ready.')
+    ask(page)
+    assert sum(url.endswith('/api/images') for url in page.asked) == 1  # none was refused
+    page.context.close()
+    assert all('503' in each for each in page.wrong)
 
 
 def test_a_large_picture_is_shown_scaled_and_segmented_at_full_size(browser, live, segmenter):

@@ -9,13 +9,13 @@ import { overlay, save, stem } from './save.js';
 import { View } from './view.js';
 import { Words } from './words.js';
 
-const api = new Api({ askToken, wait: (message, seconds) => say(`${message}; trying again in ${seconds} s`) });
+const api = new Api({ askToken, wait: (message, seconds) => wait(`${message}; trying again in ${seconds} s`), waited });
 const view = new View($('view'));
 const steps = new Steps();
 const words = new Words({ input: $('text'), mirror: $('mirror'), note: $('unknown'), api });
 
 let model = null;
-let picture = null; // {file, name, bitmap, width, height, id: a promise}
+let picture = null; // {file, name, bitmap, width, height, id: a promise, or null if it is not on the server}
 let answer = null; // {masks, ...} of a prompt or of everything
 let chosen = 0; // index of the chosen candidate
 let asking = null; // controller of the current request
@@ -24,6 +24,18 @@ const fail = (error) => {
   if (error.name !== 'AbortError') say(error.message, true);
   if (!(error instanceof Failure) && error.name !== 'AbortError') console.error(error);
 };
+
+let awaited = ''; // what the page has said that it waits for
+
+function wait(text) {
+  awaited = text;
+  say(text);
+}
+
+// Takes that back, and keeps what has been said since.
+function waited() {
+  if ($('status').textContent === awaited) say(asking ? 'Segmenting.' : 'Ready.');
+}
 
 function askToken(wrong) {
   const dialog = $('token');
@@ -44,17 +56,22 @@ async function connect() {
     $('text').placeholder = 'this model takes no text';
   }
   while (!model.ready) {
+    let reason = 'the service cannot be reached';
     try {
       const response = await fetch('/readyz');
       if (response.ok) break;
-      say((await response.json()).error);
+      reason = (await response.json()).error;
     } catch {
-      say('the service cannot be reached');
+      // or a proxy answers
     }
+    if (reason !== awaited && !$('status').matches('.problem')) wait(reason);
     await pause(1);
   }
-  say(picture ? $('status').textContent : 'Ready.');
+  waited();
 }
+
+const connected = connect();
+connected.catch(fail);
 
 const duration = (seconds) =>
   seconds < 90 ? `${Math.round(seconds)} seconds` : seconds < 5400 ? `${Math.round(seconds / 60)} minutes` : `${Math.round(seconds / 3600)} hours`;
@@ -77,28 +94,38 @@ async function open(file, name, sentence = '') {
   stop();
   forget();
   const { width, height } = bitmap;
-  picture = { file, name, width, height, bitmap: shown(bitmap), id: null };
-  picture.id = upload(picture);
-  picture.id.catch(fail);
+  const given = (picture = { file, name, width, height, bitmap: shown(bitmap), id: null });
+  upload(given).catch((error) => picture === given && fail(error));
   answer = null;
   opened(picture, name, text);
 }
 
-// One at a time, because the first answer sets the session's cookie.
-let uploading = Promise.resolve();
-const upload = (picture) => (uploading = uploading.catch(() => {}).then(() => uploaded(picture)));
+// One at a time, because the first answer sets the session's cookie. If it fails, the next request uploads again.
+let uploading = connected.catch(() => {});
+function upload(picture) {
+  picture.id = uploading.then(() => uploaded(picture));
+  uploading = picture.id.catch(() => {
+    picture.id = null;
+  });
+  return picture.id;
+}
 
 async function uploaded({ file, width, height }) {
   const kept = await api.json('/api/images', { method: 'POST', body: file });
   if (kept.width !== width || kept.height !== height) {
+    drop(kept.id);
     throw new Failure(0, `the server reads this picture as ${kept.width} × ${kept.height}; save it as PNG`);
   }
   return kept.id;
 }
 
 function forget() {
-  picture?.id?.then((id) => api.send(`/api/images/${id}`, { method: 'DELETE' })).catch(() => {});
+  picture?.id?.then(drop, () => {});
   picture = null;
+}
+
+function drop(id) {
+  api.send(`/api/images/${id}`, { method: 'DELETE' }).catch(() => {});
 }
 
 // Requests
@@ -115,7 +142,7 @@ async function ask(path, content, accept = 'application/json') {
   const controller = (asking = new AbortController());
   $('busy').hidden = false;
   const request = async (again) => {
-    const id = await picture.id;
+    const id = await (picture.id ?? upload(picture));
     controller.signal.throwIfAborted();
     try {
       return await api.send(`/api/images/${id}/${path}`, {
@@ -123,7 +150,7 @@ async function ask(path, content, accept = 'application/json') {
       });
     } catch (error) {
       if (error.status !== 404 || again) throw error;
-      picture.id = upload(picture); // expired on the server
+      picture.id = null; // expired on the server
       return request(true);
     }
   };
@@ -292,5 +319,3 @@ $('save-json').addEventListener('click', () => {
   const content = { image: picture.name, ...told, chosen, masks: bare };
   save(new Blob([`${JSON.stringify(content, null, 1)}\n`], { type: 'application/json' }), `${stem(picture.name)}.json`);
 });
-
-connect().catch(fail);
