@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ditsam_jax.geometry.masks import decode_rle
+from ditsam_jax.geometry.masks import decode_rle, encode_rle
 from ditsam_jax.inference.mask_generator import SamAutomaticMaskGenerator
 from ditsam_jax.serving.limits import Limits
 from tests.fuzz.seeds import picture
@@ -260,16 +260,17 @@ def test_the_page_works_by_keyboard_alone(page):
 
 
 def test_pressing_segment_is_announced_at_once(page):
-  told = """() => {
-    document.querySelector('#ask').click();
+  told = """(control) => {
+    document.querySelector(control).click();
     return document.querySelector('#status').textContent;
   }"""
   choose(page)
   ask(page)
-  assert page.evaluate(told) == 'Segmenting.'
-  said(page, 'predicted IoU')
+  for control in ('#ask', '#multimask'):
+    assert page.evaluate(told, control) == 'Segmenting.'
+    said(page, 'predicted IoU')
   page.fill('#text', '')
-  assert page.evaluate(told) == 'Cleared.'
+  assert page.evaluate(told, '#ask') == 'Cleared.'
 
 
 def test_unknown_words_are_underlined(page):
@@ -292,6 +293,35 @@ def test_a_new_click_cancels_the_current_request(page):
   assert len(answer.value.request.post_data_json['points']) == 2
   said(page, 'predicted IoU')
   assert len(failed) == 1
+
+
+def test_a_download_leaves_the_current_request_alone(page):
+  choose(page)
+  ask(page)
+  held = []
+  page.route('**/prompts', lambda route: held.append(route))  # downloads add ?candidate
+  with page.expect_request('**/prompts'):
+    page.mouse.click(*spot(page, 20, 10))
+  downloaded(page, '#save-mask')
+  playwright.expect(page.locator('#busy')).to_be_visible()
+  said(page, 'Point on the object')
+  held.pop().continue_()
+  said(page, 'predicted IoU')
+
+
+def test_three_candidates_without_a_prompt_leave_everything_alone(page):
+  choose(page)
+  mask = np.ones((40, 56), bool)
+  found = {'masks': [{'score': 0.5, 'area': 2240, 'rle': encode_rle(mask)}], 'width': 56, 'height': 40}
+  held = []
+  page.route('**/everything', lambda route: held.append(route))
+  with page.expect_request('**/everything'):
+    page.click('#everything')
+  page.check('#multimask')
+  held.pop().fulfill(json=found)
+  said(page, '1 object.')
+  page.uncheck('#multimask')
+  playwright.expect(page.locator('#result')).to_be_visible()
 
 
 def test_pictures_can_be_pasted_and_dropped(page):

@@ -15,7 +15,7 @@ const steps = new Steps();
 const words = new Words({ input: $('text'), mirror: $('mirror'), note: $('unknown'), api });
 
 let model = null;
-let picture = null; // {file, name, bitmap, width, height, id: a promise, or null if it is not on the server}
+let picture = null; // {file, name, bitmap, width, height, id: a promise, or null if it is not on the server, dropped}
 let answer = null; // {masks, ...} of a prompt or of everything
 let chosen = 0; // index of the chosen candidate
 let asking = null; // controller of the current request
@@ -94,7 +94,7 @@ async function open(file, name, sentence = '') {
   stop();
   forget();
   const { width, height } = bitmap;
-  const given = (picture = { file, name, width, height, bitmap: shown(bitmap), id: null });
+  const given = (picture = { file, name, width, height, bitmap: shown(bitmap), id: null, dropped: new AbortController() });
   upload(given).catch((error) => picture === given && fail(error));
   answer = null;
   opened(picture, name, text);
@@ -120,6 +120,7 @@ async function uploaded({ file, width, height }) {
 }
 
 function forget() {
+  picture?.dropped.abort();
   picture?.id?.then(drop, () => {});
   picture = null;
 }
@@ -136,27 +137,30 @@ function stop() {
   $('busy').hidden = true;
 }
 
-// A new request cancels the current one.
-async function ask(path, content, accept = 'application/json') {
+// Asks about the picture, and uploads it first if the server does not have it.
+async function request(path, content, options) {
+  const asked = picture;
+  for (let again = false; ; again = true) {
+    options.signal.throwIfAborted();
+    const stored = asked.id ?? upload(asked);
+    const id = await stored;
+    try {
+      return await api.send(`/api/images/${id}/${path}`, { method: 'POST', body: JSON.stringify(content), ...options });
+    } catch (error) {
+      if (error.status !== 404 || again) throw error;
+      if (asked.id === stored) asked.id = null; // expired on the server
+    }
+  }
+}
+
+// A new prompt cancels the current one.
+async function ask(path, content) {
   stop();
   const controller = (asking = new AbortController());
   $('busy').hidden = false;
-  const request = async (again) => {
-    const id = await (picture.id ?? upload(picture));
-    controller.signal.throwIfAborted();
-    try {
-      return await api.send(`/api/images/${id}/${path}`, {
-        method: 'POST', body: JSON.stringify(content), signal: controller.signal, accept,
-      });
-    } catch (error) {
-      if (error.status !== 404 || again) throw error;
-      picture.id = null; // expired on the server
-      return request(true);
-    }
-  };
   try {
-    const response = await request(false);
-    return accept === 'application/json' ? await response.json() : await response.blob();
+    const response = await request(path, content, { signal: controller.signal });
+    return await response.json();
   } finally {
     if (asking === controller) stop();
   }
@@ -299,13 +303,18 @@ const { opened } = control({
   mostPoints: () => model?.limits.points ?? 62,
 });
 $('everything').addEventListener('click', everything);
-$('multimask').addEventListener('change', () => segment());
+$('multimask').addEventListener('change', () => {
+  if (steps.empty) return;
+  say('Segmenting.');
+  segment();
+});
 $('refine').addEventListener('change', () => say($('refine').checked ? 'The next prompt refines the shown mask.' : ''));
 
 $('save-mask').addEventListener('click', async () => {
+  const { name, dropped } = picture;
   try {
-    const mask = await ask(`prompts?candidate=${chosen}`, answer.sent, 'image/png');
-    save(mask, `${stem(picture.name)}.mask.png`);
+    const response = await request(`prompts?candidate=${chosen}`, answer.sent, { accept: 'image/png', signal: dropped.signal });
+    save(await response.blob(), `${stem(name)}.mask.png`);
   } catch (error) {
     fail(error);
   }
