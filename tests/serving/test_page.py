@@ -22,6 +22,18 @@ SIZES = {
   'phone': {'viewport': {'width': 390, 'height': 844}, 'has_touch': True, 'is_mobile': True, 'device_scale_factor': 2},
 }
 TEXT = 'the red circle'
+HOLD = """() => {  // the next picture is decoded after release()
+  const decode = createImageBitmap;
+  window.createImageBitmap = async (file) => {
+    window.createImageBitmap = decode;
+    await new Promise((resolve) => (window.release = resolve));
+    return decode(file);
+  };
+}"""
+RELEASE = """async () => {
+  release();
+  await new Promise((resolve) => setTimeout(resolve, 300));
+}"""
 
 
 @pytest.fixture(scope='module', params=SIZES)
@@ -65,10 +77,12 @@ def said(page, text):
   playwright.expect(page.locator('#status')).to_contain_text(text)
 
 
+def give(page, name='scene.png', content=None):
+  page.locator('#file').set_input_files({'name': name, 'mimeType': 'image/png', 'buffer': content or png(picture())})
+
+
 def choose(page, image=None, name='scene.png'):
-  page.locator('#file').set_input_files(
-    {'name': name, 'mimeType': 'image/png', 'buffer': png(picture() if image is None else image)}
-  )
+  give(page, name, None if image is None else png(image))
   said(page, 'Type what to segment')
 
 
@@ -335,8 +349,34 @@ def test_pictures_can_be_pasted_and_dropped(page):
   for number, kind in enumerate(('paste', 'drop')):
     page.evaluate(make, [list(png(picture(40 + number, 56))), kind])
     playwright.expect(page.locator('#name')).to_have_text(f'given.png, 56 × {40 + number}')
-  page.locator('#file').set_input_files({'name': 'notes.png', 'mimeType': 'image/png', 'buffer': b'no picture'})
+  give(page, 'notes.png', b'no picture')
   said(page, 'cannot show it as a picture')
+
+
+def test_the_picture_chosen_last_stays(page):
+  name, held = page.locator('#name'), []
+  page.route('**/samples/shapes-1.jpg', lambda route: held.append(route))
+  with page.expect_request('**/samples/shapes-1.jpg'):
+    page.click('[data-sample*="shapes-1"]')
+  choose(page, name='after a sample.png')
+  with page.expect_response('**/samples/shapes-1.jpg'):
+    held.pop().continue_()
+  ask(page)
+  playwright.expect(name).to_contain_text('after a sample.png')
+
+  for last in ('after a file.png', 'after no picture.png'):
+    page.evaluate(HOLD)
+    give(page, 'slow.png', b'no picture' if 'no picture' in last else None)
+    choose(page, name=last)
+    page.evaluate(RELEASE)
+    playwright.expect(name).to_contain_text(last)
+    said(page, 'Type what to segment')
+
+  page.evaluate(HOLD)
+  give(page, 'slow.png')
+  page.click('#another')
+  page.evaluate(RELEASE)
+  playwright.expect(page.locator('#work')).to_be_hidden()
 
 
 def test_a_picture_given_while_another_is_uploaded_replaces_it(page, live, monkeypatch):
@@ -351,8 +391,7 @@ def test_a_picture_given_while_another_is_uploaded_replaces_it(page, live, monke
   before = len(live.service.store)
   with page.expect_request_finished(lambda request: request.method == 'DELETE'):
     for number in range(2):
-      file = {'name': f'{number}.png', 'mimeType': 'image/png', 'buffer': png(picture(40 + number, 56))}
-      page.locator('#file').set_input_files(file)
+      give(page, f'{number}.png', png(picture(40 + number, 56)))
       playwright.expect(page.locator('#name')).to_have_text(f'{number}.png, 56 × {40 + number}')
   ask(page)
   assert len(uploads) == 2 and len(live.service.store) == before + 1
@@ -371,7 +410,7 @@ def test_an_expired_picture_is_uploaded_again(page, live):
 def test_a_picture_whose_upload_failed_is_uploaded_again(page):
   page.expected = 'Failed to load resource'
   page.route('**/api/images', lambda route: route.abort(), times=1)
-  page.locator('#file').set_input_files({'name': 'scene.png', 'mimeType': 'image/png', 'buffer': png(picture())})
+  give(page)
   said(page, 'the service cannot be reached')
   ask(page)
 
@@ -382,13 +421,13 @@ def test_a_picture_waits_until_the_service_is_ready(browser, segmenter):
     state.ready, state.compiled, state.programs = False, 3, 10
     page = opened(browser, service.port)
     said(page, 'compiling programs: 3 of 10 done')
-    page.locator('#file').set_input_files({'name': 'notes.png', 'mimeType': 'image/png', 'buffer': b'no picture'})
+    give(page, 'notes.png', b'no picture')
     said(page, 'cannot show it as a picture')
     state.compiled = 4
     for _ in range(2):
       page.wait_for_event('response', lambda response: response.url.endswith('/readyz'))
     said(page, 'cannot show it as a picture')
-    page.locator('#file').set_input_files({'name': 'scene.png', 'mimeType': 'image/png', 'buffer': png(picture())})
+    give(page)
     said(page, 'compiling programs: 4 of 10 done')
     state.ready = True
     said(page, 'Ready.')

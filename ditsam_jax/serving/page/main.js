@@ -78,15 +78,16 @@ const duration = (seconds) =>
 
 // Pictures
 
-async function open(file, name, sentence = '') {
+async function open(file, name, sentence, isLatest) {
   const text = model?.text ? sentence : '';
   let bitmap;
   try {
     bitmap = await createImageBitmap(file);
   } catch {
-    say(`${name}: this browser cannot show it as a picture; save it as PNG or JPEG`, true);
+    if (isLatest()) say(`${name}: this browser cannot show it as a picture; save it as PNG or JPEG`, true);
     return;
   }
+  if (!isLatest()) return;
   if (model && file.size > model.limits.upload_bytes) {
     say(`${name}: ${Math.ceil(file.size / 2 ** 20)} MiB, expected at most ${Math.floor(model.limits.upload_bytes / 2 ** 20)}; save it smaller`, true);
     return;
