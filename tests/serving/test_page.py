@@ -1,6 +1,8 @@
 """The page in a real browser, at desktop and phone size: every control, by mouse, touch and keyboard."""
 
 import asyncio
+import base64
+import io
 import json
 
 import numpy as np
@@ -93,6 +95,15 @@ def spot(page, x, y):
   return frame['x'] + (x + 0.5) / 56 * frame['width'], frame['y'] + (y + 0.5) / 40 * frame['height']
 
 
+def drawn(page):
+  """Returns the pixels of the canvas after the next frame."""
+  url = page.evaluate("""async () => {
+    await new Promise(requestAnimationFrame);
+    return document.querySelector('#view').toDataURL();
+  }""")
+  return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(',')[2])))).astype(int)
+
+
 def downloaded(page, button):
   with page.expect_download() as download:
     page.click(button)
@@ -173,6 +184,33 @@ def test_every_control(page, segmenter, size):
     page.click('#choose')
   page.click('text=API')
   assert page.url.endswith('/docs')
+
+
+def test_the_overlay_slider_draws_once_a_frame_and_decodes_nothing(page):
+  choose(page)
+  ask(page)
+  before = drawn(page)
+  counts = page.evaluate("""async () => {
+    const counts = {};
+    for (const [kind, name] of [[String, 'charCodeAt'], [CanvasRenderingContext2D, 'putImageData']]) {
+      const original = kind.prototype[name];
+      counts[name] = 0;
+      kind.prototype[name] = function (...given) {
+        counts[name] += 1;
+        return original.apply(this, given);
+      };
+    }
+    const slider = document.querySelector('#opacity');
+    for (slider.value = 0; slider.value < 100; slider.value = Number(slider.value) + 10) {
+      slider.dispatchEvent(new Event('input'));
+    }
+    await new Promise(requestAnimationFrame);
+    return counts;
+  }""")
+  assert counts == {'charCodeAt': 0, 'putImageData': 1}
+  assert np.abs(drawn(page) - before).max() > 50
+  page.locator('#opacity').fill('45')
+  assert np.abs(drawn(page) - before).max() <= 2  # the browser rounds where it draws over an earlier frame
 
 
 def test_everything(page, live, segmenter, monkeypatch):
