@@ -75,18 +75,15 @@ const words = new Words({
 
 // Pictures
 
-let opening = 0; // counts pictures, so that the last one chosen stays, whichever is decoded last
-
-async function open(file, name, sentence = '') {
-  const number = (opening += 1);
+async function open(file, name, sentence, isLatest) {
   let decoded;
   try {
     decoded = await decode(file);
   } catch {
-    say(`${name}: this browser cannot show it as a picture; save it as PNG or JPEG`, true);
+    if (isLatest()) say(`${name}: this browser cannot show it as a picture; save it as PNG or JPEG`, true);
     return;
   }
-  if (number !== opening) return;
+  if (!isLatest()) return;
   asked += 1;
   $('busy').hidden = true;
   picture = { ...decoded, file, name, bitmap: shown(decoded.bitmap) };

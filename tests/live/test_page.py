@@ -27,6 +27,18 @@ SIZES = {
   'phone': {'viewport': {'width': 390, 'height': 844}, 'has_touch': True, 'is_mobile': True, 'device_scale_factor': 2},
 }
 SAMPLES = 50
+HOLD = """() => {  // the next picture is decoded after release()
+  const decode = createImageBitmap;
+  window.createImageBitmap = async (file) => {
+    window.createImageBitmap = decode;
+    await new Promise((resolve) => (window.release = resolve));
+    return decode(file);
+  };
+}"""
+RELEASE = """async () => {
+  release();
+  await new Promise((resolve) => setTimeout(resolve, 300));
+}"""
 
 
 class Sample(NamedTuple):
@@ -101,8 +113,12 @@ def said(page, text):
   playwright.expect(page.locator('#status')).to_contain_text(text)
 
 
+def give(page, content, name='scene.png'):
+  page.locator('#file').set_input_files({'name': name, 'mimeType': 'image/png', 'buffer': content})
+
+
 def choose(page, image, name='scene.png'):
-  page.locator('#file').set_input_files({'name': name, 'mimeType': 'image/png', 'buffer': png(image)})
+  give(page, png(image), name)
   playwright.expect(page.locator('#name')).to_have_text(f'{name}, {image.shape[1]} × {image.shape[0]}')
 
 
@@ -240,6 +256,49 @@ def test_a_prompt_that_waits_for_its_model(browser, site):
   page.context.close()
 
 
+def test_the_picture_chosen_last_stays(browser, site):
+  page = opened(browser, site)
+  image, name, held = samples(1)[0].image, page.locator('#name'), []
+  page.route('**/samples/shapes-1.jpg', lambda route: held.append(route))
+  with page.expect_request('**/samples/shapes-1.jpg'):
+    page.click('[data-sample*="shapes-1"]')
+  choose(page, image, 'after a sample.png')
+  with page.expect_response('**/samples/shapes-1.jpg'):
+    held.pop().continue_()
+  ask(page, 'the red circle')
+  playwright.expect(name).to_contain_text('after a sample.png')
+
+  for last, slow in (('after a file.png', png(image)), ('after no picture.png', b'no picture')):
+    page.evaluate(HOLD)
+    give(page, slow, 'slow.png')
+    choose(page, image, last)
+    page.evaluate(RELEASE)
+    playwright.expect(name).to_contain_text(last)
+    said(page, 'Type what to segment')
+
+  page.evaluate(HOLD)
+  give(page, png(image), 'slow.png')
+  page.click('#another')
+  page.evaluate(RELEASE)
+  playwright.expect(page.locator('#work')).to_be_hidden()
+  page.context.close()
+  assert page.wrong == []
+
+
+def test_pressing_segment_is_announced_at_once(browser, site):
+  page = opened(browser, site)
+  page.click('[data-sample*="shapes-2"]')
+  said(page, 'redicted IoU')
+  told = """() => {
+    document.querySelector('#ask').click();
+    return document.querySelector('#status').textContent;
+  }"""
+  assert page.evaluate(told) == 'Segmenting.'
+  said(page, 'redicted IoU')
+  page.context.close()
+  assert page.wrong == []
+
+
 def test_it_works_without_network_once_it_is_loaded(browser, site):
   page = opened(browser, site, **SIZES['phone'])
   page.click('[data-sample*="shapes-2"]')
@@ -260,7 +319,7 @@ def test_words_other_files_and_the_keyboard(browser, site):
   playwright.expect(page.locator('#unknown')).to_contain_text('The model does not know: zebra, qzx.')
   page.click('summary:has-text("Words it knows")')
   assert {'circle', 'red', 'left', 'largest'} <= set(page.locator('#words').inner_text().split(', '))
-  page.locator('#file').set_input_files({'name': 'notes.png', 'mimeType': 'image/png', 'buffer': b'no picture'})
+  give(page, b'no picture', 'notes.png')
   said(page, 'notes.png: this browser cannot show it as a picture')
 
   page.locator('#samples button').first.focus()

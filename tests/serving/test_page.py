@@ -1,14 +1,17 @@
 """The page in a real browser, at desktop and phone size: every control, by mouse, touch and keyboard."""
 
 import asyncio
+import base64
+import io
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from ditsam_jax.geometry.masks import decode_rle
+from ditsam_jax.geometry.masks import decode_rle, encode_rle
 from ditsam_jax.inference.mask_generator import SamAutomaticMaskGenerator
+from ditsam_jax.serving.limits import Limits
 from tests.fuzz.seeds import picture
 from tests.serving.running import png, running
 
@@ -21,6 +24,18 @@ SIZES = {
   'phone': {'viewport': {'width': 390, 'height': 844}, 'has_touch': True, 'is_mobile': True, 'device_scale_factor': 2},
 }
 TEXT = 'the red circle'
+HOLD = """() => {  // the next picture is decoded after release()
+  const decode = createImageBitmap;
+  window.createImageBitmap = async (file) => {
+    window.createImageBitmap = decode;
+    await new Promise((resolve) => (window.release = resolve));
+    return decode(file);
+  };
+}"""
+RELEASE = """async () => {
+  release();
+  await new Promise((resolve) => setTimeout(resolve, 300));
+}"""
 
 
 @pytest.fixture(scope='module', params=SIZES)
@@ -64,10 +79,12 @@ def said(page, text):
   playwright.expect(page.locator('#status')).to_contain_text(text)
 
 
+def give(page, name='scene.png', content=None):
+  page.locator('#file').set_input_files({'name': name, 'mimeType': 'image/png', 'buffer': content or png(picture())})
+
+
 def choose(page, image=None, name='scene.png'):
-  page.locator('#file').set_input_files(
-    {'name': name, 'mimeType': 'image/png', 'buffer': png(picture() if image is None else image)}
-  )
+  give(page, name, None if image is None else png(image))
   said(page, 'Type what to segment')
 
 
@@ -76,6 +93,15 @@ def spot(page, x, y):
   page.locator('#view').scroll_into_view_if_needed()
   frame = page.locator('#view').bounding_box()
   return frame['x'] + (x + 0.5) / 56 * frame['width'], frame['y'] + (y + 0.5) / 40 * frame['height']
+
+
+def drawn(page):
+  """Returns the pixels of the canvas after the next frame."""
+  url = page.evaluate("""async () => {
+    await new Promise(requestAnimationFrame);
+    return document.querySelector('#view').toDataURL();
+  }""")
+  return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(',')[2])))).astype(int)
 
 
 def downloaded(page, button):
@@ -158,6 +184,33 @@ def test_every_control(page, segmenter, size):
     page.click('#choose')
   page.click('text=API')
   assert page.url.endswith('/docs')
+
+
+def test_the_overlay_slider_draws_once_a_frame_and_decodes_nothing(page):
+  choose(page)
+  ask(page)
+  before = drawn(page)
+  counts = page.evaluate("""async () => {
+    const counts = {};
+    for (const [kind, name] of [[String, 'charCodeAt'], [CanvasRenderingContext2D, 'putImageData']]) {
+      const original = kind.prototype[name];
+      counts[name] = 0;
+      kind.prototype[name] = function (...given) {
+        counts[name] += 1;
+        return original.apply(this, given);
+      };
+    }
+    const slider = document.querySelector('#opacity');
+    for (slider.value = 0; slider.value < 100; slider.value = Number(slider.value) + 10) {
+      slider.dispatchEvent(new Event('input'));
+    }
+    await new Promise(requestAnimationFrame);
+    return counts;
+  }""")
+  assert counts == {'charCodeAt': 0, 'putImageData': 1}
+  assert np.abs(drawn(page) - before).max() > 50
+  page.locator('#opacity').fill('45')
+  assert np.abs(drawn(page) - before).max() <= 2  # the browser rounds where it draws over an earlier frame
 
 
 def test_everything(page, live, segmenter, monkeypatch):
@@ -258,6 +311,20 @@ def test_the_page_works_by_keyboard_alone(page):
   } <= reached  # fmt: skip
 
 
+def test_pressing_segment_is_announced_at_once(page):
+  told = """(control) => {
+    document.querySelector(control).click();
+    return document.querySelector('#status').textContent;
+  }"""
+  choose(page)
+  ask(page)
+  for control in ('#ask', '#multimask'):
+    assert page.evaluate(told, control) == 'Segmenting.'
+    said(page, 'predicted IoU')
+  page.fill('#text', '')
+  assert page.evaluate(told, '#ask') == 'Cleared.'
+
+
 def test_unknown_words_are_underlined(page):
   page.fill('#text', 'the zebra on qzx the')
   playwright.expect(page.locator('#mirror u')).to_have_text(['zebra', 'qzx'])
@@ -280,6 +347,35 @@ def test_a_new_click_cancels_the_current_request(page):
   assert len(failed) == 1
 
 
+def test_a_download_leaves_the_current_request_alone(page):
+  choose(page)
+  ask(page)
+  held = []
+  page.route('**/prompts', lambda route: held.append(route))  # downloads add ?candidate
+  with page.expect_request('**/prompts'):
+    page.mouse.click(*spot(page, 20, 10))
+  downloaded(page, '#save-mask')
+  playwright.expect(page.locator('#busy')).to_be_visible()
+  said(page, 'Point on the object')
+  held.pop().continue_()
+  said(page, 'predicted IoU')
+
+
+def test_three_candidates_without_a_prompt_leave_everything_alone(page):
+  choose(page)
+  mask = np.ones((40, 56), bool)
+  found = {'masks': [{'score': 0.5, 'area': 2240, 'rle': encode_rle(mask)}], 'width': 56, 'height': 40}
+  held = []
+  page.route('**/everything', lambda route: held.append(route))
+  with page.expect_request('**/everything'):
+    page.click('#everything')
+  page.check('#multimask')
+  held.pop().fulfill(json=found)
+  said(page, '1 object.')
+  page.uncheck('#multimask')
+  playwright.expect(page.locator('#result')).to_be_visible()
+
+
 def test_pictures_can_be_pasted_and_dropped(page):
   make = """([bytes, kind]) => {
     const data = new DataTransfer();
@@ -291,8 +387,34 @@ def test_pictures_can_be_pasted_and_dropped(page):
   for number, kind in enumerate(('paste', 'drop')):
     page.evaluate(make, [list(png(picture(40 + number, 56))), kind])
     playwright.expect(page.locator('#name')).to_have_text(f'given.png, 56 × {40 + number}')
-  page.locator('#file').set_input_files({'name': 'notes.png', 'mimeType': 'image/png', 'buffer': b'no picture'})
+  give(page, 'notes.png', b'no picture')
   said(page, 'cannot show it as a picture')
+
+
+def test_the_picture_chosen_last_stays(page):
+  name, held = page.locator('#name'), []
+  page.route('**/samples/shapes-1.jpg', lambda route: held.append(route))
+  with page.expect_request('**/samples/shapes-1.jpg'):
+    page.click('[data-sample*="shapes-1"]')
+  choose(page, name='after a sample.png')
+  with page.expect_response('**/samples/shapes-1.jpg'):
+    held.pop().continue_()
+  ask(page)
+  playwright.expect(name).to_contain_text('after a sample.png')
+
+  for last in ('after a file.png', 'after no picture.png'):
+    page.evaluate(HOLD)
+    give(page, 'slow.png', b'no picture' if 'no picture' in last else None)
+    choose(page, name=last)
+    page.evaluate(RELEASE)
+    playwright.expect(name).to_contain_text(last)
+    said(page, 'Type what to segment')
+
+  page.evaluate(HOLD)
+  give(page, 'slow.png')
+  page.click('#another')
+  page.evaluate(RELEASE)
+  playwright.expect(page.locator('#work')).to_be_hidden()
 
 
 def test_a_picture_given_while_another_is_uploaded_replaces_it(page, live, monkeypatch):
@@ -307,8 +429,7 @@ def test_a_picture_given_while_another_is_uploaded_replaces_it(page, live, monke
   before = len(live.service.store)
   with page.expect_request_finished(lambda request: request.method == 'DELETE'):
     for number in range(2):
-      file = {'name': f'{number}.png', 'mimeType': 'image/png', 'buffer': png(picture(40 + number, 56))}
-      page.locator('#file').set_input_files(file)
+      give(page, f'{number}.png', png(picture(40 + number, 56)))
       playwright.expect(page.locator('#name')).to_have_text(f'{number}.png, 56 × {40 + number}')
   ask(page)
   assert len(uploads) == 2 and len(live.service.store) == before + 1
@@ -322,6 +443,36 @@ def test_an_expired_picture_is_uploaded_again(page, live):
   for image in list(store._images.values()):
     store.drop(image)
   ask(page, 'the blue square')
+
+
+def test_a_picture_whose_upload_failed_is_uploaded_again(page):
+  page.expected = 'Failed to load resource'
+  page.route('**/api/images', lambda route: route.abort(), times=1)
+  give(page)
+  said(page, 'the service cannot be reached')
+  ask(page)
+
+
+def test_a_picture_waits_until_the_service_is_ready(browser, segmenter):
+  with running(segmenter, Limits(seconds=300)) as service:
+    state = service.service.state
+    state.ready, state.compiled, state.programs = False, 3, 10
+    page = opened(browser, service.port)
+    said(page, 'compiling programs: 3 of 10 done')
+    give(page, 'notes.png', b'no picture')
+    said(page, 'cannot show it as a picture')
+    state.compiled = 4
+    for _ in range(2):
+      page.wait_for_event('response', lambda response: response.url.endswith('/readyz'))
+    said(page, 'cannot show it as a picture')
+    give(page)
+    said(page, 'compiling programs: 4 of 10 done')
+    state.ready = True
+    said(page, 'Ready.')
+    ask(page)
+    assert sum(url.endswith('/api/images') for url in page.asked) == 1  # none was refused
+    page.context.close()
+    assert all('503' in each for each in page.wrong)
 
 
 def test_a_large_picture_is_shown_scaled_and_segmented_at_full_size(browser, live, segmenter):

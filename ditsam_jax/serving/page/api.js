@@ -30,11 +30,11 @@ export const pause = (seconds, signal) =>
     });
   });
 
-// Sends requests. `askToken` asks the user for a token; `wait` is called with the time to wait for a busy service.
+// Sends requests. `askToken` asks the user for a token; `wait` is called with the time to wait for a busy service, `waited`
+// when it has answered after that.
 export class Api {
-  constructor({ askToken, wait }) {
-    this.askToken = askToken;
-    this.wait = wait;
+  constructor({ askToken, wait, waited }) {
+    Object.assign(this, { askToken, wait, waited });
   }
 
   async send(path, { method = 'GET', body, accept = 'application/json', signal } = {}) {
@@ -50,7 +50,10 @@ export class Api {
         if (error.name === 'AbortError') throw error;
         throw new Failure(0, 'the service cannot be reached');
       }
-      if (response.ok) return response;
+      if (response.ok) {
+        if (tries > 1) this.waited();
+        return response;
+      }
       const problem = await failure(response);
       if (problem.status === 401) {
         sessionStorage.setItem(TOKEN, await this.askToken(Boolean(token)));

@@ -20,16 +20,25 @@ export const time = (milliseconds) =>
 const rounded = (numbers) => numbers.map(Math.round).join(', ');
 
 // Connects the controls to the parts of a page; returns `opened(picture, name, text)`, which prepares it for a new picture.
-// `open(file, name, text)`: shows a picture;   `load(url)`: a sample's response;   `forget()`: drops picture and answer;
+// `open(file, name, text, isLatest)`: shows a picture, unless another has been chosen when it is decoded;
+// `load(url)`: a sample's response;   `forget()`: drops picture and answer;
 // `shows()`: whether there is a picture;   `segment(undone)`: asks for the current prompt;   `show()`: draws the state;
 // `fail(error)`: tells it;   `mostPoints()`: how many points a prompt may have.
 export function control({ view, steps, words, open, load, forget, shows, segment, show, fail, mostPoints = () => Infinity }) {
+  let choices = 0; // the last one stays, whichever picture is loaded and decoded last
+
+  function choice() {
+    const number = (choices += 1);
+    return () => number === choices;
+  }
+
   function submit() {
     const text = typed();
     if (!shows()) say('Choose a picture first.', true);
     else if (text || steps.now.text) {
       if (text !== steps.now.text) steps.change({ text });
       words.check();
+      say(steps.empty ? 'Cleared.' : 'Segmenting.');
       segment();
     }
   }
@@ -57,19 +66,22 @@ export function control({ view, steps, words, open, load, forget, shows, segment
     segment(true);
   }
 
-  listen({ choose: $('choose'), input: $('file'), stage: $('stage'), open });
+  listen({ choose: $('choose'), input: $('file'), stage: $('stage'), open: (file, name) => open(file, name, '', choice()) });
   for (const button of document.querySelectorAll('[data-sample]')) {
     button.addEventListener('click', async () => {
       const { sample, text } = button.dataset;
+      const isLatest = choice();
       try {
         const response = await load(sample);
-        await open(await response.blob(), sample.split('/').pop(), text);
+        const file = await response.blob();
+        if (isLatest()) await open(file, sample.split('/').pop(), text, isLatest);
       } catch (error) {
-        fail(error);
+        if (isLatest()) fail(error);
       }
     });
   }
   $('another').addEventListener('click', () => {
+    choice();
     forget();
     view.picture = null;
     steps.reset();

@@ -9,13 +9,13 @@ import { overlay, save, stem } from './save.js';
 import { View } from './view.js';
 import { Words } from './words.js';
 
-const api = new Api({ askToken, wait: (message, seconds) => say(`${message}; trying again in ${seconds} s`) });
+const api = new Api({ askToken, wait: (message, seconds) => wait(`${message}; trying again in ${seconds} s`), waited });
 const view = new View($('view'));
 const steps = new Steps();
 const words = new Words({ input: $('text'), mirror: $('mirror'), note: $('unknown'), api });
 
 let model = null;
-let picture = null; // {file, name, bitmap, width, height, id: a promise}
+let picture = null; // {file, name, bitmap, width, height, id: a promise, or null if it is not on the server, dropped}
 let answer = null; // {masks, ...} of a prompt or of everything
 let chosen = 0; // index of the chosen candidate
 let asking = null; // controller of the current request
@@ -24,6 +24,18 @@ const fail = (error) => {
   if (error.name !== 'AbortError') say(error.message, true);
   if (!(error instanceof Failure) && error.name !== 'AbortError') console.error(error);
 };
+
+let awaited = ''; // what the page has said that it waits for
+
+function wait(text) {
+  awaited = text;
+  say(text);
+}
+
+// Takes that back, and keeps what has been said since.
+function waited() {
+  if ($('status').textContent === awaited) say(asking ? 'Segmenting.' : 'Ready.');
+}
 
 function askToken(wrong) {
   const dialog = $('token');
@@ -44,32 +56,38 @@ async function connect() {
     $('text').placeholder = 'this model takes no text';
   }
   while (!model.ready) {
+    let reason = 'the service cannot be reached';
     try {
       const response = await fetch('/readyz');
       if (response.ok) break;
-      say((await response.json()).error);
+      reason = (await response.json()).error;
     } catch {
-      say('the service cannot be reached');
+      // or a proxy answers
     }
+    if (reason !== awaited && !$('status').matches('.problem')) wait(reason);
     await pause(1);
   }
-  say(picture ? $('status').textContent : 'Ready.');
+  waited();
 }
+
+const connected = connect();
+connected.catch(fail);
 
 const duration = (seconds) =>
   seconds < 90 ? `${Math.round(seconds)} seconds` : seconds < 5400 ? `${Math.round(seconds / 60)} minutes` : `${Math.round(seconds / 3600)} hours`;
 
 // Pictures
 
-async function open(file, name, sentence = '') {
+async function open(file, name, sentence, isLatest) {
   const text = model?.text ? sentence : '';
   let bitmap;
   try {
     bitmap = await createImageBitmap(file);
   } catch {
-    say(`${name}: this browser cannot show it as a picture; save it as PNG or JPEG`, true);
+    if (isLatest()) say(`${name}: this browser cannot show it as a picture; save it as PNG or JPEG`, true);
     return;
   }
+  if (!isLatest()) return;
   if (model && file.size > model.limits.upload_bytes) {
     say(`${name}: ${Math.ceil(file.size / 2 ** 20)} MiB, expected at most ${Math.floor(model.limits.upload_bytes / 2 ** 20)}; save it smaller`, true);
     return;
@@ -77,28 +95,39 @@ async function open(file, name, sentence = '') {
   stop();
   forget();
   const { width, height } = bitmap;
-  picture = { file, name, width, height, bitmap: shown(bitmap), id: null };
-  picture.id = upload(picture);
-  picture.id.catch(fail);
+  const given = (picture = { file, name, width, height, bitmap: shown(bitmap), id: null, dropped: new AbortController() });
+  upload(given).catch((error) => picture === given && fail(error));
   answer = null;
   opened(picture, name, text);
 }
 
-// One at a time, because the first answer sets the session's cookie.
-let uploading = Promise.resolve();
-const upload = (picture) => (uploading = uploading.catch(() => {}).then(() => uploaded(picture)));
+// One at a time, because the first answer sets the session's cookie. If it fails, the next request uploads again.
+let uploading = connected.catch(() => {});
+function upload(picture) {
+  picture.id = uploading.then(() => uploaded(picture));
+  uploading = picture.id.catch(() => {
+    picture.id = null;
+  });
+  return picture.id;
+}
 
 async function uploaded({ file, width, height }) {
   const kept = await api.json('/api/images', { method: 'POST', body: file });
   if (kept.width !== width || kept.height !== height) {
+    drop(kept.id);
     throw new Failure(0, `the server reads this picture as ${kept.width} × ${kept.height}; save it as PNG`);
   }
   return kept.id;
 }
 
 function forget() {
-  picture?.id?.then((id) => api.send(`/api/images/${id}`, { method: 'DELETE' })).catch(() => {});
+  picture?.dropped.abort();
+  picture?.id?.then(drop, () => {});
   picture = null;
+}
+
+function drop(id) {
+  api.send(`/api/images/${id}`, { method: 'DELETE' }).catch(() => {});
 }
 
 // Requests
@@ -109,27 +138,30 @@ function stop() {
   $('busy').hidden = true;
 }
 
-// A new request cancels the current one.
-async function ask(path, content, accept = 'application/json') {
+// Asks about the picture, and uploads it first if the server does not have it.
+async function request(path, content, options) {
+  const asked = picture;
+  for (let again = false; ; again = true) {
+    options.signal.throwIfAborted();
+    const stored = asked.id ?? upload(asked);
+    const id = await stored;
+    try {
+      return await api.send(`/api/images/${id}/${path}`, { method: 'POST', body: JSON.stringify(content), ...options });
+    } catch (error) {
+      if (error.status !== 404 || again) throw error;
+      if (asked.id === stored) asked.id = null; // expired on the server
+    }
+  }
+}
+
+// A new prompt cancels the current one.
+async function ask(path, content) {
   stop();
   const controller = (asking = new AbortController());
   $('busy').hidden = false;
-  const request = async (again) => {
-    const id = await picture.id;
-    controller.signal.throwIfAborted();
-    try {
-      return await api.send(`/api/images/${id}/${path}`, {
-        method: 'POST', body: JSON.stringify(content), signal: controller.signal, accept,
-      });
-    } catch (error) {
-      if (error.status !== 404 || again) throw error;
-      picture.id = upload(picture); // expired on the server
-      return request(true);
-    }
-  };
   try {
-    const response = await request(false);
-    return accept === 'application/json' ? await response.json() : await response.blob();
+    const response = await request(path, content, { signal: controller.signal });
+    return await response.json();
   } finally {
     if (asking === controller) stop();
   }
@@ -272,13 +304,18 @@ const { opened } = control({
   mostPoints: () => model?.limits.points ?? 62,
 });
 $('everything').addEventListener('click', everything);
-$('multimask').addEventListener('change', () => segment());
+$('multimask').addEventListener('change', () => {
+  if (steps.empty) return;
+  say('Segmenting.');
+  segment();
+});
 $('refine').addEventListener('change', () => say($('refine').checked ? 'The next prompt refines the shown mask.' : ''));
 
 $('save-mask').addEventListener('click', async () => {
+  const { name, dropped } = picture;
   try {
-    const mask = await ask(`prompts?candidate=${chosen}`, answer.sent, 'image/png');
-    save(mask, `${stem(picture.name)}.mask.png`);
+    const response = await request(`prompts?candidate=${chosen}`, answer.sent, { accept: 'image/png', signal: dropped.signal });
+    save(await response.blob(), `${stem(name)}.mask.png`);
   } catch (error) {
     fail(error);
   }
@@ -292,5 +329,3 @@ $('save-json').addEventListener('click', () => {
   const content = { image: picture.name, ...told, chosen, masks: bare };
   save(new Blob([`${JSON.stringify(content, null, 1)}\n`], { type: 'application/json' }), `${stem(picture.name)}.json`);
 });
-
-connect().catch(fail);

@@ -1,6 +1,6 @@
 // Downloads: the mask from the server, the overlay drawn from the local picture, and the answer as JSON.
 
-import { drawPrompt, layer } from './view.js';
+import { drawPrompt, regions, tinted } from './view.js';
 
 const MOST = 16e6; // maximum pixels of a canvas on phones
 
@@ -24,7 +24,7 @@ export async function overlay({ file, width, height }, rles, prompt, opacity) {
   context.fillRect(0, 0, canvas.width, canvas.height);
   context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
   bitmap.close();
-  context.drawImage(layer(rles, canvas.width, canvas.height, opacity), 0, 0);
+  context.drawImage(tinted(regions(rles, canvas.width, canvas.height), opacity), 0, 0);
   drawPrompt(context, prompt, scale, Math.max(4, 0.012 * Math.max(canvas.width, canvas.height)));
   return new Promise((resolve) => canvas.toBlob(resolve, 'image/png'));
 }

@@ -18,37 +18,41 @@ const colour = (number) => {
   return [part(0), part(8), part(4)];
 };
 
-// Returns the masks as an overlay image: tinted and outlined; for a single mask, the rest is darkened.
-export function layer(rles, width, height, opacity) {
-  const canvas = Object.assign(document.createElement('canvas'), { width, height });
-  const context = canvas.getContext('2d');
-  const image = context.createImageData(width, height);
-  const data = image.data;
+// Returns what the pixels of a canvas show: 0 is outside all masks, 2 n + 1 in mask n, and 2 n + 2 on its outline.
+export function regions(rles, width, height) {
+  const parts = new Uint16Array(width * height);
   const line = Math.max(1, Math.round(Math.max(width, height) / 450));
-  const paint = (at, [r, g, b], alpha) => {
-    data[at] = r;
-    data[at + 1] = g;
-    data[at + 2] = b;
-    data[at + 3] = alpha;
-  };
   rles.forEach((rle, number) => {
     const mask = raster(rle, width, height);
-    const ink = rles.length > 1 ? colour(number) : MASK;
     for (let y = 0, i = 0; y < height; y += 1) {
       for (let x = 0; x < width; x += 1, i += 1) {
-        if (!mask[i]) {
-          if (rles.length === 1) paint(4 * i, [10, 12, 18], 130 * opacity);
-          continue;
-        }
+        if (!mask[i]) continue;
         const edge =
           (x >= line && !mask[i - line]) ||
           (x < width - line && !mask[i + line]) ||
           (y >= line && !mask[i - line * width]) ||
           (y < height - line && !mask[i + line * width]);
-        paint(4 * i, ink, edge ? 255 : 255 * opacity);
+        parts[i] = 2 * number + (edge ? 2 : 1);
       }
     }
   });
+  return { parts, width, height, count: rles.length };
+}
+
+// Returns regions as an overlay image: tinted and outlined; for a single mask, the rest is darkened.
+export function tinted({ parts, width, height, count }, opacity) {
+  const canvas = Object.assign(document.createElement('canvas'), { width, height });
+  const context = canvas.getContext('2d');
+  const image = context.createImageData(width, height);
+  const pixels = new Uint32Array(image.data.buffer);
+  const inks = new Uint8ClampedArray(4 * (2 * count + 1));
+  if (count === 1) inks.set([10, 12, 18, 130 * opacity]);
+  for (let number = 0; number < count; number += 1) {
+    const ink = count > 1 ? colour(number) : MASK;
+    inks.set([...ink, 255 * opacity, ...ink, 255], 8 * number + 4);
+  }
+  const colours = new Uint32Array(inks.buffer);
+  for (let i = 0; i < pixels.length; i += 1) pixels[i] = colours[parts[i]];
   context.putImageData(image, 0, 0);
   return canvas;
 }
@@ -95,7 +99,9 @@ export class View extends EventTarget {
     this.prompt = { points: [], box: null };
     this.opacity = 0.45;
     this.tool = 'on';
-    this.layer = null;
+    this.regions = null; // of the masks, at the canvas's size
+    this.layer = null; // the regions in colour
+    this.frame = null; // request for the frame that draws a new opacity
     this.drag = null; // the box being drawn
     this.cursor = null; // keyboard cursor
     this.corner = null; // first corner of a box drawn by keyboard
@@ -106,7 +112,7 @@ export class View extends EventTarget {
   show(picture) {
     this.picture = picture;
     this.rles = [];
-    this.layer = null;
+    this.regions = this.layer = null;
     this.cursor = null;
     this.corner = null;
     this.resize();
@@ -114,14 +120,17 @@ export class View extends EventTarget {
 
   setMasks(rles) {
     this.rles = rles;
-    this.layer = null;
+    this.regions = this.layer = null;
     this.draw();
   }
 
   setOpacity(opacity) {
     this.opacity = opacity;
     this.layer = null;
-    this.draw();
+    this.frame ??= requestAnimationFrame(() => {
+      this.frame = null;
+      this.draw();
+    });
   }
 
   setTool(tool) {
@@ -142,7 +151,7 @@ export class View extends EventTarget {
       [this.canvas.width, this.canvas.height] = pixels;
       this.canvas.style.width = `${shown[0]}px`;
       this.canvas.style.height = `${shown[1]}px`;
-      this.layer = null;
+      this.regions = this.layer = null;
     }
     this.draw();
   }
@@ -155,7 +164,8 @@ export class View extends EventTarget {
     context.imageSmoothingQuality = 'high';
     context.drawImage(this.picture.bitmap, 0, 0, canvas.width, canvas.height);
     if (this.rles.length) {
-      this.layer ??= layer(this.rles, canvas.width, canvas.height, this.opacity);
+      this.regions ??= regions(this.rles, canvas.width, canvas.height);
+      this.layer ??= tinted(this.regions, this.opacity);
       context.drawImage(this.layer, 0, 0);
     }
     const box = this.drag ?? (this.corner && this.cursor ? ordered(this.corner, this.cursor) : this.prompt.box);
