@@ -297,7 +297,7 @@ def curves(output: Path, jobs: list[Job]) -> None:
       labels.add(name)
     place.set(title=titles[frozen], xlabel='updates')
     place.grid(alpha=0.3)
-    place.legend(fontsize='small')
+  axes[0, 0].legend(fontsize='small')  # colours are the same in both
   axes[0, 0].set_ylabel('mIoU on the validation split, %')
   figure.tight_layout()
   figure.savefig(output / '.claim.png', dpi=150, format='png')
