@@ -29,3 +29,19 @@ def client(live):
   found = live.client()
   yield found
   found.close()
+
+
+@pytest.fixture(scope='module', params=['desktop', 'phone'])
+def size(request):
+  return request.param
+
+
+@pytest.fixture
+def page(browser, live, size):
+  from tests.serving import pages  # skips where there is no browser
+
+  found = pages.opened(browser, live.port, **pages.SIZES[size])
+  pages.said(found, 'Ready.')
+  yield found
+  found.context.close()
+  assert found.wrong == []
