@@ -16,29 +16,14 @@ from ditsam_jax.data.shapes.scenes import make_scene, scene_rng
 from ditsam_jax.geometry.masks import decode_rle
 from ditsam_jax.inference.segmenter import Segmenter
 from ditsam_jax.storage.description import data_config
+from tests.browsing import HOLD, RELEASE, SIZES
 from tests.live.conftest import LIVE
 
 playwright = pytest.importorskip('playwright.sync_api', reason="needs the extra 'test'")
 axe = pytest.importorskip('axe_playwright_python.sync_playwright', reason="needs the extra 'test'")
 
 pytestmark = pytest.mark.slow
-SIZES = {
-  'desktop': {'viewport': {'width': 1280, 'height': 900}},
-  'phone': {'viewport': {'width': 390, 'height': 844}, 'has_touch': True, 'is_mobile': True, 'device_scale_factor': 2},
-}
 SAMPLES = 50
-HOLD = """() => {  // the next picture is decoded after release()
-  const decode = createImageBitmap;
-  window.createImageBitmap = async (file) => {
-    window.createImageBitmap = decode;
-    await new Promise((resolve) => (window.release = resolve));
-    return decode(file);
-  };
-}"""
-RELEASE = """async () => {
-  release();
-  await new Promise((resolve) => setTimeout(resolve, 300));
-}"""
 
 
 class Sample(NamedTuple):

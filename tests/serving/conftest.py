@@ -5,6 +5,7 @@ import pytest
 from ditsam_jax.inference.segmenter import Segmenter
 from ditsam_jax.serving.limits import Limits
 from ditsam_jax.tokenization import Tokenizer
+from tests.browsing import SIZES
 from tests.fuzz.seeds import WORDS, text_config
 from tests.serving.running import running
 from tests.small_models import random_model
@@ -31,7 +32,7 @@ def client(live):
   found.close()
 
 
-@pytest.fixture(scope='module', params=['desktop', 'phone'])
+@pytest.fixture(scope='module', params=SIZES)
 def size(request):
   return request.param
 
@@ -40,7 +41,7 @@ def size(request):
 def page(browser, live, size):
   from tests.serving import pages  # skips where there is no browser
 
-  found = pages.opened(browser, live.port, **pages.SIZES[size])
+  found = pages.opened(browser, live.port, **SIZES[size])
   pages.said(found, 'Ready.')
   yield found
   found.context.close()

@@ -13,10 +13,6 @@ from tests.serving.running import png
 playwright = pytest.importorskip('playwright.sync_api', reason="needs the extra 'test'")
 axe = pytest.importorskip('axe_playwright_python.sync_playwright', reason="needs the extra 'test'")
 
-SIZES = {
-  'desktop': {'viewport': {'width': 1280, 'height': 900}},
-  'phone': {'viewport': {'width': 390, 'height': 844}, 'has_touch': True, 'is_mobile': True, 'device_scale_factor': 2},
-}
 TEXT = 'the red circle'
 
 

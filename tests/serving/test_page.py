@@ -8,8 +8,9 @@ from PIL import Image
 
 from ditsam_jax.geometry.masks import decode_rle
 from ditsam_jax.inference.mask_generator import SamAutomaticMaskGenerator
+from tests.browsing import SIZES
 from tests.fuzz.seeds import picture
-from tests.serving.pages import SIZES, TEXT, accessible, ask, choose, downloaded, drawn, opened, playwright, said, spot
+from tests.serving.pages import TEXT, accessible, ask, choose, downloaded, drawn, opened, playwright, said, spot
 from tests.serving.running import running
 
 pytestmark = pytest.mark.slow

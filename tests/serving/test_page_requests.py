@@ -7,23 +7,12 @@ import pytest
 
 from ditsam_jax.geometry.masks import encode_rle
 from ditsam_jax.serving.limits import Limits
+from tests.browsing import HOLD, RELEASE
 from tests.fuzz.seeds import picture
 from tests.serving.pages import ask, choose, downloaded, give, opened, playwright, said, spot
 from tests.serving.running import png, running
 
 pytestmark = pytest.mark.slow
-HOLD = """() => {  // the next picture is decoded after release()
-  const decode = createImageBitmap;
-  window.createImageBitmap = async (file) => {
-    window.createImageBitmap = decode;
-    await new Promise((resolve) => (window.release = resolve));
-    return decode(file);
-  };
-}"""
-RELEASE = """async () => {
-  release();
-  await new Promise((resolve) => setTimeout(resolve, 300));
-}"""
 
 
 def test_a_new_click_cancels_the_current_request(page):
