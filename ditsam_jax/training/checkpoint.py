@@ -103,6 +103,7 @@ class Checkpoints:
     self._writing: int | None = None  # the step being written
     self._thread: threading.Thread | None = None
     self._failure: Exception | None = None
+    self._failed = False  # whether a save has failed, reported or not
 
   def __enter__(self) -> 'Checkpoints':
     return self
@@ -114,6 +115,9 @@ class Checkpoints:
       self._join()
     finally:
       self._orbax.close()
+      if self._failed and distributed.is_first():  # threads of a failed save may have written since
+        with contextlib.suppress(OSError):
+          self._clear_leftovers()
 
   @property
   def latest_step(self) -> int | None:
@@ -142,7 +146,7 @@ class Checkpoints:
     try:
       if distributed.is_first():
         attempt = secrets.randbelow(numbered.ATTEMPTS)
-        self._numbered.clear_leftovers()
+        self._clear_leftovers()
         folder = self._numbered.unfinished(step, attempt)
         folder.mkdir(parents=True)
         (folder / _RUN).write_text(json.dumps(run, indent=1, default=_plain) + '\n')
@@ -245,12 +249,18 @@ class Checkpoints:
       self._steps.append(step)
       self._attempt = attempt
       return
+    self._failed = True
     if attempt >= 0:
       with contextlib.suppress(Exception):  # the failure is known
         self._barrier.give_up()
     if distributed.is_first():
       with contextlib.suppress(OSError):
-        self._numbered.clear_leftovers()
+        self._clear_leftovers()
+
+  def _clear_leftovers(self) -> None:
+    """Removes what killed processes and failed saves left. Raises OSError if another run has taken over."""
+    self._still_ours()
+    self._numbered.clear_leftovers()
 
   def _prune(self, newest: int, best: int | None) -> None:
     kept = {*(self._steps + [newest])[-self._keep :], best}

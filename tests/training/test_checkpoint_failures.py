@@ -80,6 +80,30 @@ def test_file_size_limits_are_reported_like_a_full_disk(tmp_path, capfd, small_f
   assert saved(tmp_path) == ['1', '3'] and resumed(tmp_path)[0] == 3
 
 
+def test_what_a_failed_save_writes_late_is_removed_at_the_end(tmp_path, small_files):
+  late = tmp_path / 'checkpoints' / '2.writing' / 'state'
+  with open_(tmp_path) as checkpoints:
+    checkpoints.save(random_state(2), numbers(), Progress())
+    checkpoints.wait()
+    checkpoints.save(small_state(3), numbers(), Progress())
+    checkpoints.wait()
+    late.mkdir(parents=True)
+    (late / 'array').write_text('written by a thread that did not know')
+  assert saved(tmp_path) == ['3']
+
+
+def test_a_run_that_was_replaced_leaves_the_checkpoint_that_the_other_writes(tmp_path, capfd):
+  def still_ours():
+    raise OSError('workdir was taken over')
+
+  with open_(tmp_path, still_ours=still_ours) as checkpoints:
+    (tmp_path / 'checkpoints' / '9.writing').mkdir(parents=True)  # by the other run
+    checkpoints.save(small_state(1), numbers(), Progress())
+    checkpoints.wait()
+    assert 'could not be written' in capfd.readouterr().err
+  assert saved(tmp_path) == ['9.writing']
+
+
 @pytest.mark.multiprocess
 def test_all_hosts_learn_that_one_could_not_write(tmp_path):
   """Without the barrier in save_barrier.py, the other host would wait for 20 minutes."""
