@@ -126,6 +126,31 @@ def test_only_requested_images_and_annotations_are_kept(tmp_path):
 
 
 @pytest.mark.parametrize(
+  'kind, again, problem',
+  [
+    ('images', {'id': 1, 'file_name': 'a.jpg', 'height': 5, 'width': 6}, None),
+    ('images', {'id': 1, 'file_name': 'z.jpg', 'height': 5, 'width': 6}, 'two images with id 1'),
+    ('annotations', {'id': 3, 'image_id': 1, 'category_id': 4, 'segmentation': [[1, 2, 3, 4, 5, 6]]}, None),
+    (
+      'annotations',
+      {'id': 3, 'image_id': 1, 'category_id': 4, 'segmentation': [[1, 2, 3, 4, 5, 7]]},
+      'two annotations',
+    ),
+    ('annotations', {'id': 4, 'image_id': 1, 'category_id': 4, 'segmentation': [[1] * 6]}, None),  # not requested
+    ('categories', {'id': 4, 'name': 'dog'}, 'two categories with id 4, which differ; remove one'),
+  ],
+)
+def test_two_of_the_same_id_are_refused_unless_they_are_equal(tmp_path, kind, again, problem):
+  file = tmp_path / 'instances.json'
+  file.write_text(json.dumps(CONTENT | {kind: [*CONTENT[kind], again]}))
+  if problem is None:
+    assert set(read_instances(file, {1}, {3}).annotations) == {3}
+    return
+  with pytest.raises(UserError, match=problem):
+    read_instances(file, {1}, {3})
+
+
+@pytest.mark.parametrize(
   'content',
   [
     '',

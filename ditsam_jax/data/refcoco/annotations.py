@@ -2,9 +2,9 @@
 
 import dataclasses
 import reprlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from ditsam_jax.data.preparation.masks import compact as compact_polygons
 from ditsam_jax.errors import UserError
 from ditsam_jax.storage.files import read_json
 from ditsam_jax.terminal import printable
+
+_Item = TypeVar('_Item')
 
 _MOST_BYTES = 2**30  # COCO's instances_train2014.json has 333 MB
 
@@ -59,22 +61,41 @@ def read_instances(file: Path, image_ids: Collection[int], annotation_ids: Colle
   try:
     # An invalid number makes its polygon malformed, not the file.
     content = read_json(file, most_bytes=_MOST_BYTES, hook=compact, finite=False)
-    images = {
-      item['id']: ImageInfo(_text(item['file_name']), _whole(item['height']), _whole(item['width']))
+    images = (
+      (item['id'], ImageInfo(_text(item['file_name']), _whole(item['height']), _whole(item['width'])))
       for item in content['images']
       if item['id'] in image_ids
-    }
-    annotations = {
-      item['id']: Annotation(_whole(item['image_id']), _whole(item['category_id']), item.get('segmentation'))
+    )
+    annotations = (
+      (item['id'], Annotation(_whole(item['image_id']), _whole(item['category_id']), item.get('segmentation')))
       for item in content['annotations']
       if item is not None and item['id'] in annotation_ids
-    }
-    categories = {_whole(item['id']): _text(item['name']) for item in content['categories']}
-    return Instances(images, annotations, categories)
+    )
+    categories = ((_whole(item['id']), _text(item['name'])) for item in content['categories'])
+    return Instances(
+      _by_id(file, 'images', images), _by_id(file, 'annotations', annotations), _by_id(file, 'categories', categories)
+    )
   except (KeyError, TypeError, ValueError, AttributeError) as error:
     raise UserError(
       f'{file} is not in COCO format (at {printable(error)}); expected images, annotations and categories with ids'
     ) from error
+
+
+def _by_id(file: Path, kind: str, items: Iterable[tuple[int, _Item]]) -> dict[int, _Item]:
+  """Returns the items by id. Raises UserError if two different ones have the same id."""
+  found: dict[int, _Item] = {}
+  for number, item in items:
+    first = found.setdefault(number, item)
+    if first is not item and _comparable(first) != _comparable(item):
+      raise UserError(f'{file} has two {kind} with id {number}, which differ; remove one of them, or renumber it')
+  return found
+
+
+def _comparable(item: Any) -> Any:
+  polygons = getattr(item, 'segmentation', None)
+  if not isinstance(polygons, list):
+    return item
+  return dataclasses.replace(item, segmentation=[np.asarray(polygon).tolist() for polygon in polygons])
 
 
 def _whole(value: Any) -> int:
