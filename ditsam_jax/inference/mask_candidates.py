@@ -1,7 +1,7 @@
 """Finds masks of single points on the device, filters them by predicted IoU, stability and crop edges, draws them."""
 
 import collections
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -37,6 +37,10 @@ class Candidate(NamedTuple):
   box: tuple[int, int, int, int] = (0, 0, 0, 0)  # in pixels of the crop
 
 
+class Stopped(Exception):
+  """The masks are no longer wanted."""
+
+
 class Candidates:
   """Finds and draws masks with a model."""
 
@@ -50,20 +54,26 @@ class Candidates:
     everywhere = np.ones((tile_side(segmenter.config),) * 2, bool)
     self._everywhere = jax.device_put(everywhere, self._engine.devices[0])
 
-  def find(self, crops: list[Crop], named: Named | None) -> list[list[Candidate]]:
-    """Returns each crop's masks that pass the filters; with `named`, only those of points and pixels it contains."""
+  def find(
+    self, crops: list[Crop], named: Named | None, wanted: Callable[[], bool] = lambda: True
+  ) -> list[list[Candidate]]:
+    """Returns each crop's masks that pass the filters; with `named`, only those of points and pixels it contains.
+
+    Raises:
+      Stopped: `wanted`, called before each batch of points, returned False.
+    """
     image = np.array(crops[0].box, np.float32)
     found: list[list[Candidate]] = [[] for _ in crops]
     points = [crop.points if named is None else named.points(crop.box, crop.points) for crop in crops]
-    wanted = [i for i in range(len(crops)) if len(points[i])]
+    places = [i for i in range(len(crops)) if len(points[i])]
     encoded_at_once = self._crops_at_once * len(self._engine.devices)
-    for start in range(0, len(wanted), encoded_at_once):
-      some = [(i, crops[i].framed()) for i in wanted[start : start + encoded_at_once]]
+    for start in range(0, len(places), encoded_at_once):
+      some = [(i, crops[i].framed()) for i in places[start : start + encoded_at_once]]
       self._engine.encode([framed.square for _, framed in some], self._crops_at_once)
       for i, framed in some:
         inside = [self._everywhere] * len(crops[i].tiles) if named is None else crops[i].tiles_of(named.mask)
         waiting = []
-        for candidate in self._scored(points[i], framed):
+        for candidate in self._scored(points[i], framed, wanted):
           waiting.append(candidate)
           if len(waiting) == self._masks_at_once:
             found[i] += self._stable(crops[i], waiting, inside, image)
@@ -71,11 +81,13 @@ class Candidates:
         found[i] += self._stable(crops[i], waiting, inside, image)
     return found
 
-  def _scored(self, points: np.ndarray, framed: Framed) -> Iterator[Candidate]:
+  def _scored(self, points: np.ndarray, framed: Framed, wanted: Callable[[], bool]) -> Iterator[Candidate]:
     """Yields masks with sufficient predicted IoU; the device is one batch ahead."""
     size = self._points_at_once * len(self._engine.devices)
     ahead: collections.deque = collections.deque()
     for start in range(0, len(points), size):
+      if not wanted():
+        raise Stopped
       some = points[start : start + size]
       rows = [_row(framed, point) for point in some]
       ahead.append((some, self._engine.run(rows, self._points_at_once, one_image=True)))

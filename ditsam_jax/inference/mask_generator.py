@@ -144,13 +144,16 @@ class SamAutomaticMaskGenerator:
     """The tokenizer of the model that reads phrases; None if there is none."""
     return self._text.tokenizer
 
-  def generate(self, image: Any, text: str | None = None) -> list[dict[str, Any]]:
+  def generate(
+    self, image: Any, text: str | None = None, *, wanted: Callable[[], bool] = lambda: True
+  ) -> list[dict[str, Any]]:
     """Segments one image.
 
     Args:
       image: uint8 [h, w, 3], or anything else that `image_files.read_image` accepts.
       text: a phrase that selects objects, see `phrase_instances`. Parts of its mask that no object covers are returned
         as well, last, with the predicted IoU and stability of its whole mask. An empty mask returns [].
+      wanted: called before each batch of points, from this thread; returns False to stop.
 
     Returns:
       Meta's records: `segmentation`; `area` in pixels; `bbox` [x, y, width, height], ending at the last pixel;
@@ -159,11 +162,14 @@ class SamAutomaticMaskGenerator:
 
     Raises:
       UserError: the image cannot be read, or no model reads text.
+      Stopped: `wanted` returned False.
     """
-    [records] = self.stream([(image, text)])
+    [records] = self.stream([(image, text)], wanted=wanted)
     return records
 
-  def stream(self, requests: Iterable[tuple[Any, str | None]]) -> Iterator[list[dict[str, Any]]]:
+  def stream(
+    self, requests: Iterable[tuple[Any, str | None]], *, wanted: Callable[[], bool] = lambda: True
+  ) -> Iterator[list[dict[str, Any]]]:
     """Yields `generate` for any number of (image, text) pairs, in order; text None segments everything.
 
     Reads the next images, and draws and encodes the last one's masks, while the device computes. Consecutive pairs with
@@ -171,13 +177,14 @@ class SamAutomaticMaskGenerator:
 
     Raises:
       UserError: a pair is invalid, see `generate`; earlier results are yielded first.
+      Stopped: `wanted` returned False, see `generate`.
     """
     with concurrent.futures.ThreadPoolExecutor(2) as readers, concurrent.futures.ThreadPoolExecutor(1) as writer:
       finishing: collections.deque[concurrent.futures.Future] = collections.deque()
       try:
         for picture, named in self._begun(read_ahead(requests, self._prompt, self._picture, readers, _READ_AHEAD)):
           found = named and self._named(picture, named())
-          candidates = self._candidates.find(picture.crops, found)
+          candidates = self._candidates.find(picture.crops, found, wanted)
           finishing.append(writer.submit(self._records, picture.crops, candidates, found))
           while finishing and (finishing[0].done() or len(finishing) > 1):
             yield finishing.popleft().result()

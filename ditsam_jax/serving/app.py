@@ -8,6 +8,7 @@ import functools
 import io
 import json
 import secrets
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
 from types import MappingProxyType
@@ -240,9 +241,13 @@ class Service:
     self._check_ready()
     text = requests.phrase(await requests.read_json(request, self.limits), self.segmenter, self.limits)
     kept = self._image(request)  # after the body has arrived: until it is held, its memory does not count
-    future = self.everything.submit(kept.framed, text)
+    gone = threading.Event()
+    future = self.everything.submit(kept.framed, text, lambda: not gone.is_set())
     self._hold(kept, [future])
-    found = await self._until_gone(request, asyncio.wrap_future(future), self.limits.everything_seconds)
+    try:
+      found = await self._until_gone(request, asyncio.wrap_future(future), self.limits.everything_seconds)
+    finally:
+      gone.set()
     return _json(found | {'model': self.name})
 
   async def _answer(self, request: Request, kept: Kept, content: Any) -> Response:
@@ -274,7 +279,7 @@ class Service:
     return _json([one | common for one in found] if isinstance(content, list) else found[0] | common)
 
   def _hold(self, kept: Kept, futures: list[concurrent.futures.Future]) -> None:
-    """Holds an image until the futures are done, even if nobody waits for them: what runs cannot be cancelled."""
+    """Holds an image until the futures are done, even if nobody waits for them: what runs may go on."""
     loop = asyncio.get_running_loop()
     for future in futures:
       held = contextlib.ExitStack()

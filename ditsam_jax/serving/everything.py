@@ -2,7 +2,7 @@
 
 import concurrent.futures
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
@@ -44,8 +44,10 @@ class Everything:
     for text in (None, 'a') if self._segmenter.config.text_encoder is not None else (None,):
       taking_all.generate(blank, text)
 
-  def submit(self, framed: Framed, text: str | None) -> concurrent.futures.Future[dict[str, Any]]:
-    """Starts segmenting what a phrase refers to, or everything.
+  def submit(
+    self, framed: Framed, text: str | None, wanted: Callable[[], bool] = lambda: True
+  ) -> concurrent.futures.Future[dict[str, Any]]:
+    """Starts segmenting what a phrase refers to, or everything; stops soon after `wanted` returns False.
 
     Raises Refused if too many images are waiting, a side is too long, or the model was trained with sentences only.
     """
@@ -61,7 +63,7 @@ class Everything:
         raise Refused(503, f'{self._most} images are already waiting to be segmented', 10)
       self._waiting += 1
     generator, images = self._generator, [framed]
-    future = self._worker.submit(lambda: self._masks(generator, images[0], text))
+    future = self._worker.submit(lambda: self._masks(generator, images[0], text, wanted))
     future.add_done_callback(lambda _: self._done(images))
     return future
 
@@ -69,10 +71,12 @@ class Everything:
     """Drops waiting images and finishes the current one."""
     self._worker.shutdown(cancel_futures=True)
 
-  def _masks(self, generator: SamAutomaticMaskGenerator, framed: Framed, text: str | None) -> dict[str, Any]:
+  def _masks(
+    self, generator: SamAutomaticMaskGenerator, framed: Framed, text: str | None, wanted: Callable[[], bool]
+  ) -> dict[str, Any]:
     height, width = framed.size
     masks = []
-    for found in generator.generate(framed.image, text):
+    for found in generator.generate(framed.image, text, wanted=wanted):
       x, y, w, h = found['bbox']
       box = [x, y, x + w + 1, y + h + 1]  # Meta's width and height end at the last pixel
       masks.append(

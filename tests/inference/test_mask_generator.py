@@ -12,7 +12,7 @@ from ditsam_jax.data.datasets import scenes_config
 from ditsam_jax.data.shapes.builder import described_scene
 from ditsam_jax.errors import UserError
 from ditsam_jax.geometry.masks import decode_rle
-from ditsam_jax.inference.mask_candidates import Candidates
+from ditsam_jax.inference.mask_candidates import Candidates, Stopped
 from ditsam_jax.inference.mask_crops import crops_of
 from ditsam_jax.inference.mask_settings import MaskSettings
 from ditsam_jax.inference.phrase_instances import Named
@@ -225,6 +225,15 @@ def test_an_unreadable_image_does_not_lose_earlier_results(windowed, tmp_path):
   assert len([next(found), next(found)]) == 2
   with pytest.raises(UserError, match=r'missing\.png'):
     next(found)
+
+
+def test_generating_stops_before_the_next_batch_when_it_is_not_wanted(windowed):
+  generator = ditsam_jax.SamAutomaticMaskGenerator(windowed[0], points_per_side=8, output_mode='coco_rle')
+  answers = iter([True, True, False])
+  with pytest.raises(Stopped):
+    generator.generate(image_of(64, 64), wanted=lambda: next(answers))
+  assert next(answers, None) is None
+  assert generator.generate(image_of(64, 64)) == generator.generate(image_of(64, 64), wanted=lambda: True)
 
 
 def test_an_image_without_masks_returns_an_empty_list(windowed):

@@ -323,6 +323,21 @@ def test_images_waiting_for_everything_and_their_time_are_limited(segmenter):
     timed_out(service, late, go)
 
 
+def test_everything_stops_when_nobody_waits_for_it(segmenter):
+  stopped = threading.Event()
+
+  def until_unwanted(generator, framed, text, wanted):
+    while wanted():
+      time.sleep(0.01)
+    stopped.set()
+
+  with running(segmenter, Limits(everything_seconds=0.2)) as service:
+    service.service.everything._masks = until_unwanted
+    client = service.client()
+    assert client.post(f'{client.upload(picture())}/everything', {}).status == 504
+    assert stopped.wait(10)
+
+
 def test_an_image_that_no_longer_waits_for_everything_is_freed(segmenter):
   everything, go = Everything(segmenter, Limits()), threading.Event()
   everything._masks = lambda *_: go.wait(60)
