@@ -11,7 +11,7 @@ import pytest
 
 from ditsam_jax.data import shapes
 from ditsam_jax.data.shapes import builder
-from ditsam_jax.data.shapes.expressions import vocabulary
+from ditsam_jax.data.shapes.expressions import candidates, vocabulary
 from ditsam_jax.data.shapes.phrases import tokens
 from ditsam_jax.data.shapes.rephrasing import LONGEST, rephrase
 from ditsam_jax.data.shapes.scenes import ScenesConfig
@@ -38,18 +38,33 @@ MEANING = {
   **dict(above='above', over='above', higher='above', below='below', under='below', beneath='below'),
   **dict(underneath='below', lower='below', furthest='first', farthest='first', far='first', very='first'),
   **dict(shape='shape', object='shape', thing='shape', figure='shape', item='shape'),
-  **{'not': 'not', 'isn': 'not'},
+  **{'not': 'not', 'isn': 'not', 'no': 'not'},
 }
+# Several words that mean something together, in the words above.
+TOGETHER = [
+  (r'(?:from )?left to right', 'from the left'),
+  (r'(?:from )?right to left', 'from the right'),
+  (r'(?:from )?top to bottom', 'from the top'),
+  (r'(?:from )?bottom to top', 'from the bottom'),
+  (r'(second|third|fourth) (leftmost|rightmost)', lambda match: f'{match[1]} {match[2].removesuffix("most")}'),
+  (r'(second|third|fourth) (topmost|highest|uppermost)', r'\1 top'),
+  (r'(second|third|fourth) (bottommost|lowest)', r'\1 bottom'),
+  (r'(?:at|on) the (left|right|top|bottom)$', r'first \1'),
+  (r'anything but|in another colour than', 'not'),
+  (r'number one', 'first'),
+]
 SILENT = set(
   'the a that is are which of to on side from in sign than t number find select show me please segment where i want '
-  'mark all but and at counting starting coloured colour with'.split()
+  'mark all but and at counting starting coloured colour with it size'.split()
 )
 
 
 def meaning(text):
   """The words that matter, in the grammar's words. 'shape' is not counted: 'one' is a filler as often as a noun."""
   found = collections.Counter()
-  for word in re.findall('[a-z]+', text.replace('number one', 'number first')):
+  for phrase, plain in TOGETHER:
+    text = re.sub(phrase, plain, text)
+  for word in re.findall('[a-z]+', text):
     known = next(stem for stem in (word, word[:-1], word[:-2]) if stem in MEANING or stem in SILENT)
     if known not in SILENT:
       found.update(MEANING[known].split())
@@ -98,7 +113,7 @@ def test_negations_exclude_the_same(sentences):
   for text, said in sentences:
     if ' that is not ' in text:
       wanted, excluded = text.split(' that is not ')
-      before, after = re.split(r"\bnot\b|\bisn't\b", said)
+      before, after = re.split(r"\bnot\b|\bisn't\b|\bno\b|anything but|in another colour than", said)
       assert (meaning(before), meaning(after)) == (meaning(wanted), meaning(excluded)), (text, said)
 
 
@@ -125,6 +140,21 @@ def test_training_records_gain_rephrasings_and_phrases_and_evaluation_records_do
     assert all(meaning(text) in [meaning(own) for own in texts] for text in rich_texts)
   assert len(rich) == number + 4 and {category for category, _, _ in rich[number:]} == {'phrase'}
   assert all(tokens(text, rephrased=True) <= LONGEST for _, _, texts in rich for text in texts)
+
+
+def test_orders_are_added_in_training_only_and_rephrased():
+  more = dataclasses.replace(RICH, orders_per_object=3, rephrased_per_object=8)
+  assert contents(more, 'val', 1) == contents(PLAIN, 'val', 1)
+  scene, _ = builder.described_scene(PLAIN, 'train', 1)
+  possible = candidates(scene.shapes, PLAIN.image_size, np.random.default_rng(0))
+  added = 0
+  for (_, _, plain), (_, _, texts), choices in zip(contents(PLAIN, 'train', 1), contents(more, 'train', 1), possible):
+    number = min(3, len({*choices['order']} - {*plain}))
+    orders = texts[len(plain) : len(plain) + number]
+    assert texts[: len(plain)] == plain and {*orders} <= {*choices['order']} - {*plain} and len({*orders}) == number
+    assert len(plain) + number < len(texts) <= len(plain) + number + 8
+    added += number
+  assert added > 10
 
 
 def test_absent_phrases_follow_the_others_and_have_empty_masks():
@@ -169,5 +199,5 @@ def test_the_written_paraphrases_belong_to_their_scenes_and_are_not_of_the_gramm
   for row in rows:
     _, expressions = builder.described_scene(ScenesConfig(), 'test', int(row['scene']))
     assert (row['grammar'], row['kind']) in expressions[int(row['object'])]
-    assert not tokenizer.cut(row['paraphrase']), row
-    assert row['paraphrase'] not in {rephrase(row['grammar'], rng) for _ in range(300)}, row
+    assert not tokenizer.cut(row['paraphrase']) and not tokenizer.cut(row['second']), row
+    assert not {row['paraphrase'], row['second']} & {rephrase(row['grammar'], rng) for _ in range(300)}, row

@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 from ditsam_jax.data import shards
 from ditsam_jax.data.preparation.writer import staged
 from ditsam_jax.data.records import damaged, quiet_tfds, record_features, writing_to
-from ditsam_jax.data.shapes.expressions import describe
+from ditsam_jax.data.shapes.expressions import candidates, describe
 from ditsam_jax.data.shapes.phrases import MOST_TARGETS, Phrase, absent_phrases, phrases, tokens
 from ditsam_jax.data.shapes.rephrasing import LONGEST, rephrase
 from ditsam_jax.data.shapes.scenes import MOST_OBJECTS, SPLITS, Scene, ScenesConfig, make_scene, scene_rng
@@ -113,7 +113,8 @@ def make_record(config: ScenesConfig, split: str, index: int) -> dict[str, Any]:
   named = []
   if split == 'train':
     # Streams of their own: scenes, expressions and phrases stay as they are without what the config adds.
-    rng, of_absent = (np.random.default_rng((config.seed, SPLITS.index(split), index, n)) for n in (1, 2))
+    rng, of_absent, of_order = (np.random.default_rng((config.seed, SPLITS.index(split), index, n)) for n in (1, 2, 3))
+    expressions = _with_orders(scene, expressions, config, of_order)
     expressions = [[*pairs, *_rephrased(pairs, config.rephrased_per_object, rng)] for pairs in expressions]
     named = _named(scene, _evenly_drawn(scene, config, rng), config, rng)
     if config.absent_per_scene:
@@ -134,6 +135,21 @@ def make_record(config: ScenesConfig, split: str, index: int) -> dict[str, Any]:
   ]
   image = _encoded('.jpg', scene.image[..., ::-1], _IMAGE_OPTIONS)
   return {'image': image, 'image_id': image_id, 'objects': objects}
+
+
+def _with_orders(
+  scene: Scene, expressions: list[list[tuple[str, str]]], config: ScenesConfig, rng: np.random.Generator
+) -> list[list[tuple[str, str]]]:
+  """Adds expressions of the kind 'order', which are the hardest."""
+  if not config.orders_per_object:
+    return expressions
+  found = [
+    [(text, 'order') for text in by_kind['order']] for by_kind in candidates(scene.shapes, config.image_size, rng)
+  ]
+  return [
+    [*pairs, *[pair for pair in more if pair not in pairs][: config.orders_per_object]]
+    for pairs, more in zip(expressions, found)
+  ]
 
 
 def _rephrased(pairs: list[tuple[str, str]], count: int, rng: np.random.Generator) -> list[tuple[str, str]]:

@@ -41,12 +41,14 @@ _OUTERMOST = {
   'top': ('topmost', 'highest', 'uppermost'),
   'bottom': ('bottommost', 'lowest'),
 }
+_ONE_WORD = {side: [word for word in words if ' ' not in word] for side, words in _OUTERMOST.items()}
 _ACROSS = ('left', 'right')
+_OPPOSITE = {'left': 'right', 'right': 'left', 'top': 'bottom', 'bottom': 'top'}
 _NUMBERS = {'first': 'one', 'second': 'two', 'third': 'three', 'fourth': 'four'}
 _SHADES = [shade for colour in COLOURS for shade in SYNONYMS[colour]]
 _WISHES = ('find', 'select', 'show me', 'please select', 'segment', 'where is', 'i want', 'mark')
 _EVERY_WISH = ('find', 'select', 'show me', 'segment', 'mark')
-_NEGATIONS = ('that is not', 'which is not', 'not', "that isn't", "which isn't", 'but not', 'and not')
+_NEGATIONS = ('that is not', 'which is not', 'not', "that isn't", "which isn't", 'but not', 'and not', 'but it is not')
 
 _NOUN = r'(?:(?:{}) )*(?:{})(?:e?s)?'.format(
   '|'.join([*SIZES, *COLOURS]), '|'.join([*(kind + '(?=e?s?\\b)' for kind in KINDS), 'shape'])
@@ -99,27 +101,51 @@ class _Speaker:
     where = f'{self._other(relation)} {self.thing(anchor, article=0.8)}'
     if self._happens(0.2):
       return f'{where}, {self.thing(target)}'
-    verb = self._one_of('', '', 'that are ' if _is_plural(target) else 'that is ')
-    return f'{self.thing(target)} {verb}{where}'
+    links = (' that are', ' which are', ',') if _is_plural(target) else (' that is', ' which is', ',', ', it is')
+    link = self._one_of('', '', '', '', *links)
+    return f'{self.thing(target)}{link} {where}'
 
   def order(self, ordinal: str, noun: str, side: str) -> str:
     if ordinal == 'first' and self._happens(0.7):
-      outermost = self._one_of(*_OUTERMOST[side])
-      if self._happens(0.2):
-        return f'{self.thing(noun)} {"on the far" if side in _ACROSS else "at the very"} {side}'
-      if ' ' in outermost or self._happens(0.15):
-        return self._one_of(f'{self.thing(noun)} {outermost}', f'the {outermost} {self.words(noun)}')
-      return f'{self._article()}{outermost} {self.words(noun)}'
+      return self._outermost(noun, side)
     start = self._one_of(
-      f'from the {side}', f'from the {side}', f'from {side}', f'{self._one_of("counting", "starting")} from the {side}'
+      f'from the {side}',
+      f'from the {side}',
+      f'from {side}',
+      f'{self._one_of("counting", "starting")} from the {side}',
+      f'{self._one_of("", "from ")}{side} to {_OPPOSITE[side]}',
     )
-    return self._one_of(
+    choices = [
+      f'{self._article()}{ordinal} {self.words(noun)} {start}',
       f'{self._article()}{ordinal} {self.words(noun)} {start}',
       f'{self._article()}{self.words(noun)} number {_NUMBERS[ordinal]} {start}',
       f'{start}, the {ordinal} {self.words(noun)}',
       f'{ordinal} {start}, {self.words(noun)}',
       f'{self.words(noun)}, {self._one_of("", "the ")}{ordinal} {self._one_of("", "one ")}{start}',
       f'{ordinal} of the {self.words(plural(noun))} {start}',
+      f'{self.thing(noun)} that is {ordinal} {start}',
+      f'of the {self.words(plural(noun))}, the {ordinal} {self._one_of("", "one ")}{start}',
+    ]
+    if ordinal != 'first':
+      choices.append(f'{self._article()}{ordinal} {self._one_of(*_ONE_WORD[side])} {self.words(noun)}')
+    return self._one_of(*choices)
+
+  def _outermost(self, noun: str, side: str) -> str:
+    outermost, word = self._one_of(*_OUTERMOST[side]), self._one_of(*_ONE_WORD[side])
+    if self._happens(0.25):
+      ends = ('on the far', 'on the') if side in _ACROSS else ('at the very', 'at the')
+      return f'{self.thing(noun)} {self._one_of(*ends)} {side}'
+    if ' ' in outermost or self._happens(0.15):
+      return self._one_of(
+        f'{self.thing(noun)} {outermost}',
+        f'the {outermost} {self.words(noun)}',
+        f'{self.thing(noun)} that is {outermost}',
+      )
+    return self._one_of(
+      f'{self._article()}{word} {self.words(noun)}',
+      f'{self._article()}{word} {self.words(noun)}',
+      f'{self._article()}{word} of the {self.words(plural(noun))}',
+      f'{self.words(noun)}, the {word} one',
     )
 
   def comparison(self, superlative: str, noun: str) -> str:
@@ -127,14 +153,30 @@ class _Speaker:
     return self._one_of(
       f'{self._article()}{superlative} {self.words(noun)}',
       f'{self._article()}{superlative} {self.words(noun)}',
-      f'{self._article()}{superlative} of the {self.words(plural(noun))}',
+      f'{self._article()}{superlative} of {self._one_of("the", "all", "all the")} {self.words(plural(noun))}',
+      f'of {self._one_of("the", "all", "all the")} {self.words(plural(noun))}, the {superlative}',
+      f'{self._article()}{superlative} {self.thing(noun, article=0)}',
+      f'{self.thing(noun)} with the {superlative} size',
       f'{self.thing(noun)} {self._one_of("that is", "which is")} {superlative}',
       f'{self.words(noun)}, the {superlative}{self._one_of("", " one", " of all")}',
     )
 
   def negation(self, noun: str, value: str) -> str:
-    article = self._one_of('', 'a ') if value in KINDS else ''
-    return f'{self.thing(noun)} {self._one_of(*_NEGATIONS)} {article}{self._other(value)}'
+    said = self._other(value)
+    if value in KINDS:
+      unwanted = self._one_of(said, f'a {said}', f'a {said}', f'the {said}')
+    else:
+      unwanted = self._one_of(said, said, said, f'a {said} one', f'the {said} one')
+    if self._happens(0.15):
+      return f'{self.thing(noun)}, anything but {unwanted}'
+    if value in KINDS and self._happens(0.2):
+      return f'{self.thing(noun)} {self._one_of("that is", "but", "and")} no {said}'
+    if value in COLOURS and self._happens(0.15):
+      return f'{self.thing(noun)} in another colour than {said}'
+    negation = self._one_of(*_NEGATIONS)
+    thing = self.thing(noun)
+    comma = self._one_of('', ',') if negation.startswith(('not', 'but')) else ''
+    return f'{thing}{comma} {negation} {unwanted}'
 
   def thing(self, noun: str, article: float = 0.6) -> str:
     """A noun with or without article, its adjectives before or behind it."""
