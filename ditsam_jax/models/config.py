@@ -199,7 +199,7 @@ def sharp(**changes) -> DitSamConfig:
   config = dataclasses.replace(
     config,
     image_encoder=dataclasses.replace(config.image_encoder, patch_size=8, pretrain_grid=12),
-    text_encoder=dataclasses.replace(config.text_encoder, vocab_size=256),
+    text_encoder=dataclasses.replace(config.text_encoder, vocab_size=640),
     image_size=96,
     max_text_tokens=16,
   )

@@ -20,8 +20,9 @@ import tensorflow_datasets as tfds
 from ditsam_jax.data import shards
 from ditsam_jax.data.preparation.writer import staged
 from ditsam_jax.data.records import damaged, quiet_tfds, record_features, writing_to
-from ditsam_jax.data.shapes.expressions import candidates, describe
+from ditsam_jax.data.shapes.expressions import candidates, describe, hardest_first
 from ditsam_jax.data.shapes.phrases import MOST_TARGETS, Phrase, absent_phrases, phrases, tokens
+from ditsam_jax.data.shapes.phrasings import from_template
 from ditsam_jax.data.shapes.rephrasing import LONGEST, rephrase
 from ditsam_jax.data.shapes.scenes import MOST_OBJECTS, SPLITS, Scene, ScenesConfig, make_scene, scene_rng
 from ditsam_jax.data.workers import check_processes, map_ordered
@@ -113,9 +114,18 @@ def make_record(config: ScenesConfig, split: str, index: int) -> dict[str, Any]:
   named = []
   if split == 'train':
     # Streams of their own: scenes, expressions and phrases stay as they are without what the config adds.
-    rng, of_absent, of_order = (np.random.default_rng((config.seed, SPLITS.index(split), index, n)) for n in (1, 2, 3))
+    rng, of_absent, of_order, of_template = (
+      np.random.default_rng((config.seed, SPLITS.index(split), index, n)) for n in (1, 2, 3, 4)
+    )
     expressions = _with_orders(scene, expressions, config, of_order)
-    expressions = [[*pairs, *_rephrased(pairs, config.rephrased_per_object, rng)] for pairs in expressions]
+    expressions = [
+      [
+        *pairs,
+        *_said(rephrase, pairs, config.rephrased_per_object, rng),
+        *_said(from_template, pairs, config.templates_per_object, of_template),
+      ]
+      for pairs in expressions
+    ]
     named = _named(scene, _evenly_drawn(scene, config, rng), config, rng)
     if config.absent_per_scene:
       absent = absent_phrases(scene.shapes, config.image_size, config.absent_per_scene, of_absent)
@@ -144,7 +154,7 @@ def _with_orders(
   if not config.orders_per_object:
     return expressions
   found = [
-    [(text, 'order') for text in by_kind['order']] for by_kind in candidates(scene.shapes, config.image_size, rng)
+    [(text, 'order') for text in hardest_first(by_kind['order'])] for by_kind in candidates(scene.shapes, config.image_size, rng)
   ]
   return [
     [*pairs, *[pair for pair in more if pair not in pairs][: config.orders_per_object]]
@@ -152,13 +162,21 @@ def _with_orders(
   ]
 
 
-def _rephrased(pairs: list[tuple[str, str]], count: int, rng: np.random.Generator) -> list[tuple[str, str]]:
-  """Rephrases the (expression, kind) pairs of an object in turn, `count` in all; drops texts of too many tokens."""
+def _said(
+  say: Callable[[str, np.random.Generator], str | None],
+  pairs: list[tuple[str, str]],
+  count: int,
+  rng: np.random.Generator,
+) -> list[tuple[str, str]]:
+  """Says the (expression, kind) pairs of an object in other words, in turn, `count` in all.
+
+  Drops texts of too many tokens, and pairs for which `say` returns None.
+  """
   turns = itertools.islice(itertools.cycle(pairs), count)
   return [
     (text, kind)
-    for text, kind in ((rephrase(text, rng), kind) for text, kind in turns)
-    if tokens(text, rephrased=True) <= LONGEST
+    for text, kind in ((say(text, rng), kind) for text, kind in turns)
+    if text and tokens(text, rephrased=True) <= LONGEST
   ]
 
 
@@ -180,7 +198,7 @@ def _named(
     for target in phrase.targets:
       mask |= scene.masks[target]
     pairs = [(phrase.text, 'phrase')]
-    named.append(('phrase', mask, pairs + _rephrased(pairs, min(config.rephrased_per_object, 1), rng)))
+    named.append(('phrase', mask, pairs + _said(rephrase, pairs, min(config.rephrased_per_object, 1), rng)))
   return named
 
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ditsam_jax.data.shapes.rephrasing import new_words
+from ditsam_jax.data.shapes import phrasings
+from ditsam_jax.data.shapes.rephrasing import OPPOSITE, new_words, parsed
 from ditsam_jax.data.shapes.scenes import COLOURS, KINDS, SIZES, Shape
 
 EXPRESSION_KINDS = ('attribute', 'relation', 'order', 'comparison', 'negation')
@@ -85,6 +86,22 @@ def candidates(shapes: Sequence[Shape], side: float, rng: np.random.Generator) -
       target, text = pairs[i]
       choices[target][kind].append(text)
   return choices
+
+
+def hardest_first(orders: Sequence[str]) -> list[str]:
+  """Sorts all expressions of the kind 'order' about one shape by how much counting they need.
+
+  First those in which the shape has others on both sides, then those about the last in a row, then those about the
+  first. Otherwise they keep their order.
+  """
+
+  def ease(text: str) -> int:
+    ordinal, noun, side = parsed(text)[1]
+    if ordinal == ORDINALS[0]:
+      return 2
+    return int(f'the {ORDINALS[0]} {noun} from the {OPPOSITE[side]}' in orders)
+
+  return sorted(orders, key=ease)
 
 
 def groups(shapes: Sequence[Shape]) -> tuple[list[Group], list[Group]]:
@@ -193,7 +210,8 @@ def _colours(text: str) -> set[str]:
 def vocabulary(*, rephrased: bool = False) -> list[str]:
   """Returns the lines of vocab.txt: the grammar's words, then characters that can spell any other word.
 
-  With `rephrased`, the words of rephrasings follow the grammar's, as in the shipped `shapes`.
+  With `rephrased`, the words of rephrasings follow the grammar's, and those of templates follow everything, as in the
+  shipped `shapes`.
   """
   words = [
     'the',
@@ -216,7 +234,10 @@ def vocabulary(*, rephrased: bool = False) -> list[str]:
     'is',
     'not',
   ]
+  templates = []
   if rephrased:
     words += [word for word in new_words() if word not in words and len(word) > 1]
+    templates = sorted(word for word in phrasings.words() if word not in words and len(word) > 1)
   characters = [*'abcdefghijklmnopqrstuvwxyz', *'0123456789']
-  return ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *words, *characters, *(f'##{c}' for c in characters), *".,'-?!"]
+  pieces = [*words, *characters, *(f'##{c}' for c in characters), *".,'-?!"]
+  return ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', *pieces, *templates]

@@ -43,7 +43,7 @@ _OUTERMOST = {
 }
 _ONE_WORD = {side: [word for word in words if ' ' not in word] for side, words in _OUTERMOST.items()}
 _ACROSS = ('left', 'right')
-_OPPOSITE = {'left': 'right', 'right': 'left', 'top': 'bottom', 'bottom': 'top'}
+OPPOSITE = {'left': 'right', 'right': 'left', 'top': 'bottom', 'bottom': 'top'}
 _NUMBERS = {'first': 'one', 'second': 'two', 'third': 'three', 'fourth': 'four'}
 _SHADES = [shade for colour in COLOURS for shade in SYNONYMS[colour]]
 _WISHES = ('find', 'select', 'show me', 'please select', 'segment', 'where is', 'i want', 'mark')
@@ -53,11 +53,13 @@ _NEGATIONS = ('that is not', 'which is not', 'not', "that isn't", "which isn't",
 _NOUN = r'(?:(?:{}) )*(?:{})(?:e?s)?'.format(
   '|'.join([*SIZES, *COLOURS]), '|'.join([*(kind + '(?=e?s?\\b)' for kind in KINDS), 'shape'])
 )
-_RELATION = re.compile(rf'the ({_NOUN}) (left of|right of|above|below) the ({_NOUN})')
-_ORDER = re.compile(rf'the (first|second|third|fourth) ({_NOUN}) from the (left|right|top|bottom)')
-_COMPARISON = re.compile(rf'the (largest|smallest) ({_NOUN})')
-_NEGATION = re.compile(rf'the ({_NOUN}) that is not (?:a )?(\w+)')
-_PLAIN = re.compile(rf'the ({_NOUN})')
+_PATTERNS = {
+  'relation': re.compile(rf'the ({_NOUN}) (left of|right of|above|below) the ({_NOUN})'),
+  'order': re.compile(rf'the (first|second|third|fourth) ({_NOUN}) from the (left|right|top|bottom)'),
+  'comparison': re.compile(rf'the (largest|smallest) ({_NOUN})'),
+  'negation': re.compile(rf'the ({_NOUN}) that is not (?:a )?(\w+)'),
+  'plain': re.compile(rf'the ({_NOUN})'),
+}
 
 
 def rephrase(text: str, rng: np.random.Generator) -> str:
@@ -67,19 +69,31 @@ def rephrase(text: str, rng: np.random.Generator) -> str:
     ValueError: the grammar has no such text.
   """
   say = _Speaker(rng)
-  if match := _RELATION.fullmatch(text):
-    said = say.relation(*match.groups())
-  elif match := _ORDER.fullmatch(text):
-    said = say.order(*match.groups())
-  elif match := _COMPARISON.fullmatch(text):
-    said = say.comparison(*match.groups())
-  elif match := _NEGATION.fullmatch(text):
-    said = say.negation(*match.groups())
-  elif match := _PLAIN.fullmatch(text):
-    said = say.thing(match[1])
-  else:
-    raise ValueError(f'{text!r} is not an expression about shapes')
-  return say.wish(said, _is_plural(match[1]))
+  form, words = parsed(text)
+  ways = {
+    'relation': say.relation,
+    'order': say.order,
+    'comparison': say.comparison,
+    'negation': say.negation,
+    'plain': say.thing,
+  }
+  said = ways[form](*words)
+  return say.wish(said, is_plural(words[0]))
+
+
+def parsed(text: str) -> tuple[str, tuple[str, ...]]:
+  """Returns the form of a text of the grammar and its words.
+
+  They are ('relation', (target, relation, anchor)), ('order', (ordinal, noun, side)), ('comparison', (superlative,
+  noun)), ('negation', (noun, value)) or ('plain', (noun,)).
+
+  Raises:
+    ValueError: the grammar has no such text.
+  """
+  for form, pattern in _PATTERNS.items():
+    if match := pattern.fullmatch(text):
+      return form, match.groups()
+  raise ValueError(f'{text!r} is not an expression about shapes')
 
 
 def plural(noun: str) -> str:
@@ -87,7 +101,7 @@ def plural(noun: str) -> str:
   return f'{noun}es' if noun.endswith('s') else f'{noun}s'
 
 
-def _is_plural(noun: str) -> bool:
+def is_plural(noun: str) -> bool:
   return noun.endswith('s') and not noun.endswith('cross')
 
 
@@ -101,7 +115,7 @@ class _Speaker:
     where = f'{self._other(relation)} {self.thing(anchor, article=0.8)}'
     if self._happens(0.2):
       return f'{where}, {self.thing(target)}'
-    links = (' that are', ' which are', ',') if _is_plural(target) else (' that is', ' which is', ',', ', it is')
+    links = (' that are', ' which are', ',') if is_plural(target) else (' that is', ' which is', ',', ', it is')
     link = self._one_of('', '', '', '', *links)
     return f'{self.thing(target)}{link} {where}'
 
@@ -113,7 +127,7 @@ class _Speaker:
       f'from the {side}',
       f'from {side}',
       f'{self._one_of("counting", "starting")} from the {side}',
-      f'{self._one_of("", "from ")}{side} to {_OPPOSITE[side]}',
+      f'{self._one_of("", "from ")}{side} to {OPPOSITE[side]}',
     )
     choices = [
       f'{self._article()}{ordinal} {self.words(noun)} {start}',
@@ -184,11 +198,11 @@ class _Speaker:
     kind = self._kind(kind)
     adjectives = [self._other(word) for word in adjectives]
     if len(adjectives) == 2 and self._happens(0.1):
-      return f'{self._article()}{kind} that {"are" if _is_plural(noun) else "is"} {adjectives[0]} and {adjectives[1]}'
+      return f'{self._article()}{kind} that {"are" if is_plural(noun) else "is"} {adjectives[0]} and {adjectives[1]}'
     the = 'the ' if self._happens(article) else ''
     if adjectives and self._happens(0.2):
       behind = adjectives.pop(0 if self._happens(0.5) else -1)
-      links = [' that are', ' which are', ','] if _is_plural(noun) else [' that is', ' which is', ',']
+      links = [' that are', ' which are', ','] if is_plural(noun) else [' that is', ' which is', ',']
       if behind in _SHADES:
         links += [' in', ' coloured']
         if self._happens(0.1):

@@ -72,7 +72,10 @@ class ScenesConfig:
     0, Whole(0, 100), 'In training, this many more expressions per object, in other words and word orders'
   )
   orders_per_object: int = declared(
-    0, Whole(0, 100), "In training, up to this many more expressions per object of the kind 'order'"
+    0, Whole(0, 100), "In training, up to this many more expressions per object of the kind 'order', hardest first"
+  )
+  templates_per_object: int = declared(
+    0, Whole(0, 100), 'In training, up to this many more expressions per object, said as several writers would'
   )
   phrases_per_scene: int = declared(
     0, Whole(0, 100), 'In training, this many phrases per scene that name several shapes, one, or none'
