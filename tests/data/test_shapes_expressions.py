@@ -183,3 +183,22 @@ def test_the_vocabulary_covers_every_word_and_spells_unknown_ones():
   assert '[UNK]' not in tokenizer.tokenize('The zebra, 42 of them!')
   assert tokenizer.pad_token_id == 0
   assert VOCABULARY.read_text().split('\n')[:-1] == list(expressions.vocabulary())
+
+
+def test_orders_that_need_counting_come_first():
+  given = [
+    'the first star from the left',
+    'the third star from the right',
+    'the second red shape from the top',
+    'the second star from the bottom',
+    'the first star from the top',
+    'the third red shape from the bottom',
+  ]
+  assert expressions.hardest_first(given) == [
+    'the second red shape from the top',
+    'the third red shape from the bottom',
+    'the third star from the right',
+    'the second star from the bottom',
+    'the first star from the left',
+    'the first star from the top',
+  ]

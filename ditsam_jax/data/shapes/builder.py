@@ -154,7 +154,8 @@ def _with_orders(
   if not config.orders_per_object:
     return expressions
   found = [
-    [(text, 'order') for text in hardest_first(by_kind['order'])] for by_kind in candidates(scene.shapes, config.image_size, rng)
+    [(text, 'order') for text in hardest_first(by_kind['order'])]
+    for by_kind in candidates(scene.shapes, config.image_size, rng)
   ]
   return [
     [*pairs, *[pair for pair in more if pair not in pairs][: config.orders_per_object]]

@@ -1,19 +1,19 @@
-"""Says expressions about shapes as the templates of phrasings.tsv do, which several people's ways of writing inspired.
+"""Says expressions about shapes with the templates of phrasings.tsv, collected from several writers.
 
 A line is a form and a template: 'order<TAB>counting from the {side}, {noun} number {number}'. The form says what the
-template means, FORMS which slots it has. Lines of the form 'synonym' are 'word=other word'. Only training data is said
-in this way, as with `rephrasing`.
+template means; FORMS says which slots it has. A line of the form 'synonym' is 'word=other word'. Like `rephrasing`,
+templates serve training data only.
 """
 
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ditsam_jax.data.shapes.rephrasing import OPPOSITE, SYNONYMS, is_plural, parsed, plural
-from ditsam_jax.data.shapes.scenes import COLOURS, KINDS, SIZES
+from ditsam_jax.data.shapes.scenes import COLOURS, SIZES
 
 _NOUNS = ('noun', 'nouns')
 _NUMBERS = ('ordinal', 'number', 'rank')
@@ -105,7 +105,7 @@ class _Filler:
     return None
 
   def noun(self, noun: str) -> str:
-    """A noun in other words, without article; 'smaller' and 'larger' things keep their order of adjectives."""
+    """A noun with synonyms, without article."""
     return ' '.join(self._one_of(_synonyms()[word]) for word in noun.split())
 
   def template(self, *forms: str, **slots: str) -> str:
@@ -115,7 +115,7 @@ class _Filler:
   def _both(self, noun: str) -> dict[str, str]:
     return {'noun': self.noun(noun), 'nouns': _plural(self.noun(noun))}
 
-  def _one_of(self, choices):
+  def _one_of(self, choices: Sequence[str]) -> str:
     return choices[self._rng.integers(len(choices))]
 
 
@@ -151,4 +151,4 @@ def words() -> frozenset[str]:
   """Returns all words of templates and synonyms."""
   said = (re.sub(r'\{\w+\}', '', text) for _, text in _lines())
   numbers = (number for names in _RANKS.values() for number in names)
-  return frozenset(word for text in (*said, *numbers) for word in re.findall('[a-z0-9]+', text)) - {''}
+  return frozenset(word for text in (*said, *numbers) for word in re.findall('[a-z0-9]+', text))
