@@ -2,7 +2,7 @@
 
 Prints the mIoU, in percent, of the paraphrases in tests/data/shapes_paraphrases.tsv, written by hand about 300 shapes
 of the test split, and of the same sentences in the words of the data set's grammar; over all and by kind. The second
-author did not know how the training data is rephrased.
+author did not know how the training data is said in other words.
 """
 
 import argparse

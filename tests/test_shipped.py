@@ -56,8 +56,8 @@ def test_shapes_understands_other_words():
   """Two times 300 paraphrases written by hand, in words and orders that the training data does not have."""
   assert vocabulary_file('shapes').read_text().split('\n')[:-1] == vocabulary(rephrased=True)
   scores = {words: np.mean(np.concatenate([*kinds.values()])) for words, kinds in paraphrases.ious('shapes').items()}
-  assert scores['grammar'] >= 0.89 and scores['paraphrase'] >= 0.75, scores
-  assert scores['second'] >= 0.65, scores
+  assert scores['grammar'] >= 0.89 and scores['paraphrase'] >= 0.8, scores
+  assert scores['second'] >= 0.72, scores
 
 
 @pytest.mark.slow

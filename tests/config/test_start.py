@@ -64,7 +64,7 @@ def test_fields_that_fit_any_weights_may_change():
   [
     ('text_encoder.width=64', 64, 96),
     ('text_encoder.heads=6', 6, 3),  # its weights have the same shapes
-    ('text_encoder.vocab_size=30522', 30522, 256),
+    ('text_encoder.vocab_size=30522', 30522, 640),
     ('text_encoder=None', None, "'{...}'"),
     ('image_encoder.depth=12', 12, 6),
     ('image_encoder.global_blocks=[0]', (0,), (0, 1, 2, 3, 4, 5)),
