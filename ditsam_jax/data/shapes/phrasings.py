@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ditsam_jax.data.shapes.rephrasing import OPPOSITE, SYNONYMS, is_plural, parsed, plural
+from ditsam_jax.data.shapes.rephrasing import NUMBERS, OPPOSITE, SYNONYMS, is_plural, parsed, plural
 from ditsam_jax.data.shapes.scenes import COLOURS, SIZES
 
 _NOUNS = ('noun', 'nouns')
 _NUMBERS = ('ordinal', 'number', 'rank')
-# Slots of each form's templates. Of the slots in a tuple, a template has exactly one.
+# Slots of each form's templates. Of the slots in a tuple, a template has at least one.
 FORMS: Mapping[str, tuple[str | tuple[str, ...], ...]] = {
   'relation_side': ('target', 'anchor', 'side'),
   'relation_opposite': ('target', 'anchor', 'opposite'),  # where the anchor is, seen from the target
@@ -36,7 +36,7 @@ FORMS: Mapping[str, tuple[str | tuple[str, ...], ...]] = {
   'sized': ('kind', 'size'),
   'ask': ('said',),
 }
-_RANKS = {'first': ('one', '1st'), 'second': ('two', '2nd'), 'third': ('three', '3rd'), 'fourth': ('four', '4th')}
+_RANKS = {'first': '1st', 'second': '2nd', 'third': '3rd', 'fourth': '4th'}
 _OUTERMOST_SHARE = 0.7  # of what comes first, the rest is said with a number
 _ASKED_SHARE = 0.15
 
@@ -83,10 +83,8 @@ class _Filler:
     if ordinal == 'first' and self._rng.random() < _OUTERMOST_SHARE:
       form = f'outermost_{side}' if side in ('top', 'bottom') else 'outermost_across'
       return self.template(form, **self._both(noun), side=side)
-    number, rank = _RANKS[ordinal]
-    return self.template(
-      'order', **self._both(noun), ordinal=ordinal, number=number, rank=rank, side=side, opposite=OPPOSITE[side]
-    )
+    numbers = {'ordinal': ordinal, 'number': NUMBERS[ordinal], 'rank': _RANKS[ordinal]}
+    return self.template('order', **self._both(noun), **numbers, side=side, opposite=OPPOSITE[side])
 
   def comparison(self, superlative: str, noun: str) -> str:
     return self.template(superlative, **self._both(noun))
@@ -116,7 +114,7 @@ class _Filler:
     return {'noun': self.noun(noun), 'nouns': _plural(self.noun(noun))}
 
   def _one_of(self, choices: Sequence[str]) -> str:
-    return choices[self._rng.integers(len(choices))]
+    return choices[int(self._rng.integers(len(choices)))]
 
 
 def _plural(noun: str) -> str:
@@ -149,6 +147,5 @@ def _lines() -> list[tuple[str, str]]:
 @functools.cache
 def words() -> frozenset[str]:
   """Returns all words of templates and synonyms."""
-  said = (re.sub(r'\{\w+\}', '', text) for _, text in _lines())
-  numbers = (number for names in _RANKS.values() for number in names)
-  return frozenset(word for text in (*said, *numbers) for word in re.findall('[a-z0-9]+', text))
+  said = [re.sub(r'\{\w+\}', '', text) for _, text in _lines()]
+  return frozenset(re.findall('[a-z0-9]+', ' '.join([*said, *NUMBERS.values(), *_RANKS.values()])))

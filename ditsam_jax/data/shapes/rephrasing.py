@@ -44,7 +44,7 @@ _OUTERMOST = {
 _ONE_WORD = {side: [word for word in words if ' ' not in word] for side, words in _OUTERMOST.items()}
 _ACROSS = ('left', 'right')
 OPPOSITE = {'left': 'right', 'right': 'left', 'top': 'bottom', 'bottom': 'top'}
-_NUMBERS = {'first': 'one', 'second': 'two', 'third': 'three', 'fourth': 'four'}
+NUMBERS = {'first': 'one', 'second': 'two', 'third': 'three', 'fourth': 'four'}
 _SHADES = [shade for colour in COLOURS for shade in SYNONYMS[colour]]
 _WISHES = ('find', 'select', 'show me', 'please select', 'segment', 'where is', 'i want', 'mark')
 _EVERY_WISH = ('find', 'select', 'show me', 'segment', 'mark')
@@ -132,7 +132,7 @@ class _Speaker:
     choices = [
       f'{self._article()}{ordinal} {self.words(noun)} {start}',
       f'{self._article()}{ordinal} {self.words(noun)} {start}',
-      f'{self._article()}{self.words(noun)} number {_NUMBERS[ordinal]} {start}',
+      f'{self._article()}{self.words(noun)} number {NUMBERS[ordinal]} {start}',
       f'{start}, the {ordinal} {self.words(noun)}',
       f'{ordinal} {start}, {self.words(noun)}',
       f'{self.words(noun)}, {self._one_of("", "the ")}{ordinal} {self._one_of("", "one ")}{start}',
@@ -258,7 +258,7 @@ def new_words() -> list[str]:
     *_WISHES,
     *_EVERY_WISH,
     *_NEGATIONS,
-    *_NUMBERS.values(),
+    *NUMBERS.values(),
     'on the far at the very from counting number that are which in all to starting and '
     'coloured colour with no size an any anything another it',
   ]
