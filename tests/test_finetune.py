@@ -120,7 +120,7 @@ def test_new_words_survive_export_and_conversion(folder, tmp_path):
   pieces = list(read_vocabulary(vocabulary_file(tuned)))
   new = pieces[len(before) :]
   assert pieces[: len(before)] == before and {'the', 'leaf', 'cyan', 'over'} <= set(pieces) and new == sorted(new)
-  assert read_config(tuned).text_encoder.vocab_size == max(256, len(pieces))
+  assert read_config(tuned).text_encoder.vocab_size == max(640, len(pieces))
   tokenizer = Tokenizer(vocabulary_file(tuned), 12)
   assert tokenizer.unknown('the cyan leaf over the key') == []
 
