@@ -111,14 +111,10 @@ class _Filler:
     return self._one_of([template for form in forms for template in templates()[form]]).format_map(slots)
 
   def _both(self, noun: str) -> dict[str, str]:
-    return {'noun': self.noun(noun), 'nouns': _plural(self.noun(noun))}
+    return {'noun': self.noun(noun), 'nouns': plural(self.noun(noun))}
 
   def _one_of(self, choices: Sequence[str]) -> str:
     return choices[int(self._rng.integers(len(choices)))]
-
-
-def _plural(noun: str) -> str:
-  return f'{noun}es' if noun.endswith('x') else plural(noun)
 
 
 @functools.cache

@@ -98,7 +98,7 @@ def parsed(text: str) -> tuple[str, tuple[str, ...]]:
 
 def plural(noun: str) -> str:
   """Returns the plural: 'small red circle' -> 'small red circles'."""
-  return f'{noun}es' if noun.endswith('s') else f'{noun}s'
+  return f'{noun}es' if noun.endswith(('s', 'x')) else f'{noun}s'
 
 
 def is_plural(noun: str) -> bool:
@@ -232,9 +232,7 @@ class _Speaker:
   def _kind(self, word: str) -> str:
     single = re.sub(r'(?<=shape|quare|ircle|angle)s$|(?<=star)s$|(?<=cross)es$', '', word)
     said = self._other(single)
-    if single == word:
-      return said
-    return f'{said}es' if said in ('cross', 'plus', 'box') else f'{said}s'
+    return said if single == word else plural(said)
 
   def _other(self, word: str) -> str:
     """The word itself half of the time, otherwise a synonym."""
